@@ -1,0 +1,50 @@
+"""mechir: how a neural reranker decides that a document is relevant, proved by intervention.
+
+`import mechir as mi`; then `mi.load`, `mi.collection`, `mi.Mask`, `mi.Ablate`, `mi.sweep`, `mi.run`. What needs
+transformers and TransformerLens is imported at first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from mechir.activations import Activations as Activations
+from mechir.activations import means as means
+from mechir.activations import samples as samples
+
+# COLL
+from mechir.errors import MechirError as MechirError
+from mechir.hooks import Intervention as Intervention
+from mechir.interventions import Ablate as Ablate
+from mechir.interventions import Mask as Mask
+from mechir.pairs import Batch as Batch
+from mechir.pairs import Pair as Pair
+from mechir.segments import Direction as Direction
+from mechir.segments import Segment as Segment
+from mechir.segments import directions as directions
+from mechir.sites import Attn as Attn
+from mechir.sites import Edge as Edge
+from mechir.sites import Head as Head
+from mechir.sites import Mlp as Mlp
+from mechir.sites import Neuron as Neuron
+from mechir.sites import Resid as Resid
+from mechir.sites import parse_site as parse_site
+from mechir.sweep import sweep as sweep
+
+_LATER = {
+    "HookedEncoder": "mechir.encoder",
+    "load": "mechir.encoder.default",
+    "run": "mechir.experiment",
+    "Pool": "mechir.experiment",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'mechir' has no attribute '{name}'")
+    return getattr(importlib.import_module(_LATER[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LATER])

@@ -1,0 +1,281 @@
+"""The command line: `mechir run | score | show | convert | fetch`."""
+
+from __future__ import annotations
+
+import inspect
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any
+
+import click
+
+from mechir.errors import MechirError
+
+DEFAULT_EXPERIMENT = "vast2025/direction_ablation"
+TOY = "The default model is a tiny random one, its collection a toy: they show that mechir runs, no number has meaning."
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command and exits: 0 done, 2 the user's mistake in one sentence, 130 Ctrl-C, 143 SIGTERM."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        commands.main(args=list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
+    except MechirError as error:
+        _exit(2, str(error))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        _exit(130, "interrupted; the same command goes on from the last finished unit")
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    _exit(143, "terminated; the same command goes on from the last finished unit")
+
+
+def _exit(code: int, sentence: str) -> None:
+    click.echo(f"mechir: {sentence}", err=True)
+    sys.exit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mechir-encoders")
+def commands() -> None:
+    """How a neural reranker decides that a document is relevant, proved by intervention."""
+
+
+def _shared(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_MODEL = (
+    click.option(
+        "--model", "-m", help="A checkpoint's directory or its name on the hub [default: the one that ships]."
+    ),
+    click.option("--device", help="cpu, cuda, cuda:1 [default: a GPU where there is one]."),
+    click.option("--dtype", default="float32", show_default=True, help="float32, float64 or bfloat16."),
+)
+_COLLECTION = (
+    click.option("--collection", "-c", help="A directory or an ir_datasets id [default: the one that ships]."),
+    click.option("--limit-queries", type=click.IntRange(min=1), help="Only the first Q judged queries."),
+)
+_POOL = (
+    click.option("--per-grade", type=click.IntRange(min=1), help="At most N judged documents per grade and query."),
+    click.option("--easy-negatives", type=click.IntRange(min=0), default=0, help="N unjudged documents per query."),
+    click.option("--top-k", type=click.IntRange(min=1), help="The first K documents of the run, or of BM25."),
+    click.option("--run", help="A TREC run whose documents are the pool."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of everything drawn at random."),
+)
+_STORE = (
+    click.option("--registry", type=click.Path(path_type=Path), default="mechir-registry", show_default=True),
+    click.option("--shard", default="0/1", help="I/N: compute every N-th unit, for job arrays."),
+    click.option("--fresh", is_flag=True, help="Compute everything anew."),
+    click.option("--dry-run", is_flag=True, help="Only say what it would cost."),
+)
+
+
+class Experiments(click.Group):
+    """`mechir run [EXPERIMENT] ...`: each experiment is a command whose options come from its signature."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Puts the default experiment in where none is named."""
+        if not args or (args[0].startswith("-") and args[0] not in ("-h", "--help")):
+            args = [DEFAULT_EXPERIMENT, *args]
+        return super().parse_args(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The experiments that come with mechir."""
+        from mechir.experiment import experiments
+
+        return list(experiments())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+        """The command of one experiment."""
+        from mechir.experiment import load_experiment
+
+        return _experiment_command(load_experiment(cmd_name))
+
+
+@commands.command(cls=Experiments)
+def run() -> None:
+    """Runs EXPERIMENT (by default vast2025/direction_ablation), or what is missing of it."""
+
+
+def _experiment_command(module: ModuleType) -> click.Command:
+    from mechir.experiment import options
+
+    own = options(module)
+
+    def start(**given: Any) -> None:
+        _run(module, chosen={name: given.pop(name) for name in own}, **given)
+
+    command = click.command(module.name, help=inspect.getdoc(module), short_help=_first_line(module))(
+        _shared(*_MODEL, *_COLLECTION, *_POOL, *_STORE)(start)
+    )
+    for name, parameter in own.items():
+        command.params.insert(0, _option(name, parameter))
+    return command
+
+
+def _option(name: str, parameter: inspect.Parameter) -> click.Option:
+    kind = parameter.annotation if parameter.annotation in (int, float, str, bool) else str
+    flag = f"--{name.replace('_', '-')}"
+    shown = {"default": parameter.default, "show_default": True, "help": "Option of this experiment."}
+    return click.Option([flag], is_flag=True, **shown) if kind is bool else click.Option([flag], type=kind, **shown)
+
+
+def _first_line(module: ModuleType) -> str:
+    return (inspect.getdoc(module) or "").split("\n")[0]
+
+
+def _run(
+    module: ModuleType,
+    chosen: dict[str, Any],
+    model: str | None,
+    device: str | None,
+    dtype: str,
+    collection: str | None,
+    registry: Path,
+    shard: str,
+    fresh: bool,
+    dry_run: bool,
+    **pool_options: Any,
+) -> None:
+    from mechir import collection as open_collection
+    from mechir import experiment
+    from mechir.encoder.default import load
+
+    pool, part = experiment.Pool(**pool_options), experiment.Shard.parse(shard)
+    if model is None or collection is None:
+        click.echo(TOY, err=True)
+    source = open_collection(collection or "toy")
+    reranker = load(model, dtype=dtype, device=device)
+    if dry_run:
+        _print_estimate(experiment.estimate(module, reranker, pool.pairs(source), **chosen))
+        return
+    stored = experiment.run(
+        module, reranker, source, pool=pool, registry=registry, shard=part, fresh=fresh, say=_say, **chosen
+    )
+    record = stored.record
+    if len(stored.done()) < record["units"]:
+        click.echo(
+            f"Run {stored.id}: {len(stored.done())} of {record['units']} units are done, the rest is not of this shard."
+        )
+        return
+    _print_summary(stored)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _print_estimate(cost: dict[str, float]) -> None:
+    click.echo(f"pairs      {cost['pairs']:>12,}")
+    click.echo(f"forwards   {cost['forwards']:>12,}")
+    click.echo(f"minutes    {cost['minutes']:>12,.1f}")
+    click.echo(f"memory     {cost['memory_gb']:>9,.1f} GB")
+
+
+def _print_summary(stored: Any) -> None:
+    from mechir.views import tables
+
+    record = stored.record
+    click.echo(tables.summary(stored.summary))
+    identity = record["identity"]
+    click.echo(f"{record['model']} on {identity['collection']}: {record['queries']} queries, {record['pairs']} pairs")
+    certificate = record["certificate"]
+    click.echo(
+        f"parity with Hugging Face on {certificate['n_pairs']} pairs: scores {certificate['score_cls_only']:.1e} "
+        f"(relative), patterns {certificate['pattern']:.1e}; {record['truncated_documents']} documents truncated"
+    )
+    click.echo(f"Run {stored.id}: {stored.path}; chart: {stored.path / 'chart.html'}")
+
+
+@commands.command()
+@click.argument("run_id", metavar="RUN", required=False)
+@click.option("--registry", type=click.Path(path_type=Path), default="mechir-registry", show_default=True)
+def show(run_id: str | None, registry: Path) -> None:
+    """Prints the table of RUN (the beginning of its id is enough), or lists the runs."""
+    from mechir.registry import runs
+
+    if run_id is not None:
+        _print_summary(runs.find_run(registry, run_id))
+        return
+    found = runs.runs(registry)
+    if not found:
+        raise MechirError(f"'{registry}' holds no run yet: write `mechir run`, or --registry DIR.")
+    for stored in found:
+        record = stored.record
+        click.echo(
+            f"{stored.id}  {record['identity']['experiment']:<28} {len(stored.done())}/{record['units']} units  "
+            f"{record['model']} on {record['identity']['collection']}"
+        )
+
+
+@commands.command()
+@_shared(*_MODEL, *_COLLECTION)
+@click.option("--mask", multiple=True, help="e.g. 'doc<-query@0-5'; may be repeated.")
+@click.option("--ablate", multiple=True, help="h8.1, n5.1203, mlp3 or attn3; may be repeated.")
+@click.option("--renormalise", is_flag=True, help="Mask before the softmax instead of after it.")
+@click.option("--readout", default="score", show_default=True, help="score, log_p or p.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Where the TREC run goes.")
+def score(
+    model: str | None,
+    device: str | None,
+    dtype: str,
+    collection: str | None,
+    limit_queries: int | None,
+    mask: tuple[str, ...],
+    ablate: tuple[str, ...],
+    renormalise: bool,
+    readout: str,
+    out: Path,
+) -> None:
+    """Writes a TREC run of all judged pairs, intact or under masks and ablations."""
+    from mechir import Ablate, Mask
+    from mechir import collection as open_collection
+    from mechir.encoder.default import load
+    from mechir.methods.ranking import write_trec_run
+
+    do = [*(Mask.parse(text, renormalise=renormalise) for text in mask), *(Ablate(site) for site in ablate)]
+    if model is None or collection is None:
+        click.echo(TOY, err=True)
+    pairs = open_collection(collection or "toy").pairs(limit_queries=limit_queries)
+    scores = load(model, dtype=dtype, device=device).score(pairs, do, readout=readout, progress=sys.stderr.isatty())
+    write_trec_run(out, pairs, scores.tolist(), tag="-".join(["mechir", *mask, *ablate]).replace(" ", ""))
+    click.echo(f"Wrote {out}: {len(pairs)} pairs by {readout}")
+
+
+@commands.command()
+@click.argument("model")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A directory that does not exist yet.")
+def convert(model: str, out: Path) -> None:
+    """Turns a pickled checkpoint (a directory or a hub name) into safetensors, once."""
+    from mechir.encoder.convert import convert as convert_
+
+    record = convert_(model, out)
+    click.echo(f"Wrote {out}: {record['tensors']} tensors, sha256 {record['safetensors_sha256']}")
+
+
+@commands.command()
+@click.argument("name", metavar="MODEL_OR_DATASET")
+def fetch(name: str) -> None:
+    """Downloads a hub model or an ir_datasets collection where there is a network, for nodes that have none."""
+    from mechir.collection import fetch_dataset, is_dataset
+    from mechir.encoder.convert import fetch_model
+
+    if is_dataset(name):
+        click.echo(fetch_dataset(name))
+    else:
+        click.echo(fetch_model(name))

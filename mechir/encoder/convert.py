@@ -1,0 +1,87 @@
+"""A pickled checkpoint made into safetensors, once: the only place that reads a pickle, and weights only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from mechir.encoder.loading import SMALL_FILES, from_hub
+from mechir.errors import MechirError
+
+
+def convert(name_or_path: str | Path, out: Path) -> dict[str, Any]:
+    """Writes `out/model.safetensors` beside copies of the config and tokenizer files, and what it was made from.
+
+    The pickle is read by `torch.load(weights_only=True)`: tensors, no code. Tensors keep their names and number type.
+
+    Returns:
+        What is also in `out/conversion.json`: the source, the SHA-256 of each pickle and of the result, tensors, bytes.
+
+    Raises:
+        MechirError: when there is no pickle, when it holds more than weights, or when `out` exists.
+    """
+    if out.exists():
+        raise MechirError(f"'{out}' exists: give --out a directory that does not.")
+    source = Path(name_or_path).expanduser()
+    if not source.is_dir():
+        source = from_hub(str(name_or_path), ["*.bin", *SMALL_FILES])
+    pickles = sorted(source.glob("pytorch_model*.bin")) or sorted(source.glob("*.pt")) or sorted(source.glob("*.pth"))
+    if not pickles:
+        raise MechirError(f"'{name_or_path}' holds no pickle (pytorch_model.bin): there is nothing to convert.")
+    tensors: dict[str, torch.Tensor] = {}
+    for file in pickles:
+        tensors |= _read(file)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+        made = Path(scratch) / "converted"
+        made.mkdir()
+        save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
+        for pattern in SMALL_FILES:
+            for file in source.glob(pattern):
+                if not file.name.endswith(".index.json"):
+                    shutil.copyfile(file, made / file.name)
+        record = {
+            "source": str(name_or_path),
+            "pickle_sha256": {file.name: _sha256(file) for file in pickles},
+            "safetensors_sha256": _sha256(made / "model.safetensors"),
+            "tensors": len(tensors),
+            "bytes": sum(tensor.nbytes for tensor in tensors.values()),
+        }
+        (made / "conversion.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        made.rename(out)
+    return record
+
+
+def _read(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise MechirError(
+            f"'{file}' is no pickle of plain weights ({type(error).__name__}), and nothing else is read: "
+            "save its state_dict() with torch.save first."
+        ) from error
+    if not isinstance(loaded, dict) or not any(isinstance(value, torch.Tensor) for value in loaded.values()):
+        raise MechirError(f"'{file}' holds no tensors by name: save its state_dict() with torch.save first.")
+    # Tied weights share memory in a pickle, which safetensors does not store: each gets its own.
+    return {name: value.contiguous().clone() for name, value in loaded.items() if isinstance(value, torch.Tensor)}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def fetch_model(name: str) -> str:
+    """Downloads a model of the hub for machines without a network, and says what to type next."""
+    folder = from_hub(name, ["*.safetensors", "*.safetensors.index.json", *SMALL_FILES])
+    if list(folder.glob("*.safetensors")):
+        return f"'{name}' is in {folder}: mechir reads it by its name, or by this directory."
+    from_hub(name, ["*.bin", *SMALL_FILES])
+    return f"'{name}' has no safetensors, its pickle is in {folder}: now run `mechir convert {name} --out DIR`."

@@ -1,0 +1,125 @@
+"""Where each family keeps its tensors: one row of paths per family, one forward for all.
+
+To add a family, add a row to `FAMILIES` and a tiny random model of it to `tests/models.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+
+class Family(NamedTuple):
+    """One row: the class that Hugging Face has for it, and dotted paths below that class or below one layer."""
+
+    architecture: str
+    body: str
+    layers: str
+    q: str = "attention.self.query"
+    k: str = "attention.self.key"
+    v: str = "attention.self.value"
+    o: str = "attention.output.dense"
+    ln1: str = "attention.output.LayerNorm"
+    mlp_in: str = "intermediate.dense"
+    mlp_out: str = "output.dense"
+    ln2: str = "output.LayerNorm"
+    activation: str = "intermediate.intermediate_act_fn"
+    pooler: str = "classifier.dense"
+    pooler_activation: Callable[[torch.Tensor], torch.Tensor] = torch.tanh
+    classifier: str = "classifier.out_proj"
+    positions_from_padding: bool = False
+    """RoBERTa counts positions from `pad_token_id + 1` and gives every pad the position `pad_token_id`."""
+
+
+_BERT = Family(
+    "BertForSequenceClassification", "bert", "encoder.layer", pooler="bert.pooler.dense", classifier="classifier"
+)
+_ROBERTA = Family("RobertaForSequenceClassification", "roberta", "encoder.layer", positions_from_padding=True)
+
+FAMILIES: dict[str, Family] = {
+    "bert": _BERT,
+    "electra": Family(
+        "ElectraForSequenceClassification", "electra", "encoder.layer", pooler_activation=nn.functional.gelu
+    ),
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA._replace(architecture="XLMRobertaForSequenceClassification"),
+    "camembert": _ROBERTA._replace(architecture="CamembertForSequenceClassification"),
+    "distilbert": Family(
+        "DistilBertForSequenceClassification",
+        "distilbert",
+        "transformer.layer",
+        q="attention.q_lin",
+        k="attention.k_lin",
+        v="attention.v_lin",
+        o="attention.out_lin",
+        ln1="sa_layer_norm",
+        mlp_in="ffn.lin1",
+        mlp_out="ffn.lin2",
+        ln2="output_layer_norm",
+        activation="ffn.activation",
+        pooler="pre_classifier",
+        pooler_activation=torch.relu,
+        classifier="classifier",
+    ),
+}
+
+
+class Embeddings(NamedTuple):
+    """The modules that turn token ids into the first residual stream."""
+
+    word: nn.Embedding
+    position: nn.Embedding
+    token_type: nn.Embedding | None
+    ln: nn.LayerNorm
+    project: nn.Linear | None
+
+
+class Layer(NamedTuple):
+    """The modules of one layer: Hugging Face's own, shared and not copied."""
+
+    q: nn.Linear
+    k: nn.Linear
+    v: nn.Linear
+    o: nn.Linear
+    ln1: nn.LayerNorm
+    mlp_in: nn.Linear
+    activation: Callable[[torch.Tensor], torch.Tensor]
+    mlp_out: nn.Linear
+    ln2: nn.LayerNorm
+
+
+class Parts(NamedTuple):
+    """Everything the forward reads, by what it does."""
+
+    embeddings: Embeddings
+    layers: tuple[Layer, ...]
+    pooler: nn.Linear
+    pooler_activation: Callable[[torch.Tensor], torch.Tensor]
+    classifier: nn.Linear
+
+
+def parts(hf: nn.Module, family: Family) -> Parts:
+    """The modules of a Hugging Face classifier, found along the family's paths."""
+    body: Any = getattr(hf, family.body)
+    embeddings = body.embeddings
+
+    def layer(block: nn.Module) -> Layer:
+        return Layer(**{name: attrgetter(getattr(family, name))(block) for name in Layer._fields})
+
+    return Parts(
+        Embeddings(
+            embeddings.word_embeddings,
+            embeddings.position_embeddings,
+            getattr(embeddings, "token_type_embeddings", None),
+            embeddings.LayerNorm,
+            getattr(body, "embeddings_project", None),
+        ),
+        tuple(layer(block) for block in attrgetter(family.layers)(body)),
+        attrgetter(family.pooler)(hf),
+        family.pooler_activation,
+        attrgetter(family.classifier)(hf),
+    )

@@ -1,0 +1,178 @@
+"""The whole forward of a post-LN encoder with every activation passed through a hook point.
+
+Axis names: `reader` and `source` are the two position axes of attention. `pos` is 1 instead of the length where only
+the CLS row is computed (last layer, when nothing else is looked at). Fused attention is used in a layer unless
+something there reads or writes the scores or the pattern.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+
+from mechir.encoder.families import Layer, Parts
+from mechir.pairs import Batch
+
+
+class LayerNormHooks(nn.Module):
+    """Hook points of a LayerNorm: its input, the standard deviation it divides by, its output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hook_in, self.hook_scale, self.hook_normalized = HookPoint(), HookPoint(), HookPoint()
+
+
+class AttentionHooks(nn.Module):
+    """Hook points inside the attention of one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
+        self.hook_attn_scores, self.hook_pattern = HookPoint(), HookPoint()
+        self.hook_z, self.hook_result = HookPoint(), HookPoint()
+
+
+class MlpHooks(nn.Module):
+    """Hook points inside an MLP: before and after the activation function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hook_pre, self.hook_post = HookPoint(), HookPoint()
+
+
+class BlockHooks(nn.Module):
+    """Hook points of one layer, in the order in which they fire."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hook_resid_pre = HookPoint()
+        self.hook_q_input, self.hook_k_input, self.hook_v_input = HookPoint(), HookPoint(), HookPoint()
+        self.attn = AttentionHooks()
+        self.hook_attn_out = HookPoint()
+        self.ln1 = LayerNormHooks()
+        self.hook_resid_mid, self.hook_mlp_in = HookPoint(), HookPoint()
+        self.mlp = MlpHooks()
+        self.hook_mlp_out = HookPoint()
+        self.ln2 = LayerNormHooks()
+        self.hook_resid_post = HookPoint()
+
+
+class EmbedHooks(nn.Module):
+    """Hook points of the three embeddings and their LayerNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hook_embed, self.hook_pos_embed, self.hook_token_type_embed = HookPoint(), HookPoint(), HookPoint()
+        self.ln = LayerNormHooks()
+
+
+def embed(
+    parts: Parts, hooks: EmbedHooks, batch: Batch, positions_after: int | None
+) -> Float[Tensor, "batch pos d_model"]:
+    """The first residual stream. `positions_after`: RoBERTa's pad id, after which it counts positions; else None."""
+    of = parts.embeddings
+    if positions_after is None:
+        positions = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)[None]
+    else:
+        token = batch.input_ids != positions_after
+        positions = token.cumsum(1) * token + positions_after
+    x = hooks.hook_embed(of.word(batch.input_ids))
+    if of.token_type is not None:
+        x = x + hooks.hook_token_type_embed(of.token_type(batch.token_type_ids))
+    x = x + hooks.hook_pos_embed(of.position(positions).expand_as(x))
+    x = layer_norm(of.ln, hooks.ln, x)
+    return x if of.project is None else of.project(x)
+
+
+def block(
+    of: Layer,
+    hooks: BlockHooks,
+    x: Float[Tensor, "batch pos d_model"],
+    allowed: Bool[Tensor, "batch 1 1 pos"] | None,
+    *,
+    n_heads: int,
+    explicit: bool = False,
+    cls_only: bool = False,
+) -> Float[Tensor, "batch row d_model"]:
+    """One post-LN layer: LN2(n + MLP(n)) with n = LN1(x + attention(x)).
+
+    `allowed` is True at sources that are no padding (None: there is no padding). `cls_only` computes the first row of
+    the output alone, which is all that the classification head reads.
+    """
+    x = hooks.hook_resid_pre(x)
+    rows = x[:, :1] if cls_only else x
+    attn_out = hooks.hook_attn_out(attention(of, hooks, x, rows, allowed, n_heads=n_heads, explicit=explicit))
+    mid = hooks.hook_resid_mid(layer_norm(of.ln1, hooks.ln1, rows + attn_out))
+    pre = hooks.mlp.hook_pre(of.mlp_in(hooks.hook_mlp_in(mid)))
+    mlp_out = hooks.hook_mlp_out(of.mlp_out(hooks.mlp.hook_post(of.activation(pre))))
+    return hooks.hook_resid_post(layer_norm(of.ln2, hooks.ln2, mid + mlp_out))
+
+
+def attention(
+    of: Layer,
+    hooks: BlockHooks,
+    x: Float[Tensor, "batch source d_model"],
+    rows: Float[Tensor, "batch reader d_model"],
+    allowed: Bool[Tensor, "batch 1 1 source"] | None,
+    *,
+    n_heads: int,
+    explicit: bool,
+) -> Float[Tensor, "batch reader d_model"]:
+    """What attention adds to the residual stream at `rows`, b_O included."""
+    at = hooks.attn
+
+    def split(y: Tensor) -> Float[Tensor, "batch pos head d_head"]:
+        return y.unflatten(-1, (n_heads, -1))
+
+    q = at.hook_q(split(of.q(hooks.hook_q_input(rows))))
+    k = at.hook_k(split(of.k(hooks.hook_k_input(x))))
+    v = at.hook_v(split(of.v(hooks.hook_v_input(x))))
+    if explicit or is_hooked(at.hook_attn_scores) or is_hooked(at.hook_pattern):
+        z = _explicit_z(at, q, k, v, allowed)
+    else:
+        q, k, v = (y.transpose(1, 2) for y in (q, k, v))
+        z = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed).transpose(1, 2)
+    z = at.hook_z(z)
+    if is_hooked(at.hook_result):
+        weight = of.o.weight.unflatten(1, (n_heads, -1))
+        result = at.hook_result(torch.einsum("bphd,mhd->bphm", z, weight))
+        return result.sum(2) + of.o.bias
+    return of.o(z.flatten(2))
+
+
+def _explicit_z(
+    at: AttentionHooks,
+    q: Float[Tensor, "batch reader head d_head"],
+    k: Float[Tensor, "batch source head d_head"],
+    v: Float[Tensor, "batch source head d_head"],
+    allowed: Bool[Tensor, "batch 1 1 source"] | None,
+) -> Float[Tensor, "batch reader head d_head"]:
+    """Attention with scores and pattern in the open. A reader without any source left reads 0, never NaN."""
+    scores = q.transpose(1, 2) @ k.permute(0, 2, 3, 1) * (1 / math.sqrt(q.shape[-1]))
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, -math.inf)
+    edited = at.hook_attn_scores(scores)
+    pattern = edited.softmax(-1)
+    if edited is not scores:
+        pattern = pattern.masked_fill((edited == -math.inf).all(-1, keepdim=True), 0.0)
+    return (at.hook_pattern(pattern) @ v.transpose(1, 2)).transpose(1, 2)
+
+
+def layer_norm(of: nn.LayerNorm, hooks: LayerNormHooks, x: Float[Tensor, "*axes d"]) -> Float[Tensor, "*axes d"]:
+    """LayerNorm; taken apart only where its scale is looked at."""
+    x = hooks.hook_in(x)
+    if not is_hooked(hooks.hook_scale):
+        return hooks.hook_normalized(of(x))
+    centred = x - x.mean(-1, keepdim=True)
+    scale = hooks.hook_scale((centred.square().mean(-1, keepdim=True) + of.eps).sqrt())
+    return hooks.hook_normalized(centred / scale * of.weight + of.bias)
+
+
+def is_hooked(point: HookPoint) -> bool:
+    """Whether anything reads or writes here, in either direction."""
+    return bool(point._forward_hooks or point._backward_hooks)

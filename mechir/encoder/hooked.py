@@ -1,0 +1,310 @@
+"""HookedEncoder: a BERT-like cross-encoder whose activations are readable and editable by name."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens import ActivationCache
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.HookedRootModule import HookedRootModule
+
+from mechir.encoder import forward as fw
+from mechir.encoder.families import Family, parts
+from mechir.encoder.head import ClassificationHead, read_out
+from mechir.errors import MechirError, closest
+from mechir.hooks import Hook, edits
+from mechir.pairs import Batch, Encoded, Pair, encode
+
+Input = Batch | Pair | tuple[str, str] | Sequence[Pair] | Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """The sizes of a model, under the names of TransformerLens's `cfg`."""
+
+    model_name: str
+    family: str
+    n_layers: int
+    n_heads: int
+    d_model: int
+    d_head: int
+    d_mlp: int
+    d_vocab: int
+    n_ctx: int
+    n_labels: int
+    act_fn: str
+
+
+class HookedEncoder(HookedRootModule):
+    """A cross-encoder under TransformerLens hook names: `*ForSequenceClassification` of the BERT-like families.
+
+    The parameters are those of the Hugging Face model in `self.hf`, not copies. Hook names, shapes and where they
+    differ from TransformerLens's are listed in `docs/concepts.md`. Inputs are pairs (or `(query, document)` strings);
+    segment ids and the attention mask are always carried.
+    """
+
+    def __init__(
+        self,
+        hf: Any,
+        tokenizer: Any,
+        family: Family,
+        *,
+        name: str = "in memory",
+        fingerprint: str = "",
+        relevant_label: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.hf = hf.eval().requires_grad_(False)
+        self.tokenizer, self.family, self.fingerprint = tokenizer, family, fingerprint
+        self.parts = parts(hf, family)
+        self.cfg = _dimensions(hf, family, name, self.parts)
+        self.embed_hooks_after = hf.config.pad_token_id if family.positions_from_padding else None
+        self.embed = fw.EmbedHooks()
+        self.hook_full_embed = HookPoint()
+        self.blocks = torch.nn.ModuleList([fw.BlockHooks() for _ in self.parts.layers])
+        self.head = ClassificationHead(self.cfg.n_labels, relevant_label)
+        self.setup()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        dtype: str | torch.dtype = "float32",
+        device: str | torch.device | None = None,
+        relevant_label: int | None = None,
+    ) -> HookedEncoder:
+        """The checkpoint in a directory or on the hub, read from safetensors only.
+
+        Args:
+            name_or_path: a directory, or the name of a model on the Hugging Face hub.
+            dtype: float32, float64 or bfloat16. Effects measured in bfloat16 are noisy: certify before use.
+            device: e.g. `cuda:1`; by default a GPU where there is one.
+            relevant_label: which label means relevance, needed with 3 labels or more.
+
+        Raises:
+            MechirError: for anything that cannot be reproduced exactly, by name.
+        """
+        from mechir.encoder.loading import load
+
+        return load(name_or_path, dtype=dtype, device=device, relevant_label=relevant_label)
+
+    def __repr__(self) -> str:
+        c = self.cfg
+        return (
+            f"HookedEncoder({c.model_name}: {c.family}, {c.n_layers} layers x {c.n_heads} heads, d_model {c.d_model}, "
+            f"{c.n_labels} label{'s' * (c.n_labels > 1)}, {str(self.dtype).removeprefix('torch.')} on {self.device}, "
+            f"fingerprint {self.fingerprint[:12]})"
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.parts.classifier.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the parameters are stored and computed in."""
+        return self.parts.classifier.weight.dtype
+
+    def encode(self, pairs: Sequence[Pair], max_length: int | None = None) -> Encoded:
+        """The pairs as token ids; documents longer than the model (or `max_length`) are cut, queries never."""
+        return encode(self.tokenizer, pairs, min(max_length or self.cfg.n_ctx, self.cfg.n_ctx))
+
+    def batch(self, inputs: Input) -> Batch:
+        """One padded batch of the inputs, in their order, on the model's device."""
+        if not isinstance(inputs, Batch):
+            listed: Any = [inputs] if isinstance(inputs, Pair) or _is_text_pair(inputs) else inputs
+            pairs = [pair if isinstance(pair, Pair) else Pair(*pair) for pair in listed]
+            inputs = self.encode(pairs).batch(range(len(pairs)))
+        return inputs.to(self.device)
+
+    def forward(
+        self,
+        inputs: Input,
+        *,
+        return_type: Literal["score", "logits", "resid"] = "score",
+        resid: Float[Tensor, "batch pos d_model"] | None = None,
+        start_at_layer: int = 0,
+        stop_at_layer: int | None = None,
+        explicit: Sequence[int] = (),
+        last_rows: Literal["auto", "cls", "all"] = "auto",
+    ) -> Float[Tensor, "..."]:
+        """Scores [batch] by default, logits [batch, label], or the residual stream [batch, pos, d_model].
+
+        Args:
+            inputs: pairs, strings or a `Batch`.
+            return_type: what comes out; `stop_at_layer` implies "resid".
+            resid: the residual stream to start from, with `start_at_layer`.
+            start_at_layer: the first layer computed; needs `resid` when above 0.
+            stop_at_layer: the first layer not computed.
+            explicit: layers whose attention is computed with scores and pattern in the open even when unseen.
+            last_rows: `auto` computes only the CLS row of the last layer when nothing in it is hooked.
+        """
+        batch, n = self.batch(inputs), self.cfg.n_layers
+        if start_at_layer and resid is None:
+            raise MechirError(f"start_at_layer={start_at_layer} needs resid=, the residual stream to start from.")
+        if resid is None:
+            resid = self.embedded(batch)
+        allowed = self.allowed(batch)
+        wants_resid = stop_at_layer is not None or return_type == "resid"
+        for layer in range(start_at_layer, n if stop_at_layer is None else stop_at_layer):
+            cls_only = layer == n - 1 and not wants_resid and self._only_cls(last_rows)
+            resid = self.run_block(layer, resid, allowed, explicit=layer in explicit, cls_only=cls_only)
+        if wants_resid:
+            return resid
+        logits = self.head(self.parts, resid[:, 0])
+        return logits if return_type == "logits" else self.head.score(logits)
+
+    def embedded(self, batch: Batch) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream that layer 0 reads."""
+        return self.hook_full_embed(fw.embed(self.parts, self.embed, batch, self.embed_hooks_after))
+
+    def run_block(self, layer: int, resid: Tensor, allowed: Tensor | None, **plan: bool) -> Tensor:
+        """The residual stream after one layer (see `forward.block`)."""
+        return fw.block(self.parts.layers[layer], self.blocks[layer], resid, allowed, n_heads=self.cfg.n_heads, **plan)
+
+    def allowed(self, batch: Batch) -> Tensor | None:
+        """True at sources that are no padding; None where a batch has no padding."""
+        return None if bool(batch.attention_mask.all()) else batch.attention_mask[:, None, None, :]
+
+    def _only_cls(self, last_rows: str) -> bool:
+        if last_rows == "auto":
+            return not any(point.has_hooks() for point in self.blocks[-1].modules() if isinstance(point, HookPoint))
+        return last_rows == "cls"
+
+    def resolve(self, hooks: Sequence[Hook]) -> list[tuple[str, Callable[..., Any]]]:
+        """The hooks with filters on names replaced by the names they match.
+
+        Raises:
+            MechirError: for a name that this model lacks (the closest are named) or a filter that matches none.
+        """
+        resolved: list[tuple[str, Callable[..., Any]]] = []
+        for name, edit in hooks:
+            if isinstance(name, str):
+                self._check_name(name)
+                resolved.append((name, edit))
+                continue
+            matches = [known for known in self.hook_dict if name(known)]
+            if not matches:
+                raise MechirError(f"The filter {name} matches no hook of this model, e.g. not 'blocks.0.attn.hook_z'.")
+            resolved += [(known, edit) for known in matches]
+        return resolved
+
+    def _check_name(self, name: str) -> None:
+        if name in self.hook_dict:
+            return
+        layer = re.match(r"blocks\.(\d+)\.", name)
+        if layer and int(layer[1]) >= self.cfg.n_layers:
+            raise MechirError(
+                f"Layer {layer[1]} is out of range in '{name}': the model has layers 0-{self.cfg.n_layers - 1}."
+            )
+        raise MechirError(f"Unknown hook '{name}'. The closest are {closest(name, self.hook_dict)}.")
+
+    @contextlib.contextmanager
+    def hooks(
+        self, fwd_hooks: Any = (), bwd_hooks: Any = (), reset_hooks_end: bool = True, clear_contexts: bool = False
+    ) -> Iterator[HookedEncoder]:
+        """TransformerLens's context manager; a name that does not exist is an error, not a no-op."""
+        with super().hooks(self.resolve(fwd_hooks), self.resolve(bwd_hooks), reset_hooks_end, clear_contexts):
+            yield self
+
+    def run_with_cache(self, *inputs: Any, names_filter: Any = None, **options: Any) -> tuple[Tensor, ActivationCache]:
+        """The output and an `ActivationCache` of every hook point, or of those that `names_filter` selects."""
+        if names_filter is not None and not callable(names_filter):
+            for name in [names_filter] if isinstance(names_filter, str) else names_filter:
+                self._check_name(name)
+        output, cache = super().run_with_cache(*inputs, names_filter=names_filter, **options)
+        return output, ActivationCache(cache, self, has_batch_dim=not options.get("remove_batch_dim", False))
+
+    @torch.no_grad()
+    def score(
+        self,
+        pairs: Sequence[Pair],
+        do: Any = (),
+        *,
+        readout: str = "score",
+        max_rows: int = 64,
+        max_tokens: int = 8192,
+        max_length: int | None = None,
+        progress: bool = False,
+    ) -> Float[Tensor, "pair"]:
+        """The relevance score of each pair under the intervention(s) `do`, in input order, on the CPU.
+
+        The scale is the logit (1 label) or `logit[1] - logit[0]` (2 labels): the scale of every effect. `readout`
+        "log_p" or "p" changes what is returned, not what effects are measured on.
+
+        Raises:
+            MechirError: for empty or too long queries, unknown hooks, and scores that are not finite (pair and layer).
+        """
+        from tqdm.auto import tqdm
+
+        encoded = self.encode(pairs, max_length)
+        out = torch.empty(len(pairs), dtype=torch.float64 if self.dtype == torch.float64 else torch.float32)
+        with tqdm(total=len(pairs), unit="pair", disable=not progress) as bar:
+            for index, batch in encoded.buckets(max_rows, max_tokens):
+                batch = batch.to(self.device)
+                with self.hooks(edits(do, batch)):
+                    out[torch.from_numpy(index)] = self(batch).cpu()
+                bar.update(len(batch))
+        self.refuse_non_finite(out, encoded, do)
+        return read_out(out, readout)
+
+    def refuse_non_finite(self, scores: Tensor, encoded: Encoded, do: Any = ()) -> None:
+        """Names the first pair whose score is NaN or inf, and the layer where that begins."""
+        bad = (~scores.isfinite()).nonzero().flatten()
+        if not len(bad):
+            return
+        batch = encoded.batch([int(bad[0])]).to(self.device)
+        seen: list[str] = []
+
+        def look(x: Tensor, hook: HookPoint) -> None:
+            if not bool(x.isfinite().all()):
+                seen.append(str(hook.name))
+
+        watched = [*edits(do, batch), (lambda name: name.endswith(("hook_full_embed", "hook_resid_post")), look)]
+        with torch.no_grad(), self.hooks(watched):
+            self(batch)
+        where = f"after '{seen[0]}'" if seen else "in the classification head"
+        raise MechirError(
+            f"The score of {batch.pairs[0]} is {float(scores[bad[0]])} ({len(bad)} of {len(scores)} scores are not "
+            f"finite), beginning {where}: check the checkpoint, or load it with dtype='float32'."
+        )
+
+    def certify(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+        """The largest differences from Hugging Face's own model on these pairs (see `certify.certify`)."""
+        from mechir.encoder.certify import certify
+
+        return certify(self, pairs)
+
+
+def _is_text_pair(inputs: Any) -> bool:
+    return isinstance(inputs, tuple) and len(inputs) == 2 and all(isinstance(text, str) for text in inputs)
+
+
+def _dimensions(hf: Any, family: Family, name: str, of: Any) -> Dimensions:
+    config, layer = hf.config, of.layers[0]
+    d_model = layer.q.in_features
+    n_heads = config.num_attention_heads
+    n_ctx = of.embeddings.position.num_embeddings
+    return Dimensions(
+        model_name=name,
+        family=family.body,
+        n_layers=len(of.layers),
+        n_heads=n_heads,
+        d_model=d_model,
+        d_head=d_model // n_heads,
+        d_mlp=layer.mlp_in.out_features,
+        d_vocab=of.embeddings.word.num_embeddings,
+        n_ctx=n_ctx - config.pad_token_id - 1 if family.positions_from_padding else n_ctx,
+        n_labels=of.classifier.out_features,
+        act_fn=getattr(config, "hidden_act", None) or config.activation,
+    )

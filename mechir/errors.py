@@ -1,0 +1,17 @@
+"""The one exception for mistakes that the caller can mend."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MechirError(ValueError):
+    """What was given, what is known, what to write instead: one sentence. The command line exits with 2."""
+
+
+def closest(word: str, known: Iterable[str], n: int = 3) -> str:
+    """The `n` known words most like `word`, quoted and joined, for the end of an error sentence."""
+    known = list(known)
+    matches = difflib.get_close_matches(word, known, n=n, cutoff=0.0)
+    return ", ".join(f"'{match}'" for match in matches or known[:n])

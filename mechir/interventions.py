@@ -1,0 +1,215 @@
+"""Masks of attention directions and ablations of components, as frozen values.
+
+An intervention prints as its own constructor call, hashes and compares. Its edits are values too: two interventions
+with equal edits in a layer share that layer in a sweep. To add one, write a frozen dataclass with `hooks(batch)`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechir.activations import Activations
+from mechir.errors import MechirError
+from mechir.hooks import EveryLayer, Hook
+from mechir.pairs import Batch
+from mechir.segments import Direction
+from mechir.sites import Attn, Head, Mlp, Neuron, parse_site
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Cuts what `reader` takes from `source`: `Mask("doc<-query", layers=range(0, 6))`.
+
+    The default sets the pattern to 0 after the softmax and does not renormalise: the operation of Vast et al. (arXiv
+    2507.14604, section 3) and Zhan et al. (SIGIR 2020). What is left still carries the cut sources in the softmax's
+    denominator, so the reader is not blind to them: on a trained model, cutting every route from the query this way
+    leaves scores that still depend on the query. `renormalise=True` sets the scores to -inf before the softmax instead:
+    the reader is then blind to the source, and its attention goes elsewhere. In both modes a reader with no source left
+    reads 0 (only the output bias is added).
+
+    Args:
+        direction: `reader<-source`, e.g. "doc<-query", "D<-Q", "cls<-query|doc", "doc<-all".
+        layers: which layers, e.g. `range(0, 6)`, an int, or None for all.
+        heads: these `Head`s only (layers are then theirs), or None for all heads.
+        renormalise: before the softmax rather than after it.
+    """
+
+    direction: Direction
+    layers: tuple[int, ...] | None = None
+    heads: tuple[Head, ...] | None = None
+    renormalise: bool = False
+
+    def __init__(
+        self,
+        direction: str | Direction,
+        layers: int | Iterable[int] | None = None,
+        heads: Any = None,
+        renormalise: bool = False,
+    ) -> None:
+        if layers is not None and heads is not None:
+            raise MechirError("A Mask takes layers= or heads=, not both: a head names its layer, e.g. Head(8, 1).")
+        object.__setattr__(self, "direction", Direction.parse(direction))
+        object.__setattr__(self, "layers", _layers(layers))
+        object.__setattr__(self, "heads", None if heads is None else tuple(sorted(_sites(heads, Head))))
+        object.__setattr__(self, "renormalise", renormalise)
+
+    def __repr__(self) -> str:
+        options = {"layers": self.layers, "heads": self.heads, "renormalise": self.renormalise or None}
+        written = [f", {name}={value!r}" for name, value in options.items() if value is not None]
+        return f"Mask('{self.direction}'{''.join(written)})"
+
+    @classmethod
+    def parse(cls, text: str, *, renormalise: bool = False) -> Mask:
+        """The mask written `doc<-query`, `doc<-query@0-5` (layer 5 included), `@0,3`, or `@h8.1,h8.3` for heads.
+
+        Raises:
+            MechirError: for anything else.
+        """
+        direction, _, where = text.partition("@")
+        parts = [part.strip() for part in where.split(",") if part.strip()]
+        if not where:
+            return cls(direction, renormalise=renormalise)
+        if parts and all(part.startswith("h") for part in parts):
+            return cls(direction, heads=[_head(part) for part in parts], renormalise=renormalise)
+        layers: list[int] = []
+        for part in parts:
+            match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+            if not match or (match[2] and int(match[2]) < int(match[1])):
+                raise MechirError(
+                    f"Cannot read '@{where}' in '{text}': write @0-5, @0,3 (layers) or @h8.1,h8.3 (heads)."
+                )
+            layers += range(int(match[1]), int(match[2] or match[1]) + 1)
+        if not layers:
+            raise MechirError(f"Cannot read '@{where}' in '{text}': write @0-5, @0,3 (layers) or @h8.1,h8.3 (heads).")
+        return cls(direction, layers, renormalise=renormalise)
+
+    def hooks(self, batch: Batch) -> list[Hook]:
+        """The edits, on the scores where `renormalise`, else on the pattern."""
+        suffix = "attn.hook_attn_scores" if self.renormalise else "attn.hook_pattern"
+        fill = -math.inf if self.renormalise else 0.0
+        if self.heads is not None:
+            by_layer: dict[int, list[int]] = {}
+            for layer, head in self.heads:
+                by_layer.setdefault(layer, []).append(head)
+            return [
+                (f"blocks.{layer}.{suffix}", CutPattern(self.direction, tuple(heads), fill, batch))
+                for layer, heads in by_layer.items()
+            ]
+        edit = CutPattern(self.direction, None, fill, batch)
+        if self.layers is None:
+            return [(EveryLayer(suffix), edit)]
+        return [(f"blocks.{layer}.{suffix}", edit) for layer in self.layers]
+
+
+@dataclass(frozen=True)
+class CutPattern:
+    """The edit of a `Mask` in one layer: `fill` wherever a reader looks at a source."""
+
+    direction: Direction
+    heads: tuple[int, ...] | None
+    fill: float
+    batch: Batch = field(repr=False)
+
+    cls_first = True
+    """Right on the first rows alone as well, so a sweep may compute only the CLS row of the last layer."""
+
+    def __call__(self, x: Float[Tensor, "batch head reader source"], hook: Any) -> Float[Tensor, "..."]:
+        """The scores or the pattern, cut."""
+        reader = self.batch.at(self.direction.reader)[:, None, : x.shape[2], None]
+        cut = reader & self.batch.at(self.direction.source)[:, None, None, :]
+        if self.heads is not None:
+            _check_index(self.heads, x.shape[1], "Head", hook)
+            chosen = torch.zeros(x.shape[1], dtype=torch.bool, device=x.device)
+            chosen[list(self.heads)] = True
+            cut = cut & chosen[None, :, None, None]
+        return x.masked_fill(cut, self.fill)
+
+
+@dataclass(frozen=True)
+class Ablate:
+    """Takes a component out: `Ablate(Head(8, 1))`, or "h8.1", "n5.1203", "mlp3", "attn3".
+
+    Without `with_` its activation becomes 0 at every position. `with_=means(model, pairs)` writes the mean of the
+    position's segment, `with_=samples(model, pairs)` an activation drawn from other pairs (resample ablation). A head
+    is ablated at z, so the output bias of its layer stays; `attn3` takes the bias out as well. Zero is far from
+    anything the model has seen: compare it with the mean before calling a component necessary.
+    """
+
+    site: Head | Neuron | Mlp | Attn
+    with_: Activations | None = None
+
+    def __init__(self, site: Any, with_: Any = None) -> None:
+        parsed = parse_site(site) if isinstance(site, str) else site
+        if not isinstance(parsed, Head | Neuron | Mlp | Attn):
+            raise MechirError(f"Cannot ablate '{parsed}': write a head (h8.1), neuron (n5.1203), MLP (mlp3) or attn3.")
+        if with_ is not None and not isinstance(with_, Activations):
+            raise MechirError(
+                f"Cannot ablate with {with_!r}: write with_=means(model, pairs) or samples(model, pairs)."
+            )
+        object.__setattr__(self, "site", parsed)
+        object.__setattr__(self, "with_", with_)
+
+    def hooks(self, batch: Batch) -> list[Hook]:
+        """One edit, at the site's own hook."""
+        return [(self.site.hook, Replace(self.site, self.with_, batch))]
+
+
+@dataclass(frozen=True)
+class Replace:
+    """The edit of an `Ablate`: the site's activation replaced by 0 or by that of other runs."""
+
+    site: Head | Neuron | Mlp | Attn
+    with_: Activations | None
+    batch: Batch = field(repr=False)
+
+    cls_first = True
+
+    def __call__(self, x: Float[Tensor, "batch pos ..."], hook: Any) -> Float[Tensor, "..."]:
+        """The activation with the site replaced."""
+        new = torch.zeros_like(x) if self.with_ is None else self.with_.at(hook.name, self.batch, x.shape[1]).to(x)
+        if isinstance(self.site, Mlp | Attn):
+            return new
+        index = self.site[1]
+        _check_index([index], x.shape[2], type(self.site).__name__, hook)
+        out = x.clone()
+        out[:, :, index] = new[:, :, index]
+        return out
+
+
+def _check_index(indices: Iterable[int], size: int, what: str, hook: Any) -> None:
+    for index in indices:
+        if not 0 <= index < size:
+            layer = hook.name.split(".")[1]
+            raise MechirError(f"{what} {index} is out of range: layer {layer} has {what.lower()}s 0-{size - 1}.")
+
+
+def _layers(layers: int | Iterable[int] | None) -> tuple[int, ...] | None:
+    if layers is None:
+        return None
+    listed = (layers,) if isinstance(layers, int) else tuple(sorted(set(layers)))
+    if not listed or listed[0] < 0:
+        raise MechirError(f"layers={layers!r} names no layer: count from 0, e.g. layers=range(0, 6), or leave it out.")
+    return listed
+
+
+def _sites(sites: Any, kind: type) -> list[Any]:
+    listed = [sites] if isinstance(sites, kind) else list(sites)
+    for site in listed:
+        if not isinstance(site, kind):
+            raise MechirError(f"{site!r} is no {kind.__name__}: write e.g. heads=[Head(8, 1), Head(8, 3)].")
+    return listed
+
+
+def _head(text: str) -> Head:
+    site = parse_site(text)
+    if not isinstance(site, Head):
+        raise MechirError(f"'{text}' is no head: write e.g. doc<-query@h8.1,h8.3.")
+    return site

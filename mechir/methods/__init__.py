@@ -1,0 +1,1 @@
+"""Analyses: functions from a model and pairs to tidy frames."""

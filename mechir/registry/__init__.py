@@ -1,0 +1,1 @@
+"""Stored runs: the only place that knows Parquet."""

@@ -1,0 +1,165 @@
+"""Runs on disk: what was asked, and one immutable Parquet part for each finished unit.
+
+`<registry>/runs/<run_id>/` holds `run.json`, `judged.parquet` (what the ideal ranking may use), `part-<unit>.parquet`
+and, once every unit is there, `summary.parquet` and the chart. A part is written under a temporary name, synced to
+disk and renamed, so a part that exists is whole: resuming a run is computing the parts that do not exist. There is no
+lock and no database; any number of processes may fill one run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mechir.errors import MechirError, closest
+
+DEFAULT = Path("mechir-registry")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A stored run: its directory, and what is in it."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        """The first 16 hex digits of the SHA-256 of everything that decides the numbers."""
+        return self.path.name
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What `run.json` says: identity, and the provenance that is recorded but not part of it."""
+        return dict(json.loads((self.path / "run.json").read_text(encoding="utf-8")))
+
+    @property
+    def judged(self) -> pd.DataFrame:
+        """`query_id`, `doc_id`, `grade`, `pooled`: every document that the ideal ranking may use."""
+        return pd.read_parquet(self.path / "judged.parquet")
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """The rows of every finished unit, in the order of the units."""
+        units = [self.part(unit) for unit in sorted(self.done())]
+        if not units:
+            raise MechirError(f"Run {self.id} holds no finished unit yet: start it again with the same command.")
+        return pd.concat([pd.read_parquet(file) for file in units], ignore_index=True)
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """The experiment's summary, once every unit is there."""
+        file = self.path / "summary.parquet"
+        if not file.is_file():
+            n = self.record["units"]
+            raise MechirError(
+                f"Run {self.id} is not finished ({len(self.done())} of {n} units): "
+                "start it again with the same command."
+            )
+        return pd.read_parquet(file)
+
+    @property
+    def seconds(self) -> float:
+        """Computing time of the finished units together."""
+        return sum(float(pq.read_schema(self.part(unit)).metadata[b"seconds"]) for unit in self.done())
+
+    def part(self, unit: int) -> Path:
+        """Where the rows of a unit are, or will be."""
+        return self.path / f"part-{unit:05d}.parquet"
+
+    def done(self) -> set[int]:
+        """The units that are finished."""
+        return {int(file.stem.removeprefix("part-")) for file in self.path.glob("part-*.parquet")}
+
+    def write_part(self, unit: int, rows: pd.DataFrame, seconds: float) -> None:
+        """Stores the rows of a unit, whole or not at all."""
+        table = pa.Table.from_pandas(rows, preserve_index=False)
+        table = table.replace_schema_metadata((table.schema.metadata or {}) | {b"seconds": f"{seconds:.3f}".encode()})
+        with _whole(self.part(unit)) as file:
+            pq.write_table(table, file)
+
+    def write_frame(self, name: str, frame: pd.DataFrame) -> None:
+        """Stores a frame beside the parts."""
+        with _whole(self.path / f"{name}.parquet") as file:
+            frame.to_parquet(file, index=False)
+
+    def write_record(self, record: Mapping[str, Any]) -> None:
+        """Stores `run.json`."""
+        with _whole(self.path / "run.json") as file:
+            file.write_text(json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+
+
+def run_id(identity: Mapping[str, Any]) -> str:
+    """The first 16 hex digits of the SHA-256 of the identity, keys sorted."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, ensure_ascii=True).encode()).hexdigest()[:16]
+
+
+def open_run(registry: Path, identity: Mapping[str, Any], write: Callable[[Run], None]) -> Run:
+    """The run with this identity, begun by `write` (its record and frames) if it is not there yet."""
+    run = Run(registry / "runs" / run_id(identity))
+    if not (run.path / "run.json").is_file():
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MechirError(
+                f"Cannot write the registry '{registry}' ({error.strerror}): give --registry DIR."
+            ) from error
+        write(run)
+    return run
+
+
+def runs(registry: Path) -> list[Run]:
+    """Every run of a registry, the newest first."""
+    found = [Run(file.parent) for file in (registry / "runs").glob("*/run.json")]
+    return sorted(found, key=lambda run: (run.path / "run.json").stat().st_mtime, reverse=True)
+
+
+def find_run(registry: Path, name: str) -> Run:
+    """The run whose id begins with `name`.
+
+    Raises:
+        MechirError: when none does, or several do.
+    """
+    ids = {run.id: run for run in runs(registry)}
+    matches = [id_ for id_ in ids if id_.startswith(name)] if re.fullmatch(r"[0-9a-f]+", name) else []
+    if len(matches) == 1:
+        return ids[matches[0]]
+    if matches:
+        raise MechirError(f"'{name}' begins {len(matches)} run ids: write more of it, e.g. {', '.join(matches[:2])}.")
+    known = f"the closest are {closest(name, ids)}" if ids else "it holds no run yet"
+    raise MechirError(f"There is no run '{name}' in '{registry}': {known}.")
+
+
+@contextlib.contextmanager
+def _whole(target: Path) -> Iterator[Path]:
+    """A temporary file that becomes `target` at the end, synced first; on any error nothing is left behind."""
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise MechirError(
+                f"The disk is full: '{target}' was not written; free some space and start the same command again, "
+                "which computes only what is missing."
+            ) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)

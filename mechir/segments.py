@@ -1,0 +1,97 @@
+"""The role of each position of a pair, and the directions of attention between roles."""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+
+from mechir.errors import MechirError
+
+
+class Segment(enum.Flag):
+    """Where a position stands: `[CLS] query [SEP] document [SEP] [PAD]...`. Unions are written with `|`.
+
+    `DOC` never includes a separator. The double separator of RoBERTa (`</s></s>`) is SEP1 as a whole.
+    """
+
+    CLS = 1
+    QUERY = 2
+    SEP1 = 4
+    DOC = 8
+    SEP2 = 16
+    PAD = 32
+    ALL = CLS | QUERY | SEP1 | DOC | SEP2
+    """Every position that holds a token: all but PAD."""
+
+    def __str__(self) -> str:
+        if self == Segment.ALL:
+            return "all"
+        return "|".join(str(part.name).lower() for part in self)
+
+    @classmethod
+    def parse(cls, text: str) -> Segment:
+        """The segment written as `doc`, `cls|query` or as in the papers (`CLS`, `Q`, `SEP1`, `D`, `SEP2`).
+
+        Raises:
+            MechirError: for any other word.
+        """
+        segment = cls(0)
+        for word in text.split("|"):
+            name = {"q": "query", "d": "doc", "document": "doc"}.get(word.strip().lower(), word.strip().lower())
+            if name not in _NAMES:
+                raise MechirError(f"Unknown segment '{word.strip()}' in '{text}'. Write one of {', '.join(_NAMES)}.")
+            segment |= _NAMES[name]
+        return segment
+
+
+_NAMES = {str(part.name).lower(): part for part in Segment} | {"all": Segment.ALL}
+FIVE = (Segment.CLS, Segment.QUERY, Segment.SEP1, Segment.DOC, Segment.SEP2)
+"""The five parts of a pair, in reading order: rows and columns of the papers' tables."""
+
+
+@dataclass(frozen=True, order=False)
+class Direction:
+    """What the positions in `reader` take from those in `source`: `X<-Y` in the papers, rows of the pattern first.
+
+    `str(Direction.parse("D<-Q")) == "doc<-query"`, and parsing that gives the same value again.
+    """
+
+    reader: Segment
+    source: Segment
+
+    def __post_init__(self) -> None:
+        for side, segment in (("reader", self.reader), ("source", self.source)):
+            if not segment or Segment.PAD in segment:
+                raise MechirError(
+                    f"The {side} of a direction must hold tokens, not '{segment}': write e.g. 'doc<-query'."
+                )
+
+    def __str__(self) -> str:
+        return f"{self.reader}<-{self.source}"
+
+    @classmethod
+    def parse(cls, text: str | Direction) -> Direction:
+        """The direction written `reader<-source`.
+
+        Raises:
+            MechirError: for `query->doc` (the right spelling is named) and for anything else.
+        """
+        if isinstance(text, Direction):
+            return text
+        turned = re.fullmatch(r"\s*([\w|]+)\s*->\s*([\w|]+)\s*", text)
+        if turned:
+            right = cls(Segment.parse(turned[2]), Segment.parse(turned[1]))
+            raise MechirError(
+                f"Cannot read '{text}' as a direction: the reader comes first. "
+                f"For what {right.reader} takes from {right.source}, write '{right}'."
+            )
+        parts = text.split("<-")
+        if len(parts) != 2 or not all(part.strip() for part in parts):
+            raise MechirError(f"Cannot read '{text}' as a direction. Write reader<-source, e.g. 'doc<-query'.")
+        return cls(Segment.parse(parts[0]), Segment.parse(parts[1]))
+
+
+def directions() -> list[Direction]:
+    """The 25 directions between the five parts, readers in the outer loop, as the papers' Table 1 is read."""
+    return [Direction(reader, source) for reader in FIVE for source in FIVE]

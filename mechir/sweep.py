@@ -1,0 +1,204 @@
+"""Many interventions over the same pairs, at the least exact cost.
+
+The forward is a walk down a tree of edited states. Two interventions whose edits are equal up to layer l share the
+state that layer l reads; from there each goes its own way. States of one layer are computed together, stacked along
+the batch axis, in chunks of bounded size, depth first, so memory does not grow with the number of interventions. The
+last layer computes the CLS row alone unless an edit there needs more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechir.errors import MechirError
+from mechir.hooks import Edit, Hook, edits
+from mechir.pairs import Batch, Encoded, Pair
+
+StageEdits = tuple[tuple[str, Edit], ...]
+"""The edits of one stage, in order. Equal values mean equal states, given equal states before."""
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """The residual stream of one batch under some edits, and the names of the interventions that share it."""
+
+    resid: Float[Tensor, "batch pos d_model"]
+    names: tuple[str, ...]
+
+
+@torch.no_grad()
+def sweep(
+    model: Any,
+    pairs: Sequence[Pair],
+    do: Mapping[str, Any],
+    *,
+    max_rows: int = 64,
+    max_tokens: int = 8192,
+    max_length: int | None = None,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """The score of every pair under every named intervention: what `model.score` gives for each, to 1e-5.
+
+    Args:
+        model: a `HookedEncoder`.
+        pairs: what to score.
+        do: name -> intervention, several of them, or `()` for the intact model.
+        max_rows: the most pairs x interventions computed together.
+        max_tokens: the most word pieces computed together; bounds the memory.
+        max_length: word pieces kept of a pair; documents are cut, queries never.
+        progress: show a bar with the time left.
+
+    Returns:
+        Columns `name`, `query_id`, `doc_id`, `grade` (judgment; -1 easy negative; missing when unjudged), `score`
+        (logit or log-odds of relevance). Names in the order given, pairs in theirs.
+
+    Raises:
+        MechirError: as `model.score`; for an empty `do`.
+    """
+    from tqdm.auto import tqdm
+
+    if not do:
+        raise MechirError("A sweep needs at least one intervention: write {'original': (), 'cut': Mask('doc<-query')}.")
+    encoded = model.encode(pairs, max_length)
+    number = np.float64 if model.dtype == torch.float64 else np.float32
+    scores = {name: np.empty(len(pairs), dtype=number) for name in do}
+    with tqdm(total=len(pairs), unit="pair", disable=not progress) as bar:
+        for index, batch in encoded.buckets(max_rows, max_tokens):
+            batch = batch.to(model.device)
+            plans = {name: stages(model, edits(what, batch)) for name, what in do.items()}
+            for name, score in walk(model, batch, plans, max_rows=max_rows, max_tokens=max_tokens):
+                scores[name][index] = score.cpu().numpy()
+            bar.update(len(batch))
+    return _frame(model, encoded, do, scores)
+
+
+def _frame(model: Any, encoded: Encoded, do: Mapping[str, Any], scores: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    for name in do:
+        model.refuse_non_finite(torch.from_numpy(scores[name]), encoded, do[name])
+    one = {
+        "query_id": [pair.query_id for pair in encoded.pairs],
+        "doc_id": [pair.doc_id for pair in encoded.pairs],
+        "grade": pd.array([pair.grade for pair in encoded.pairs], dtype="Int64"),
+    }
+    return pd.concat([pd.DataFrame({"name": name} | one | {"score": scores[name]}) for name in do], ignore_index=True)
+
+
+def stages(model: Any, hooks: Sequence[Hook]) -> list[StageEdits]:
+    """The edits by stage: embeddings (0), layer l (l + 1), head (n_layers + 1)."""
+    by_stage: list[list[tuple[str, Edit]]] = [[] for _ in range(model.cfg.n_layers + 2)]
+    for name, edit in model.resolve(hooks):
+        layer = re.match(r"blocks\.(\d+)\.", name)
+        stage = int(layer[1]) + 1 if layer else len(by_stage) - 1 if name.startswith("head.") else 0
+        by_stage[stage].append((name, edit))
+    return [tuple(found) for found in by_stage]
+
+
+def walk(
+    model: Any, batch: Batch, plans: Mapping[str, list[StageEdits]], *, max_rows: int, max_tokens: int
+) -> Iterator[tuple[str, Float[Tensor, "batch"]]]:
+    """The scores of one batch under each plan, in the order in which the tree is walked."""
+    allowed = model.allowed(batch)
+    at_once = max(1, min(max_rows // len(batch), max_tokens // batch.input_ids.numel()))
+
+    def down(stage: int, states: list[State]) -> Iterator[tuple[str, Tensor]]:
+        if stage == model.cfg.n_layers + 1:
+            yield from _read(model, states, plans)
+            return
+        for chunk in _chunks(_branches(states, plans, stage), at_once):
+            yield from down(stage + 1, _run_layer(model, stage - 1, chunk, allowed))
+
+    yield from down(1, _embed(model, batch, plans))
+
+
+Branch = tuple[State, StageEdits]
+
+
+def _branches(states: Sequence[State], plans: Mapping[str, list[StageEdits]], stage: int) -> list[Branch]:
+    """What really differs at this stage: each state once per distinct set of edits, those that open attention first."""
+    branches: list[Branch] = []
+    for state in states:
+        names: dict[StageEdits, list[str]] = {}
+        for name in state.names:
+            names.setdefault(plans[name][stage], []).append(name)
+        branches += [(State(state.resid, tuple(sharing)), found) for found, sharing in names.items()]
+    return sorted(branches, key=lambda branch: not any(_opens_attention(name) for name, _ in branch[1]))
+
+
+def _chunks(branches: list[Branch], at_once: int) -> Iterator[list[Branch]]:
+    for start in range(0, len(branches), at_once):
+        yield branches[start : start + at_once]
+
+
+def _embed(model: Any, batch: Batch, plans: Mapping[str, list[StageEdits]]) -> list[State]:
+    groups: dict[StageEdits, list[str]] = {}
+    for name, plan in plans.items():
+        groups.setdefault(plan[0], []).append(name)
+    states = []
+    for found, names in groups.items():
+        with model.hooks(found):
+            states.append(State(model.embedded(batch), tuple(names)))
+    return states
+
+
+def _run_layer(model: Any, layer: int, chunk: list[Branch], allowed: Tensor | None) -> list[State]:
+    """One layer over a chunk of branches, stacked along the batch axis; each edit sees its own rows alone."""
+    size = len(chunk[0][0].resid)
+    stacked = torch.cat([state.resid for state, _ in chunk]) if len(chunk) > 1 else chunk[0][0].resid
+    if allowed is not None:
+        allowed = allowed.repeat(len(chunk), 1, 1, 1)
+    last = layer == model.cfg.n_layers - 1
+    cls_only = last and all(getattr(edit, "cls_first", False) for _, found in chunk for _, edit in found)
+    with _rowwise(model, [found for _, found in chunk], size):
+        out = model.run_block(layer, stacked, allowed, cls_only=cls_only)
+    return [State(rows, state.names) for rows, (state, _) in zip(out.split(size), chunk, strict=True)]
+
+
+def _read(model: Any, states: Sequence[State], plans: Mapping[str, list[StageEdits]]) -> Iterator[tuple[str, Tensor]]:
+    for state, found in _branches(states, plans, model.cfg.n_layers + 1):
+        with model.hooks(found):
+            score = model.head.score(model.head(model.parts, state.resid[:, 0]))
+        for name in state.names:
+            yield name, score
+
+
+@contextlib.contextmanager
+def _rowwise(model: Any, per_branch: list[StageEdits], size: int) -> Iterator[None]:
+    """Hooks that apply the edits of branch i to rows i * size to (i + 1) * size."""
+    names = {name: None for found in per_branch for name, _ in found}
+
+    def edit_rows(x: Tensor, hook: Any) -> Tensor:
+        rows = list(x.split(size))
+        for i, found in enumerate(per_branch):
+            for name, edit in found:
+                if name == hook.name:
+                    edited = edit(rows[i], hook=hook)
+                    rows[i] = rows[i] if edited is None else edited
+        return torch.cat(rows)
+
+    with model.hooks([(name, edit_rows) for name in names]):
+        yield
+
+
+def _opens_attention(name: str) -> bool:
+    return name.endswith(("hook_pattern", "hook_attn_scores"))
+
+
+def forwards(model: Any, do: Mapping[str, Any]) -> float:
+    """How many full forwards per pair the sweep of `do` costs: layers computed over layers of the model.
+
+    The last layer counts in full, although mostly the CLS row alone is computed.
+    """
+    batch = model.batch(("a", "b"))
+    plans = [stages(model, edits(what, batch)) for what in do.values()]
+    layers = sum(len({tuple(plan[: stage + 1]) for plan in plans}) for stage in range(1, model.cfg.n_layers + 1))
+    return layers / model.cfg.n_layers

@@ -1,0 +1,1 @@
+"""Drawings of frames; the only place that knows a plotting library."""

@@ -1,0 +1,21 @@
+"""Frames as text for a terminal."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+
+def summary(frame: pd.DataFrame) -> str:
+    """The frame in columns: p-values with three significant digits, other fractions with three decimals."""
+    shown = {
+        name: [_cell(name, value) for value in column] for name, column in frame.items() if not column.isna().all()
+    }
+    return str(pd.DataFrame(shown).to_string(index=False))
+
+
+def _cell(name: str, value: object) -> str:
+    if pd.isna(value):  # type: ignore[call-overload]
+        return ""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3g}" if name.startswith("p_") else f"{value:.3f}"

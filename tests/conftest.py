@@ -1,0 +1,58 @@
+"""Fixtures. The only place that knows where the real collections and the trained model are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from mechir.encoder import HookedEncoder
+from mechir.pairs import Pair
+from tests import models
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with `data/` and `models/` that MECHIR_SHARED names."""
+    folder = os.environ.get("MECHIR_SHARED")
+    if not folder:
+        pytest.skip("MECHIR_SHARED is not set: the real collections and the trained model are not here")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> models.Checkpoints:
+    """Tiny random checkpoints of every family, made on demand and kept for the session."""
+    return models.Checkpoints(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def tiny(checkpoints: models.Checkpoints) -> HookedEncoder:
+    """A tiny BERT with one label."""
+    return HookedEncoder.from_pretrained(checkpoints.path("bert"))
+
+
+@pytest.fixture(scope="session")
+def trained(shared: Path) -> HookedEncoder:
+    """The real cross-encoder."""
+    return HookedEncoder.from_pretrained(shared / "models" / "ce-minilm-l6")
+
+
+@pytest.fixture(scope="session")
+def pairs() -> list[Pair]:
+    """Pairs of several lengths, for tiny models."""
+    return models.PAIRS
+
+
+@pytest.fixture(scope="session")
+def real_pairs(shared: Path) -> list[Pair]:
+    """Judged pairs of DL19, shuffled once."""
+    from mechir.collection import collection
+
+    found = collection(shared / "data" / "dl19").pairs()
+    return [found[int(i)] for i in torch.randperm(len(found), generator=torch.Generator().manual_seed(0))]
