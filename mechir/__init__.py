@@ -12,8 +12,7 @@ from typing import Any
 from mechir.activations import Activations as Activations
 from mechir.activations import means as means
 from mechir.activations import samples as samples
-
-# COLL
+from mechir.collection import collection as collection
 from mechir.errors import MechirError as MechirError
 from mechir.hooks import Intervention as Intervention
 from mechir.interventions import Ablate as Ablate

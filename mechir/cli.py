@@ -272,8 +272,8 @@ def convert(model: str, out: Path) -> None:
 @click.argument("name", metavar="MODEL_OR_DATASET")
 def fetch(name: str) -> None:
     """Downloads a hub model or an ir_datasets collection where there is a network, for nodes that have none."""
-    from mechir.collection import fetch_dataset, is_dataset
     from mechir.encoder.convert import fetch_model
+    from mechir.irds import fetch_dataset, is_dataset
 
     if is_dataset(name):
         click.echo(fetch_dataset(name))

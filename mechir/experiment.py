@@ -305,10 +305,10 @@ def estimate(experiment: str | ModuleType, model: Any, pairs: Sequence[Pair], **
     }
 
 
-def _memory_gb(model: Any, longest: int, max_tokens: int = 8192, max_rows: int = 64) -> float:
+def _memory_gb(model: Any, longest: int) -> float:
     """What the process holds now, and the states, MLP and attention of the widest chunk of a sweep."""
     c, number = model.cfg, 8 if model.dtype == torch.float64 else 4
-    rows = max(1, min(max_rows, max_tokens // longest))
+    rows = max(1, model.max_tokens // longest)
     tokens = rows * longest
     states = (c.n_layers + 4) * tokens * c.d_model
     widest = max(2 * tokens * c.d_mlp, 3 * rows * c.n_heads * longest**2)

@@ -113,7 +113,7 @@ class Encoded:
             pairs=tuple(self.pairs[i] for i in index),
         )
 
-    def buckets(self, max_rows: int = 64, max_tokens: int = 16384) -> Iterator[tuple[np.ndarray, Batch]]:
+    def buckets(self, max_rows: int = 64, max_tokens: int = 4096) -> Iterator[tuple[np.ndarray, Batch]]:
         """Batches of pairs of like length, longest first, with the index of each row among the pairs.
 
         The longest come first so that a lack of memory shows at once and the estimate of the time left is high

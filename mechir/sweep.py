@@ -42,8 +42,8 @@ def sweep(
     pairs: Sequence[Pair],
     do: Mapping[str, Any],
     *,
-    max_rows: int = 64,
-    max_tokens: int = 8192,
+    max_rows: int = 256,
+    max_tokens: int | None = None,
     max_length: int | None = None,
     progress: bool = False,
 ) -> pd.DataFrame:
@@ -54,7 +54,7 @@ def sweep(
         pairs: what to score.
         do: name -> intervention, several of them, or `()` for the intact model.
         max_rows: the most pairs x interventions computed together.
-        max_tokens: the most word pieces computed together; bounds the memory.
+        max_tokens: the most word pieces computed together, which bounds the memory; by default `model.max_tokens`.
         max_length: word pieces kept of a pair; documents are cut, queries never.
         progress: show a bar with the time left.
 
@@ -69,7 +69,7 @@ def sweep(
 
     if not do:
         raise MechirError("A sweep needs at least one intervention: write {'original': (), 'cut': Mask('doc<-query')}.")
-    encoded = model.encode(pairs, max_length)
+    encoded, max_tokens = model.encode(pairs, max_length), max_tokens or model.max_tokens
     number = np.float64 if model.dtype == torch.float64 else np.float32
     scores = {name: np.empty(len(pairs), dtype=number) for name in do}
     with tqdm(total=len(pairs), unit="pair", disable=not progress) as bar:

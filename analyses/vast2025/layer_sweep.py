@@ -59,24 +59,24 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
 
 
 def chart(summary: pd.DataFrame) -> Any:
-    """nDCG@10 against l, cut in layers 0..l (left) and l..last (right), one line per source, one row per reader."""
+    """nDCG@10 against depth: cut from the first layer on and up to the last, a line per source, a row per reader."""
     cells = summary[summary["direction"].notna()].copy()
     cells[["reader", "source"]] = cells["direction"].str.split("<-", expand=True)
     end = cells["last"].max()
     up, down = cells[cells["first"] == 0].copy(), cells[cells["last"] == end].copy()
-    up["l"], up["layers"] = up["last"], "cut in layers 0..l"
-    down["l"], down["layers"] = down["first"], "cut in layers l..last"
+    up["layer"], up["layers"] = up["last"], "cut in layers 0 to the layer"
+    down["layer"], down["layers"] = down["first"], "cut in the layer to the last"
     drawn = pd.concat([up, down], ignore_index=True)
-    drawn["panel"] = drawn["reader"] + ", " + drawn["layers"]
     fixed = summary.set_index("name")["ndcg"]
     return charts.lines(
         drawn,
-        "l",
+        "layer",
         "ndcg",
         "source",
         title="nDCG@10 with reader<-source cut",
         low="low",
         high="high",
-        facet="panel",
+        row="reader",
+        column="layers",
         rule={"original": float(fixed["original"]), "random": float(fixed["random"])},
     )

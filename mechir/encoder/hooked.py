@@ -115,6 +115,11 @@ class HookedEncoder(HookedRootModule):
         """What the parameters are stored and computed in."""
         return self.parts.classifier.weight.dtype
 
+    @property
+    def max_tokens(self) -> int:
+        """How many word pieces are computed together by default: what fits a CPU's caches, or fills a GPU."""
+        return 4096 if self.device.type == "cpu" else 65536
+
     def encode(self, pairs: Sequence[Pair], max_length: int | None = None) -> Encoded:
         """The pairs as token ids; documents longer than the model (or `max_length`) are cut, queries never."""
         return encode(self.tokenizer, pairs, min(max_length or self.cfg.n_ctx, self.cfg.n_ctx))
@@ -232,8 +237,8 @@ class HookedEncoder(HookedRootModule):
         do: Any = (),
         *,
         readout: str = "score",
-        max_rows: int = 64,
-        max_tokens: int = 8192,
+        max_rows: int = 256,
+        max_tokens: int | None = None,
         max_length: int | None = None,
         progress: bool = False,
     ) -> Float[Tensor, "pair"]:
@@ -250,7 +255,7 @@ class HookedEncoder(HookedRootModule):
         encoded = self.encode(pairs, max_length)
         out = torch.empty(len(pairs), dtype=torch.float64 if self.dtype == torch.float64 else torch.float32)
         with tqdm(total=len(pairs), unit="pair", disable=not progress) as bar:
-            for index, batch in encoded.buckets(max_rows, max_tokens):
+            for index, batch in encoded.buckets(max_rows, max_tokens or self.max_tokens):
                 batch = batch.to(self.device)
                 with self.hooks(edits(do, batch)):
                     out[torch.from_numpy(index)] = self(batch).cpu()

@@ -1,0 +1,158 @@
+"""Ranking quality from scores: nDCG with ties broken at random, and what a random ranking gives."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import ir_measures
+import numpy as np
+import pandas as pd
+
+from mechir.errors import MechirError
+from mechir.pairs import Pair
+
+TIE = 1e-5
+"""Scores within this distance of their neighbour in the sorted order are tied."""
+PERMUTATIONS = 100
+
+
+def ndcg(scores: pd.DataFrame, judged: pd.DataFrame, k: int = 10, *, seed: int = 0) -> pd.DataFrame:
+    """nDCG@k of each query (linear gain, by ir_measures), with `tied`, the share of its documents in a tie.
+
+    Scores within 1e-5 of each other are ties and broken by a random permutation; a query with ties gets the mean over
+    100 of them. Neither the ids nor the order of the rows decide anything.
+
+    Args:
+        scores: `query_id`, `doc_id`, `score`.
+        judged: `query_id`, `doc_id`, `grade`: the documents the ideal ranking may use. Grades below 0 gain 0.
+        k: the cutoff.
+        seed: of the permutations; each query draws by itself.
+
+    Returns:
+        `query_id`, `value`, `tied`. Queries without a document of positive grade are left out: their nDCG is undefined.
+
+    Raises:
+        MechirError: for scores that are not finite.
+    """
+    bad = scores[~np.isfinite(scores["score"].to_numpy(dtype=float))]
+    if len(bad):
+        raise MechirError(f"The score of pair {bad['query_id'].iloc[0]}/{bad['doc_id'].iloc[0]} is not finite.")
+    scores = scores[scores["query_id"].isin(_relevant(judged))]
+    orders: dict[tuple[str, int], list[str]] = {}
+    tied: dict[str, float] = {}
+    for query_id, found in scores.sort_values("doc_id").groupby("query_id", sort=False):
+        ids, values = found["doc_id"].to_numpy(), found["score"].to_numpy(dtype=float)
+        groups = _tie_groups(values)
+        sizes = np.bincount(groups)
+        tied[query_id] = float((sizes[groups] > 1).mean())
+        generator = _generator(seed, query_id)
+        for draw in range(PERMUTATIONS if tied[query_id] else 1):
+            order = np.lexsort((generator.permutation(len(ids)), groups))
+            orders[query_id, draw] = ids[order].tolist()
+    return _mean_ndcg(orders, judged, k).assign(tied=lambda frame: frame["query_id"].map(tied))
+
+
+def _tie_groups(values: np.ndarray) -> np.ndarray:
+    """The number of each document's tie group, 0 the best."""
+    best_first = np.argsort(-values, kind="stable")
+    breaks = np.diff(-values[best_first]) > TIE
+    groups = np.empty(len(values), dtype=np.int64)
+    groups[best_first] = np.concatenate([[0], np.cumsum(breaks)])
+    return groups
+
+
+def random_ndcg(pool: pd.DataFrame, judged: pd.DataFrame, k: int = 10) -> pd.DataFrame:
+    """The expected nDCG@k of a uniformly random order of each query's pool: `query_id`, `value`.
+
+    The mean gain of the pool times the sum of 1 / log2(r + 1) over the first min(k, n) ranks, over the ideal DCG.
+    """
+    gains = _gains(pool, judged)
+    ideal = judged.assign(gain=judged["grade"].clip(lower=0)).groupby("query_id")["gain"]
+    rows = []
+    for query_id, gain in gains.groupby("query_id", sort=False)["gain"]:
+        best = np.sort(ideal.get_group(query_id).to_numpy(dtype=float))[::-1][:k]
+        if best.sum() > 0:
+            rows.append((query_id, gain.mean() * _discounts(min(k, len(gain))).sum() / (best @ _discounts(len(best)))))
+    return pd.DataFrame(rows, columns=["query_id", "value"])
+
+
+def random_draws(
+    pool: pd.DataFrame, judged: pd.DataFrame, k: int = 10, *, draws: int = 1000, seed: int = 0
+) -> np.ndarray:
+    """Mean nDCG@k over queries of each of `draws` random rankings of the pool: the papers' random baseline."""
+    total, relevant = np.zeros(draws), _relevant(judged)
+    pools = pool[pool["query_id"].isin(relevant)].sort_values("doc_id").groupby("query_id", sort=False)["doc_id"]
+    for query_id, ids in pools:
+        generator, listed = _generator(seed, query_id), ids.to_numpy()
+        orders = {(query_id, draw): generator.permutation(listed).tolist() for draw in range(draws)}
+        total += _each_ndcg(orders, judged[judged["query_id"] == query_id], k)["value"].to_numpy()
+    return total / pools.ngroups
+
+
+def write_trec_run(file: Path, pairs: Sequence[Pair], scores: Sequence[float], tag: str) -> None:
+    """A TREC run, best first within each query; equal scores keep the order of the pairs. Whole or not at all."""
+    frame = pd.DataFrame(
+        {"query_id": [pair.query_id for pair in pairs], "doc_id": [pair.doc_id for pair in pairs], "score": scores}
+    )
+    frame["order"] = frame["query_id"].map({query_id: i for i, query_id in enumerate(frame["query_id"].unique())})
+    frame = frame.sort_values(["order", "score"], ascending=[True, False], kind="stable")
+    rank = frame.groupby("query_id").cumcount() + 1
+    lines = [
+        f"{row.query_id} Q0 {row.doc_id} {place} {row.score:.9g} {tag}"
+        for row, place in zip(frame.itertuples(), rank, strict=True)
+    ]
+    temporary = file.with_name(f".{file.name}.part")
+    try:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        temporary.replace(file)
+    except OSError as error:
+        raise MechirError(
+            f"Cannot write '{file}' ({error.strerror}): give --out a file in a folder you may write."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _relevant(judged: pd.DataFrame) -> set[str]:
+    return set(judged.loc[judged["grade"] > 0, "query_id"])
+
+
+def _gains(pool: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
+    merged = pool[["query_id", "doc_id"]].merge(judged, on=["query_id", "doc_id"], how="left")
+    return merged.assign(gain=merged["grade"].fillna(0).clip(lower=0).astype(float))
+
+
+def _discounts(n: int) -> np.ndarray:
+    return 1 / np.log2(np.arange(2, n + 2))
+
+
+def _each_ndcg(orders: dict[tuple[str, int], list[str]], judged: pd.DataFrame, k: int) -> pd.DataFrame:
+    """nDCG@k by ir_measures of each order, best first: `query_id`, `draw`, `value`, in the order of `orders`.
+
+    Ranks are handed over as distinct scores, so that trec_eval's own rule for ties (by document id) never acts.
+    """
+    grades = {
+        query_id: dict(zip(one["doc_id"], one["grade"], strict=True)) for query_id, one in judged.groupby("query_id")
+    }
+    qrels = {
+        f"{query_id}#{draw}": {d: max(int(g), 0) for d, g in grades[query_id].items()} for query_id, draw in orders
+    }
+    runs = {
+        f"{query_id}#{draw}": {doc_id: float(-rank) for rank, doc_id in enumerate(order)}
+        for (query_id, draw), order in orders.items()
+    }
+    found = {metric.query_id: metric.value for metric in ir_measures.iter_calc([ir_measures.nDCG @ k], qrels, runs)}
+    rows = [(query_id, draw, found[f"{query_id}#{draw}"]) for query_id, draw in orders]
+    return pd.DataFrame(rows, columns=["query_id", "draw", "value"])
+
+
+def _mean_ndcg(orders: dict[tuple[str, int], list[str]], judged: pd.DataFrame, k: int) -> pd.DataFrame:
+    each = _each_ndcg(orders, judged, k)
+    return each.groupby("query_id", as_index=False, sort=False)["value"].mean()
+
+
+def _generator(seed: int, query_id: str) -> np.random.Generator:
+    digest = hashlib.sha256(f"{seed}\0{query_id}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16]))

@@ -1,0 +1,130 @@
+"""Charts of frames, as Altair values; saved as offline HTML and PNG."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import pandas as pd
+from altair.utils.html import spec_to_html
+
+CELL = 46
+
+
+def heatmap(
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    value: str,
+    *,
+    title: str,
+    subtitle: str = "",
+    star: str | None = None,
+    order_x: Sequence[str] | None = None,
+    order_y: Sequence[str] | None = None,
+) -> alt.LayerChart:
+    """Cells coloured by `value`, the number in each to two decimals, with a star where the column `star` is true."""
+    low, high = float(frame[value].min()), float(frame[value].max())
+    shown = frame.assign(
+        written=[
+            f"{number:.2f}{'*' if star and marked else ''}"
+            for number, marked in zip(frame[value], frame[star] if star else frame[value], strict=True)
+        ],
+        dark=(frame[value] - low) < 0.45 * (high - low),
+    )
+    shown = shown[list(dict.fromkeys([x, y, value, "written", "dark"]))]
+    base = alt.Chart(shown).encode(
+        x=alt.X(f"{x}:N", sort=order_x, axis=alt.Axis(orient="top", labelAngle=0, title=x)),
+        y=alt.Y(f"{y}:N", sort=order_y, title=y),
+    )
+    cells = base.mark_rect(stroke="white").encode(
+        color=alt.Color(f"{value}:Q", scale=alt.Scale(scheme="viridis"), title=value), tooltip=[x, y, f"{value}:Q"]
+    )
+    text = base.mark_text(fontSize=12).encode(
+        text="written:N", color=alt.condition(alt.datum.dark, alt.value("white"), alt.value("black"))
+    )
+    wide, high_ = CELL * shown[x].nunique(), 0.7 * CELL * shown[y].nunique()
+    return (
+        (cells + text).properties(width=wide, height=high_, title=_title(title, subtitle)).configure_view(stroke=None)
+    )
+
+
+def lines(
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    colour: str,
+    *,
+    title: str,
+    subtitle: str = "",
+    low: str | None = None,
+    high: str | None = None,
+    row: str | None = None,
+    column: str | None = None,
+    rule: Mapping[str, float] | None = None,
+) -> alt.Chart | alt.FacetChart | alt.LayerChart:
+    """Lines with points over an integer axis, bands between `low` and `high`, dashed rules at named values.
+
+    `row` and `column` name columns that split it into panels on common axes.
+    """
+    kept = [name for name in dict.fromkeys([x, y, colour, low, high, row, column]) if name]
+    shown = frame[kept]
+    axis = alt.X(f"{x}:Q", axis=alt.Axis(format="d", tickMinStep=1, grid=False), title=x)
+    scale = alt.Scale(zero=False, nice=True)
+    legend = alt.Legend(symbolOpacity=1, symbolStrokeWidth=2)
+    hue = alt.Color(f"{colour}:N", title=colour, scale=alt.Scale(scheme="tableau10"), legend=legend)
+    named = {f"rule {name}": value for name, value in (rule or {}).items()}
+    base = alt.Chart(shown.assign(**named)).encode(y=alt.Y(f"{y}:Q", scale=scale, title=y))
+    layers: list[Any] = []
+    if low and high:
+        layers.append(base.mark_area(opacity=0.12).encode(x=axis, y=f"{low}:Q", y2=f"{high}:Q", color=hue))
+    drawn = base.mark_line(point=alt.OverlayMarkDef(size=28), strokeWidth=1.8)
+    layers.append(drawn.encode(x=axis, color=hue, tooltip=[colour, f"{x}:Q", f"{y}:Q"]))
+    for name in rule or {}:
+        height = alt.Y(f"mean(rule {name}):Q", title=y)
+        layers.append(base.mark_rule(strokeDash=[5, 4], color="#555").encode(y=height))
+        label = base.mark_text(align="right", dy=-6, color="#555", fontSize=10, text=name)
+        layers.append(label.encode(x=f"max({x}):Q", y=height))
+    chart: Any = alt.layer(*layers).properties(width=250, height=170)
+    panels = {"row": row and alt.Row(f"{row}:N", title=row), "column": column and alt.Column(f"{column}:N", title=None)}
+    panels = {side: panel for side, panel in panels.items() if panel}
+    return (chart.facet(**panels) if panels else chart).properties(title=_title(title, subtitle))
+
+
+def _title(title: str, subtitle: str) -> alt.TitleParams:
+    return alt.TitleParams(title, subtitle=subtitle, anchor="start", offset=12)
+
+
+def save(chart: Any, stem: Path) -> list[Path]:
+    """Writes `<stem>.html`, which needs no network, and `<stem>.png`; each is whole or not there."""
+    html, png = stem.with_name(f"{stem.name}.html"), stem.with_name(f"{stem.name}.png")
+    for target, write in (
+        (html, lambda file: file.write_text(_offline_html(chart), encoding="utf-8")),
+        (png, lambda file: chart.save(file, scale_factor=2)),
+    ):
+        temporary = stem.with_name(f".{target.name}.part{target.suffix}")
+        try:
+            write(temporary)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return [html, png]
+
+
+def _offline_html(chart: Any) -> str:
+    """A page with Vega inside. Texts may come from collections, so no `<` of theirs reaches the page as markup."""
+    spec = chart.to_dict()
+    page = spec_to_html(
+        spec,
+        mode="vega-lite",
+        vega_version=alt.VEGA_VERSION,
+        vegaembed_version=alt.VEGAEMBED_VERSION,
+        vegalite_version=alt.VEGALITE_VERSION,
+        template="inline",
+    )
+    written = json.dumps(spec)
+    assert page.count(written) == 1, "altair writes its specification another way: escape it there"
+    return str(page.replace(written, written.replace("<", "\\u003c")))

@@ -1,0 +1,213 @@
+"""Running experiments: the table, resuming, shards, identity, estimates."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import mechir as mi
+from mechir import experiment
+from mechir.encoder import HookedEncoder
+from mechir.errors import MechirError
+from mechir.experiment import Pool, Shard
+
+SLOW = str(Path(__file__).parent / "experiments" / "slow.py")
+
+
+@pytest.fixture(scope="module")
+def toy() -> HookedEncoder:
+    return mi.load()
+
+
+@pytest.fixture
+def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One query a unit."""
+    monkeypatch.setattr(experiment, "UNIT", 1)
+
+
+def run(model: HookedEncoder, registry: Path, name: str = SLOW, **options: object) -> mi.experiment.Run:
+    return experiment.run(name, model, mi.collection("toy"), registry=registry, **options)  # type: ignore[arg-type]
+
+
+def test_units_are_whole_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [mi.Pair("q", "d", f"q{i // 5}", f"d{i}") for i in range(40)]
+    monkeypatch.setattr(experiment, "UNIT", 12)
+    cut = experiment.units(pairs)
+    assert [len(unit) for unit in cut] == [15, 15, 10]
+    assert [pair for unit in cut for pair in unit] == pairs
+
+
+@pytest.mark.usefixtures("small_units")
+def test_interrupted_and_started_again_it_is_the_uninterrupted_run(toy: HookedEncoder, tmp_path: Path) -> None:
+    whole = run(toy, tmp_path / "whole")
+    broken = run(toy, tmp_path / "broken")
+    assert broken.id == whole.id
+    for unit in (1, 4):
+        broken.part(unit).unlink()
+    (broken.path / "summary.parquet").unlink()
+    kept = broken.part(0).stat().st_mtime_ns
+    said: list[str] = []
+    again = run(toy, tmp_path / "broken", say=said.append)
+    assert again.part(0).stat().st_mtime_ns == kept
+    assert [line.split(":")[0] for line in said[1:]] == ["unit 2/6", "unit 5/6"]
+    pd.testing.assert_frame_equal(again.rows, whole.rows, check_exact=True)
+    pd.testing.assert_frame_equal(again.summary, whole.summary, check_exact=True)
+
+
+@pytest.mark.usefixtures("small_units")
+def test_a_second_call_does_nothing_new(toy: HookedEncoder, tmp_path: Path) -> None:
+    first = run(toy, tmp_path)
+    stamps = {file.name: file.stat().st_mtime_ns for file in first.path.iterdir()}
+    second = run(toy, tmp_path)
+    assert {file.name: file.stat().st_mtime_ns for file in second.path.iterdir()} == stamps
+    assert run(toy, tmp_path, fresh=True).id != first.id
+
+
+@pytest.mark.usefixtures("small_units")
+def test_an_interruption_keeps_the_finished_units_and_removes_the_hooks(toy: HookedEncoder, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(toy, tmp_path, fail_at="q3")
+    (left,) = (tmp_path / "runs").iterdir()
+    assert sorted(file.name for file in left.glob("*part*")) == ["part-00000.parquet", "part-00001.parquet"]
+    assert not any(point.has_hooks() for point in toy.hook_points())
+
+
+@pytest.mark.usefixtures("small_units")
+def test_shards_fill_one_run_together(toy: HookedEncoder, tmp_path: Path) -> None:
+    whole = run(toy, tmp_path / "whole")
+    parts = [run(toy, tmp_path / "shards", shard=Shard.parse(f"{i}/4")) for i in range(1, 5)]
+    assert {part.id for part in parts} == {whole.id}
+    pd.testing.assert_frame_equal(parts[-1].rows, whole.rows, check_exact=True)
+    pd.testing.assert_frame_equal(parts[-1].summary, whole.summary, check_exact=True)
+
+
+def test_shards_of_slurm_arrays_from_0_and_from_1_cover_everything() -> None:
+    for ids in (range(0, 4), range(1, 5)):
+        assert {Shard.parse(f"{i}/4").index for i in ids} == {0, 1, 2, 3}
+    for text in ("5/4", "1", "a/b", "1/0", "-1/4"):
+        with pytest.raises(MechirError, match=rf"Cannot read --shard '{text}': write I/N"):
+            Shard.parse(text)
+
+
+def test_the_identity_follows_everything_that_decides_the_numbers(toy: HookedEncoder, tmp_path: Path) -> None:
+    runs = [
+        run(toy, tmp_path),
+        run(toy, tmp_path, pause=0.001),
+        run(toy, tmp_path, pool=Pool(per_grade=2)),
+        run(toy, tmp_path, pool=Pool(per_grade=2, seed=1)),
+        run(mi.load(dtype="float64"), tmp_path),
+        run(toy, tmp_path, "vast2025/direction_ablation"),
+    ]
+    assert len({run.id for run in runs}) == len(runs)
+    record = runs[0].record
+    assert record["certificate"]["score"] <= 2e-6
+    assert record["identity"]["model_fingerprint"] == toy.fingerprint
+    assert record["truncated_documents"] == 0
+    assert record["pairs"] == 72
+
+
+def test_table_1_has_its_rows_and_the_random_ranking(toy: HookedEncoder, tmp_path: Path) -> None:
+    table = run(toy, tmp_path, "vast2025/direction_ablation").summary.set_index("name")
+    assert len(table) == 1 + 25 + 5 + 2
+    assert table.loc["random", "ndcg"] == pytest.approx(table.loc["random_analytic", "ndcg"], abs=0.01)
+    # With every source cut, CLS is the same for every document: the ranking is random, and everything is tied.
+    assert table.loc["cls<-all", "tied"] == 1
+    assert table.loc["cls<-all", "ndcg"] == pytest.approx(table.loc["random_analytic", "ndcg"], abs=0.05)
+    assert table.loc["original", "tied"] < 0.2
+    cut = table.drop(index=["original", "random", "random_analytic"])
+    assert (cut["p_holm"] >= cut["p_paired"]).all()
+    assert ((cut["low"] <= cut["ndcg"]) & (cut["ndcg"] <= cut["high"])).all()
+    assert (cut["n"] == 6).all()
+
+
+def test_the_layer_sweep_cuts_up_to_every_layer_and_from_every_layer(toy: HookedEncoder, tmp_path: Path) -> None:
+    stored = run(toy, tmp_path, "vast2025/layer_sweep", cut="doc<-query,cls<-all")
+    table = stored.summary
+    cut = table[table["direction"].notna()]
+    spans = {(row.direction, row.first, row.last) for row in cut.itertuples()}
+    assert spans == {(d, *s) for d in ("doc<-query", "cls<-all") for s in ((0, 0), (0, 1), (1, 1))}
+    assert (stored.path / "chart.html").stat().st_size > 100_000
+    assert (stored.path / "chart.png").stat().st_size > 10_000
+
+
+def test_both_experiments_agree_where_they_meet(toy: HookedEncoder, tmp_path: Path) -> None:
+    table = run(toy, tmp_path, "vast2025/direction_ablation").rows
+    sweep = run(toy, tmp_path, "vast2025/layer_sweep", cut="doc<-query").rows
+    one = table[table["name"] == "doc<-query"].set_index("doc_id")["score"]
+    other = sweep[sweep["name"] == "doc<-query@0-1"].set_index("doc_id")["score"]
+    pd.testing.assert_series_equal(one, other, atol=1e-5, rtol=0)
+
+
+def test_an_estimate_counts_forwards(toy: HookedEncoder) -> None:
+    pairs = mi.collection("toy").pairs(per_grade=1)
+    cost = experiment.estimate("vast2025/direction_ablation", toy, pairs)
+    assert cost["pairs"] == len(pairs)
+    assert cost["forwards"] == 31 * len(pairs)
+    assert cost["minutes"] > 0
+    assert 0.1 < cost["memory_gb"] < 20
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vast2025/direction_ablatoin", r"Unknown experiment '.*'. The closest are 'vast2025/direction_ablation'"),
+        ("nowhere.py", r"Unknown experiment 'nowhere.py'"),
+        ("../../setup", r"Unknown experiment '../../setup'"),
+    ],
+)
+def test_an_unknown_experiment_is_refused(name: str, message: str) -> None:
+    with pytest.raises(MechirError, match=message):
+        experiment.load_experiment(name)
+
+
+def test_a_file_that_is_no_experiment_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "half.py").write_text("def measure(model, pairs): ...\n")
+    with pytest.raises(MechirError, match="is no experiment: it defines no summarise and no chart"):
+        experiment.load_experiment(str(tmp_path / "half.py"))
+
+
+def test_an_unknown_option_is_refused(toy: HookedEncoder, tmp_path: Path) -> None:
+    with pytest.raises(MechirError, match="'slow' has no option 'speed': it takes pause, fail_at"):
+        run(toy, tmp_path, speed=3)
+
+
+def start(registry: Path) -> subprocess.Popen[str]:
+    code = "import mechir.experiment as e; e.UNIT = 1; from mechir.cli import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "run", SLOW, "--pause", "0.3", "--registry", str(registry)],
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def wait_for_parts(registry: Path, n: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while len(list(registry.glob("runs/*/part-*"))) < n:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_killed_half_way_it_loses_nothing(toy: HookedEncoder, tmp_path: Path, number: int, code: int) -> None:
+    process = start(tmp_path / "killed")
+    wait_for_parts(tmp_path / "killed", 2, process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in errors
+    assert len(list((tmp_path / "killed").glob("runs/*/part-*"))) < 6
+    again = start(tmp_path / "killed")
+    _, errors = again.communicate(timeout=120)
+    assert again.returncode == 0, errors
+    whole = start(tmp_path / "whole")
+    whole.communicate(timeout=120)
+    (one,), (other,) = (list((tmp_path / name / "runs").iterdir()) for name in ("killed", "whole"))
+    assert one.name == other.name
+    for part in other.glob("part-*"):
+        pd.testing.assert_frame_equal(pd.read_parquet(one / part.name), pd.read_parquet(part), check_exact=True)
