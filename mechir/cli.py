@@ -180,7 +180,7 @@ def _say(line: str) -> None:
     click.echo(line, err=True)
 
 
-def _print_estimate(cost: dict[str, float]) -> None:
+def _print_estimate(cost: dict[str, Any]) -> None:
     click.echo(f"pairs      {cost['pairs']:>12,}")
     click.echo(f"forwards   {cost['forwards']:>12,}")
     click.echo(f"minutes    {cost['minutes']:>12,.1f}")

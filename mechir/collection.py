@@ -32,7 +32,7 @@ class Collection:
 
     id: str
     queries: Mapping[str, str] = field(repr=False)
-    docs: Mapping[str, str] = field(repr=False)
+    docs: dict[str, str] | irds.Documents = field(repr=False)
     qrels: Mapping[str, Mapping[str, int]] = field(repr=False)
     hash: str
     folder: Path | None = None
@@ -40,7 +40,8 @@ class Collection:
 
     def __repr__(self) -> str:
         n = sum(map(len, self.qrels.values()))
-        return f"Collection({self.id}: {len(self.queries)} queries, {len(self.docs)} documents, {n} judgments)"
+        documents = "documents on demand" if isinstance(self.docs, irds.Documents) else f"{len(self.docs)} documents"
+        return f"Collection({self.id}: {len(self.queries)} queries, {documents}, {n} judgments)"
 
     def pairs(
         self,
@@ -137,12 +138,12 @@ class Collection:
 
     def _ids_at(self, places: np.ndarray) -> list[str]:
         if isinstance(self.docs, irds.Documents):
-            return self.docs.ids_at(places)
-        return [self._sorted_ids[place] for place in places]
+            return self.docs.ids_at(places.tolist())
+        return [self._ids[place] for place in places]
 
     @cached_property
-    def _sorted_ids(self) -> list[str]:
-        return sorted(self.docs)
+    def _ids(self) -> list[str]:
+        return list(self.docs)
 
     def _texts(self, doc_ids: Iterable[str]) -> Mapping[str, str]:
         return (

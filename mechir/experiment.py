@@ -281,7 +281,7 @@ def _commit(folder: Path) -> str | None:
     return found.stdout.strip() or None
 
 
-def estimate(experiment: str | ModuleType, model: Any, pairs: Sequence[Pair], **chosen: Any) -> dict[str, float]:
+def estimate(experiment: str | ModuleType, model: Any, pairs: Sequence[Pair], **chosen: Any) -> dict[str, Any]:
     """What a run would cost, from its interventions and a timing of the intact model on 16 of the pairs.
 
     Returns:
@@ -300,7 +300,7 @@ def estimate(experiment: str | ModuleType, model: Any, pairs: Sequence[Pair], **
     return {
         "pairs": len(pairs),
         "forwards": math.ceil(per_pair * len(pairs)),
-        "minutes": seconds * per_pair / 60,
+        "minutes": float(seconds * per_pair / 60),
         "memory_gb": _memory_gb(model, int(lengths.max())),
     }
 

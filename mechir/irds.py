@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,8 @@ def qrels(name: str, dataset: Any) -> dict[str, dict[str, int]]:
     return found
 
 
-class Documents(Mapping[str, str]):
-    """Document id -> text, read from the dataset's own store when asked for."""
+class Documents:
+    """Document id -> text, read from the dataset's own store when asked for, and not before."""
 
     def __init__(self, name: str, dataset: Any) -> None:
         self.name, self.dataset = name, dataset
@@ -80,13 +80,17 @@ class Documents(Mapping[str, str]):
     def __getitem__(self, doc_id: str) -> str:
         return self.many([doc_id])[doc_id]
 
+    def __repr__(self) -> str:
+        return f"Documents({self.name})"
+
     def __iter__(self) -> Iterator[str]:
         with reachable(self.name):
             yield from (doc.doc_id for doc in self.dataset.docs_iter())
 
     def __len__(self) -> int:
         with reachable(self.name):
-            return int(self.dataset.docs_count())
+            count = self.dataset.docs_count()
+            return int(self.dataset.docs_store().count() if count is None else count)
 
     def many(self, doc_ids: Iterable[str]) -> dict[str, str]:
         """The texts of these documents, in one go.

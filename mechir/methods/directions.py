@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -30,7 +32,8 @@ def condition_table(
         in pairs; negative: the cut harmed); `p_unpaired` (two-tailed Student test on per-query values, unpaired with
         equal variances, as the authors' code does), `p_paired` (the paired test, the better one here), `p_holm`
         (paired, corrected by Holm over all conditions of the table); `tied`, the mean share of documents with a
-        tied score; `low` and `high` of `random` hold 95 % of the 1,000 draws. Ties are broken at random (see `ranking.ndcg`). Queries without a relevant document are left out.
+        tied score. `low` and `high` of `random` hold 95 % of the 1,000 draws. Ties are broken at random (see
+        `ranking.ndcg`). Queries without a relevant document are left out.
 
     Source: arXiv:2507.14604, Table 1.
     """
@@ -47,7 +50,7 @@ def condition_table(
             | _beside(values, baseline, name == original)
         )
     frame = pd.DataFrame(table)
-    frame.insert(frame.columns.get_loc("p_paired") + 1, "p_holm", statistics.holm(frame["p_paired"]))
+    frame.insert(frame.columns.get_loc("p_paired") + 1, "p_holm", statistics.holm(frame["p_paired"].to_numpy()))
     expected = ranking.random_ndcg(pool, judgments, k).set_index("query_id")["value"]
     draws = ranking.random_draws(pool, judgments, k, draws=DRAWS)
     spread = np.quantile(draws, [0.025, 0.975]).tolist()
@@ -59,12 +62,12 @@ def condition_table(
     return pd.concat([frame, pd.DataFrame(random)], ignore_index=True)
 
 
-def _line(values: pd.Series) -> dict[str, float]:
+def _line(values: pd.Series) -> dict[str, Any]:
     low, high = statistics.bootstrap_mean(values.to_numpy())
     return {"n": len(values), "ndcg": float(values.mean()), "low": low, "high": high}
 
 
-def _beside(values: pd.Series, baseline: pd.Series, same: bool) -> dict[str, float]:
+def _beside(values: pd.Series, baseline: pd.Series, same: bool) -> dict[str, Any]:
     if same:
         return {}
     found = statistics.compare(values.to_numpy(), baseline.to_numpy())

@@ -108,9 +108,7 @@ def write_trec_run(file: Path, pairs: Sequence[Pair], scores: Sequence[float], t
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
         temporary.replace(file)
     except OSError as error:
-        raise MechirError(
-            f"Cannot write '{file}' ({error.strerror}): give --out a file in a folder you may write."
-        ) from error
+        raise MechirError(f"Cannot write '{file}' ({error.strerror}): give another file to write.") from error
     finally:
         temporary.unlink(missing_ok=True)
 

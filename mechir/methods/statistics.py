@@ -28,13 +28,13 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, *, level: float = 0.95,
 
     NaN with fewer than 2 values; without width when all values are equal.
     """
-    values = np.asarray(values, dtype=float)
+    values = _without_noise(values)
     if len(values) < 2:
         return float("nan"), float("nan")
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
     # With one value apart from otherwise equal ones the acceleration of BCa is degenerate: percentiles instead.
-    method = "BCa" if len(np.unique(values)) > 2 else "percentile"
+    method = "BCa" if len(np.unique(values.round(12))) > 2 else "percentile"
     found = stats.bootstrap(
         (values,),
         np.mean,
@@ -53,8 +53,8 @@ def compare(edited: Sequence[float] | np.ndarray, original: Sequence[float] | np
     of Vast et al. 2025 does (scipy's `ttest_ind`): with the same queries on both sides it is far too cautious.
     `p_paired` is the test of the differences (`ttest_rel`). Equal values give p = 1; fewer than 2 queries give NaN.
     """
-    edited, original = np.asarray(edited, dtype=float), np.asarray(original, dtype=float)
-    change = edited - original
+    edited, original = _without_noise(edited), _without_noise(original)
+    change = _without_noise(edited - original)
     low, high = bootstrap_mean(change)
     return Comparison(len(change), float(change.mean()), low, high, _p_unpaired(edited, original), _p_paired(change))
 
@@ -64,7 +64,8 @@ def _p_unpaired(edited: np.ndarray, original: np.ndarray) -> float:
         return float("nan")
     if np.ptp(edited) == 0 and np.ptp(original) == 0:
         return float(edited[0] == original[0])
-    return float(stats.ttest_ind(edited, original).pvalue)
+    sides = [moment for side in (edited, original) for moment in (side.mean(), side.std(ddof=1), len(side))]
+    return float(stats.ttest_ind_from_stats(*sides).pvalue)  # as ttest_ind, which warns when one side is constant
 
 
 def _p_paired(change: np.ndarray) -> float:
@@ -73,6 +74,13 @@ def _p_paired(change: np.ndarray) -> float:
     if np.ptp(change) == 0:
         return float(change[0] == 0)
     return float(stats.ttest_1samp(change, 0.0).pvalue)
+
+
+def _without_noise(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Values that differ in the last digits only made equal: their variance is rounding, not a sample's."""
+    values = np.asarray(values, dtype=float)
+    constant = np.ptp(values) <= 1e-12 * np.abs(values).max()
+    return np.full_like(values, values[0]) if constant else values
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -1,0 +1,66 @@
+"""Charts are whole, offline, and safe against what stands in a collection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from mechir.views import charts, tables
+
+EVIL = "</script><img src=x onerror=alert(1)>"
+FRAME = pd.DataFrame(
+    {"reader": ["a", "a", "b", EVIL], "source": ["x", "y", "x", "y"], "value": [0.1, 0.5, 0.9, 0.3], "star": [True] * 4}
+)
+
+
+def layers() -> pd.DataFrame:
+    rows = [(source, layer, side, 0.5 + 0.01 * layer) for source in "xy" for layer in range(4) for side in "lr"]
+    frame = pd.DataFrame(rows, columns=["source", "layer", "side", "value"])
+    return frame.assign(low=frame["value"] - 0.1, high=frame["value"] + 0.1)
+
+
+@pytest.mark.parametrize(
+    "chart",
+    [
+        charts.heatmap(FRAME, "source", "reader", "value", title=EVIL, subtitle="s", star="star", order_x=["y", "x"]),
+        charts.lines(layers(), "layer", "value", "source", title=EVIL, low="low", high="high", rule={"random": 0.3}),
+        charts.lines(layers(), "layer", "value", "source", title=EVIL, column="side", rule={"random": 0.3}),
+    ],
+)
+def test_html_needs_no_network_and_runs_no_foreign_markup(chart: object, tmp_path: Path) -> None:
+    html, png = charts.save(chart, tmp_path / "chart")
+    page = html.read_text(encoding="utf-8")
+    assert "<img src=x" not in page
+    assert r"\u003c/script>\u003cimg" in page
+    assert "https://cdn" not in page
+    assert 'src="http' not in page
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["chart.html", "chart.png"]
+
+
+def test_a_chart_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    broken = charts.heatmap(FRAME, "source", "reader", "value", title="t")
+    broken.layer[0].mark = "no such mark"
+    with pytest.raises(Exception, match="no such mark"):
+        charts.save(broken, tmp_path / "chart")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_star_and_the_number_stand_in_the_cell() -> None:
+    spec = charts.heatmap(FRAME.iloc[:3], "source", "reader", "value", title="t", star="star").to_dict()
+    rows = next(iter(spec["datasets"].values()))
+    assert [row["written"] for row in rows] == ["0.10*", "0.50*", "0.90*"]
+    assert [row["dark"] for row in rows] == [True, False, False]
+
+
+def test_a_table_rounds_and_leaves_out_empty_columns() -> None:
+    frame = pd.DataFrame(
+        {"name": ["a", "b"], "n": [3, 4], "x": [0.12345, None], "p_x": [1e-7, 0.5], "none": [None, None]}
+    )
+    text = tables.summary(frame)
+    assert "0.123" in text
+    assert "1e-07" in text
+    assert "none" not in text
+    assert "nan" not in text.lower()

@@ -1,0 +1,258 @@
+"""Collections are read strictly, and pools are what they say, whatever else is asked for."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ir_datasets
+import pytest
+import requests
+
+import mechir as mi
+from mechir import irds
+from mechir.collection import TOY
+from mechir.errors import MechirError
+from mechir.pairs import EASY, pairs_hash
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the toy collection, to be spoilt."""
+    return Path(shutil.copytree(TOY, tmp_path / "toy"))
+
+
+@pytest.fixture
+def dataset(folder: Path) -> str:
+    """The toy collection as a dataset of ir_datasets."""
+    name = f"mechir-test/{folder.parent.name}"
+    made = ir_datasets.create_dataset(
+        docs_tsv=str(folder / "docs.tsv"), queries_tsv=str(folder / "queries.tsv"), qrels_trec=str(folder / "qrels.txt")
+    )
+    ir_datasets.registry.register(name, made)
+    return name
+
+
+def append(file: str, line: str) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        with (folder / file).open("ab") as opened:
+            opened.write(line.encode())
+
+    return change
+
+
+def test_a_directory_is_read_in_file_order() -> None:
+    toy = mi.collection("toy")
+    assert repr(toy) == "Collection(toy: 6 queries, 72 documents, 72 judgments)"
+    assert list(toy.queries)[:2] == ["q1", "q2"]
+    assert toy.qrels["q1"]["d0103"] == 3
+    assert toy.hash == mi.collection(TOY).hash
+
+
+def test_texts_keep_every_character_but_the_newline(folder: Path) -> None:
+    strange = "a\x85b\u2028c\td \"quoted\" 'x' <b>"
+    append("docs.tsv", f"new\t{strange}\r\n")(folder)
+    append("qrels.txt", "q1 0 new 2\r\n")(folder)
+    assert mi.collection(folder).docs["new"] == strange
+    assert mi.collection(folder).hash != mi.collection(TOY).hash
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (append("queries.tsv", "q9 no tab\n"), r"queries.tsv, line 7: cannot read 'q9 no tab'; write query_id<tab>text"),
+        (append("docs.tsv", "d9\t \n"), r"docs.tsv, line 73: document 'd9' is empty"),
+        (append("queries.tsv", "q1\tagain\n"), r"queries.tsv, line 7: query id 'q1' stands here a second time"),
+        (append("docs.tsv", "d0101\tagain\n"), r"docs.tsv, line 73: document id 'd0101' stands here a second time"),
+        (append("qrels.txt", "q1 0 d0101\n"), r"qrels.txt, line 73: cannot read 'q1 0 d0101'; write query_id 0 doc_id grade"),
+        (append("qrels.txt", "q1 0 d0101 high\n"), r"qrels.txt, line 73: cannot read 'q1 0 d0101 high'"),
+        (append("qrels.txt", "q1 0 d0101 2\n"), r"document 'd0101' has grade 2 for query 'q1' here and 1 above; keep one"),
+        (lambda f: (f / "docs.tsv").write_bytes(b"d\xff\t"), r"docs.tsv is not UTF-8 \(byte 1\)"),
+        (lambda f: (f / "qrels.txt").unlink(), r"is no collection: it holds no qrels.txt"),
+        (append("qrels.txt", "q1 0 x1 1\nq8 0 d0101 1\n"), r"2 of 74 lines of .*qrels.txt name unknown .*\(q1/x1, q8/d0101, ...\): over 1 %"),
+        (lambda f: (f / "qrels.txt").write_text("\n"), r"The pool of 'toy' is empty"),
+    ],
+)  # fmt: skip
+def test_a_file_that_cannot_be_trusted_is_refused(folder: Path, spoil: Callable[[Path], object], message: str) -> None:
+    spoil(folder)
+    with pytest.raises(MechirError, match=message):
+        mi.collection(folder).pairs()
+
+
+def test_few_unknown_judgments_are_dropped_counted_and_said(folder: Path) -> None:
+    many = "".join(f"q1 0 d{q:02d}{d:02d} 0\n" for q in range(2, 7) for d in range(12))
+    append("qrels.txt", many + "q1 0 nowhere 3\n")(folder)
+    with pytest.warns(UserWarning, match=r"1 of 133 lines of .* \(q1/nowhere, ...\); they are left out"):
+        read = mi.collection(folder)
+    assert read.dropped == 1
+    assert "nowhere" not in {pair.doc_id for pair in read.pairs()}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./nowhere", r"There is no directory './nowhere'"),
+        ("msmarco-passage/trec-dl-2019/juged", r"The closest ids are 'msmarco-passage/trec-dl-2019/judged'"),
+    ],
+)
+def test_a_name_that_is_nothing_is_refused(name: str, message: str) -> None:
+    with pytest.raises(MechirError, match=message):
+        mi.collection(name)
+
+
+def test_the_judged_pool_is_every_judgment_by_falling_grade() -> None:
+    pairs = mi.collection("toy").pairs()
+    assert len(pairs) == 72
+    first = [pair.grade for pair in pairs if pair.query_id == "q1"]
+    assert first == sorted(first, reverse=True)
+
+
+def test_pools_hold_what_was_asked_for() -> None:
+    toy = mi.collection("toy")
+    pairs = toy.pairs(per_grade=2, easy_negatives=4)
+    for query_id in toy.queries:
+        mine = [pair for pair in pairs if pair.query_id == query_id]
+        assert Counter(pair.grade for pair in mine) == {3: 2, 2: 2, 1: 2, 0: 2, EASY: 4}
+        assert len({pair.doc_id for pair in mine}) == 12
+        for pair in mine:
+            assert (pair.doc_id in toy.qrels[query_id]) == (pair.grade != EASY)
+            assert pair.document == toy.docs[pair.doc_id]
+
+
+def test_what_is_drawn_depends_on_seed_query_and_grade_alone() -> None:
+    toy = mi.collection("toy")
+    whole = toy.pairs(per_grade=2, easy_negatives=3)
+    assert toy.pairs(per_grade=2, easy_negatives=3, limit_queries=2) == whole[:22]
+    assert toy.pairs(per_grade=2) == [pair for pair in whole if pair.grade != EASY]
+    assert toy.pairs(per_grade=2, easy_negatives=3, seed=1) != whole
+    assert pairs_hash(whole) == pairs_hash(toy.pairs(per_grade=2, easy_negatives=3)) != pairs_hash(whole[1:])
+
+
+def test_negative_grades_are_hard_negatives(folder: Path) -> None:
+    text = (folder / "qrels.txt").read_text()
+    (folder / "qrels.txt").write_text(text.replace("d0104 0", "d0104 -2"))
+    assert next(pair.grade for pair in mi.collection(folder).pairs() if pair.doc_id == "d0104") == 0
+
+
+def test_a_run_s_top_is_a_pool_with_its_judgments(folder: Path) -> None:
+    run = "q1 Q0 d0101 1 0.5 t\nq1 Q0 d0201 2 0.75 t\nq1 Q0 d0103 3 0.5 t\nq2 Q0 d0203 1 1 t\n"
+    (folder / "run.mine.txt").write_text(run)
+    toy = mi.collection(folder)
+    found = toy.pairs(run="mine", top_k=2, easy_negatives=1)
+    assert [(pair.query_id, pair.doc_id, pair.grade) for pair in found if pair.grade != EASY] == [
+        ("q1", "d0201", None), ("q1", "d0101", 1), ("q2", "d0203", 3),
+    ]  # fmt: skip
+    assert toy.pairs(run=folder / "run.mine.txt") == toy.pairs(run="run.mine.txt") == toy.pairs(run="mine")
+    judged = toy.judged(found, full=True)
+    assert judged["pooled"].sum() == len(found)
+    assert len(judged) == 24 + 3  # all judged documents of both queries, one unjudged, two easy negatives
+    assert len(toy.judged(found, full=False)) == len(found)
+    assert judged.loc[judged["doc_id"] == "d0201", "grade"].tolist()[0] == 0
+
+
+def test_bm25_finds_the_documents_with_the_words(folder: Path) -> None:
+    append("docs.tsv", "hit\tBluetooth WIFI wifi\n")(folder)
+    pairs = mi.collection(folder).pairs(top_k=5)
+    mine = [pair for pair in pairs if pair.query_id == "q2"]
+    assert mine[0].doc_id == "hit"
+    assert all("wifi" in pair.document.lower() for pair in mine)
+    assert len(mine) <= 5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"per_grade": 2, "top_k": 3}, r"per_grade samples judged documents and run/top_k takes a run's"),
+        (
+            {"easy_negatives": 61},
+            r"'toy' has 72 documents, 12 of them .* for query 'q1': too few for 61 easy negatives",
+        ),
+        ({"run": "none"}, r"There is no run file 'none'; 'toy' has none of its own"),
+        ({"run": "../x"}, r"There is no run file '../x'"),
+    ],
+)
+def test_pools_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(MechirError, match=message):
+        mi.collection("toy").pairs(**options)
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        ("q1 Q0 d0101 1 x t\n", r"run.bad.txt, line 1: cannot read 'q1 Q0 d0101 1 x t'; write query_id Q0 doc_id rank"),
+        ("q1 Q0 d0101 1 2 t\nq1 Q0 d0101 2 1 t\n", r"line 2: document 'd0101' stands twice for query 'q1'"),
+        ("q1 Q0 x 1 2 t\n", r"1 of 1 lines of the run 'bad' name unknown"),
+    ],
+)
+def test_a_run_that_cannot_be_trusted_is_refused(folder: Path, run: str, message: str) -> None:
+    (folder / "run.bad.txt").write_text(run)
+    with pytest.raises(MechirError, match=message):
+        mi.collection(folder).pairs(run="bad")
+
+
+def test_ir_datasets_gives_the_same_pools(dataset: str, folder: Path) -> None:
+    there, here = mi.collection(dataset), mi.collection(folder)
+    assert there.pairs(per_grade=2) == here.pairs(per_grade=2)
+    assert len(there.docs) == len(here.docs)
+    assert there.docs["d0101"] == here.docs["d0101"]
+    easy = there.pairs(easy_negatives=5)
+    assert sum(pair.grade == EASY for pair in easy) == 30
+    assert easy == here.pairs(easy_negatives=5)
+    assert there.pairs(top_k=3) == here.pairs(top_k=3)
+    assert list(there.docs) == list(here.docs)
+    assert irds.is_dataset(dataset)
+    assert "6 queries, 72 judgments, 72 documents" in irds.fetch_dataset(dataset)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("All download sources failed", []), requests.ConnectionError("refused")]
+)
+def test_a_dataset_that_cannot_be_reached_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, dataset: str, error: Exception
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise error
+
+    read = mi.collection(dataset)
+    monkeypatch.setattr(ir_datasets.load(dataset), "docs_store", fail, raising=False)
+    with pytest.raises(
+        MechirError, match=rf"Cannot get '{dataset}' \(.*run `mechir fetch {dataset}`.*IR_DATASETS_HOME"
+    ):
+        read.pairs()
+    monkeypatch.setattr(ir_datasets.load(dataset), "queries_iter", fail, raising=False)
+    with pytest.raises(MechirError, match=rf"Cannot get '{dataset}'"):
+        mi.collection(dataset)
+
+
+def test_titles_are_part_of_a_beir_document() -> None:
+    from ir_datasets.datasets.beir import BeirTitleDoc
+
+    class Store:
+        def get_many(self, ids: list[str]) -> dict[str, BeirTitleDoc]:
+            return {doc_id: BeirTitleDoc(doc_id, "text of it", "A title") for doc_id in ids}
+
+    class Dataset:
+        def docs_store(self) -> Store:
+            return Store()
+
+    assert irds.Documents("beir/x", Dataset()).many(["d"]) == {"d": "A title text of it"}
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("dl19", (43, 11179, 9260)),
+        ("dl21", (53, 13338, 10828)),
+        ("cranfield", (225, 1398, 1836)),
+        ("vaswani", (93, 11429, 2083)),
+    ],
+)
+def test_real_collections_are_whole(shared: Path, name: str, sizes: tuple[int, int, int]) -> None:
+    read = mi.collection(shared / "data" / name)
+    assert (len(read.queries), len(read.docs), sum(map(len, read.qrels.values()))) == sizes
+    assert read.dropped == 0
+    assert len(read.pairs(per_grade=1, easy_negatives=1)) > len(read.queries)

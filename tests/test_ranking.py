@@ -1,0 +1,142 @@
+"""nDCG with honest ties, the random ranking, and TREC runs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import ir_measures
+import numpy as np
+import pandas as pd
+import pytest
+
+import mechir as mi
+from mechir.errors import MechirError
+from mechir.methods import ranking
+from mechir.methods.directions import condition_table
+
+IDS = ["a", "b", "c", "d", "e"]
+GRADES = [3, 0, 2, 0, 1]
+
+
+def frames(scores: list[float], grades: list[int] = GRADES, query: str = "q") -> tuple[pd.DataFrame, pd.DataFrame]:
+    ids = IDS[: len(scores)]
+    return (
+        pd.DataFrame({"query_id": query, "doc_id": ids, "score": scores}),
+        pd.DataFrame({"query_id": query, "doc_id": ids, "grade": grades}),
+    )
+
+
+def by_hand(order: list[int], grades: list[int], k: int) -> float:
+    def dcg(gains: list[int]) -> float:
+        return sum(gain / math.log2(rank + 2) for rank, gain in enumerate(gains[:k]))
+
+    return dcg([grades[i] for i in order]) / dcg(sorted(grades, reverse=True))
+
+
+def test_ndcg_is_that_of_the_formula_and_of_ir_measures() -> None:
+    scores, judged = frames([0.1, 0.9, 0.5, 0.2, 0.3])
+    found = ranking.ndcg(scores, judged, 3)
+    assert found["value"].item() == pytest.approx(by_hand([1, 2, 4, 3, 0], GRADES, 3))
+    assert found["tied"].item() == 0
+    theirs = ir_measures.calc_aggregate([ir_measures.nDCG @ 3], judged.rename(columns={"grade": "relevance"}), scores)
+    assert found["value"].item() == pytest.approx(theirs[ir_measures.nDCG @ 3])
+
+
+def test_a_constant_scorer_gets_the_random_value_whatever_the_ids() -> None:
+    scores, judged = frames([1.0] * 5)
+    expected = ranking.random_ndcg(scores, judged, 3)["value"].item()
+    every = [by_hand(list(order), GRADES, 3) for order in itertools.permutations(range(5))]
+    assert expected == pytest.approx(np.mean(every))
+    margin = 4 * np.std(every) / math.sqrt(ranking.PERMUTATIONS)
+    for ids in (IDS, IDS[::-1], ["z", "y", "x", "w", "v"]):
+        renamed = dict(zip(IDS, ids, strict=True))
+        found = ranking.ndcg(scores.replace(renamed), judged.replace(renamed), 3)
+        assert found["value"].item() == pytest.approx(expected, abs=margin)
+        assert found["tied"].item() == 1
+
+
+def test_neither_row_order_nor_other_queries_change_a_value() -> None:
+    scores, judged = frames([0.1, 0.1, 0.5, 0.5, 0.5])
+    other, more = frames([0.3, 0.2, 0.1, 0.0, 0.9], query="p")
+    alone = ranking.ndcg(scores, judged)["value"].item()
+    both = ranking.ndcg(pd.concat([other, scores.iloc[::-1]]), pd.concat([more, judged])).set_index("query_id")
+    assert both.loc["q", "value"] == alone
+    assert ranking.ndcg(scores, judged, seed=1)["value"].item() != alone
+
+
+def test_scores_within_the_tie_are_tied_in_a_chain() -> None:
+    scores, judged = frames([0.5, 0.500009, 0.500018, 0.1, 0.10002])
+    found = ranking.ndcg(scores, judged)
+    assert found["tied"].item() == pytest.approx(3 / 5)
+
+
+def test_the_ideal_uses_judged_documents_outside_the_pool() -> None:
+    scores, judged = frames([3.0, 2.0, 1.0], [1, 0, 0])
+    more = pd.concat([judged, pd.DataFrame({"query_id": ["q"], "doc_id": ["missed"], "grade": [3]})])
+    assert ranking.ndcg(scores, judged)["value"].item() == 1
+    ideal = 3 + 1 / math.log2(3)
+    assert ranking.ndcg(scores, more)["value"].item() == pytest.approx(1 / ideal)
+    mean_gain = 1 / 3
+    dcg = mean_gain * sum(1 / math.log2(rank + 1) for rank in (1, 2, 3))
+    assert ranking.random_ndcg(scores, more)["value"].item() == pytest.approx(dcg / ideal)
+
+
+def test_a_query_without_relevant_documents_is_left_out_and_easy_negatives_gain_nothing() -> None:
+    scores, judged = frames([1.0, 2.0], [0, -1])
+    assert len(ranking.ndcg(scores, judged)) == len(ranking.random_ndcg(scores, judged)) == 0
+    scores, judged = frames([1.0, 2.0], [1, -1])
+    assert ranking.ndcg(scores, judged)["value"].item() == pytest.approx(1 / math.log2(3))
+
+
+def test_random_draws_average_to_the_analytic_value() -> None:
+    scores, judged = frames([1.0] * 5)
+    draws = ranking.random_draws(scores, judged, 3, draws=2000)
+    assert len(draws) == 2000
+    assert draws.mean() == pytest.approx(ranking.random_ndcg(scores, judged, 3)["value"].item(), abs=0.02)
+
+
+def test_a_score_that_is_not_finite_is_refused() -> None:
+    scores, judged = frames([1.0, float("nan"), 0.0, 0.0, 0.0])
+    with pytest.raises(MechirError, match="The score of pair q/b is not finite"):
+        ranking.ndcg(scores, judged)
+
+
+def test_a_run_is_written_best_first_and_whole(tmp_path: Path) -> None:
+    pairs = [mi.Pair("x", "y", query, doc) for query in ("q2", "q1") for doc in ("d1", "d2")]
+    ranking.write_trec_run(tmp_path / "run", pairs, [0.25, 1.5, 2.0, -1.0], "tag")
+    assert (tmp_path / "run").read_text() == (
+        "q2 Q0 d2 1 1.5 tag\nq2 Q0 d1 2 0.25 tag\nq1 Q0 d1 1 2 tag\nq1 Q0 d2 2 -1 tag\n"
+    )
+    with pytest.raises(MechirError, match=r"Cannot write '.*' \(No such file or directory\): give another file"):
+        ranking.write_trec_run(tmp_path / "no" / "run", pairs, [0.0] * 4, "tag")
+    assert [file.name for file in tmp_path.iterdir()] == ["run"]
+
+
+def test_the_table_compares_every_condition_with_the_original() -> None:
+    rows, judgments = [], []
+    for i in range(6):
+        good, judged = frames([5.0, 1.0, 4.0, 0.5, 3.0], query=f"q{i}")
+        bad, _ = frames([0.1, 1.0, 0.2 * i, 0.5, 0.3], query=f"q{i}")
+        rows += [good.assign(name="original"), bad.assign(name="cut"), good.assign(name="same")]
+        judgments.append(judged)
+    table = condition_table(pd.concat(rows), pd.concat(judgments)).set_index("name")
+    assert list(table.index) == ["original", "cut", "same", "random", "random_analytic"]
+    assert table.loc["original", "ndcg"] == 1
+    assert table.loc["cut", "change"] == pytest.approx(table.loc["cut", "ndcg"] - 1)
+    assert table.loc["cut", "change_high"] < 0
+    assert table.loc["cut", "p_holm"] == pytest.approx(min(1, 2 * table.loc["cut", "p_paired"]))
+    assert table.loc["same", ["change", "p_paired", "p_unpaired", "p_holm"]].tolist() == [0, 1, 1, 1]
+    assert np.isnan(table.loc["original", "p_paired"])
+
+
+@pytest.mark.shared
+def test_bm25_s_order_of_dl19_gives_the_known_value(shared: Path) -> None:
+    collection = mi.collection(shared / "data" / "dl19")
+    pairs = collection.pairs(run="bm25")
+    scores = pd.DataFrame([(pair.query_id, pair.doc_id) for pair in pairs], columns=["query_id", "doc_id"])
+    scores["score"] = -np.arange(len(scores), dtype=float)
+    found = ranking.ndcg(scores, collection.judged(pairs, full=True))
+    assert len(found) == 43
+    assert round(found["value"].mean(), 4) == 0.5058

@@ -1,0 +1,62 @@
+"""Intervals that cover, tests that agree with the formulas, and degenerate samples without warnings."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mechir.methods.statistics import bootstrap_mean, compare, holm
+
+
+def test_the_interval_covers_the_mean_about_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    covered = 0
+    for seed in range(60):
+        low, high = bootstrap_mean(generator.normal(1.0, 1.0, 40), seed=seed)
+        covered += low <= 1.0 <= high
+    assert 51 <= covered <= 60
+
+
+def test_the_interval_is_seeded() -> None:
+    values = [0.1, 0.5, 0.9, 0.3]
+    assert bootstrap_mean(values) == bootstrap_mean(values) != bootstrap_mean(values, seed=1)
+
+
+@pytest.mark.parametrize(("values", "expected"), [([0.5, 0.5, 0.5], (0.5, 0.5)), ([0.5], (math.nan, math.nan))])
+def test_degenerate_samples(values: list[float], expected: tuple[float, float]) -> None:
+    np.testing.assert_equal(bootstrap_mean(values), expected)
+
+
+def test_one_value_apart_has_an_interval_without_warnings() -> None:
+    low, high = bootstrap_mean([0.0] * 20 + [1.0])
+    assert 0 <= low < 1 / 21 < high
+
+
+def test_both_tests_are_student_s() -> None:
+    edited, original = np.array([0.2, 0.4, 0.3, 0.9, 0.5]), np.array([0.3, 0.6, 0.35, 0.95, 0.8])
+    found = compare(edited, original)
+    assert found.n == 5
+    assert found.change == pytest.approx(-0.14)
+    assert found.low < found.change < found.high < 0
+    assert found.p_paired == pytest.approx(stats.ttest_rel(edited, original).pvalue)
+    t = (edited.mean() - original.mean()) / math.sqrt((edited.var(ddof=1) + original.var(ddof=1)) / 5)
+    assert found.p_unpaired == pytest.approx(2 * stats.t.sf(abs(t), 8))
+    assert found.p_paired < 0.05 < found.p_unpaired
+
+
+def test_equal_samples_give_1_and_one_query_gives_nan() -> None:
+    same = compare([0.5, 0.7], [0.5, 0.7])
+    assert (same.p_paired, same.p_unpaired, same.change, same.low, same.high) == (1, 1, 0, 0, 0)
+    assert compare([0.5, 0.5], [0.5, 0.5]).p_unpaired == 1
+    assert compare([0.5, 0.5], [0.7, 0.7]).p_unpaired == 0
+    one = compare([0.5], [0.7])
+    assert one.n == 1
+    assert all(math.isnan(value) for value in (one.p_paired, one.p_unpaired, one.low, one.high))
+
+
+def test_holm_by_hand() -> None:
+    np.testing.assert_allclose(holm([0.01, math.nan, 0.04, 0.03]), [0.03, math.nan, 0.06, 0.06])
+    assert np.isnan(holm([math.nan])).all()
