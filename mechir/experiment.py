@@ -159,6 +159,8 @@ def run(
     module = load_experiment(experiment) if isinstance(experiment, str) else experiment
     say, shard, pool = say or (lambda line: None), shard or Shard(), pool or Pool()
     chosen = _options(module, chosen)
+    if hasattr(module, "interventions"):
+        forwards(model, module.interventions(model, **chosen))  # refuses what does not fit before anything is written
     pairs = pool.pairs(collection)
     cut = units(pairs)
     identity = _identity(module, model, collection, pairs, pool, chosen) | (

@@ -1,0 +1,170 @@
+"""The command line, in process: what it prints, where it exits, what it leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import mechir as mi
+from mechir import cli
+from tests.models import Checkpoints
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = 0
+    try:
+        cli.main(arguments)
+    except SystemExit as exit_:
+        code = int(exit_.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_run_alone_prints_table_1_and_stores_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, err = call(capsys, "run")
+    assert code == 0
+    assert "doc<-query" in out
+    assert "random_analytic" in out
+    assert "parity with Hugging Face on 8 pairs" in out
+    assert "no number has meaning" in err
+    (run,) = (tmp_path / "mechir-registry" / "runs").iterdir()
+    assert {file.name for file in run.iterdir()} == {
+        "run.json", "judged.parquet", "part-00000.parquet", "summary.parquet", "chart.html", "chart.png",
+    }  # fmt: skip
+    code, again, err = call(capsys, "run")
+    assert (code, again) == (0, out)
+    assert "unit 1/1" not in err  # nothing was computed again
+    code, shown, _ = call(capsys, "show", run.name[:6])
+    assert shown == out
+    code, listed, _ = call(capsys, "show")
+    assert run.name in listed
+    assert "1/1 units" in listed
+
+
+def test_an_experiment_s_options_come_from_its_signature(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, _ = call(capsys, "run", "vast2025/layer_sweep", "--help")
+    assert code == 0
+    assert "--cut TEXT" in out
+    assert "--renormalise" in out
+    assert "--per-grade" in out
+    code, out, _ = call(
+        capsys, "run", "vast2025/layer_sweep", "--cut", "doc<-query", "--renormalise", "--limit-queries", "2"
+    )
+    assert code == 0
+    assert "doc<-query@0-1" in out
+    (run,) = (tmp_path / "mechir-registry" / "runs").iterdir()
+    identity = json.loads((run / "run.json").read_text())["identity"]
+    assert identity["options"] == {"cut": "doc<-query", "renormalise": True}
+    assert identity["pool"]["limit_queries"] == 2
+
+
+def test_run_lists_the_experiments(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "run", "--help")
+    assert code == 0
+    assert "vast2025/direction_ablation" in out
+    assert "Table 1 of Vast et al. 2025" in out
+
+
+def test_options_without_an_experiment_are_those_of_the_default(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "run", "--per-grade", "1", "--dry-run")
+    assert code == 0
+    assert out.splitlines()[0].split() == ["pairs", "24"]
+    assert out.splitlines()[1].split() == ["forwards", "744"]
+    assert not Path("mechir-registry").exists()
+
+
+def test_a_shard_says_what_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mechir.experiment.UNIT", 1)
+    code, out, _ = call(capsys, "run", "--shard", "1/2")
+    assert code == 0
+    assert "3 of 6 units are done" in out
+    code, out, _ = call(capsys, "run", "--shard", "2/2")
+    assert "doc<-query" in out
+
+
+def test_score_writes_a_run_of_all_judged_pairs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, _ = call(capsys, "score", "--out", "intact.run")
+    assert code == 0
+    assert "72 pairs" in out
+    code, _, _ = call(
+        capsys, "score", "--mask", "doc<-query@0-1", "--mask", "cls<-doc@h1.2", "--ablate", "h0.3", "--out", "cut.run"
+    )
+    assert code == 0
+    toy, model = mi.collection("toy"), mi.load()
+    pairs = toy.pairs()
+    do = [mi.Mask("doc<-query"), mi.Mask("cls<-doc", heads=mi.Head(1, 2)), mi.Ablate("h0.3")]
+    expected = {
+        (pair.query_id, pair.doc_id): score for pair, score in zip(pairs, model.score(pairs, do).tolist(), strict=True)
+    }
+    lines = [line.split() for line in (tmp_path / "cut.run").read_text().splitlines()]
+    assert {(line[0], line[2]): pytest.approx(float(line[4]), abs=1e-5) for line in lines} == expected
+    assert [line[3] for line in lines[:3]] == ["1", "2", "3"]
+    assert (tmp_path / "intact.run").read_text() != (tmp_path / "cut.run").read_text()
+
+
+def test_convert_and_fetch(
+    capsys: pytest.CaptureFixture[str], checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, _ = call(capsys, "convert", str(checkpoints.monobert_layout()), "--out", "converted")
+    assert code == 0
+    assert "sha256" in out
+    code, out, _ = call(capsys, "run", "--model", "converted", "--limit-queries", "1", "--per-grade", "1")
+    assert code == 0
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(checkpoints.path("bert")))
+    code, out, _ = call(capsys, "fetch", "some/model")
+    assert "mechir reads it by its name" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "vast2025/table_1"], r"Unknown experiment 'vast2025/table_1'. The closest are 'vast2025/"),
+        (["run", "--model", "./nowhere"], "There is no directory './nowhere'"),
+        (["run", "--collection", "./nowhere"], "There is no directory './nowhere'"),
+        (["run", "--shard", "3"], "Cannot read --shard '3': write I/N"),
+        (["run", "--per-grade", "0"], "Invalid value for '--per-grade'"),
+        (["run", "--per-grad", "3"], "No such option"),
+        (["run", "--dtype", "float8"], "Cannot compute in 'float8'"),
+        (["run", "--per-grade", "1", "--top-k", "3"], "per_grade samples judged documents"),
+        (["run", "vast2025/layer_sweep", "--cut", "doc->query"], "write 'query<-doc'"),
+        (["score", "--mask", "doc->query", "--out", "x.run"], "write 'query<-doc'"),
+        (["score", "--mask", "doc<-query@0-9", "--out", "x.run"], "the model has layers 0-1"),
+        (["score", "--ablate", "h1.9", "--out", "x.run"], "Head 9 is out of range: layer 1 has heads 0-3"),
+        (["score", "--out", "no/such/x.run"], "Cannot write 'no/such/x.run'"),
+        (["show", "abc"], "There is no run 'abc' in 'mechir-registry': it holds no run yet"),
+        (["show"], "'mechir-registry' holds no run yet"),
+        (["convert", "toy", "--out", "x"], "Cannot get 'toy' from the hub"),
+        (["nothing"], "No such command 'nothing'"),
+    ],
+)
+def test_a_mistake_is_one_sentence_exit_code_2_and_leaves_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    code, out, err = call(capsys, *arguments)
+    assert code == 2
+    assert message in err.replace("\n", " ")
+    assert "Traceback" not in err + out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interruptions_have_their_codes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mechir.experiment.run", interrupt)
+    code, _, err = call(capsys, "run")
+    assert code == 130
+    assert "goes on from the last finished unit" in err
+
+
+def test_the_version_is_that_of_the_distribution(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "--version")
+    assert code == 0
+    assert "0.1.0" in out

@@ -1,0 +1,74 @@
+"""The README and the documentation run as they stand."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import mechir as mi
+
+ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(block, page, "exec"), names)  # our own documentation
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_between_pages_lead_somewhere(page: str) -> None:
+    file = ROOT / page
+    for target in re.findall(r"\]\(([\w./-]+\.md)\)", file.read_text(encoding="utf-8")):
+        assert (file.parent / target).is_file(), target
+
+
+def test_every_hook_is_in_the_table() -> None:
+    page = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    for name in mi.load().hook_dict:
+        assert re.sub(r"blocks\.\d+\.", "", name).split(".")[-1] in page, name
+
+
+def test_every_public_name_is_importable_and_described() -> None:
+    for name in dir(mi):
+        assert getattr(mi, name) is not None
+    with pytest.raises(AttributeError, match="module 'mechir' has no attribute 'nothing'"):
+        _ = mi.nothing  # type: ignore[attr-defined]
+
+
+def test_import_leaves_the_heavy_libraries_for_later() -> None:
+    code = "import sys, mechir; print([n for n in ('transformers', 'transformer_lens', 'altair', 'ir_datasets') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_wheel_carries_the_experiments_and_the_data(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert wheel.name.startswith("mechir_encoders-")
+    assert {
+        "mechir/_analyses/vast2025/direction_ablation.py",
+        "mechir/data/toy/docs.tsv",
+        "mechir/data/toy-model/model.safetensors",
+    } <= names
+    # In an empty folder, from the wheel alone: nothing of the checkout is on the path.
+    with zipfile.ZipFile(wheel) as opened:
+        opened.extractall(tmp_path / "site")
+    (tmp_path / "empty").mkdir()
+    run = [sys.executable, "-c", "from mechir.cli import main; main(['run', '--per-grade', '1'])"]
+    done = subprocess.run(
+        run, cwd=tmp_path / "empty", env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert str(tmp_path / "site") in done.stdout  # the model that ran lies in the wheel
+    assert "random_analytic" in done.stdout
