@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import signal
 import sys
+import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -129,7 +130,11 @@ def _experiment_command(module: ModuleType) -> click.Command:
 
 
 def _option(name: str, parameter: inspect.Parameter) -> click.Option:
-    kind = parameter.annotation if parameter.annotation in (int, float, str, bool) else str
+    written = (
+        parameter.annotation,
+        *typing.get_args(parameter.annotation),
+    )  # `int | None` is an int on the command line
+    kind: Any = next((kind for kind in (bool, int, float) if kind in written), str)
     flag = f"--{name.replace('_', '-')}"
     shown = {"default": parameter.default, "show_default": True, "help": "Option of this experiment."}
     return click.Option([flag], is_flag=True, **shown) if kind is bool else click.Option([flag], type=kind, **shown)
@@ -252,7 +257,7 @@ def score(
     if model is None or collection is None:
         click.echo(TOY, err=True)
     pairs = open_collection(collection or "toy").pairs(limit_queries=limit_queries)
-    scores = load(model, dtype=dtype, device=device).score(pairs, do, readout=readout, progress=sys.stderr.isatty())
+    scores = load(model, dtype=dtype, device=device).score(pairs, do, readout=readout)
     write_trec_run(out, pairs, scores.tolist(), tag="-".join(["mechir", *mask, *ablate]).replace(" ", ""))
     click.echo(f"Wrote {out}: {len(pairs)} pairs by {readout}")
 

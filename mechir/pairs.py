@@ -190,3 +190,11 @@ def _segments(encoding: Any, pair: Pair) -> np.ndarray:
     segment[query[-1] + 1 : document[0]] = Segment.SEP1.value
     segment[document[0] : document[-1] + 1] = Segment.DOC.value
     return segment
+
+
+def progress_bar(total: int, show: bool | None) -> Any:
+    """A bar over pairs with the time left; where `show` is None, on a terminal and after two seconds."""
+    from tqdm.auto import tqdm
+
+    hidden = None if show is None else not show
+    return tqdm(total=total, unit="pair", disable=hidden, delay=0 if show else 2, leave=False)

@@ -116,7 +116,7 @@ def parse_site(text: str) -> Head | Neuron | Mlp | Attn | Resid:
     for pattern, site in _PATTERNS.items():
         match = re.fullmatch(pattern, text.strip())
         if match:
-            return site(*map(int, match.groups()))  # type: ignore[no-any-return, operator]
+            return site(*map(int, match.groups()))
     raise MechirError(
         f"Cannot read '{text}' as a site. Write h8.1 (head), n5.1203 (neuron), mlp3, attn3 or resid0, counting from 0."
     )

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mechir.errors import MechirError
 from mechir.hooks import Edit, Hook, edits
-from mechir.pairs import Batch, Encoded, Pair
+from mechir.pairs import Batch, Encoded, Pair, progress_bar
 
 StageEdits = tuple[tuple[str, Edit], ...]
 """The edits of one stage, in order. Equal values mean equal states, given equal states before."""
@@ -45,7 +45,7 @@ def sweep(
     max_rows: int = 256,
     max_tokens: int | None = None,
     max_length: int | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> pd.DataFrame:
     """The score of every pair under every named intervention: what `model.score` gives for each, to 1e-5.
 
@@ -56,7 +56,7 @@ def sweep(
         max_rows: the most pairs x interventions computed together.
         max_tokens: the most word pieces computed together, which bounds the memory; by default `model.max_tokens`.
         max_length: word pieces kept of a pair; documents are cut, queries never.
-        progress: show a bar with the time left.
+        progress: a bar with the time left; by default on a terminal, for work over two seconds.
 
     Returns:
         Columns `name`, `query_id`, `doc_id`, `grade` (judgment; -1 easy negative; missing when unjudged), `score`
@@ -65,14 +65,12 @@ def sweep(
     Raises:
         MechirError: as `model.score`; for an empty `do`.
     """
-    from tqdm.auto import tqdm
-
     if not do:
         raise MechirError("A sweep needs at least one intervention: write {'original': (), 'cut': Mask('doc<-query')}.")
     encoded, max_tokens = model.encode(pairs, max_length), max_tokens or model.max_tokens
     number = np.float64 if model.dtype == torch.float64 else np.float32
     scores = {name: np.empty(len(pairs), dtype=number) for name in do}
-    with tqdm(total=len(pairs), unit="pair", disable=not progress) as bar:
+    with progress_bar(len(pairs), progress) as bar:
         for index, batch in encoded.buckets(max_rows, max_tokens):
             batch = batch.to(model.device)
             plans = {name: stages(model, edits(what, batch)) for name, what in do.items()}

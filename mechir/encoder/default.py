@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import mechir
 from mechir.encoder.hooked import HookedEncoder
 
-DEFAULT = Path(mechir.__file__).parent / "data" / "toy-model"
+DEFAULT = Path(__file__).parent.parent / "data" / "toy-model"
 """A tiny random BERT: it shows that everything runs, and its numbers mean nothing."""
 
 

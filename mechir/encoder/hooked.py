@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +20,8 @@ from mechir.encoder import forward as fw
 from mechir.encoder.families import Family, parts
 from mechir.encoder.head import ClassificationHead, read_out
 from mechir.errors import MechirError, closest
-from mechir.hooks import Hook, edits
-from mechir.pairs import Batch, Encoded, Pair, encode
+from mechir.hooks import Edit, Hook, edits
+from mechir.pairs import Batch, Encoded, Pair, encode, progress_bar
 
 Input = Batch | Pair | tuple[str, str] | Sequence[Pair] | Sequence[tuple[str, str]]
 
@@ -66,7 +66,7 @@ class HookedEncoder(HookedRootModule):
         self.tokenizer, self.family, self.fingerprint = tokenizer, family, fingerprint
         self.parts = parts(hf, family)
         self.cfg = _dimensions(hf, family, name, self.parts)
-        self.embed_hooks_after = hf.config.pad_token_id if family.positions_from_padding else None
+        self._positions_after = hf.config.pad_token_id if family.positions_from_padding else None
         self.embed = fw.EmbedHooks()
         self.hook_full_embed = HookPoint()
         self.blocks = torch.nn.ModuleList([fw.BlockHooks() for _ in self.parts.layers])
@@ -171,11 +171,12 @@ class HookedEncoder(HookedRootModule):
 
     def embedded(self, batch: Batch) -> Float[Tensor, "batch pos d_model"]:
         """The residual stream that layer 0 reads."""
-        return self.hook_full_embed(fw.embed(self.parts, self.embed, batch, self.embed_hooks_after))
+        return self.hook_full_embed(fw.embed(self.parts, self.embed, batch, self._positions_after))
 
     def run_block(self, layer: int, resid: Tensor, allowed: Tensor | None, **plan: bool) -> Tensor:
         """The residual stream after one layer (see `forward.block`)."""
-        return fw.block(self.parts.layers[layer], self.blocks[layer], resid, allowed, n_heads=self.cfg.n_heads, **plan)
+        hooks: Any = self.blocks[layer]
+        return fw.block(self.parts.layers[layer], hooks, resid, allowed, n_heads=self.cfg.n_heads, **plan)
 
     def allowed(self, batch: Batch) -> Tensor | None:
         """True at sources that are no padding; None where a batch has no padding."""
@@ -186,13 +187,13 @@ class HookedEncoder(HookedRootModule):
             return not any(point.has_hooks() for point in self.blocks[-1].modules() if isinstance(point, HookPoint))
         return last_rows == "cls"
 
-    def resolve(self, hooks: Sequence[Hook]) -> list[tuple[str, Callable[..., Any]]]:
+    def resolve(self, hooks: Sequence[Hook]) -> list[tuple[str, Edit]]:
         """The hooks with filters on names replaced by the names they match.
 
         Raises:
             MechirError: for a name that this model lacks (the closest are named) or a filter that matches none.
         """
-        resolved: list[tuple[str, Callable[..., Any]]] = []
+        resolved: list[tuple[str, Edit]] = []
         for name, edit in hooks:
             if isinstance(name, str):
                 self._check_name(name)
@@ -219,7 +220,9 @@ class HookedEncoder(HookedRootModule):
         self, fwd_hooks: Any = (), bwd_hooks: Any = (), reset_hooks_end: bool = True, clear_contexts: bool = False
     ) -> Iterator[HookedEncoder]:
         """TransformerLens's context manager; a name that does not exist is an error, not a no-op."""
-        with super().hooks(self.resolve(fwd_hooks), self.resolve(bwd_hooks), reset_hooks_end, clear_contexts):
+        fwd: list[Any] = self.resolve(fwd_hooks)
+        bwd: list[Any] = self.resolve(bwd_hooks)
+        with super().hooks(fwd, bwd, reset_hooks_end, clear_contexts):
             yield self
 
     def run_with_cache(self, *inputs: Any, names_filter: Any = None, **options: Any) -> tuple[Tensor, ActivationCache]:
@@ -240,7 +243,7 @@ class HookedEncoder(HookedRootModule):
         max_rows: int = 256,
         max_tokens: int | None = None,
         max_length: int | None = None,
-        progress: bool = False,
+        progress: bool | None = None,
     ) -> Float[Tensor, "pair"]:
         """The relevance score of each pair under the intervention(s) `do`, in input order, on the CPU.
 
@@ -250,11 +253,9 @@ class HookedEncoder(HookedRootModule):
         Raises:
             MechirError: for empty or too long queries, unknown hooks, and scores that are not finite (pair and layer).
         """
-        from tqdm.auto import tqdm
-
         encoded = self.encode(pairs, max_length)
         out = torch.empty(len(pairs), dtype=torch.float64 if self.dtype == torch.float64 else torch.float32)
-        with tqdm(total=len(pairs), unit="pair", disable=not progress) as bar:
+        with progress_bar(len(pairs), progress) as bar:
             for index, batch in encoded.buckets(max_rows, max_tokens or self.max_tokens):
                 batch = batch.to(self.device)
                 with self.hooks(edits(do, batch)):

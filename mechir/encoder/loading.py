@@ -274,7 +274,7 @@ def _device(device: str | torch.device | None) -> torch.device:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """No progress bars and load reports of the libraries: what matters of them is checked here and raised."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), are_progress_bars_disabled()

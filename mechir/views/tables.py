@@ -14,7 +14,7 @@ def summary(frame: pd.DataFrame) -> str:
 
 
 def _cell(name: str, value: object) -> str:
-    if pd.isna(value):  # type: ignore[call-overload]
+    if pd.isna(value):
         return ""
     if not isinstance(value, float):
         return str(value)
