@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,19 +70,33 @@ def test_cutting_every_route_from_the_query_makes_the_score_independent_of_it(
 
 
 @pytest.mark.shared
-def test_the_papers_zero_leaves_the_query_in_the_denominator(trained: HookedEncoder, real_pairs: list[mi.Pair]) -> None:
-    """Mean change between queries of equal length: 0 when cut before the softmax, not 0 when cut after it."""
-    words = ["goldfish tank", "radio signal", "ocean tide", "stone bridge"]
-    texts = [pair.document for pair in real_pairs[:20]]
-    asked = [mi.Pair(query, text, query, str(i)) for query in words for i, text in enumerate(texts)]
+def test_the_papers_zero_leaves_the_query_in_the_denominator(trained: HookedEncoder, shared: Path) -> None:
+    """Each relevant passage asked by its own query and by others of equal length, with every route from them cut."""
+    collection = mi.collection(shared / "data" / "dl19")
+    relevant = {pair.query_id: pair for pair in reversed(collection.pairs()) if pair.grade == 3}
+    length = {query_id: len(trained.tokenizer(pair.query)["input_ids"]) for query_id, pair in relevant.items()}
+    swaps = [(one, other) for one, other in itertools.permutations(relevant, 2) if length[one] == length[other]][:100]
+    own = [relevant[one] for one, _ in swaps]
+    foreign = [
+        mi.Pair(relevant[other].query, relevant[one].document, other, relevant[one].doc_id) for one, other in swaps
+    ]
 
-    def spread(do: list[mi.Mask]) -> float:
-        scores = trained.score(asked, do).view(len(words), -1)
-        return float(torch.stack([(a - b).abs().mean() for a, b in itertools.combinations(scores, 2)]).mean())
+    def change(do: list[mi.Mask]) -> torch.Tensor:
+        return (trained.score(own, do) - trained.score(foreign, do)).abs()
 
-    before = spread([mi.Mask(direction, renormalise=True) for direction in FROM_QUERY])
-    after = spread([mi.Mask(direction) for direction in FROM_QUERY])
-    assert before <= 1e-6 < 0.02 < after < 0.5 * spread([])
+    assert change([]).mean() > 3
+    assert change([mi.Mask(direction, renormalise=True) for direction in FROM_QUERY]).max() <= 1e-6
+    assert 0.05 < change([mi.Mask(direction) for direction in FROM_QUERY]).mean() < 0.3
+
+
+@pytest.mark.shared
+def test_a_no_op_is_the_intact_trained_model(trained: HookedEncoder, real_pairs: list[mi.Pair]) -> None:
+    class Same:
+        def hooks(self, batch: mi.Batch) -> list:
+            return [(lambda name: True, lambda x, hook: x.clone())]
+
+    few = real_pairs[:16]
+    assert (trained.score(few, Same()) - trained.score(few)).abs().max() <= 5e-6
 
 
 def test_in_the_last_layer_only_cls_readers_matter(model: HookedEncoder) -> None:
