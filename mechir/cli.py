@@ -258,7 +258,8 @@ def score(
         click.echo(TOY, err=True)
     pairs = open_collection(collection or "toy").pairs(limit_queries=limit_queries)
     scores = load(model, dtype=dtype, device=device).score(pairs, do, readout=readout)
-    write_trec_run(out, pairs, scores.tolist(), tag="-".join(["mechir", *mask, *ablate]).replace(" ", ""))
+    said = ["mechir", readout, *mask, *(["renormalised"] if renormalise else []), *ablate]
+    write_trec_run(out, pairs, scores.tolist(), tag="-".join(said).replace(" ", ""))
     click.echo(f"Wrote {out}: {len(pairs)} pairs by {readout}")
 
 

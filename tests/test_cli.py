@@ -106,6 +106,7 @@ def test_score_writes_a_run_of_all_judged_pairs(capsys: pytest.CaptureFixture[st
     lines = [line.split() for line in (tmp_path / "cut.run").read_text().splitlines()]
     assert {(line[0], line[2]): pytest.approx(float(line[4]), abs=1e-5) for line in lines} == expected
     assert [line[3] for line in lines[:3]] == ["1", "2", "3"]
+    assert lines[0][5] == "mechir-score-doc<-query@0-1-cls<-doc@h1.2-h0.3"  # what was cut and read out is recorded
     assert (tmp_path / "intact.run").read_text() != (tmp_path / "cut.run").read_text()
 
 
