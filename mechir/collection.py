@@ -41,7 +41,12 @@ class Collection:
     def __repr__(self) -> str:
         n = sum(map(len, self.qrels.values()))
         documents = "documents on demand" if isinstance(self.docs, irds.Documents) else f"{len(self.docs)} documents"
-        return f"Collection({self.id}: {len(self.queries)} queries, {documents}, {n} judgments)"
+        return f"Collection({self.id}: {len(self.queries)} queries, {documents}, {n} judgments, {self.hash[:12]})"
+
+    @property
+    def unjudged(self) -> int:
+        """How many queries have no judgments: they are left out of every pool, for their nDCG is undefined."""
+        return sum(not self.qrels.get(query_id) for query_id in self.queries)
 
     def pairs(
         self,
@@ -66,9 +71,11 @@ class Collection:
             seed: of everything drawn. Each query and grade draws by itself, so no other option changes what is drawn.
 
         Raises:
-            MechirError: for options that exclude each other, an unknown run, a collection too small for the easy
-                negatives, or an empty pool.
+            MechirError: for options that exclude each other or are below 1, an unknown run, a collection too small for
+                the easy negatives, a document that is not there, or an empty pool.
         """
+        _refuse_below(1, per_grade=per_grade, top_k=top_k, limit_queries=limit_queries)
+        _refuse_below(0, easy_negatives=easy_negatives)
         if per_grade is not None and (run is not None or top_k is not None):
             raise MechirError("per_grade samples judged documents and run/top_k takes a run's: give one or the other.")
         judged = [query_id for query_id in self.queries if self.qrels.get(query_id)][:limit_queries]
@@ -102,8 +109,8 @@ class Collection:
             for query_id in {pair.query_id: None for pair in pairs}:
                 for doc_id, grade in self.qrels[query_id].items():
                     rows.setdefault((query_id, doc_id), (max(grade, 0), False))
-        frame = pd.DataFrame([(*ids, *rest) for ids, rest in rows.items()])
-        return frame.set_axis(["query_id", "doc_id", "grade", "pooled"], axis=1)
+        columns = ["query_id", "doc_id", "grade", "pooled"]
+        return pd.DataFrame([(*ids, *rest) for ids, rest in rows.items()], columns=columns)
 
     def _grade(self, query_id: str, doc_id: str) -> int | None:
         grade = self.qrels[query_id].get(doc_id)
@@ -146,9 +153,16 @@ class Collection:
         return list(self.docs)
 
     def _texts(self, doc_ids: Iterable[str]) -> Mapping[str, str]:
-        return (
-            self.docs.many({doc_id: None for doc_id in doc_ids}) if isinstance(self.docs, irds.Documents) else self.docs
-        )
+        if not isinstance(self.docs, irds.Documents):
+            return self.docs
+        try:
+            return self.docs.many({doc_id: None for doc_id in doc_ids})
+        except KeyError as error:
+            # Directories are checked when they are read; a dataset's documents are first seen here.
+            raise MechirError(
+                f"'{self.id}' has no document {error}, which its judgments or the run name: "
+                "give a run of this collection, or limit_queries to leave the query out."
+            ) from error
 
     def _ranked(self, run: str | Path | None, top_k: int | None, queries: Sequence[str]) -> dict[str, list[str]]:
         if run is None:
@@ -205,6 +219,14 @@ def collection(name_or_path: str | Path) -> Collection:
     if name.startswith((".", "/", "~")):
         raise MechirError(f"There is no directory '{name}': write the path of a collection or an ir_datasets id.")
     dataset = irds.open_dataset(name)
+    lacking = [
+        what for what, has in (("queries", dataset.has_queries()), ("judgments", dataset.has_qrels())) if not has
+    ]
+    if lacking:
+        raise MechirError(
+            f"'{name}' has no {' and no '.join(lacking)} in ir_datasets: write the id of one of its judged subsets, "
+            "such as 'msmarco-passage/trec-dl-2019/judged' of 'msmarco-passage'."
+        )
     queries, qrels = irds.queries(name, dataset), irds.qrels(name, dataset)
     digest = _digest([name], _lines(queries), _judgments(qrels))
     return Collection(name, queries, irds.Documents(name, dataset), qrels, digest)
@@ -223,10 +245,14 @@ def _directory(folder: Path) -> Collection:
         for query_id, grades in qrels.items()
         if query_id in queries
     }
-    digest = _digest(
-        _lines(queries), _lines(docs), _lines({q: str(sorted(grades.items())) for q, grades in kept.items()})
-    )
+    digest = _digest(_lines(queries), _lines(docs), _judgments(kept))
     return Collection(folder.resolve().name, queries, docs, kept, digest, folder, dropped)
+
+
+def _refuse_below(least: int, **options: int | None) -> None:
+    for name, value in options.items():
+        if value is not None and value < least:
+            raise MechirError(f"{name}={value} asks for nothing: write {least} or more, or leave it out.")
 
 
 def _lines(texts: Mapping[str, str]) -> Iterator[str]:

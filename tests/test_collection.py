@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ir_datasets
+import ir_measures
 import pytest
 import requests
 
 import mechir as mi
 from mechir import irds
-from mechir.collection import TOY
+from mechir.collection import TOY, Collection
 from mechir.errors import MechirError
 from mechir.pairs import EASY, pairs_hash
 
@@ -46,7 +48,7 @@ def append(file: str, line: str) -> Callable[[Path], object]:
 
 def test_a_directory_is_read_in_file_order() -> None:
     toy = mi.collection("toy")
-    assert repr(toy) == "Collection(toy: 6 queries, 72 documents, 72 judgments)"
+    assert repr(toy) == f"Collection(toy: 6 queries, 72 documents, 72 judgments, {toy.hash[:12]})"
     assert list(toy.queries)[:2] == ["q1", "q2"]
     assert toy.qrels["q1"]["d0103"] == 3
     assert toy.hash == mi.collection(TOY).hash
@@ -131,10 +133,82 @@ def test_what_is_drawn_depends_on_seed_query_and_grade_alone() -> None:
     assert pairs_hash(whole) == pairs_hash(toy.pairs(per_grade=2, easy_negatives=3)) != pairs_hash(whole[1:])
 
 
+def test_the_order_of_the_judgments_never_changes_what_is_drawn(folder: Path) -> None:
+    lines = (folder / "qrels.txt").read_text().splitlines(keepends=True)
+    (folder / "qrels.txt").write_text("".join(reversed(lines)))
+    assert mi.collection(folder).pairs(per_grade=2) == mi.collection("toy").pairs(per_grade=2)
+
+
+def test_queries_without_judgments_are_left_out_and_counted(folder: Path) -> None:
+    append("queries.tsv", "alone\twifi and bluetooth\n")(folder)
+    append("run.mine.txt", "alone Q0 d0101 1 2 t\nq1 Q0 d0101 1 2 t\n")(folder)
+    read = mi.collection(folder)
+    assert (read.unjudged, mi.collection("toy").unjudged) == (1, 0)
+    for options in ({}, {"top_k": 3}, {"run": "mine"}):
+        assert "alone" not in {pair.query_id for pair in read.pairs(**options)}  # type: ignore[arg-type]
+
+
+def test_a_query_of_no_known_word_has_no_bm25_candidates(folder: Path) -> None:
+    text = (folder / "queries.tsv").read_text().split("\n")
+    (folder / "queries.tsv").write_text("\n".join(["q1\tthe of and", "q2\tzzzz", *text[2:]]))
+    found = {pair.query_id for pair in mi.collection(folder).pairs(top_k=3)}
+    assert found
+    assert not found & {"q1", "q2"}
+
+
+def test_bm25_over_too_many_documents_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[Collection.__module__], "BM25_LIMIT", 71)  # the function hides the module
+    with pytest.raises(MechirError, match=r"'toy' has 72 documents, too many for BM25 here: give .* --run FILE"):
+        mi.collection("toy").pairs(top_k=3)
+
+
+def test_an_empty_pool_has_an_empty_ideal_ranking() -> None:
+    assert list(mi.collection("toy").judged([], full=True)) == ["query_id", "doc_id", "grade", "pooled"]
+
+
+def test_every_query_draws_by_itself() -> None:
+    toy = mi.collection("toy")
+    pairs = toy.pairs(per_grade=2, easy_negatives=3)
+    places: dict[str, list[int]] = {query_id: [] for query_id in toy.queries}
+    easy: dict[str, list[str]] = {query_id: [] for query_id in toy.queries}
+    for pair in pairs:
+        if pair.grade == EASY:
+            easy[pair.query_id].append(pair.doc_id)
+        else:  # its place among the query's judged documents of that grade
+            same = sorted(d for d, grade in toy.qrels[pair.query_id].items() if grade == pair.grade)
+            places[pair.query_id].append(same.index(pair.doc_id))
+    assert len(set(map(tuple, places.values()))) > 1
+    assert len({documents[0] for documents in easy.values()}) > 2
+
+
+def test_a_sample_is_sorted_within_its_grade() -> None:
+    for seed in range(5):
+        keys = [(p.query_id, -(p.grade or 0), p.doc_id) for p in mi.collection("toy").pairs(per_grade=2, seed=seed)]
+        assert keys == sorted(keys)
+
+
+def test_easy_negatives_are_neither_judged_nor_in_the_run(folder: Path) -> None:
+    run = "".join(f"q1 Q0 d02{d:02d} {d} {-d} t\n" for d in range(10))
+    (folder / "run.mine.txt").write_text(run)
+    toy = mi.collection(folder)
+    drawn = [pair.doc_id for pair in toy.pairs(run="mine", easy_negatives=50) if pair.grade == EASY]
+    in_run = {f"d02{d:02d}" for d in range(10)}
+    assert set(drawn) == set(toy.docs) - set(toy.qrels["q1"]) - in_run
+    assert len(drawn) == 50
+
+
+def test_a_document_s_text_is_part_of_the_hash(folder: Path) -> None:
+    text = (folder / "docs.tsv").read_text()
+    (folder / "docs.tsv").write_text(text.rstrip("\n") + " more\n")
+    assert mi.collection(folder).hash != mi.collection("toy").hash
+
+
 def test_negative_grades_are_hard_negatives(folder: Path) -> None:
     text = (folder / "qrels.txt").read_text()
     (folder / "qrels.txt").write_text(text.replace("d0104 0", "d0104 -2"))
     assert next(pair.grade for pair in mi.collection(folder).pairs() if pair.doc_id == "d0104") == 0
+    sample = mi.collection(folder).pairs(per_grade=2, limit_queries=1)
+    assert Counter(pair.grade for pair in sample) == {3: 2, 2: 2, 1: 2, 0: 2}
 
 
 def test_a_run_s_top_is_a_pool_with_its_judgments(folder: Path) -> None:
@@ -170,6 +244,10 @@ def test_bm25_finds_the_documents_with_the_words(folder: Path) -> None:
             {"easy_negatives": 61},
             r"'toy' has 72 documents, 12 of them .* for query 'q1': too few for 61 easy negatives",
         ),
+        ({"per_grade": 0}, r"per_grade=0 asks for nothing: write 1 or more, or leave it out"),
+        ({"top_k": -1}, r"top_k=-1 asks for nothing: write 1 or more"),
+        ({"limit_queries": -1}, r"limit_queries=-1 asks for nothing: write 1 or more"),
+        ({"easy_negatives": -3}, r"easy_negatives=-3 asks for nothing: write 0 or more"),
         ({"run": "none"}, r"There is no run file 'none'; 'toy' has none of its own"),
         ({"run": "../x"}, r"There is no run file '../x'"),
     ],
@@ -191,6 +269,15 @@ def test_a_run_that_cannot_be_trusted_is_refused(folder: Path, run: str, message
     (folder / "run.bad.txt").write_text(run)
     with pytest.raises(MechirError, match=message):
         mi.collection(folder).pairs(run="bad")
+
+
+def test_few_unknown_lines_of_a_run_are_left_out_and_said(folder: Path) -> None:
+    known = "".join(f"q1 Q0 d{q:02d}{d:02d} 1 {-q - d / 100} t\n" for q in range(1, 7) for d in range(12))
+    other = known.replace("q1 ", "q2 ")
+    append("run.mine.txt", known + other + "q1 Q0 nowhere 1 9 t\n")(folder)
+    with pytest.warns(UserWarning, match=r"1 of 145 lines of the run 'mine' .* \(q1/nowhere, ...\); they are left out"):
+        pairs = mi.collection(folder).pairs(run="mine", top_k=1)
+    assert [pair.doc_id for pair in pairs] == ["d0100", "d0100"]
 
 
 def test_ir_datasets_gives_the_same_pools(dataset: str, folder: Path) -> None:
@@ -227,6 +314,22 @@ def test_a_dataset_that_cannot_be_reached_is_one_sentence(
         mi.collection(dataset)
 
 
+def test_a_dataset_without_judgments_is_refused_before_anything_is_fetched() -> None:
+    with pytest.raises(MechirError, match=r"'beir/scifact' has no judgments in ir_datasets: write .* judged subsets"):
+        mi.collection("beir/scifact")
+    with pytest.raises(MechirError, match=r"'msmarco-passage' has no queries and no judgments"):
+        mi.collection("msmarco-passage")
+
+
+def test_a_document_that_a_dataset_lacks_is_named(dataset: str, folder: Path) -> None:
+    append("foreign.txt", "q1 Q0 nope 1 2 t\n")(folder)
+    with pytest.raises(MechirError, match=r"has no document 'nope', which its judgments or the run name"):
+        mi.collection(dataset).pairs(run=folder / "foreign.txt")
+    append("qrels.txt", "q1 0 nowhere 2\n")(folder)
+    with pytest.raises(MechirError, match=r"has no document 'nowhere', which its judgments or the run name"):
+        mi.collection(dataset).pairs()
+
+
 def test_titles_are_part_of_a_beir_document() -> None:
     from ir_datasets.datasets.beir import BeirTitleDoc
 
@@ -256,3 +359,15 @@ def test_real_collections_are_whole(shared: Path, name: str, sizes: tuple[int, i
     assert (len(read.queries), len(read.docs), sum(map(len, read.qrels.values()))) == sizes
     assert read.dropped == 0
     assert len(read.pairs(per_grade=1, easy_negatives=1)) > len(read.queries)
+
+
+@pytest.mark.shared
+def test_bm25_s_own_order_of_dl19_gives_the_published_value(shared: Path) -> None:
+    read = mi.collection(shared / "data" / "dl19")
+    ranked: dict[str, dict[str, float]] = {}
+    for place, pair in enumerate(read.pairs(run="bm25", top_k=50)):
+        ranked.setdefault(pair.query_id, {})[pair.doc_id] = -place
+    qrels = {query_id: dict(grades) for query_id, grades in read.qrels.items()}
+    found = ir_measures.calc_aggregate([ir_measures.nDCG @ 10], qrels, ranked)
+    assert len(ranked) == 43
+    assert round(found[ir_measures.nDCG @ 10], 4) == 0.5058
