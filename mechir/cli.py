@@ -21,7 +21,7 @@ TOY = "The default model is a tiny random one, its collection a toy: they show t
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and exits: 0 done, 2 the user's mistake in one sentence, 130 Ctrl-C, 143 SIGTERM."""
-    signal.signal(signal.SIGTERM, _terminate)
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         commands.main(args=list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
     except MechirError as error:
@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Collection as Known
 from collections.abc import Iterator, Mapping
@@ -42,12 +43,15 @@ def read_qrels(file: Path) -> Qrels:
     """
     qrels: Qrels = {}
     for number, line in _lines(file):
-        parts = line.split()
-        if len(parts) != 4 or not parts[3].lstrip("+-").isdigit():
-            raise MechirError(f"{file}, line {number}: cannot read '{line[:60]}'; write query_id 0 doc_id grade.")
-        query_id, _, doc_id, grade = parts
+        try:
+            query_id, _, doc_id, written = line.split()
+            grade = int(written)
+        except ValueError:
+            raise MechirError(
+                f"{file}, line {number}: cannot read '{line[:60]}'; write query_id 0 doc_id grade."
+            ) from None
         grades = qrels.setdefault(query_id, {})
-        if grades.setdefault(doc_id, int(grade)) != int(grade):
+        if grades.setdefault(doc_id, grade) != grade:
             raise MechirError(
                 f"{file}, line {number}: document '{doc_id}' has grade {grade} for query '{query_id}' here "
                 f"and {grades[doc_id]} above; keep one."
@@ -70,6 +74,8 @@ def read_run(file: Path) -> dict[str, list[str]]:
         try:
             query_id, _, doc_id, rank, score, _ = line.split()
             place = (-float(score), int(rank))
+            if not math.isfinite(place[0]):
+                raise ValueError
         except ValueError:
             raise MechirError(
                 f"{file}, line {number}: cannot read '{line[:60]}'; write query_id Q0 doc_id rank score tag."
@@ -111,7 +117,7 @@ def known_only(
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines, split at newlines alone: texts may hold any other character, exotic separators too."""
     try:
-        lines = file.read_bytes().decode("utf-8").split("\n")
+        lines = file.read_bytes().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise MechirError(f"{file} is not UTF-8 (byte {error.start}): convert it first.") from error
     for number, line in enumerate(lines, 1):

@@ -31,21 +31,23 @@ def main() -> None:
     if arguments.peak:
         print(json.dumps(peak(arguments)))
         return
-    rows = [import_time()]
     model = mi.load(arguments.model, device=arguments.device, dtype=arguments.dtype)
     pairs = mi.collection(arguments.collection).pairs()
     shuffled = [pairs[int(i)] for i in torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))]
-    rows += [same_batches(model, shuffled[: arguments.pairs], arguments.rounds)]
-    rows += [peak_ratio(arguments)]
-    rows += [file_order(model, pairs[: 2 * arguments.pairs], arguments.rounds)]
-    rows += [layer_sweep(deeper(model, n), shuffled[: arguments.pairs // 4], arguments.rounds) for n in (6, 12)]
-    if arguments.full:
-        rows += [table_1(model, shuffled), peak_of_table_1(arguments)]
     machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {model.device}"
     print(f"{machine}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}\n")
     print("| what | ours | other | ratio or value | wanted |\n|---|---|---|---|---|")
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
+    few, rounds = shuffled[: arguments.pairs], arguments.rounds
+    for bench in (
+        import_time,
+        lambda: same_batches(model, few, rounds),
+        lambda: peak_ratio(arguments),
+        lambda: file_order(model, pairs[: 2 * arguments.pairs], rounds),
+        lambda: layer_sweep(deeper(model, 6), few[: arguments.pairs // 4], rounds),
+        lambda: layer_sweep(deeper(model, 12), few[: arguments.pairs // 4], rounds),
+        *((lambda: table_1(model, shuffled), lambda: peak_of_table_1(arguments)) if arguments.full else ()),
+    ):
+        print(f"| {' | '.join(bench())} |", flush=True)
 
 
 def _arguments() -> argparse.Namespace:

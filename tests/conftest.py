@@ -12,7 +12,6 @@ from mechir.encoder import HookedEncoder
 from mechir.pairs import Pair
 from tests import models
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 

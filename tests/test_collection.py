@@ -71,6 +71,8 @@ def test_texts_keep_every_character_but_the_newline(folder: Path) -> None:
         (append("docs.tsv", "d0101\tagain\n"), r"docs.tsv, line 73: document id 'd0101' stands here a second time"),
         (append("qrels.txt", "q1 0 d0101\n"), r"qrels.txt, line 73: cannot read 'q1 0 d0101'; write query_id 0 doc_id grade"),
         (append("qrels.txt", "q1 0 d0101 high\n"), r"qrels.txt, line 73: cannot read 'q1 0 d0101 high'"),
+        (append("qrels.txt", "q1 0 d0101 \u00b2\n"), r"qrels.txt, line 73: cannot read 'q1 0 d0101 \u00b2'"),
+        (append("qrels.txt", "q1 0 d0101 --1\n"), r"qrels.txt, line 73: cannot read 'q1 0 d0101 --1'"),
         (append("qrels.txt", "q1 0 d0101 2\n"), r"document 'd0101' has grade 2 for query 'q1' here and 1 above; keep one"),
         (lambda f: (f / "docs.tsv").write_bytes(b"d\xff\t"), r"docs.tsv is not UTF-8 \(byte 1\)"),
         (lambda f: (f / "qrels.txt").unlink(), r"is no collection: it holds no qrels.txt"),
@@ -103,6 +105,12 @@ def test_few_unknown_judgments_are_dropped_counted_and_said(folder: Path) -> Non
 def test_a_name_that_is_nothing_is_refused(name: str, message: str) -> None:
     with pytest.raises(MechirError, match=message):
         mi.collection(name)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_id(folder: Path) -> None:
+    file = folder / "queries.tsv"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert next(iter(mi.collection(folder).queries)) == "q1"
 
 
 def test_the_judged_pool_is_every_judgment_by_falling_grade() -> None:
@@ -261,6 +269,7 @@ def test_pools_that_cannot_be_are_refused(options: dict[str, Any], message: str)
     ("run", "message"),
     [
         ("q1 Q0 d0101 1 x t\n", r"run.bad.txt, line 1: cannot read 'q1 Q0 d0101 1 x t'; write query_id Q0 doc_id rank"),
+        ("q1 Q0 d0101 1 nan t\n", r"run.bad.txt, line 1: cannot read 'q1 Q0 d0101 1 nan t'"),
         ("q1 Q0 d0101 1 2 t\nq1 Q0 d0101 2 1 t\n", r"line 2: document 'd0101' stands twice for query 'q1'"),
         ("q1 Q0 x 1 2 t\n", r"1 of 1 lines of the run 'bad' name unknown"),
     ],
