@@ -284,7 +284,7 @@ def _commit(folder: Path) -> str | None:
 
 
 def estimate(experiment: str | ModuleType, model: Any, pairs: Sequence[Pair], **chosen: Any) -> dict[str, Any]:
-    """What a run would cost, from its interventions and a timing of the intact model on 16 of the pairs.
+    """What a run would cost, from its interventions and a timing of the intact model on 32 of the pairs.
 
     Returns:
         `pairs`, `forwards` (full forward passes of one pair, work shared between interventions counted once),
@@ -294,11 +294,13 @@ def estimate(experiment: str | ModuleType, model: Any, pairs: Sequence[Pair], **
     chosen = _options(module, chosen)
     per_pair = forwards(model, module.interventions(model, **chosen))
     lengths = model.encode(pairs).lengths
-    sample = list(pairs[:: max(1, len(pairs) // 16)])[:16]
-    model.score(sample[:1])
-    start = time.monotonic()
-    model.score(sample)
-    seconds = (time.monotonic() - start) * lengths.sum() / model.encode(sample).lengths.sum()
+    sample = list(pairs[:: max(1, len(pairs) // 32)])[:32]
+    times = []
+    for _ in range(3):  # the first warms up
+        start = time.monotonic()
+        model.score(sample)
+        times.append(time.monotonic() - start)
+    seconds = min(times) * lengths.sum() / model.encode(sample).lengths.sum()
     return {
         "pairs": len(pairs),
         "forwards": math.ceil(per_pair * len(pairs)),
