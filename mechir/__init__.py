@@ -28,6 +28,7 @@ from mechir.sites import Head as Head
 from mechir.sites import Mlp as Mlp
 from mechir.sites import Neuron as Neuron
 from mechir.sites import Resid as Resid
+from mechir.sites import Score as Score
 from mechir.sites import parse_site as parse_site
 from mechir.sweep import sweep as sweep
 
@@ -37,13 +38,16 @@ _LATER = {
     "run": "mechir.experiment",
     "Pool": "mechir.experiment",
 }
+_LATER_MODULES = ("planted",)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _LATER_MODULES:
+        return importlib.import_module(f"mechir.{name}")
     if name not in _LATER:
         raise AttributeError(f"module 'mechir' has no attribute '{name}'")
     return getattr(importlib.import_module(_LATER[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LATER])
+    return sorted([*globals(), *_LATER, *_LATER_MODULES])

@@ -87,6 +87,19 @@ class Resid(NamedTuple):
         return f"resid{self.layer}"
 
 
+class Score(NamedTuple):
+    """What the model says of a pair, as the reader of an edge; `layer` is the number of layers."""
+
+    layer: int
+
+    @property
+    def hook(self) -> str:  # noqa: D102
+        return "head.hook_logits"
+
+    def __str__(self) -> str:
+        return "score"
+
+
 class Edge(NamedTuple):
     """What `port` (`q`, `k`, `v` or `in`) of the site `reader` takes from the site `source`."""
 
