@@ -16,7 +16,8 @@ import click
 from mechir.errors import MechirError
 
 DEFAULT_EXPERIMENT = "vast2025/direction_ablation"
-TOY = "The default model is a tiny random one, its collection a toy: they show that mechir runs, no number has meaning."
+DEFAULT_QUERIES = 24
+"""How many queries of the embedded collection `mechir run` takes by default: some minutes on two cores."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -75,7 +76,11 @@ _COLLECTION = (
 )
 _POOL = (
     click.option("--per-grade", type=click.IntRange(min=1), help="At most N judged documents per grade and query."),
-    click.option("--easy-negatives", type=click.IntRange(min=0), default=0, help="N unjudged documents per query."),
+    click.option(
+        "--easy-negatives",
+        type=click.IntRange(min=0),
+        help="N unjudged documents per query [default: 0; embedded: 20].",
+    ),
     click.option("--top-k", type=click.IntRange(min=1), help="The first K documents of the run, or of BM25."),
     click.option("--run", help="A TREC run whose documents are the pool."),
     click.option("--seed", type=int, default=0, show_default=True, help="Of everything drawn at random."),
@@ -163,10 +168,12 @@ def _run(
     from mechir import experiment
     from mechir.encoder.default import load
 
+    source = open_collection(collection or "embedded")
+    if collection is None and pool_options["limit_queries"] is None:
+        pool_options["limit_queries"] = DEFAULT_QUERIES
+        n = len(source.queries)
+        _say(f"The first {DEFAULT_QUERIES} of {n} queries; --limit-queries {n} takes all.")
     pool, part = experiment.Pool(**pool_options), experiment.Shard.parse(shard)
-    if model is None or collection is None:
-        click.echo(TOY, err=True)
-    source = open_collection(collection or "toy")
     reranker = load(model, dtype=dtype, device=device)
     if dry_run:
         _print_estimate(experiment.estimate(module, reranker, pool.pairs(source), **chosen))
@@ -256,9 +263,7 @@ def score(
     from mechir.methods.ranking import write_trec_run
 
     do = [*(Mask.parse(text, renormalise=renormalise) for text in mask), *(Ablate(site) for site in ablate)]
-    if model is None or collection is None:
-        click.echo(TOY, err=True)
-    pairs = open_collection(collection or "toy").pairs(limit_queries=limit_queries)
+    pairs = open_collection(collection or "embedded").pairs(limit_queries=limit_queries, easy_negatives=0)
     scores = load(model, dtype=dtype, device=device).score(pairs, do, readout=readout)
     said = ["mechir", readout, *mask, *(["renormalised"] if renormalise else []), *ablate]
     write_trec_run(out, pairs, scores.tolist(), tag="-".join(said).replace(" ", ""))
@@ -281,9 +286,13 @@ def convert(model: str, out: Path) -> None:
 def fetch(name: str) -> None:
     """Downloads a hub model or an ir_datasets collection where there is a network, for nodes that have none."""
     from mechir.encoder.convert import fetch_model
+    from mechir.encoder.default import HUB
     from mechir.irds import fetch_dataset, is_dataset
 
     if is_dataset(name):
         click.echo(fetch_dataset(name))
+    elif name == HUB:
+        fetch_model(name)
+        click.echo(f"'{name}' is in the cache: the embedded model finds it there.")
     else:
         click.echo(fetch_model(name))

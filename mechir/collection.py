@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from mechir.errors import MechirError
 from mechir.pairs import EASY, Pair
 
 FILES = ("queries.tsv", "docs.tsv", "qrels.txt")
-TOY = Path(__file__).parent / "data" / "toy"
+EMBEDDED = Path(__file__).parent / "data" / "embedded"
 BM25_LIMIT = 2_000_000
 """Documents above which BM25 candidates are not computed here."""
 
@@ -26,8 +26,9 @@ class Collection:
     """Queries, documents and judgments, and what can be sampled from them.
 
     `queries` and `docs` map ids to texts, in the order of their files; `qrels` maps query id -> document id -> grade.
-    `dropped` counts judgments that name unknown queries or documents. `hash` is the SHA-256 of ids and texts of
-    queries and documents and of the judgments; for ir_datasets that of its id, queries and judgments alone.
+    `dropped` counts judgments that name unknown queries or documents; `easy_negatives` is how many a pool has where
+    none are asked for (20 in the embedded collection, else 0). `hash` is the SHA-256 of ids and texts of queries and
+    documents and of the judgments; for ir_datasets that of its id, queries and judgments alone.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Collection:
     hash: str
     folder: Path | None = None
     dropped: int = 0
+    easy_negatives: int = 0
 
     def __repr__(self) -> str:
         n = sum(map(len, self.qrels.values()))
@@ -52,7 +54,7 @@ class Collection:
         self,
         *,
         per_grade: int | None = None,
-        easy_negatives: int = 0,
+        easy_negatives: int | None = None,
         top_k: int | None = None,
         run: str | Path | None = None,
         limit_queries: int | None = None,
@@ -64,7 +66,8 @@ class Collection:
 
         Args:
             per_grade: at most so many per grade and query, drawn at random; grade 0 are the hard negatives.
-            easy_negatives: so many per query drawn from the whole collection, unjudged for that query, grade -1.
+            easy_negatives: so many per query drawn from the whole collection, unjudged for that query, grade -1;
+                by default the collection's own number, or 0 with `run` or `top_k`.
             top_k: the first so many documents of the run, or of BM25 when there is no `run`.
             run: a TREC run, by its path or by its name in the directory (`bm25` is `run.bm25.txt`).
             limit_queries: only the first so many judged queries.
@@ -74,6 +77,8 @@ class Collection:
             MechirError: for options that exclude each other or are below 1, an unknown run, a collection too small for
                 the easy negatives, a document that is not there, or an empty pool.
         """
+        if easy_negatives is None:
+            easy_negatives = self.easy_negatives if run is None and top_k is None else 0
         _refuse_below(1, per_grade=per_grade, top_k=top_k, limit_queries=limit_queries)
         _refuse_below(0, easy_negatives=easy_negatives)
         if per_grade is not None and (run is not None or top_k is not None):
@@ -207,12 +212,17 @@ class Collection:
 
 
 def collection(name_or_path: str | Path) -> Collection:
-    """A directory with queries.tsv, docs.tsv and qrels.txt, an ir_datasets id, or "toy" (which ships).
+    """A directory with queries.tsv, docs.tsv and qrels.txt, an ir_datasets id, or "embedded" (which ships).
+
+    The embedded collection was written for mechir: each query has 12 judged passages of known make-up
+    (`mechir/data/embedded/design.tsv`; see `mechir/data/embedded/DATASHEET.md`).
 
     Raises:
         MechirError: for anything else, and for files that cannot be trusted.
     """
-    folder = TOY if str(name_or_path) == "toy" else Path(name_or_path).expanduser()
+    if str(name_or_path) == EMBEDDED.name:
+        return replace(_directory(EMBEDDED), easy_negatives=20)
+    folder = Path(name_or_path).expanduser()
     if folder.is_dir():
         return _directory(folder)
     name = str(name_or_path)

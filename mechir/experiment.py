@@ -44,7 +44,7 @@ class Pool:
     """Which pairs of a collection are scored: the arguments of `Collection.pairs`, as given."""
 
     per_grade: int | None = None
-    easy_negatives: int = 0
+    easy_negatives: int | None = None
     top_k: int | None = None
     run: str | None = None
     limit_queries: int | None = None

@@ -12,6 +12,9 @@ from transformers import PreTrainedTokenizerFast
 
 from mechir.pairs import Pair
 
+TOY, TOY_MODEL = (Path(__file__).parent / "data" / name for name in ("toy", "toy-model"))
+"""A collection of 6 queries x 12 documents and a random model of 2 layers, made by data/make_toy.py."""
+
 WORDS = [
     *("a", "the", "of", "in", "to", "and", "is", "how", "do", "does", "what", "why", "goldfish", "grow", "water"),
     *("tank", "wifi", "bluetooth", "signal", "radio", "ocean", "wave", "moon", "tide", "pull", "bread", "flour"),

@@ -16,9 +16,10 @@ import requests
 
 import mechir as mi
 from mechir import irds
-from mechir.collection import TOY, Collection
+from mechir.collection import Collection
 from mechir.errors import MechirError
 from mechir.pairs import EASY, pairs_hash
+from tests.models import TOY
 
 
 @pytest.fixture
@@ -47,11 +48,10 @@ def append(file: str, line: str) -> Callable[[Path], object]:
 
 
 def test_a_directory_is_read_in_file_order() -> None:
-    toy = mi.collection("toy")
+    toy = mi.collection(TOY)
     assert repr(toy) == f"Collection(toy: 6 queries, 72 documents, 72 judgments, {toy.hash[:12]})"
     assert list(toy.queries)[:2] == ["q1", "q2"]
     assert toy.qrels["q1"]["d0103"] == 3
-    assert toy.hash == mi.collection(TOY).hash
 
 
 def test_texts_keep_every_character_but_the_newline(folder: Path) -> None:
@@ -114,14 +114,14 @@ def test_a_byte_order_mark_is_no_part_of_the_first_id(folder: Path) -> None:
 
 
 def test_the_judged_pool_is_every_judgment_by_falling_grade() -> None:
-    pairs = mi.collection("toy").pairs()
+    pairs = mi.collection(TOY).pairs()
     assert len(pairs) == 72
     first = [pair.grade for pair in pairs if pair.query_id == "q1"]
     assert first == sorted(first, reverse=True)
 
 
 def test_pools_hold_what_was_asked_for() -> None:
-    toy = mi.collection("toy")
+    toy = mi.collection(TOY)
     pairs = toy.pairs(per_grade=2, easy_negatives=4)
     for query_id in toy.queries:
         mine = [pair for pair in pairs if pair.query_id == query_id]
@@ -133,7 +133,7 @@ def test_pools_hold_what_was_asked_for() -> None:
 
 
 def test_what_is_drawn_depends_on_seed_query_and_grade_alone() -> None:
-    toy = mi.collection("toy")
+    toy = mi.collection(TOY)
     whole = toy.pairs(per_grade=2, easy_negatives=3)
     assert toy.pairs(per_grade=2, easy_negatives=3, limit_queries=2) == whole[:22]
     assert toy.pairs(per_grade=2) == [pair for pair in whole if pair.grade != EASY]
@@ -144,14 +144,14 @@ def test_what_is_drawn_depends_on_seed_query_and_grade_alone() -> None:
 def test_the_order_of_the_judgments_never_changes_what_is_drawn(folder: Path) -> None:
     lines = (folder / "qrels.txt").read_text().splitlines(keepends=True)
     (folder / "qrels.txt").write_text("".join(reversed(lines)))
-    assert mi.collection(folder).pairs(per_grade=2) == mi.collection("toy").pairs(per_grade=2)
+    assert mi.collection(folder).pairs(per_grade=2) == mi.collection(TOY).pairs(per_grade=2)
 
 
 def test_queries_without_judgments_are_left_out_and_counted(folder: Path) -> None:
     append("queries.tsv", "alone\twifi and bluetooth\n")(folder)
     append("run.mine.txt", "alone Q0 d0101 1 2 t\nq1 Q0 d0101 1 2 t\n")(folder)
     read = mi.collection(folder)
-    assert (read.unjudged, mi.collection("toy").unjudged) == (1, 0)
+    assert (read.unjudged, mi.collection(TOY).unjudged) == (1, 0)
     for options in ({}, {"top_k": 3}, {"run": "mine"}):
         assert "alone" not in {pair.query_id for pair in read.pairs(**options)}  # type: ignore[arg-type]
 
@@ -167,15 +167,15 @@ def test_a_query_of_no_known_word_has_no_bm25_candidates(folder: Path) -> None:
 def test_bm25_over_too_many_documents_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[Collection.__module__], "BM25_LIMIT", 71)  # the function hides the module
     with pytest.raises(MechirError, match=r"'toy' has 72 documents, too many for BM25 here: give .* --run FILE"):
-        mi.collection("toy").pairs(top_k=3)
+        mi.collection(TOY).pairs(top_k=3)
 
 
 def test_an_empty_pool_has_an_empty_ideal_ranking() -> None:
-    assert list(mi.collection("toy").judged([], full=True)) == ["query_id", "doc_id", "grade", "pooled"]
+    assert list(mi.collection(TOY).judged([], full=True)) == ["query_id", "doc_id", "grade", "pooled"]
 
 
 def test_every_query_draws_by_itself() -> None:
-    toy = mi.collection("toy")
+    toy = mi.collection(TOY)
     pairs = toy.pairs(per_grade=2, easy_negatives=3)
     places: dict[str, list[int]] = {query_id: [] for query_id in toy.queries}
     easy: dict[str, list[str]] = {query_id: [] for query_id in toy.queries}
@@ -191,7 +191,7 @@ def test_every_query_draws_by_itself() -> None:
 
 def test_a_sample_is_sorted_within_its_grade() -> None:
     for seed in range(5):
-        keys = [(p.query_id, -(p.grade or 0), p.doc_id) for p in mi.collection("toy").pairs(per_grade=2, seed=seed)]
+        keys = [(p.query_id, -(p.grade or 0), p.doc_id) for p in mi.collection(TOY).pairs(per_grade=2, seed=seed)]
         assert keys == sorted(keys)
 
 
@@ -208,7 +208,7 @@ def test_easy_negatives_are_neither_judged_nor_in_the_run(folder: Path) -> None:
 def test_a_document_s_text_is_part_of_the_hash(folder: Path) -> None:
     text = (folder / "docs.tsv").read_text()
     (folder / "docs.tsv").write_text(text.rstrip("\n") + " more\n")
-    assert mi.collection(folder).hash != mi.collection("toy").hash
+    assert mi.collection(folder).hash != mi.collection(TOY).hash
 
 
 def test_negative_grades_are_hard_negatives(folder: Path) -> None:
@@ -262,7 +262,7 @@ def test_bm25_finds_the_documents_with_the_words(folder: Path) -> None:
 )
 def test_pools_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(MechirError, match=message):
-        mi.collection("toy").pairs(**options)
+        mi.collection(TOY).pairs(**options)
 
 
 @pytest.mark.parametrize(

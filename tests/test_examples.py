@@ -58,17 +58,21 @@ def test_the_wheel_carries_the_experiments_and_the_data(tmp_path: Path) -> None:
     assert wheel.name.startswith("mechir_encoders-")
     assert {
         "mechir/_analyses/vast2025/direction_ablation.py",
-        "mechir/data/toy/docs.tsv",
-        "mechir/data/toy-model/model.safetensors",
+        "mechir/data/embedded/docs.tsv",
+        "mechir/data/default/difference.safetensors",
     } <= names
     # In an empty folder, from the wheel alone: nothing of the checkout is on the path.
     with zipfile.ZipFile(wheel) as opened:
         opened.extractall(tmp_path / "site")
     (tmp_path / "empty").mkdir()
-    run = [sys.executable, "-c", "from mechir.cli import main; main(['run', '--per-grade', '1'])"]
+    run = [
+        sys.executable,
+        "-c",
+        "from mechir.cli import main; main(['run', '--limit-queries', '1', '--per-grade', '1'])",
+    ]
     done = subprocess.run(
         run, cwd=tmp_path / "empty", env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin"},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert str(tmp_path / "site") in done.stdout  # the model that ran lies in the wheel
+    assert "embedded on embedded: 1 queries" in done.stdout
     assert "random_analytic" in done.stdout

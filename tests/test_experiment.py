@@ -16,13 +16,14 @@ from mechir import experiment
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.experiment import Pool, Shard
+from tests.models import TOY, TOY_MODEL
 
 SLOW = str(Path(__file__).parent / "experiments" / "slow.py")
 
 
 @pytest.fixture(scope="module")
 def toy() -> HookedEncoder:
-    return mi.load()
+    return mi.load(TOY_MODEL)
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(model: HookedEncoder, registry: Path, name: str = SLOW, **options: object) -> mi.experiment.Run:
-    return experiment.run(name, model, mi.collection("toy"), registry=registry, **options)  # type: ignore[arg-type]
+    return experiment.run(name, model, mi.collection(TOY), registry=registry, **options)  # type: ignore[arg-type]
 
 
 def test_units_are_whole_queries(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +102,7 @@ def test_the_identity_follows_everything_that_decides_the_numbers(toy: HookedEnc
         run(toy, tmp_path, pause=0.001),
         run(toy, tmp_path, pool=Pool(per_grade=2)),
         run(toy, tmp_path, pool=Pool(per_grade=2, seed=1)),
-        run(mi.load(dtype="float64"), tmp_path),
+        run(mi.load(TOY_MODEL, dtype="float64"), tmp_path),
         run(toy, tmp_path, "vast2025/direction_ablation"),
     ]
     assert len({run.id for run in runs}) == len(runs)
@@ -145,7 +146,7 @@ def test_both_experiments_agree_where_they_meet(toy: HookedEncoder, tmp_path: Pa
 
 
 def test_an_estimate_counts_forwards(toy: HookedEncoder) -> None:
-    pairs = mi.collection("toy").pairs(per_grade=1)
+    pairs = mi.collection(TOY).pairs(per_grade=1)
     cost = experiment.estimate("vast2025/direction_ablation", toy, pairs)
     assert cost["pairs"] == len(pairs)
     assert cost["forwards"] == 31 * len(pairs)

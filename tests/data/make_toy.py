@@ -1,6 +1,6 @@
-"""Makes the toy model and the toy collection in `mechir/data`: they show that mechir runs, their numbers mean nothing.
+"""Makes the toy model and the toy collection beside it: small, random, for tests.
 
-Run: python scripts/make_toy.py
+Run: python tests/data/make_toy.py
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import transformers
 
-DATA = Path(__file__).parent.parent / "mechir" / "data"
+DATA = Path(__file__).parent
 TOPICS = {
     "how do goldfish grow": "goldfish tank water grow food fin pond scale",
     "what is wifi": "wifi radio signal router wave network laptop antenna",
