@@ -16,7 +16,7 @@ import click
 from mechir.errors import MechirError
 
 DEFAULT_EXPERIMENT = "vast2025/direction_ablation"
-DEFAULT_QUERIES = 24
+DEFAULT_QUERIES = 20
 """How many queries of the embedded collection `mechir run` takes by default: some minutes on two cores."""
 
 

@@ -26,9 +26,12 @@ def teacher_scores(folder: Path, pairs: list[mi.Pair]) -> list[float]:
     """Cosines of mean-pooled vectors: the bi-encoder as it is."""
     from train_default_model import embed
 
-    queries = embed(folder, [pair.query for pair in pairs])
-    documents = embed(folder, [pair.document for pair in pairs])
-    return (queries * documents).sum(-1).tolist()
+    texts = list({text: None for pair in pairs for text in (pair.query, pair.document)})
+    place, vectors = {text: k for k, text in enumerate(texts)}, embed(folder, texts, length=512)
+    queries, documents = (
+        [place[text] for text in side] for side in zip(*[(p.query, p.document) for p in pairs], strict=True)
+    )
+    return (vectors[queries] * vectors[documents]).sum(-1).tolist()
 
 
 def bm25_scores(collection: mi.Collection, pairs: list[mi.Pair]) -> list[float]:
@@ -59,6 +62,7 @@ def main() -> None:
     parser.add_argument("--model", help="a checkpoint, or a folder with manifest.json [default: the embedded model]")
     parser.add_argument("--teacher", type=Path, help="the bi-encoder's folder, to put it beside")
     parser.add_argument("--only", nargs="*", default=["embedded", *EXAMS])
+    parser.add_argument("--csv", type=Path, help="where the table goes as well")
     options = parser.parse_args()
     torch.set_grad_enabled(False)
     ours = options.model is not None and (Path(options.model) / "manifest.json").is_file()
@@ -78,6 +82,8 @@ def main() -> None:
         if name == "dl19":  # its BM25 run is a file of its own, in its order
             ranked = scorers | {"BM25": lambda _, pairs: [-place for place in range(len(pairs))]}
         table += exam(name, collection, pairs, full, ranked)
+    if options.csv:
+        pd.DataFrame(table).to_csv(options.csv, index=False)
     print(pd.DataFrame(table).to_string(index=False, float_format="%.4f"))
 
 

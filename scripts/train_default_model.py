@@ -64,7 +64,7 @@ def student(backbone: Path, rank: int) -> BertForSequenceClassification:
 
 
 @torch.no_grad()
-def embed(backbone: Path, texts: list[str]) -> torch.Tensor:
+def embed(backbone: Path, texts: list[str], length: int = LENGTH) -> torch.Tensor:
     """The teacher's unit vectors: the mean over a text's tokens."""
     model, tokenizer = BertModel.from_pretrained(backbone).eval(), AutoTokenizer.from_pretrained(backbone)
     order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
@@ -72,7 +72,7 @@ def embed(backbone: Path, texts: list[str]) -> torch.Tensor:
     for start in range(0, len(order), 256):
         places = order[start : start + 256]
         batch = tokenizer(
-            [texts[p] for p in places], padding=True, truncation=True, max_length=LENGTH, return_tensors="pt"
+            [texts[p] for p in places], padding=True, truncation=True, max_length=length, return_tensors="pt"
         )
         with torch.autocast("cpu", torch.bfloat16):
             states = model(**batch).last_hidden_state.float()

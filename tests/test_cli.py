@@ -57,8 +57,8 @@ def test_run_alone_prints_table_1_and_stores_it(capsys: pytest.CaptureFixture[st
 def test_without_options_it_runs_what_ships(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, out, err = call(capsys, "run", "--dry-run", defaults=True)
     n = len(mi.collection("embedded").queries)
-    assert (code, err) == (0, f"The first 24 of {n} queries; --limit-queries {n} takes all.\n")
-    assert out.splitlines()[0].split() == ["pairs", "768"]
+    assert (code, err) == (0, f"The first 20 of {n} queries; --limit-queries {n} takes all.\n")
+    assert out.splitlines()[0].split() == ["pairs", "640"]
     code, out, err = call(
         capsys, "run", "--limit-queries", "1", "--per-grade", "1", "--easy-negatives", "0", defaults=True
     )
