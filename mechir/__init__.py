@@ -11,12 +11,16 @@ from typing import Any
 
 from mechir.activations import Activations as Activations
 from mechir.activations import means as means
+from mechir.activations import record as record
 from mechir.activations import samples as samples
 from mechir.collection import collection as collection
+from mechir.contrasts import Contrast as Contrast
+from mechir.contrasts import align as align
 from mechir.errors import MechirError as MechirError
 from mechir.hooks import Intervention as Intervention
 from mechir.interventions import Ablate as Ablate
 from mechir.interventions import Mask as Mask
+from mechir.interventions import Patch as Patch
 from mechir.pairs import Batch as Batch
 from mechir.pairs import Pair as Pair
 from mechir.segments import Direction as Direction
@@ -35,10 +39,11 @@ from mechir.sweep import sweep as sweep
 _LATER = {
     "HookedEncoder": "mechir.encoder",
     "load": "mechir.encoder.default",
+    "diagnostic": "mechir.diagnostic_sets",
     "run": "mechir.experiment",
     "Pool": "mechir.experiment",
 }
-_LATER_MODULES = ("planted",)
+_LATER_MODULES = ("planted", "diagnostics")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,10 @@
-"""Activations of other runs, kept as values: means and samples by segment, for ablation."""
+"""Activations of other runs, kept as values: means and samples by segment for ablation, whole runs for patching."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,28 +16,32 @@ from torch import Tensor
 from mechir.errors import MechirError
 from mechir.pairs import Batch, Pair, pairs_hash
 from mechir.segments import FIVE
+from mechir.sites import Site, parse_site
 
 HOOKS = ("attn.hook_z", "mlp.hook_post", "hook_mlp_out", "hook_attn_out")
 """What can be ablated: heads, neurons, MLPs, attention outputs."""
 
 
 @dataclass(frozen=True, eq=False)
-class Activations:
-    """Activations by hook name, [segment, draw, ...]; equality, hash and repr are the SHA-256 of the content.
+class Activations(ABC):
+    """Activations by hook name; equality, hash and repr are the SHA-256 of the content.
 
-    `recipe` says where they come from. Means have one draw. The segments are CLS, QUERY, SEP1, DOC, SEP2.
+    `recipe` says where they come from, `model` is the fingerprint of the model that they were taken in: another model
+    refuses them.
     """
 
     recipe: str
-    values: Mapping[str, Float[Tensor, "segment draw ..."]] = field(repr=False)
-    seed: int = 0
+    values: Mapping[str, Any] = field(repr=False)
+    model: str = ""
     sha256: str = field(init=False)
 
     def __post_init__(self) -> None:
-        digest = hashlib.sha256(f"{self.recipe}\0{self.seed}".encode())
+        digest = hashlib.sha256("\0".join([self.recipe, *self._keys()]).encode())
         for name in sorted(self.values):
             digest.update(name.encode())
-            digest.update(self.values[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            value = self.values[name]
+            for tensor in value if isinstance(value, tuple) else (value,):
+                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         object.__setattr__(self, "sha256", digest.hexdigest())
 
     def __eq__(self, other: object) -> bool:
@@ -51,13 +56,32 @@ class Activations:
     def at(self, name: str, batch: Batch, rows: int) -> Float[Tensor, "batch row ..."]:
         """What stands at the first `rows` positions of each pair of the batch (0 at padding).
 
-        With several draws, each position takes one of its segment; which one depends on the seed, the ids of the pair
-        and the position alone, so the same pair is ablated alike in every batch and at every site.
+        Raises:
+            MechirError: for a hook that is not held, or pairs that these activations say nothing of.
         """
         if name not in self.values:
-            raise MechirError(
-                f"These activations hold no '{name}' (they hold {', '.join(list(self.values)[:3])}, ...)."
-            )
+            held = ", ".join(list(self.values)[:3])
+            raise MechirError(f"These activations hold no '{name}' (they hold {held}, ...).")
+        return self._at(name, batch, rows)
+
+    @abstractmethod
+    def _at(self, name: str, batch: Batch, rows: int) -> Tensor: ...
+
+    @abstractmethod
+    def _keys(self) -> Iterable[str]: ...
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BySegment(Activations):
+    """`values` [segment, draw, ...], the segments CLS, QUERY, SEP1, DOC, SEP2. Means have one draw.
+
+    With several draws, each position takes one of its segment; which one depends on the seed, the ids of the pair and
+    the position alone, so the same pair is ablated alike in every batch and at every site.
+    """
+
+    seed: int = 0
+
+    def _at(self, name: str, batch: Batch, rows: int) -> Float[Tensor, "batch row ..."]:
         value = self.values[name].to(batch.segment.device)
         filled = torch.zeros(len(batch), rows, *value.shape[2:], dtype=value.dtype, device=value.device)
         draws = _draws(batch.pairs, rows, value.shape[1], self.seed).to(value.device)
@@ -65,6 +89,49 @@ class Activations:
             here = batch.at(segment)[:, :rows]
             filled[here] = value[which][draws[here]]
         return filled
+
+    def _keys(self) -> Iterator[str]:
+        yield str(self.seed)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ByPair(Activations):
+    """`values`: for every pair of `ids` a tensor [pos, ...] without padding (a pattern is [head, reader, source])."""
+
+    ids: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "_place", {ids: place for place, ids in enumerate(self.ids)})
+
+    def _at(self, name: str, batch: Batch, rows: int) -> Float[Tensor, "batch row ..."]:
+        lengths = batch.attention_mask.sum(1).tolist()
+        found = [self._of(name, pair, length) for pair, length in zip(batch.pairs, lengths, strict=True)]
+        width = batch.input_ids.shape[1]
+        first = found[0]
+        shape = (first.shape[0], rows, width) if name.endswith("pattern") else (rows, *first.shape[1:])
+        filled = torch.zeros(len(batch), *shape, dtype=first.dtype, device=batch.segment.device)
+        for row, value in enumerate(found):
+            if name.endswith("pattern"):
+                filled[row, :, : min(rows, len(value[0])), : value.shape[2]] = value[:, :rows]
+            else:
+                filled[row, : len(value)] = value[:rows]
+        return filled
+
+    def _of(self, name: str, pair: Pair, length: int) -> Tensor:
+        place = self._place.get((pair.query_id, pair.doc_id))  # type: ignore[attr-defined]
+        if place is None:
+            raise MechirError(f"These activations are of other pairs: they hold none of {pair}.")
+        value: Tensor = self.values[name][place]
+        held = value.shape[-1] if name.endswith("pattern") else len(value)
+        if held != length:
+            raise MechirError(
+                f"These activations hold {held} positions of {pair}, which has {length} here: align the two texts first."
+            )
+        return value
+
+    def _keys(self) -> Iterator[str]:
+        return (f"{query_id}\t{doc_id}" for query_id, doc_id in self.ids)
 
 
 def _draws(pairs: Sequence[Pair], rows: int, n: int, seed: int) -> Tensor:
@@ -76,6 +143,46 @@ def _draws(pairs: Sequence[Pair], rows: int, n: int, seed: int) -> Tensor:
         return np.random.default_rng(int.from_bytes(key[:8])).integers(n, size=rows)
 
     return torch.from_numpy(np.stack([drawn(pair) for pair in pairs]))
+
+
+@torch.no_grad()
+def record(
+    model: Any, pairs: Sequence[Pair], sites: Site | str | Iterable[Site | str], *, max_length: int | None = None
+) -> Activations:
+    """The activations of these sites over whole runs, for `Patch`: one tensor per pair, all heads or neurons of a hook.
+
+    Everything is kept, 4 bytes a number: `patching.patch` holds one batch at a time instead.
+
+    Args:
+        model: a `HookedEncoder`.
+        pairs: what to run; their ids say which pair a patch reads, so no two may have the same.
+        sites: one or several, e.g. `Head(8, 1)`, "h8.1.q", "resid3".
+        max_length: as in `model.score`.
+
+    Raises:
+        MechirError: for a site that this model lacks, or two pairs with the same ids.
+    """
+    listed = [sites] if isinstance(sites, str) or hasattr(sites, "hook") else list(sites)
+    names = {(parse_site(site) if isinstance(site, str) else site).hook for site in listed}
+    ids = tuple((pair.query_id, pair.doc_id) for pair in pairs)
+    if len(set(ids)) < len(ids):
+        twice = next(pair for pair in pairs if ids.count((pair.query_id, pair.doc_id)) > 1)
+        raise MechirError(f"{str(twice).capitalize()} is there twice: a patch finds activations by the ids of a pair.")
+    kept: dict[str, list[Tensor | None]] = {name: [None] * len(pairs) for name in names}
+    for index, batch in model.encode(pairs, max_length).buckets(max_tokens=model.max_tokens):
+        batch = batch.to(model.device)
+        lengths = batch.attention_mask.sum(1).tolist()
+
+        def keep(x: Tensor, hook: Any, index: np.ndarray = index, lengths: list[int] = lengths) -> None:
+            pattern = hook.name.endswith("pattern")
+            for row, (place, n) in enumerate(zip(index, lengths, strict=True)):
+                kept[hook.name][place] = (x[row, :, :n, :n] if pattern else x[row, :n]).cpu().clone()
+
+        with model.hooks([(name, keep) for name in names]):
+            model(batch, last_rows="all")
+    values = {name: tuple(rows) for name, rows in kept.items()}
+    recipe = f"{', '.join(sorted(names))} of {len(pairs)} pairs {pairs_hash(pairs)[:12]}"
+    return ByPair(f"{recipe} in model {model.fingerprint[:12]}", values, model.fingerprint, ids)
 
 
 @torch.no_grad()
@@ -110,7 +217,7 @@ def means(model: Any, pairs: Sequence[Pair], *, by: str = "segment") -> Activati
         name: (total / counts.view(-1, *[1] * (total.ndim - 1)))[:, None].to(model.dtype)
         for name, total in sums.items()
     }
-    return Activations(_recipe(f"means by {by}", model, pairs), values)
+    return BySegment(_recipe(f"means by {by}", model, pairs), values, model.fingerprint)
 
 
 @torch.no_grad()
@@ -132,7 +239,7 @@ def samples(model: Any, pairs: Sequence[Pair], *, draws: int = 64, seed: int = 0
         with model.hooks([(_ablatable, keep)]):
             model(batch, last_rows="all")
     values = {name: torch.stack(rows, 1) for name, rows in kept.items()}
-    return Activations(_recipe(f"{draws} samples by segment", model, pairs), values, seed)
+    return BySegment(_recipe(f"{draws} samples by segment", model, pairs), values, model.fingerprint, seed)
 
 
 def _ablatable(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Masks of attention directions and ablations of components, as frozen values.
+"""Masks of attention directions, ablations and patches of components, as frozen values.
 
 An intervention prints as its own constructor call, hashes and compares. Its edits are values too: two interventions
 with equal edits in a layer share that layer in a sweep. To add one, write a frozen dataclass with `hooks(batch)`.
@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mechir.activations import Activations
 from mechir.errors import MechirError
 from mechir.hooks import EveryLayer, Hook
 from mechir.pairs import Batch
-from mechir.segments import Direction
-from mechir.sites import Attn, Head, Mlp, Neuron, parse_site
+from mechir.segments import Direction, Segment
+from mechir.sites import Attn, Head, Mlp, Neuron, Resid, Site, parse_site
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Mask:
         fill = -math.inf if self.renormalise else 0.0
         if self.heads is not None:
             by_layer: dict[int, list[int]] = {}
-            for layer, head in self.heads:
+            for layer, head, _ in self.heads:
                 by_layer.setdefault(layer, []).append(head)
             return [
                 (f"blocks.{layer}.{suffix}", CutPattern(self.direction, tuple(heads), fill, batch))
@@ -148,7 +148,7 @@ class Ablate:
 
     def __init__(self, site: Any, with_: Any = None) -> None:
         parsed = parse_site(site) if isinstance(site, str) else site
-        if not isinstance(parsed, Head | Neuron | Mlp | Attn):
+        if not isinstance(parsed, Head | Neuron | Mlp | Attn) or getattr(parsed, "part", "z") not in ("z", "out"):
             raise MechirError(f"Cannot ablate '{parsed}': write a head (h8.1), neuron (n5.1203), MLP (mlp3) or attn3.")
         if with_ is not None and not isinstance(with_, Activations):
             raise MechirError(
@@ -172,6 +172,11 @@ class Replace:
 
     cls_first = True
 
+    @property
+    def model(self) -> str:
+        """The fingerprint of the model whose activations are written; empty where none are."""
+        return "" if self.with_ is None else self.with_.model
+
     def __call__(self, x: Float[Tensor, "batch pos ..."], hook: Any) -> Float[Tensor, "..."]:
         """The activation with the site replaced."""
         new = torch.zeros_like(x) if self.with_ is None else self.with_.at(hook.name, self.batch, x.shape[1]).to(x)
@@ -182,6 +187,87 @@ class Replace:
         out = x.clone()
         out[:, :, index] = new[:, :, index]
         return out
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Puts the activations of another run in the place of a component's: `Patch(donor, "h8.1", at="query")`.
+
+    The score then says what the component, seeing the other run's world, changes: `score(do=patch) - score()`. The donor
+    is recorded on pairs with the same ids, lengths and segments (`contrasts.align` makes them); `patching.patch` does
+    it for many sites and pairs at once.
+
+    Args:
+        donor: `record(model, donors, sites)`.
+        site: what is patched, e.g. "h8.1" (z), "h8.1.q", "mlp3", "mlp3.post", "n5.1203", "attn3", "resid3.mid".
+        at: a segment ("query", "cls|doc") or positions; None for all. Of a pattern these are the readers.
+    """
+
+    donor: Activations
+    site: Site
+    at: Segment | tuple[int, ...] | None = None
+
+    def __init__(self, donor: Any, site: Any, at: str | Segment | int | Iterable[int] | None = None) -> None:
+        parsed = parse_site(site) if isinstance(site, str) else site
+        if not isinstance(parsed, Head | Neuron | Mlp | Attn | Resid):
+            raise MechirError(f"Cannot patch '{parsed}': write a site such as h8.1, h8.1.q, mlp3, attn3 or resid3.")
+        if not isinstance(donor, Activations):
+            raise MechirError(f"Cannot patch from {donor!r}: write donor=record(model, donors, '{parsed}').")
+        where: Any = Segment.parse(at) if isinstance(at, str) else (at,) if isinstance(at, int) else at
+        object.__setattr__(self, "donor", donor)
+        object.__setattr__(self, "site", parsed)
+        object.__setattr__(self, "at", where if where is None or isinstance(where, Segment) else tuple(where))
+
+    def hooks(self, batch: Batch) -> list[Hook]:
+        """One edit, at the site's own hook."""
+        donor = self.donor.at(self.site.hook, batch, batch.input_ids.shape[1])
+        return [(self.site.hook, Splice(self.site, donor, positions(self.at, batch), self.donor.model))]
+
+
+def positions(at: Segment | tuple[int, ...] | None, batch: Batch) -> Bool[Tensor, "batch pos"] | None:
+    """True at these positions of each pair; None for all.
+
+    Raises:
+        MechirError: for a position that none of the pairs has.
+    """
+    if at is None:
+        return None
+    if isinstance(at, Segment):
+        return batch.at(at)
+    where = torch.zeros_like(batch.attention_mask)
+    for position in at:
+        if not 0 <= position < where.shape[1]:
+            raise MechirError(f"Position {position} is out of range: the longest pair has 0-{where.shape[1] - 1}.")
+        where[:, position] = True
+    return where & batch.attention_mask
+
+
+@dataclass(frozen=True, eq=False)
+class Splice:
+    """The edit of a `Patch`: the donor's values of one head, neuron or whole activation, at some positions."""
+
+    site: Site
+    donor: Float[Tensor, "batch ..."] = field(repr=False)
+    where: Bool[Tensor, "batch pos"] | None = field(default=None, repr=False)
+    model: str = ""
+
+    cls_first = True
+
+    def __call__(self, x: Float[Tensor, "batch ..."], hook: Any) -> Float[Tensor, "..."]:
+        """The activation with the donor's values written in."""
+        pattern = hook.name.endswith(("hook_pattern", "hook_attn_scores"))
+        heads, rows = (1, 2) if pattern else (2, 1)
+        donor = self.donor.narrow(rows, 0, x.shape[rows]).to(x)
+        new = donor
+        if isinstance(self.site, Head | Neuron):
+            _check_index([self.site[1]], x.shape[heads], type(self.site).__name__, hook)
+            new = x.clone()
+            new.select(heads, self.site[1]).copy_(donor.select(heads, self.site[1]))
+        if self.where is None:
+            return new
+        shape = [1] * x.ndim
+        shape[0], shape[rows] = len(x), x.shape[rows]
+        return torch.where(self.where[:, : x.shape[rows]].view(shape), new, x)
 
 
 def _check_index(indices: Iterable[int], size: int, what: str, hook: Any) -> None:

@@ -1,13 +1,20 @@
-"""Addresses inside the model: `h8.1 n5.1203 mlp3 attn3 resid0`, and edges between them."""
+"""Addresses inside the model: `h8.1 n5.1203 mlp3 attn3 resid0`, their parts (`h8.1.q`), and edges between them."""
 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from mechir.errors import MechirError
 
+ATTENTION = {part: f"attn.hook_{part}" for part in ("z", "q", "k", "v", "pattern", "result")}
+"""Parts of attention, of one head or of all heads of a layer, and the hooks that carry them."""
+RESID = {"pre": "hook_resid_pre", "mid": "hook_resid_mid", "post": "hook_resid_post"}
+MLP = {"out": "hook_mlp_out", "post": "mlp.hook_post", "in": "hook_mlp_in"}
 
+
+@runtime_checkable
 class Site(Protocol):
     """Anything that names one activation: a layer, and the hook under which it is read and edited."""
 
@@ -20,18 +27,36 @@ class Site(Protocol):
         """The full name of the hook point that carries this site."""
 
 
+def _equal(self: tuple[object, ...], other: object) -> bool:
+    """Equal in kind as well: as bare tuples Mlp(3) and Attn(3) would be one key of a dict."""
+    return type(self) is type(other) and tuple.__eq__(self, other)  # type: ignore[arg-type]
+
+
+def _unequal(self: tuple[object, ...], other: object) -> bool:
+    return not _equal(self, other)
+
+
+def _hashed(self: tuple[object, ...]) -> int:
+    return hash((type(self).__name__, *self))
+
+
 class Head(NamedTuple):
-    """An attention head; its activation is `z` (before W_O), its index the third axis."""
+    """An attention head. `part` is z (what it read, before W_O), q, k, v, pattern, or result (z after W_O)."""
 
     layer: int
     head: int
+    part: str = "z"
+    __eq__, __ne__, __hash__ = _equal, _unequal, _hashed  # type: ignore[assignment]
 
     @property
     def hook(self) -> str:  # noqa: D102
-        return f"blocks.{self.layer}.attn.hook_z"
+        return _hook(self, ATTENTION)
 
     def __str__(self) -> str:
-        return f"h{self.layer}.{self.head}"
+        return f"h{self.layer}.{self.head}" + _suffix(self.part, "z")
+
+    def __repr__(self) -> str:
+        return f"Head({self.layer}, {self.head}" + (")" if self.part == "z" else f", {self.part!r})")
 
 
 class Neuron(NamedTuple):
@@ -39,6 +64,7 @@ class Neuron(NamedTuple):
 
     layer: int
     neuron: int
+    __eq__, __ne__, __hash__ = _equal, _unequal, _hashed  # type: ignore[assignment]
 
     @property
     def hook(self) -> str:  # noqa: D102
@@ -49,48 +75,55 @@ class Neuron(NamedTuple):
 
 
 class Mlp(NamedTuple):
-    """What a whole MLP adds to the residual stream, bias included."""
+    """A whole MLP. `part` is out (what it adds to the residual stream, bias included), post (all neurons) or in."""
 
     layer: int
+    part: str = "out"
+    __eq__, __ne__, __hash__ = _equal, _unequal, _hashed  # type: ignore[assignment]
 
     @property
     def hook(self) -> str:  # noqa: D102
-        return f"blocks.{self.layer}.hook_mlp_out"
+        return _hook(self, MLP)
 
     def __str__(self) -> str:
-        return f"mlp{self.layer}"
+        return f"mlp{self.layer}" + _suffix(self.part, "out")
 
 
 class Attn(NamedTuple):
-    """What a whole attention layer adds to the residual stream, bias included."""
+    """A whole attention layer. `part` is out (what it adds to the residual stream, bias included) or a head's part."""
 
     layer: int
+    part: str = "out"
+    __eq__, __ne__, __hash__ = _equal, _unequal, _hashed  # type: ignore[assignment]
 
     @property
     def hook(self) -> str:  # noqa: D102
-        return f"blocks.{self.layer}.hook_attn_out"
+        return _hook(self, ATTENTION | {"out": "hook_attn_out"})
 
     def __str__(self) -> str:
-        return f"attn{self.layer}"
+        return f"attn{self.layer}" + _suffix(self.part, "out")
 
 
 class Resid(NamedTuple):
-    """The residual stream that layer `layer` reads."""
+    """The residual stream that layer `layer` reads (`pre`), that its MLP reads (`mid`), that it leaves (`post`)."""
 
     layer: int
+    part: str = "pre"
+    __eq__, __ne__, __hash__ = _equal, _unequal, _hashed  # type: ignore[assignment]
 
     @property
     def hook(self) -> str:  # noqa: D102
-        return f"blocks.{self.layer}.hook_resid_pre"
+        return _hook(self, RESID)
 
     def __str__(self) -> str:
-        return f"resid{self.layer}"
+        return f"resid{self.layer}" + _suffix(self.part, "pre")
 
 
 class Score(NamedTuple):
     """What the model says of a pair, as the reader of an edge; `layer` is the number of layers."""
 
     layer: int
+    __eq__, __ne__, __hash__ = _equal, _unequal, _hashed  # type: ignore[assignment]
 
     @property
     def hook(self) -> str:  # noqa: D102
@@ -111,6 +144,16 @@ class Edge(NamedTuple):
         return f"{self.source}->{self.reader}.{self.port}"
 
 
+def _hook(site: Head | Mlp | Attn | Resid, parts: Mapping[str, str]) -> str:
+    if site.part not in parts:
+        raise MechirError(f"{type(site).__name__} has no part '{site.part}': it has {', '.join(parts)}.")
+    return f"blocks.{site.layer}.{parts[site.part]}"
+
+
+def _suffix(part: str, default: str) -> str:
+    return "" if part == default else f".{part}"
+
+
 _PATTERNS = {
     r"h(\d+)\.(\d+)": Head,
     r"n(\d+)\.(\d+)": Neuron,
@@ -121,15 +164,18 @@ _PATTERNS = {
 
 
 def parse_site(text: str) -> Head | Neuron | Mlp | Attn | Resid:
-    """The site that prints as `text`: `parse_site("h8.1") == Head(8, 1)`.
+    """The site that prints as `text`: `parse_site("h8.1") == Head(8, 1)`, `parse_site("h8.1.q") == Head(8, 1, "q")`.
 
     Raises:
         MechirError: when `text` is no site.
     """
-    for pattern, site in _PATTERNS.items():
-        match = re.fullmatch(pattern, text.strip())
-        if match:
-            return site(*map(int, match.groups()))
+    for pattern, kind in _PATTERNS.items():
+        match = re.fullmatch(pattern + r"(?:\.([a-z]+))?", text.strip())
+        if match and (match[match.lastindex or 0].isdigit() or kind is not Neuron):
+            *numbers, part = match.groups()
+            site = kind(*map(int, numbers), *([part] if part else []))
+            assert site.hook  # refuses a part that it does not have
+            return site
     raise MechirError(
         f"Cannot read '{text}' as a site. Write h8.1 (head), n5.1203 (neuron), mlp3, attn3 or resid0, counting from 0."
     )

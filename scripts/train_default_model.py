@@ -30,7 +30,7 @@ from transformers import AutoTokenizer, BertForSequenceClassification, BertModel
 SIZES = {"wordnet": 45_000, "gcide": 40_000, "foldoc": 9_000, "jargon": 1_500}
 CANDIDATES = {"bm25": 3, "dense": 2, "far": 1, "random": 1}  # beside the text that the query was made from
 TEMPERATURE = 0.05  # of the teacher's cosines
-LENGTH = 128
+LENGTH = 192
 CHUNK = 32
 OWN_SHARE = 0.3  # of the queries are on our own passages
 POSITIVE = 0.25  # of the target goes to the passage that a query was written for, if it was
@@ -226,7 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--backbone", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--lists", type=int, default=12_000)
+    parser.add_argument("--lists", type=int, default=16_000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rank", type=int, default=42)
     parser.add_argument("--lr", type=float, default=1e-3)

@@ -15,6 +15,7 @@ from pathlib import Path
 WORDNET = Path("/usr/share/wordnet")
 DICTD = Path("/usr/share/dictd")
 OWN = Path(__file__).parent / "training_text"
+LONG = 1 / 8
 DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 ABOUT = (  # what people ask about a thing: the teacher grades every candidate, so no template has to fit it
     "what is {}",
@@ -158,20 +159,33 @@ def diluted(texts: list[Text], generator: random.Random) -> list[Text]:
     return mixed
 
 
+def lengthened(texts: list[Text], generator: random.Random) -> list[Text]:
+    """The same texts, an eighth of them among two or three others: as long as an abstract, and mostly off the point."""
+    mixed = []
+    for place, text in enumerate(texts):
+        passage = text.passage
+        if generator.random() < LONG:
+            parts = [texts[(place + k) % len(texts)].passage for k in range(generator.choice([3, 4]))]
+            generator.shuffle(parts)
+            passage = " ".join(parts)
+        mixed.append(Text(text.title, passage, text.queries))
+    return mixed
+
+
 def pool(seed: int, sizes: dict[str, int]) -> list[Text]:
     """So many texts of each source, drawn at random, and all of our own."""
     generator = random.Random(seed)
     texts = list(own())
     for name, size in sizes.items():
         found = list(wordnet(generator) if name == "wordnet" else dictionary(name, generator))
-        texts += generator.sample(diluted(found, generator), min(size, len(found)))
+        drawn = generator.sample(diluted(found, generator), min(size, len(found)))
+        texts += lengthened(drawn, random.Random(seed))
     return texts
 
 
-def keywords(passage: str, common: frozenset[str], generator: random.Random) -> str:
-    """Two to four neighbouring words of a passage that are not common, in their order."""
+def keywords(passage: str, common: frozenset[str], generator: random.Random, n: int) -> str:
+    """So many neighbouring words of a passage that are not common, in their order."""
     words = [word for word in re.findall(r"[a-z][a-z'-]+", passage.lower()) if word not in common and len(word) > 3]
-    n = generator.randint(2, 4)
     if len(words) <= n:
         return " ".join(words)
     start = generator.randrange(len(words) - n)
@@ -183,8 +197,10 @@ def query(text: Text, other: Text, common: frozenset[str], generator: random.Ran
     if text.queries:
         return generator.choice(text.queries)
     kind = generator.random()
-    if kind < 0.65:
+    if kind < 0.55:
         title = text.title if generator.random() < 0.5 else text.title.lower()
         return generator.choice(ABOUT).format(title, other=other.title).lower()
-    found = keywords(text.passage, common, generator)
-    return f"{text.title} {found}".lower() if kind < 0.8 else found
+    if kind < 0.7:  # as long as a sentence, as scientists ask
+        return keywords(text.passage, common, generator, generator.randint(5, 12))
+    found = keywords(text.passage, common, generator, generator.randint(2, 4))
+    return f"{text.title} {found}".lower() if kind < 0.85 else found

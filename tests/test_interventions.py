@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import mechir as mi
+from mechir.activations import BySegment
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.hooks import edits
@@ -263,6 +264,6 @@ def test_interventions_that_do_not_fit_the_model_are_refused(model: HookedEncode
 def test_means_refuse_another_grouping_and_unknown_sites(model: HookedEncoder) -> None:
     with pytest.raises(MechirError, match=r"Cannot average by 'position': write by='segment' or by='all'"):
         mi.means(model, PAIRS, by="position")  # type: ignore[arg-type]
-    empty = mi.Activations("nothing", {"blocks.0.attn.hook_z": torch.zeros(5, 1, 4, 8)})
+    empty = BySegment("nothing", {"blocks.0.attn.hook_z": torch.zeros(5, 1, 4, 8)})
     with pytest.raises(MechirError, match=r"hold no 'blocks.1.attn.hook_z' \(they hold blocks.0.attn.hook_z"):
         model.score(PAIRS, mi.Ablate("h1.2", empty))

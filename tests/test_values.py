@@ -12,13 +12,16 @@ from hypothesis import strategies as st
 import mechir as mi
 from mechir.errors import MechirError
 from mechir.segments import FIVE
+from mechir.sites import ATTENTION, MLP, RESID
 
 SEGMENTS = st.sets(st.sampled_from(FIVE), min_size=1).map(lambda parts: reduce(or_, parts))
 DIRECTIONS = st.builds(mi.Direction, SEGMENTS, SEGMENTS)
 INDEX = st.integers(0, 5000)
 SITES = st.one_of(
-    st.builds(mi.Head, INDEX, INDEX), st.builds(mi.Neuron, INDEX, INDEX), st.builds(mi.Mlp, INDEX),
-    st.builds(mi.Attn, INDEX), st.builds(mi.Resid, INDEX),
+    st.tuples(INDEX, INDEX).map(lambda at: mi.Head(*at)), st.builds(mi.Neuron, INDEX, INDEX), INDEX.map(mi.Mlp),
+    INDEX.map(mi.Attn), INDEX.map(mi.Resid), st.builds(mi.Head, INDEX, INDEX, st.sampled_from(sorted(ATTENTION))),
+    st.builds(mi.Attn, INDEX, st.sampled_from(sorted(ATTENTION))), st.builds(mi.Resid, INDEX, st.sampled_from(sorted(RESID))),
+    st.builds(mi.Mlp, INDEX, st.sampled_from(sorted(MLP))),
 )  # fmt: skip
 
 
@@ -59,3 +62,11 @@ def test_the_papers_names_are_understood() -> None:
 def test_what_is_no_site_is_refused(text: str) -> None:
     with pytest.raises(MechirError, match=r"as a site. Write h8.1"):
         mi.parse_site(text)
+
+
+def test_sites_of_different_kinds_are_different_keys() -> None:
+    kinds = [mi.Mlp(3), mi.Attn(3), mi.Resid(3), mi.Head(3, 1), mi.Neuron(3, 1), mi.Score(3), mi.Attn(3, "z")]
+    assert len(set(kinds)) == len(kinds)
+    assert mi.Mlp(3) != mi.Attn(3) and not mi.Mlp(3) == mi.Attn(3)
+    assert mi.Head(3, 1) == mi.Head(3, 1, "z") and hash(mi.Head(3, 1)) == hash(mi.Head(3, 1, "z"))
+    assert str(mi.Head(3, 1, "q")) == "h3.1.q" and repr(mi.Head(3, 1, "q")) == "Head(3, 1, 'q')"

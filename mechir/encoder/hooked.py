@@ -191,10 +191,12 @@ class HookedEncoder(HookedRootModule):
         """The hooks with filters on names replaced by the names they match.
 
         Raises:
-            MechirError: for a name that this model lacks (the closest are named) or a filter that matches none.
+            MechirError: for a name that this model lacks (the closest are named), a filter that matches none, or
+                activations of another model.
         """
         resolved: list[tuple[str, Edit]] = []
         for name, edit in hooks:
+            self._refuse_foreign(edit)
             if isinstance(name, str):
                 self._check_name(name)
                 resolved.append((name, edit))
@@ -204,6 +206,14 @@ class HookedEncoder(HookedRootModule):
                 raise MechirError(f"The filter {name} matches no hook of this model, e.g. not 'blocks.0.attn.hook_z'.")
             resolved += [(known, edit) for known in matches]
         return resolved
+
+    def _refuse_foreign(self, edit: Edit) -> None:
+        source = getattr(edit, "model", "")
+        if isinstance(source, str) and source not in ("", self.fingerprint):
+            raise MechirError(
+                f"These activations are of another model (fingerprint {source[:12]}, this one is "
+                f"{self.fingerprint[:12]}): record them in this one."
+            )
 
     def _check_name(self, name: str) -> None:
         if name in self.hook_dict:

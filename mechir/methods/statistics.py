@@ -91,3 +91,38 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     if known.any():
         corrected[known] = multipletests(p_values[known], method="holm")[1]
     return corrected
+
+
+def sign_flips(values: np.ndarray, *, draws: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """p-values of "the mean is 0" for every column, corrected for all columns together.
+
+    The signs of whole rows (queries) are flipped at random, or in every way where that is fewer; p is the share of
+    flips whose largest |t| over the columns reaches a column's own. Strong control of the family-wise error, sharper
+    than Holm where columns move together. With n rows no p is below 2^(1 - n). NaN entries do not count; a column
+    without any spread or mean (a site that moves nothing) gets 1.
+
+    Args:
+        values: [row, column].
+        draws: flips drawn.
+        seed: of the flips.
+    """
+    values = np.asarray(values, dtype=float)
+    n = len(values)
+    if 2 ** (n - 1) <= draws:  # a flip of all signs changes no |t|
+        bits = (np.arange(2 ** (n - 1))[:, None] >> np.arange(n)) & 1
+    else:
+        bits = np.random.default_rng(seed).integers(0, 2, size=(draws, n))
+        bits[0] = 0
+    known, filled = ~np.isnan(values), np.nan_to_num(values)
+    squares, counts = (filled**2).sum(0), known.sum(0)
+    own = _t_squared(filled.sum(0), squares, counts)
+    largest = np.concatenate(
+        [_t_squared(part @ filled, squares, counts).max(1) for part in np.array_split(1.0 - 2 * bits, len(bits) // 256 + 1)]
+    )
+    p = (largest[:, None] >= own * (1 - 1e-9)).mean(0)
+    return np.where(own > 0, p, 1.0)
+
+
+def _t_squared(sums: np.ndarray, squares: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """n mean^2 / sum of squares: rises with t^2, and stays finite without spread."""
+    return np.divide(sums**2, squares * counts, out=np.zeros_like(sums), where=squares > 0)

@@ -1,0 +1,256 @@
+"""Pairs that differ in one thing, aligned: every token that was not edited keeps its position.
+
+A contrast is a base and a donor of equal token length and equal segments. Runs are on the base, activations come from
+the donor. Where one of the two texts has more word pieces, the other is given a filler word in that place.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mechir.errors import MechirError
+from mechir.pairs import Batch, Encoded, Pair, encode
+from mechir.segments import Segment
+
+Perturbation = Callable[[Pair], Pair]
+"""From a pair to the pair that it is contrasted with. `base(pair)`, where it has one, is what the contrast starts from;
+`moves = True` says that it only moves words, so that no filler is wanted."""
+
+ROLES = ("cls", "query match", "query other", "injected", "doc match", "doc other", "sep")
+"""What a position is to the edit: `injected` where base and donor differ; `match` where a token of the query or of the
+document is one of the injected word pieces; `other` where it is not. Padding has none (-1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """A base and a donor, aligned with copies of `filler` ("" when the two needed none)."""
+
+    base: Pair
+    donor: Pair
+    filler: str = ""
+
+    @property
+    def query_id(self) -> str:
+        """The query of the base."""
+        return self.base.query_id
+
+    @property
+    def doc_id(self) -> str:
+        """The document of the base."""
+        return self.base.doc_id
+
+    @property
+    def grade(self) -> int | None:
+        """The judgment of the base."""
+        return self.base.grade
+
+    def swapped(self) -> Contrast:
+        """The same contrast the other way round: runs on the donor, activations from the base."""
+        return Contrast(self.donor, self.base, self.filler)
+
+    def __str__(self) -> str:
+        return str(self.base)
+
+
+def align(
+    pair: Pair, perturbation: Perturbation, tokenizer: Any, filler: str = "a", *, max_length: int = 512
+) -> Contrast:
+    """The contrast between a pair and its perturbation.
+
+    Args:
+        pair: what is perturbed.
+        perturbation: a function from pair to pair (see `mechir.diagnostics`).
+        tokenizer: that of the model.
+        filler: one word of one word piece, repeated where a text is shorter than the other. It changes the score by
+            itself, so report two.
+        max_length: what the model reads; beyond it documents are cut.
+
+    Raises:
+        MechirError: with the ids and the reason, when nothing was changed, the edit is cut off, or the two cannot be
+            brought to equal length without moving another token.
+    """
+    start: Perturbation = getattr(perturbation, "base", lambda unchanged: unchanged)
+    return align_pair(
+        start(pair), perturbation(pair), tokenizer, filler,
+        max_length=max_length, moves=getattr(perturbation, "moves", False),
+    )  # fmt: skip
+
+
+def align_pair(
+    base: Pair, donor: Pair, tokenizer: Any, filler: str = "a", *, max_length: int = 512, moves: bool = False
+) -> Contrast:
+    """The contrast between two texts of one pair: as `align`, with both given."""
+    _single_piece(tokenizer, filler)
+    if (base.query, base.document) == (donor.query, donor.document):
+        raise _refused(base, "the perturbation changes nothing")
+    if moves:
+        return _checked(Contrast(base, donor), tokenizer, max_length, None)
+    query = _filled(base.query, donor.query, tokenizer, filler)
+    document = _filled(base.document, donor.document, tokenizer, filler)
+    found = Contrast(
+        replace(base, query=query.base, document=document.base),
+        replace(donor, query=query.donor, document=document.donor),
+        filler if query.filled or document.filled else "",
+    )
+    return _checked(found, tokenizer, max_length, query.edited + document.edited)
+
+
+class Texts(NamedTuple):
+    """Two texts with filler put in, whether any was, and how many word pieces are edited."""
+
+    base: str
+    donor: str
+    filled: bool
+    edited: int
+
+
+def _filled(base: str, donor: str, tokenizer: Any, filler: str) -> Texts:
+    """The texts with filler at the end of every edited stretch of words, as many as the shorter side lacks pieces."""
+    texts: tuple[list[str], list[str]] = ([], [])
+    filled, edited = False, 0
+    for one, other in _stretches(base.split(), donor.split()):
+        sides = [list(one), list(other)]
+        if one != other:
+            sizes = [_n_pieces(tokenizer, " ".join(side)) for side in sides]
+            lacking = sizes[1] - sizes[0]
+            sides[0 if lacking > 0 else 1] += [filler] * abs(lacking)
+            filled, edited = filled or lacking != 0, edited + max(sizes)
+        for text, side in zip(texts, sides, strict=True):
+            text.extend(side)
+    if base == donor:
+        return Texts(base, donor, False, 0)  # as it was, white space and all
+    return Texts(" ".join(texts[0]), " ".join(texts[1]), filled, edited)
+
+
+def _stretches(base: list[str], donor: list[str]) -> Iterator[tuple[list[str], list[str]]]:
+    """Words of both texts in stretches that are equal or edited; what is equal at the ends is never looked into."""
+    shorter = min(len(base), len(donor))
+    first = next((k for k in range(shorter) if base[k] != donor[k]), shorter)
+    left = shorter - first
+    last = next((k for k in range(left) if base[-1 - k] != donor[-1 - k]), left)
+    middle = base[first : len(base) - last], donor[first : len(donor) - last]
+    yield base[:first], donor[:first]
+    for _, i, j, k, m in difflib.SequenceMatcher(None, *middle, autojunk=False).get_opcodes():
+        yield middle[0][i:j], middle[1][k:m]
+    yield base[len(base) - last :], donor[len(donor) - last :]
+
+
+def _n_pieces(tokenizer: Any, text: str) -> int:
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else 0
+
+
+def _single_piece(tokenizer: Any, filler: str) -> int:
+    ids = tokenizer(filler, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+        raise MechirError(
+            f"The filler '{filler}' is {len(ids)} word pieces of this tokenizer, or unknown to it: give a word of one "
+            "word piece, such as 'a'."
+        )
+    return int(ids[0])
+
+
+def _checked(found: Contrast, tokenizer: Any, max_length: int, edited: int | None) -> Contrast:
+    """The contrast, if it is aligned, nothing but the edited pieces differs, and the model reads them all."""
+    long = 1_000_000
+    whole, read = ([encode(tokenizer, [p], n) for p in (found.base, found.donor)] for n in (long, max_length))
+    refuse_unaligned(found, *whole, tokenizer)
+    edits = [int((base.ids[0] != donor.ids[0]).sum()) for base, donor in (whole, read)]
+    if edits[0] == 0:
+        raise _refused(found.base, "the perturbation changes no word piece")
+    if edited is not None and edits[0] > edited:
+        raise _refused(found.base, "word pieces that were not edited differ or move with this tokenizer")
+    if edits[1] < edits[0]:
+        raise _refused(found.base, f"what is edited lies beyond the {max_length} word pieces that the model reads")
+    return found
+
+
+def refuse_unaligned(contrast: Contrast, base: Encoded, donor: Encoded, tokenizer: Any, place: int = 0) -> None:
+    """Refuses unequal lengths or segments, by the pair, the first position and both tokens."""
+    ids, segments = (base.ids[place], donor.ids[place]), (base.segments[place], donor.segments[place])
+    if len(ids[0]) == len(ids[1]) and np.array_equal(*segments):
+        return
+    shorter = min(map(len, ids))
+    differ = np.flatnonzero(segments[0][:shorter] != segments[1][:shorter])
+    at = int(differ[0]) if len(differ) else shorter
+    tokens = [tokenizer.convert_ids_to_tokens(int(row[at])) if at < len(row) else "nothing" for row in ids]
+    raise MechirError(
+        f"{str(contrast.base).capitalize()} is not aligned: at position {at} the base has '{tokens[0]}' and the donor "
+        f"'{tokens[1]}' (lengths {len(ids[0])} and {len(ids[1])})."
+    )
+
+
+def _refused(pair: Pair, reason: str) -> MechirError:
+    return MechirError(f"{str(pair).capitalize()} gives no contrast: {reason}.")
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedContrasts:
+    """Contrasts as token ids, row by row aligned, with the role of every position."""
+
+    contrasts: tuple[Contrast, ...]
+    base: Encoded
+    donor: Encoded
+    roles: tuple[np.ndarray, ...]
+
+    def buckets(self, max_rows: int, max_tokens: int) -> Iterator[ContrastBatch]:
+        """Batches of contrasts of like length, longest first."""
+        for index, batch in self.base.buckets(max_rows, max_tokens):
+            roles = np.full(batch.input_ids.shape, -1, dtype=np.int64)
+            for row, place in enumerate(index):
+                roles[row, : len(self.roles[place])] = self.roles[place]
+            yield ContrastBatch(index, batch, self.donor.batch(index), torch.from_numpy(roles))
+
+
+class ContrastBatch(NamedTuple):
+    """One batch of contrasts: the row of each among all, what the model reads of both, and every position's role."""
+
+    index: np.ndarray
+    base: Batch
+    donor: Batch
+    roles: Int[Tensor, "batch pos"]
+
+    def to(self, device: torch.device | str) -> ContrastBatch:
+        """The same batch with its tensors on `device`."""
+        return ContrastBatch(self.index, self.base.to(device), self.donor.to(device), self.roles.to(device))
+
+
+def encode_contrasts(model: Any, contrasts: Sequence[Contrast], max_length: int | None = None) -> EncodedContrasts:
+    """The contrasts as the model reads them.
+
+    Raises:
+        MechirError: for no contrasts at all, and for a base and a donor of unequal length or segments (the pair, the
+            position and both tokens are named).
+    """
+    if not contrasts:
+        raise MechirError("There are no contrasts to run: none was given, or none could be aligned.")
+    base = model.encode([contrast.base for contrast in contrasts], max_length)
+    donor = model.encode([contrast.donor for contrast in contrasts], max_length)
+    for place, contrast in enumerate(contrasts):
+        refuse_unaligned(contrast, base, donor, model.tokenizer, place)
+    fillers = {c.filler: _single_piece(model.tokenizer, c.filler) for c in contrasts if c.filler}
+    roles = tuple(
+        _roles(base.ids[place], donor.ids[place], base.segments[place], fillers.get(contrast.filler))
+        for place, contrast in enumerate(contrasts)
+    )
+    return EncodedContrasts(tuple(contrasts), base, donor, roles)
+
+
+def _roles(base: np.ndarray, donor: np.ndarray, segments: np.ndarray, filler: int | None) -> np.ndarray:
+    differ = base != donor
+    injected = set(base[differ].tolist()) | set(donor[differ].tolist())
+    match = np.isin(base, list(injected - {filler}))
+    query, document = segments == Segment.QUERY.value, segments == Segment.DOC.value
+    roles = np.full(len(base), ROLES.index("sep"))
+    roles[segments == Segment.CLS.value] = ROLES.index("cls")
+    for name, where in (("query", query), ("doc", document)):
+        roles[where & match], roles[where & ~match] = ROLES.index(f"{name} match"), ROLES.index(f"{name} other")
+    roles[differ] = ROLES.index("injected")
+    return roles

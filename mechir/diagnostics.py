@@ -1,0 +1,260 @@
+"""Perturbations after the retrieval axioms: functions from a pair to the pair that it is contrasted with.
+
+Frozen values, pure Python. What is drawn depends on the seed and the ids of the pair alone. To add one, write a
+function `Pair -> Pair`; `contrasts.align` finds what it edited.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from bm25s.stopwords import STOPWORDS_EN_PLUS
+
+from mechir.errors import MechirError
+from mechir.pairs import Pair
+
+WHERE = ("append", "prepend", "inject", "replace")
+COMMON = frozenset(STOPWORDS_EN_PLUS)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, lower-cased, without punctuation."""
+    return re.findall(r"\w+", text.lower())
+
+
+class Idf(dict[str, float]):
+    """Word -> ln(N / df) over the N documents of a collection; a word that none of them holds has ln N."""
+
+    def __init__(self, documents: Sequence[str]) -> None:
+        counts: dict[str, int] = {}
+        for document in documents:
+            for word in set(words(document)):
+                counts[word] = counts.get(word, 0) + 1
+        self.n = len(documents)
+        super().__init__({word: math.log(self.n / count) for word, count in counts.items()})
+
+    def __missing__(self, word: str) -> float:
+        return math.log(self.n) if self.n else 0.0
+
+
+def _generator(pair: Pair, seed: int, *key: str) -> random.Random:
+    digest = hashlib.sha256("\0".join([str(seed), pair.query_id, pair.doc_id, *key]).encode()).digest()
+    return random.Random(int.from_bytes(digest[:8]))
+
+
+def _content(pair: Pair) -> list[str]:
+    """The query's words that carry meaning, each once; all of its words if none does."""
+    listed = list(dict.fromkeys(words(pair.query)))
+    return [word for word in listed if word not in COMMON] or listed
+
+
+def _mentions(word: str, term: str) -> bool:
+    return words(word) == words(term)
+
+
+@dataclass(frozen=True)
+class Term:
+    """Which term of the query is edited: that of `chosen` for the query's id, else the rarest by `idf`, else a random
+    content word of the query."""
+
+    chosen: Mapping[str, str] = field(default_factory=dict)
+    idf: Mapping[str, float] | None = field(default=None, repr=False)
+    seed: int = 0
+
+    def __call__(self, pair: Pair) -> str:
+        """The term."""
+        if pair.query_id in self.chosen:
+            return self.chosen[pair.query_id]
+        terms = _content(pair)
+        if not terms:
+            raise MechirError(f"Query '{pair.query_id}' has no word to edit: leave it out.")
+        if self.idf is not None:
+            return max(terms, key=lambda term: self.idf[term])  # type: ignore[index]
+        return _generator(pair, self.seed, "term").choice(terms)
+
+
+@dataclass(frozen=True)
+class Tfc1:
+    """TFC1: a document with one more occurrence of a query term should score higher.
+
+    `append`, `prepend`, or `inject` (between two words at random) the term; `replace` takes every occurrence out of the
+    document (TFC1-R: the donor is then the one that should score lower). Source: Chen et al. 2024 (arXiv:2405.02503);
+    TFC1-R: van Marken and Petcu (arXiv:2510.06728).
+    """
+
+    where: str = "append"
+    term: Term = Term()
+
+    def __post_init__(self) -> None:
+        if self.where not in WHERE:
+            raise MechirError(f"Unknown place '{self.where}': write one of {', '.join(WHERE)}.")
+
+    def __call__(self, pair: Pair) -> Pair:
+        """The donor."""
+        term, read = self.term(pair), pair.document.split()
+        if self.where == "replace":
+            kept = [word for word in read if not _mentions(word, term)]
+            if len(kept) == len(read):
+                raise MechirError(f"{str(pair).capitalize()} gives no contrast: its document does not hold '{term}'.")
+            return replace(pair, document=" ".join(kept))
+        places = {"append": len(read), "prepend": 0}
+        place = places.get(self.where, _generator(pair, self.term.seed, "place").randint(0, len(read)))
+        return replace(pair, document=" ".join([*read[:place], term, *read[place:]]))
+
+
+def tdc(idf: Mapping[str, float], where: str = "append") -> Tfc1:
+    """TDC: one more occurrence of the query's most discriminating term (highest IDF). Source: MechIR, Parry et al."""
+    return Tfc1(where, Term(idf=idf))
+
+
+@dataclass(frozen=True)
+class Tfc2:
+    """TFC2(K): from K to K + 1 appended occurrences; the effect should fall with K. (arXiv:2510.06728)"""
+
+    k: int = 1
+    term: Term = Term()
+
+    def __post_init__(self) -> None:
+        if self.k < 0:
+            raise MechirError(f"k={self.k} is no number of occurrences: write 0 or more.")
+
+    def base(self, pair: Pair) -> Pair:
+        """The pair with K occurrences appended."""
+        return self._with(pair, self.k)
+
+    def __call__(self, pair: Pair) -> Pair:
+        """The donor."""
+        return self._with(pair, self.k + 1)
+
+    def _with(self, pair: Pair, n: int) -> Pair:
+        return replace(pair, document=" ".join([*pair.document.split(), *[self.term(pair)] * n]))
+
+
+@dataclass(frozen=True)
+class Lnc1:
+    """LNC1: text that says nothing of the query, appended, should not raise the score.
+
+    As many words as the document has (at most `limit`), from a random other document of `documents`, query words left
+    out.
+    """
+
+    documents: Sequence[str] = field(repr=False)
+    limit: int = 100
+    seed: int = 0
+
+    def __call__(self, pair: Pair) -> Pair:
+        """The donor."""
+        read, asked = pair.document.split(), set(words(pair.query))
+        generator, noise = _generator(pair, self.seed, "noise"), list[str]()
+        wanted = min(len(read), self.limit)
+        others = [text for text in self.documents if text != pair.document]
+        if not others:
+            raise MechirError("LNC1 appends words of other documents: give documents= of more than one.")
+        while len(noise) < wanted:
+            noise += [word for word in generator.choice(others).split() if not asked & set(words(word))] or ["a"]
+        return replace(pair, document=" ".join([*read, *noise[:wanted]]))
+
+
+@dataclass(frozen=True)
+class Lnc2:
+    """LNC2: a document repeated `times` times should not score lower."""
+
+    times: int = 2
+
+    def __call__(self, pair: Pair) -> Pair:
+        """The donor."""
+        return replace(pair, document=" ".join([pair.document] * self.times))
+
+
+@dataclass(frozen=True)
+class Stmc1:
+    """STMC1: a word that means what a query term means, appended, should raise the score.
+
+    `synonyms` maps terms to words: a table, or `neighbours(model, terms)`.
+    """
+
+    synonyms: Mapping[str, str] = field(repr=False)
+    term: Term = Term()
+
+    def __call__(self, pair: Pair) -> Pair:
+        """The donor."""
+        term = self.term(pair)
+        if term not in self.synonyms:
+            raise MechirError(f"{str(pair).capitalize()} gives no contrast: there is no synonym of '{term}'.")
+        return replace(pair, document=f"{' '.join(pair.document.split())} {self.synonyms[term]}")
+
+
+def neighbours(model: Any, terms: Sequence[str]) -> dict[str, str]:
+    """For each term the whole word of the vocabulary whose embedding in this model is nearest by cosine.
+
+    A term of several word pieces is their mean. Pieces of words, special tokens and words that share a stem of four
+    letters with the term are left out: they are its spelling, not its meaning.
+    """
+    table = torch.nn.functional.normalize(model.parts.embeddings.word.weight.detach().float(), dim=-1)
+    vocabulary = model.tokenizer.convert_ids_to_tokens(list(range(len(table))))
+    whole = torch.tensor([word is not None and word.isalpha() and len(word) > 2 for word in vocabulary])
+    found = {}
+    for term in terms:
+        ids = model.tokenizer(term, add_special_tokens=False)["input_ids"]
+        near = table @ table[ids].mean(0).to(table.device)
+        near[~whole.to(near.device)] = -math.inf
+        ranked = (vocabulary[int(place)] for place in near.topk(200).indices)
+        word = next((word for word in ranked if word[:4] != term[:4]), None)
+        if word is not None:
+            found[term] = word
+    return found
+
+
+@dataclass(frozen=True)
+class Negate:
+    """A negation before the first occurrence of the term in the document (where it has one)."""
+
+    word: str = "not"
+    term: Term = Term()
+
+    def __call__(self, pair: Pair) -> Pair:
+        """The donor."""
+        term, read = self.term(pair), pair.document.split()
+        place = next((k for k, word in enumerate(read) if _mentions(word, term)), None)
+        if place is None:
+            raise MechirError(f"{str(pair).capitalize()} gives no contrast: its document does not hold '{term}'.")
+        return replace(pair, document=" ".join([*read[:place], self.word, *read[place:]]))
+
+
+@dataclass(frozen=True)
+class QuerySwap:
+    """Another word of `others` in the place of a query term: the document's matches then match nothing."""
+
+    others: Sequence[str] = field(repr=False)
+    term: Term = Term()
+
+    def __call__(self, pair: Pair) -> Pair:
+        """The donor."""
+        term, taken = self.term(pair), {*words(pair.query), *words(pair.document)}
+        free = [word for word in self.others if not taken & set(words(word))]
+        if not free:
+            raise MechirError(f"{str(pair).capitalize()} gives no contrast: every other word is in its texts.")
+        other = _generator(pair, self.term.seed, "swap").choice(free)
+        swapped = [other if _mentions(word, term) else word for word in pair.query.split()]
+        return replace(pair, query=" ".join(swapped))
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """The words of the document in a random order: word order should matter, and to BM25 it does not."""
+
+    seed: int = 0
+    moves = True
+
+    def __call__(self, pair: Pair) -> Pair:
+        """The donor."""
+        read = pair.document.split()
+        _generator(pair, self.seed, "shuffle").shuffle(read)
+        return replace(pair, document=" ".join(read))

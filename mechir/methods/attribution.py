@@ -1,0 +1,275 @@
+"""Attribution patching: the effects of all patches at once, to first order, from one backward pass.
+
+effect(u) ~ <d score / d u, u_donor - u_base>, the gradient taken on the base. It is wrong where the score bends on the
+way from base to donor, above all in a saturated softmax: queries and keys are therefore put through the softmax
+exactly and linearised after it (the QK fix). Screen with it, then verify (`screen_then_verify`).
+
+Source: attribution patching, Nanda 2023; QK fix, Kramar et al. 2024 (AtP*, arXiv:2403.00745, section 3.1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from scipy import stats
+from torch import Tensor
+
+from mechir.contrasts import Contrast, ContrastBatch, encode_contrasts
+from mechir.errors import MechirError
+from mechir.methods.patching import donor_run, heads, mlps, patch, places, sites_of, tidy
+from mechir.pairs import progress_bar
+from mechir.sites import Head, Neuron, Site
+
+FIXED = ("attn.hook_q", "attn.hook_k")
+
+
+def attribute(
+    model: Any,
+    contrasts: Sequence[Contrast],
+    sites: Site | str | Iterable[Site | str] | None = None,
+    *,
+    at: str | Sequence[str] = "all",
+    qk_fix: bool = True,
+    max_rows: int = 64,
+    max_tokens: int | None = None,
+    max_length: int | None = None,
+    progress: bool | None = None,
+) -> pd.DataFrame:
+    """An estimate of what `patch` measures, for all sites in about three forwards per pair.
+
+    Args:
+        model: a `HookedEncoder`.
+        contrasts: aligned pairs; the gradient is taken on the base.
+        sites: by default all heads and MLPs. Patterns have no attribution: take q and k.
+        at: as in `patch`.
+        qk_fix: put patched q and k through the softmax exactly, and linearise after it.
+        max_rows: the most contrasts computed together.
+        max_tokens: the most word pieces computed together; by default `model.max_tokens`.
+        max_length: word pieces kept of a pair.
+        progress: a bar with the time left; by default on a terminal, for work over two seconds.
+
+    Returns:
+        As `patch`, without `patched`; `effect` is the estimate.
+
+    Raises:
+        MechirError: as `patch`; for a pattern.
+    """
+    listed = sites_of(model, [*heads(model), *mlps(model)] if sites is None else sites)
+    for site in listed:
+        if site.hook.endswith(("pattern", "result")):
+            raise MechirError(f"'{site}' has no attribution of its own: write its q, k, v or z.")
+    encoded = encode_contrasts(model, contrasts, max_length)
+    found: list[pd.DataFrame] = []
+    with progress_bar(len(contrasts), progress) as bar:
+        for batch in encoded.buckets(max_rows, max_tokens or model.max_tokens):
+            found += _attributed(model, batch.to(model.device), listed, at, qk_fix)
+            bar.update(len(batch.index))
+    return tidy(model, encoded, pd.concat(found, ignore_index=True), ["site", "at"])
+
+
+def _attributed(
+    model: Any, batch: ContrastBatch, listed: Sequence[Any], at: str | Sequence[str], qk_fix: bool
+) -> list[pd.DataFrame]:
+    names = {site.hook for site in listed}
+    fixed = {name for name in names if name.endswith(FIXED)} if qk_fix else set()
+    read = (names - fixed) | {_beside(name, part) for name in fixed for part in "qkvz"}
+    with torch.no_grad():
+        donor_score, donor = donor_run(model, batch, read)
+    score, base, gradient = gradients(model, batch, read)
+    masks = places(at, batch)
+    frames = []
+    for name, kind in dict.fromkeys((site.hook, type(site)) for site in listed):
+        here = [site for site in listed if (site.hook, type(site)) == (name, kind)]
+        units = [site[1] for site in here] if isinstance(here[0], Head | Neuron) else None
+        if name in fixed:
+            effects = qk_effects(name, base, donor, gradient, model.allowed(batch.base), masks)
+        else:
+            effects = _first_order(gradient[name] * (donor[name] - base[name]), masks, units)
+        for place, mask in masks.items():
+            kept = np.arange(len(batch.index)) if mask is None else mask.any(1).nonzero().flatten().cpu().numpy()
+            value = effects[place] if units is None or name not in fixed else effects[place][:, units]
+            value = value.reshape(len(batch.index), -1)
+            value = value.sum(1, keepdim=True) if units is None else value
+            frames.append(_long(here, place, batch.index, kept, score, donor_score, value))
+    return frames
+
+
+def _long(
+    here: Sequence[Site], place: str, index: np.ndarray, kept: np.ndarray, base: Tensor, donor: Tensor, value: Tensor
+) -> pd.DataFrame:
+    """One row per site and contrast that has the place."""
+    n = len(here)
+    return pd.DataFrame(
+        {
+            "site": np.repeat([str(site) for site in here], len(kept)),
+            "at": place,
+            "row": np.tile(index[kept], n),
+            "base": np.tile(base.detach().cpu().numpy()[kept], n),
+            "donor": np.tile(donor.cpu().numpy()[kept], n),
+            "effect": value.detach().cpu().numpy()[kept].T.reshape(-1),
+        }
+    )
+
+
+def gradients(
+    model: Any, batch: ContrastBatch, names: Iterable[str]
+) -> tuple[Float[Tensor, "batch"], dict[str, Tensor], dict[str, Tensor]]:
+    """The base's scores, its activations at these hooks, and the gradient of each pair's score by them."""
+    kept: dict[str, Tensor] = {}
+
+    def keep(x: Tensor, hook: Any) -> None:
+        kept[hook.name] = x
+
+    def leaf(x: Tensor, hook: Any) -> Tensor:
+        return x.detach().requires_grad_()
+
+    with torch.enable_grad(), model.hooks([("hook_full_embed", leaf), *((name, keep) for name in names)]):
+        score = model(batch.base, last_rows="cls")
+        found = torch.autograd.grad(score.sum(), list(kept.values()), allow_unused=True)
+    whole = [torch.zeros_like(x) if g is None else g for x, g in zip(kept.values(), found, strict=True)]
+    return score.detach(), {name: x.detach() for name, x in kept.items()}, dict(zip(kept, whole, strict=True))
+
+
+Masks = Mapping[str, Bool[Tensor, "batch pos"] | None]
+
+
+def _first_order(product: Float[Tensor, "batch row ..."], masks: Masks, units: Sequence[int] | None) -> dict[str, Tensor]:
+    """Gradient times change, summed over positions and whatever is inside a unit: [batch] or [batch, unit]."""
+    if units is not None:
+        product = product[:, :, units].flatten(3).sum(3) if product.ndim > 3 else product[:, :, units]
+    else:
+        product = product.flatten(2).sum(2, keepdim=True)
+    rows = product.shape[1]
+    return {
+        name: product.sum(1) if mask is None else (product * mask[:, :rows, None]).sum(1)
+        for name, mask in masks.items()
+    }
+
+
+def qk_effects(
+    name: str,
+    base: Mapping[str, Tensor],
+    donor: Mapping[str, Tensor],
+    gradient: Mapping[str, Tensor],
+    allowed: Bool[Tensor, "batch 1 1 source"] | None,
+    masks: Masks,
+) -> dict[str, Float[Tensor, "batch head"]]:
+    """<d score / d z, z' - z> of every head, z' being what it reads when its q or k comes from the donor.
+
+    A single key has AtP*'s closed form: its weight p becomes sigmoid(logit p + change of its attention score), the
+    others shrink alike. Any other set of positions is put through the softmax anew.
+    """
+    q, k, v = (base[_beside(name, part)].transpose(1, 2) for part in "qkv")
+    grad = gradient[_beside(name, "z")].transpose(1, 2)
+    new = donor[name].transpose(1, 2)
+
+    def read(q: Tensor, k: Tensor) -> Float[Tensor, "batch head reader source"]:
+        scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+        return scores if allowed is None else scores.masked_fill(~allowed, -math.inf)
+
+    scores = read(q, k)
+    pattern = scores.softmax(-1)
+    by_source = grad @ v.transpose(-1, -2)  # what a unit of attention to each source is worth to the score
+    now = (pattern * by_source).sum(-1, keepdim=True)
+    rows = q.shape[2]
+    found = {}
+    single = None
+    for place, mask in masks.items():
+        if name.endswith("hook_q"):
+            if single is None:
+                single = ((read(new, k).softmax(-1) - pattern) * by_source).sum(-1)
+            found[place] = single.sum(-1) if mask is None else (single * mask[:, None, :rows]).sum(-1)
+        elif mask is not None and place.isdigit():
+            if single is None:
+                raised = pattern * torch.expm1((read(q, new) - scores).nan_to_num().clamp(max=60))
+                share = raised / (1 + raised)  # (p' - p) / (1 - p), without 1 - p, which may be 0 in float32
+                single = (share * (by_source - now)).sum(2)
+            found[place] = (single * mask[:, None]).sum(-1)
+        else:
+            mixed = new if mask is None else torch.where(mask[:, None, :, None], new, k)
+            found[place] = ((read(q, mixed).softmax(-1) - pattern) * by_source).sum((-1, -2))
+    return found
+
+
+def _beside(name: str, part: str) -> str:
+    return f"{name.rpartition('_')[0]}_{part}"
+
+
+class Screened(NamedTuple):
+    """`sites`: `site`, `at`, `attributed` and `exact` (mean |effect| per contrast; missing where not verified), `chosen`
+    ("top" or "random"). `rows`: the exact effects, as `patch` gives them. `pearson` and `spearman` between attributed
+    and exact mean effects (signed) over the `n` verified sites."""
+
+    sites: pd.DataFrame
+    rows: pd.DataFrame
+    pearson: float
+    spearman: float
+    n: int
+
+
+def screen_then_verify(
+    model: Any,
+    contrasts: Sequence[Contrast],
+    sites: Any = None,
+    *,
+    at: str | Sequence[str] = "all",
+    top: float = 0.1,
+    check: float = 0.05,
+    seed: int = 0,
+    **options: Any,
+) -> Screened:
+    """Attribution of everything, then exact patching of the top fraction, and of as honest a sample of the rest.
+
+    Args:
+        model: a `HookedEncoder`.
+        contrasts: aligned pairs.
+        sites: what is screened; by default all heads and MLPs.
+        at: as in `patch`.
+        top: the fraction of sites patched, by mean |attributed| over the contrasts.
+        check: the fraction of the others patched as well, drawn at random: it shows what the screen overlooks.
+        seed: of the draw.
+        options: of `attribute` and `patch` (`max_length`, `progress`, ...).
+
+    Raises:
+        MechirError: for a fraction outside 0 to 1.
+    """
+    for name, value in (("top", top), ("check", check)):
+        if not 0 <= value <= 1 or (name == "top" and value == 0):
+            raise MechirError(f"{name}={value} is no fraction: write e.g. {name}=0.1.")
+    estimated = attribute(model, contrasts, sites, at=at, **options)
+    groups = estimated.groupby(["site", "at"], sort=False)["effect"]
+    table = pd.DataFrame({"attributed": groups.apply(_size), "signed": groups.mean()}).reset_index()
+    table = table.sort_values("attributed", ascending=False, kind="stable", ignore_index=True)
+    n_top = math.ceil(top * len(table))
+    rest = np.arange(n_top, len(table))
+    drawn = np.random.default_rng(seed).choice(rest, math.ceil(check * len(rest)), replace=False)
+    table["chosen"] = pd.Series(pd.NA, index=table.index, dtype="string")
+    table.loc[: n_top - 1, "chosen"] = "top"
+    table.loc[drawn, "chosen"] = "random"
+    verified = table[table["chosen"].notna()]
+    parts = [
+        patch(model, contrasts, list(dict.fromkeys(group["site"])), at=[place] if place != "all" else "all", **options)
+        for place, group in verified.groupby("at", sort=False)
+    ]
+    rows = pd.concat(parts, ignore_index=True)
+    exact = rows.groupby(["site", "at"], sort=False)["effect"]
+    table = table.merge(pd.DataFrame({"exact": exact.apply(_size), "exact_signed": exact.mean()}).reset_index(), "left")
+    both = table.dropna(subset="exact")
+    pearson, spearman = (_correlation(test, both) for test in (stats.pearsonr, stats.spearmanr))
+    return Screened(table[["site", "at", "attributed", "exact", "chosen"]], rows, pearson, spearman, len(both))
+
+
+def _size(values: pd.Series) -> float:
+    return float(values.abs().mean())
+
+
+def _correlation(test: Callable[..., Any], both: pd.DataFrame) -> float:
+    if len(both) < 3 or both["signed"].nunique() < 2 or both["exact_signed"].nunique() < 2:
+        return float("nan")
+    return float(test(both["signed"], both["exact_signed"]).statistic)

@@ -1,0 +1,201 @@
+"""Activation patching: what changes in the score when one component sees the donor's world.
+
+Runs are on the base, activations come from the donor, effects are patched - base on the scale of the score. With the
+contrast swapped the same call measures the other direction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from mechir.contrasts import ROLES, Contrast, ContrastBatch, EncodedContrasts, encode_contrasts
+from mechir.errors import MechirError
+from mechir.interventions import Splice
+from mechir.pairs import progress_bar
+from mechir.segments import FIVE, Segment
+from mechir.sites import Attn, Head, Mlp, Neuron, Resid, Site, parse_site
+from mechir.sweep import stages, walk
+
+WHERE = ("all", "role", "segment", "position")
+
+
+def heads(model: Any, part: str = "z") -> list[Head]:
+    """Every head of the model, by layer."""
+    return [Head(layer, head, part) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
+
+
+def mlps(model: Any) -> list[Mlp]:
+    """Every MLP of the model."""
+    return [Mlp(layer) for layer in range(model.cfg.n_layers)]
+
+
+def blocks(model: Any) -> list[Resid | Attn | Mlp]:
+    """The residual stream that each layer reads and what its attention and its MLP add: the rows of block maps."""
+    return [kind(layer) for kind in (Resid, Attn, Mlp) for layer in range(model.cfg.n_layers)]
+
+
+@torch.no_grad()
+def patch(
+    model: Any,
+    contrasts: Sequence[Contrast],
+    sites: Site | str | Iterable[Site | str],
+    *,
+    at: str | Sequence[str] = "all",
+    max_rows: int = 256,
+    max_tokens: int | None = None,
+    max_length: int | None = None,
+    progress: bool | None = None,
+) -> pd.DataFrame:
+    """The effect of patching each site from the donor into the base, for every contrast.
+
+    Only the activations of one batch are held, and only those that are patched; each run starts at the patched layer.
+
+    Args:
+        model: a `HookedEncoder`.
+        contrasts: aligned pairs (`align`, `diagnostic(...).align(model).contrasts`).
+        sites: e.g. "h8.1", "h8.1.q", `heads(model)`, `blocks(model)`.
+        at: "all" positions together; "role", "segment" or "position": once for each of them; or the names of some,
+            e.g. ["injected", "cls"], "doc" or "query|doc". Of a pattern the positions are the readers.
+        max_rows: the most contrasts x patches computed together.
+        max_tokens: the most word pieces computed together; by default `model.max_tokens`.
+        max_length: word pieces kept of a pair.
+        progress: a bar with the time left; by default on a terminal, for work over two seconds.
+
+    Returns:
+        One row per site, place and contrast: `site`, `at` (a role, a segment, or a position counted from 0),
+        `query_id`, `doc_id`, `grade`, `filler`; the scores `base`, `donor` and `patched`; `effect` = patched - base.
+        A contrast that has no position with a role has no row for it.
+
+    Raises:
+        MechirError: for a site that the model lacks, an unknown place, or contrasts that are not aligned.
+    """
+    listed = sites_of(model, sites)
+    encoded = encode_contrasts(model, contrasts, max_length)
+    found: list[pd.DataFrame] = []
+    limit = max_tokens or model.max_tokens
+    with progress_bar(len(contrasts), progress) as bar:
+        for batch in encoded.buckets(max_rows, limit):
+            found += _patched(model, batch.to(model.device), listed, at, max_rows, limit)
+            bar.update(len(batch.index))
+    return tidy(model, encoded, pd.concat(found, ignore_index=True), ["site", "at"])
+
+
+def _patched(
+    model: Any, batch: ContrastBatch, listed: Sequence[Site], at: str | Sequence[str], max_rows: int, max_tokens: int
+) -> list[pd.DataFrame]:
+    score, donor = donor_run(model, batch, {site.hook for site in listed})
+    where = {name: mask for name, mask in places(at, batch).items() if mask is None or bool(mask.any())}
+    edits = {
+        f"{site} at {name}": (site, name, Splice(site, donor[site.hook], mask))
+        for site in listed
+        for name, mask in where.items()
+    }
+    plans = {"base": stages(model, [])}
+    plans |= {key: stages(model, [(site.hook, edit)]) for key, (site, _, edit) in edits.items()}
+    scores = dict(walk(model, batch.base, plans, max_rows=max_rows, max_tokens=max_tokens))
+    base = scores.pop("base")
+    frames = []
+    for key, (site, name, edit) in edits.items():
+        mask = edit.where
+        rows = slice(None) if mask is None else mask.any(1).cpu().numpy()
+        patched = scores[key]
+        told = {"base": base, "donor": score, "patched": patched, "effect": patched - base}
+        frame = pd.DataFrame({"site": str(site), "at": name, "row": batch.index} | {k: x.cpu() for k, x in told.items()})
+        frames.append(frame[rows])
+    return frames
+
+
+def donor_run(
+    model: Any, batch: ContrastBatch, names: Iterable[str]
+) -> tuple[Float[Tensor, "batch"], dict[str, Float[Tensor, "batch ..."]]]:
+    """The donor's scores, and its activations at these hooks; of the last layer the CLS row alone where that is all
+    that is read."""
+    kept: dict[str, Tensor] = {}
+
+    def keep(x: Tensor, hook: Any) -> None:
+        kept[hook.name] = x
+
+    with model.hooks([(name, keep) for name in names]):
+        return model(batch.donor, last_rows="cls"), kept
+
+
+def places(at: str | Sequence[str], batch: ContrastBatch) -> dict[str, Bool[Tensor, "batch pos"] | None]:
+    """Name -> the positions of each contrast; None stands for all of them."""
+    if isinstance(at, str) and at == "position":
+        width = batch.base.input_ids.shape[1]
+        each = torch.eye(width, dtype=torch.bool, device=batch.roles.device)
+        return {str(k): each[k] & batch.base.attention_mask for k in range(width)}
+    named = {"role": list(ROLES), "segment": [str(segment) for segment in FIVE]}
+    wanted = named.get(at, [at]) if isinstance(at, str) else list(at)
+    return {name: _place(name, batch) for name in wanted}
+
+
+def _place(name: str, batch: ContrastBatch) -> Bool[Tensor, "batch pos"] | None:
+    if name == "all":
+        return None
+    if name in ROLES:
+        return batch.roles == ROLES.index(name)
+    try:
+        return batch.base.at(Segment.parse(name))
+    except MechirError as error:
+        raise MechirError(
+            f"Unknown place '{name}': write {', '.join(WHERE)}, a segment such as 'query|doc', or a role: "
+            f"{', '.join(ROLES)}."
+        ) from error
+
+
+def sites_of(model: Any, sites: Any) -> list[Any]:
+    """The sites as values, checked against the model.
+
+    Raises:
+        MechirError: for what is no site, or none of this model's.
+    """
+    listed = [sites] if isinstance(sites, str) or hasattr(sites, "hook") else list(sites)
+    parsed = [parse_site(site) if isinstance(site, str) else site for site in listed]
+    if not parsed:
+        raise MechirError("There is nothing to patch: name a site such as 'h8.1', or give heads(model).")
+    sizes = {Head: ("Head", model.cfg.n_heads), Neuron: ("Neuron", model.cfg.d_mlp)}
+    for site in parsed:
+        model.resolve([(site.hook, _nothing)])
+        what, size = sizes.get(type(site), ("", 1))
+        if what and not 0 <= site[1] < size:
+            raise MechirError(
+                f"{what} {site[1]} is out of range: layer {site.layer} has {what.lower()}s 0-{size - 1}."
+            )
+    return parsed
+
+
+def _nothing(x: Tensor, hook: Any) -> None: ...
+
+
+def tidy(model: Any, encoded: EncodedContrasts, found: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Rows in the order of the keys as they came and of the contrasts, with the ids of each contrast.
+
+    Raises:
+        MechirError: for scores that are not finite, by the pair.
+    """
+    contrasts, rows = encoded.contrasts, found["row"].to_numpy()
+    for name in ("base", "donor", "effect"):
+        bad = ~np.isfinite(found[name].to_numpy(dtype=float))
+        if bad.any():
+            raise MechirError(f"The {name} of {contrasts[rows[bad][0]]} is not finite: check the checkpoint.")
+    ids = pd.DataFrame(
+        {
+            "query_id": [contrast.query_id for contrast in contrasts],
+            "doc_id": [contrast.doc_id for contrast in contrasts],
+            "grade": pd.array([contrast.grade for contrast in contrasts], dtype="Int64"),
+            "filler": [contrast.filler for contrast in contrasts],
+        }
+    )
+    order = found.groupby(list(keys), sort=False).ngroup().to_numpy()
+    place = np.lexsort((rows, order))
+    told = [name for name in found.columns if name not in {*keys, "row"}]
+    parts = [found[list(keys)].iloc[place], ids.iloc[rows[place]], found[told].iloc[place]]
+    return pd.concat([part.reset_index(drop=True) for part in parts], axis=1)

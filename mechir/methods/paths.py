@@ -1,0 +1,337 @@
+"""Path patching in a post-LN encoder: what one sender changes through the residual stream alone.
+
+The sender sees the donor's world, every other head keeps what it wrote on the base, and the change travels along the
+skip path, LayerNorm after LayerNorm, to one receiver. With heads frozen no position reads another, so the way to the
+score is one CLS column per sender: no forward at all. For a receiver inside the model, the base is run again from the
+receiver's layer with nothing but its input replaced.
+
+Source: Wang et al. 2022 (arXiv:2211.00593, appendix B); Lu et al. 2025 (arXiv:2502.04645).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from mechir.contrasts import Contrast, ContrastBatch, encode_contrasts
+from mechir.errors import MechirError
+from mechir.hooks import Edit
+from mechir.methods.patching import heads, mlps, sites_of, tidy
+from mechir.pairs import Batch, progress_bar
+from mechir.sites import Head, Mlp, Resid, Score, parse_site
+
+FREEZE = ("heads", "heads+mlps")
+LN = ("live", "frozen")
+PORTS = ("q", "k", "v")
+Sender = Resid | Head | Mlp
+Receiver = Score | Head | Mlp
+
+
+@torch.no_grad()
+def path_patch(
+    model: Any,
+    contrasts: Sequence[Contrast],
+    senders: Any = None,
+    receiver: Any = "score",
+    *,
+    freeze: str = "heads",
+    ln: str = "live",
+    max_rows: int = 256,
+    max_tokens: int | None = None,
+    max_length: int | None = None,
+    progress: bool | None = None,
+) -> pd.DataFrame:
+    """The effect of every sender on the score along one path, for every contrast.
+
+    Args:
+        model: a `HookedEncoder`.
+        contrasts: aligned pairs; runs are on the base, the sender's activation comes from the donor.
+        senders: heads (z), MLPs, and "resid0" for the embedding; by default all that come before the receiver.
+        receiver: "score"; a head's input, "h10.1.k"; an MLP's, "mlp3"; or several heads' (their inputs are then
+            replaced together, as Wang et al. do).
+        freeze: "heads" keeps the z of all other heads and recomputes MLPs on the way, so sender -> MLP -> receiver
+            counts as this path (Wang et al., Lu et al.). "heads+mlps" keeps the MLPs' outputs as well: the direct edge.
+        ln: "live" recomputes every LayerNorm on the way; "frozen" keeps its standard deviation, so that the change
+            that arrives is a linear function of what is sent.
+        max_rows: the most contrasts computed together.
+        max_tokens: the most word pieces computed together; by default `model.max_tokens`.
+        max_length: word pieces kept of a pair.
+        progress: a bar with the time left; by default on a terminal, for work over two seconds.
+
+    Returns:
+        One row per edge and contrast: `edge` (`h8.1->h10.1.k`), `sender`, `query_id`, `doc_id`, `grade`, `filler`;
+        `base`, `donor`, `patched`, `effect` = patched - base; `departure`: by how much the change that arrives differs
+        from the sender's change carried there linearly, all standard deviations and MLPs frozen (norm of the
+        difference over the norm of the linear one; 0 with "heads+mlps" and "frozen"; missing where less than 1e-5 of
+        the stream is sent).
+        With a receiver inside the model it is taken over all positions, at the first of several.
+
+    Raises:
+        MechirError: for a sender that is not before its receiver, an unknown mode, or contrasts that are not aligned.
+    """
+    _refuse_modes(freeze, ln)
+    receivers = _receivers(model, receiver)
+    sent = _senders(model, senders, receivers)
+    encoded = encode_contrasts(model, contrasts, max_length)
+    limit = max_tokens or model.max_tokens
+    found: list[pd.DataFrame] = []
+    with progress_bar(len(contrasts), progress) as bar:
+        for batch in encoded.buckets(max_rows, limit):
+            found += _batch(model, batch.to(model.device), sent, receivers, freeze, ln, limit)
+            bar.update(len(batch.index))
+    name = "+".join(map(str, receivers))
+    rows = pd.concat(found, ignore_index=True)
+    rows.insert(0, "edge", [f"{sender}->{name}" for sender in rows["sender"]])
+    return tidy(model, encoded, rows, ["edge", "sender"])
+
+
+def _batch(
+    model: Any,
+    batch: ContrastBatch,
+    sent: Sequence[Sender],
+    receivers: Sequence[Receiver],
+    freeze: str,
+    ln: str,
+    limit: int,
+) -> list[pd.DataFrame]:
+    rows = 1 if isinstance(receivers[0], Score) else None
+    base, donor = Run.of(model, batch.base, rows), Run.of(model, batch.donor, rows)
+    at_once = len(sent) if rows == 1 else max(1, limit // batch.base.input_ids.numel())
+    frames = []
+    for start in range(0, len(sent), at_once):
+        chunk = sorted(sent[start : start + at_once], key=_place)
+        arrived = carry(model, base, donor, chunk, receivers, freeze, ln)
+        if rows == 1:
+            patched = _scored(model, arrived[receivers[0]].stream)
+        else:
+            patched = _received(model, batch.base, base, arrived, len(chunk))
+        departure = arrived[min(receivers, key=_stop)].departure(batch.base.attention_mask)
+        for sender, score, apart in zip(chunk, patched, departure, strict=True):
+            told = {"base": base.score, "donor": donor.score, "patched": score, "effect": score - base.score}
+            told = {name: x.cpu() for name, x in (told | {"departure": apart}).items()}
+            frames.append(pd.DataFrame({"sender": str(sender), "row": batch.index} | told))
+    return frames
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What one run read and wrote at its first rows (all, or CLS alone), layer by layer.
+
+    `resid[l]` is what layer l reads (the last is what the head reads), `mid[l]` what its MLP reads; `z`, `attn` and
+    `mlp` are what its heads and its two halves write; `score` is the score of each pair.
+    """
+
+    resid: list[Float[Tensor, "batch _ d_model"]]
+    z: list[Float[Tensor, "batch _ head d_head"]]
+    attn: list[Float[Tensor, "batch _ d_model"]]
+    mid: list[Float[Tensor, "batch _ d_model"]]
+    mlp: list[Float[Tensor, "batch _ d_model"]]
+    score: Float[Tensor, "batch"]
+
+    @classmethod
+    def of(cls, model: Any, batch: Batch, rows: int | None) -> Run:
+        """The run over a batch; of the last layer's writings there is the CLS row alone."""
+        kept: dict[str, list[Tensor]] = {name: [] for name in set(_KEPT.values())}
+
+        def keep(x: Tensor, hook: Any) -> None:
+            kept[_KEPT[hook.name.split(".", 2)[2]]].append(x[:, :rows])
+
+        last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+        names = [f"blocks.{layer}.{name}" for layer in range(model.cfg.n_layers) for name in _KEPT]
+        with model.hooks([(name, keep) for name in names if "resid_post" not in name or name == last]):
+            score = model(batch, last_rows="cls")
+        return cls(**kept, score=score)
+
+
+_KEPT = {
+    "hook_resid_pre": "resid",
+    "attn.hook_z": "z",
+    "hook_attn_out": "attn",
+    "hook_resid_mid": "mid",
+    "hook_mlp_out": "mlp",
+    "hook_resid_post": "resid",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Arrived:
+    """What stands at a receiver's input for each sender, and the change that a linear path would have brought there."""
+
+    base: Float[Tensor, "batch row d_model"]
+    stream: Float[Tensor, "sender batch row d_model"]
+    linear: Float[Tensor, "sender batch row d_model"]
+
+    def departure(self, real: Bool[Tensor, "batch pos"]) -> Float[Tensor, "sender batch"]:
+        """Norm of (change that arrived - linear change) over the norm of the latter; NaN where that is rounding."""
+        here = real[:, : self.base.shape[1], None].to(self.base)
+        gap = ((self.stream - self.base - self.linear) * here).flatten(2).norm(dim=-1)
+        norm = (self.linear * here).flatten(2).norm(dim=-1)
+        least = 1e-5 * (self.base * here).flatten(1).norm(dim=-1)
+        return torch.where(norm > least, gap / norm, torch.nan)
+
+
+def carry(
+    model: Any,
+    base: Run,
+    donor: Run,
+    senders: Sequence[Sender],
+    receivers: Sequence[Receiver],
+    freeze: str = "heads",
+    ln: str = "live",
+) -> dict[Receiver, Arrived]:
+    """The change of each sender, carried along the base's residual stream to the input of every receiver.
+
+    `senders` come in the order in which they write. A receiver that some sender does not reach has the base there.
+    """
+    stream = linear = base.resid[0].new_empty(0, *base.resid[0].shape)
+    stops = {_stop(receiver) for receiver in receivers}
+    found: dict[tuple[int, int], Arrived] = {}
+
+    def arrive(stop: tuple[int, int], at: Tensor) -> None:
+        if stop in stops:
+            rest = at.expand(len(senders) - len(stream), *at.shape)
+            found[stop] = Arrived(at, torch.cat([stream, rest]), torch.cat([linear, torch.zeros_like(rest)]))
+
+    stream, linear = _join(stream, linear, base.resid[0], _sent(model, base, donor, senders, Resid, 0))
+    for layer, of in enumerate(model.parts.layers):
+        arrive((layer, 0), base.resid[layer])
+        if max(stops) <= (layer, 0):
+            break
+        attn, rows = base.attn[layer], base.attn[layer].shape[1]
+        read = base.resid[layer][:, :rows] + attn
+        sent = _sent(model, base, donor, senders, Head, layer)
+        stream, linear = _join(stream[:, :, :rows] + attn, linear[:, :, :rows], read, sent)
+        stream, linear = layer_norm(of.ln1, stream, read, ln), transported(of.ln1, linear, read)
+        arrive((layer, 1), base.mid[layer])
+        read = base.mid[layer] + base.mlp[layer]
+        written = base.mlp[layer] if freeze == "heads+mlps" else of.mlp_out(of.activation(of.mlp_in(stream)))
+        stream, linear = _join(stream + written, linear, read, _sent(model, base, donor, senders, Mlp, layer))
+        stream, linear = layer_norm(of.ln2, stream, read, ln), transported(of.ln2, linear, read)
+    arrive((model.cfg.n_layers, 0), base.resid[-1])
+    return {receiver: found[_stop(receiver)] for receiver in receivers}
+
+
+def _join(stream: Tensor, linear: Tensor, base: Tensor, sent: Tensor) -> tuple[Tensor, Tensor]:
+    """The senders so far, and those that write here for the first time."""
+    return torch.cat([stream, base + sent]), torch.cat([linear, sent])
+
+
+def _sent(
+    model: Any, base: Run, donor: Run, senders: Sequence[Sender], kind: type, layer: int
+) -> Float[Tensor, "sender batch row d_model"]:
+    """What each sender of this kind and layer writes on the donor, less what it writes on the base."""
+    here = [sender for sender in senders if isinstance(sender, kind) and sender.layer == layer]
+    if kind is Head:
+        weight = model.parts.layers[layer].o.weight.unflatten(1, (model.cfg.n_heads, -1))
+        index = [sender.head for sender in here if isinstance(sender, Head)]
+        change = (donor.z[layer] - base.z[layer])[:, :, index]
+        return torch.einsum("brhe,mhe->hbrm", change, weight[:, index])
+    change = donor.mlp[layer] - base.mlp[layer] if kind is Mlp else donor.resid[0] - base.resid[0]
+    return change.expand(len(here), *change.shape)
+
+
+def layer_norm(
+    of: nn.LayerNorm, x: Float[Tensor, "*axes d"], base: Float[Tensor, "*_ d"], ln: str
+) -> Float[Tensor, "*axes d"]:
+    """LayerNorm of x; where `ln` is "frozen" with the standard deviation of `base`."""
+    if ln == "live":
+        return of(x)
+    return transported(of, x, base) + of.bias
+
+
+def transported(
+    of: nn.LayerNorm, change: Float[Tensor, "*axes d"], base: Float[Tensor, "*_ d"]
+) -> Float[Tensor, "*axes d"]:
+    """gamma * C change / sigma, the LayerNorm of a change with sigma that of the base (C takes the mean out)."""
+    scale = (base.var(-1, unbiased=False, keepdim=True) + of.eps).sqrt()
+    return (change - change.mean(-1, keepdim=True)) / scale * of.weight
+
+
+def _scored(model: Any, stream: Float[Tensor, "sender batch row d_model"]) -> Float[Tensor, "sender batch"]:
+    logits = model.head(model.parts, stream[:, :, 0].flatten(0, 1))
+    return model.head.score(logits).unflatten(0, stream.shape[:2])
+
+
+def _received(
+    model: Any, batch: Batch, base: Run, arrived: Mapping[Receiver, Arrived], n: int
+) -> Float[Tensor, "sender batch"]:
+    """The base run again from the first receiver's layer, with nothing but the receivers' inputs replaced."""
+    first = min(receiver.layer for receiver in arrived)
+    hooks = [(receiver.hook, _input(model, receiver, at)) for receiver, at in arrived.items()]
+    allowed = model.allowed(batch)
+    allowed = None if allowed is None else allowed.repeat(n, 1, 1, 1)
+    resid = base.resid[first].repeat(n, 1, 1)
+    with model.hooks(hooks):
+        for layer in range(first, model.cfg.n_layers):
+            resid = model.run_block(layer, resid, allowed, cls_only=layer == model.cfg.n_layers - 1)
+        score = model.head.score(model.head(model.parts, resid[:, 0]))
+    return score.unflatten(0, (n, len(batch)))
+
+
+def _input(model: Any, receiver: Receiver, arrived: Arrived) -> Edit:
+    """The edit that gives a receiver what arrived, and nobody else."""
+    new = arrived.stream.flatten(0, 1)
+    if isinstance(receiver, Head):
+        of = getattr(model.parts.layers[receiver.layer], receiver.part)
+        new = of(new).unflatten(-1, (model.cfg.n_heads, -1))[:, :, receiver.head]
+
+    def edit(x: Tensor, hook: Any) -> Tensor:
+        if not isinstance(receiver, Head):
+            return new[:, : x.shape[1]]
+        out = x.clone()
+        out[:, :, receiver.head] = new[:, : x.shape[1]]
+        return out
+
+    return edit
+
+
+def _receivers(model: Any, receiver: Any) -> list[Receiver]:
+    listed = [receiver] if isinstance(receiver, str) or hasattr(receiver, "hook") else list(receiver)
+    parsed: list[Any] = [
+        Score(model.cfg.n_layers) if one == "score" else parse_site(one) if isinstance(one, str) else one
+        for one in listed
+    ]
+    parsed = [Mlp(one.layer, "in") if isinstance(one, Mlp) else one for one in parsed]
+    for one in parsed:
+        if not isinstance(one, Score | Mlp) and not (isinstance(one, Head) and one.part in PORTS):
+            raise MechirError(f"'{one}' receives nothing: write 'score', a head's input such as h10.1.k, or mlp3.")
+    if len(parsed) > 1 and not all(isinstance(one, Head) for one in parsed):
+        raise MechirError("Several receivers are heads' inputs, such as h10.1.k and h10.4.k: give the others alone.")
+    sites_of(model, [one for one in parsed if not isinstance(one, Score)] or [Head(0, 0)])
+    return parsed
+
+
+def _senders(model: Any, senders: Any, receivers: Sequence[Receiver]) -> list[Sender]:
+    last = max(map(_stop, receivers))
+    if senders is None:
+        everything: list[Sender] = [Resid(0), *heads(model), *mlps(model)]
+        return [sender for sender in everything if _place(sender) < last]
+    parsed = sites_of(model, senders)
+    for sender in parsed:
+        if not (sender == Resid(0) or (isinstance(sender, Head | Mlp) and sender.part in ("z", "out"))):
+            raise MechirError(f"'{sender}' is no sender: write a head (h8.1), an MLP (mlp3) or resid0, the embedding.")
+        if _place(sender) >= last:
+            raise MechirError(f"'{sender}' writes after '{receivers[0]}' reads: give a sender of an earlier layer.")
+    return parsed
+
+
+def _stop(receiver: Receiver) -> tuple[int, int]:
+    """Where a receiver reads: before a layer (l, 0), or between its attention and its MLP (l, 1)."""
+    return receiver.layer, int(isinstance(receiver, Mlp))
+
+
+def _place(sender: Sender) -> tuple[float, float]:
+    """Where a sender writes, on the same scale."""
+    return (-1.0, 0.0) if isinstance(sender, Resid) else (float(sender.layer), 0.5 + isinstance(sender, Mlp))
+
+
+def _refuse_modes(freeze: str, ln: str) -> None:
+    for name, value, known in (("freeze", freeze, FREEZE), ("ln", ln, LN)):
+        if value not in known:
+            raise MechirError(f"Unknown {name}='{value}': write {' or '.join(map(repr, known))}.")
