@@ -126,7 +126,7 @@ class ByPair(Activations):
         held = value.shape[-1] if name.endswith("pattern") else len(value)
         if held != length:
             raise MechirError(
-                f"These activations hold {held} positions of {pair}, which has {length} here: align the two texts first."
+                f"These activations hold {held} positions of {pair}, which has {length} here: align the texts first."
             )
         return value
 

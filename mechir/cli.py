@@ -74,6 +74,12 @@ _COLLECTION = (
     click.option("--collection", "-c", help="A directory or an ir_datasets id [default: the one that ships]."),
     click.option("--limit-queries", type=click.IntRange(min=1), help="Only the first Q judged queries."),
 )
+_DIAGNOSTIC = (
+    click.option("--diagnostic", help="For experiments on contrasts: tfc1, tdc, lnc1, ... [default: tfc1]."),
+    click.option("--data", type=click.Path(path_type=Path), help="A directory with a published diagnostic set."),
+    click.option("--filler", multiple=True, help="A word of one word piece; may be repeated [default: a, the]."),
+    click.option("--swap", is_flag=True, help="Run on the perturbed text, take activations from the other."),
+)
 _POOL = (
     click.option("--per-grade", type=click.IntRange(min=1), help="At most N judged documents per grade and query."),
     click.option(
@@ -121,7 +127,7 @@ def run() -> None:
 
 
 def _experiment_command(module: ModuleType) -> click.Command:
-    from mechir.experiment import options
+    from mechir.experiment import options, takes_contrasts
 
     own = options(module)
 
@@ -129,7 +135,7 @@ def _experiment_command(module: ModuleType) -> click.Command:
         _run(module, chosen={name: given.pop(name) for name in own}, **given)
 
     command = click.command(module.name, help=inspect.getdoc(module), short_help=_first_line(module))(
-        _shared(*_MODEL, *_COLLECTION, *_POOL, *_STORE)(start)
+        _shared(*_MODEL, *_COLLECTION, *(_DIAGNOSTIC if takes_contrasts(module) else ()), *_POOL, *_STORE)(start)
     )
     for name, parameter in own.items():
         command.params.insert(0, _option(name, parameter))
@@ -162,21 +168,22 @@ def _run(
     shard: str,
     fresh: bool,
     dry_run: bool,
-    **pool_options: Any,
+    **rest: Any,
 ) -> None:
     from mechir import collection as open_collection
     from mechir import experiment
     from mechir.encoder.default import load
 
-    source = open_collection(collection or "embedded")
-    if collection is None and pool_options["limit_queries"] is None:
-        pool_options["limit_queries"] = DEFAULT_QUERIES
-        n = len(source.queries)
+    asked: dict[str, Any] = {key: rest.pop(key) for key in ("diagnostic", "data", "filler", "swap") if key in rest}
+    part = experiment.Shard.parse(shard)
+    if collection is None and asked.get("data") is None and rest["limit_queries"] is None:
+        rest["limit_queries"], n = DEFAULT_QUERIES, len(open_collection("embedded").queries)
         _say(f"The first {DEFAULT_QUERIES} of {n} queries; --limit-queries {n} takes all.")
-    pool, part = experiment.Pool(**pool_options), experiment.Shard.parse(shard)
     reranker = load(model, dtype=dtype, device=device)
+    source, pool = _source(collection, asked, rest, reranker)
     if dry_run:
-        _print_estimate(experiment.estimate(module, reranker, pool.pairs(source), **chosen))
+        material, _ = experiment.material_of(module, reranker, source, pool)
+        _print_estimate(experiment.estimate(module, reranker, material, **chosen))
         return
     stored = experiment.run(
         module, reranker, source, pool=pool, registry=registry, shard=part, fresh=fresh, say=_say, **chosen
@@ -188,6 +195,29 @@ def _run(
         )
         return
     _print_summary(stored)
+
+
+def _source(collection: str | None, asked: dict[str, Any], pool: dict[str, Any], model: Any) -> tuple[Any, Any]:
+    """What is run on: a collection and the pool of it, or a diagnostic set that is sampled already."""
+    from mechir import collection as open_collection
+    from mechir.diagnostic_sets import FILLERS, diagnostic
+    from mechir.experiment import Pool
+
+    if not asked:
+        return open_collection(collection or "embedded"), Pool(**pool)
+    if asked["data"] is not None and collection is not None:
+        raise MechirError("--data reads a published set and --collection perturbs a collection: give one of them.")
+    if asked["data"] is not None and not asked["data"].is_dir():
+        raise MechirError(f"There is no directory '{asked['data']}': give that of the published files.")
+    found = diagnostic(
+        asked["diagnostic"] or "tfc1",
+        asked["data"] or collection or "embedded",
+        fillers=asked["filler"] or FILLERS,
+        swap=asked["swap"],
+        model=model,
+        **pool,
+    )
+    return found, Pool()
 
 
 def _say(line: str) -> None:
@@ -207,7 +237,11 @@ def _print_summary(stored: Any) -> None:
     record = stored.record
     click.echo(tables.summary(stored.summary))
     identity = record["identity"]
-    click.echo(f"{record['model']} on {identity['collection']}: {record['queries']} queries, {record['pairs']} pairs")
+    what = "contrasts" if "fillers" in identity else "pairs"
+    click.echo(f"{record['model']} on {identity['collection']}: {record['queries']} queries, {record['pairs']} {what}")
+    if record.get("skipped"):
+        skipped = stored.skipped
+        click.echo(f"{len(skipped)} pairs gave none, e.g.: {skipped['reason'].iloc[0]} (all: skipped.parquet)")
     certificate = record["certificate"]
     click.echo(
         f"parity with Hugging Face on {certificate['n_pairs']} pairs: scores {certificate['score_cls_only']:.1e} "

@@ -7,7 +7,8 @@ the donor. Where one of the two texts has more word pieces, the other is given a
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mechir.errors import MechirError
-from mechir.pairs import Batch, Encoded, Pair, encode
+from mechir.pairs import Batch, Encoded, Pair, encode, pairs_hash
 from mechir.segments import Segment
 
 Perturbation = Callable[[Pair], Pair]
@@ -58,6 +59,14 @@ class Contrast:
 
     def __str__(self) -> str:
         return str(self.base)
+
+
+def contrasts_hash(contrasts: Iterable[Contrast]) -> str:
+    """SHA-256 over both sides of every contrast and its filler, in order."""
+    digest = hashlib.sha256()
+    for contrast in contrasts:
+        digest.update(f"{pairs_hash([contrast.base, contrast.donor])}{contrast.filler}".encode())
+    return digest.hexdigest()
 
 
 def align(
@@ -161,7 +170,7 @@ def _checked(found: Contrast, tokenizer: Any, max_length: int, edited: int | Non
     """The contrast, if it is aligned, nothing but the edited pieces differs, and the model reads them all."""
     long = 1_000_000
     whole, read = ([encode(tokenizer, [p], n) for p in (found.base, found.donor)] for n in (long, max_length))
-    refuse_unaligned(found, *whole, tokenizer)
+    refuse_unaligned(found, whole[0], whole[1], tokenizer)
     edits = [int((base.ids[0] != donor.ids[0]).sum()) for base, donor in (whole, read)]
     if edits[0] == 0:
         raise _refused(found.base, "the perturbation changes no word piece")
@@ -212,14 +221,14 @@ class EncodedContrasts:
 class ContrastBatch(NamedTuple):
     """One batch of contrasts: the row of each among all, what the model reads of both, and every position's role."""
 
-    index: np.ndarray
+    rows: np.ndarray
     base: Batch
     donor: Batch
     roles: Int[Tensor, "batch pos"]
 
     def to(self, device: torch.device | str) -> ContrastBatch:
         """The same batch with its tensors on `device`."""
-        return ContrastBatch(self.index, self.base.to(device), self.donor.to(device), self.roles.to(device))
+        return ContrastBatch(self.rows, self.base.to(device), self.donor.to(device), self.roles.to(device))
 
 
 def encode_contrasts(model: Any, contrasts: Sequence[Contrast], max_length: int | None = None) -> EncodedContrasts:

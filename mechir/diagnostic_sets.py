@@ -66,9 +66,7 @@ class Diagnostic:
         sides = [pairs_hash(pair[side] for pair in self.cases) for side in (0, 1)]
         return hashlib.sha256("".join(sides).encode()).hexdigest()
 
-    def limited(
-        self, *, limit_queries: int | None = None, per_grade: int | None = None, seed: int = 0
-    ) -> Diagnostic:
+    def limited(self, *, limit_queries: int | None = None, per_grade: int | None = None, seed: int = 0) -> Diagnostic:
         """The first so many queries; of each query and grade at most so many pairs, drawn at random."""
         for name, value in {"limit_queries": limit_queries, "per_grade": per_grade}.items():
             if value is not None and value < 1:
@@ -111,6 +109,12 @@ class Diagnostic:
             why = f": {frame['reason'].iloc[0]}" if len(frame) else ""
             raise MechirError(f"Not one pair of '{self.id}' could be aligned{why}")
         return Aligned(contrasts, frame)
+
+    def judged(self, pairs: Sequence[Pair], *, full: bool = False) -> pd.DataFrame:
+        """`query_id`, `doc_id`, `grade` (missing where unjudged), `pooled`: as `Collection.judged`, of the pool."""
+        rows = {(pair.query_id, pair.doc_id): pair.grade for pair in pairs}
+        frame = pd.DataFrame(list(rows), columns=["query_id", "doc_id"])
+        return frame.assign(grade=pd.array(list(rows.values()), dtype="Int64"), pooled=True)
 
 
 def _drawn(places: list[int], n: int | None, seed: int, key: tuple[str, int | None]) -> list[int]:

@@ -61,8 +61,10 @@ def _mentions(word: str, term: str) -> bool:
 
 @dataclass(frozen=True)
 class Term:
-    """Which term of the query is edited: that of `chosen` for the query's id, else the rarest by `idf`, else a random
-    content word of the query."""
+    """Which term of the query is edited.
+
+    That of `chosen` for the query's id, else the rarest by `idf`, else a random content word of the query.
+    """
 
     chosen: Mapping[str, str] = field(default_factory=dict)
     idf: Mapping[str, float] | None = field(default=None, repr=False)
@@ -110,13 +112,13 @@ class Tfc1:
 
 
 def tdc(idf: Mapping[str, float], where: str = "append") -> Tfc1:
-    """TDC: one more occurrence of the query's most discriminating term (highest IDF). Source: MechIR, Parry et al."""
+    """TDC: one more occurrence of the query's most discriminating term, by IDF (MechIR, Parry et al. 2025)."""
     return Tfc1(where, Term(idf=idf))
 
 
 @dataclass(frozen=True)
 class Tfc2:
-    """TFC2(K): from K to K + 1 appended occurrences; the effect should fall with K. (arXiv:2510.06728)"""
+    """TFC2(K): from K to K + 1 appended occurrences; the effect should fall with K (arXiv:2510.06728)."""
 
     k: int = 1
     term: Term = Term()

@@ -1,8 +1,10 @@
 """Running an experiment: cut the pool into units, compute the missing ones, store, summarise, draw.
 
 An experiment is a file under `analyses/` with `measure(model, pairs, *, <options>) -> DataFrame` (rows per pair, for
-whole queries), `summarise(rows, judged) -> DataFrame` and `chart(summary)`. A unit is a run of whole queries and one
-call of `measure`; batches never cross it, so a part does not depend on which process computed it, or when.
+whole queries), `summarise(rows, judged) -> DataFrame` and `chart(summary)`. One whose `measure` takes `contrasts` in
+the place of pairs runs on a diagnostic set. It may define `prepare(model, material, **options)`, which returns what is
+measured and the options that it found on the rest. A unit is a run of whole queries and one call of `measure`; batches
+never cross it, so a part does not depend on which process computed it, or when.
 """
 
 from __future__ import annotations
@@ -24,10 +26,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pandas as pd
 import torch
 
 import mechir
 from mechir.collection import Collection
+from mechir.contrasts import Contrast, contrasts_hash
+from mechir.diagnostic_sets import Diagnostic
 from mechir.errors import MechirError, closest
 from mechir.pairs import Pair, pairs_hash
 from mechir.registry.runs import DEFAULT, Run, open_run
@@ -111,9 +116,18 @@ def options(experiment: ModuleType) -> dict[str, inspect.Parameter]:
     return {name: one for name, one in parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
-def units(pairs: Sequence[Pair]) -> list[list[Pair]]:
-    """The pairs in units of whole queries, each closed once it holds `UNIT` pairs."""
-    found: list[list[Pair]] = [[]]
+def takes_contrasts(experiment: ModuleType) -> bool:
+    """Whether an experiment runs on contrasts (of a diagnostic set) rather than on pairs."""
+    return "contrasts" in inspect.signature(experiment.measure).parameters
+
+
+Material = list[Any]
+"""What an experiment runs on: pairs, or contrasts."""
+
+
+def units(pairs: Sequence[Any]) -> list[list[Any]]:
+    """The pairs or contrasts in units of whole queries, each closed once it holds `UNIT` of them."""
+    found: list[list[Any]] = [[]]
     for query in _queries(pairs):
         if len(found[-1]) >= UNIT:
             found.append([])
@@ -121,8 +135,8 @@ def units(pairs: Sequence[Pair]) -> list[list[Pair]]:
     return found
 
 
-def _queries(pairs: Sequence[Pair]) -> Iterator[list[Pair]]:
-    by_query: dict[str, list[Pair]] = {}
+def _queries(pairs: Sequence[Any]) -> Iterator[list[Any]]:
+    by_query: dict[str, list[Any]] = {}
     for pair in pairs:
         by_query.setdefault(pair.query_id, []).append(pair)
     yield from by_query.values()
@@ -131,7 +145,7 @@ def _queries(pairs: Sequence[Pair]) -> Iterator[list[Pair]]:
 def run(
     experiment: str | ModuleType,
     model: Any,
-    collection: Collection,
+    source: Collection | Diagnostic,
     *,
     pool: Pool | None = None,
     registry: Path | str = DEFAULT,
@@ -145,8 +159,8 @@ def run(
     Args:
         experiment: its name, path or module.
         model: a `HookedEncoder`.
-        collection: where the pairs come from.
-        pool: which pairs; by default all judged ones.
+        source: a collection, or for an experiment on contrasts a diagnostic set.
+        pool: which pairs of the collection; by default all judged ones.
         registry: where runs are kept.
         shard: which units this process computes; the run is summarised by whichever process finds it complete.
         fresh: compute everything anew, as a run of its own.
@@ -161,15 +175,22 @@ def run(
     chosen = _options(module, chosen)
     if hasattr(module, "interventions"):
         forwards(model, module.interventions(model, **chosen))  # refuses what does not fit before anything is written
-    pairs = pool.pairs(collection)
-    cut = units(pairs)
-    identity = _identity(module, model, collection, pairs, pool, chosen) | (
-        {"fresh": secrets.token_hex(8)} if fresh else {}
-    )
+    material, skipped = material_of(module, model, source, pool)
+    if hasattr(module, "prepare"):
+        material, found = module.prepare(model, material, **chosen)
+        say(f"found on the other queries: {', '.join(f'{name} {value}' for name, value in found.items())}")
+        chosen |= found
+    cut = units(material)
+    identity = _identity(module, model, source, material, pool, chosen)
+    identity |= {"fresh": secrets.token_hex(8)} if fresh else {}
     stored = open_run(
-        Path(registry), identity, lambda run: _begin(run, identity, module, model, collection, pairs, pool, len(cut))
+        Path(registry),
+        identity,
+        lambda run: _begin(run, identity, module, model, source, material, pool, skipped, len(cut)),
     )
-    say(f"Run {stored.id}: {len(pairs)} pairs of {len({pair.query_id for pair in pairs})} queries in {len(cut)} units")
+    queries = len({one.query_id for one in material})
+    what = "contrasts" if takes_contrasts(module) else "pairs"
+    say(f"Run {stored.id}: {len(material)} {what} of {queries} queries in {len(cut)} units")
     mine = [unit for unit in range(len(cut)) if unit % shard.of == shard.index]
     _compute(stored, module, model, cut, [unit for unit in mine if unit not in stored.done()], chosen, say)
     if len(stored.done()) == len(cut):
@@ -177,11 +198,30 @@ def run(
     return stored
 
 
+def material_of(
+    module: ModuleType, model: Any, source: Collection | Diagnostic, pool: Pool
+) -> tuple[Material, pd.DataFrame | None]:
+    """The pairs or contrasts that an experiment runs on, and which were left out and why.
+
+    Raises:
+        MechirError: when the experiment runs on the other kind.
+    """
+    if isinstance(source, Diagnostic):
+        if not takes_contrasts(module):
+            raise MechirError(f"'{module.name}' runs on pairs, not on contrasts: give a collection.")
+        if pool != Pool():
+            raise MechirError("A diagnostic set is sampled when it is made: write diagnostic(..., limit_queries=20).")
+        return source.align(model)
+    if takes_contrasts(module):
+        raise MechirError(f"'{module.name}' runs on contrasts: give a diagnostic set such as diagnostic('tfc1').")
+    return pool.pairs(source), None
+
+
 def _compute(
     stored: Run,
     module: ModuleType,
     model: Any,
-    cut: Sequence[list[Pair]],
+    cut: Sequence[list[Any]],
     missing: Sequence[int],
     chosen: Mapping[str, Any],
     say: Callable[[str], None],
@@ -218,10 +258,16 @@ def _options(module: ModuleType, chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _identity(
-    module: ModuleType, model: Any, collection: Collection, pairs: Sequence[Pair], pool: Pool, chosen: Mapping[str, Any]
+    module: ModuleType,
+    model: Any,
+    source: Collection | Diagnostic,
+    material: Material,
+    pool: Pool,
+    chosen: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What decides the numbers, and so the id of the run."""
-    return {
+    contrasts = {"fillers": list(source.fillers), "swap": source.swap} if isinstance(source, Diagnostic) else {}
+    return contrasts | {
         "experiment": module.name,
         "experiment_sha256": hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest(),
         "mechir": metadata.version("mechir-encoders"),
@@ -229,9 +275,9 @@ def _identity(
         "pool": vars(pool),
         "model_fingerprint": model.fingerprint,
         "relevant_label": model.head.relevant_label,
-        "collection": collection.id,
-        "collection_sha256": collection.hash,
-        "pairs_sha256": pairs_hash(pairs),
+        "collection": source.id,
+        "collection_sha256": source.hash,
+        "pairs_sha256": contrasts_hash(material) if contrasts else pairs_hash(material),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
     }
@@ -242,14 +288,18 @@ def _begin(
     identity: Mapping[str, Any],
     module: ModuleType,
     model: Any,
-    collection: Collection,
-    pairs: Sequence[Pair],
+    source: Collection | Diagnostic,
+    material: Material,
     pool: Pool,
+    skipped: pd.DataFrame | None,
     n_units: int,
 ) -> None:
+    pairs: list[Any] = [one.base if isinstance(one, Contrast) else one for one in material]
     certified = list(pairs[:: max(1, len(pairs) // CERTIFIED)])[:CERTIFIED]
     encoded = model.encode(pairs)
-    stored.write_frame("judged", collection.judged(pairs, full=pool.run is not None or pool.top_k is not None))
+    stored.write_frame("judged", source.judged(pairs, full=pool.run is not None or pool.top_k is not None))
+    if skipped is not None:
+        stored.write_frame("skipped", skipped)
     stored.write_record(
         {
             "id": stored.id,
@@ -258,6 +308,7 @@ def _begin(
             "units": n_units,
             "pairs": len(pairs),
             "queries": len({pair.query_id for pair in pairs}),
+            "skipped": 0 if skipped is None else len(skipped),
             "truncated_documents": encoded.truncated,
             "certificate": model.certify(certified),
             "versions": {
@@ -283,8 +334,10 @@ def _commit(folder: Path) -> str | None:
     return found.stdout.strip() or None
 
 
-def estimate(experiment: str | ModuleType, model: Any, pairs: Sequence[Pair], **chosen: Any) -> dict[str, Any]:
+def estimate(experiment: str | ModuleType, model: Any, material: Sequence[Any], **chosen: Any) -> dict[str, Any]:
     """What a run would cost, from its interventions and a timing of the intact model on 32 of the pairs.
+
+    An experiment on contrasts says its cost itself: `cost(model, **options)`, full forwards per contrast.
 
     Returns:
         `pairs`, `forwards` (full forward passes of one pair, work shared between interventions counted once),
@@ -292,7 +345,11 @@ def estimate(experiment: str | ModuleType, model: Any, pairs: Sequence[Pair], **
     """
     module = load_experiment(experiment) if isinstance(experiment, str) else experiment
     chosen = _options(module, chosen)
-    per_pair = forwards(model, module.interventions(model, **chosen))
+    if hasattr(module, "cost"):
+        per_pair = module.cost(model, **chosen)
+    else:
+        per_pair = forwards(model, module.interventions(model, **chosen))
+    pairs = [one.base if isinstance(one, Contrast) else one for one in material]
     lengths = model.encode(pairs).lengths
     sample = list(pairs[:: max(1, len(pairs) // 32)])[:32]
     times = []

@@ -193,9 +193,9 @@ class Replace:
 class Patch:
     """Puts the activations of another run in the place of a component's: `Patch(donor, "h8.1", at="query")`.
 
-    The score then says what the component, seeing the other run's world, changes: `score(do=patch) - score()`. The donor
-    is recorded on pairs with the same ids, lengths and segments (`contrasts.align` makes them); `patching.patch` does
-    it for many sites and pairs at once.
+    The score then says what the component, seeing the other run's world, changes: `score(do=patch) - score()`. The
+    donor is recorded on pairs with the same ids, lengths and segments (`contrasts.align` makes them);
+    `patching.patch` does it for many sites and pairs at once.
 
     Args:
         donor: `record(model, donors, sites)`.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from mechir.errors import MechirError
 
+Kind = TypeVar("Kind", bound=type)
 ATTENTION = {part: f"attn.hook_{part}" for part in ("z", "q", "k", "v", "pattern", "result")}
 """Parts of attention, of one head or of all heads of a layer, and the hooks that carry them."""
 RESID = {"pre": "hook_resid_pre", "mid": "hook_resid_mid", "post": "hook_resid_post"}
@@ -27,26 +28,29 @@ class Site(Protocol):
         """The full name of the hook point that carries this site."""
 
 
-def _equal(self: tuple[object, ...], other: object) -> bool:
-    """Equal in kind as well: as bare tuples Mlp(3) and Attn(3) would be one key of a dict."""
-    return type(self) is type(other) and tuple.__eq__(self, other)  # type: ignore[arg-type]
+def _by_kind(kind: Kind) -> Kind:
+    """Equal only to its own kind: as the bare tuples that they are, Mlp(3) and Attn(3) would be one key of a dict."""
+
+    def equal(self: tuple[Any, ...], other: object) -> bool:
+        return type(self) is type(other) and tuple.__eq__(self, other)
+
+    methods = {
+        "__eq__": equal,
+        "__ne__": lambda self, other: not equal(self, other),
+        "__hash__": lambda self: hash((kind.__name__, *self)),
+    }
+    for name, method in methods.items():
+        setattr(kind, name, method)
+    return kind
 
 
-def _unequal(self: tuple[object, ...], other: object) -> bool:
-    return not _equal(self, other)
-
-
-def _hashed(self: tuple[object, ...]) -> int:
-    return hash((type(self).__name__, *self))
-
-
+@_by_kind
 class Head(NamedTuple):
     """An attention head. `part` is z (what it read, before W_O), q, k, v, pattern, or result (z after W_O)."""
 
     layer: int
     head: int
     part: str = "z"
-    __eq__, __ne__, __hash__ = _equal, _unequal, _hashed  # type: ignore[assignment]
 
     @property
     def hook(self) -> str:  # noqa: D102
@@ -59,12 +63,12 @@ class Head(NamedTuple):
         return f"Head({self.layer}, {self.head}" + (")" if self.part == "z" else f", {self.part!r})")
 
 
+@_by_kind
 class Neuron(NamedTuple):
     """One hidden unit of an MLP, after the activation function."""
 
     layer: int
     neuron: int
-    __eq__, __ne__, __hash__ = _equal, _unequal, _hashed  # type: ignore[assignment]
 
     @property
     def hook(self) -> str:  # noqa: D102
@@ -74,12 +78,12 @@ class Neuron(NamedTuple):
         return f"n{self.layer}.{self.neuron}"
 
 
+@_by_kind
 class Mlp(NamedTuple):
     """A whole MLP. `part` is out (what it adds to the residual stream, bias included), post (all neurons) or in."""
 
     layer: int
     part: str = "out"
-    __eq__, __ne__, __hash__ = _equal, _unequal, _hashed  # type: ignore[assignment]
 
     @property
     def hook(self) -> str:  # noqa: D102
@@ -89,12 +93,12 @@ class Mlp(NamedTuple):
         return f"mlp{self.layer}" + _suffix(self.part, "out")
 
 
+@_by_kind
 class Attn(NamedTuple):
     """A whole attention layer. `part` is out (what it adds to the residual stream, bias included) or a head's part."""
 
     layer: int
     part: str = "out"
-    __eq__, __ne__, __hash__ = _equal, _unequal, _hashed  # type: ignore[assignment]
 
     @property
     def hook(self) -> str:  # noqa: D102
@@ -104,12 +108,12 @@ class Attn(NamedTuple):
         return f"attn{self.layer}" + _suffix(self.part, "out")
 
 
+@_by_kind
 class Resid(NamedTuple):
     """The residual stream that layer `layer` reads (`pre`), that its MLP reads (`mid`), that it leaves (`post`)."""
 
     layer: int
     part: str = "pre"
-    __eq__, __ne__, __hash__ = _equal, _unequal, _hashed  # type: ignore[assignment]
 
     @property
     def hook(self) -> str:  # noqa: D102
@@ -119,11 +123,11 @@ class Resid(NamedTuple):
         return f"resid{self.layer}" + _suffix(self.part, "pre")
 
 
+@_by_kind
 class Score(NamedTuple):
     """What the model says of a pair, as the reader of an edge; `layer` is the number of layers."""
 
     layer: int
-    __eq__, __ne__, __hash__ = _equal, _unequal, _hashed  # type: ignore[assignment]
 
     @property
     def hook(self) -> str:  # noqa: D102
@@ -133,6 +137,7 @@ class Score(NamedTuple):
         return "score"
 
 
+@_by_kind
 class Edge(NamedTuple):
     """What `port` (`q`, `k`, `v` or `in`) of the site `reader` takes from the site `source`."""
 

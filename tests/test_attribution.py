@@ -81,7 +81,9 @@ def test_the_qk_fix_reads_the_softmax_exactly(checkpoints: Checkpoints) -> None:
             with model.hooks(mi.Patch(donor, site).hooks(batch.base)):
                 _, new = model.run_with_cache(contrast.base, names_filter="blocks.1.attn.hook_z", reset_hooks_end=False)
             change = (new["blocks.1.attn.hook_z"] - base["blocks.1.attn.hook_z"])[:, :, 2]
-            assert row.effect == pytest.approx(float((gradient["blocks.1.attn.hook_z"][:, :, 2] * change).sum()), abs=1e-9)
+            assert row.effect == pytest.approx(
+                float((gradient["blocks.1.attn.hook_z"][:, :, 2] * change).sum()), abs=1e-9
+            )
 
 
 def test_one_key_s_closed_form_is_the_softmax_with_that_key(checkpoints: Checkpoints) -> None:
@@ -107,7 +109,7 @@ def test_at_the_donor_s_point_a_saturated_key_vanishes_and_the_fix_brings_it_bac
     model, contrasts = planted(20.0)
     contrasts = [contrast.swapped() for contrast in contrasts]
     exact = mean(patching.patch(model, contrasts, KEY), KEY)
-    sites = [KEY, *(str(head) for head in patching.heads(model, "k") if str(head) != KEY)]
+    sites = [KEY, *(str(head) for head in patching.all_heads(model, "k") if str(head) != KEY)]
     plain = attribution.attribute(model, contrasts, sites, qk_fix=False)
     others = plain[plain["site"] != KEY]["effect"].abs().max()
     assert abs(mean(plain, KEY)) < others < 1e-3 < 0.1 < exact  # lost among what does nothing

@@ -18,7 +18,7 @@ from tokenizers import models as backends
 from transformers import PreTrainedTokenizerFast
 
 import mechir as mi
-from mechir.contrasts import ROLES, Contrast, align, align_pair, encode_contrasts, refuse_unaligned
+from mechir.contrasts import ROLES, Contrast, align, align_pair, contrasts_hash, encode_contrasts, refuse_unaligned
 from mechir.diagnostics import Lnc2, QuerySwap, Shuffle, Tfc1, Tfc2
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
@@ -302,7 +302,7 @@ def test_a_single_word_cannot_be_shuffled() -> None:
         align(pair_of(["river"]), Shuffle(), BERT)
 
 
-@pytest.mark.parametrize("n", [1, 54, 55, 56, 57, 58, 90])
+@pytest.mark.parametrize("n", [1, 52, 53, 54, 55, 56, 90])
 def test_an_edit_is_read_as_a_whole_or_refused(n: int) -> None:
     pair = pair_of(["river"] * n, query="builders")
     room = 62 - 3 - 3  # three special tokens, three word pieces of the query
@@ -514,19 +514,35 @@ def test_batches_hold_every_contrast_once_with_its_roles_and_no_role_on_padding(
     encoded_all = encode_contrasts(tiny, wanted)
     seen: list[int] = []
     for batch in encoded_all.buckets(4, 100):
-        seen += batch.index.tolist()
-        assert batch.base.pairs == tuple(wanted[k].base for k in batch.index)
-        assert batch.donor.pairs == tuple(wanted[k].donor for k in batch.index)
+        seen += batch.rows.tolist()
+        assert batch.base.pairs == tuple(wanted[k].base for k in batch.rows)
+        assert batch.donor.pairs == tuple(wanted[k].donor for k in batch.rows)
         assert torch.equal(batch.base.segment, batch.donor.segment)
         assert torch.equal(batch.roles == -1, batch.base.at(Segment.PAD))
         assert torch.equal(batch.roles == ROLES.index("injected"), batch.base.input_ids != batch.donor.input_ids)
-        for row, place in enumerate(batch.index):
+        for row, place in enumerate(batch.rows):
             roles = encoded_all.roles[place]
             assert batch.roles[row, : len(roles)].tolist() == roles.tolist()
     assert sorted(seen) == list(range(len(wanted)))
     widths = [len(encoded_all.roles[place]) for place in seen]
     assert widths == sorted(widths, reverse=True)
     assert len(set(widths)) > 4
+
+
+def test_the_hash_is_of_both_sides_and_the_filler_in_order() -> None:
+    wanted = contrasts(3)
+    first, *rest = wanted
+    others = [
+        replace(first, base=replace(first.base, document="dog")),
+        replace(first, donor=replace(first.donor, document="dog")),
+        replace(first, filler="of"),
+        first.swapped(),
+    ]
+    found = [
+        contrasts_hash(listed) for listed in (wanted, rest, wanted[::-1], [], *([other, *rest] for other in others))
+    ]
+    assert len(set(found)) == len(found) == 8
+    assert found[0] == contrasts_hash(iter(contrasts(3)))
 
 
 def test_a_batch_moves_as_a_whole(tiny: HookedEncoder) -> None:

@@ -381,10 +381,8 @@ def test_neighbours_are_found_in_a_small_vocabulary(tiny: HookedEncoder) -> None
 
 @pytest.mark.xfail(strict=True, reason="what is no whole word comes last instead of never")
 def test_a_term_without_any_other_whole_word_has_no_neighbour() -> None:
-    model = with_vocabulary({"ocean": ["oceans", "##sea"]}, n=0)
-    weight = model.parts.embeddings.word.weight
-    model.parts.embeddings.word.weight = torch.nn.functional.pad(weight.detach(), (0, 0, 0, 200))
-    assert neighbours(model, ["ocean"]) == {}
+    pieces = ["##" + "".join(letters) for letters in product("vwxyz", repeat=4)]
+    assert neighbours(with_vocabulary({"ocean": ["oceans", *pieces]}, n=0), ["ocean"]) == {}
 
 
 @pytest.mark.xfail(strict=True, reason="four letters of a longer word are never the three of the term")
@@ -535,6 +533,20 @@ def test_a_changed_text_id_or_grade_changes_the_hash() -> None:
     seen.add(replace(whole, cases=tuple((donor, base) for base, donor in whole.cases)).hash)
     assert len(seen) == 14
     assert repr(whole) == f"Diagnostic(made: 6 pairs of 2 queries, {whole.hash[:12]})"
+
+
+def test_what_was_judged_is_each_pair_of_the_pool_once() -> None:
+    whole = made(2, 3)
+    pairs = [base for base, _ in whole.cases] * 2 + [Pair("zebra", "dog", "q5", "d5")]
+    found = whole.judged(pairs, full=True)
+    assert list(found) == ["query_id", "doc_id", "grade", "pooled"]
+    assert list(zip(found["query_id"], found["doc_id"], strict=True)) == [
+        (p.query_id, p.doc_id) for p in [*pairs[:6], pairs[-1]]
+    ]
+    assert found["grade"].tolist()[:6] == [0, 1, 2] * 2
+    assert found["grade"].isna().tolist() == [False] * 6 + [True]
+    assert found["pooled"].all()
+    assert list(whole.judged([])) == list(found)
 
 
 def test_every_pair_is_aligned_with_every_filler(tiny: HookedEncoder) -> None:

@@ -58,9 +58,13 @@ def test_the_mean_counts_each_query_once_and_names_what_it_left_out() -> None:
     assert found["estimate"] == pytest.approx((2 + 2 + 3 + 4) / 4)
     assert (found["n"], found["queries"], found["left_out"]) == (5, 4, 0)
     assert found["low"] <= found["estimate"] <= found["high"]
-    with pytest.raises(MechirError, match=r"Every pair has a score gap below 0.01: there is no ratio; use metric='diff"):
+    with pytest.raises(
+        MechirError, match=r"Every pair has a score gap below 0.01: there is no ratio; use metric='diff"
+    ):
         effects.summarise(frame([0.0], [0.0], [1.0]), metric="ratio")
-    with pytest.raises(MechirError, match=r"Unknown metric 'kl': write one of difference, ratio, robust, ratio_of_means"):
+    with pytest.raises(
+        MechirError, match=r"Unknown metric 'kl': write one of difference, ratio, robust, ratio_of_means"
+    ):
         effects.summarise(rows, metric="kl")
     with pytest.raises(MechirError, match=r"A ratio of means has no value per pair"):
         effects.measured(rows, "ratio_of_means")

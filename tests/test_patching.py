@@ -150,7 +150,9 @@ def test_recorded_activations_are_values(tiny: HookedEncoder) -> None:
     assert one == same and hash(one) == hash(same) and one != other
     assert one.sha256[:16] in repr(mi.Patch(one, "h1.2", "query"))
     assert mi.Patch(one, "h1.2") == mi.Patch(same, mi.Head(1, 2)) != mi.Patch(one, "h1.2", "doc")
-    assert repr(mi.Patch(one, "h1.2", at="query")).startswith("Patch(donor=Activations('blocks.1.attn.hook_z of 6 pairs")
+    assert repr(mi.Patch(one, "h1.2", at="query")).startswith(
+        "Patch(donor=Activations('blocks.1.attn.hook_z of 6 pairs"
+    )
 
 
 @pytest.mark.parametrize("c", [100.0, 3.0, 1.0])
@@ -161,7 +163,7 @@ def test_node_patching_finds_the_planted_sites_and_no_trap(c: float, counterfact
     truth = {str(site) for site in mi.planted.truth(model, counterfactual).sites}
     for swap in (False, True):
         chosen = [contrast.swapped() for contrast in contrasts] if swap else contrasts
-        effect = mean_effects(patching.patch(model, chosen, [*patching.heads(model), *patching.mlps(model)]))
+        effect = mean_effects(patching.patch(model, chosen, [*patching.all_heads(model), *patching.mlps(model)]))
         wanted = truth - ({"h1.2"} if swap and counterfactual == "query" else set())
         margin = effect[list(wanted)].min() / effect.drop(list(wanted)).max()
         assert margin > {100.0: 1000, 3.0: 5, 1.0: 5}[c]
@@ -201,7 +203,7 @@ def test_foreign_activations_are_refused(tiny: HookedEncoder, checkpoints: Check
     with pytest.raises(MechirError, match=r"are of other pairs: they hold none of pair q2/d2"):
         tiny.score([c.base for c in CONTRASTS[2:]], few)
     longer = [replace(pair, document=f"{pair.document} water") for pair in bases]
-    with pytest.raises(MechirError, match=r"hold 22 positions of pair q0/d0, which has 23 here: align the two texts"):
+    with pytest.raises(MechirError, match=r"hold 22 positions of pair q0/d0, which has 23 here: align the texts"):
         tiny.score(longer[:1], mi.Patch(mi.record(tiny, donors, "h1.2"), "h1.2"))
     with pytest.raises(MechirError, match=r"hold no 'blocks.1.attn.hook_z'"):
         tiny.score(bases, mi.Patch(mi.record(tiny, donors, "h0.2"), "h1.2"))

@@ -45,7 +45,7 @@ def three_runs(
 
     score = model(contrast.base, last_rows="all") if receiver == "score" else None
     site = None if receiver == "score" else mi.parse_site(receiver)
-    hook = "" if site is None else "blocks.%d.hook_mlp_in" % site.layer if isinstance(site, mi.Mlp) else site.hook
+    hook = "" if site is None else f"blocks.{site.layer}.hook_mlp_in" if isinstance(site, mi.Mlp) else site.hook
 
     def keep(x: torch.Tensor, hook: object) -> None:
         kept["x"] = x
@@ -65,7 +65,9 @@ def three_runs(
     return float(model.run_with_hooks(contrast.base, fwd_hooks=[(hook, write)]))
 
 
-def check(model: HookedEncoder, contrasts: Sequence[Contrast], receiver: str, freeze: str, senders: object = None) -> None:
+def check(
+    model: HookedEncoder, contrasts: Sequence[Contrast], receiver: str, freeze: str, senders: object = None
+) -> None:
     rows = paths.path_patch(model, contrasts, senders, receiver, freeze=freeze)
     by_pair = {(c.query_id, c.doc_id): c for c in contrasts}
     for row in rows.itertuples():
@@ -141,7 +143,7 @@ def test_receivers_together_are_not_receivers_alone(tiny: HookedEncoder) -> None
 def test_exactly_the_planted_paths_are_found(c: float, counterfactual: str) -> None:
     model = mi.planted.bm25(c=c)
     contrasts = [Contrast(*pair) for pair in mi.planted.pairs(model, n=6, counterfactual=counterfactual)]
-    heads = [f"{head}.{port}" for head in patching.heads(model) for port in paths.PORTS]
+    heads = [f"{head}.{port}" for head in patching.all_heads(model) for port in paths.PORTS]
     sizes = {}
     for receiver in ("score", *heads, *map(str, patching.mlps(model))):
         rows = paths.path_patch(model, contrasts, receiver=receiver, freeze="heads+mlps")

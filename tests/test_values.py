@@ -67,6 +67,6 @@ def test_what_is_no_site_is_refused(text: str) -> None:
 def test_sites_of_different_kinds_are_different_keys() -> None:
     kinds = [mi.Mlp(3), mi.Attn(3), mi.Resid(3), mi.Head(3, 1), mi.Neuron(3, 1), mi.Score(3), mi.Attn(3, "z")]
     assert len(set(kinds)) == len(kinds)
-    assert mi.Mlp(3) != mi.Attn(3) and not mi.Mlp(3) == mi.Attn(3)
+    assert mi.Mlp(3) != mi.Attn(3)
     assert mi.Head(3, 1) == mi.Head(3, 1, "z") and hash(mi.Head(3, 1)) == hash(mi.Head(3, 1, "z"))
     assert str(mi.Head(3, 1, "q")) == "h3.1.q" and repr(mi.Head(3, 1, "q")) == "Head(3, 1, 'q')"

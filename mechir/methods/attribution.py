@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mechir.contrasts import Contrast, ContrastBatch, encode_contrasts
 from mechir.errors import MechirError
-from mechir.methods.patching import donor_run, heads, mlps, patch, places, sites_of, tidy
+from mechir.methods.patching import all_heads, donor_run, mlps, patch, places, sites_of, tidy
 from mechir.pairs import progress_bar
 from mechir.sites import Head, Neuron, Site
 
@@ -60,7 +60,7 @@ def attribute(
     Raises:
         MechirError: as `patch`; for a pattern.
     """
-    listed = sites_of(model, [*heads(model), *mlps(model)] if sites is None else sites)
+    listed = sites_of(model, [*all_heads(model), *mlps(model)] if sites is None else sites)
     for site in listed:
         if site.hook.endswith(("pattern", "result")):
             raise MechirError(f"'{site}' has no attribution of its own: write its q, k, v or z.")
@@ -69,7 +69,7 @@ def attribute(
     with progress_bar(len(contrasts), progress) as bar:
         for batch in encoded.buckets(max_rows, max_tokens or model.max_tokens):
             found += _attributed(model, batch.to(model.device), listed, at, qk_fix)
-            bar.update(len(batch.index))
+            bar.update(len(batch.rows))
     return tidy(model, encoded, pd.concat(found, ignore_index=True), ["site", "at"])
 
 
@@ -92,11 +92,11 @@ def _attributed(
         else:
             effects = _first_order(gradient[name] * (donor[name] - base[name]), masks, units)
         for place, mask in masks.items():
-            kept = np.arange(len(batch.index)) if mask is None else mask.any(1).nonzero().flatten().cpu().numpy()
+            kept = np.arange(len(batch.rows)) if mask is None else mask.any(1).nonzero().flatten().cpu().numpy()
             value = effects[place] if units is None or name not in fixed else effects[place][:, units]
-            value = value.reshape(len(batch.index), -1)
+            value = value.reshape(len(batch.rows), -1)
             value = value.sum(1, keepdim=True) if units is None else value
-            frames.append(_long(here, place, batch.index, kept, score, donor_score, value))
+            frames.append(_long(here, place, batch.rows, kept, score, donor_score, value))
     return frames
 
 
@@ -139,7 +139,9 @@ def gradients(
 Masks = Mapping[str, Bool[Tensor, "batch pos"] | None]
 
 
-def _first_order(product: Float[Tensor, "batch row ..."], masks: Masks, units: Sequence[int] | None) -> dict[str, Tensor]:
+def _first_order(
+    product: Float[Tensor, "batch row ..."], masks: Masks, units: Sequence[int] | None
+) -> dict[str, Tensor]:
     """Gradient times change, summed over positions and whatever is inside a unit: [batch] or [batch, unit]."""
     if units is not None:
         product = product[:, :, units].flatten(3).sum(3) if product.ndim > 3 else product[:, :, units]
@@ -202,9 +204,12 @@ def _beside(name: str, part: str) -> str:
 
 
 class Screened(NamedTuple):
-    """`sites`: `site`, `at`, `attributed` and `exact` (mean |effect| per contrast; missing where not verified), `chosen`
+    """What a screen found.
+
+    `sites`: `site`, `at`, `attributed` and `exact` (mean |effect| per contrast; missing where not verified), `chosen`
     ("top" or "random"). `rows`: the exact effects, as `patch` gives them. `pearson` and `spearman` between attributed
-    and exact mean effects (signed) over the `n` verified sites."""
+    and exact mean effects (signed) over the `n` verified sites.
+    """
 
     sites: pd.DataFrame
     rows: pd.DataFrame

@@ -23,8 +23,8 @@ def measured(rows: pd.DataFrame, metric: str = "difference", *, min_gap: float =
     Args:
         rows: `base`, `donor`, `effect`.
         metric: "difference": patched - base, in logits. "ratio": effect / (donor - base), the classic metric (Chen et
-            al. 2024; Parry et al. 2025): 0 nothing, 1 all of the perturbation's effect, unbounded and unstable where the
-            gap is small. "robust": effect / sqrt(1 + (donor - base)^2) (Polyakov et al. 2025).
+            al. 2024; Parry et al. 2025): 0 nothing, 1 all of the perturbation's effect, unbounded and unstable where
+            the gap is small. "robust": effect / sqrt(1 + (donor - base)^2) (Polyakov et al. 2025).
         min_gap: ratios over a gap |donor - base| smaller than this, and over a gap of 0 always, are NaN. 0 leaves
             nothing else out, as MechIR does.
 
@@ -94,6 +94,27 @@ def summarise(
     return frame.reset_index()
 
 
+def table(rows: pd.DataFrame, by: Sequence[str], *, min_gap: float = MIN_GAP) -> pd.DataFrame:
+    """The summary of an experiment: `summarise` in logits, beside it the share of the gap and every filler alone.
+
+    Returns:
+        `summarise(rows, by)`; `share` = mean effect / mean gap with `share_low`, `share_high` and `left_out` (the pairs
+        whose gap is too small); `estimate[a]` for each filler `a`, where there are several.
+    """
+    found = summarise(rows, by)
+    ratios = summarise(rows, by, "ratio_of_means", min_gap=min_gap).set_index(list(by))
+    shares = ratios[["estimate", "low", "high", "left_out"]].set_axis(
+        ["share", "share_low", "share_high", "left_out"], axis=1
+    )
+    found = found.drop(columns="left_out").merge(shares, "left", left_on=list(by), right_index=True)
+    fillers = [filler for filler in rows["filler"].unique() if filler]
+    for filler in fillers if len(fillers) > 1 else []:
+        alone = rows[rows["filler"] == filler].groupby([*by, "query_id"], sort=False)["effect"].mean()
+        means = alone.groupby(list(by), sort=False).mean().rename(f"estimate[{filler}]")
+        found = found.merge(means, "left", left_on=list(by), right_index=True)
+    return found
+
+
 def _line(values: pd.Series, gaps: pd.Series) -> dict[str, Any]:
     value, gap = values.dropna().to_numpy(), gaps.dropna().to_numpy()
     if (gap == 1).all():
@@ -119,12 +140,22 @@ def _ratio(value: np.ndarray, gap: np.ndarray) -> tuple[float, float, float]:
     return estimate, float(found.low), float(found.high)
 
 
+def thirds(rows: pd.DataFrame) -> pd.Series:
+    """`top`, `middle` or `bottom`: the third of its query's documents that a pair's base score puts it in."""
+    pairs = rows.drop_duplicates(["query_id", "doc_id", "filler"])
+    share = pairs.groupby(["query_id", "filler"])["base"].rank(method="first", ascending=False, pct=True)
+    names = pd.cut(share, [0, 1 / 3 + 1e-9, 2 / 3 + 1e-9, 1], labels=["top", "middle", "bottom"]).astype(str)
+    keys = ["query_id", "doc_id", "filler"]
+    known = pd.Series(names.to_numpy(), index=pd.MultiIndex.from_frame(pairs[keys]))
+    return pd.Series(known.reindex(pd.MultiIndex.from_frame(rows[keys])).to_numpy(), index=rows.index)
+
+
 def rank_effects(rows: pd.DataFrame, by: Sequence[str] = ("site", "at")) -> pd.DataFrame:
     """The rows with the rank of each document before and after, when it alone is patched.
 
     `rank_base` and `rank_patched` count from 1, the best, among the base scores of the query's other pairs (ties take
-    the middle); `rank_effect` = rank_base - rank_patched, positive where the document rises. Ranks move in steps: a real
-    effect on the score may move none.
+    the middle); `rank_effect` = rank_base - rank_patched, positive where the document rises. Ranks move in steps: a
+    real effect on the score may move none.
     """
     parts = []
     for _, group in rows.groupby([*by, "filler", "query_id"], sort=False):

@@ -26,7 +26,7 @@ from mechir.sweep import stages, walk
 WHERE = ("all", "role", "segment", "position")
 
 
-def heads(model: Any, part: str = "z") -> list[Head]:
+def all_heads(model: Any, part: str = "z") -> list[Head]:
     """Every head of the model, by layer."""
     return [Head(layer, head, part) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
 
@@ -83,8 +83,48 @@ def patch(
     with progress_bar(len(contrasts), progress) as bar:
         for batch in encoded.buckets(max_rows, limit):
             found += _patched(model, batch.to(model.device), listed, at, max_rows, limit)
-            bar.update(len(batch.index))
+            bar.update(len(batch.rows))
     return tidy(model, encoded, pd.concat(found, ignore_index=True), ["site", "at"])
+
+
+def choose_heads(
+    model: Any, contrasts: list[Contrast], *, heads: str = "", top: int = 4, every: int = 3
+) -> tuple[list[Contrast], dict[str, str]]:
+    """The `prepare` of experiments on some heads: what is left to measure, and the option `heads` with commas.
+
+    Where none are named, those with the largest mean effect of patching z on one query in `every` are taken and the
+    other queries are left: who is chosen and who is measured are different queries, so the choice does not flatter.
+
+    Raises:
+        MechirError: when there are too few queries for both.
+    """
+    if heads:
+        return contrasts, {}
+    chosen, rest = split_queries(contrasts, every)
+    rows = patch(model, chosen, all_heads(model))
+    return rest, {"heads": ",".join(largest(rows, "site", top))}
+
+
+def split_queries(contrasts: Sequence[Contrast], every: int) -> tuple[list[Contrast], list[Contrast]]:
+    """The contrasts of one query in `every`, and those of the others.
+
+    Raises:
+        MechirError: when there is one query alone.
+    """
+    queries = list(dict.fromkeys(contrast.query_id for contrast in contrasts))
+    if len(queries) < 2:
+        raise MechirError("One query cannot both find the heads and test them: take more, or name the heads.")
+    chosen = set(queries[::every])
+    return (
+        [one for one in contrasts if one.query_id in chosen],
+        [one for one in contrasts if one.query_id not in chosen],
+    )
+
+
+def largest(rows: pd.DataFrame, by: str, top: int) -> list[str]:
+    """The `top` names in column `by` with the largest mean effect over queries, whatever its sign."""
+    means = rows.groupby([by, "query_id"])["effect"].mean().groupby(by).mean()
+    return means.abs().sort_values(ascending=False, kind="stable").index[:top].tolist()
 
 
 def _patched(
@@ -107,7 +147,7 @@ def _patched(
         rows = slice(None) if mask is None else mask.any(1).cpu().numpy()
         patched = scores[key]
         told = {"base": base, "donor": score, "patched": patched, "effect": patched - base}
-        frame = pd.DataFrame({"site": str(site), "at": name, "row": batch.index} | {k: x.cpu() for k, x in told.items()})
+        frame = pd.DataFrame({"site": str(site), "at": name, "row": batch.rows} | {k: x.cpu() for k, x in told.items()})
         frames.append(frame[rows])
     return frames
 
@@ -115,8 +155,7 @@ def _patched(
 def donor_run(
     model: Any, batch: ContrastBatch, names: Iterable[str]
 ) -> tuple[Float[Tensor, "batch"], dict[str, Float[Tensor, "batch ..."]]]:
-    """The donor's scores, and its activations at these hooks; of the last layer the CLS row alone where that is all
-    that is read."""
+    """The donor's scores, and its activations at these hooks; of the last layer's writings the CLS row alone."""
     kept: dict[str, Tensor] = {}
 
     def keep(x: Tensor, hook: Any) -> None:
@@ -165,10 +204,8 @@ def sites_of(model: Any, sites: Any) -> list[Any]:
     for site in parsed:
         model.resolve([(site.hook, _nothing)])
         what, size = sizes.get(type(site), ("", 1))
-        if what and not 0 <= site[1] < size:
-            raise MechirError(
-                f"{what} {site[1]} is out of range: layer {site.layer} has {what.lower()}s 0-{size - 1}."
-            )
+        if what and not 0 <= int(site[1]) < size:
+            raise MechirError(f"{what} {site[1]} is out of range: layer {site.layer} has {what.lower()}s 0-{size - 1}.")
     return parsed
 
 

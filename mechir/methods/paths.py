@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mechir.contrasts import Contrast, ContrastBatch, encode_contrasts
 from mechir.errors import MechirError
 from mechir.hooks import Edit
-from mechir.methods.patching import heads, mlps, sites_of, tidy
+from mechir.methods.patching import all_heads, mlps, sites_of, tidy
 from mechir.pairs import Batch, progress_bar
 from mechir.sites import Head, Mlp, Resid, Score, parse_site
 
@@ -84,7 +84,7 @@ def path_patch(
     with progress_bar(len(contrasts), progress) as bar:
         for batch in encoded.buckets(max_rows, limit):
             found += _batch(model, batch.to(model.device), sent, receivers, freeze, ln, limit)
-            bar.update(len(batch.index))
+            bar.update(len(batch.rows))
     name = "+".join(map(str, receivers))
     rows = pd.concat(found, ignore_index=True)
     rows.insert(0, "edge", [f"{sender}->{name}" for sender in rows["sender"]])
@@ -115,7 +115,7 @@ def _batch(
         for sender, score, apart in zip(chunk, patched, departure, strict=True):
             told = {"base": base.score, "donor": donor.score, "patched": score, "effect": score - base.score}
             told = {name: x.cpu() for name, x in (told | {"departure": apart}).items()}
-            frames.append(pd.DataFrame({"sender": str(sender), "row": batch.index} | told))
+            frames.append(pd.DataFrame({"sender": str(sender), "row": batch.rows} | told))
     return frames
 
 
@@ -248,7 +248,7 @@ def layer_norm(
 def transported(
     of: nn.LayerNorm, change: Float[Tensor, "*axes d"], base: Float[Tensor, "*_ d"]
 ) -> Float[Tensor, "*axes d"]:
-    """gamma * C change / sigma, the LayerNorm of a change with sigma that of the base (C takes the mean out)."""
+    """That is gamma * C change / sigma: the LayerNorm of a change, sigma being the base's and C taking the mean out."""
     scale = (base.var(-1, unbiased=False, keepdim=True) + of.eps).sqrt()
     return (change - change.mean(-1, keepdim=True)) / scale * of.weight
 
@@ -310,7 +310,7 @@ def _receivers(model: Any, receiver: Any) -> list[Receiver]:
 def _senders(model: Any, senders: Any, receivers: Sequence[Receiver]) -> list[Sender]:
     last = max(map(_stop, receivers))
     if senders is None:
-        everything: list[Sender] = [Resid(0), *heads(model), *mlps(model)]
+        everything: list[Sender] = [Resid(0), *all_heads(model), *mlps(model)]
         return [sender for sender in everything if _place(sender) < last]
     parsed = sites_of(model, senders)
     for sender in parsed:

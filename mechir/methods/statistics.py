@@ -93,6 +93,21 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     return corrected
 
 
+def spearman(x: np.ndarray, y: np.ndarray, query: np.ndarray, *, seed: int = 0) -> tuple[float, float, float]:
+    """Spearman's rho over pairs, and its 95 % interval with whole queries resampled 1,000 times (percentiles)."""
+    rho = float(stats.spearmanr(x, y).statistic)
+    places = [np.flatnonzero(query == one) for one in dict.fromkeys(query.tolist())]
+    if len(places) < 2:
+        return rho, float("nan"), float("nan")
+    generator, draws = np.random.default_rng(seed), []
+    for _ in range(1000):
+        drawn = np.concatenate([places[k] for k in generator.integers(len(places), size=len(places))])
+        if np.ptp(x[drawn]) > 0 and np.ptp(y[drawn]) > 0:
+            draws.append(stats.spearmanr(x[drawn], y[drawn]).statistic)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return rho, float(low), float(high)
+
+
 def sign_flips(values: np.ndarray, *, draws: int = RESAMPLES, seed: int = 0) -> np.ndarray:
     """p-values of "the mean is 0" for every column, corrected for all columns together.
 
@@ -117,12 +132,15 @@ def sign_flips(values: np.ndarray, *, draws: int = RESAMPLES, seed: int = 0) -> 
     squares, counts = (filled**2).sum(0), known.sum(0)
     own = _t_squared(filled.sum(0), squares, counts)
     largest = np.concatenate(
-        [_t_squared(part @ filled, squares, counts).max(1) for part in np.array_split(1.0 - 2 * bits, len(bits) // 256 + 1)]
+        [
+            _t_squared(part @ filled, squares, counts).max(1)
+            for part in np.array_split(1.0 - 2 * bits, len(bits) // 256 + 1)
+        ]
     )
     p = (largest[:, None] >= own * (1 - 1e-9)).mean(0)
     return np.where(own > 0, p, 1.0)
 
 
 def _t_squared(sums: np.ndarray, squares: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """n mean^2 / sum of squares: rises with t^2, and stays finite without spread."""
+    """The squared sums over counts and sums of squares: rises with t^2, and stays finite without spread."""
     return np.divide(sums**2, squares * counts, out=np.zeros_like(sums), where=squares > 0)

@@ -51,6 +51,11 @@ class Run:
         return pd.read_parquet(self.path / "judged.parquet")
 
     @property
+    def skipped(self) -> pd.DataFrame:
+        """`query_id`, `doc_id`, `filler`, `reason`: the pairs that gave no contrast."""
+        return pd.read_parquet(self.path / "skipped.parquet")
+
+    @property
     def rows(self) -> pd.DataFrame:
         """The rows of every finished unit, in the order of the units."""
         units = [self.part(unit) for unit in sorted(self.done())]

@@ -52,6 +52,84 @@ def heatmap(
     )
 
 
+def effect_map(
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    value: str,
+    *,
+    title: str,
+    subtitle: str = "",
+    low: str | None = None,
+    high: str | None = None,
+    ring: str | None = None,
+    column: str | None = None,
+    order_x: Sequence[Any] | None = None,
+    order_y: Sequence[Any] | None = None,
+) -> alt.Chart | alt.FacetChart | alt.LayerChart:
+    """Signed effects as cells coloured from blue (negative) over white (0) to red, the number in each.
+
+    Under the number stands the interval from `low` to `high`; a ring marks cells where the column `ring` is true.
+    `column` splits the map into panels on one scale.
+    """
+    size = float(frame[value].abs().max()) or 1.0
+    bounds = [name for name in (low, high) if name]
+    digits = 2 if size >= 0.1 else 3
+    shown = frame[[name for name in dict.fromkeys([x, y, value, *bounds, ring, column]) if name]].copy()
+    shown["written"] = [_number(number, digits) for number in frame[value]]
+    shown["light"] = frame[value].abs() > 0.6 * size
+    if low and high:
+        shown["between"] = [
+            "" if pd.isna(a) else f"{_number(a, digits)} {_number(b, digits)}"
+            for a, b in zip(frame[low], frame[high], strict=True)
+        ]
+    ink = alt.condition(alt.datum.light, alt.value("white"), alt.value("black"))
+    base = alt.Chart(shown).encode(
+        x=alt.X(f"{x}:N", sort=order_x, axis=alt.Axis(orient="top", labelAngle=0, title=x)),
+        y=alt.Y(f"{y}:N", sort=order_y, title=y),
+    )
+    scale = alt.Scale(scheme="redblue", domain=[-size, size], reverse=True)
+    tips = [name for name in shown.columns if name not in ("written", "light", "between")]
+    layers = [
+        base.mark_rect(stroke="white").encode(color=alt.Color(f"{value}:Q", scale=scale, title=value), tooltip=tips)
+    ]
+    layers.append(base.mark_text(fontSize=11, dy=-4 if low else 0).encode(text="written:N", color=ink))
+    if low and high:
+        layers.append(base.mark_text(fontSize=7, dy=7).encode(text="between:N", color=ink))
+    if ring:
+        marked = base.transform_filter(f"datum['{ring}']")
+        layers.append(marked.mark_point(shape="circle", size=900, stroke="black", strokeWidth=1.6, opacity=1))
+    wide, tall = 52 * shown[x].nunique(), 36 * shown[y].nunique()
+    chart: Any = alt.layer(*layers).properties(width=wide, height=tall)
+    if column:
+        chart = chart.facet(column=alt.Column(f"{column}:N", title=None, sort=list(dict.fromkeys(frame[column]))))
+    return chart.properties(title=_title(title, subtitle)).configure_view(stroke=None)
+
+
+def head_map(frame: pd.DataFrame, site: str, *, title: str, column: str | None = None) -> Any:
+    """Layer x head of the rows whose `site` is a head: `estimate` with `low` and `high`, a ring where p_max < .05."""
+    cells = frame[frame[site].str.match(r"h\d+\.\d+")].copy()
+    cells[["layer", "head"]] = cells[site].str.extract(r"h(\d+)\.(\d+)").astype(int).to_numpy()
+    return effect_map(
+        cells.assign(significant=cells["p_max"] < 0.05),
+        "head",
+        "layer",
+        "estimate",
+        title=title,
+        subtitle="95 % interval over queries; ring: p < .05 over the whole map (sign flips of queries)",
+        low="low",
+        high="high",
+        ring="significant",
+        column=column,
+        order_x=sorted(cells["head"].unique().tolist()),
+        order_y=sorted(cells["layer"].unique().tolist()),
+    )
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}".replace("-0.", "\u2212.").removeprefix("0") if abs(value) < 1 else f"{value:.1f}"
+
+
 def lines(
     frame: pd.DataFrame,
     x: str,

@@ -1,0 +1,57 @@
+"""Block maps by role for documents at the top and at the bottom of the ranking (Chen et al. 2024, arXiv:2405.02503).
+
+Chen et al. compare documents that ranked 1-10 with those that ranked 91-100; here the split is by thirds of each
+query's pool under the model's own base scores, so that it works for pools of any size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from mechir.contrasts import ROLES, Contrast
+from mechir.methods import effects
+from mechir.methods.patching import blocks, patch
+from mechir.views import charts
+
+NAMES = {"resid": "resid_pre", "attn": "attn_out", "mlp": "mlp_out"}
+
+
+def cost(model: Any) -> float:
+    """Full forwards per contrast: half of one for each of three components, layers and roles."""
+    return 2 + 0.55 * 3 * model.cfg.n_layers * len(ROLES)
+
+
+def measure(model: Any, contrasts: Sequence[Contrast]) -> pd.DataFrame:
+    """`rank`, `site`, `at`, ids, scores, `effect`: see `patch`; `rank` is top, middle or bottom third of the query."""
+    rows = patch(model, contrasts, blocks(model), at="role")
+    rows.insert(0, "rank", effects.thirds(rows))
+    return rows
+
+
+def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
+    """One line per third of the ranking, component, layer and role: see `effects.table`."""
+    table = effects.table(rows[rows["rank"] != "middle"], ["rank", "site", "at"])
+    parsed = table["site"].str.extract(r"([a-z]+)(\d+)")
+    table.insert(1, "component", parsed[0].map(NAMES))
+    table.insert(2, "layer", parsed[1].astype(int))
+    return table
+
+
+def chart(summary: pd.DataFrame) -> Any:
+    """Layer x role, a panel per component and third."""
+    panels = summary["component"] + ", " + summary["rank"] + " third"
+    return charts.effect_map(
+        summary.assign(significant=summary["p_max"] < 0.05, panel=panels),
+        "at",
+        "layer",
+        "estimate",
+        title="Effect of a patch on the score (logits), by role of the position",
+        subtitle="ring: p < .05 over the whole map (sign flips of queries)",
+        ring="significant",
+        column="panel",
+        order_x=list(ROLES),
+        order_y=sorted(summary["layer"].unique()),
+    )

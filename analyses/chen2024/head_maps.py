@@ -1,0 +1,42 @@
+"""Which heads carry the perturbation, at the top and at the bottom of the ranking (Chen et al. 2024, arXiv:2405.02503).
+
+Every head's output z is patched from the donor at all positions. Documents are split by thirds of each query's pool
+under the model's base scores, where Chen et al. compare ranks 1-10 with 91-100.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from mechir.contrasts import Contrast
+from mechir.methods import effects
+from mechir.methods.patching import all_heads, patch
+from mechir.views import charts
+
+
+def cost(model: Any, *, part: str = "z") -> float:
+    """Full forwards per contrast: half of one per head."""
+    return 2 + 0.55 * model.cfg.n_layers * model.cfg.n_heads
+
+
+def measure(model: Any, contrasts: Sequence[Contrast], *, part: str = "z") -> pd.DataFrame:
+    """`rank`, `site`, `at`, ids, scores, `effect`: see `patch`. `part` is z, or v, q, k, pattern."""
+    rows = patch(model, contrasts, all_heads(model, part))
+    rows.insert(0, "rank", effects.thirds(rows))
+    return rows
+
+
+def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
+    """One line per third (and `all`) and head: see `effects.table`; `p_max` is over the heads of one third."""
+    parts = [("all", rows), *((name, rows[rows["rank"] == name]) for name in ("top", "bottom"))]
+    tables = [effects.table(part, ["site"]).assign(rank=name) for name, part in parts if len(part)]
+    found = pd.concat(tables, ignore_index=True)
+    return found[["rank", *(name for name in found.columns if name != "rank")]]
+
+
+def chart(summary: pd.DataFrame) -> Any:
+    """Layer x head, a panel per third."""
+    return charts.head_map(summary, "site", title="Effect of patching a head on the score (logits)", column="rank")

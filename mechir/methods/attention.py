@@ -1,0 +1,99 @@
+"""Attention between the roles of a contrast's positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechir.contrasts import ROLES, Contrast, ContrastBatch, encode_contrasts
+from mechir.errors import MechirError
+from mechir.methods.patching import sites_of
+from mechir.sites import Head
+
+
+@torch.no_grad()
+def role_attention(
+    model: Any, contrasts: Sequence[Contrast], heads: Sequence[Head | str], *, max_length: int | None = None
+) -> pd.DataFrame:
+    """Attention mass between roles, in the base and in the donor.
+
+    Args:
+        model: a `HookedEncoder`.
+        contrasts: aligned pairs.
+        heads: whose attention.
+        max_length: word pieces kept of a pair.
+
+    Returns:
+        One row per head, reader, source and contrast: `site`, `reader`, `source` (roles), `query_id`, `doc_id`,
+        `grade`, `filler`, `base`, `donor`: the mean over the reader's positions of the attention that goes to all
+        positions of the source together (0 to 1; over the sources it sums to 1). A contrast without a position of
+        either role has no row.
+
+    Raises:
+        MechirError: for a site that is no head of this model.
+    """
+    listed = sites_of(model, heads)
+    for site in listed:
+        if not isinstance(site, Head):
+            raise MechirError(f"'{site}' has no attention: write heads, such as h8.1.")
+    encoded = encode_contrasts(model, contrasts, max_length)
+    parts = []
+    for batch in encoded.buckets(64, model.max_tokens):
+        parts += _masses(model, batch.to(model.device), listed)
+    found = pd.concat(parts, ignore_index=True)
+    of = [encoded.contrasts[row] for row in found.pop("row")]
+    ids = pd.DataFrame(
+        {
+            "query_id": [one.query_id for one in of],
+            "doc_id": [one.doc_id for one in of],
+            "grade": pd.array([one.grade for one in of], dtype="Int64"),
+            "filler": [one.filler for one in of],
+        }
+    )
+    return pd.concat([found[["site", "reader", "source"]], ids, found[["base", "donor"]]], axis=1)
+
+
+def _masses(model: Any, batch: ContrastBatch, listed: Sequence[Head]) -> list[pd.DataFrame]:
+    member = torch.stack([batch.roles == role for role in range(len(ROLES))], 1).to(model.dtype)
+    share = member / member.sum(-1, keepdim=True).clamp(min=1)
+    masses = {}
+    for name, side in (("base", batch.base), ("donor", batch.donor)):
+        kept: dict[str, Tensor] = {}
+
+        def keep(x: Tensor, hook: Any, kept: dict[str, Tensor] = kept) -> None:
+            kept[hook.name] = between(x, share, member)
+
+        with model.hooks([(name_, keep) for name_ in {f"blocks.{head.layer}.attn.hook_pattern" for head in listed}]):
+            model(side, last_rows="all")
+        masses[name] = kept
+    there = member.any(-1).cpu()
+    rows, readers, sources = (there[:, :, None] & there[:, None, :]).nonzero(as_tuple=True)
+    return [
+        pd.DataFrame(
+            {
+                "site": f"h{head.layer}.{head.head}",
+                "reader": [ROLES[k] for k in readers],
+                "source": [ROLES[k] for k in sources],
+                "row": batch.rows[rows.numpy()],
+            }
+            | {
+                name: kept[f"blocks.{head.layer}.attn.hook_pattern"][:, head.head][rows, readers, sources].cpu().numpy()
+                for name, kept in masses.items()
+            }
+        )
+        for head in listed
+    ]
+
+
+def between(
+    pattern: Float[Tensor, "batch head reader source"],
+    share: Float[Tensor, "batch role reader"],
+    member: Float[Tensor, "batch _ source"],
+) -> Float[Tensor, "batch head role _"]:
+    """The mean over readers of a role of the mass on the sources of a role."""
+    return torch.einsum("bhij,bri,bsj->bhrs", pattern, share, member)
