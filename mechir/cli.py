@@ -85,7 +85,7 @@ _POOL = (
     click.option(
         "--easy-negatives",
         type=click.IntRange(min=0),
-        help="N unjudged documents per query [default: 0; embedded: 20].",
+        help="N unjudged documents per query [default: 0; embedded: 20; contrasts: 0].",
     ),
     click.option("--top-k", type=click.IntRange(min=1), help="The first K documents of the run, or of BM25."),
     click.option("--run", help="A TREC run whose documents are the pool."),

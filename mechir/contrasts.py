@@ -6,13 +6,13 @@ the donor. Where one of the two texts has more word pieces, the other is given a
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import rapidfuzz.distance
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -97,9 +97,11 @@ def align_pair(
     base: Pair, donor: Pair, tokenizer: Any, filler: str = "a", *, max_length: int = 512, moves: bool = False
 ) -> Contrast:
     """The contrast between two texts of one pair: as `align`, with both given."""
-    _single_piece(tokenizer, filler)
+    single_piece(tokenizer, filler)
+    if not base.query.strip() or not base.document.strip():
+        raise refused(base, "its query or its document is empty")
     if (base.query, base.document) == (donor.query, donor.document):
-        raise _refused(base, "the perturbation changes nothing")
+        raise refused(base, "the perturbation changes nothing")
     if moves:
         return _checked(Contrast(base, donor), tokenizer, max_length, None)
     query = _filled(base.query, donor.query, tokenizer, filler)
@@ -128,7 +130,7 @@ def _filled(base: str, donor: str, tokenizer: Any, filler: str) -> Texts:
     for one, other in _stretches(base.split(), donor.split()):
         sides = [list(one), list(other)]
         if one != other:
-            sizes = [_n_pieces(tokenizer, " ".join(side)) for side in sides]
+            sizes = [_n_pieces(tokenizer, side, first=not text) for side, text in zip(sides, texts, strict=True)]
             lacking = sizes[1] - sizes[0]
             sides[0 if lacking > 0 else 1] += [filler] * abs(lacking)
             filled, edited = filled or lacking != 0, edited + max(sizes)
@@ -140,30 +142,41 @@ def _filled(base: str, donor: str, tokenizer: Any, filler: str) -> Texts:
 
 
 def _stretches(base: list[str], donor: list[str]) -> Iterator[tuple[list[str], list[str]]]:
-    """Words of both texts in stretches that are equal or edited; what is equal at the ends is never looked into."""
-    shorter = min(len(base), len(donor))
-    first = next((k for k in range(shorter) if base[k] != donor[k]), shorter)
-    left = shorter - first
-    last = next((k for k in range(left) if base[-1 - k] != donor[-1 - k]), left)
-    middle = base[first : len(base) - last], donor[first : len(donor) - last]
-    yield base[:first], donor[:first]
-    for _, i, j, k, m in difflib.SequenceMatcher(None, *middle, autojunk=False).get_opcodes():
-        yield middle[0][i:j], middle[1][k:m]
-    yield base[len(base) - last :], donor[len(donor) - last :]
+    """Words of both texts in stretches that are equal or edited, with the fewest words edited."""
+    edited: tuple[list[str], list[str]] = ([], [])
+    for step in rapidfuzz.distance.Indel.opcodes(base, donor):
+        one, other = base[step.src_start : step.src_end], donor[step.dest_start : step.dest_end]
+        if step.tag != "equal":
+            edited = edited[0] + one, edited[1] + other
+            continue
+        yield edited
+        yield one, other
+        edited = [], []
+    yield edited
 
 
-def _n_pieces(tokenizer: Any, text: str) -> int:
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else 0
+def _n_pieces(tokenizer: Any, words: list[str], first: bool) -> int:
+    """Word pieces of these words where they stand: to some tokenizers a word after a space is another one."""
+    text = ("" if first else " ") + " ".join(words)
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"]) if words else 0
 
 
-def _single_piece(tokenizer: Any, filler: str) -> int:
-    ids = tokenizer(filler, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
-        raise MechirError(
-            f"The filler '{filler}' is {len(ids)} word pieces of this tokenizer, or unknown to it: give a word of one "
-            "word piece, such as 'a'."
-        )
-    return int(ids[0])
+def single_piece(tokenizer: Any, filler: str) -> set[int]:
+    """The word piece that a filler is, at the beginning of a text and after a space.
+
+    Raises:
+        MechirError: for a filler of several word pieces, or unknown to the tokenizer.
+    """
+    found = set()
+    for text in (filler, f" {filler}"):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+            raise MechirError(
+                f"The filler '{filler}' is {len(ids)} word pieces of this tokenizer, or unknown to it: give a word of "
+                "one word piece, such as 'a'."
+            )
+        found.add(int(ids[0]))
+    return found
 
 
 def _checked(found: Contrast, tokenizer: Any, max_length: int, edited: int | None) -> Contrast:
@@ -173,11 +186,11 @@ def _checked(found: Contrast, tokenizer: Any, max_length: int, edited: int | Non
     refuse_unaligned(found, whole[0], whole[1], tokenizer)
     edits = [int((base.ids[0] != donor.ids[0]).sum()) for base, donor in (whole, read)]
     if edits[0] == 0:
-        raise _refused(found.base, "the perturbation changes no word piece")
+        raise refused(found.base, "the perturbation changes no word piece")
     if edited is not None and edits[0] > edited:
-        raise _refused(found.base, "word pieces that were not edited differ or move with this tokenizer")
+        raise refused(found.base, "word pieces that were not edited differ or move with this tokenizer")
     if edits[1] < edits[0]:
-        raise _refused(found.base, f"what is edited lies beyond the {max_length} word pieces that the model reads")
+        raise refused(found.base, f"what is edited lies beyond the {max_length} word pieces that the model reads")
     return found
 
 
@@ -191,13 +204,14 @@ def refuse_unaligned(contrast: Contrast, base: Encoded, donor: Encoded, tokenize
     at = int(differ[0]) if len(differ) else shorter
     tokens = [tokenizer.convert_ids_to_tokens(int(row[at])) if at < len(row) else "nothing" for row in ids]
     raise MechirError(
-        f"{str(contrast.base).capitalize()} is not aligned: at position {at} the base has '{tokens[0]}' and the donor "
+        f"P{str(contrast.base)[1:]} is not aligned: at position {at} the base has '{tokens[0]}' and the donor "
         f"'{tokens[1]}' (lengths {len(ids[0])} and {len(ids[1])})."
     )
 
 
-def _refused(pair: Pair, reason: str) -> MechirError:
-    return MechirError(f"{str(pair).capitalize()} gives no contrast: {reason}.")
+def refused(pair: Pair, reason: str) -> MechirError:
+    """The error that says why a pair gives no contrast."""
+    return MechirError(f"P{str(pair)[1:]} gives no contrast: {reason}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,18 +258,18 @@ def encode_contrasts(model: Any, contrasts: Sequence[Contrast], max_length: int 
     donor = model.encode([contrast.donor for contrast in contrasts], max_length)
     for place, contrast in enumerate(contrasts):
         refuse_unaligned(contrast, base, donor, model.tokenizer, place)
-    fillers = {c.filler: _single_piece(model.tokenizer, c.filler) for c in contrasts if c.filler}
+    fillers = {c.filler: single_piece(model.tokenizer, c.filler) for c in contrasts if c.filler}
     roles = tuple(
-        _roles(base.ids[place], donor.ids[place], base.segments[place], fillers.get(contrast.filler))
+        _roles(base.ids[place], donor.ids[place], base.segments[place], fillers.get(contrast.filler, set()))
         for place, contrast in enumerate(contrasts)
     )
     return EncodedContrasts(tuple(contrasts), base, donor, roles)
 
 
-def _roles(base: np.ndarray, donor: np.ndarray, segments: np.ndarray, filler: int | None) -> np.ndarray:
+def _roles(base: np.ndarray, donor: np.ndarray, segments: np.ndarray, filler: set[int]) -> np.ndarray:
     differ = base != donor
     injected = set(base[differ].tolist()) | set(donor[differ].tolist())
-    match = np.isin(base, list(injected - {filler}))
+    match = np.isin(base, list(injected - filler))
     query, document = segments == Segment.QUERY.value, segments == Segment.DOC.value
     roles = np.full(len(base), ROLES.index("sep"))
     roles[segments == Segment.CLS.value] = ROLES.index("cls")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ import pandas as pd
 
 from mechir import diagnostics as axioms
 from mechir.collection import Collection
-from mechir.contrasts import Contrast, Perturbation, align_pair
+from mechir.contrasts import Contrast, Perturbation, align_pair, single_piece
 from mechir.errors import MechirError, closest
 from mechir.pairs import Pair, pairs_hash
 
@@ -77,9 +78,12 @@ class Diagnostic:
             if base.query_id in set(ids):
                 groups.setdefault((base.query_id, base.grade), []).append(place)
         kept = sorted(place for key, places in groups.items() for place in _drawn(places, per_grade, seed, key))
+        cases = tuple(self.cases[place] for place in kept)
+        if limit_queries is None:
+            return replace(self, cases=cases)
         known = set(ids)
         refused = tuple((pair, reason) for pair, reason in self.refused if pair.query_id in known)
-        return replace(self, cases=tuple(self.cases[place] for place in kept), refused=refused)
+        return replace(self, cases=cases, refused=refused)
 
     def align(self, model: Any, filler: str | Sequence[str] | None = None) -> Aligned:
         """The contrasts for this model, once per filler (by default the set's own two).
@@ -90,6 +94,8 @@ class Diagnostic:
             MechirError: for a filler that is not one word piece, or when nothing at all can be aligned.
         """
         fillers = (filler,) if isinstance(filler, str) else tuple(filler or self.fillers)
+        for word in fillers:
+            single_piece(model.tokenizer, word)
         contrasts, skipped = [], [(pair.query_id, pair.doc_id, "", reason) for pair, reason in self.refused]
         limit = model.cfg.n_ctx
         for base, donor in self.cases:
@@ -97,8 +103,6 @@ class Diagnostic:
                 try:
                     found = align_pair(base, donor, model.tokenizer, word, max_length=limit, moves=self.moves)
                 except MechirError as error:
-                    if "filler" in str(error):
-                        raise
                     skipped.append((base.query_id, base.doc_id, word, str(error)))
                     continue
                 contrasts.append(found.swapped() if self.swap else found)
@@ -172,7 +176,7 @@ def diagnostic(
         found = PUBLISHED[name](folder).limited(**pool)
     else:
         found = _of_collection(name, source, model, pool)
-    return replace(found, fillers=tuple(fillers), swap=swap)
+    return replace(found, fillers=(fillers,) if isinstance(fillers, str) else tuple(fillers), swap=swap)
 
 
 def _of_collection(name: str, source: Any, model: Any, pool: Mapping[str, Any]) -> Diagnostic:
@@ -181,6 +185,10 @@ def _of_collection(name: str, source: Any, model: Any, pool: Mapping[str, Any]) 
     if name not in AXIOMS:
         raise MechirError(f"Unknown diagnostic '{name}'. The closest are {closest(name, AXIOMS)}.")
     opened = source if isinstance(source, Collection) else open_collection(source)
+    known = inspect.signature(opened.pairs).parameters
+    unknown = sorted(pool.keys() - known.keys())
+    if unknown:
+        raise MechirError(f"A pool has no option '{unknown[0]}': it takes {', '.join(known)}.")
     pairs = opened.pairs(**{"easy_negatives": 0, **{k: v for k, v in pool.items() if v is not None}})
     return perturbed(f"{name} of {opened.id}", pairs, AXIOMS[name](opened, pairs, model))
 
@@ -198,8 +206,13 @@ def _synonyms(opened: Collection, pairs: Sequence[Pair], model: Any) -> axioms.S
     return axioms.Stmc1(axioms.neighbours(model, sorted({term(pair) for pair in pairs})), term)
 
 
-def _others(pairs: Sequence[Pair]) -> list[str]:
-    return sorted({word for pair in pairs for word in axioms.words(pair.query)} - axioms.COMMON)
+def _others(opened: Collection) -> list[str]:
+    return sorted({word for text in opened.queries.values() for word in axioms.words(text)} - axioms.COMMON)
+
+
+def _documents(opened: Collection, pairs: Sequence[Pair]) -> list[str]:
+    """Where noise comes from: the whole collection, or the pool where documents are read on demand."""
+    return list(opened.docs.values()) if isinstance(opened.docs, dict) else [pair.document for pair in pairs]
 
 
 AXIOMS: dict[str, Callable[[Collection, Sequence[Pair], Any], Perturbation]] = {
@@ -209,11 +222,11 @@ AXIOMS: dict[str, Callable[[Collection, Sequence[Pair], Any], Perturbation]] = {
     "tfc1-replace": lambda opened, pairs, model: axioms.Tfc1("replace"),
     "tfc2": lambda opened, pairs, model: axioms.Tfc2(),
     "tdc": lambda opened, pairs, model: axioms.tdc(_idf(opened)),
-    "lnc1": lambda opened, pairs, model: axioms.Lnc1([pair.document for pair in pairs]),
+    "lnc1": lambda opened, pairs, model: axioms.Lnc1(_documents(opened, pairs)),
     "lnc2": lambda opened, pairs, model: axioms.Lnc2(),
     "stmc1": _synonyms,
     "negation": lambda opened, pairs, model: axioms.Negate(),
-    "query-swap": lambda opened, pairs, model: axioms.QuerySwap(_others(pairs)),
+    "query-swap": lambda opened, pairs, model: axioms.QuerySwap(_others(opened)),
     "shuffle": lambda opened, pairs, model: axioms.Shuffle(),
 }
 
@@ -229,6 +242,10 @@ def _file(folder: Path, name: str) -> Path:
     found = sorted(folder.glob(name))
     if not found:
         raise MechirError(f"'{folder}' holds no '{name}': give the directory of the published files.")
+    if len(found) > 1:
+        raise MechirError(
+            f"'{folder}' holds several '{name}' ({found[0].name}, {found[1].name}, ...): leave one there."
+        )
     return found[0]
 
 
@@ -265,7 +282,7 @@ def _chen_stmc1(folder: Path) -> Diagnostic:
 def _mechir(axiom: str) -> Callable[[Path], Diagnostic]:
     def read(folder: Path) -> Diagnostic:
         cases = []
-        for row in _lines(folder, f"mechir__*{axiom}_topk_4000.tsv"):
+        for row in _lines(folder, f"*{axiom}_topk_4000.tsv"):
             base = Pair(row["query"], row["text"], row["qid"], row["docno"], int(row["relevance"]))
             cases.append((base, replace(base, document=row["perturbed_text"])))
         return Diagnostic(f"parry2025 {axiom.lower()}", tuple(cases))

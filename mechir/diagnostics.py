@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from bm25s.stopwords import STOPWORDS_EN_PLUS
 
+from mechir.contrasts import refused
 from mechir.errors import MechirError
 from mechir.pairs import Pair
 
@@ -66,8 +67,8 @@ class Term:
     That of `chosen` for the query's id, else the rarest by `idf`, else a random content word of the query.
     """
 
-    chosen: Mapping[str, str] = field(default_factory=dict)
-    idf: Mapping[str, float] | None = field(default=None, repr=False)
+    chosen: Mapping[str, str] = field(default_factory=dict, hash=False)
+    idf: Mapping[str, float] | None = field(default=None, repr=False, hash=False)
     seed: int = 0
 
     def __call__(self, pair: Pair) -> str:
@@ -104,7 +105,7 @@ class Tfc1:
         if self.where == "replace":
             kept = [word for word in read if not _mentions(word, term)]
             if len(kept) == len(read):
-                raise MechirError(f"{str(pair).capitalize()} gives no contrast: its document does not hold '{term}'.")
+                raise refused(pair, f"its document does not hold '{term}'")
             return replace(pair, document=" ".join(kept))
         places = {"append": len(read), "prepend": 0}
         place = places.get(self.where, _generator(pair, self.term.seed, "place").randint(0, len(read)))
@@ -159,8 +160,14 @@ class Lnc1:
         others = [text for text in self.documents if text != pair.document]
         if not others:
             raise MechirError("LNC1 appends words of other documents: give documents= of more than one.")
-        while len(noise) < wanted:
-            noise += [word for word in generator.choice(others).split() if not asked & set(words(word))] or ["a"]
+        while len(noise) < wanted and others:
+            text = generator.choice(others)
+            new = [word for word in text.split() if not asked & set(words(word))]
+            noise += new
+            if not new:
+                others.remove(text)
+        if len(noise) < wanted:
+            raise refused(pair, "other documents hold no word beside the query's")
         return replace(pair, document=" ".join([*read, *noise[:wanted]]))
 
 
@@ -169,6 +176,10 @@ class Lnc2:
     """LNC2: a document repeated `times` times should not score lower."""
 
     times: int = 2
+
+    def __post_init__(self) -> None:
+        if self.times < 2:
+            raise MechirError(f"times={self.times} repeats nothing: write 2 or more.")
 
     def __call__(self, pair: Pair) -> Pair:
         """The donor."""
@@ -189,29 +200,40 @@ class Stmc1:
         """The donor."""
         term = self.term(pair)
         if term not in self.synonyms:
-            raise MechirError(f"{str(pair).capitalize()} gives no contrast: there is no synonym of '{term}'.")
+            raise refused(pair, f"there is no synonym of '{term}'")
         return replace(pair, document=f"{' '.join(pair.document.split())} {self.synonyms[term]}")
 
 
 def neighbours(model: Any, terms: Sequence[str]) -> dict[str, str]:
     """For each term the whole word of the vocabulary whose embedding in this model is nearest by cosine.
 
-    A term of several word pieces is their mean. Pieces of words, special tokens and words that share a stem of four
-    letters with the term are left out: they are its spelling, not its meaning.
+    A term of several word pieces is their mean. Pieces of words, special tokens and words that share a stem with the
+    term (its first four letters, or all of the shorter one) are left out: they are its spelling, not its meaning. A
+    term without any neighbour is not in the result.
     """
     table = torch.nn.functional.normalize(model.parts.embeddings.word.weight.detach().float(), dim=-1)
-    vocabulary = model.tokenizer.convert_ids_to_tokens(list(range(len(table))))
-    whole = torch.tensor([word is not None and word.isalpha() and len(word) > 2 for word in vocabulary])
+    pieces = [piece or "" for piece in model.tokenizer.convert_ids_to_tokens(list(range(len(table))))]
+    begins = any(piece.startswith(BEGINS) for piece in pieces)  # some vocabularies mark where a word begins
+    vocabulary = [piece.lstrip("".join(BEGINS)) if piece.startswith(BEGINS) or not begins else "" for piece in pieces]
+    whole = torch.tensor([place for place, word in enumerate(vocabulary) if word.isalpha() and len(word) > 2])
     found = {}
     for term in terms:
-        ids = model.tokenizer(term, add_special_tokens=False)["input_ids"]
-        near = table @ table[ids].mean(0).to(table.device)
-        near[~whole.to(near.device)] = -math.inf
-        ranked = (vocabulary[int(place)] for place in near.topk(200).indices)
-        word = next((word for word in ranked if word[:4] != term[:4]), None)
+        ids = model.tokenizer(f" {term}", add_special_tokens=False)["input_ids"]
+        near = table[whole] @ table[ids].mean(0)
+        ranked = (vocabulary[int(whole[place])] for place in near.argsort(descending=True))
+        word = next((word for word in ranked if not _same_stem(word.lower(), term.lower())), None)
         if word is not None:
             found[term] = word
     return found
+
+
+BEGINS = ("\u0120", "\u2581")
+"""How byte-level BPE and SentencePiece mark the beginning of a word."""
+
+
+def _same_stem(word: str, term: str) -> bool:
+    n = min(4, len(word), len(term))
+    return word[:n] == term[:n]
 
 
 @dataclass(frozen=True)
@@ -226,7 +248,7 @@ class Negate:
         term, read = self.term(pair), pair.document.split()
         place = next((k for k, word in enumerate(read) if _mentions(word, term)), None)
         if place is None:
-            raise MechirError(f"{str(pair).capitalize()} gives no contrast: its document does not hold '{term}'.")
+            raise refused(pair, f"its document does not hold '{term}'")
         return replace(pair, document=" ".join([*read[:place], self.word, *read[place:]]))
 
 
@@ -242,7 +264,7 @@ class QuerySwap:
         term, taken = self.term(pair), {*words(pair.query), *words(pair.document)}
         free = [word for word in self.others if not taken & set(words(word))]
         if not free:
-            raise MechirError(f"{str(pair).capitalize()} gives no contrast: every other word is in its texts.")
+            raise refused(pair, "every other word is in its texts")
         other = _generator(pair, self.term.seed, "swap").choice(free)
         swapped = [other if _mentions(word, term) else word for word in pair.query.split()]
         return replace(pair, query=" ".join(swapped))

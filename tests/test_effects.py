@@ -116,3 +116,17 @@ def test_the_ranking_of_a_query_moves_with_all_its_documents() -> None:
     ungraded = rows.assign(grade=pd.array([None] * 3, dtype="Int64"))
     with pytest.raises(MechirError, match=r"These pairs have no grades, so there is no nDCG: use rank_effects"):
         effects.query_effects(ungraded)
+
+
+def test_without_any_gap_a_table_has_effects_and_no_shares() -> None:
+    found = effects.table(frame([1.0, 2.0], [1.0, 2.0], [2.0, 3.0]), ["site"]).iloc[0]
+    assert found["estimate"] == 1 and np.isnan(found["share"]) and found["left_out"] == 2
+
+
+def test_what_float32_makes_of_nothing_is_not_significant() -> None:
+    generator = np.random.default_rng(0)
+    base = generator.normal(size=16)
+    rows = frame(base.tolist(), (base + 1).tolist(), (base + 1e-7).tolist())
+    rows = rows.assign(query_id=[f"q{k}" for k in range(16)])
+    assert effects.summarise(rows)["p_max"].item() == 1
+    assert effects.summarise(rows.assign(effect=1e-3))["p_max"].item() < 0.001

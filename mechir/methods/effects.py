@@ -12,7 +12,10 @@ from scipy import stats
 from mechir.errors import MechirError
 from mechir.methods import ranking, statistics
 
+PAIR = ["query_id", "doc_id", "filler"]
 METRICS = ("difference", "ratio", "robust", "ratio_of_means")
+ROUNDING = ranking.TIE
+"""Mean effects of a query below this are 0 to the test: they are what float32 makes of nothing."""
 MIN_GAP = 0.01
 """Score gaps below this carry no ratio: a numerator of rounding over a denominator of nothing."""
 
@@ -45,7 +48,7 @@ def measured(rows: pd.DataFrame, metric: str = "difference", *, min_gap: float =
 
 def small_gaps(rows: pd.DataFrame, min_gap: float = MIN_GAP) -> pd.DataFrame:
     """The pairs that a ratio leaves out, by name: `query_id`, `doc_id`, `filler`, `gap` = donor - base."""
-    pairs = rows.drop_duplicates(["query_id", "doc_id", "filler"])
+    pairs = rows.drop_duplicates(PAIR)
     gap = pairs["donor"] - pairs["base"]
     kept = pairs.assign(gap=gap)[(gap.abs() < min_gap) | (gap == 0)]
     return kept[["query_id", "doc_id", "filler", "gap"]].reset_index(drop=True)
@@ -70,7 +73,8 @@ def summarise(
         The columns of `by`; `n` pairs, `queries`, `left_out` (pairs whose gap is too small for the metric);
         `estimate`, the mean over queries of the mean over a query's pairs (the ratio of those means), with `low` and
         `high`, the 95 % bootstrap interval over queries; `p_max`, the two-sided p-value of no effect, corrected for
-        all lines together by the largest statistic under sign flips of whole queries (1 where nothing moved).
+        all lines together by the largest statistic under sign flips of whole queries (1 where nothing moved; below 1e-5
+        nothing is said to move).
 
     Raises:
         MechirError: for an unknown metric, or when every pair is left out.
@@ -90,7 +94,7 @@ def summarise(
     counts, asked = kept.groupby(by, sort=False).size(), rows.groupby(by, sort=False).size()
     frame.insert(0, "n", counts)
     frame.insert(2, "left_out", asked.reindex(counts.index) - counts)
-    frame["p_max"] = statistics.sign_flips(table.to_numpy().T)
+    frame["p_max"] = statistics.sign_flips(table.where(table.abs() >= ROUNDING, table * 0).to_numpy().T)
     return frame.reset_index()
 
 
@@ -102,6 +106,10 @@ def table(rows: pd.DataFrame, by: Sequence[str], *, min_gap: float = MIN_GAP) ->
         whose gap is too small); `estimate[a]` for each filler `a`, where there are several.
     """
     found = summarise(rows, by)
+    if len(small_gaps(rows, min_gap)) == len(rows.drop_duplicates(PAIR)):
+        return found.drop(columns="left_out").assign(
+            share=np.nan, share_low=np.nan, share_high=np.nan, left_out=found["n"]
+        )
     ratios = summarise(rows, by, "ratio_of_means", min_gap=min_gap).set_index(list(by))
     shares = ratios[["estimate", "low", "high", "left_out"]].set_axis(
         ["share", "share_low", "share_high", "left_out"], axis=1

@@ -60,7 +60,7 @@ def patch(
     Args:
         model: a `HookedEncoder`.
         contrasts: aligned pairs (`align`, `diagnostic(...).align(model).contrasts`).
-        sites: e.g. "h8.1", "h8.1.q", `heads(model)`, `blocks(model)`.
+        sites: e.g. "h8.1", "h8.1.q", `all_heads(model)`, `blocks(model)`.
         at: "all" positions together; "role", "segment" or "position": once for each of them; or the names of some,
             e.g. ["injected", "cls"], "doc" or "query|doc". Of a pattern the positions are the readers.
         max_rows: the most contrasts x patches computed together.
@@ -199,7 +199,7 @@ def sites_of(model: Any, sites: Any) -> list[Any]:
     listed = [sites] if isinstance(sites, str) or hasattr(sites, "hook") else list(sites)
     parsed = [parse_site(site) if isinstance(site, str) else site for site in listed]
     if not parsed:
-        raise MechirError("There is nothing to patch: name a site such as 'h8.1', or give heads(model).")
+        raise MechirError("There is nothing to patch: name a site such as 'h8.1', or give all_heads(model).")
     sizes = {Head: ("Head", model.cfg.n_heads), Neuron: ("Neuron", model.cfg.d_mlp)}
     for site in parsed:
         model.resolve([(site.hook, _nothing)])

@@ -68,8 +68,8 @@ def path_patch(
         One row per edge and contrast: `edge` (`h8.1->h10.1.k`), `sender`, `query_id`, `doc_id`, `grade`, `filler`;
         `base`, `donor`, `patched`, `effect` = patched - base; `departure`: by how much the change that arrives differs
         from the sender's change carried there linearly, all standard deviations and MLPs frozen (norm of the
-        difference over the norm of the linear one; 0 with "heads+mlps" and "frozen"; missing where less than 1e-5 of
-        the stream is sent).
+        difference over the norm of the linear one; 0, up to rounding, with "heads+mlps" and "frozen"; missing where
+        less than 1e-4 of the stream is sent).
         With a receiver inside the model it is taken over all positions, at the first of several.
 
     Raises:
@@ -172,7 +172,7 @@ class Arrived:
         here = real[:, : self.base.shape[1], None].to(self.base)
         gap = ((self.stream - self.base - self.linear) * here).flatten(2).norm(dim=-1)
         norm = (self.linear * here).flatten(2).norm(dim=-1)
-        least = 1e-5 * (self.base * here).flatten(1).norm(dim=-1)
+        least = 1e-4 * (self.base * here).flatten(1).norm(dim=-1)
         return torch.where(norm > least, gap / norm, torch.nan)
 
 
