@@ -1,9 +1,9 @@
 """Many interventions over the same pairs, at the least exact cost.
 
-The forward is a walk down a tree of edited states. Two interventions whose edits are equal up to layer l share the
-state that layer l reads; from there each goes its own way. States of one layer are computed together, stacked along
-the batch axis, in chunks of bounded size, depth first, so memory does not grow with the number of interventions. The
-last layer computes the CLS row alone unless an edit there needs more.
+The forward is a walk down a tree of edited states, two stages to a layer: the heads read, then heads and MLP write.
+Interventions whose edits are equal up to a stage share its state; from there each goes its own way. States of one stage
+are computed together, stacked along the batch axis, in chunks of bounded size, depth first, so memory does not grow
+with the number of interventions. The last layer computes the CLS row alone unless an edit there needs more.
 """
 
 from __future__ import annotations
@@ -24,16 +24,26 @@ from mechir.errors import MechirError
 from mechir.hooks import Edit, Hook, edits
 from mechir.pairs import Batch, Encoded, Pair, progress_bar
 
+READ = (
+    "hook_resid_pre",
+    *(f"hook_{part}_input" for part in "qkv"),
+    *(f"attn.hook_{part}" for part in ("q", "k", "v", "attn_scores", "pattern")),
+)
+"""Hooks of the first stage of a layer."""
 StageEdits = tuple[tuple[str, Edit], ...]
 """The edits of one stage, in order. Equal values mean equal states, given equal states before."""
 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """The residual stream of one batch under some edits, and the names of the interventions that share it."""
+    """The residual stream of one batch under some edits, and the names of the interventions that share it.
+
+    In the middle of a layer there is also `z`, what its heads have read.
+    """
 
     resid: Float[Tensor, "batch pos d_model"]
     names: tuple[str, ...]
+    z: Float[Tensor, "batch pos head d_head"] | None = None
 
 
 @torch.no_grad()
@@ -92,11 +102,13 @@ def _frame(model: Any, encoded: Encoded, do: Mapping[str, Any], scores: Mapping[
 
 
 def stages(model: Any, hooks: Sequence[Hook]) -> list[StageEdits]:
-    """The edits by stage: embeddings (0), layer l (l + 1), head (n_layers + 1)."""
-    by_stage: list[list[tuple[str, Edit]]] = [[] for _ in range(model.cfg.n_layers + 2)]
+    """The edits by stage: embeddings (0), what layer l reads (2 l + 1) and writes (2 l + 2), head (the last)."""
+    by_stage: list[list[tuple[str, Edit]]] = [[] for _ in range(2 * model.cfg.n_layers + 2)]
     for name, edit in model.resolve(hooks):
-        layer = re.match(r"blocks\.(\d+)\.", name)
-        stage = int(layer[1]) + 1 if layer else len(by_stage) - 1 if name.startswith("head.") else 0
+        layer = re.match(r"blocks\.(\d+)\.(.+)", name)
+        stage = len(by_stage) - 1 if name.startswith("head.") else 0
+        if layer:
+            stage = 2 * int(layer[1]) + (1 if layer[2] in READ else 2)
         by_stage[stage].append((name, edit))
     return [tuple(found) for found in by_stage]
 
@@ -109,11 +121,11 @@ def walk(
     at_once = max(1, min(max_rows // len(batch), max_tokens // batch.input_ids.numel()))
 
     def down(stage: int, states: list[State]) -> Iterator[tuple[str, Tensor]]:
-        if stage == model.cfg.n_layers + 1:
-            yield from _read(model, states, plans)
+        if stage == 2 * model.cfg.n_layers + 1:
+            yield from _score(model, states, plans)
             return
         for chunk in _chunks(_branches(states, plans, stage), at_once):
-            yield from down(stage + 1, _run_layer(model, stage - 1, chunk, allowed))
+            yield from down(stage + 1, _run(model, stage, chunk, allowed, plans))
 
     yield from down(1, _embed(model, batch, plans))
 
@@ -128,7 +140,7 @@ def _branches(states: Sequence[State], plans: Mapping[str, list[StageEdits]], st
         names: dict[StageEdits, list[str]] = {}
         for name in state.names:
             names.setdefault(plans[name][stage], []).append(name)
-        branches += [(State(state.resid, tuple(sharing)), found) for found, sharing in names.items()]
+        branches += [(State(state.resid, tuple(sharing), state.z), found) for found, sharing in names.items()]
     return sorted(branches, key=lambda branch: not any(_opens_attention(name) for name, _ in branch[1]))
 
 
@@ -148,21 +160,32 @@ def _embed(model: Any, batch: Batch, plans: Mapping[str, list[StageEdits]]) -> l
     return states
 
 
-def _run_layer(model: Any, layer: int, chunk: list[Branch], allowed: Tensor | None) -> list[State]:
-    """One layer over a chunk of branches, stacked along the batch axis; each edit sees its own rows alone."""
-    size = len(chunk[0][0].resid)
-    stacked = torch.cat([state.resid for state, _ in chunk]) if len(chunk) > 1 else chunk[0][0].resid
-    if allowed is not None:
-        allowed = allowed.repeat(len(chunk), 1, 1, 1)
-    last = layer == model.cfg.n_layers - 1
-    cls_only = last and all(getattr(edit, "cls_first", False) for _, found in chunk for _, edit in found)
+def _run(
+    model: Any, stage: int, chunk: list[Branch], allowed: Tensor | None, plans: Mapping[str, list[StageEdits]]
+) -> list[State]:
+    """One stage over a chunk of branches, stacked along the batch axis; each edit sees its own rows alone."""
+    layer, writes = (stage - 1) // 2, stage % 2 == 0
+    size, names = len(chunk[0][0].resid), [state.names for state, _ in chunk]
     with _rowwise(model, [found for _, found in chunk], size):
-        out = model.run_block(layer, stacked, allowed, cls_only=cls_only)
-    return [State(rows, state.names) for rows, (state, _) in zip(out.split(size), chunk, strict=True)]
+        if writes:
+            out = model.run_write(
+                layer, _stacked([state.resid for state, _ in chunk]), _stacked([s.z for s, _ in chunk])
+            )
+            return [State(rows, shared) for rows, shared in zip(out.split(size), names, strict=True)]
+        last = layer == model.cfg.n_layers - 1
+        edits_here = [edit for shared in names for name in shared for s in (0, 1) for _, edit in plans[name][stage + s]]
+        cls_only = last and all(getattr(edit, "cls_first", False) for edit in edits_here)
+        seen = None if allowed is None else allowed.repeat(len(chunk), 1, 1, 1)
+        rows, z = model.run_read(layer, _stacked([state.resid for state, _ in chunk]), seen, cls_only=cls_only)
+    return [State(*each) for each in zip(rows.split(size), names, z.split(size), strict=True)]
 
 
-def _read(model: Any, states: Sequence[State], plans: Mapping[str, list[StageEdits]]) -> Iterator[tuple[str, Tensor]]:
-    for state, found in _branches(states, plans, model.cfg.n_layers + 1):
+def _stacked(parts: Sequence[Any]) -> Tensor:
+    return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
+
+
+def _score(model: Any, states: Sequence[State], plans: Mapping[str, list[StageEdits]]) -> Iterator[tuple[str, Tensor]]:
+    for state, found in _branches(states, plans, 2 * model.cfg.n_layers + 1):
         with model.hooks(found):
             score = model.head.score(model.head(model.parts, state.resid[:, 0]))
         for name in state.names:
@@ -198,5 +221,6 @@ def forwards(model: Any, do: Mapping[str, Any]) -> float:
     """
     batch = model.batch(("a", "b"))
     plans = [stages(model, edits(what, batch)) for what in do.values()]
-    layers = sum(len({tuple(plan[: stage + 1]) for plan in plans}) for stage in range(1, model.cfg.n_layers + 1))
-    return layers / model.cfg.n_layers
+    n = 2 * model.cfg.n_layers
+    halves = sum(len({tuple(plan[: stage + 1]) for plan in plans}) for stage in range(1, n + 1))
+    return halves / n

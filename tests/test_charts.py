@@ -25,6 +25,8 @@ def layers() -> pd.DataFrame:
     "chart",
     [
         charts.heatmap(FRAME, "source", "reader", "value", title=EVIL, subtitle="s", star="star", order_x=["y", "x"]),
+        charts.effect_map(FRAME, "source", "reader", "value", title=EVIL, low="value", high="value", ring="star"),
+        charts.effect_map(layers(), "layer", "source", "value", title=EVIL, column="side"),
         charts.lines(layers(), "layer", "value", "source", title=EVIL, low="low", high="high", rule={"random": 0.3}),
         charts.lines(layers(), "layer", "value", "source", title=EVIL, column="side", rule={"random": 0.3}),
     ],

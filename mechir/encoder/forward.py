@@ -104,26 +104,43 @@ def block(
     `allowed` is True at sources that are no padding (None: there is no padding). `cls_only` computes the first row of
     the output alone, which is all that the classification head reads.
     """
-    x = hooks.hook_resid_pre(x)
-    rows = x[:, :1] if cls_only else x
-    attn_out = hooks.hook_attn_out(attention(of, hooks, x, rows, allowed, n_heads=n_heads, explicit=explicit))
+    rows, z = read(of, hooks, x, allowed, n_heads=n_heads, explicit=explicit, cls_only=cls_only)
+    return write(of, hooks, rows, z)
+
+
+def write(
+    of: Layer,
+    hooks: BlockHooks,
+    rows: Float[Tensor, "batch row d_model"],
+    z: Float[Tensor, "batch row head d_head"],
+) -> Float[Tensor, "batch row d_model"]:
+    """The second half of a layer: what the heads read is written to the stream, and the MLP's part after it."""
+    z = hooks.attn.hook_z(z)
+    if is_hooked(hooks.attn.hook_result):
+        weight = of.o.weight.unflatten(1, (z.shape[2], -1))
+        attn_out = hooks.attn.hook_result(torch.einsum("bphd,mhd->bphm", z, weight)).sum(2) + of.o.bias
+    else:
+        attn_out = of.o(z.flatten(2))
+    attn_out = hooks.hook_attn_out(attn_out)
     mid = hooks.hook_resid_mid(layer_norm(of.ln1, hooks.ln1, rows + attn_out))
     pre = hooks.mlp.hook_pre(of.mlp_in(hooks.hook_mlp_in(mid)))
     mlp_out = hooks.hook_mlp_out(of.mlp_out(hooks.mlp.hook_post(of.activation(pre))))
     return hooks.hook_resid_post(layer_norm(of.ln2, hooks.ln2, mid + mlp_out))
 
 
-def attention(
+def read(
     of: Layer,
     hooks: BlockHooks,
     x: Float[Tensor, "batch source d_model"],
-    rows: Float[Tensor, "batch reader d_model"],
     allowed: Bool[Tensor, "batch 1 1 source"] | None,
     *,
     n_heads: int,
-    explicit: bool,
-) -> Float[Tensor, "batch reader d_model"]:
-    """What attention adds to the residual stream at `rows`, b_O included."""
+    explicit: bool = False,
+    cls_only: bool = False,
+) -> tuple[Float[Tensor, "batch reader d_model"], Float[Tensor, "batch reader head d_head"]]:
+    """The first half of a layer: the stream at the rows that are computed, and what each head reads for them (z)."""
+    x = hooks.hook_resid_pre(x)
+    rows = x[:, :1] if cls_only else x
     at = hooks.attn
 
     def split(y: Tensor) -> Float[Tensor, "batch pos head d_head"]:
@@ -133,16 +150,9 @@ def attention(
     k = at.hook_k(split(of.k(hooks.hook_k_input(x))))
     v = at.hook_v(split(of.v(hooks.hook_v_input(x))))
     if explicit or is_hooked(at.hook_attn_scores) or is_hooked(at.hook_pattern):
-        z = _explicit_z(at, q, k, v, allowed)
-    else:
-        q, k, v = (y.transpose(1, 2) for y in (q, k, v))
-        z = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed).transpose(1, 2)
-    z = at.hook_z(z)
-    if is_hooked(at.hook_result):
-        weight = of.o.weight.unflatten(1, (n_heads, -1))
-        result = at.hook_result(torch.einsum("bphd,mhd->bphm", z, weight))
-        return result.sum(2) + of.o.bias
-    return of.o(z.flatten(2))
+        return rows, _explicit_z(at, q, k, v, allowed)
+    q, k, v = (y.transpose(1, 2) for y in (q, k, v))
+    return rows, F.scaled_dot_product_attention(q, k, v, attn_mask=allowed).transpose(1, 2)
 
 
 def _explicit_z(

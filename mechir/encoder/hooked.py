@@ -178,6 +178,16 @@ class HookedEncoder(HookedRootModule):
         hooks: Any = self.blocks[layer]
         return fw.block(self.parts.layers[layer], hooks, resid, allowed, n_heads=self.cfg.n_heads, **plan)
 
+    def run_read(self, layer: int, resid: Tensor, allowed: Tensor | None, **plan: bool) -> tuple[Tensor, Tensor]:
+        """The first half of a layer: the stream's rows and what the heads read (see `forward.read`)."""
+        hooks: Any = self.blocks[layer]
+        return fw.read(self.parts.layers[layer], hooks, resid, allowed, n_heads=self.cfg.n_heads, **plan)
+
+    def run_write(self, layer: int, rows: Tensor, z: Tensor) -> Tensor:
+        """The second half of a layer: the residual stream after it (see `forward.write`)."""
+        hooks: Any = self.blocks[layer]
+        return fw.write(self.parts.layers[layer], hooks, rows, z)
+
     def allowed(self, batch: Batch) -> Tensor | None:
         """True at sources that are no padding; None where a batch has no padding."""
         return None if bool(batch.attention_mask.all()) else batch.attention_mask[:, None, None, :]

@@ -80,26 +80,30 @@ def effect_map(
     shown["light"] = frame[value].abs() > 0.6 * size
     if low and high:
         shown["between"] = [
-            "" if pd.isna(a) else f"{_number(a, digits)} {_number(b, digits)}"
-            for a, b in zip(frame[low], frame[high], strict=True)
+            "" if pd.isna(a) or a == b == 0 else f"{_number(a, digits)} {_number(b, digits)}"
+            for a, b in zip(frame[low].round(digits), frame[high].round(digits), strict=True)
         ]
     ink = alt.condition(alt.datum.light, alt.value("white"), alt.value("black"))
     base = alt.Chart(shown).encode(
         x=alt.X(f"{x}:N", sort=order_x, axis=alt.Axis(orient="top", labelAngle=0, title=x)),
         y=alt.Y(f"{y}:N", sort=order_y, title=y),
     )
+    wide, tall = 52 * shown[x].nunique(), 36 * shown[y].nunique()
     scale = alt.Scale(scheme="redblue", domain=[-size, size], reverse=True)
+    legend = alt.Legend(gradientLength=min(200, tall))
     tips = [name for name in shown.columns if name not in ("written", "light", "between")]
     layers = [
-        base.mark_rect(stroke="white").encode(color=alt.Color(f"{value}:Q", scale=scale, title=value), tooltip=tips)
+        base.mark_rect(stroke="white").encode(
+            color=alt.Color(f"{value}:Q", scale=scale, title=value, legend=legend), tooltip=tips
+        )
     ]
     layers.append(base.mark_text(fontSize=11, dy=-4 if low else 0).encode(text="written:N", color=ink))
     if low and high:
         layers.append(base.mark_text(fontSize=7, dy=7).encode(text="between:N", color=ink))
     if ring:
         marked = base.transform_filter(f"datum['{ring}']")
-        layers.append(marked.mark_point(shape="circle", size=900, stroke="black", strokeWidth=1.6, opacity=1))
-    wide, tall = 52 * shown[x].nunique(), 36 * shown[y].nunique()
+        inside: dict[str, Any] = {"width": alt.RelativeBandSize(band=0.92), "height": alt.RelativeBandSize(band=0.86)}
+        layers.append(marked.mark_rect(fill=None, stroke="black", strokeWidth=1.3, cornerRadius=13, **inside))
     chart: Any = alt.layer(*layers).properties(width=wide, height=tall)
     if column:
         chart = chart.facet(column=alt.Column(f"{column}:N", title=None, sort=list(dict.fromkeys(frame[column]))))
@@ -127,6 +131,9 @@ def head_map(frame: pd.DataFrame, site: str, *, title: str, column: str | None =
 
 
 def _number(value: float, digits: int) -> str:
+    """Without a zero before the point, and nothing but 0 where no digit is left."""
+    if round(abs(value), digits) == 0:
+        return "0"
     return f"{value:.{digits}f}".replace("-0.", "\u2212.").removeprefix("0") if abs(value) < 1 else f"{value:.1f}"
 
 
