@@ -167,7 +167,9 @@ def record(
     ids = tuple((pair.query_id, pair.doc_id) for pair in pairs)
     if len(set(ids)) < len(ids):
         twice = next(pair for pair in pairs if ids.count((pair.query_id, pair.doc_id)) > 1)
-        raise MechirError(f"P{str(twice)[1:]} is there twice: a patch finds activations by the ids of a pair.")
+        raise MechirError(
+            f"Pair {twice.query_id}/{twice.doc_id} is there twice: a patch finds activations by the ids of a pair."
+        )
     kept: dict[str, list[Tensor | None]] = {name: [None] * len(pairs) for name in names}
     for index, batch in model.encode(pairs, max_length).buckets(max_tokens=model.max_tokens):
         batch = batch.to(model.device)

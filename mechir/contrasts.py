@@ -86,11 +86,14 @@ def align(
         MechirError: with the ids and the reason, when nothing was changed, the edit is cut off, or the two cannot be
             brought to equal length without moving another token.
     """
+    moves = getattr(perturbation, "moves", False)
+    return align_pair(*sides(pair, perturbation), tokenizer, filler, max_length=max_length, moves=moves)
+
+
+def sides(pair: Pair, perturbation: Perturbation) -> tuple[Pair, Pair]:
+    """The two texts that a perturbation contrasts, not aligned yet."""
     start: Perturbation = getattr(perturbation, "base", lambda unchanged: unchanged)
-    return align_pair(
-        start(pair), perturbation(pair), tokenizer, filler,
-        max_length=max_length, moves=getattr(perturbation, "moves", False),
-    )  # fmt: skip
+    return start(pair), perturbation(pair)
 
 
 def align_pair(
@@ -204,14 +207,14 @@ def refuse_unaligned(contrast: Contrast, base: Encoded, donor: Encoded, tokenize
     at = int(differ[0]) if len(differ) else shorter
     tokens = [tokenizer.convert_ids_to_tokens(int(row[at])) if at < len(row) else "nothing" for row in ids]
     raise MechirError(
-        f"P{str(contrast.base)[1:]} is not aligned: at position {at} the base has '{tokens[0]}' and the donor "
-        f"'{tokens[1]}' (lengths {len(ids[0])} and {len(ids[1])})."
+        f"Pair {contrast.query_id}/{contrast.doc_id} is not aligned: at position {at} the base has '{tokens[0]}' and "
+        f"the donor '{tokens[1]}' (lengths {len(ids[0])} and {len(ids[1])})."
     )
 
 
 def refused(pair: Pair, reason: str) -> MechirError:
     """The error that says why a pair gives no contrast."""
-    return MechirError(f"P{str(pair)[1:]} gives no contrast: {reason}.")
+    return MechirError(f"Pair {pair.query_id}/{pair.doc_id} gives no contrast: {reason}.")
 
 
 @dataclass(frozen=True, eq=False)

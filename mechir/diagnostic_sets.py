@@ -17,7 +17,7 @@ import pandas as pd
 
 from mechir import diagnostics as axioms
 from mechir.collection import Collection
-from mechir.contrasts import Contrast, Perturbation, align_pair, single_piece
+from mechir.contrasts import Contrast, Perturbation, align_pair, sides, single_piece
 from mechir.errors import MechirError, closest
 from mechir.pairs import Pair, pairs_hash
 
@@ -131,11 +131,10 @@ def _drawn(places: list[int], n: int | None, seed: int, key: tuple[str, int | No
 
 def perturbed(name: str, pairs: Sequence[Pair], perturbation: Perturbation) -> Diagnostic:
     """These pairs under a perturbation."""
-    start: Perturbation = getattr(perturbation, "base", lambda unchanged: unchanged)
     cases, refused = [], []
     for pair in pairs:
         try:
-            cases.append((start(pair), perturbation(pair)))
+            cases.append(sides(pair, perturbation))
         except MechirError as error:
             refused.append((pair, str(error)))
     return Diagnostic(name, tuple(cases), tuple(refused), getattr(perturbation, "moves", False))

@@ -15,7 +15,7 @@ from pathlib import Path
 WORDNET = Path("/usr/share/wordnet")
 DICTD = Path("/usr/share/dictd")
 OWN = Path(__file__).parent / "training_text"
-LONG = 1 / 8
+LONG = 1 / 8  # of the dictionary passages stand among others, as an abstract's one sentence does
 DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 ABOUT = (  # what people ask about a thing: the teacher grades every candidate, so no template has to fit it
     "what is {}",

@@ -14,7 +14,7 @@ from mechir.contrasts import Contrast, encode_contrasts
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.methods import attribution, patching
-from tests.models import FAMILIES, PAIRS, Checkpoints
+from tests.models import FAMILIES, Checkpoints
 from tests.test_patching import CONTRASTS
 
 KEY = "h1.2.k"
@@ -145,4 +145,3 @@ def test_what_has_no_attribution_is_refused(tiny: HookedEncoder) -> None:
         attribution.screen_then_verify(tiny, CONTRASTS, top=0.0)
     with pytest.raises(MechirError, match=r"check=2.0 is no fraction"):
         attribution.screen_then_verify(tiny, CONTRASTS, check=2.0)
-    assert len(PAIRS) > 0

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import mechir as mi
-from mechir.activations import BySegment
 from mechir.contrasts import Contrast, encode_contrasts
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
@@ -221,4 +220,3 @@ def test_patches_that_make_no_sense_are_refused(tiny: HookedEncoder) -> None:
         tiny.score([c.base for c in CONTRASTS], mi.Patch(donor, "h1.2", 99))
     with pytest.raises(MechirError, match=r"Cannot ablate 'h1.2.q'"):
         mi.Ablate("h1.2.q")
-    assert isinstance(mi.means(tiny, PAIRS), BySegment)

@@ -26,13 +26,13 @@ from tests.test_contrasts import (
     FILLERS,
     PLAIN,
     WORD,
-    byte_level,
     encoded,
     few,
     insertion,
     pair_of,
     pieces,
 )
+from tests.test_no_contrast import byte_level
 
 # Roles
 

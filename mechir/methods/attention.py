@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mechir.contrasts import ROLES, Contrast, ContrastBatch, encode_contrasts
 from mechir.errors import MechirError
-from mechir.methods.patching import sites_of
+from mechir.methods.patching import ids_of, sites_of
 from mechir.sites import Head
 
 
@@ -46,15 +46,7 @@ def role_attention(
     for batch in encoded.buckets(64, model.max_tokens):
         parts += _masses(model, batch.to(model.device), listed)
     found = pd.concat(parts, ignore_index=True)
-    of = [encoded.contrasts[row] for row in found.pop("row")]
-    ids = pd.DataFrame(
-        {
-            "query_id": [one.query_id for one in of],
-            "doc_id": [one.doc_id for one in of],
-            "grade": pd.array([one.grade for one in of], dtype="Int64"),
-            "filler": [one.filler for one in of],
-        }
-    )
+    ids = ids_of(encoded.contrasts).iloc[found["row"]].reset_index(drop=True)
     return pd.concat([found[["site", "reader", "source"]], ids, found[["base", "donor"]]], axis=1)
 
 

@@ -51,7 +51,7 @@ def small_gaps(rows: pd.DataFrame, min_gap: float = MIN_GAP) -> pd.DataFrame:
     pairs = rows.drop_duplicates(PAIR)
     gap = pairs["donor"] - pairs["base"]
     kept = pairs.assign(gap=gap)[(gap.abs() < min_gap) | (gap == 0)]
-    return kept[["query_id", "doc_id", "filler", "gap"]].reset_index(drop=True)
+    return kept[[*PAIR, "gap"]].reset_index(drop=True)
 
 
 def summarise(
@@ -90,7 +90,9 @@ def summarise(
     queries = kept.groupby([*by, "query_id"], sort=False)[["value", "gap"]].mean()
     table = queries["value"].unstack("query_id", sort=False)
     gaps = queries["gap"].unstack("query_id", sort=False)
-    frame = pd.DataFrame([_line(table.loc[key], gaps.loc[key]) for key in table.index], index=table.index)
+    ratio = metric == "ratio_of_means"
+    lines = [_line(table.loc[key], gaps.loc[key] if ratio else None) for key in table.index]
+    frame = pd.DataFrame(lines, index=table.index)
     counts, asked = kept.groupby(by, sort=False).size(), rows.groupby(by, sort=False).size()
     frame.insert(0, "n", counts)
     frame.insert(2, "left_out", asked.reindex(counts.index) - counts)
@@ -123,12 +125,13 @@ def table(rows: pd.DataFrame, by: Sequence[str], *, min_gap: float = MIN_GAP) ->
     return found
 
 
-def _line(values: pd.Series, gaps: pd.Series) -> dict[str, Any]:
-    value, gap = values.dropna().to_numpy(), gaps.dropna().to_numpy()
-    if (gap == 1).all():
+def _line(values: pd.Series, gaps: pd.Series | None) -> dict[str, Any]:
+    """The mean over queries and its interval, or where there are gaps the ratio of the two means."""
+    value = values.dropna().to_numpy()
+    if gaps is None:
         estimate, (low, high) = float(value.mean()), statistics.bootstrap_mean(value)
     else:
-        estimate, low, high = _ratio(value, gap)
+        estimate, low, high = _ratio(value, gaps.dropna().to_numpy())
     return {"queries": len(value), "estimate": estimate, "low": low, "high": high}
 
 
@@ -150,12 +153,11 @@ def _ratio(value: np.ndarray, gap: np.ndarray) -> tuple[float, float, float]:
 
 def thirds(rows: pd.DataFrame) -> pd.Series:
     """`top`, `middle` or `bottom`: the third of its query's documents that a pair's base score puts it in."""
-    pairs = rows.drop_duplicates(["query_id", "doc_id", "filler"])
+    pairs = rows.drop_duplicates(PAIR)
     share = pairs.groupby(["query_id", "filler"])["base"].rank(method="first", ascending=False, pct=True)
     names = pd.cut(share, [0, 1 / 3 + 1e-9, 2 / 3 + 1e-9, 1], labels=["top", "middle", "bottom"]).astype(str)
-    keys = ["query_id", "doc_id", "filler"]
-    known = pd.Series(names.to_numpy(), index=pd.MultiIndex.from_frame(pairs[keys]))
-    return pd.Series(known.reindex(pd.MultiIndex.from_frame(rows[keys])).to_numpy(), index=rows.index)
+    known = pd.Series(names.to_numpy(), index=pd.MultiIndex.from_frame(pairs[PAIR]))
+    return pd.Series(known.reindex(pd.MultiIndex.from_frame(rows[PAIR])).to_numpy(), index=rows.index)
 
 
 def rank_effects(rows: pd.DataFrame, by: Sequence[str] = ("site", "at")) -> pd.DataFrame:

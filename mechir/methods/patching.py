@@ -212,6 +212,18 @@ def sites_of(model: Any, sites: Any) -> list[Any]:
 def _nothing(x: Tensor, hook: Any) -> None: ...
 
 
+def ids_of(contrasts: Sequence[Contrast]) -> pd.DataFrame:
+    """`query_id`, `doc_id`, `grade`, `filler` of each contrast."""
+    return pd.DataFrame(
+        {
+            "query_id": [contrast.query_id for contrast in contrasts],
+            "doc_id": [contrast.doc_id for contrast in contrasts],
+            "grade": pd.array([contrast.grade for contrast in contrasts], dtype="Int64"),
+            "filler": [contrast.filler for contrast in contrasts],
+        }
+    )
+
+
 def tidy(model: Any, encoded: EncodedContrasts, found: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """Rows in the order of the keys as they came and of the contrasts, with the ids of each contrast.
 
@@ -223,14 +235,7 @@ def tidy(model: Any, encoded: EncodedContrasts, found: pd.DataFrame, keys: Seque
         bad = ~np.isfinite(found[name].to_numpy(dtype=float))
         if bad.any():
             raise MechirError(f"The {name} of {contrasts[rows[bad][0]]} is not finite: check the checkpoint.")
-    ids = pd.DataFrame(
-        {
-            "query_id": [contrast.query_id for contrast in contrasts],
-            "doc_id": [contrast.doc_id for contrast in contrasts],
-            "grade": pd.array([contrast.grade for contrast in contrasts], dtype="Int64"),
-            "filler": [contrast.filler for contrast in contrasts],
-        }
-    )
+    ids = ids_of(contrasts)
     order = found.groupby(list(keys), sort=False).ngroup().to_numpy()
     place = np.lexsort((rows, order))
     told = [name for name in found.columns if name not in {*keys, "row"}]

@@ -64,17 +64,7 @@ def bm25(
         MechirError: for dials that leave no room for the circuit.
     """
     design = Design(c, a, k1, sink, rotate, decoy, idf_scale, backup, labels, seed, n_layers, n_heads, d_model)
-    sizes: dict[str, Any] = {
-        "vocab_size": len(SPECIAL) + len(WORDS),
-        "hidden_size": d_model,
-        "num_hidden_layers": n_layers,
-        "num_attention_heads": n_heads,
-        "intermediate_size": d_model // 2,
-        "max_position_embeddings": N_CTX,
-        "num_labels": labels,
-        "architectures": ["BertForSequenceClassification"],
-    }
-    hf = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes)).eval()
+    hf = transformers.BertForSequenceClassification(_config(design)).eval()
     state = {name: torch.from_numpy(value).float() for name, value in compiled(design).items()}
     hf.load_state_dict(state, strict=True)
     calibrate(hf)
@@ -84,6 +74,20 @@ def bm25(
     model = PlantedEncoder(hf, tokenizer(), FAMILIES["bert"], name="planted.bm25", fingerprint=digest.hexdigest())
     model.design = design
     return model
+
+
+def _config(design: Design) -> transformers.BertConfig:
+    sizes: dict[str, Any] = {
+        "vocab_size": len(SPECIAL) + len(WORDS),
+        "hidden_size": design.d_model,
+        "num_hidden_layers": design.n_layers,
+        "num_attention_heads": design.n_heads,
+        "intermediate_size": design.d_model // 2,
+        "max_position_embeddings": N_CTX,
+        "num_labels": design.labels,
+        "architectures": ["BertForSequenceClassification"],
+    }
+    return transformers.BertConfig(**sizes)
 
 
 def calibrate(hf: Any) -> None:
