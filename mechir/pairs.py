@@ -17,6 +17,8 @@ from mechir.segments import Segment
 
 EASY = -1
 """The grade of an easy negative: drawn at random from the collection, unjudged for that query."""
+REAL = 0.9
+"""The least share of a batch that is text and no padding: a longer batch is not worth its arithmetic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +122,14 @@ class Encoded:
         rather than low.
         """
         order = np.argsort(-self.lengths, kind="stable")
-        start = 0
+        sorted_lengths, start = self.lengths[order], 0
         while start < len(order):
-            rows = max(1, min(max_rows, max_tokens // len(self.ids[order[start]])))
-            index = order[start : start + rows]
+            width = sorted_lengths[start]
+            lengths = sorted_lengths[start : start + max(1, min(max_rows, max_tokens // width))]
+            real = lengths.cumsum() / (width * np.arange(1, len(lengths) + 1))
+            index = order[start : start + int((real >= REAL).sum())]
             yield index, self.batch(index)
-            start += rows
+            start += len(index)
 
 
 def encode(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> Encoded:

@@ -62,17 +62,22 @@ def batches(model: HookedEncoder, contrasts: Sequence[mi.Contrast], rows: int = 
     return list(encode_contrasts(model, contrasts).buckets(rows, model.max_tokens))
 
 
+def cached(model: HookedEncoder, batch: mi.Batch) -> dict[str, torch.Tensor]:
+    """What every head reads, at every position."""
+    _, cache = model.run_with_cache(batch, names_filter=lambda name: name.endswith("hook_z"))
+    return dict(cache)
+
+
 @torch.no_grad()
 def plain_head_map(model: HookedEncoder, ready: Sequence[ContrastBatch]) -> None:
     """One full forward per head, the donor cached once."""
-    names = {head.hook for head in patching.all_heads(model)}
     for batch in ready:
         batch = batch.to(model.device)
         model(batch.base)
-        _, donor = patching.donor_run(model, batch, names)
+        donor = cached(model, batch.donor)
         for head in patching.all_heads(model):
             whole = donor[head.hook]
-            model.run_with_hooks(batch.base, last_rows="cls", fwd_hooks=[(head.hook, Splice(head, whole))])
+            model.run_with_hooks(batch.base, last_rows="all", fwd_hooks=[(head.hook, Splice(head, whole))])
 
 
 def head_map(model: HookedEncoder, contrasts: Sequence[mi.Contrast], rounds: int) -> tuple[str, ...]:
@@ -95,24 +100,13 @@ def head_map_one_by_one(model: HookedEncoder, contrasts: Sequence[mi.Contrast], 
 @torch.no_grad()
 def three_runs(model: HookedEncoder, ready: Sequence[ContrastBatch]) -> None:
     """The base and the donor cached once, then one full forward per sender with every other head frozen."""
-    names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
     for batch in ready:
         batch = batch.to(model.device)
-        runs = []
-        for side in (batch.base, batch.donor):
-            kept: dict[str, torch.Tensor] = {}
-
-            def keep(x: torch.Tensor, hook: object, kept: dict[str, torch.Tensor] = kept) -> None:
-                kept[hook.name] = x  # type: ignore[attr-defined]
-
-            with model.hooks([(name, keep) for name in names]):
-                model(side, last_rows="cls")
-            runs.append(kept)
-        base, donor = runs
+        base, donor = cached(model, batch.base), cached(model, batch.donor)
         for head in patching.all_heads(model):
             frozen = dict(base) | {head.hook: Splice(head, donor[head.hook])(base[head.hook], Named(head.hook))}
             hooks = [(name, lambda x, hook, value=value: value) for name, value in frozen.items()]
-            model.run_with_hooks(batch.base, last_rows="cls", fwd_hooks=hooks)
+            model.run_with_hooks(batch.base, last_rows="all", fwd_hooks=hooks)
 
 
 class Named:

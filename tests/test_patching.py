@@ -114,7 +114,7 @@ def test_the_places_of_a_partition_are_each_position_once(tiny: HookedEncoder) -
     found = rows.groupby("doc_id").size()
     assert found.to_dict() == {c.doc_id: int(n) for c, n in zip(CONTRASTS, width, strict=True)}
     injected = patching.patch(tiny, CONTRASTS, "resid0", at="injected")
-    assert np.allclose(injected["patched"], injected["donor"], rtol=1e-5)  # only what differs at the start matters
+    assert np.allclose(injected["patched"], injected["donor"], atol=3e-6)  # only what differs at the start matters
     rest = patching.patch(tiny, CONTRASTS, "resid0", at=["doc other", "query other", "sep", "cls"])
     assert np.allclose(rest["effect"], 0, atol=3e-6)
 

@@ -82,7 +82,7 @@ def patch(
     limit = max_tokens or model.max_tokens
     with progress_bar(len(contrasts), progress) as bar:
         for batch in encoded.buckets(max_rows, limit):
-            found += _patched(model, batch.to(model.device), listed, at, max_rows, limit)
+            found.append(_patched(model, batch.to(model.device), listed, at, max_rows, limit))
             bar.update(len(batch.rows))
     return tidy(model, encoded, pd.concat(found, ignore_index=True), ["site", "at"])
 
@@ -129,7 +129,7 @@ def largest(rows: pd.DataFrame, by: str, top: int) -> list[str]:
 
 def _patched(
     model: Any, batch: ContrastBatch, listed: Sequence[Site], at: str | Sequence[str], max_rows: int, max_tokens: int
-) -> list[pd.DataFrame]:
+) -> pd.DataFrame:
     score, donor = donor_run(model, batch, {site.hook for site in listed})
     where = {name: mask for name, mask in places(at, batch).items() if mask is None or bool(mask.any())}
     edits = {
@@ -141,15 +141,18 @@ def _patched(
     plans |= {key: stages(model, [(site.hook, edit)]) for key, (site, _, edit) in edits.items()}
     scores = dict(walk(model, batch.base, plans, max_rows=max_rows, max_tokens=max_tokens))
     base = scores.pop("base")
-    frames = []
-    for key, (site, name, edit) in edits.items():
-        mask = edit.where
-        rows = slice(None) if mask is None else mask.any(1).cpu().numpy()
-        patched = scores[key]
-        told = {"base": base, "donor": score, "patched": patched, "effect": patched - base}
-        frame = pd.DataFrame({"site": str(site), "at": name, "row": batch.rows} | {k: x.cpu() for k, x in told.items()})
-        frames.append(frame[rows])
-    return frames
+    patched = torch.stack([scores[key] for key in edits])
+    told = {"base": base, "donor": score, "patched": patched, "effect": patched - base}
+    frame = pd.DataFrame(
+        {
+            "site": np.repeat([str(site) for site, _, _ in edits.values()], len(batch.rows)),
+            "at": np.repeat([name for _, name, _ in edits.values()], len(batch.rows)),
+            "row": np.tile(batch.rows, len(edits)),
+        }
+        | {name: x.expand_as(patched).flatten().cpu() for name, x in told.items()}
+    )
+    there = [np.ones(len(batch.rows), bool) if mask is None else mask.any(1).cpu().numpy() for mask in where.values()]
+    return frame[np.tile(np.concatenate(there), len(listed))]
 
 
 def donor_run(

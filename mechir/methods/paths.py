@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
@@ -112,10 +113,10 @@ def _batch(
         else:
             patched = _received(model, batch.base, base, arrived, len(chunk))
         departure = arrived[min(receivers, key=_stop)].departure(batch.base.attention_mask)
-        for sender, score, apart in zip(chunk, patched, departure, strict=True):
-            told = {"base": base.score, "donor": donor.score, "patched": score, "effect": score - base.score}
-            told = {name: x.cpu() for name, x in (told | {"departure": apart}).items()}
-            frames.append(pd.DataFrame({"sender": str(sender), "row": batch.rows} | told))
+        told = {"base": base.score, "donor": donor.score, "patched": patched, "effect": patched - base.score}
+        told = {name: x.expand_as(patched).flatten().cpu() for name, x in (told | {"departure": departure}).items()}
+        names = np.repeat([str(sender) for sender in chunk], len(batch.rows))
+        frames.append(pd.DataFrame({"sender": names, "row": np.tile(batch.rows, len(chunk))} | told))
     return frames
 
 
