@@ -34,6 +34,9 @@ from mechir.sites import Neuron as Neuron
 from mechir.sites import Resid as Resid
 from mechir.sites import Score as Score
 from mechir.sites import parse_site as parse_site
+from mechir.subspaces import EditEmbedding as EditEmbedding
+from mechir.subspaces import Project as Project
+from mechir.subspaces import Subspace as Subspace
 from mechir.sweep import sweep as sweep
 
 _LATER = {

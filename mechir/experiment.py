@@ -2,9 +2,10 @@
 
 An experiment is a file under `analyses/` with `measure(model, pairs, *, <options>) -> DataFrame` (rows per pair, for
 whole queries), `summarise(rows, judged) -> DataFrame` and `chart(summary)`. One whose `measure` takes `contrasts` in
-the place of pairs runs on a diagnostic set. It may define `prepare(model, material, **options)`, which returns what is
-measured and the options that it found on the rest. A unit is a run of whole queries and one call of `measure`; batches
-never cross it, so a part does not depend on which process computed it, or when.
+the place of pairs runs on a diagnostic set; a `summarise` that takes `model` as well is given it. It may define
+`prepare(model, material, **options)`, which returns what is measured and the options that it found on the rest. A unit
+is a run of whole queries and one call of `measure`; batches never cross it, so a part does not depend on which process
+computed it, or when.
 """
 
 from __future__ import annotations
@@ -194,7 +195,7 @@ def run(
     mine = [unit for unit in range(len(cut)) if unit % shard.of == shard.index]
     _compute(stored, module, model, cut, [unit for unit in mine if unit not in stored.done()], chosen, say)
     if len(stored.done()) == len(cut):
-        _finish(stored, module)
+        _finish(stored, module, model)
     return stored
 
 
@@ -237,13 +238,14 @@ def _compute(
         say(f"unit {unit + 1}/{len(cut)}: {done}/{total} pairs, {_duration(left)} left")
 
 
-def _finish(stored: Run, module: ModuleType) -> None:
+def _finish(stored: Run, module: ModuleType, model: Any) -> None:
     """Summary and chart, made once."""
     from mechir.views import charts
 
     if (stored.path / "summary.parquet").is_file():
         return
-    summary = module.summarise(stored.rows, stored.judged)
+    weights = {"model": model} if "model" in inspect.signature(module.summarise).parameters else {}
+    summary = module.summarise(stored.rows, stored.judged, **weights)
     charts.save(module.chart(summary), stored.path / "chart")
     stored.write_record(stored.record | {"seconds": round(stored.seconds, 1)})
     stored.write_frame("summary", summary)

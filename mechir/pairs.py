@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +44,16 @@ def pairs_hash(pairs: Iterable[Pair]) -> str:
             digest.update(part.encode())
             digest.update(b"\0")
     return digest.hexdigest()
+
+
+def first_of_each(pairs: Iterable[Pair], n: int) -> list[Pair]:
+    """The first n pairs of every query."""
+    seen = Counter[str]()
+    kept = []
+    for pair in pairs:
+        seen[pair.query_id] += 1
+        kept += [pair] if seen[pair.query_id] <= n else []
+    return kept
 
 
 @dataclass(frozen=True, eq=False)

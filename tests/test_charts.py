@@ -29,6 +29,11 @@ def layers() -> pd.DataFrame:
         charts.effect_map(layers(), "layer", "source", "value", title=EVIL, column="side"),
         charts.lines(layers(), "layer", "value", "source", title=EVIL, low="low", high="high", rule={"random": 0.3}),
         charts.lines(layers(), "layer", "value", "source", title=EVIL, column="side", rule={"random": 0.3}),
+        charts.scatter(FRAME, "value", "value", "reader", title=EVIL, label="source", named="star", column="source"),
+        charts.stacked(
+            charts.scatter(FRAME, "value", "value", "value", title=EVIL, label="reader"),
+            charts.scatter(FRAME, "value", "value", "reader", title=EVIL),
+        ),
     ],
 )
 def test_html_needs_no_network_and_runs_no_foreign_markup(chart: object, tmp_path: Path) -> None:

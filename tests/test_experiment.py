@@ -181,13 +181,16 @@ def test_an_unknown_option_is_refused(toy: HookedEncoder, tmp_path: Path) -> Non
 def start(registry: Path) -> subprocess.Popen[str]:
     code = "import mechir.experiment as e; e.UNIT = 1; from mechir.cli import main; main()"
     return subprocess.Popen(
-        [sys.executable, "-c", code, "run", SLOW, "--pause", "0.3", "--registry", str(registry)],
+        [
+            *(sys.executable, "-c", code, "run", SLOW, "--pause", "0.3", "--registry", str(registry)),
+            *("--model", str(TOY_MODEL), "--collection", str(TOY)),
+        ],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
 def wait_for_parts(registry: Path, n: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while len(list(registry.glob("runs/*/part-*"))) < n:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -199,15 +202,15 @@ def test_killed_half_way_it_loses_nothing(toy: HookedEncoder, tmp_path: Path, nu
     process = start(tmp_path / "killed")
     wait_for_parts(tmp_path / "killed", 2, process)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=240)
     assert process.returncode == code
     assert "Traceback" not in errors
     assert len(list((tmp_path / "killed").glob("runs/*/part-*"))) < 6
     again = start(tmp_path / "killed")
-    _, errors = again.communicate(timeout=120)
+    _, errors = again.communicate(timeout=240)
     assert again.returncode == 0, errors
     whole = start(tmp_path / "whole")
-    whole.communicate(timeout=120)
+    whole.communicate(timeout=240)
     (one,), (other,) = (list((tmp_path / name / "runs").iterdir()) for name in ("killed", "whole"))
     assert one.name == other.name
     for part in other.glob("part-*"):

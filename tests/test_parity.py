@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mechir.encoder import HookedEncoder
+from mechir.encoder.head import READOUTS
 from mechir.pairs import Pair
 from mechir.segments import Segment
 from tests.models import FAMILIES, PAIRS, Checkpoints
@@ -64,10 +65,11 @@ def test_bfloat16_is_close_and_scores_come_in_float32(checkpoints: Checkpoints) 
 
 def test_two_labels_score_the_log_odds_of_label_1(checkpoints: Checkpoints) -> None:
     model = HookedEncoder.from_pretrained(checkpoints.path("bert", labels=2))
-    logits = model(PAIRS, return_type="logits")
-    torch.testing.assert_close(model.score(PAIRS), logits[:, 1] - logits[:, 0], atol=1e-6, rtol=0)
-    torch.testing.assert_close(model.score(PAIRS, readout="p"), logits.softmax(1)[:, 1], atol=1e-6, rtol=0)
-    torch.testing.assert_close(model.score(PAIRS, readout="log_p"), logits.log_softmax(1)[:, 1], atol=1e-6, rtol=0)
+    logits = torch.cat([model(pair, return_type="logits") for pair in PAIRS])
+    scores = {name: torch.cat([model.score([pair], readout=name) for pair in PAIRS]) for name in READOUTS}
+    torch.testing.assert_close(scores["score"], logits[:, 1] - logits[:, 0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(scores["p"], logits.softmax(1)[:, 1], atol=1e-6, rtol=0)
+    torch.testing.assert_close(scores["log_p"], logits.log_softmax(1)[:, 1], atol=1e-6, rtol=0)
 
 
 def test_parameters_are_hugging_face_s_own(tiny: HookedEncoder) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mechir.methods.statistics import bootstrap_mean, compare, holm
+from mechir.methods.statistics import bootstrap_mean, compare, holm, sign_flips, simultaneous
 
 
 def test_the_interval_covers_the_mean_about_as_often_as_it_says() -> None:
@@ -60,3 +60,36 @@ def test_equal_samples_give_1_and_one_query_gives_nan() -> None:
 def test_holm_by_hand() -> None:
     np.testing.assert_allclose(holm([0.01, math.nan, 0.04, 0.03]), [0.03, math.nan, 0.06, 0.06])
     assert np.isnan(holm([math.nan])).all()
+
+
+def test_simultaneous_intervals_hold_together_about_as_often_as_they_say() -> None:
+    generator, covered, alone = np.random.default_rng(0), 0, 0
+    mixing = generator.normal(size=(6, 6)) + 2  # columns move together
+    for seed in range(100):
+        values = 1 + generator.normal(size=(20, 6)) @ mixing
+        low, high = simultaneous(values, seed=seed)
+        np.testing.assert_allclose((low + high) / 2, values.mean(0))
+        inside = (low <= 1) & (high >= 1)
+        covered, alone = covered + bool(inside.all()), alone + bool(inside[0])
+    assert 90 <= covered <= 99 and alone > covered
+
+
+def test_simultaneous_intervals_are_wider_than_student_s_and_go_with_the_sign_flips() -> None:
+    values = np.random.default_rng(1).normal(0, 1, (30, 8)) + np.repeat([1, 0], 4)
+    low, high = simultaneous(values)
+    own = stats.t.ppf(0.975, 29) * values.std(0, ddof=1) / math.sqrt(30)
+    assert (high - low > 2 * own).all() and np.ptp((high - low) / own) < 1e-9
+    p = sign_flips(values)
+    assert ((low > 0) == (p < 0.05))[(p < 0.02) | (p > 0.1)].all() and (p < 0.02).any() and (p > 0.1).any()
+    np.testing.assert_array_equal(simultaneous(values), (low, high))
+    assert (simultaneous(values, level=0.5)[1] < high).all()
+
+
+def test_degenerate_columns_of_simultaneous_intervals() -> None:
+    assert np.isnan(simultaneous(np.ones((1, 3)))).all()
+    spread = np.random.default_rng(0).normal(size=12)
+    low, high = simultaneous(np.column_stack([np.full(12, 0.1), np.zeros(12), spread]))
+    np.testing.assert_allclose(low[:2], [0.1, 0], atol=1e-15)
+    np.testing.assert_allclose(high[:2], [0.1, 0], atol=1e-15)
+    np.testing.assert_allclose((low[2], high[2]), np.ravel(simultaneous(spread[:, None])))
+    np.testing.assert_array_equal(simultaneous(np.array([[0.5, 1.0], [0.5, 2.0]])), [[0.5, -np.inf], [0.5, np.inf]])

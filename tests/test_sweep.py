@@ -82,6 +82,7 @@ def test_in_float64_to_the_last_digits(checkpoints: Checkpoints) -> None:
 def test_what_is_shared_is_computed_once(tiny: HookedEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     written: list[int] = []
+    alike = [PAIRS[0]] * 4  # one batch
     for name, layers in (("run_read", read), ("run_write", written)):
         half = getattr(tiny, name)
 
@@ -93,19 +94,19 @@ def test_what_is_shared_is_computed_once(tiny: HookedEncoder, monkeypatch: pytes
             layers: list[int] = layers,
             **plan: bool,
         ) -> object:
-            layers.extend([layer] * (len(resid) // len(PAIRS)))
+            layers.extend([layer] * (len(resid) // len(alike)))
             return half(layer, resid, *rest, **plan)  # type: ignore[operator]
 
         monkeypatch.setattr(tiny, name, counted)
     prefix = {f"0-{end}": mi.Mask("doc<-query", range(end + 1)) for end in range(3)}
-    mi.sweep(tiny, PAIRS, {"original": ()} | prefix)
+    mi.sweep(tiny, alike, {"original": ()} | prefix)
     branches = [0, 0, 1, 1, 1, 2, 2, 2, 2]  # intact and cut, then one more branch in each layer
     assert sorted(read) == sorted(written) == branches
     assert forwards(tiny, {"original": ()} | prefix) == pytest.approx(9 / 3)
     read.clear()
     written.clear()
     heads = {str(head): mi.Ablate(mi.Head(1, head)) for head in range(4)}
-    mi.sweep(tiny, PAIRS, {"original": ()} | heads)
+    mi.sweep(tiny, alike, {"original": ()} | heads)
     assert sorted(read) == [0, 1, *[2] * 5]  # what heads read is shared by all that change what they write
     assert sorted(written) == [0, *[1] * 5, *[2] * 5]
     assert forwards(tiny, {"original": ()} | heads) == pytest.approx((1 + 3 + 5) / 3)

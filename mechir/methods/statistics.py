@@ -144,3 +144,34 @@ def sign_flips(values: np.ndarray, *, draws: int = RESAMPLES, seed: int = 0) -> 
 def _t_squared(sums: np.ndarray, squares: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """The squared sums over counts and sums of squares: rises with t^2, and stays finite without spread."""
     return np.divide(sums**2, squares * counts, out=np.zeros_like(sums), where=squares > 0)
+
+
+def simultaneous(values: np.ndarray, *, level: float = 0.95, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Intervals of the means of all columns that hold together: mean +- c se.
+
+    c is the quantile of the largest |t| over the columns when the signs of whole rows, centred, are flipped at random:
+    the intervals that go with `sign_flips`. NaN with fewer than 2 rows; without width for a column without spread;
+    infinite where so few rows cannot give the level.
+
+    Args:
+        values: [row, column].
+        level: of all intervals together.
+        seed: of the flips.
+    """
+    values = np.asarray(values, dtype=float)
+    n, mean = len(values), values.mean(0)
+    if n < 2:
+        return np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    centred = values - mean
+    squares = (centred**2).sum(0)
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(RESAMPLES, n))
+    largest = []
+    for part in np.array_split(signs, len(signs) // 500 + 1):
+        shift = part @ centred / n
+        spread = np.sqrt(np.maximum(squares / n - shift**2, 0) / (n - 1))
+        t = np.divide(np.abs(shift), spread, out=np.full_like(shift, np.inf), where=spread > 0)
+        largest.append(np.where(squares > 1e-24 * mean**2, t, 0).max(1))
+    c = float(np.quantile(np.concatenate(largest), level, method="higher"))
+    error = np.sqrt(squares / (n - 1) / n)
+    width = np.multiply(c, error, out=np.zeros_like(error), where=error > 0)
+    return mean - width, mean + width

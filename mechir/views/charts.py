@@ -179,6 +179,66 @@ def lines(
     return (chart.facet(**panels) if panels else chart).properties(title=_title(title, subtitle))
 
 
+def scatter(
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    colour: str,
+    *,
+    title: str,
+    subtitle: str = "",
+    label: str | None = None,
+    named: str | None = None,
+    column: str | None = None,
+) -> alt.FacetChart | alt.LayerChart:
+    """Points coloured by a word or, around 0, by a number; the text in `label` beside those where `named` is true.
+
+    `column` splits the chart into panels on common axes.
+    """
+    shown = frame[[name for name in dict.fromkeys([x, y, colour, label, named, column]) if name]]
+    base = alt.Chart(shown).encode(x=alt.X(f"{x}:Q", title=x), y=alt.Y(f"{y}:Q", title=y))
+    if pd.api.types.is_numeric_dtype(shown[colour]):
+        size = float(shown[colour].abs().max()) or 1.0
+        scale = alt.Scale(scheme="redblue", domain=[-size, size], reverse=True)
+        hue = alt.Color(f"{colour}:Q", scale=scale, title=colour)
+    else:
+        hue = alt.Color(f"{colour}:N", scale=alt.Scale(scheme="tableau10"), title=colour)
+    zero: dict[str, Any] = {"strokeDash": [3, 3], "color": "#999"}
+    points = base.mark_circle(size=46, opacity=0.85, stroke="#333", strokeWidth=0.4)
+    layers: list[Any] = [
+        base.mark_rule(**zero).encode(x=alt.datum(0), y=alt.Y()),
+        base.mark_rule(**zero).encode(y=alt.datum(0), x=alt.X()),
+        points.encode(color=hue, tooltip=[name for name in shown.columns if name != named]),
+    ]
+    if label:
+        written = base.transform_filter(f"datum['{named}']") if named else base
+        layers.append(written.mark_text(align="left", dx=6, dy=-4, fontSize=10).encode(text=f"{label}:N"))
+    chart: Any = alt.layer(*layers).properties(width=380, height=300)
+    if column:
+        chart = chart.facet(column=alt.Column(f"{column}:N", title=None, sort=list(dict.fromkeys(frame[column]))))
+    return chart.properties(title=_title(title, subtitle))
+
+
+def bars(
+    frame: pd.DataFrame, x: str, y: str, *, title: str, subtitle: str = "", low: str = "", high: str = ""
+) -> alt.LayerChart | alt.FacetChart:
+    """A bar a row from 0 to `x`, in the order of the frame, its number beside it and a line from `low` to `high`."""
+    shown = frame[[name for name in (y, x, low, high) if name]].assign(written=[f"{value:.3f}" for value in frame[x]])
+    axis = alt.Axis(labelLimit=300)
+    base = alt.Chart(shown).encode(y=alt.Y(f"{y}:N", sort=frame[y].tolist(), title=None, axis=axis))
+    drawn = base.mark_bar(color="#4c78a8", opacity=0.75)
+    layers: list[Any] = [drawn.encode(x=alt.X(f"{x}:Q", title=x), tooltip=[y, x])]
+    if low:
+        layers.append(base.mark_rule(strokeWidth=1.5).encode(x=f"{low}:Q", x2=f"{high}:Q"))
+    layers.append(base.mark_text(align="left", fontSize=10, dx=4).encode(x=alt.value(460), text="written:N"))
+    return alt.layer(*layers).properties(width=450, height=24 * len(frame), title=_title(title, subtitle))
+
+
+def stacked(*charts: Any) -> alt.VConcatChart:
+    """Charts one above the other, each with colours of its own."""
+    return alt.vconcat(*charts).resolve_scale(color="independent").configure_view(stroke=None)
+
+
 def _title(title: str, subtitle: str) -> alt.TitleParams:
     return alt.TitleParams(title, subtitle=subtitle, anchor="start", offset=12)
 

@@ -1,0 +1,113 @@
+"""Does the IDF direction act? A query term is scaled along it, dose by dose (Lu et al. 2025, arXiv:2502.04645, 5.2).
+
+The word pieces of one word of each query are scaled along the singular vector of W_E that goes with IDF, up and down;
+beside it the whole embedding is scaled, and random directions. Scoring heads are found by path patching on one query in
+three, and the others are measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from mechir.contrasts import align
+from mechir.diagnostics import Tfc1
+from mechir.errors import MechirError
+from mechir.methods.dose import dose_response, doses
+from mechir.methods.lexical import find_idf, singular_direction
+from mechir.methods.patching import all_heads, largest
+from mechir.methods.paths import path_patch
+from mechir.methods.statistics import bootstrap_mean
+from mechir.pairs import Pair, first_of_each
+from mechir.views import charts
+
+SELECTION = 3
+FACTORS = "1,3,5,8,10,15,25"
+"""The paper's middle grid; its others: 1,5,10,15,20,30; 80,...,200; 180,...,500."""
+
+
+def cost(model: Any, *, factors: str = FACTORS, draws: int = 20, **options: Any) -> float:
+    """Full forwards per pair that is taken."""
+    return 1 + len(factors.split(",")) * (4 + draws)
+
+
+def prepare(
+    model: Any, pairs: list[Pair], *, heads: str = "", top: int = 4, vector: int = -1, idf: str = "", **options: Any
+) -> tuple[list[Pair], dict[str, Any]]:
+    """The queries left to measure; scoring heads found on the others, and the singular vector on all documents."""
+    found: dict[str, Any] = dict(find_idf(model, pairs, idf=idf, vector=vector))
+    if heads:
+        return pairs, found
+    queries = list(dict.fromkeys(pair.query_id for pair in pairs))
+    if len(queries) < 2:
+        raise MechirError("One query cannot both find the scoring heads and test them: take more, or name the heads.")
+    chosen = set(queries[::SELECTION])
+    some = first_of_each([pair for pair in pairs if pair.query_id in chosen], 8)
+    contrasts = [align(pair, Tfc1(), model.tokenizer, max_length=model.cfg.n_ctx) for pair in some]
+    scoring = largest(path_patch(model, contrasts, all_heads(model)), "sender", top)
+    return [pair for pair in pairs if pair.query_id not in chosen], found | {"heads": ",".join(scoring)}
+
+
+def measure(
+    model: Any,
+    pairs: Sequence[Pair],
+    *,
+    heads: str = "",
+    top: int = 4,
+    vector: int = -1,
+    sign: int = 1,
+    idf: str = "",
+    factors: str = FACTORS,
+    draws: int = 20,
+    per_query: int = 4,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The rows of `dose_response` on the first `per_query` pairs of each query.
+
+    `heads`, `vector` (of W_E, 0 the first) and `sign` are found by the run where none are given; `idf` is a table of
+    lines word<TAB>idf.
+    """
+    direction = singular_direction(model, vector, sign)
+    steps = [float(factor) for factor in factors.split(",")]
+    some = first_of_each(pairs, per_query)
+    return dose_response(model, some, doses(model, direction, steps, draws), heads.split(","), seed=seed)
+
+
+def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
+    """One row per kind of edit and factor: `along` ("direction", "row", "random"), `factor`, `measure`, `queries`.
+
+    `measure` is "score" (logits) or "attention", of the scoring heads from CLS to the term. `estimate` is the mean
+    change over queries with `low` and `high`; of random directions the mean over them, with the smallest and the
+    largest.
+    """
+    lines = []
+    for what in ("score", "attention"):
+        means = rows.groupby(["along", "factor", "query_id"], sort=False)[f"{what}_change"].mean()
+        for (along, factor), values in means.groupby(["along", "factor"], sort=False):
+            low, high = bootstrap_mean(values.to_numpy())
+            line = {"along": along, "factor": factor, "measure": what, "queries": len(values)}
+            lines.append(line | {"estimate": values.mean(), "low": low, "high": high})
+    found = pd.DataFrame(lines)
+    drawn = found["along"].str.startswith("random")
+    keys = ["factor", "measure", "queries"]
+    random = (
+        found[drawn].groupby(keys, sort=False)["estimate"].agg(estimate="mean", low="min", high="max").reset_index()
+    )
+    return pd.concat([found[~drawn], random.assign(along="random")], ignore_index=True)
+
+
+def chart(summary: pd.DataFrame) -> Any:
+    """Change of score and attention by dose."""
+    return charts.lines(
+        summary.sort_values(["along", "factor"]),
+        "factor",
+        "estimate",
+        "along",
+        title="A query term scaled along the IDF direction",
+        subtitle="change of score (logits) and of the scoring heads' attention to the term; random: range of draws",
+        low="low",
+        high="high",
+        row="measure",
+    )

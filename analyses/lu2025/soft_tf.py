@@ -1,0 +1,130 @@
+"""Do matching heads count? Attention mass against term frequency and length (Lu et al. 2025, arXiv:2502.04645, 4.2).
+
+A word of each query is appended 0 to 8 times to a document (TFC2), filler standing in for what is missing, and
+documents are repeated (LNC2). To the mass that each head's query term pays, tf / (tf + k1) is fitted. Matching heads
+are found on one query in three, and the others are measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mechir.methods.matching import choose_matching
+from mechir.methods.soft_tf import COUNTS, TIMES, saturation, similarity_correlation, term_mass
+from mechir.methods.statistics import bootstrap_mean
+from mechir.pairs import Pair, first_of_each
+from mechir.views import charts
+
+
+def cost(model: Any, **options: Any) -> float:
+    """Full forwards per pair that is taken."""
+    return 1.5 * (len(COUNTS) + len(TIMES) + 1)
+
+
+def prepare(
+    model: Any, pairs: list[Pair], *, heads: str = "", top: int = 10, **options: Any
+) -> tuple[list[Pair], dict[str, str]]:
+    """The pairs left to measure, and the matching heads found on the others."""
+    return choose_matching(model, pairs, heads=heads, top=top)
+
+
+def measure(
+    model: Any,
+    pairs: Sequence[Pair],
+    *,
+    heads: str = "",
+    top: int = 10,
+    filler: str = "a",
+    words: int = 40,
+    per_query: int = 4,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """`heads` ("matching" or "other"), and the rows of `term_mass`; `similarity_correlation` as kind "similarity".
+
+    The option `heads` names the matching heads, found by the run where none are given; of each query `per_query` pairs
+    are taken.
+    """
+    some = first_of_each(pairs, per_query)
+    mass = term_mass(model, some, filler=filler, words=words, seed=seed)
+    likeness = similarity_correlation(model, some).assign(kind="similarity")
+    rows = pd.concat([mass, likeness], ignore_index=True)
+    rows.insert(0, "heads", np.where(rows["site"].isin(heads.split(",")), "matching", "other"))
+    return rows
+
+
+def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
+    """One row per head, and the means over the matching and over the other heads.
+
+    Heads: `heads` ("matching", "other"), `site`, `queries`; `base`, `size`, `k1`, `k1_low`, `k1_high`, `r2` of
+    `saturation` of the mass on the document by term frequency; `rise` = mean mass at the highest count less that at the
+    lowest of the same text, with `rise_low`, `rise_high` over queries; `by_length` = mean mass of the document three
+    times over less once; `similarity` = mean r of attention and likeness, with its interval. Rows with the site "mean"
+    are means over heads, rows "mass" the mean mass on the document by number of words appended (`count`).
+    """
+    heads = [_head(str(site), part) for site, part in rows.groupby("site", sort=False)]
+    found = pd.DataFrame(heads)
+    means = found.groupby("heads", sort=False).mean(numeric_only=True).reset_index().assign(site="mean")
+    means = means.drop(columns=[name for name in found.columns if name.endswith(("_low", "_high"))])
+    return pd.concat([found, means, _curve(rows)], ignore_index=True)
+
+
+def _head(site: str, part: pd.DataFrame) -> dict[str, Any]:
+    tf, length, likeness = (part[part["kind"] == kind] for kind in ("tf", "length", "similarity"))
+    fitted = saturation(tf["tf"].to_numpy(dtype=float), tf["mass"].to_numpy(dtype=float), tf["query_id"].to_numpy())
+    rise = _change(tf, f"+{COUNTS[0]}", f"+{COUNTS[-1]}")
+    longer = _change(length, f"x{TIMES[0]}", f"x{TIMES[-1]}")
+    similar = likeness.groupby("query_id")["r"].mean().dropna().to_numpy()
+    line: dict[str, Any] = {"heads": part["heads"].iloc[0], "site": site, "queries": len(rise)}
+    line |= fitted
+    for name, values in (("rise", rise), ("by_length", longer), ("similarity", similar)):
+        low, high = bootstrap_mean(values) if len(values) else (np.nan, np.nan)
+        line |= {name: values.mean() if len(values) else np.nan, f"{name}_low": low, f"{name}_high": high}
+    return line
+
+
+def _change(part: pd.DataFrame, first: str, last: str) -> np.ndarray:
+    means = [part[part["doc_id"].str.endswith(end)].groupby("query_id")["mass"].mean() for end in (first, last)]
+    return (means[1] - means[0]).to_numpy()
+
+
+def _curve(rows: pd.DataFrame) -> pd.DataFrame:
+    tf = rows[(rows["kind"] == "tf")]
+    counted = tf.assign(count=tf["doc_id"].str.rpartition("+")[2].astype(int))
+    per_query = counted.groupby(["heads", "count", "query_id"], sort=False)["mass"].mean()
+    lines = []
+    for (heads, count), values in per_query.groupby(["heads", "count"], sort=False):
+        low, high = bootstrap_mean(values.to_numpy())
+        lines.append({"site": "mass", "heads": heads, "count": count, "queries": len(values)})
+        lines[-1] |= {"mass": values.mean(), "mass_low": low, "mass_high": high}
+    return pd.DataFrame(lines)
+
+
+def chart(summary: pd.DataFrame) -> Any:
+    """Mass by number of occurrences appended, and k1 against the rise, a point per head."""
+    curve = summary[summary["site"] == "mass"]
+    points = summary[summary["site"].str.match(r"h\d")]
+    return charts.stacked(
+        charts.lines(
+            curve,
+            "count",
+            "mass",
+            "heads",
+            title="Attention of a query term to the document, by occurrences appended",
+            low="mass_low",
+            high="mass_high",
+        ),
+        charts.scatter(
+            points.assign(named=points["heads"] == "matching"),
+            "similarity",
+            "rise",
+            "heads",
+            title="What a head's attention follows",
+            subtitle="likeness of embeddings (mean r) and rise of the mass with term frequency",
+            label="site",
+            named="named",
+        ),
+    )

@@ -1,0 +1,101 @@
+"""Which heads match, and what kind of match it is: Vast et al. 2025 (arXiv:2507.14604, section 4; CORIA 2025).
+
+Attention between query and document is compared between relevant documents, hard negatives and easy ones (-1), head by
+head. Heads are ranked on every second query and measured on the others. Needs easy negatives: --easy-negatives 10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from mechir.methods.matching import SIDES, attention_by_grade, compare_grades
+from mechir.pairs import Pair
+from mechir.views import charts
+
+STRONGEST = 10
+
+
+def cost(model: Any, **options: Any) -> float:
+    """Full forwards per pair: one, with every pattern in the open."""
+    return 1.5
+
+
+def measure(
+    model: Any,
+    pairs: Sequence[Pair],
+    *,
+    relevant: int = 3,
+    hard: int = 0,
+    weak: int = -1,
+    of: str = "mean_max",
+    delta: float = 0.02,
+    sep2: bool = False,
+) -> pd.DataFrame:
+    """Means per query and grade: see `attention_by_grade`, with the options that the summary needs."""
+    rows = attention_by_grade(model, pairs, sep2=sep2)
+    return rows.assign(relevant=relevant, hard=hard, weak=weak, of=of, delta=delta)
+
+
+def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
+    """`compare_grades` on the held-out queries, with `rank_train`, and the attention mass of whole layers.
+
+    `rank_train` is a head's place by relevant - weak on the other half of the queries, 1 the largest, so the intervals
+    of the first ten are not flattered by the choice. Rows of layers (`attn3`) hold one of the 25 directions each;
+    `estimate` is the mean mass over queries and grades, with its interval.
+    """
+    first = rows.iloc[0]
+    grades = {name: int(first[name]) for name in ("relevant", "hard", "weak")}
+    options: dict[str, Any] = {"measure": first["of"], "delta": float(first["delta"])}
+    queries = list(dict.fromkeys(rows["query_id"]))
+    train = rows["query_id"].isin(queries[::2])
+    trained, found = (compare_grades(rows[half], grades, **options) for half in (train, ~train))
+    strength = trained[trained["contrast"] == "relevant - weak"].set_index(["direction", "site"])["estimate"]
+    rank = strength.groupby("direction").rank(ascending=False, method="first").astype(int)
+    found["rank_train"] = rank.reindex(pd.MultiIndex.from_frame(found[["direction", "site"]])).to_numpy()
+    return pd.concat([found, _layers(rows)], ignore_index=True)
+
+
+def _layers(rows: pd.DataFrame) -> pd.DataFrame:
+    layers = rows[rows["site"].str.startswith("attn")]
+    per_query = layers.groupby(["direction", "site", "query_id"], sort=False)["mass"].mean()
+    groups = per_query.groupby(["direction", "site"], sort=False)
+    error = 1.96 * groups.sem()
+    found = pd.DataFrame({"contrast": "mass", "queries": groups.size(), "estimate": groups.mean()})
+    return found.assign(low=found["estimate"] - error, high=found["estimate"] + error).reset_index()
+
+
+def chart(summary: pd.DataFrame) -> Any:
+    """Relevant and hard documents against easy ones, a point per head; below, where each layer looks."""
+    heads = summary[summary["direction"].isin(SIDES) & summary["site"].str.startswith("h")]
+    wide = heads.pivot(index=["direction", "site", "label", "rank_train"], columns="contrast", values="estimate")
+    wide = wide.reset_index().assign(named=lambda found: found["rank_train"] <= STRONGEST)
+    points = charts.scatter(
+        wide,
+        "hard - weak",
+        "relevant - weak",
+        "label",
+        title="Largest attention to a token of the other text, difference between grades",
+        subtitle=f"held-out queries; named: the {STRONGEST} strongest on the other queries",
+        label="site",
+        named="named",
+        column="direction",
+    )
+    layers = summary[summary["site"].str.startswith("attn")]
+    masses = layers.assign(layer=layers["site"].str.removeprefix("attn").astype(int))
+    masses[["reader", "source"]] = masses["direction"].str.split("<-", expand=True)
+    return charts.stacked(
+        points,
+        charts.lines(
+            masses,
+            "layer",
+            "estimate",
+            "source",
+            title="Where each segment looks: mean attention mass by layer",
+            low="low",
+            high="high",
+            column="reader",
+        ),
+    )

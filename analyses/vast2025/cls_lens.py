@@ -1,0 +1,78 @@
+"""When relevance is gathered: the head on CLS after every sublayer, by grade, and what probes read in each segment.
+
+The first part is "relevance integration" in the journal code of Vast et al. 2025; see `mechir.methods.lens`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from mechir.methods.lens import GAP, gathered, read_depths, readable
+from mechir.pairs import Pair
+from mechir.views import charts
+
+READ_BY = {"auroc": "probe", "control": "probe of permuted labels", "lens": "the model's own head"}
+
+
+def cost(model: Any, **options: Any) -> float:
+    """Full forwards per pair: one, of all rows of the last layer too."""
+    return 1.2
+
+
+def measure(
+    model: Any, pairs: Sequence[Pair], *, relevant: int = 1, draws: int = 100, penalty: float = 1.0
+) -> pd.DataFrame:
+    """Rows per pair, site and segment: see `read_depths`, with the options that the summary needs."""
+    return read_depths(model, pairs).assign(relevant=relevant, draws=draws, penalty=penalty)
+
+
+def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
+    """`gathered` and, under it, `readable`: one estimate a row.
+
+    `site` and `depth` (layers done; a half after attention); `measure`: "score" (log-odds) and "p" of the lens by grade
+    and as relevant - others; "auroc" within queries of the lens and, by segment, of the probes on held-out queries;
+    "control" and "selectivity" of the probes. `queries`, `estimate`, and `low` and `high`, its 95 % interval over them;
+    for "control", what 95 % of the draws reach.
+    """
+    first = rows.iloc[0]
+    relevant = int(first["relevant"])
+    probes = readable(rows, relevant=relevant, draws=int(first["draws"]), penalty=float(first["penalty"]))
+    return pd.concat([gathered(rows, relevant=relevant), probes], ignore_index=True)
+
+
+def chart(summary: pd.DataFrame) -> Any:
+    """The lens by grade and as a difference; below, how well each segment is read, beside the control."""
+    shown = summary.rename(columns={"depth": "layers done"})
+    lens = shown[shown["measure"].isin(["score", "p"])].rename(columns={"of": "documents", "estimate": "mean"})
+    score = lens[lens["measure"] == "score"]
+    panel = score["documents"].where(score["documents"] == GAP, "by grade")
+    areas = shown[shown["measure"].isin(["auroc", "control"])].rename(columns={"estimate": "AUROC"})
+    read_by = areas["of"].where(areas["of"] == "lens", areas["measure"]).map(READ_BY)
+    areas = areas.assign(segment=areas["of"].replace("lens", "cls"), **{"read by": read_by})
+    return charts.stacked(
+        charts.lines(
+            score.assign(panel=panel),
+            "layers done",
+            "mean",
+            "documents",
+            title="When relevance is gathered: the model's head on CLS after every sublayer, mean score",
+            subtitle="means over queries with 95 % intervals; a half layer: after its attention",
+            low="low",
+            high="high",
+            column="panel",
+        ),
+        charts.lines(
+            areas,
+            "layers done",
+            "AUROC",
+            "read by",
+            title="Where relevance can be read: linear probes of each segment's mean, held-out queries",
+            subtitle="AUROC within queries, 0.5: chance; bands: 95 % over queries, for permuted labels over draws",
+            low="low",
+            high="high",
+            column="segment",
+        ),
+    )

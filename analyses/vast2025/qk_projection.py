@@ -1,0 +1,93 @@
+"""Does a head's alignment do anything? Its most aligned directions are taken out of its queries at run time.
+
+The ten heads with the most aligned W_QK, and ten others drawn at random, each lose their k most aligned directions, and
+k random ones twenty times over: a pattern or a spectrum says nothing of effect (extends Vast et al. 2025, section 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mechir.methods.projection import ALIGNED, project_heads
+from mechir.methods.spectra import qk_spectra
+from mechir.methods.statistics import bootstrap_mean, holm
+from mechir.pairs import Pair
+from mechir.views import charts
+
+
+def cost(model: Any, *, strongest: int = 10, others: int = 10, draws: int = 20, **options: Any) -> float:
+    """Full forwards per pair that is taken: half of one per head and set of directions."""
+    return 1 + 0.5 * (strongest + others) * (1 + draws)
+
+
+def measure(
+    model: Any,
+    pairs: Sequence[Pair],
+    *,
+    strongest: int = 10,
+    others: int = 10,
+    k: int = 4,
+    draws: int = 20,
+    per_grade: int = 1,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """`chosen` ("aligned", "random"), `z`, and the columns of `project_heads`; `per_grade` pairs a query and grade."""
+    spectra = qk_spectra(model).dropna(subset="z").sort_values("z", ascending=False, ignore_index=True)
+    rest = np.arange(min(strongest, len(spectra)), len(spectra))
+    drawn = np.random.default_rng(seed).choice(rest, min(others, len(rest)), replace=False)
+    picked = spectra.iloc[[*range(min(strongest, len(spectra))), *sorted(drawn.tolist())]]
+    seen: dict[tuple[str, int | None], int] = {}
+    kept = []
+    for pair in pairs:
+        key = pair.query_id, pair.grade
+        seen[key] = seen.get(key, 0) + 1
+        kept += [pair] if seen[key] <= per_grade else []
+    rows = project_heads(model, kept, picked["site"].tolist(), k=min(k, model.cfg.d_head), draws=draws)
+    chosen = np.where(np.arange(len(picked)) < strongest, "aligned", "random")
+    told = pd.DataFrame({"site": picked["site"].to_numpy(), "chosen": chosen, "z": picked["z"].to_numpy()})
+    return told.merge(rows, on="site")
+
+
+def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
+    """One row per head: `chosen`, `z`, and for `score` and `attention` the change beside that of random sets.
+
+    `score_aligned` is the mean over queries of the mean |change| of the score (logits) without the aligned directions,
+    with `score_low` and `score_high`; `score_random` the mean over the random sets, `score_random_max` the largest of
+    them; `score_p` = (1 + random sets at least as large) / (1 + sets), and `score_p_holm` over the heads. The same for
+    `attention`, where the mean signed change is given (negative: the match is lost) and p counts falls as deep.
+    """
+    lines = []
+    for (site, chosen, z), part in rows.groupby(["site", "chosen", "z"], sort=False):
+        line: dict[str, Any] = {"site": site, "chosen": chosen, "z": z, "queries": part["query_id"].nunique()}
+        for what, size in (("score", part["score_change"].abs()), ("attention", part["attention_change"])):
+            table = part.assign(size=size).groupby(["directions", "query_id"], sort=False)["size"].mean().unstack(0)
+            own, random = table[ALIGNED].to_numpy(), table.drop(columns=ALIGNED).mean().to_numpy()
+            low, high = bootstrap_mean(own)
+            deeper = random >= own.mean() if what == "score" else random <= own.mean()
+            line |= {f"{what}_aligned": own.mean(), f"{what}_low": low, f"{what}_high": high}
+            extreme = random.max() if what == "score" else random.min()
+            line |= {f"{what}_random": random.mean(), f"{what}_random_max": extreme}
+            line[f"{what}_p"] = (1 + deeper.sum()) / (1 + len(random))
+        lines.append(line)
+    found = pd.DataFrame(lines)
+    return found.assign(**{f"{what}_p_holm": holm(found[f"{what}_p"].to_numpy()) for what in ("score", "attention")})
+
+
+def chart(summary: pd.DataFrame) -> Any:
+    """Fall of the matching attention against change of the score; named are heads whose score moves beyond chance."""
+    named = (summary["score_aligned"] > summary["score_random_max"]) & (summary["score_aligned"] > 0.01)
+    return charts.scatter(
+        summary.assign(named=named),
+        "attention_aligned",
+        "score_aligned",
+        "chosen",
+        title="What a head's aligned directions do",
+        subtitle="mean change of its attention to the document, mean |change| of the score (logits); "
+        "named: more than any of the random sets",
+        label="site",
+        named="named",
+    )

@@ -1,0 +1,77 @@
+"""What the weights of each head match: Figure 2 of Vast et al. 2025 (arXiv:2507.14604, section 5).
+
+W_QK of every head is taken apart by SVD. Alignment of its singular vectors (does it look for its own likeness?) is set
+against whom the mean query prefers, and both against the contrast of its attention between grades.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from mechir.methods.matching import attention_by_grade, compare_grades
+from mechir.methods.spectra import VECTORS, head_inputs, preferences, qk_spectra
+from mechir.pairs import Pair
+from mechir.views import charts
+
+LABELLED = 12
+"""Heads named in the chart: those with the largest |z|."""
+
+
+def cost(model: Any, **options: Any) -> float:
+    """Full forwards per pair."""
+    return 2.5
+
+
+def measure(
+    model: Any, pairs: Sequence[Pair], *, relevant: int = 3, hard: int = 0, weak: int = -1, sep2: bool = False
+) -> pd.DataFrame:
+    """Per query, grade and head: mean queries and keys (`head_inputs`) and `mean_max` of `attention_by_grade`."""
+    keys = ["query_id", "grade", "n", "direction", "site"]
+    attention = attention_by_grade(model, pairs, sep2=sep2)[[*keys, "mean_max"]]
+    attention = attention[attention["site"].str.startswith("h")].assign(relevant=relevant, hard=hard, weak=weak)
+    inputs = head_inputs(model, pairs).assign(direction="query<-doc")
+    return attention.merge(inputs, "left", keys)
+
+
+def summarise(rows: pd.DataFrame, judged: pd.DataFrame, model: Any) -> pd.DataFrame:
+    """One row per head: `qk_spectra` (without sigma), `preferences`, and `contrast` with its interval and `label`.
+
+    `contrast` is relevant - weak of the largest attention from a query token to a document token.
+    """
+    grades = {name: int(rows[name].iloc[0]) for name in ("relevant", "hard", "weak")}
+    compared = compare_grades(rows, grades)
+    chosen = compared[(compared["direction"] == "query<-doc") & (compared["contrast"] == "relevant - weak")]
+    names = {"estimate": "contrast", "low": "contrast_low", "high": "contrast_high"}
+    contrast = chosen.drop(columns="contrast").rename(columns=names)
+    inputs = rows.dropna(subset=[VECTORS[0]])
+    return (
+        qk_spectra(model)
+        .drop(columns="sigma")
+        .merge(preferences(model, inputs), on="site")
+        .merge(contrast[["site", "contrast", "contrast_low", "contrast_high", "p_max", "label"]], on="site")
+    )
+
+
+def chart(summary: pd.DataFrame) -> Any:
+    """The paper's figure, and the same with the contrast of sources that the softmax sees."""
+    named = summary["z"].abs().rank(ascending=False) <= LABELLED
+    axes = {"q A d - d A d (paper)": "axis", "(q A d - q A q) / sqrt d_head": "query_prefers_doc"}
+    panels = [summary.assign(named=named, prefers=summary[column], panel=title) for title, column in axes.items()]
+    return charts.stacked(
+        *(
+            charts.scatter(
+                panel,
+                "trace",
+                "prefers",
+                "contrast",
+                title=f"Alignment of W_QK and whom the query prefers: {panel['panel'].iloc[0]}",
+                subtitle="colour: attention to the document, relevant - easy negatives",
+                label="site",
+                named="named",
+            )
+            for panel in panels
+        )
+    )

@@ -1,0 +1,106 @@
+"""Dose and response: a query term's embedding scaled step by step, and what the score and the scoring heads do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from mechir.diagnostics import Term
+from mechir.hooks import edits
+from mechir.methods.lexical import pieces_of, random_direction
+from mechir.methods.patching import sites_of
+from mechir.pairs import Batch, Pair
+from mechir.segments import Segment
+from mechir.sites import Head
+from mechir.subspaces import EditEmbedding, Subspace
+
+
+def doses(
+    model: Any, direction: Subspace, factors: Sequence[float], draws: int
+) -> dict[tuple[str, float], EditEmbedding]:
+    """Along a direction up and down, the whole row, and `draws` random directions: (along, signed factor) -> edit.
+
+    Up the direction a coordinate a becomes c |a|, down it becomes -c |a|; the row is multiplied by c and by -c: the
+    edits of Lu et al. 2025. Random directions are edited up alone.
+    """
+    found: dict[tuple[str, float], EditEmbedding] = {}
+    for c in factors:
+        for signed in (c, -c):
+            found["direction", signed] = EditEmbedding(signed, direction, absolute=True)
+            found["row", signed] = EditEmbedding(signed)
+        for seed in range(draws):
+            found[f"random {seed}", c] = EditEmbedding(c, random_direction(model, seed), absolute=True)
+    return found
+
+
+@torch.no_grad()
+def dose_response(
+    model: Any,
+    pairs: Sequence[Pair],
+    do: Mapping[tuple[str, float], EditEmbedding],
+    heads: Sequence[Head | str],
+    *,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Score and attention of every pair under every edit of one content word of its query, drawn at random.
+
+    Args:
+        model: a `HookedEncoder`.
+        pairs: whole queries.
+        do: of `doses`; the pieces that are edited are those of the word, in the query and in the document.
+        heads: whose attention from CLS to the word's positions in the query is averaged.
+        seed: of the word.
+
+    Returns:
+        One row per edit and pair: `along`, `factor`, `query_id`, `doc_id`, `grade`, `term`; `score_base` and
+        `score_change` (edited - base, logits); `attention_base` and `attention_change`: the mean weight from CLS to one
+        of the word's positions, over heads.
+    """
+    sites = sites_of(model, heads)
+    rows, by_query = [], pd.Series(range(len(pairs))).groupby([pair.query_id for pair in pairs], sort=False)
+    for _, places in by_query:
+        some = [pairs[place] for place in places]
+        term = Term(seed=seed)(some[0])
+        pieces = tuple(pieces_of(model, [term])[0])
+        for index, batch in model.encode(some).buckets(64, model.max_tokens):
+            batch = batch.to(model.device)
+            score, attention = _response(model, batch, None, pieces, sites)
+            ids = pd.DataFrame(
+                [(pair.query_id, pair.doc_id, pair.grade, term) for pair in (some[place] for place in index)],
+                columns=["query_id", "doc_id", "grade", "term"],
+            ).assign(score_base=score, attention_base=attention)
+            for (along, factor), edit in do.items():
+                chosen = EditEmbedding(edit.factor, edit.direction, pieces, edit.absolute)
+                edited, looked = _response(model, batch, chosen, pieces, sites)
+                told = {"score_change": edited - score, "attention_change": looked - attention}
+                rows.append(ids.assign(along=along, factor=factor, **told))
+    first = ["along", "factor", "query_id", "doc_id", "grade", "term"]
+    found = pd.concat(rows, ignore_index=True)
+    return found[[*first, *(name for name in found.columns if name not in first)]]
+
+
+def _response(
+    model: Any, batch: Batch, edit: EditEmbedding | None, pieces: Sequence[int], heads: Sequence[Head]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The score, and the mean weight of the heads from CLS to the query's positions of these pieces."""
+    ids = torch.tensor(pieces, device=batch.input_ids.device)
+    there = batch.at(Segment.QUERY) & torch.isin(batch.input_ids, ids)
+    looked: list[Float[Tensor, "batch"]] = []
+
+    def keep(x: Tensor, hook: Any) -> None:
+        looked.extend(_mean_at(x[:, head.head, 0], there) for head in heads if f".{head.layer}." in hook.name)
+
+    names = {f"blocks.{head.layer}.attn.hook_pattern" for head in heads}
+    with model.hooks([*edits(edit, batch), *((name, keep) for name in names)]):
+        score = model(batch, last_rows="cls")
+    return score.cpu().numpy(), torch.stack(looked).mean(0).cpu().numpy()
+
+
+def _mean_at(x: Float[Tensor, "batch pos"], there: Bool[Tensor, "batch pos"]) -> Float[Tensor, "batch"]:
+    return (x * there).sum(1) / there.sum(1).clamp(min=1)

@@ -1,0 +1,322 @@
+"""When relevance is gathered, and where it can be read: the model's own head at every depth, and linear probes.
+
+The lens applies pooler and classifier to the CLS row after every sublayer ("relevance integration" in the journal code
+of Vast et al. 2025). The probes ask of each segment whether a linear classifier tells relevant documents from others,
+and a control whether that is more than chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy import linalg, stats
+from torch import Tensor
+
+from mechir.errors import MechirError
+from mechir.methods.ranking import TIE
+from mechir.methods.statistics import bootstrap_mean
+from mechir.pairs import Batch, Pair, progress_bar
+from mechir.segments import FIVE
+from mechir.sites import Resid
+
+FOLDS = 5
+"""Parts that the queries are cut into: each is read by a probe that was trained on the others."""
+DRAWS = 100
+"""How often the control's labels are drawn: a few would not show how far chance goes."""
+FEWEST_QUERIES, FEWEST_DRAWS = 4, 5
+CONSTANT = 1e-5
+"""A feature that varies less than this within queries, relative to the stream's size, is rounding, not a signal."""
+GAP = "relevant - others"
+
+
+@torch.no_grad()
+def read_depths(
+    model: Any, pairs: Sequence[Pair], *, max_length: int | None = None, progress: bool | None = None
+) -> pd.DataFrame:
+    """What the head says of the CLS row at every depth, and the mean of each segment's residual stream.
+
+    Args:
+        model: a `HookedEncoder`.
+        pairs: with grades.
+        max_length: word pieces kept of a pair.
+        progress: a bar with the time left; by default on a terminal, for work over two seconds.
+
+    Returns:
+        One row per pair, site and segment: `query_id`, `doc_id`, `grade`; `site`: `resid0` (the embeddings),
+        `resid3.mid` (after the attention of layer 3), `resid3.post` (after its MLP); `depth`, how many layers are done,
+        0 to n_layers, a half after attention; `segment`; `score` (the scale of `model.score`: log-odds of relevance)
+        and `p` (its logistic, 0 to 1) on rows of `cls`, NaN elsewhere; `mean`, the residual stream averaged over the
+        segment's tokens (float32, d_model numbers), None after attention, where there are rows of `cls` alone. At the
+        last site `score` is `model.score(pairs)`. The means take 20 (n_layers + 1) d_model bytes a pair.
+
+    When it misleads: the head was trained on the last layer's output. Every sublayer ends in a LayerNorm, so an earlier
+    CLS row has the right size but not the right place: its score is a readout, out of distribution, and neither what
+    the model believes there nor a cause of what it says at the end.
+
+    Raises:
+        MechirError: for pairs without grades.
+    """
+    if any(pair.grade is None for pair in pairs):
+        raise MechirError("Pairs without a grade are neither relevant nor not: give judged pairs.")
+    sites, c = _sites(model), model.cfg
+    places = {site.hook: place for place, site in enumerate(sites)}
+    wide = torch.float64 if model.dtype == torch.float64 else torch.float32
+    scores = torch.empty(len(pairs), len(sites), dtype=wide)
+    means = torch.empty(len(pairs), c.n_layers + 1, len(FIVE), c.d_model)
+    encoded = model.encode(pairs, max_length)
+    with progress_bar(len(pairs), progress) as bar:
+        for index, batch in encoded.buckets(64, model.max_tokens):
+            batch = batch.to(model.device)
+            rows, shares = torch.from_numpy(index), _shares(batch, wide)
+
+            def keep(x: Tensor, hook: Any, rows: Tensor = rows, shares: Tensor = shares) -> None:
+                place = places[hook.name]
+                scores[rows, place] = model.head.score(model.head(model.parts, x[:, 0])).to(scores)
+                if place % 2 == 0:
+                    means[rows, place // 2] = (shares @ x.to(wide)).to(means)
+
+            with model.hooks([(places.__contains__, keep)]):
+                model(batch, last_rows="all")
+            bar.update(len(batch))
+    model.refuse_non_finite(scores[:, -1], encoded)
+    return _frame(pairs, sites, scores, means)
+
+
+def _sites(model: Any) -> list[Resid]:
+    """The residual stream after every sublayer: even places are whole layers, odd ones attention."""
+    return [Resid(0), *(Resid(layer, part) for layer in range(model.cfg.n_layers) for part in ("mid", "post"))]
+
+
+def _shares(batch: Batch, dtype: torch.dtype) -> Float[Tensor, "batch segment pos"]:
+    """The weight of every position in the mean of its segment."""
+    member = torch.stack([batch.at(segment) for segment in FIVE], 1).to(dtype)
+    return member / member.sum(-1, keepdim=True).clamp(min=1)
+
+
+def _frame(
+    pairs: Sequence[Pair],
+    sites: Sequence[Resid],
+    scores: Float[Tensor, "pair site"],
+    means: Float[Tensor, "pair layer segment d_model"],
+) -> pd.DataFrame:
+    cells = [(place, number) for place in range(len(sites)) for number in range(1 if place % 2 else len(FIVE))]
+    ids = pd.DataFrame([(p.query_id, p.doc_id, p.grade) for p in pairs], columns=["query_id", "doc_id", "grade"])
+    frame = ids.loc[ids.index.repeat(len(cells))].reset_index(drop=True).assign(
+        site=[str(sites[place]) for place, _ in cells] * len(pairs),
+        depth=[place / 2 for place, _ in cells] * len(pairs),
+        segment=[str(FIVE[number]) for _, number in cells] * len(pairs),
+    )  # fmt: skip
+    read, stored = scores.double().numpy(), means.numpy()
+    score = np.array([[row[place] if number == 0 else np.nan for place, number in cells] for row in read]).ravel()
+    vectors = [None if place % 2 else row[place // 2, number] for row in stored for place, number in cells]
+    return frame.assign(score=score, p=1 / (1 + np.exp(-score)), mean=pd.Series(vectors, dtype=object))
+
+
+def gathered(rows: pd.DataFrame, *, relevant: int = 1) -> pd.DataFrame:
+    """When relevance reaches CLS: the lens by depth and grade, from `read_depths`.
+
+    Args:
+        rows: of `read_depths`.
+        relevant: the grade from which a document counts as relevant.
+
+    Returns:
+        One row per site and what is measured: `site`, `depth`, `measure`, `of`, `queries`, `estimate` with `low` and
+        `high`, its 95 % bootstrap interval over queries. Within a query pairs count alike, then queries do.
+
+        - `measure` "score" (log-odds) or "p" (0 to 1), `of` "grade 2": the mean over the queries that have that grade;
+          `of` "relevant - others": the mean difference over the queries that have both, positive where relevant
+          documents are ahead;
+        - `measure` "auroc", `of` "lens": how often, within a query, the lens ranks a relevant document above another
+          one (0.5 is chance; scores within 1e-5 are ties and count half). It knows no scale, so depths may be compared
+          by it.
+
+    When it misleads: see `read_depths`; the level and the size of a score at an early depth mean nothing by themselves.
+
+    Raises:
+        MechirError: where all pairs are relevant, or none.
+    """
+    lens = rows[rows["segment"] == str(FIVE[0])]
+    lens = lens.assign(relevant=_relevant(lens, relevant))
+    found = []
+    for (depth, site), part in lens.groupby(["depth", "site"]):
+        at = {"site": site, "depth": depth}
+        for measure in ("score", "p"):
+            by_grade = part.pivot_table(index="query_id", columns="grade", values=measure, sort=True)
+            sides = part.pivot_table(index="query_id", columns="relevant", values=measure)
+            told = {f"grade {grade}": by_grade[grade] for grade in by_grade} | {GAP: sides[True] - sides[False]}
+            found += [at | {"measure": measure, "of": of} | _estimated(values) for of, values in told.items()]
+        both = part[part.groupby("query_id")["relevant"].transform("nunique") == 2]
+        areas = [
+            _auroc(_levels(one["score"].to_numpy()), one[["relevant"]].to_numpy())
+            for _, one in both.groupby("query_id")
+        ]
+        found.append(at | {"measure": "auroc", "of": "lens"} | _estimated(np.array(areas).ravel()))
+    return pd.DataFrame(found)
+
+
+def readable(
+    rows: pd.DataFrame, *, relevant: int = 1, draws: int = DRAWS, penalty: float = 1.0, seed: int = 0
+) -> pd.DataFrame:
+    """From which layer on relevance can be read linearly, segment by segment, from `read_depths`.
+
+    A probe is a linear classifier by least squares with a ridge (Fisher's direction, shrunk) on the segment's mean
+    residual, fitted on what differs between the documents of a query, features scaled to variance 1. Queries are cut
+    into 5 parts (4 where there are 4), each read by a probe trained on the others: no query trains the probe that reads
+    it. Queries whose documents are all relevant, or none, are left out.
+
+    Args:
+        rows: of `read_depths`.
+        relevant: the grade from which a document counts as relevant.
+        draws: how often the control's labels are drawn.
+        penalty: of the ridge, relative to the variance of a feature.
+        seed: of the control's labels.
+
+    Returns:
+        One row per site (after whole layers), segment and measure, with the columns of `gathered`; `of` is the segment:
+
+        - "auroc": how often, within a held-out query, the probe ranks a relevant document above another one, 0 to 1,
+          averaged over queries, with the interval over them;
+        - "control": the same of probes trained and tested on labels that were permuted within each query, averaged over
+          queries and draws: 0.5, as nothing can be learnt. `low` and `high` hold 95 % of the draws: what chance alone
+          reaches. Late layers have few strong directions, so that a single draw may land far from 0.5;
+        - "selectivity": "auroc" - "control", query by query, with the interval over queries; positive where there is
+          something to read.
+
+        Queries share most of their probes' training data, so intervals over them are somewhat too narrow.
+
+    When it misleads: a probe reads what nobody uses. On `planted.bm25()`, head 2.3 writes a second copy of the term
+    frequencies that no part reads, and a probe of it does as well as one of the circuit. Set the embeddings (words and
+    lengths alone) beside the later layers, and show use by intervention. A low value says that this linear probe, with
+    so few queries, finds nothing in the mean, not that nothing is there.
+
+    Raises:
+        MechirError: where all pairs are relevant, or none; for fewer than 4 queries that have both; for fewer than 5
+            draws.
+    """
+    if draws < FEWEST_DRAWS:
+        raise MechirError(f"draws={draws} is too few for a control: write {FEWEST_DRAWS} or more.")
+    labelled = rows.assign(relevant=_relevant(rows, relevant))
+    both = labelled.groupby("query_id")["relevant"].transform("nunique") == 2
+    chosen = labelled[both & labelled["mean"].notna()]
+    chosen = chosen.assign(query=chosen["query_id"].factorize()[0])
+    queries = chosen["query_id"].nunique()
+    if queries < FEWEST_QUERIES:
+        raise MechirError(
+            f"{queries} queries have pairs on both sides of grade {relevant}: "
+            f"a probe needs {FEWEST_QUERIES}, some to train on and some to test."
+        )
+    parts = chosen.groupby(["depth", "site", "segment"])
+    found = [
+        {"site": site, "depth": depth, "measure": measure, "of": segment} | told
+        for (depth, site, segment), part in parts
+        for measure, told in _probed(part, draws, penalty, seed).items()
+    ]
+    return pd.DataFrame(found)
+
+
+def _probed(part: pd.DataFrame, draws: int, penalty: float, seed: int) -> dict[str, dict[str, Any]]:
+    """The three measures of one segment at one site."""
+    query, truth = part["query"].to_numpy(), part["relevant"].to_numpy()
+    x = np.stack(part["mean"].to_list()).astype(float)
+    labels = _labels(truth, query, draws, seed)
+    said = _held_out(x, labels, query, penalty)
+    # Controls are tested on labels of their own: two queries that each train the other's probe err together, and only
+    # so do the draws spread as widely as the true labels would by chance.
+    areas = np.array([_auroc(said[query == one], labels[query == one] > 0) for one in np.unique(query)])
+    probe, control = areas[:, 0], areas[:, 1:].mean(1)
+    low, high = np.quantile(areas[:, 1:].mean(0), [0.025, 0.975])
+    return {
+        "auroc": _estimated(probe),
+        "control": _estimated(control) | {"low": low, "high": high},
+        "selectivity": _estimated(probe - control),
+    }
+
+
+def _relevant(rows: pd.DataFrame, least: int) -> pd.Series:
+    found, grades = rows["grade"] >= least, sorted(rows["grade"].unique().tolist())
+    if not found.any() or found.all():
+        raise MechirError(
+            f"{'Every' if found.any() else 'No'} pair has grade {least} or more: the grades are {grades}; "
+            "write --relevant with one that parts them."
+        )
+    return found
+
+
+def _estimated(values: pd.Series | np.ndarray) -> dict[str, Any]:
+    known = np.asarray(values, dtype=float)
+    known = known[~np.isnan(known)]
+    low, high = bootstrap_mean(known) if len(known) else (np.nan, np.nan)
+    return {"queries": len(known), "estimate": known.mean() if len(known) else np.nan, "low": low, "high": high}
+
+
+def _levels(scores: Float[np.ndarray, "pair"]) -> Float[np.ndarray, "pair 1"]:
+    """The scores as whole levels, rounding apart: those within `TIE` of a neighbour share one."""
+    order, levels = scores.argsort(), np.zeros((len(scores), 1))
+    levels[order[1:], 0] = (np.diff(scores[order]) > TIE).cumsum()
+    return levels
+
+
+def _auroc(
+    values: Float[np.ndarray, "pair probe"], truth: Bool[np.ndarray, "pair probe"]
+) -> Float[np.ndarray, "probe"]:
+    """How often a true pair is above a false one, ties half, by the sum of ranks."""
+    n = truth.sum(0)
+    above = np.where(truth, stats.rankdata(values, axis=0), 0.0).sum(0)
+    return (above - n * (n + 1) / 2) / (n * (len(truth) - n))
+
+
+def _labels(
+    truth: Bool[np.ndarray, "pair"], query: Int[np.ndarray, "pair"], draws: int, seed: int
+) -> Float[np.ndarray, "pair label"]:
+    """+1 and -1: the truth first, then as often as `draws` says permuted within each query."""
+    generator, labels = np.random.default_rng(seed), np.repeat(np.where(truth, 1.0, -1.0)[:, None], 1 + draws, 1)
+    for one in np.unique(query):
+        own = query == one
+        labels[own, 1:] = generator.permuted(labels[own, 1:], axis=0)
+    return labels
+
+
+def _held_out(
+    x: Float[np.ndarray, "pair d_model"],
+    labels: Float[np.ndarray, "pair label"],
+    query: Int[np.ndarray, "pair"],
+    penalty: float,
+) -> Float[np.ndarray, "pair label"]:
+    """What the probe of each column of labels says of every pair, trained without the fold of the pair's query."""
+    said, folds = np.zeros_like(labels), min(FOLDS, int(query.max()) + 1)
+    for fold in range(folds):
+        test = query % folds == fold
+        said[test] = x[test] @ _probe(x[~test], labels[~test], query[~test], penalty)
+    return said
+
+
+def _probe(
+    x: Float[np.ndarray, "pair d_model"],
+    labels: Float[np.ndarray, "pair label"],
+    query: Int[np.ndarray, "pair"],
+    penalty: float,
+) -> Float[np.ndarray, "d_model label"]:
+    """The weights of ridge regression within queries, on features of variance 1, for features as they come."""
+    within, targets = _centred(x, query), _centred(labels, query)
+    size = np.sqrt(np.square(within).mean(0))
+    varies = size > CONSTANT * np.sqrt(np.square(x).mean())
+    scaled = within[:, varies] / size[varies]
+    weights = np.zeros((x.shape[1], labels.shape[1]))
+    if varies.any():
+        moments = scaled.T @ scaled / len(x) + penalty * np.eye(scaled.shape[1])
+        solved = linalg.solve(moments, scaled.T @ targets / len(x), assume_a="pos")
+        weights[varies] = solved / size[varies, None]
+    return weights
+
+
+def _centred(x: Float[np.ndarray, "pair n"], query: Int[np.ndarray, "pair"]) -> Float[np.ndarray, "pair n"]:
+    """Each query's mean taken away."""
+    _, place, counts = np.unique(query, return_inverse=True, return_counts=True)
+    sums = np.zeros((len(counts), x.shape[1]))
+    np.add.at(sums, place, x)
+    return x - (sums / counts[:, None])[place]

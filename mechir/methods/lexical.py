@@ -1,0 +1,162 @@
+"""IDF: of word pieces in a collection, along the singular vectors of the word embeddings, and under edits of them.
+
+Source: Lu et al. 2025 (arXiv:2502.04645, section 5): the first left singular vector of W_E correlates with IDF, and
+scaling a term along it changes the score.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from scipy import stats
+
+from mechir.errors import MechirError
+from mechir.pairs import Pair
+from mechir.subspaces import Subspace
+
+Pieces = frozenset[int]
+
+
+def pieces_of(model: Any, texts: Sequence[str]) -> list[list[int]]:
+    """The word pieces of each text, without special tokens and not cut to the model's length."""
+    return list(model.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def piece_rows(model: Any, pairs: Sequence[Pair]) -> pd.DataFrame:
+    """One row per document among the pairs: `query_id`, `doc_id`, `pieces`, its distinct word pieces (a list)."""
+    documents = {pair.doc_id: pair for pair in pairs}
+    found = pieces_of(model, [pair.document for pair in documents.values()])
+    ids = [(pair.query_id, pair.doc_id) for pair in documents.values()]
+    frame = pd.DataFrame(ids, columns=["query_id", "doc_id"])
+    return frame.assign(pieces=[sorted(set(pieces)) for pieces in found])
+
+
+def piece_idf(documents: Any) -> dict[int, float]:
+    """Word piece -> ln(N / df) over N documents; pieces that no document holds are not in it.
+
+    Raises:
+        MechirError: where there is no document.
+    """
+    counts, n = Counter[int](), 0
+    for n, pieces in enumerate(documents, 1):  # noqa: B007
+        counts.update(set(pieces))
+    if not n:
+        raise MechirError("There are no documents to count word pieces in: the pool is empty.")
+    return {int(piece): math.log(n / count) for piece, count in counts.items()}
+
+
+def read_idf(path: str | Path, model: Any) -> dict[int, float]:
+    """Word piece -> IDF from a table of lines "word<TAB>idf"; words of several word pieces are left out.
+
+    Raises:
+        MechirError: for a file that is not there or a line that is no such line.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise MechirError(f"There is no IDF table '{path}': give a file of lines word<TAB>idf.")
+    words, values = [], []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        word, _, value = line.rpartition("\t")
+        try:
+            values.append(float(value))
+        except ValueError:
+            raise MechirError(f"Line {number} of '{path}' is not word<TAB>idf: '{line[:40]}'.") from None
+        words.append(word)
+    found = pieces_of(model, words)
+    return {pieces[0]: value for pieces, value in zip(found, values, strict=True) if len(pieces) == 1}
+
+
+def embedding_svd(model: Any, n: int = 50) -> tuple[Float[np.ndarray, "d_vocab n"], np.ndarray, np.ndarray]:
+    """U, sigma and V^T [n, d_embed] of W_E, the first n; signs are such that each column of U sums to 0 or more.
+
+    The sign of a singular vector is arbitrary; fixing it makes runs comparable.
+    """
+    u, sigma, vt = torch.linalg.svd(model.W_E.detach().double().cpu(), full_matrices=False)
+    signs = torch.where(u.sum(0) < 0, -1.0, 1.0)
+    n = min(n, len(sigma))
+    return (u * signs)[:, :n].numpy(), sigma[:n].numpy(), (vt * signs[:, None])[:n].numpy()
+
+
+def idf_correlations(
+    model: Any, idf: Mapping[int, float], *, vectors: int = 50, draws: int = 1000, seed: int = 0
+) -> pd.DataFrame:
+    """How the singular vectors of W_E, and the length of its rows, go with IDF.
+
+    Args:
+        model: a `HookedEncoder`.
+        idf: word piece -> IDF; the word pieces that count.
+        vectors: how many singular vectors.
+        draws: permutations of IDF over the pieces.
+        seed: of the permutations.
+
+    Returns:
+        One row per vector: `vector` (0 the first; "norm" is the length of a piece's row), `sigma`, `n` pieces, and for
+        `idf` and `log_idf` (pieces of IDF 0 left out): `pearson_idf` with its 95 % interval over pieces (Fisher) `_low`
+        and `_high`, `spearman_idf`, `p_idf`: how often any of the vectors reaches this |pearson| with IDF permuted. The
+        sign of r belongs to the sign convention of `embedding_svd`: |r| is what counts.
+
+    Raises:
+        MechirError: for fewer than 10 word pieces.
+    """
+    known = {piece: value for piece, value in idf.items() if value > 0}
+    if len(known) < 10:
+        raise MechirError(f"{len(known)} word pieces have an IDF above 0: correlations need 10 or more.")
+    pieces = np.array(sorted(known))
+    values = np.array([known[int(piece)] for piece in pieces])
+    u, sigma, _ = embedding_svd(model, vectors)
+    norms = model.W_E.detach().double().cpu().norm(dim=1).numpy()
+    columns = np.column_stack([u[pieces], norms[pieces]])
+    found = pd.DataFrame({"vector": [*map(str, range(u.shape[1])), "norm"], "sigma": [*sigma, np.nan]})
+    found["n"] = len(pieces)
+    for name, target in (("idf", values), ("log_idf", np.log(values))):
+        pearson = [stats.pearsonr(column, target) for column in columns.T]
+        intervals = [one.confidence_interval() for one in pearson]
+        found[f"pearson_{name}"] = r = np.array([one.statistic for one in pearson])
+        found[f"pearson_{name}_low"] = [interval.low for interval in intervals]
+        found[f"pearson_{name}_high"] = [interval.high for interval in intervals]
+        found[f"spearman_{name}"] = [stats.spearmanr(column, target).statistic for column in columns.T]
+        found[f"p_{name}"] = _permuted(columns, target, np.abs(r), draws, seed)
+    return found
+
+
+def _permuted(columns: np.ndarray, target: np.ndarray, r: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """The share of permutations whose largest |r| over the columns reaches each column's own."""
+    standard = (columns - columns.mean(0)) / columns.std(0) / len(target)
+    values, generator = (target - target.mean()) / target.std(), np.random.default_rng(seed)
+    largest = np.array([np.abs(generator.permutation(values) @ standard).max() for _ in range(draws)])
+    return (1 + (largest[:, None] >= r).sum(0)) / (1 + draws)
+
+
+def find_idf(model: Any, pairs: Sequence[Pair], *, idf: str = "", vector: int = -1) -> dict[str, int]:
+    """Which singular vector of W_E goes with IDF and with which sign: options `vector` and `sign` of experiments.
+
+    IDF is read from the table `idf` or counted in the documents of the pairs; a `vector` of 0 or more is kept.
+    """
+    table = read_idf(idf, model) if idf else piece_idf(piece_rows(model, pairs)["pieces"].to_list())
+    found = idf_correlations(model, table, draws=1, vectors=max(50, vector + 1))
+    r = found.loc[found["vector"] != "norm", "pearson_idf"]
+    chosen = int(r.abs().argmax()) if vector < 0 else vector
+    return {"vector": chosen, "sign": 1 if r.iloc[chosen] > 0 else -1}
+
+
+def singular_direction(model: Any, vector: int = 0, sign: int = 1) -> Subspace:
+    """One right singular vector of W_E, its sign that of `embedding_svd` times `sign`: for `EditEmbedding`.
+
+    Where `idf_correlations` gives it a negative r, sign = -1 turns it up with IDF.
+    """
+    _, _, vt = embedding_svd(model, vector + 1)
+    return Subspace.span(vt[vector] * sign, f"singular vector {vector} of W_E, sign {sign}", model=model.fingerprint)
+
+
+def random_direction(model: Any, seed: int) -> Subspace:
+    """A random direction of the embedding space, as a control of `idf_direction`."""
+    drawn = torch.randn(model.W_E.shape[1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return Subspace.span(drawn, f"random direction of W_E, seed {seed}", model=model.fingerprint)

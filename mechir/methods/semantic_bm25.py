@@ -1,0 +1,228 @@
+"""The semantic BM25: the score as a linear sum of IDF, soft-TF and their product over the query's tokens.
+
+Source: Lu et al. 2025 (arXiv:2502.04645, section 6), whose design has 5 positions x (1 + 2 x 13 heads) = 135 features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from scipy import stats
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics import r2_score, root_mean_squared_error
+from torch import Tensor
+
+from mechir.errors import MechirError
+from mechir.hooks import EveryLayer
+from mechir.methods.patching import all_heads
+from mechir.pairs import Batch, Encoded, Pair
+from mechir.segments import Segment
+from mechir.subspaces import Subspace
+
+FIRST = 5
+"""Query word pieces of the paper's design."""
+K1 = (0.3, 0.6, 0.9, 1.2, 1.5, 2.0, 3.0)
+B = (0.0, 0.25, 0.4, 0.5, 0.75, 1.0)
+"""The grid on which BM25 is tuned."""
+
+
+@torch.no_grad()
+def lexical_features(
+    model: Any, pairs: Sequence[Pair], direction: Subspace, *, heads: Sequence[str] = (), exponential: bool = False
+) -> pd.DataFrame:
+    """What the semantic BM25 is made of, and what BM25 is made of, for every pair.
+
+    Args:
+        model: a `HookedEncoder`.
+        pairs: whole queries.
+        direction: of IDF in the word embeddings; a token's coordinate along it stands for its IDF.
+        heads: whose masses are kept position by position, for the paper's design.
+        exponential: take exp of the coordinate, where the direction carries log IDF.
+
+    Returns:
+        One row per pair: `query_id`, `doc_id`, `grade`, `score`; `idf`, the sum over query tokens of the coordinate;
+        lists over all heads of the model: `mass`, the sum over query tokens of the weight on the document (soft-TF),
+        and `product`, of coordinate x mass. `pieces`, `tf` (lists over the query's word pieces), `length` and
+        `document` (its distinct pieces) for BM25. For queries of five pieces or more `score5`, `design5` and
+        `stale5`: the score of the query cut to its first five pieces, and the 5 x (1 + 2 heads) features of `heads`
+        there; `stale5` with the document still read from where it began before the cut and the last SEP counted to
+        it, as the published code does. NaN and empty lists for shorter queries.
+    """
+    encoded = model.encode(pairs)
+    at = {str(head): k for k, head in enumerate(all_heads(model))}
+    chosen = [at[name] for name in heads]
+    rows = [
+        {"query_id": pair.query_id, "doc_id": pair.doc_id, "grade": pair.grade, "score5": np.nan}
+        | {"design5": [], "stale5": []}
+        | _counts(encoded, place)
+        for place, pair in enumerate(encoded.pairs)
+    ]
+    for index, batch in encoded.buckets(64, model.max_tokens):
+        batch = batch.to(model.device)
+        score, along, document, _ = _masses(model, batch, direction, exponential, None)
+        for row, place in enumerate(index.tolist()):
+            query = batch.at(Segment.QUERY)[row].cpu()
+            a, m = along[row][query], document[row][query]
+            rows[place] |= {"score": float(score[row]), "idf": float(a.sum()), "mass": m.sum(0).tolist()}
+            rows[place]["product"] = (a[:, None] * m).sum(0).tolist()
+    long = [k for k, row in enumerate(rows) if len(row["pieces"]) >= FIRST]
+    if long and chosen:
+        for place, found in _first_five(model, encoded, long, direction, exponential, chosen).items():
+            rows[place] |= found
+    return pd.DataFrame(rows)
+
+
+def _counts(encoded: Encoded, place: int) -> dict[str, Any]:
+    ids, segments = encoded.ids[place], encoded.segments[place]
+    query = ids[(segments & Segment.QUERY.value) != 0]
+    document = ids[(segments & Segment.DOC.value) != 0]
+    return {
+        "pieces": query.tolist(),
+        "tf": [int((document == piece).sum()) for piece in query],
+        "length": len(document),
+        "document": sorted(set(document.tolist())),
+    }
+
+
+def _masses(
+    model: Any, batch: Batch, direction: Subspace, exponential: bool, beyond: Tensor | None
+) -> tuple[Tensor, Float[Tensor, "batch pos"], Float[Tensor, "batch pos head"], Float[Tensor, "batch pos head"]]:
+    """Scores; each token's coordinate; each reader's mass on the document, and on what `beyond` marks, of all heads."""
+    along = direction.coordinates(model.W_E[batch.input_ids].double())[..., 0].cpu()
+    marks = [batch.at(Segment.DOC), batch.at(Segment.DOC) if beyond is None else beyond]
+    kept: tuple[list[Tensor], list[Tensor]] = ([], [])
+
+    def keep(x: Tensor, hook: Any) -> None:
+        for to, mark in zip(kept, marks, strict=True):
+            to.append(torch.einsum("bhrs,bs->brh", x, mark.to(x)).double().cpu())
+
+    with model.hooks([(EveryLayer("attn.hook_pattern"), keep)]):
+        score = model(batch, last_rows="all").cpu()
+    return score, along.exp() if exponential else along, torch.cat(kept[0], 2), torch.cat(kept[1], 2)
+
+
+def _first_five(
+    model: Any, encoded: Encoded, long: Sequence[int], direction: Subspace, exponential: bool, heads: Sequence[int]
+) -> dict[int, dict[str, Any]]:
+    """The pairs with queries cut to five pieces: [CLS] q1 .. q5 [SEP] document [SEP]."""
+    kept, dropped = [], []
+    for place in long:
+        asked = np.flatnonzero((encoded.segments[place] & Segment.QUERY.value) != 0)
+        kept.append(np.delete(np.arange(len(encoded.ids[place])), asked[FIRST:]))
+        dropped.append(len(asked) - FIRST)
+
+    def of(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        return tuple(arrays[place][keep] for place, keep in zip(long, kept, strict=True))
+
+    pairs = tuple(encoded.pairs[place] for place in long)
+    cut = replace(encoded, pairs=pairs, ids=of(encoded.ids), types=of(encoded.types), segments=of(encoded.segments))
+    found: dict[int, dict[str, Any]] = {}
+    for index, batch in cut.buckets(64, model.max_tokens):
+        batch = batch.to(model.device)
+        skipped = torch.tensor([dropped[k] for k in index.tolist()], device=batch.input_ids.device)[:, None]
+        document = batch.at(Segment.DOC)
+        stale = batch.at(Segment.DOC | Segment.SEP2) & ~(document & (document.cumsum(1) <= skipped))
+        score, along, clean, wrong = _masses(model, batch, direction, exponential, stale)
+        for row, k in enumerate(index.tolist()):
+            query = batch.at(Segment.QUERY)[row].cpu()
+            a = along[row][query]
+            designs = [_design(a, mass[row][query][:, list(heads)]) for mass in (clean, wrong)]
+            found[long[k]] = {"score5": float(score[row]), "design5": designs[0], "stale5": designs[1]}
+    return found
+
+
+def _design(a: Float[Tensor, "token"], mass: Float[Tensor, "token head"]) -> list[float]:
+    return torch.cat([a[:, None], mass, a[:, None] * mass], 1).flatten().tolist()
+
+
+def bm25_scores(
+    rows: pd.DataFrame, idf: Mapping[int, float], *, k1: float, b: float, average: float
+) -> Float[np.ndarray, "pair"]:
+    """BM25: sum idf tf (k1 + 1) / (tf + k1 (1 - b + b length / average)) over the query's word pieces."""
+    norm = k1 * (1 - b + b * rows["length"].to_numpy() / average)
+    found = np.zeros(len(rows))
+    for place, (pieces, tf) in enumerate(zip(rows["pieces"], rows["tf"], strict=True)):
+        counts, values = np.asarray(tf, dtype=float), np.array([idf.get(int(piece), 0.0) for piece in pieces])
+        found[place] = (values * counts * (k1 + 1) / (counts + norm[place])).sum()
+    return found
+
+
+class Tuned(NamedTuple):
+    """BM25 scores with the k1 and b of the grid that correlate best on the training pairs."""
+
+    scores: np.ndarray
+    k1: float
+    b: float
+
+
+def tuned_bm25(rows: pd.DataFrame, idf: Mapping[int, float], target: np.ndarray, train: np.ndarray) -> Tuned:
+    """BM25 with k1 and b chosen on the training pairs, over the grid `K1` x `B`."""
+    average = float(rows.drop_duplicates("doc_id")["length"].mean())
+    candidates = [Tuned(bm25_scores(rows, idf, k1=k1, b=b, average=average), k1, b) for k1 in K1 for b in B]
+    return max(candidates, key=lambda one: _pearson(one.scores[train], target[train]))
+
+
+def fitted(features: np.ndarray, target: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """Predictions of a linear model of least squares, features standardised, fitted on the training pairs alone."""
+    mean, spread = features[train].mean(0), features[train].std(0)
+    standard = (features - mean) / np.where(spread > 0, spread, 1)
+    return np.asarray(LinearRegression().fit(standard[train], target[train]).predict(standard))
+
+
+def quality(
+    predicted: np.ndarray, target: np.ndarray, query: np.ndarray, *, draws: int = 1000, seed: int = 0
+) -> dict[str, float]:
+    """How a prediction goes with the score, over held-out pairs.
+
+    Returns:
+        `pearson` with `low` and `high` (95 %, whole queries resampled), `spearman`, `within` (mean Spearman within a
+        query, which no difference between queries helps), `r2`, `rmse` (logits), `n` pairs, `queries`. r2 and rmse are
+        of the best line through the prediction, so that BM25, which has another scale, can be compared.
+    """
+    places = [np.flatnonzero(query == one) for one in dict.fromkeys(query.tolist())]
+    generator, drawn = np.random.default_rng(seed), []
+    for _ in range(draws if len(places) > 1 else 0):
+        some = np.concatenate([places[k] for k in generator.integers(len(places), size=len(places))])
+        drawn.append(_pearson(predicted[some], target[some]))
+    low, high = np.quantile(drawn, [0.025, 0.975]) if drawn else (np.nan, np.nan)
+    inside = [
+        stats.spearmanr(predicted[here], target[here]).statistic
+        for here in places
+        if len(here) > 2 and np.ptp(predicted[here]) > 0 and np.ptp(target[here]) > 0
+    ]
+    line = np.polyval(np.polyfit(predicted, target, 1), predicted) if np.ptp(predicted) > 0 else predicted * 0
+    return {
+        "pearson": _pearson(predicted, target),
+        "low": float(low),
+        "high": float(high),
+        "spearman": float(stats.spearmanr(predicted, target).statistic) if np.ptp(predicted) > 0 else float("nan"),
+        "within": float(np.mean(inside)) if inside else float("nan"),
+        "r2": float(r2_score(target, line)),
+        "rmse": float(root_mean_squared_error(target, line)),
+        "n": float(len(target)),
+        "queries": float(len(places)),
+    }
+
+
+def _pearson(x: np.ndarray, y: np.ndarray) -> float:
+    return float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) > 0 and np.ptp(y) > 0 else 0.0
+
+
+def pooled(rows: pd.DataFrame, heads: Sequence[int], parts: str = "idf,soft_tf,product") -> np.ndarray:
+    """The pooled features of some heads: [pair, feature]; `parts` names which kinds are in.
+
+    Raises:
+        MechirError: for an unknown kind.
+    """
+    mass, product = (np.stack(rows[name].to_list())[:, list(heads)] for name in ("mass", "product"))
+    known = {"idf": rows["idf"].to_numpy()[:, None], "soft_tf": mass, "product": product}
+    unknown = [part for part in parts.split(",") if part not in known]
+    if unknown:
+        raise MechirError(f"Unknown features '{unknown[0]}': write some of {','.join(known)}.")
+    return np.concatenate([known[part] for part in parts.split(",")], 1)

@@ -1,0 +1,223 @@
+"""Soft term frequency: the attention that a query term pays to a document, against how often the document has it.
+
+Source: Lu et al. 2025 (arXiv:2502.04645, section 4.2): in matching heads the mass rises with term frequency and
+saturates, as BM25's tf / (tf + k1) does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy import optimize
+from torch import Tensor
+
+from mechir.diagnostics import Term
+from mechir.errors import MechirError
+from mechir.hooks import EveryLayer
+from mechir.methods.lexical import pieces_of
+from mechir.methods.patching import all_heads
+from mechir.pairs import Batch, Pair
+from mechir.segments import Segment
+
+COUNTS = (0, 1, 2, 3, 5, 8)
+TIMES = (1, 2, 3)
+
+
+def dosed(
+    pairs: Sequence[Pair], *, filler: str = "a", words: int = 40, seed: int = 0
+) -> Iterator[tuple[str, str, Pair]]:
+    """Each pair with one word of its query appended 0 to 8 times, and its document once to three times over.
+
+    Yields ("tf" or "length", the word, the pair). For "tf" all texts have the same number of words: `filler` stands
+    where the word does not (TFC2). For "length" the document is repeated (LNC2). Documents are cut to `words` words.
+    """
+    for pair in pairs:
+        term = Term(seed=seed)(pair)
+        text = pair.document.split()[:words]
+        for count in COUNTS:
+            appended = [*text, *[term] * count, *[filler] * (COUNTS[-1] - count)]
+            yield "tf", term, replace(pair, document=" ".join(appended), doc_id=f"{pair.doc_id}+{count}")
+        for times in TIMES:
+            yield "length", term, replace(pair, document=" ".join(text * times), doc_id=f"{pair.doc_id}x{times}")
+
+
+@torch.no_grad()
+def term_mass(model: Any, pairs: Sequence[Pair], *, filler: str = "a", words: int = 40, seed: int = 0) -> pd.DataFrame:
+    """What every head's query term pays to the document, under `dosed`.
+
+    Returns:
+        One row per head and text: `site`, `kind` ("tf", "length"), `query_id`, `doc_id`, `term`; `tf`, how often the
+        term's first word piece is in the document; `length`, the document's word pieces; `mass`, the mean over the
+        term's positions in the query of the weight on the whole document (soft-TF), and `same`, on the term's own word
+        pieces alone (0 to 1).
+    """
+    texts = list(dosed(pairs, filler=filler, words=words, seed=seed))
+    terms = {term: tuple(pieces) for term, pieces in _first_pieces(model, [term for _, term, _ in texts])}
+    encoded = model.encode([pair for _, _, pair in texts])
+    heads = [str(head) for head in all_heads(model)]
+    parts = []
+    for index, batch in encoded.buckets(64, model.max_tokens):
+        batch = batch.to(model.device)
+        pieces = [terms[texts[place][1]] for place in index]
+        readers, own = _places(batch, pieces, Segment.QUERY), _places(batch, pieces, Segment.DOC)
+        document = batch.at(Segment.DOC)
+        found = _masses(model, batch, readers, document, own)
+        first = torch.tensor([[one[0]] for one in pieces], device=batch.input_ids.device)
+        ids = pd.DataFrame(
+            {
+                "kind": [texts[place][0] for place in index],
+                "query_id": [texts[place][2].query_id for place in index],
+                "doc_id": [texts[place][2].doc_id for place in index],
+                "term": [texts[place][1] for place in index],
+                "tf": ((batch.input_ids == first) & document).sum(1).cpu().numpy(),
+                "length": document.sum(1).cpu().numpy(),
+            }
+        )
+        frame = ids.loc[ids.index.repeat(len(heads))].reset_index(drop=True)
+        frame.insert(0, "site", heads * len(ids))
+        parts.append(frame.assign(mass=found[0].flatten().numpy(), same=found[1].flatten().numpy()))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _first_pieces(model: Any, terms: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
+    listed = list(dict.fromkeys(terms))
+    yield from zip(listed, pieces_of(model, listed), strict=True)
+
+
+def _places(batch: Batch, pieces: Sequence[tuple[int, ...]], where: Segment) -> Bool[Tensor, "batch pos"]:
+    width = max(map(len, pieces))
+    padded = torch.tensor([[*one, *[one[0]] * (width - len(one))] for one in pieces], device=batch.input_ids.device)
+    return (batch.input_ids[:, :, None] == padded[:, None, :]).any(2) & batch.at(where)
+
+
+def _masses(
+    model: Any,
+    batch: Batch,
+    readers: Bool[Tensor, "batch pos"],
+    document: Bool[Tensor, "batch pos"],
+    own: Bool[Tensor, "batch pos"],
+) -> Float[Tensor, "kind batch head"]:
+    """Of all heads, layer after layer: the mass on the document and on the term's own pieces."""
+    kept: list[Tensor] = []
+    share = readers / readers.sum(1, keepdim=True).clamp(min=1)
+
+    def keep(x: Tensor, hook: Any) -> None:
+        row = torch.einsum("bhrs,br->bhs", x, share.to(x))
+        kept.append(torch.stack([torch.einsum("bhs,bs->bh", row, to.to(x)) for to in (document, own)]).cpu())
+
+    with model.hooks([(EveryLayer("attn.hook_pattern"), keep)]):
+        model(batch, last_rows="all")
+    return torch.cat(kept, 2)
+
+
+K1 = (0.01, 1000.0)
+"""Where k1 is searched."""
+
+
+def saturation(
+    tf: np.ndarray, mass: np.ndarray, query: np.ndarray, *, draws: int = 200, seed: int = 0
+) -> dict[str, float]:
+    """The curve base + size tf / (tf + k1) of least squares through the points.
+
+    Args:
+        tf: term frequency of each text.
+        mass: the mass of each.
+        query: ids; whole queries are resampled for the intervals.
+        draws: resamples.
+        seed: of them.
+
+    Returns:
+        `base`, `size`, `k1` with `k1_low` and `k1_high` (95 %, percentiles) and `r2`. A k1 at 0.01 or 1,000 is a step
+        or a straight line: no saturation is seen within these frequencies.
+
+    Raises:
+        MechirError: for fewer than three different frequencies.
+    """
+    if len(np.unique(tf)) < 3:
+        raise MechirError("A saturation curve needs three different term frequencies or more.")
+    base, size, k1 = _fit(tf, mass)
+    residual = mass - base - size * tf / (tf + k1)
+    places = [np.flatnonzero(query == one) for one in dict.fromkeys(query.tolist())]
+    generator, found = np.random.default_rng(seed), []
+    for _ in range(draws if len(places) > 1 else 0):
+        drawn = np.concatenate([places[k] for k in generator.integers(len(places), size=len(places))])
+        found.append(_fit(tf[drawn], mass[drawn])[2])
+    low, high = np.quantile(found, [0.025, 0.975]) if found else (np.nan, np.nan)
+    spread = float(np.var(mass))
+    r2 = 1 - float(np.mean(residual**2)) / spread if spread > 1e-18 * float(np.mean(mass**2)) else float("nan")
+    return {"base": base, "size": size, "k1": k1, "k1_low": float(low), "k1_high": float(high), "r2": r2}
+
+
+def _fit(tf: np.ndarray, mass: np.ndarray) -> tuple[float, float, float]:
+    """Least squares with base and size solved exactly for each k1, so only k1 is searched."""
+
+    def loss(log_k1: float) -> float:
+        return float(((mass - _linear(tf, mass, log_k1)[0]) ** 2).sum())
+
+    grid = np.linspace(np.log(K1[0]), np.log(K1[1]), 40)
+    best = int(np.argmin([loss(x) for x in grid]))
+    around = grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)]
+    found = optimize.minimize_scalar(loss, bounds=around, method="bounded", options={"xatol": 1e-6}).x
+    _, base, size = _linear(tf, mass, found)
+    return base, size, float(np.exp(found))
+
+
+def _linear(tf: np.ndarray, mass: np.ndarray, log_k1: float) -> tuple[np.ndarray, float, float]:
+    feature = tf / (tf + np.exp(log_k1))
+    centred = feature - feature.mean()
+    power = float((centred**2).sum())
+    size = float((centred * mass).sum()) / power if power > 0 else 0.0
+    base = float(mass.mean()) - size * float(feature.mean())
+    return base + size * feature, base, size
+
+
+@torch.no_grad()
+def similarity_correlation(model: Any, pairs: Sequence[Pair]) -> pd.DataFrame:
+    """How a head's attention from query tokens to document tokens goes with the likeness of their embeddings.
+
+    Returns:
+        One row per head and pair: `site`, `query_id`, `doc_id`, `r`: Pearson over all query x document cells between
+        the weight and the cosine of the two word embeddings; missing where either does not vary.
+    """
+    unit = torch.nn.functional.normalize(model.W_E.detach(), dim=1)
+    heads, parts = [str(head) for head in all_heads(model)], []
+    for _, batch in model.encode(pairs).buckets(64, model.max_tokens):
+        batch = batch.to(model.device)
+        likeness = _likeness(unit, batch.input_ids)
+        cells = batch.at(Segment.QUERY)[:, :, None] & batch.at(Segment.DOC)[:, None, :]
+        kept: list[Tensor] = []
+
+        def keep(x: Tensor, hook: Any, cells: Tensor = cells, likeness: Tensor = likeness, kept: Any = kept) -> None:
+            kept.append(_pearson(x, likeness[:, None], cells[:, None]).cpu())
+
+        with model.hooks([(EveryLayer("attn.hook_pattern"), keep)]):
+            model(batch, last_rows="all")
+        ids = pd.DataFrame([(pair.query_id, pair.doc_id) for pair in batch.pairs], columns=["query_id", "doc_id"])
+        frame = ids.loc[ids.index.repeat(len(heads))].reset_index(drop=True)
+        frame.insert(0, "site", heads * len(ids))
+        parts.append(frame.assign(r=torch.cat(kept, 1).flatten().numpy()))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _likeness(unit: Float[Tensor, "d_vocab d"], ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos pos"]:
+    found = unit[ids]
+    return found @ found.transpose(1, 2)
+
+
+def _pearson(x: Tensor, y: Tensor, cells: Bool[Tensor, "batch 1 q d"]) -> Float[Tensor, "batch head"]:
+    n = cells.sum((-1, -2)).clamp(min=1)
+    weight = cells.to(x)
+
+    def centred(of: Tensor) -> Tensor:
+        return (of - ((of * weight).sum((-1, -2)) / n)[..., None, None]) * weight
+
+    a, b = centred(x), centred(y)
+    size = (a.square().sum((-1, -2)) * b.square().sum((-1, -2))).sqrt()
+    r = (a * b).sum((-1, -2)) / size
+    return torch.where(size > 1e-12, r, torch.nan)

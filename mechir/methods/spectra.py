@@ -1,0 +1,224 @@
+"""W_QK taken apart: what a head's weights match, whether that is alignment or chance, and who prefers whom.
+
+With A = W_QK, position i looks at j with (x_i A x_j + bias terms) / sqrt(d_head). The paper prints A transposed; its
+Eq. 1 needs this order (Vast et al. 2025, arXiv:2507.14604, section 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from scipy import stats
+from torch import Tensor
+
+from mechir.errors import MechirError
+from mechir.methods.patching import all_heads, sites_of
+from mechir.methods.statistics import holm
+from mechir.pairs import Pair, progress_bar
+from mechir.segments import Segment
+from mechir.sites import Head
+from mechir.subspaces import Subspace
+
+DRAWS_PER_HEAD = 20
+VECTORS = ("q_query", "q_doc", "k_query", "k_doc")
+
+
+def qk_spectra(model: Any, *, draws: int | None = None, seed: int = 0) -> pd.DataFrame:
+    """The alignment of every head's W_QK = U S V^T, from its d_head-rank factors.
+
+    A head that looks for its own likeness has left and right singular vectors that point the same way. Directions drawn
+    at random have cosines of variance 1 / d_model, so the trace is nearly normal with standard deviation
+    ||A||_F / sqrt(d_model).
+
+    Args:
+        model: a `HookedEncoder`.
+        draws: random orthonormal frames for the ReLU variant, the same for all heads; by default 20 per head.
+        seed: of the frames.
+
+    Returns:
+        One row per head: `site`; `trace` = sum_k sigma_k u_k.v_k, the paper's statistic, which is trace(A);
+        `frobenius`; `z` = trace sqrt(d_model) / ||A||_F with `p` (two-sided, normal) and `p_holm` over all heads;
+        `relu` = sum_k sigma_k ReLU(cos(u_k, v_k)) with `p_relu` (one-sided, against the draws) and `p_relu_holm`;
+        `sigma`, the singular values, falling (a list). Positive: alike attracts alike. Heads whose queries and keys
+        share a space smaller than the stream's have larger |z| by chance: the p-values are a screen, not a verdict.
+    """
+    u, sigma, v = model.W_QK.svd()
+    cosine = (u * v).sum(-2).flatten(0, 1)
+    sigma = sigma.flatten(0, 1)
+    d_model, rank = u.shape[-2], sigma.shape[-1]
+    trace, size = (sigma * cosine).sum(-1), sigma.norm(dim=-1)
+    z = (trace * d_model**0.5 / size).cpu().numpy()
+    relu = (sigma * cosine.clamp(min=0)).sum(-1)
+    drawn = _random_cosines(d_model, rank, draws or DRAWS_PER_HEAD * len(sigma), seed).clamp(min=0).to(sigma)
+    above = (drawn @ sigma.T >= relu).sum(0).cpu().numpy()
+    p, p_relu = 2 * stats.norm.sf(np.abs(z)), (1 + above) / (1 + len(drawn))
+    return pd.DataFrame(
+        {
+            "site": [str(head) for head in all_heads(model)],
+            "trace": trace.cpu().numpy(),
+            "frobenius": size.cpu().numpy(),
+            "z": z,
+            "p": p,
+            "p_holm": holm(p),
+            "relu": relu.cpu().numpy(),
+            "p_relu": p_relu,
+            "p_relu_holm": holm(p_relu),
+            "sigma": list(sigma.cpu().numpy()),
+        }
+    )
+
+
+def _random_cosines(d: int, rank: int, draws: int, seed: int) -> Float[Tensor, "draw rank"]:
+    """u_k.v_k of two random orthonormal frames: one may as well be the axes, then it is a diagonal of the other."""
+    generator, found = torch.Generator().manual_seed(seed), []
+    for n in np.diff(np.unique([*range(0, draws, 64), draws])).tolist():
+        frames, upper = torch.linalg.qr(torch.randn(n, d, rank, generator=generator))
+        signs = upper.diagonal(dim1=-2, dim2=-1).sign()
+        found.append(frames[:, :rank].diagonal(dim1=-2, dim2=-1) * signs)
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def head_inputs(
+    model: Any, pairs: Sequence[Pair], *, max_length: int | None = None, progress: bool | None = None
+) -> pd.DataFrame:
+    """What every head asks for and offers, as means over each query's pairs of one grade.
+
+    Returns:
+        One row per query, grade and head: `query_id`, `grade`, `n` pairs, `site`, and as lists of d_head numbers,
+        biases included, `q_query`, `q_doc`, `k_query`, `k_doc`: the mean query (q) or key (k) over the query's or the
+        document's tokens, a pair's mean first. As q and k are linear in the residual stream, these are the q and k of
+        the mean inputs.
+    """
+    groups = {key: place for place, key in enumerate(dict.fromkeys((pair.query_id, pair.grade) for pair in pairs))}
+    c = model.cfg
+    sums = torch.zeros(len(VECTORS), len(groups), c.n_layers, c.n_heads, c.d_head, dtype=torch.float64)
+    with progress_bar(len(pairs), progress) as bar:
+        for _, batch in model.encode(pairs, max_length).buckets(64, model.max_tokens):
+            batch = batch.to(model.device)
+            group = torch.tensor([groups[pair.query_id, pair.grade] for pair in batch.pairs])
+            members = [batch.at(segment).to(model.dtype) for segment in (Segment.QUERY, Segment.DOC)]
+            shares = torch.stack([member / member.sum(1, keepdim=True) for member in members])
+
+            def keep(x: Tensor, hook: Any, group: Tensor = group, shares: Tensor = shares) -> None:
+                first = 0 if hook.name.endswith("q") else 2
+                means = torch.einsum("sbp,bphe->sbhe", shares, x).double().cpu()
+                for which in (0, 1):
+                    sums[first + which, :, int(hook.name.split(".")[1])].index_add_(0, group, means[which])
+
+            with model.hooks([(_q_or_k, keep)]):
+                model(batch, stop_at_layer=c.n_layers)
+            bar.update(len(batch))
+    counts = np.bincount([groups[pair.query_id, pair.grade] for pair in pairs])
+    heads = [str(head) for head in all_heads(model)]
+    ids = pd.DataFrame(list(groups), columns=["query_id", "grade"]).assign(n=counts)
+    frame = ids.loc[ids.index.repeat(len(heads))].reset_index(drop=True).assign(site=heads * len(groups))
+    means = sums.flatten(2, 3).numpy() / counts[:, None, None]
+    return frame.assign(**{name: list(x.reshape(-1, c.d_head)) for name, x in zip(VECTORS, means, strict=True)})
+
+
+def _q_or_k(name: str) -> bool:
+    return name.endswith(("attn.hook_q", "attn.hook_k"))
+
+
+def preferences(model: Any, inputs: pd.DataFrame, *, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """Whom the mean query and the mean document look at, from `head_inputs`.
+
+    Queries count alike, and within a query its grades.
+
+    Returns:
+        One row per head: `site`; `queries`; `axis` = q A d - d A d, the vertical axis of the paper's Figure 2, without
+        biases and not scaled; it compares two readers, whom the softmax never compares. `query_prefers_doc` =
+        (q A d - q A q) / sqrt(d_head) and `doc_prefers_query` = (d A q - d A d) / sqrt(d_head), with biases: the same
+        reader, two sources, in logits of attention. Each with `_low` and `_high`, the 95 % interval over queries
+        (percentiles, whole queries resampled `draws` times). Positive: the other text is preferred.
+    """
+    queries = list(dict.fromkeys(inputs["query_id"]))
+    drawn = np.random.default_rng(seed).multinomial(len(queries), np.full(len(queries), 1 / len(queries)), size=draws)
+    weights = np.vstack([np.ones(len(queries)), drawn]) / len(queries)
+    scale, rows = model.cfg.d_head**0.5, []
+    for site, part in inputs.groupby("site", sort=False):
+        (head,) = heads_of(model, str(site))
+        b_k = model.b_K[head.layer, head.head].double().cpu().numpy()
+        place = part["query_id"].map({query: k for k, query in enumerate(queries)}).to_numpy()
+        grades = np.bincount(place)
+        q_query, q_doc, k_query, k_doc = (
+            weights @ _per_query(np.stack(part[name].to_list()), place, grades) for name in VECTORS
+        )
+        told = {
+            "axis": ((q_query - q_doc) * (k_doc - b_k)).sum(1),
+            "query_prefers_doc": (q_query * (k_doc - k_query)).sum(1) / scale,
+            "doc_prefers_query": (q_doc * (k_query - k_doc)).sum(1) / scale,
+        }
+        line: dict[str, Any] = {"site": site, "queries": len(queries)}
+        for name, values in told.items():
+            low, high = np.quantile(values[1:], [0.025, 0.975])
+            line |= {name: values[0], f"{name}_low": low, f"{name}_high": high}
+        rows.append(line)
+    return pd.DataFrame(rows)
+
+
+def _per_query(vectors: np.ndarray, place: np.ndarray, grades: np.ndarray) -> np.ndarray:
+    sums = np.zeros((len(grades), vectors.shape[1]))
+    np.add.at(sums, place, vectors)
+    return sums / grades[:, None]
+
+
+def aligned(model: Any, head: Head | str, k: int = 4) -> Subspace:
+    """The k directions along which a head most looks for its own likeness, as its q sees them.
+
+    Those singular vectors u of W_QK with the largest sigma u.v; for `Project(Head(l, h, "q"), ...)`, which then takes
+    u^T x out of what the head's queries see of the residual stream x, and no other head's.
+
+    Raises:
+        MechirError: for what is no head of this model, or more directions than it has.
+    """
+    u, sigma, v = _svd(model, head, k)
+    order = (sigma * (u * v).sum(0)).argsort(descending=True)[:k]
+    return _seen_by_q(model, head, u[:, order], f"the {k} most aligned directions of {head}")
+
+
+def random_directions(model: Any, head: Head | str, k: int = 4, *, seed: int = 0) -> Subspace:
+    """K random orthonormal directions among those that a head's queries see: the control of `aligned`."""
+    u, _, _ = _svd(model, head, k)
+    drawn = torch.randn(u.shape[1], k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    frame = u @ torch.linalg.qr(drawn)[0].to(u)
+    return _seen_by_q(model, head, frame, f"{k} random directions of {head}, seed {seed}")
+
+
+def heads_of(model: Any, heads: Any) -> list[Head]:
+    """The heads as values, checked against the model.
+
+    Raises:
+        MechirError: for what is no head, or none of this model's.
+    """
+    listed = sites_of(model, heads)
+    for site in listed:
+        if not isinstance(site, Head):
+            raise MechirError(f"'{site}' has no queries: write heads, such as h8.1.")
+    return listed
+
+
+def _svd(model: Any, head: Head | str, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    (site,) = heads_of(model, head)
+    if not 1 <= k <= model.cfg.d_head:
+        raise MechirError(f"k={k} is out of range: a head has 1-{model.cfg.d_head} directions.")
+    found = model.W_QK[site.layer, site.head].svd()
+    return found[0], found[1], found[2]
+
+
+def _seen_by_q(model: Any, head: Head | str, u: Float[Tensor, "d_model k"], recipe: str) -> Subspace:
+    """The oblique projector in the head's own space that removes u^T x from q = x W_Q + b_Q.
+
+    u lies in the span of W_Q's columns, so u^T x = pinv(W_Q) u applied to q - b_Q; what it adds to q is W_Q^T u.
+    """
+    (site,) = heads_of(model, head)
+    w = model.W_Q[site.layer, site.head].double()
+    read, write = (torch.linalg.pinv(w) @ u).T, u.T @ w
+    offset = model.b_Q[site.layer, site.head].double()
+    return Subspace(recipe, read.contiguous(), write.contiguous(), offset, model.fingerprint)

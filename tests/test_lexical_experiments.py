@@ -1,0 +1,100 @@
+"""The experiments on IDF, soft-TF and the semantic BM25, end to end on a toy collection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import mechir as mi
+from mechir import experiment
+from mechir.encoder import HookedEncoder
+from mechir.errors import MechirError
+from mechir.experiment import Pool
+from tests.models import TOY, TOY_MODEL
+
+QUICK = {
+    "lu2025/idf_direction": {"vectors": 5},
+    "lu2025/idf_edit": {"factors": "1,3", "draws": 2, "per_query": 1, "top": 2},
+    "lu2025/soft_tf": {"per_query": 1, "top": 2},
+    "lu2025/semantic_bm25": {"top": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def toy() -> HookedEncoder:
+    return mi.load(TOY_MODEL)
+
+
+@pytest.fixture(scope="module")
+def summaries(toy: HookedEncoder, tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
+    registry, found = tmp_path_factory.mktemp("registry"), {}
+    for name, options in QUICK.items():
+        stored = experiment.run(name, toy, mi.collection(TOY), pool=Pool(per_grade=4), registry=registry, **options)
+        assert (stored.path / "chart.png").is_file() and (stored.path / "chart.html").is_file()
+        assert experiment.run(name, toy, mi.collection(TOY), pool=Pool(per_grade=4), registry=registry, **options)
+        found[name] = stored.summary
+    return found
+
+
+def test_idf_direction_has_every_vector_and_the_norm(summaries: dict[str, pd.DataFrame]) -> None:
+    found = summaries["lu2025/idf_direction"]
+    assert found["vector"].tolist() == ["0", "1", "2", "3", "4", "norm"] and found["n"].nunique() == 1
+
+
+def test_idf_edit_has_every_dose(summaries: dict[str, pd.DataFrame]) -> None:
+    found = summaries["lu2025/idf_edit"]
+    sizes = found.groupby(["measure", "along"]).size()
+    assert sizes.to_dict() == {
+        (what, along): n
+        for what in ("score", "attention")
+        for along, n in (("direction", 4), ("row", 4), ("random", 2))
+    }
+    row = found[(found["along"] == "row") & (found["factor"] == 1)]
+    assert (row["estimate"].abs() < 1e-6).all()  # the whole row times one is no edit
+    assert (found["low"] <= found["estimate"]).all() and (found["estimate"] <= found["high"]).all()
+    assert (found["queries"] == 4).all()  # two of six queries found the heads
+
+
+def test_soft_tf_has_every_head_and_two_curves(summaries: dict[str, pd.DataFrame], toy: HookedEncoder) -> None:
+    found = summaries["lu2025/soft_tf"]
+    heads = found[found["site"].str.match(r"h\d")]
+    assert len(heads) == toy.cfg.n_layers * toy.cfg.n_heads and (heads["heads"] == "matching").sum() == 2
+    assert found[found["site"] == "mass"].groupby("heads")["count"].apply(list).map(len).to_dict() == {
+        "matching": 6,
+        "other": 6,
+    }
+    assert set(found.loc[found["site"] == "mean", "heads"]) == {"matching", "other"}
+
+
+def test_semantic_bm25_has_its_ablations_and_baselines(summaries: dict[str, pd.DataFrame]) -> None:
+    found = summaries["lu2025/semantic_bm25"].set_index("model")
+    expected = {
+        "semantic BM25",
+        "IDF only",
+        "soft-TF only",
+        "random heads",
+        "random features",
+        "BM25 tuned",
+        "TF",
+        "IDF",
+    }
+    assert expected <= set(found.index)
+    assert found.loc["semantic BM25", "features"] == 5 and found.loc["soft-TF only", "features"] == 2
+    assert found.loc["BM25 tuned", "note"].startswith("k1 ")
+    assert (found.loc[["semantic BM25", "BM25 tuned"], "queries"] == 2).all()  # every third of six
+
+
+@pytest.mark.parametrize("name", ["lu2025/idf_edit", "lu2025/soft_tf"])
+def test_one_query_is_too_few(toy: HookedEncoder, tmp_path: Path, name: str) -> None:
+    with pytest.raises(MechirError, match=r"One query cannot both find the .*heads and test them: take more"):
+        experiment.run(name, toy, mi.collection(TOY), pool=Pool(limit_queries=1), registry=tmp_path, **QUICK[name])
+
+
+def test_named_heads_leave_every_query(toy: HookedEncoder, tmp_path: Path) -> None:
+    options = QUICK["lu2025/idf_edit"] | {"heads": "h1.0", "vector": 2}
+    stored = experiment.run(
+        "lu2025/idf_edit", toy, mi.collection(TOY), pool=Pool(per_grade=1), registry=tmp_path, **options
+    )
+    assert stored.record["identity"]["options"]["vector"] == 2 and (stored.summary["queries"] == 6).all()

@@ -1,0 +1,148 @@
+"""The experiments of Vast et al. on attention and weights, end to end: rows, summary, chart, and the planted verdict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import mechir as mi
+from mechir import experiment, planted
+from mechir.collection import Collection
+from mechir.encoder import HookedEncoder
+from mechir.experiment import Pool
+from mechir.methods import matching
+from tests.models import TOY, TOY_MODEL, graded
+
+NAMES = {
+    "vast2025/attention_contrast": {},
+    "vast2025/qk_svd": {},
+    "vast2025/qk_projection": {"strongest": 3, "others": 2, "k": 3, "draws": 3},
+}
+POOL = Pool(per_grade=2, easy_negatives=2)
+LOOK_ALIKE = {"h0.0", "h1.2", "h2.3"}
+"""Planted: head 1.2, and the two traps that have its queries and keys."""
+
+
+@pytest.fixture(scope="module")
+def toy() -> HookedEncoder:
+    return mi.load(TOY_MODEL)
+
+
+@pytest.fixture(scope="module")
+def model() -> planted.PlantedEncoder:
+    return planted.bm25(c=3.0, seed=3)
+
+
+@pytest.fixture(scope="module")
+def planted_collection(model: planted.PlantedEncoder, tmp_path_factory: pytest.TempPathFactory) -> Collection:
+    """Planted pairs with the grades 3, 0 and 1 as files."""
+    folder = tmp_path_factory.mktemp("planted")
+    pairs = graded(model, 12, 1)
+    queries = {pair.query_id: pair.query for pair in pairs}
+    (folder / "queries.tsv").write_text("".join(f"{key}\t{text}\n" for key, text in queries.items()))
+    (folder / "docs.tsv").write_text("".join(f"{pair.doc_id}\t{pair.document}\n" for pair in pairs))
+    (folder / "qrels.txt").write_text("".join(f"{pair.query_id} 0 {pair.doc_id} {pair.grade}\n" for pair in pairs))
+    return mi.collection(folder)
+
+
+@pytest.fixture
+def cheap_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matching, "bootstrap_mean", lambda column: (column.min(), column.max()))
+
+
+@pytest.mark.usefixtures("cheap_intervals")
+@pytest.mark.parametrize("name", NAMES)
+def test_each_runs_in_units_and_draws(
+    toy: HookedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    collection, module = mi.collection(TOY), experiment.load_experiment(name)
+    monkeypatch.setattr(experiment, "UNIT", 1)
+    stored = experiment.run(name, toy, collection, pool=POOL, registry=tmp_path, **NAMES[name])
+    assert len(stored.done()) == 6 and len(stored.summary) > 1 and (stored.path / "chart.html").is_file()
+    assert (stored.path / "chart.png").read_bytes().startswith(b"\x89PNG")
+    whole = module.measure(toy, POOL.pairs(collection), **NAMES[name])
+    keys = [key for key in ("site", "directions", "direction", "query_id", "doc_id", "grade") if key in whole]
+    numbers = [key for key in whole if key not in keys and whole[key].dtype.kind == "f"]
+    both = [rows.set_index(keys)[numbers].sort_index() for rows in (stored.rows, whole)]
+    pd.testing.assert_frame_equal(*both, atol=1e-5)
+    estimated = experiment.estimate(name, toy, POOL.pairs(collection), **NAMES[name])
+    assert estimated["pairs"] == 60 and estimated["forwards"] >= 60
+
+
+@pytest.mark.usefixtures("cheap_intervals")
+def test_attention_contrast_ranks_on_other_queries_than_it_measures(
+    model: planted.PlantedEncoder, planted_collection: Collection, tmp_path: Path
+) -> None:
+    stored = experiment.run("vast2025/attention_contrast", model, planted_collection, registry=tmp_path, weak=1)
+    summary = stored.summary
+    heads = summary[(summary["direction"] == "query<-doc") & (summary["contrast"] == "relevant - weak")]
+    heads = heads.set_index("site")
+    assert len(heads) == 16 and sorted(heads["rank_train"]) == list(range(1, 17))
+    assert set(heads.index[heads["rank_train"] <= 3]) == set(heads["estimate"].nlargest(3).index) == LOOK_ALIKE
+    assert set(heads.index[heads["p_max"] < 0.05]) >= LOOK_ALIKE  # two false positives among them
+    assert (heads["queries"] == 6).all()
+    held_out = list(dict.fromkeys(stored.rows["query_id"]))[1::2]
+    rows = stored.rows[(stored.rows["site"] == "h1.2") & (stored.rows["direction"] == "query<-doc")]
+    wide = rows[rows["query_id"].isin(held_out)].pivot(index="query_id", columns="grade", values="mean_max")
+    assert heads.loc["h1.2", "estimate"] == pytest.approx((wide[3] - wide[1]).mean())
+    layers = summary[summary["site"].str.startswith("attn")]
+    assert len(layers) == 4 * 25 and (layers["queries"] == 12).all()
+    readers = layers.groupby(["site", layers["direction"].str.split("<-").str[0]])["estimate"].sum()
+    np.testing.assert_allclose(readers, 1, atol=1e-5)
+    assert (layers["low"] <= layers["estimate"]).all() and (layers["estimate"] <= layers["high"]).all()
+
+
+@pytest.mark.usefixtures("cheap_intervals")
+def test_qk_svd_sets_the_weights_against_the_attention(
+    model: planted.PlantedEncoder, planted_collection: Collection, tmp_path: Path
+) -> None:
+    stored = experiment.run("vast2025/qk_svd", model, planted_collection, registry=tmp_path, weak=1)
+    summary = stored.summary.set_index("site")
+    assert len(summary) == 16 and "sigma" not in summary
+    for column in ("trace", "z", "relu", "contrast", "query_prefers_doc"):
+        assert set(summary[column].nlargest(3).index) == LOOK_ALIKE, column
+    assert (summary["contrast_low"] <= summary["contrast"]).all()
+    assert np.isnan(summary.loc["h3.1", "z"]) and summary.loc["h1.2", "p_max"] < 0.05
+    assert summary.loc["h1.2", "query_prefers_doc_low"] > 10
+
+
+def test_qk_projection_clears_the_traps(
+    model: planted.PlantedEncoder, planted_collection: Collection, tmp_path: Path
+) -> None:
+    pool = Pool(limit_queries=4)
+    options = {"strongest": 5, "others": 3, "k": 8, "draws": 4}
+    stored = experiment.run(
+        "vast2025/qk_projection", model, planted_collection, pool=pool, registry=tmp_path, **options
+    )
+    summary, rows = stored.summary.set_index("site"), stored.rows
+    assert summary["chosen"].tolist() == ["aligned"] * 5 + ["random"] * 3 and (summary["queries"] == 4).all()
+    assert set(summary.index[:5]) > LOOK_ALIKE and "h3.1" not in summary.index
+    others = summary.drop("h1.2")
+    assert summary.loc["h1.2", "score_aligned"] > 10 * others["score_aligned"].max()
+    assert summary.loc["h1.2", "score_low"] > 10 * others["score_high"].max()
+    assert (summary.loc[list(LOOK_ALIKE), "attention_high"] < 0).all()  # the pattern alone cannot tell them apart
+    part = rows[rows["site"] == "h1.2"].assign(size=lambda found: found["score_change"].abs())
+    table = part.groupby(["directions", "query_id"])["size"].mean().groupby("directions").mean()
+    random = table.drop("aligned")
+    assert len(random) == 4 and summary.loc["h1.2", "score_random"] == pytest.approx(random.mean())
+    assert summary.loc["h1.2", "score_aligned"] == pytest.approx(table["aligned"])
+    assert summary.loc["h1.2", "score_random_max"] == pytest.approx(random.max())
+    assert summary.loc["h1.2", "score_p"] == pytest.approx((1 + (random >= table["aligned"]).sum()) / 5)
+    assert (summary["attention_p"] >= 1 / 5).all() and (summary["score_p_holm"] >= summary["score_p"]).all()
+
+
+def test_qk_projection_takes_so_many_pairs_of_a_query_and_grade(toy: HookedEncoder) -> None:
+    measure = experiment.load_experiment("vast2025/qk_projection").measure
+    pairs = POOL.pairs(mi.collection(TOY))
+    for per_grade in (1, 2):
+        rows = measure(toy, pairs, strongest=1, others=1, k=2, draws=1, per_grade=per_grade)
+        assert len(rows) == 2 * 2 * 6 * 5 * per_grade
+        assert (rows.groupby(["site", "directions", "query_id", "grade"]).size() == per_grade).all()
+    drawn = [
+        measure(toy, pairs[:2], strongest=2, others=3, draws=0, seed=seed)["site"].unique().tolist()
+        for seed in (0, 0, 1)
+    ]
+    assert drawn[0] == drawn[1] and len(drawn[0]) == 5 and drawn[0][:2] == drawn[2][:2]
