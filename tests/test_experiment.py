@@ -186,6 +186,7 @@ def start(registry: Path) -> subprocess.Popen[str]:
             *("--model", str(TOY_MODEL), "--collection", str(TOY)),
         ],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it for jobs in the background
     )  # fmt: skip
 
 

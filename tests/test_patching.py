@@ -119,6 +119,39 @@ def test_the_places_of_a_partition_are_each_position_once(tiny: HookedEncoder) -
     assert np.allclose(rest["effect"], 0, atol=3e-6)
 
 
+@torch.no_grad()
+def test_of_a_pattern_the_positions_are_readers(tiny: HookedEncoder) -> None:
+    for site in ("h1.2.pattern", "attn1.pattern"):
+        rows = patching.patch(tiny, CONTRASTS, site, at="query").set_index("doc_id")
+        for contrast in CONTRASTS:
+            name = mi.parse_site(site).hook
+            donor = tiny.run_with_cache(contrast.donor, names_filter=name)[1][name]
+            readers = tiny.batch(contrast.base).at(mi.Segment.QUERY)[0]
+            heads = slice(2, 3) if site.startswith("h") else slice(None)
+
+            def write(
+                x: torch.Tensor, hook: object, to: tuple = (readers, heads), new: torch.Tensor = donor
+            ) -> torch.Tensor:
+                out = x.clone()
+                out[0, to[1], to[0]] = new[0, to[1], to[0]]
+                return out
+
+            expected = float(tiny.run_with_hooks(contrast.base, fwd_hooks=[(name, write)]))
+            assert rows.loc[contrast.doc_id, "patched"] == pytest.approx(expected, abs=1e-5)
+    assert rows["effect"].abs().max() > 1e-3
+
+
+def test_rows_come_site_by_site_in_the_order_given(tiny: HookedEncoder) -> None:
+    contrasts = CONTRASTS[::-1]
+    rows = patching.patch(tiny, contrasts, ["h2.1", "mlp0", "h1.3"], at=["doc", "query"], max_rows=2)
+    assert list(zip(rows["site"], rows["at"], rows["doc_id"], strict=True)) == [
+        (site, at, contrast.doc_id)
+        for site in ("h2.1", "mlp0", "h1.3")
+        for at in ("doc", "query")
+        for contrast in contrasts
+    ]
+
+
 def test_a_role_that_a_pair_lacks_has_no_row(tiny: HookedEncoder) -> None:
     rows = patching.patch(tiny, CONTRASTS, "h1.2", at="role")
     encoded = encode_contrasts(tiny, CONTRASTS)
@@ -178,8 +211,8 @@ def mean_effects(rows: pd.DataFrame) -> pd.Series:
     ("sites", "at", "message"),
     [
         ("h9.1", "all", r"Layer 9 is out of range in 'blocks.9.attn.hook_z': the model has layers 0-2"),
-        ("h1.7", "all", r"Head 7 is out of range: layer 1 has heads 0-3"),
-        ("n1.99", "all", r"Neuron 99 is out of range: layer 1 has neurons 0-47"),
+        ("h1.4", "all", r"Head 4 is out of range: layer 1 has heads 0-3"),
+        ("n1.48", "all", r"Neuron 48 is out of range: layer 1 has neurons 0-47"),
         ("h1", "all", r"Cannot read 'h1' as a site"),
         ("h1.2.w", "all", r"Head has no part 'w': it has z, q, k, v, pattern, result"),
         ("mlp1.pre", "all", r"Mlp has no part 'pre': it has out, post, in"),

@@ -72,6 +72,7 @@ def chart(summary: pd.DataFrame) -> Any:
     heads = summary[summary["direction"].isin(SIDES) & summary["site"].str.startswith("h")]
     wide = heads.pivot(index=["direction", "site", "label", "rank_train"], columns="contrast", values="estimate")
     wide = wide.reset_index().assign(named=lambda found: found["rank_train"] <= STRONGEST)
+    wide = wide.sort_values("direction", key=lambda column: column.map(SIDES.index))
     points = charts.scatter(
         wide,
         "hard - weak",

@@ -16,8 +16,8 @@ from mechir.methods.spectra import VECTORS, head_inputs, preferences, qk_spectra
 from mechir.pairs import Pair
 from mechir.views import charts
 
-LABELLED = 12
-"""Heads named in the chart: those with the largest |z|."""
+LABELLED = 6
+"""Heads named in the chart: so many with the largest |z|, and so many with the largest contrast."""
 
 
 def cost(model: Any, **options: Any) -> float:
@@ -57,7 +57,8 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame, model: Any) -> pd.DataFr
 
 def chart(summary: pd.DataFrame) -> Any:
     """The paper's figure, and the same with the contrast of sources that the softmax sees."""
-    named = summary["z"].abs().rank(ascending=False) <= LABELLED
+    strong = [summary[name].abs().rank(ascending=False) <= LABELLED for name in ("z", "contrast")]
+    named = strong[0] | strong[1]
     axes = {"q A d - d A d (paper)": "axis", "(q A d - q A q) / sqrt d_head": "query_prefers_doc"}
     panels = [summary.assign(named=named, prefers=summary[column], panel=title) for title, column in axes.items()]
     return charts.stacked(

@@ -1,0 +1,112 @@
+"""Time and memory of the attention contrast and the spectra, as ratios inside one run; prints a table in Markdown.
+
+Run: python scripts/bench_attention.py --model DIR --collection DIR [--pairs 1000] [--large 10000] [--rounds 3]
+
+The contrast reduces every pattern on the fly, so it should cost little more than scoring the same pairs, in time and in
+peak memory, however many there are. Peak memory is that of a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import torch
+import transformers
+from bench_engine import alternate
+
+import mechir as mi
+from mechir.encoder import HookedEncoder
+from mechir.encoder.families import FAMILIES
+from mechir.methods.matching import attention_by_grade
+from mechir.methods.spectra import qk_spectra
+
+
+def main() -> None:
+    arguments = _arguments()
+    if arguments.peak:
+        print(json.dumps(peak(arguments)))
+        return
+    model = mi.load(arguments.model, device=arguments.device)
+    machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {model.device}"
+    print(f"{machine}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}\n")
+    print("| what | ours | other | ratio or value | wanted |\n|---|---|---|---|---|")
+    for bench in (
+        lambda: contrast(model, arguments),
+        lambda: memory(arguments, arguments.pairs),
+        *((lambda: memory(arguments, arguments.large),) if arguments.large else ()),
+        spectra,
+    ):
+        print(f"| {' | '.join(bench())} |", flush=True)
+
+
+def drawn(collection: str, n: int) -> list[mi.Pair]:
+    """So many pairs drawn once, repeated where the collection has fewer."""
+    pairs = mi.collection(collection).pairs(easy_negatives=10)
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0)).tolist()
+    return [pairs[order[k % len(order)]] for k in range(n)]
+
+
+def contrast(model: HookedEncoder, arguments: argparse.Namespace) -> tuple[str, ...]:
+    pairs = drawn(arguments.collection, arguments.pairs)
+    ours, other = alternate(lambda: attention_by_grade(model, pairs), lambda: model.score(pairs), arguments.rounds)
+    what = f"contrast / plain scoring, {len(pairs)} pairs"
+    return (what, f"{ours:.2f} s", f"{other:.2f} s", f"{ours / other:.2f}", "<= 1.6")
+
+
+def memory(arguments: argparse.Namespace, n: int) -> tuple[str, ...]:
+    found = []
+    for side in ("contrast", "score"):
+        command = [sys.executable, __file__, *sys.argv[1:], "--peak", side, "--pairs", str(n)]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        found.append(float(json.loads(printed)["gb"]))
+    ours, other = found
+    what = f"peak memory, contrast / plain scoring, {n} pairs"
+    return (what, f"{ours:.2f} GB", f"{other:.2f} GB", f"{ours / other:.2f}", "<= 1.3")
+
+
+def peak(arguments: argparse.Namespace) -> dict[str, float]:
+    """Peak resident memory of this process after one side."""
+    model = mi.load(arguments.model, device=arguments.device)
+    pairs = drawn(arguments.collection, arguments.pairs)
+    if arguments.peak == "contrast":
+        attention_by_grade(model, pairs)
+    else:
+        model.score(pairs)
+    return {"gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+
+
+def spectra() -> tuple[str, ...]:
+    """All heads of a model of BERT-base's shape, random weights."""
+    torch.manual_seed(0)
+    config = transformers.BertConfig(vocab_size=100, num_labels=1)
+    hf = transformers.BertForSequenceClassification(config)
+    model = HookedEncoder(hf, None, FAMILIES["bert"])
+    start = time.perf_counter()
+    rows: Sequence[object] = qk_spectra(model)["site"].tolist()
+    seconds = time.perf_counter() - start
+    return (f"spectra of {len(rows)} heads, BERT-base's shape", f"{seconds:.1f} s", "", f"{seconds:.1f} s", "<= 20 s")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--collection", required=True)
+    parser.add_argument("--device")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=1000)
+    parser.add_argument("--large", type=int, default=0, help="peak memory at so many pairs as well, e.g. 10000")
+    parser.add_argument("--peak", choices=["contrast", "score"], help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    main()
