@@ -230,7 +230,7 @@ def test_queries_without_both_grades_and_rows_of_layers_do_not_count() -> None:
         (4, [], {}, {"measure": "most"}, "Unknown measure 'most': write one of mean_max, max, mass, entropy, identical."),
         (4, [-1], {}, {}, "No pair has the grade -1 (weak): the grades are [0, 3]; add --easy-negatives 10."),
         (4, [], {"relevant": 2}, {}, "No pair has the grade 2 (relevant): the grades are [-1, 0, 3]; write --relevant with another."),
-        (1, [], {}, {}, "1 queries have pairs of grade 3 and -1: take more."),
+        (1, [], {}, {}, "Queries with pairs of grade 3 and of grade -1: 1; take 2 or more."),
     ],
 )  # fmt: skip
 def test_what_cannot_be_compared_is_refused(

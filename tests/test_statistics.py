@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mechir.methods.statistics import bootstrap_mean, compare, holm, sign_flips, simultaneous
+from mechir.methods.statistics import bootstrap_mean, compare, holm, overlap, sign_flips, simultaneous
 
 
 def test_the_interval_covers_the_mean_about_as_often_as_it_says() -> None:
@@ -93,3 +93,13 @@ def test_degenerate_columns_of_simultaneous_intervals() -> None:
     np.testing.assert_allclose(high[:2], [0.1, 0], atol=1e-15)
     np.testing.assert_allclose((low[2], high[2]), np.ravel(simultaneous(spread[:, None])))
     np.testing.assert_array_equal(simultaneous(np.array([[0.5, 1.0], [0.5, 2.0]])), [[0.5, -np.inf], [0.5, np.inf]])
+
+
+def test_overlap_is_against_chance() -> None:
+    first, second = [f"h{k}" for k in range(10)], [f"h{k}" for k in range(6, 16)]
+    found = overlap(first, second, 72)
+    assert found.shared == 4 and found.expected == pytest.approx(100 / 72)
+    rng = np.random.default_rng(0)
+    drawn = [len(set(rng.permutation(72)[:10]) & set(range(10))) >= 4 for _ in range(4000)]
+    assert found.p == pytest.approx(np.mean(drawn), abs=0.015)
+    assert overlap(first, ["x"], 72).p == 1

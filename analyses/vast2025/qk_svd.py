@@ -13,9 +13,11 @@ import pandas as pd
 
 from mechir.methods.matching import attention_by_grade, compare_grades
 from mechir.methods.spectra import VECTORS, head_inputs, preferences, qk_spectra
+from mechir.methods.statistics import overlap
 from mechir.pairs import Pair
 from mechir.views import charts
 
+STRONGEST = 10
 LABELLED = 6
 """Heads named in the chart: so many with the largest |z|, and so many with the largest contrast."""
 
@@ -57,6 +59,12 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame, model: Any) -> pd.DataFr
 
 def chart(summary: pd.DataFrame) -> Any:
     """The paper's figure, and the same with the contrast of sources that the softmax sees."""
+    n = min(STRONGEST, len(summary))
+    aligned, contrasted = (summary.nlargest(n, name)["site"].tolist() for name in ("z", "contrast"))
+    both = overlap(aligned, contrasted, len(summary))
+    said = (
+        f"the {n} most aligned and the {n} of the largest contrast share {both.shared}, by chance {both.expected:.1f}"
+    )
     strong = [summary[name].abs().rank(ascending=False) <= LABELLED for name in ("z", "contrast")]
     named = strong[0] | strong[1]
     axes = {"q A d - d A d (paper)": "axis", "(q A d - q A q) / sqrt d_head": "query_prefers_doc"}
@@ -69,7 +77,7 @@ def chart(summary: pd.DataFrame) -> Any:
                 "prefers",
                 "contrast",
                 title=f"Alignment of W_QK and whom the query prefers: {panel['panel'].iloc[0]}",
-                subtitle="colour: attention to the document, relevant - easy negatives",
+                subtitle=f"colour: attention to the document, relevant - weak; {said} (p = {both.p:.2g})",
                 label="site",
                 named="named",
             )

@@ -207,10 +207,9 @@ def compare_grades(
         values = part.pivot(index="query_id", columns=["grade", "site"], values=measure)
         for high, low in CONTRASTS:
             differences = (values[grades[high]] - values[grades[low]]).dropna()[part["site"].unique()]
-            if len(differences) < 2:
-                raise MechirError(
-                    f"{len(differences)} queries have pairs of grade {grades[high]} and {grades[low]}: take more."
-                )
+            if (n := len(differences)) < 2:
+                both = f"grade {grades[high]} and of grade {grades[low]}"
+                raise MechirError(f"Queries with pairs of {both}: {n}; take 2 or more.")
             parts.append(_compared(differences, delta).assign(direction=side, contrast=f"{high} - {low}"))
     found = _labelled(pd.concat(parts, ignore_index=True))
     first = ["direction", "site", "contrast", "label"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -91,6 +91,23 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     if known.any():
         corrected[known] = multipletests(p_values[known], method="holm")[1]
     return corrected
+
+
+class Overlap(NamedTuple):
+    """How many things two choices out of `n` share, how many two random choices would, and the chance of as many."""
+
+    shared: int
+    expected: float
+    p: float
+    n: int
+
+
+def overlap(first: Iterable[str], second: Iterable[str], n: int) -> Overlap:
+    """The intersection of two choices out of n things against chance (hypergeometric, one-sided)."""
+    one, other = set(first), set(second)
+    shared = len(one & other)
+    chance = stats.hypergeom(n, len(one), len(other))
+    return Overlap(shared, len(one) * len(other) / n, float(chance.sf(shared - 1)), n)
 
 
 def spearman(x: np.ndarray, y: np.ndarray, query: np.ndarray, *, seed: int = 0) -> tuple[float, float, float]:
