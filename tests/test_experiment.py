@@ -198,8 +198,16 @@ def wait_for_parts(registry: Path, n: int, process: subprocess.Popen[str]) -> No
         time.sleep(0.02)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, never interrupted."""
+    registry = tmp_path_factory.mktemp("whole")
+    start(registry).communicate(timeout=240)
+    return next((registry / "runs").iterdir())
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_killed_half_way_it_loses_nothing(toy: HookedEncoder, tmp_path: Path, number: int, code: int) -> None:
+def test_killed_half_way_it_loses_nothing(whole: Path, tmp_path: Path, number: int, code: int) -> None:
     process = start(tmp_path / "killed")
     wait_for_parts(tmp_path / "killed", 2, process)
     process.send_signal(number)
@@ -210,9 +218,7 @@ def test_killed_half_way_it_loses_nothing(toy: HookedEncoder, tmp_path: Path, nu
     again = start(tmp_path / "killed")
     _, errors = again.communicate(timeout=240)
     assert again.returncode == 0, errors
-    whole = start(tmp_path / "whole")
-    whole.communicate(timeout=240)
-    (one,), (other,) = (list((tmp_path / name / "runs").iterdir()) for name in ("killed", "whole"))
-    assert one.name == other.name
-    for part in other.glob("part-*"):
+    (one,) = (tmp_path / "killed" / "runs").iterdir()
+    assert one.name == whole.name and len(list(whole.glob("part-*"))) == 6
+    for part in whole.glob("part-*"):
         pd.testing.assert_frame_equal(pd.read_parquet(one / part.name), pd.read_parquet(part), check_exact=True)
