@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import mechir as mi
-from mechir.contrasts import Contrast
+from mechir.contrasts import Contrast, encode_contrasts
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.methods import patching, paths
@@ -187,3 +188,17 @@ def test_what_is_no_path_is_refused(
 ) -> None:
     with pytest.raises(MechirError, match=message):
         paths.path_patch(tiny, CONTRASTS, senders, receiver, **options)
+
+
+def test_padding_has_no_part_in_the_departure(tiny: HookedEncoder) -> None:
+    longest = max(CONTRASTS, key=lambda one: len(one.base.document))
+
+    def shorter(pair: mi.Pair) -> mi.Pair:
+        return replace(pair, document=pair.document.rsplit(" ", 1)[0], doc_id="shorter")
+
+    both = [longest, Contrast(shorter(longest.base), shorter(longest.donor))]
+    together = paths.path_patch(tiny, both, receiver="mlp1").query("doc_id == 'shorter'")
+    alone = paths.path_patch(tiny, both[1:], receiver="mlp1")
+    batches = list(encode_contrasts(tiny, both).buckets(8, 4096))
+    assert len(batches) == 1 and not batches[0].base.attention_mask.all()
+    assert np.allclose(together["departure"], alone["departure"], rtol=1e-3, equal_nan=True)
