@@ -145,3 +145,21 @@ def test_what_has_no_attribution_is_refused(tiny: HookedEncoder) -> None:
         attribution.screen_then_verify(tiny, CONTRASTS, top=0.0)
     with pytest.raises(MechirError, match=r"check=2.0 is no fraction"):
         attribution.screen_then_verify(tiny, CONTRASTS, check=2.0)
+
+
+def test_contrasts_of_one_batch_keep_their_effects(tiny: HookedEncoder) -> None:
+    sites, one = ["h1.2", "h1.0", "mlp1", "h1.0.k"], CONTRASTS[0]
+    other = Contrast(*(replace(pair, doc_id="other") for pair in (one.donor, one.base)))
+    together = attribution.attribute(tiny, [other, one], sites)
+    assert list(together["doc_id"]) == ["other", one.doc_id] * len(sites)
+    for contrast in (one, other):
+        alone = attribution.attribute(tiny, [contrast], sites).set_index("site")
+        among = together[together["doc_id"] == contrast.doc_id].set_index("site")
+        for name in ("base", "donor", "effect"):
+            assert np.allclose(among[name], alone.loc[among.index, name], atol=1e-5)
+
+
+def test_what_is_drawn_to_check_the_screen_is_none_of_its_choice(tiny: HookedEncoder) -> None:
+    found = attribution.screen_then_verify(tiny, CONTRASTS[:1], top=0.3, check=1.0).sites
+    assert found["chosen"].value_counts().to_dict() == {"top": 5, "random": 10}  # of 12 heads and 3 MLPs
+    assert (found["chosen"][:5] == "top").all() and found["exact"].notna().all()
