@@ -2,10 +2,10 @@
 
 An experiment is a file under `analyses/` with `measure(model, pairs, *, <options>) -> DataFrame` (rows per pair, for
 whole queries), `summarise(rows, judged) -> DataFrame` and `chart(summary)`. One whose `measure` takes `contrasts` in
-the place of pairs runs on a diagnostic set; a `summarise` that takes `model` as well is given it. It may define
-`prepare(model, material, **options)`, which returns what is measured and the options that it found on the rest. A unit
-is a run of whole queries and one call of `measure`; batches never cross it, so a part does not depend on which process
-computed it, or when.
+the place of pairs runs on a diagnostic set; `summarise` may ask for the `model` and for options by their names. It may
+define `prepare(model, material, **options)`, which returns what is measured and the options that it found on the rest.
+A unit is a run of whole queries and one call of `measure`; batches never cross it, so a part does not depend on which
+process computed it, or when.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def run(
     mine = [unit for unit in range(len(cut)) if unit % shard.of == shard.index]
     _compute(stored, module, model, cut, [unit for unit in mine if unit not in stored.done()], chosen, say)
     if len(stored.done()) == len(cut):
-        _finish(stored, module, model)
+        _finish(stored, module, {"model": model} | chosen)
     return stored
 
 
@@ -238,14 +238,14 @@ def _compute(
         say(f"unit {unit + 1}/{len(cut)}: {done}/{total} pairs, {_duration(left)} left")
 
 
-def _finish(stored: Run, module: ModuleType, model: Any) -> None:
-    """Summary and chart, made once."""
+def _finish(stored: Run, module: ModuleType, known: Mapping[str, Any]) -> None:
+    """Summary and chart, made once; the summary is given what it asks for among `known`."""
     from mechir.views import charts
 
     if (stored.path / "summary.parquet").is_file():
         return
-    weights = {"model": model} if "model" in inspect.signature(module.summarise).parameters else {}
-    summary = module.summarise(stored.rows, stored.judged, **weights)
+    asked = {name: known[name] for name in list(inspect.signature(module.summarise).parameters)[2:]}
+    summary = module.summarise(stored.rows, stored.judged, **asked)
     charts.save(module.chart(summary), stored.path / "chart")
     stored.write_record(stored.record | {"seconds": round(stored.seconds, 1)})
     stored.write_frame("summary", summary)

@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor
 from mechir.errors import MechirError
 from mechir.segments import Segment
 
+Item = TypeVar("Item", bound=Any)
+"""Whatever has a `query_id`: a pair or a contrast."""
 EASY = -1
 """The grade of an easy negative: drawn at random from the collection, unjudged for that query."""
 REAL = 0.9
@@ -54,6 +56,19 @@ def first_of_each(pairs: Iterable[Pair], n: int) -> list[Pair]:
         seen[pair.query_id] += 1
         kept += [pair] if seen[pair.query_id] <= n else []
     return kept
+
+
+def split_queries(material: Sequence[Item], every: int) -> tuple[list[Item], list[Item]]:
+    """The pairs or contrasts of one query in `every`, and those of the others: to find something, and to test it.
+
+    Raises:
+        MechirError: when there is one query alone.
+    """
+    queries = list(dict.fromkeys(one.query_id for one in material))
+    if len(queries) < 2:
+        raise MechirError("One query cannot both find the heads and test them: take more, or name the heads.")
+    chosen = set(queries[::every])
+    return [one for one in material if one.query_id in chosen], [one for one in material if one.query_id not in chosen]
 
 
 @dataclass(frozen=True, eq=False)

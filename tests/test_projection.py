@@ -79,7 +79,7 @@ def mean_max(model: HookedEncoder, pair: mi.Pair, head: mi.Head, hooks: list) ->
     [
         ("h1.2", 9, "k=9 is out of range: a head has 1-8 directions."),
         ("h1.4", 2, "Head 4 is out of range: layer 1 has heads 0-3."),
-        ("resid1", 2, "'resid1' has no queries: write heads, such as h8.1."),
+        ("resid1", 2, "'resid1' has no attention: write heads, such as h8.1."),
     ],
 )
 def test_what_is_no_head_or_too_many_directions_is_refused(

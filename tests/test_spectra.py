@@ -174,7 +174,7 @@ def test_the_query_prefers_the_document_in_the_matching_head(at_c: planted.Plant
         ("h1.2", 0, "k=0 is out of range: a head has 1-8 directions."),
         ("h1.2", 9, "k=9 is out of range: a head has 1-8 directions."),
         ("h1.4", 2, "Head 4 is out of range: layer 1 has heads 0-3."),
-        ("mlp1", 2, "'mlp1' has no queries: write heads, such as h8.1."),
+        ("mlp1", 2, "'mlp1' has no attention: write heads, such as h8.1."),
     ],
 )
 def test_what_is_no_head_or_too_many_directions_is_refused(

@@ -15,8 +15,9 @@ import pandas as pd
 from mechir.contrasts import Contrast
 from mechir.errors import MechirError
 from mechir.methods import effects
-from mechir.methods.patching import all_heads, largest, split_queries
+from mechir.methods.patching import all_heads, largest
 from mechir.methods.paths import PORTS, path_patch
+from mechir.pairs import split_queries
 from mechir.views import charts
 
 SELECTION = 3

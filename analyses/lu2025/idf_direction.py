@@ -22,15 +22,16 @@ def cost(model: Any, **options: Any) -> float:
 
 
 def measure(model: Any, pairs: Sequence[Pair], *, idf: str = "", vectors: int = 50) -> pd.DataFrame:
-    """One row per document: its distinct word pieces; `idf` and `vectors` are what the summary needs."""
-    return piece_rows(model, pairs).assign(idf=idf, vectors=vectors)
+    """One row per document: its distinct word pieces. `idf`, a table word<TAB>idf, and `vectors` are the summary's."""
+    return piece_rows(model, pairs)
 
 
-def summarise(rows: pd.DataFrame, judged: pd.DataFrame, model: Any) -> pd.DataFrame:
+def summarise(
+    rows: pd.DataFrame, judged: pd.DataFrame, model: Any, *, idf: str = "", vectors: int = 50
+) -> pd.DataFrame:
     """One row per singular vector: see `idf_correlations`. Each document counts once."""
-    table = rows["idf"].iloc[0]
-    idf = read_idf(table, model) if table else piece_idf(rows.drop_duplicates("doc_id")["pieces"].to_list())
-    return idf_correlations(model, idf, vectors=int(rows["vectors"].iloc[0]))
+    table = read_idf(idf, model) if idf else piece_idf(rows.drop_duplicates("doc_id")["pieces"].to_list())
+    return idf_correlations(model, table, vectors=vectors)
 
 
 def chart(summary: pd.DataFrame) -> Any:

@@ -14,16 +14,18 @@ import pandas as pd
 
 from mechir.contrasts import align
 from mechir.diagnostics import Tfc1
-from mechir.errors import MechirError
 from mechir.methods.dose import dose_response, doses
 from mechir.methods.lexical import find_idf, singular_direction
 from mechir.methods.patching import all_heads, largest
 from mechir.methods.paths import path_patch
 from mechir.methods.statistics import bootstrap_mean
-from mechir.pairs import Pair, first_of_each
+from mechir.pairs import Pair, first_of_each, split_queries
 from mechir.views import charts
 
 SELECTION = 3
+"""One query in so many is for finding the scoring heads, and is not measured."""
+SOME = 8
+"""Pairs of each of them that the heads are found on."""
 FACTORS = "1,3,5,8,10,15,25"
 """The paper's middle grid; its others: 1,5,10,15,20,30; 80,...,200; 180,...,500."""
 
@@ -40,14 +42,12 @@ def prepare(
     found: dict[str, Any] = dict(find_idf(model, pairs, idf=idf, vector=vector))
     if heads:
         return pairs, found
-    queries = list(dict.fromkeys(pair.query_id for pair in pairs))
-    if len(queries) < 2:
-        raise MechirError("One query cannot both find the scoring heads and test them: take more, or name the heads.")
-    chosen = set(queries[::SELECTION])
-    some = first_of_each([pair for pair in pairs if pair.query_id in chosen], 8)
-    contrasts = [align(pair, Tfc1(), model.tokenizer, max_length=model.cfg.n_ctx) for pair in some]
+    chosen, rest = split_queries(pairs, SELECTION)
+    contrasts = [
+        align(pair, Tfc1(), model.tokenizer, max_length=model.cfg.n_ctx) for pair in first_of_each(chosen, SOME)
+    ]
     scoring = largest(path_patch(model, contrasts, all_heads(model)), "sender", top)
-    return [pair for pair in pairs if pair.query_id not in chosen], found | {"heads": ",".join(scoring)}
+    return rest, found | {"heads": ",".join(scoring)}
 
 
 def measure(

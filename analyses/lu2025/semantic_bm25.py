@@ -7,7 +7,7 @@ tuned on the same queries. Matching heads are found on a third that is not teste
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from mechir.methods import semantic_bm25 as semantic
 from mechir.methods.lexical import find_idf, piece_idf, singular_direction
 from mechir.methods.matching import matching_heads
 from mechir.methods.patching import all_heads
-from mechir.pairs import Pair
+from mechir.pairs import Pair, split_queries
 from mechir.views import charts
 
 DRAWS = 20
@@ -42,9 +42,8 @@ def prepare(
     found: dict[str, Any] = dict(find_idf(model, pairs, idf=idf, vector=vector))
     if heads:
         return pairs, found
-    chosen = set(list(dict.fromkeys(pair.query_id for pair in pairs))[::3])
-    some = matching_heads(model, [pair for pair in pairs if pair.query_id in chosen], top)
-    return pairs, found | {"heads": ",".join(some)}
+    chosen, _ = split_queries(pairs, 3)
+    return pairs, found | {"heads": ",".join(matching_heads(model, chosen, top))}
 
 
 def measure(
@@ -58,18 +57,16 @@ def measure(
     idf: str = "",
     exponential: bool = False,
 ) -> pd.DataFrame:
-    """The rows of `lexical_features`, with `chosen`, the places of the matching heads among all.
+    """The rows of `lexical_features`.
 
     `heads`, `vector` and `sign` are found by the run where none are given; `exponential` takes exp of the IDF
     coordinate, for a direction that carries log IDF.
     """
     direction = singular_direction(model, vector, sign)
-    rows = semantic.lexical_features(model, pairs, direction, heads=heads.split(","), exponential=exponential)
-    every = [str(head) for head in all_heads(model)]
-    return rows.assign(chosen=[[every.index(name) for name in heads.split(",")]] * len(rows))
+    return semantic.lexical_features(model, pairs, direction, heads=heads.split(","), exponential=exponential)
 
 
-def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
+def summarise(rows: pd.DataFrame, judged: pd.DataFrame, model: Any, *, heads: str = "") -> pd.DataFrame:
     """One row per model of the score: `model`, `features` (how many), and `quality` on the held-out queries.
 
     "semantic BM25" and, as ablations, "IDF only", "soft-TF only", "random heads" (as many; the mean of 20 draws),
@@ -81,7 +78,9 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     target, query = rows["score"].to_numpy(), rows["query_id"].to_numpy()
     order = {one: k for k, one in enumerate(dict.fromkeys(query.tolist()))}
     train = np.array([order[one] % 3 != 2 for one in query])
-    lines = _models(rows, target, train, query) + _baselines(rows, target, train, query)
+    every = [str(head) for head in all_heads(model)]
+    chosen = [every.index(name) for name in heads.split(",")]
+    lines = _models(rows, chosen, target, train, query) + _baselines(rows, target, train, query)
     long = rows[rows["score5"].notna()]
     if long["query_id"].nunique() >= 6:
         lines += _first_five(long, np.array([order[one] % 3 != 2 for one in long["query_id"]]))
@@ -92,9 +91,9 @@ def _told(name: str, predicted: np.ndarray, target: np.ndarray, test: np.ndarray
     return {"model": name} | semantic.quality(predicted[test], target[test], query[test])
 
 
-def _models(rows: pd.DataFrame, target: np.ndarray, train: np.ndarray, query: np.ndarray) -> list[dict[str, Any]]:
-    n_heads = len(rows["mass"].iloc[0])
-    chosen = [int(k) for k in rows["chosen"].iloc[0]]
+def _models(
+    rows: pd.DataFrame, chosen: Sequence[int], target: np.ndarray, train: np.ndarray, query: np.ndarray
+) -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
 
     def told(name: str, features: np.ndarray, split: np.ndarray = train) -> dict[str, Any]:
@@ -102,7 +101,7 @@ def _models(rows: pd.DataFrame, target: np.ndarray, train: np.ndarray, query: np
         return _told(name, predicted, target, ~split, query) | {"features": features.shape[1]}
 
     whole = semantic.pooled(rows, chosen)
-    others = np.setdiff1d(np.arange(n_heads), chosen)
+    others = np.setdiff1d(np.arange(len(rows["mass"].iloc[0])), chosen)
     drawn = [
         told(
             "random heads",
@@ -125,18 +124,17 @@ def _models(rows: pd.DataFrame, target: np.ndarray, train: np.ndarray, query: np
 def _baselines(rows: pd.DataFrame, target: np.ndarray, train: np.ndarray, query: np.ndarray) -> list[dict[str, Any]]:
     idf = piece_idf(rows.drop_duplicates("doc_id")["document"].to_list())
     tuned = semantic.tuned_bm25(rows, idf, target, train)
-    simple: dict[str, Callable[[Any], float]] = {
-        "TF": lambda row: float(sum(row.tf)),
-        "IDF": lambda row: float(sum(idf.get(int(p), 0.0) for p, tf in zip(row.pieces, row.tf, strict=True) if tf)),
-    }
+    matching = [
+        sum(idf.get(int(piece), 0.0) for piece, tf in zip(pieces, counts, strict=True) if tf)
+        for pieces, counts in zip(rows["pieces"], rows["tf"], strict=True)
+    ]
+    simple = {"TF": rows["tf"].map(sum).to_numpy(dtype=float), "IDF": np.array(matching)}
     lines = [
         _told("BM25 tuned", tuned.scores, target, ~train, query)
         | {"features": 1.0, "note": f"k1 {tuned.k1}, b {tuned.b}, tuned on the training queries"}
     ]
-    for name, feature in simple.items():
-        values = np.array([feature(row) for row in rows.itertuples()])
-        lines.append(_told(name, values, target, ~train, query) | {"features": 1.0})
-    return lines
+    told = [_told(name, values, target, ~train, query) | {"features": 1.0} for name, values in simple.items()]
+    return lines + told
 
 
 def _first_five(long: pd.DataFrame, train: np.ndarray) -> list[dict[str, Any]]:

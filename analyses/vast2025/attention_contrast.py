@@ -34,24 +34,30 @@ def measure(
     delta: float = 0.02,
     sep2: bool = False,
 ) -> pd.DataFrame:
-    """Means per query and grade: see `attention_by_grade`, with the options that the summary needs."""
-    rows = attention_by_grade(model, pairs, sep2=sep2)
-    return rows.assign(relevant=relevant, hard=hard, weak=weak, of=of, delta=delta)
+    """Means per query and grade: see `attention_by_grade`; all options but `sep2` are those of the summary."""
+    return attention_by_grade(model, pairs, sep2=sep2)
 
 
-def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
+def summarise(
+    rows: pd.DataFrame,
+    judged: pd.DataFrame,
+    *,
+    relevant: int = 3,
+    hard: int = 0,
+    weak: int = -1,
+    of: str = "mean_max",
+    delta: float = 0.02,
+) -> pd.DataFrame:
     """`compare_grades` on the held-out queries, with `rank_train`, and the attention mass of whole layers.
 
     `rank_train` is a head's place by relevant - weak on the other half of the queries, 1 the largest, so the intervals
     of the first ten are not flattered by the choice. Rows of layers (`attn3`) hold one of the 25 directions each;
     `estimate` is the mean mass over queries and grades, with its interval.
     """
-    first = rows.iloc[0]
-    grades = {name: int(first[name]) for name in ("relevant", "hard", "weak")}
-    options: dict[str, Any] = {"measure": first["of"], "delta": float(first["delta"])}
+    grades = {"relevant": relevant, "hard": hard, "weak": weak}
     queries = list(dict.fromkeys(rows["query_id"]))
     train = rows["query_id"].isin(queries[::2])
-    trained, found = (compare_grades(rows[half], grades, **options) for half in (train, ~train))
+    trained, found = (compare_grades(rows[half], grades, measure=of, delta=delta) for half in (train, ~train))
     strength = trained[trained["contrast"] == "relevant - weak"].set_index(["direction", "site"])["estimate"]
     rank = strength.groupby("direction").rank(ascending=False, method="first").astype(int)
     found["rank_train"] = rank.reindex(pd.MultiIndex.from_frame(found[["direction", "site"]])).to_numpy()

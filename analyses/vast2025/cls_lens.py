@@ -25,11 +25,13 @@ def cost(model: Any, **options: Any) -> float:
 def measure(
     model: Any, pairs: Sequence[Pair], *, relevant: int = 1, draws: int = 100, penalty: float = 1.0
 ) -> pd.DataFrame:
-    """Rows per pair, site and segment: see `read_depths`, with the options that the summary needs."""
-    return read_depths(model, pairs).assign(relevant=relevant, draws=draws, penalty=penalty)
+    """Rows per pair, site and segment: see `read_depths`; the options are those of the summary."""
+    return read_depths(model, pairs)
 
 
-def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
+def summarise(
+    rows: pd.DataFrame, judged: pd.DataFrame, *, relevant: int = 1, draws: int = 100, penalty: float = 1.0
+) -> pd.DataFrame:
     """`gathered` and, under it, `readable`: one estimate a row.
 
     `site` and `depth` (layers done; a half after attention); `measure`: "score" (log-odds) and "p" of the lens by grade
@@ -37,9 +39,7 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     "control" and "selectivity" of the probes. `queries`, `estimate`, and `low` and `high`, its 95 % interval over them;
     for "control", what 95 % of the draws reach.
     """
-    first = rows.iloc[0]
-    relevant = int(first["relevant"])
-    probes = readable(rows, relevant=relevant, draws=int(first["draws"]), penalty=float(first["penalty"]))
+    probes = readable(rows, relevant=relevant, draws=draws, penalty=penalty)
     return pd.concat([gathered(rows, relevant=relevant), probes], ignore_index=True)
 
 

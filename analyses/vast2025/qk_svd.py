@@ -33,18 +33,19 @@ def measure(
     """Per query, grade and head: mean queries and keys (`head_inputs`) and `mean_max` of `attention_by_grade`."""
     keys = ["query_id", "grade", "n", "direction", "site"]
     attention = attention_by_grade(model, pairs, sep2=sep2)[[*keys, "mean_max"]]
-    attention = attention[attention["site"].str.startswith("h")].assign(relevant=relevant, hard=hard, weak=weak)
+    attention = attention[attention["site"].str.startswith("h")]
     inputs = head_inputs(model, pairs).assign(direction="query<-doc")
     return attention.merge(inputs, "left", keys)
 
 
-def summarise(rows: pd.DataFrame, judged: pd.DataFrame, model: Any) -> pd.DataFrame:
+def summarise(
+    rows: pd.DataFrame, judged: pd.DataFrame, model: Any, *, relevant: int = 3, hard: int = 0, weak: int = -1
+) -> pd.DataFrame:
     """One row per head: `qk_spectra` (without sigma), `preferences`, and `contrast` with its interval and `label`.
 
     `contrast` is relevant - weak of the largest attention from a query token to a document token.
     """
-    grades = {name: int(rows[name].iloc[0]) for name in ("relevant", "hard", "weak")}
-    compared = compare_grades(rows, grades)
+    compared = compare_grades(rows, {"relevant": relevant, "hard": hard, "weak": weak})
     chosen = compared[(compared["direction"] == "query<-doc") & (compared["contrast"] == "relevant - weak")]
     names = {"estimate": "contrast", "low": "contrast_low", "high": "contrast_high"}
     contrast = chosen.drop(columns="contrast").rename(columns=names)

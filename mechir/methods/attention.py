@@ -11,8 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechir.contrasts import ROLES, Contrast, ContrastBatch, encode_contrasts
-from mechir.errors import MechirError
-from mechir.methods.patching import ids_of, sites_of
+from mechir.methods.patching import heads_of, ids_of
 from mechir.sites import Head
 
 
@@ -37,10 +36,7 @@ def role_attention(
     Raises:
         MechirError: for a site that is no head of this model.
     """
-    listed = sites_of(model, heads)
-    for site in listed:
-        if not isinstance(site, Head):
-            raise MechirError(f"'{site}' has no attention: write heads, such as h8.1.")
+    listed = heads_of(model, heads)
     encoded = encode_contrasts(model, contrasts, max_length)
     parts = []
     for batch in encoded.buckets(64, model.max_tokens):

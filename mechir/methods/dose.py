@@ -14,7 +14,7 @@ from torch import Tensor
 from mechir.diagnostics import Term
 from mechir.hooks import edits
 from mechir.methods.lexical import pieces_of, random_direction
-from mechir.methods.patching import sites_of
+from mechir.methods.patching import heads_of
 from mechir.pairs import Batch, Pair
 from mechir.segments import Segment
 from mechir.sites import Head
@@ -61,8 +61,11 @@ def dose_response(
         One row per edit and pair: `along`, `factor`, `query_id`, `doc_id`, `grade`, `term`; `score_base` and
         `score_change` (edited - base, logits); `attention_base` and `attention_change`: the mean weight from CLS to one
         of the word's positions, over heads.
+
+    Raises:
+        MechirError: for what is no head of this model.
     """
-    sites = sites_of(model, heads)
+    sites = heads_of(model, heads)
     rows, by_query = [], pd.Series(range(len(pairs))).groupby([pair.query_id for pair in pairs], sort=False)
     for _, places in by_query:
         some = [pairs[place] for place in places]

@@ -18,6 +18,7 @@ from scipy import linalg, stats
 from torch import Tensor
 
 from mechir.errors import MechirError
+from mechir.methods.groups import crossed
 from mechir.methods.ranking import TIE
 from mechir.methods.statistics import bootstrap_mean
 from mechir.pairs import Batch, Pair, progress_bar
@@ -106,11 +107,12 @@ def _frame(
 ) -> pd.DataFrame:
     cells = [(place, number) for place in range(len(sites)) for number in range(1 if place % 2 else len(FIVE))]
     ids = pd.DataFrame([(p.query_id, p.doc_id, p.grade) for p in pairs], columns=["query_id", "doc_id", "grade"])
-    frame = ids.loc[ids.index.repeat(len(cells))].reset_index(drop=True).assign(
-        site=[str(sites[place]) for place, _ in cells] * len(pairs),
-        depth=[place / 2 for place, _ in cells] * len(pairs),
-        segment=[str(FIVE[number]) for _, number in cells] * len(pairs),
-    )  # fmt: skip
+    frame = crossed(
+        ids,
+        site=[str(sites[place]) for place, _ in cells],
+        depth=[place / 2 for place, _ in cells],
+        segment=[str(FIVE[number]) for _, number in cells],
+    )
     read, stored = scores.double().numpy(), means.numpy()
     score = np.array([[row[place] if number == 0 else np.nan for place, number in cells] for row in read]).ravel()
     vectors = [None if place % 2 else row[place // 2, number] for row in stored for place, number in cells]

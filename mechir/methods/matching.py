@@ -8,7 +8,7 @@ Source: Vast et al. 2025 (arXiv:2507.14604, section 4; CORIA 2025, section 4).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,10 @@ from torch import Tensor
 
 from mechir.errors import MechirError
 from mechir.hooks import EveryLayer
+from mechir.methods.groups import Groups, crossed
 from mechir.methods.statistics import bootstrap_mean, holm, sign_flips, simultaneous
-from mechir.pairs import EASY, Batch, Pair, progress_bar
-from mechir.segments import FIVE, Segment
+from mechir.pairs import EASY, Batch, Pair, progress_bar, split_queries
+from mechir.segments import FIVE, Segment, directions
 from mechir.sites import Attn, Head
 
 MEASURES = ("mean_max", "max", "mass", "entropy", "identical")
@@ -62,13 +63,12 @@ def attention_by_grade(
     """
     if any(pair.grade is None for pair in pairs):
         raise MechirError("Pairs without a grade cannot be contrasted: give judged pairs.")
-    groups = {key: k for k, key in enumerate(dict.fromkeys((pair.query_id, pair.grade) for pair in pairs))}
-    sums = _Sums.empty(model, len(groups))
+    groups = Groups.of(pairs)
+    sums = _Sums.empty(model, len(groups.ids))
     encoded = model.encode(pairs, max_length)
     with progress_bar(len(pairs), progress) as bar:
-        for _, batch in encoded.buckets(64, model.max_tokens):
-            batch = batch.to(model.device)
-            group = torch.tensor([groups[pair.query_id, pair.grade] for pair in batch.pairs])
+        for index, batch in encoded.buckets(64, model.max_tokens):
+            batch, group = batch.to(model.device), groups.of_pair[index]
             view = _View.of(batch, sep2)
 
             def keep(x: Tensor, hook: Any, group: Tensor = group, view: _View = view) -> None:
@@ -77,8 +77,7 @@ def attention_by_grade(
             with model.hooks([(EveryLayer("attn.hook_pattern"), keep)]):
                 model(batch, last_rows="all")
             bar.update(len(batch))
-    counts = np.bincount([groups[pair.query_id, pair.grade] for pair in pairs])
-    return sums.frame(list(groups), counts)
+    return sums.frame(groups.ids)
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,6 @@ class _Sums:
 
     heads: Float[Tensor, "group layer side head measure"]
     layers: Float[Tensor, "group layer segment segment"]
-    names: list[str] = field(default_factory=lambda: [str(segment) for segment in FIVE])
 
     @classmethod
     def empty(cls, model: Any, n: int) -> _Sums:
@@ -137,19 +135,19 @@ class _Sums:
         masses = view.share.to(pattern) @ (pattern.mean(1) @ view.member.to(pattern).transpose(1, 2))
         self.layers[:, layer].index_add_(0, group, masses.double().cpu())
 
-    def frame(self, groups: Sequence[tuple[str, int | None]], counts: np.ndarray) -> pd.DataFrame:
-        n, n_layers, _, n_heads, _ = self.heads.shape
-        ids = pd.DataFrame(groups, columns=["query_id", "grade"]).assign(n=counts)
-        sites = [str(Head(layer, head)) for layer in range(n_layers) for _ in SIDES for head in range(n_heads)]
-        directions = [side for _ in range(n_layers) for side in SIDES for _ in range(n_heads)]
+    def frame(self, ids: pd.DataFrame) -> pd.DataFrame:
+        _, n_layers, _, n_heads, _ = self.heads.shape
+        counts = ids["n"].to_numpy()
+        by_head = crossed(
+            ids,
+            direction=[side for _ in range(n_layers) for side in SIDES for _ in range(n_heads)],
+            site=[str(Head(layer, head)) for layer in range(n_layers) for _ in SIDES for head in range(n_heads)],
+        )
         heads = self.heads.flatten(1, 3).numpy() / counts[:, None, None]
-        by_head = ids.loc[ids.index.repeat(len(sites))].reset_index(drop=True)
-        by_head = by_head.assign(direction=directions * n, site=sites * n)
         by_head = by_head.assign(**dict(zip(MEASURES, heads.reshape(-1, len(MEASURES)).T, strict=True)))
-        pairs_of = [f"{reader}<-{source}" for reader in self.names for source in self.names]
-        layers = [str(Attn(layer)) for layer in range(n_layers) for _ in pairs_of]
-        by_layer = ids.loc[ids.index.repeat(len(layers))].reset_index(drop=True)
-        by_layer = by_layer.assign(direction=pairs_of * (n * n_layers), site=layers * n)
+        named = [str(direction) for direction in directions()]
+        layers = [str(Attn(layer)) for layer in range(n_layers) for _ in named]
+        by_layer = crossed(ids, direction=named * n_layers, site=layers)
         mass = (self.layers.flatten(1).numpy() / counts[:, None]).reshape(-1)
         return pd.concat([by_head, by_layer.assign(mass=mass)], ignore_index=True)
 
@@ -267,12 +265,8 @@ def choose_matching(
     """
     if heads:
         return list(pairs), {}
-    queries = list(dict.fromkeys(pair.query_id for pair in pairs))
-    chosen = set(queries[::every])
-    rest = [pair for pair in pairs if pair.query_id not in chosen]
-    if not rest:
-        raise MechirError("One query cannot both find the heads and test them: take more, or name the heads.")
-    return rest, {"heads": ",".join(matching_heads(model, [p for p in pairs if p.query_id in chosen], top))}
+    chosen, rest = split_queries(pairs, every)
+    return rest, {"heads": ",".join(matching_heads(model, chosen, top))}
 
 
 def matching_heads(model: Any, pairs: Sequence[Pair], top: int) -> list[str]:

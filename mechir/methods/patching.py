@@ -18,7 +18,7 @@ from torch import Tensor
 from mechir.contrasts import ROLES, Contrast, ContrastBatch, EncodedContrasts, encode_contrasts
 from mechir.errors import MechirError
 from mechir.interventions import Splice
-from mechir.pairs import progress_bar
+from mechir.pairs import progress_bar, split_queries
 from mechir.segments import FIVE, Segment
 from mechir.sites import Attn, Head, Mlp, Neuron, Resid, Site, parse_site
 from mechir.sweep import stages, walk
@@ -103,22 +103,6 @@ def choose_heads(
     chosen, rest = split_queries(contrasts, every)
     rows = patch(model, chosen, all_heads(model))
     return rest, {"heads": ",".join(largest(rows, "site", top))}
-
-
-def split_queries(contrasts: Sequence[Contrast], every: int) -> tuple[list[Contrast], list[Contrast]]:
-    """The contrasts of one query in `every`, and those of the others.
-
-    Raises:
-        MechirError: when there is one query alone.
-    """
-    queries = list(dict.fromkeys(contrast.query_id for contrast in contrasts))
-    if len(queries) < 2:
-        raise MechirError("One query cannot both find the heads and test them: take more, or name the heads.")
-    chosen = set(queries[::every])
-    return (
-        [one for one in contrasts if one.query_id in chosen],
-        [one for one in contrasts if one.query_id not in chosen],
-    )
 
 
 def largest(rows: pd.DataFrame, by: str, top: int) -> list[str]:
@@ -210,6 +194,19 @@ def sites_of(model: Any, sites: Any) -> list[Any]:
         if what and not 0 <= int(site[1]) < size:
             raise MechirError(f"{what} {site[1]} is out of range: layer {site.layer} has {what.lower()}s 0-{size - 1}.")
     return parsed
+
+
+def heads_of(model: Any, heads: Any) -> list[Head]:
+    """The heads as values, checked against the model.
+
+    Raises:
+        MechirError: for what is no head, or none of this model's.
+    """
+    listed = sites_of(model, heads)
+    for site in listed:
+        if not isinstance(site, Head):
+            raise MechirError(f"'{site}' has no attention: write heads, such as h8.1.")
+    return listed
 
 
 def _nothing(x: Tensor, hook: Any) -> None: ...

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechir.methods.matching import MEASURES, reduced
-from mechir.methods.spectra import aligned, heads_of, random_directions
+from mechir.methods.patching import heads_of
+from mechir.methods.spectra import aligned, random_directions
 from mechir.pairs import Batch, Pair
 from mechir.segments import Segment
 from mechir.sites import Head
@@ -85,15 +85,15 @@ def _attention(
             q, k = (kept[f"blocks.{head.layer}.attn.hook_{part}"][:, :, head.head] for part in "qk")
             for name, subspace in {"": None, **of}.items():
                 asked = q if subspace is None else subspace.add(q, -subspace.coordinates(q))
-                found[head, name][index] = _mean_max(model, batch, asked, k).cpu().numpy()
+                found[head, name][index] = _mean_max(batch, asked, k).cpu().numpy()
     return found
 
 
 def _mean_max(
-    model: Any, batch: Batch, q: Float[Tensor, "batch reader d_head"], k: Float[Tensor, "batch source d_head"]
+    batch: Batch, q: Float[Tensor, "batch reader d_head"], k: Float[Tensor, "batch source d_head"]
 ) -> Float[Tensor, "batch"]:
     scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
-    pattern = scores.masked_fill(~batch.attention_mask[:, None], -math.inf).softmax(-1)[:, None]
+    pattern = scores.masked_fill(~batch.attention_mask[:, None], -math.inf).softmax(-1)
     readers, sources = batch.at(Segment.QUERY), batch.at(Segment.DOC)
-    equal = batch.input_ids[:, :, None] == batch.input_ids[:, None, :]
-    return reduced(pattern, readers, sources, equal)[:, 0, MEASURES.index("mean_max")]
+    largest = (pattern * sources[:, None]).amax(-1)
+    return (largest * readers).sum(1) / readers.sum(1)

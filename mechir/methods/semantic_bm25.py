@@ -21,6 +21,7 @@ from torch import Tensor
 from mechir.errors import MechirError
 from mechir.hooks import EveryLayer
 from mechir.methods.patching import all_heads
+from mechir.methods.statistics import percentiles, resampled
 from mechir.pairs import Batch, Encoded, Pair
 from mechir.segments import Segment
 from mechir.subspaces import Subspace
@@ -185,12 +186,8 @@ def quality(
         query, which no difference between queries helps), `r2`, `rmse` (logits), `n` pairs, `queries`. r2 and rmse are
         of the best line through the prediction, so that BM25, which has another scale, can be compared.
     """
+    low, high = percentiles([_pearson(predicted[some], target[some]) for some in resampled(query, draws, seed)])
     places = [np.flatnonzero(query == one) for one in dict.fromkeys(query.tolist())]
-    generator, drawn = np.random.default_rng(seed), []
-    for _ in range(draws if len(places) > 1 else 0):
-        some = np.concatenate([places[k] for k in generator.integers(len(places), size=len(places))])
-        drawn.append(_pearson(predicted[some], target[some]))
-    low, high = np.quantile(drawn, [0.025, 0.975]) if drawn else (np.nan, np.nan)
     inside = [
         stats.spearmanr(predicted[here], target[here]).statistic
         for here in places
@@ -199,8 +196,8 @@ def quality(
     line = np.polyval(np.polyfit(predicted, target, 1), predicted) if np.ptp(predicted) > 0 else predicted * 0
     return {
         "pearson": _pearson(predicted, target),
-        "low": float(low),
-        "high": float(high),
+        "low": low,
+        "high": high,
         "spearman": float(stats.spearmanr(predicted, target).statistic) if np.ptp(predicted) > 0 else float("nan"),
         "within": float(np.mean(inside)) if inside else float("nan"),
         "r2": float(r2_score(target, line)),

@@ -20,8 +20,10 @@ from torch import Tensor
 from mechir.diagnostics import Term
 from mechir.errors import MechirError
 from mechir.hooks import EveryLayer
+from mechir.methods.groups import crossed
 from mechir.methods.lexical import pieces_of
 from mechir.methods.patching import all_heads
+from mechir.methods.statistics import percentiles, resampled
 from mechir.pairs import Batch, Pair
 from mechir.segments import Segment
 
@@ -58,7 +60,8 @@ def term_mass(model: Any, pairs: Sequence[Pair], *, filler: str = "a", words: in
         pieces alone (0 to 1).
     """
     texts = list(dosed(pairs, filler=filler, words=words, seed=seed))
-    terms = {term: tuple(pieces) for term, pieces in _first_pieces(model, [term for _, term, _ in texts])}
+    named = list(dict.fromkeys(term for _, term, _ in texts))
+    terms = dict(zip(named, map(tuple, pieces_of(model, named)), strict=True))
     encoded = model.encode([pair for _, _, pair in texts])
     heads = [str(head) for head in all_heads(model)]
     parts = []
@@ -79,15 +82,8 @@ def term_mass(model: Any, pairs: Sequence[Pair], *, filler: str = "a", words: in
                 "length": document.sum(1).cpu().numpy(),
             }
         )
-        frame = ids.loc[ids.index.repeat(len(heads))].reset_index(drop=True)
-        frame.insert(0, "site", heads * len(ids))
-        parts.append(frame.assign(mass=found[0].flatten().numpy(), same=found[1].flatten().numpy()))
+        parts.append(crossed(ids, site=heads).assign(mass=found[0].flatten().numpy(), same=found[1].flatten().numpy()))
     return pd.concat(parts, ignore_index=True)
-
-
-def _first_pieces(model: Any, terms: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
-    listed = list(dict.fromkeys(terms))
-    yield from zip(listed, pieces_of(model, listed), strict=True)
 
 
 def _places(batch: Batch, pieces: Sequence[tuple[int, ...]], where: Segment) -> Bool[Tensor, "batch pos"]:
@@ -143,15 +139,10 @@ def saturation(
         raise MechirError("A saturation curve needs three different term frequencies or more.")
     base, size, k1 = _fit(tf, mass)
     residual = mass - base - size * tf / (tf + k1)
-    places = [np.flatnonzero(query == one) for one in dict.fromkeys(query.tolist())]
-    generator, found = np.random.default_rng(seed), []
-    for _ in range(draws if len(places) > 1 else 0):
-        drawn = np.concatenate([places[k] for k in generator.integers(len(places), size=len(places))])
-        found.append(_fit(tf[drawn], mass[drawn])[2])
-    low, high = np.quantile(found, [0.025, 0.975]) if found else (np.nan, np.nan)
+    k1_low, k1_high = percentiles([_fit(tf[drawn], mass[drawn])[2] for drawn in resampled(query, draws, seed)])
     spread = float(np.var(mass))
     r2 = 1 - float(np.mean(residual**2)) / spread if spread > 1e-18 * float(np.mean(mass**2)) else float("nan")
-    return {"base": base, "size": size, "k1": k1, "k1_low": float(low), "k1_high": float(high), "r2": r2}
+    return {"base": base, "size": size, "k1": k1, "k1_low": k1_low, "k1_high": k1_high, "r2": r2}
 
 
 def _fit(tf: np.ndarray, mass: np.ndarray) -> tuple[float, float, float]:
@@ -199,9 +190,7 @@ def similarity_correlation(model: Any, pairs: Sequence[Pair]) -> pd.DataFrame:
         with model.hooks([(EveryLayer("attn.hook_pattern"), keep)]):
             model(batch, last_rows="all")
         ids = pd.DataFrame([(pair.query_id, pair.doc_id) for pair in batch.pairs], columns=["query_id", "doc_id"])
-        frame = ids.loc[ids.index.repeat(len(heads))].reset_index(drop=True)
-        frame.insert(0, "site", heads * len(ids))
-        parts.append(frame.assign(r=torch.cat(kept, 1).flatten().numpy()))
+        parts.append(crossed(ids, site=heads).assign(r=torch.cat(kept, 1).flatten().numpy()))
     return pd.concat(parts, ignore_index=True)
 
 

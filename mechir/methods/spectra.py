@@ -17,7 +17,8 @@ from scipy import stats
 from torch import Tensor
 
 from mechir.errors import MechirError
-from mechir.methods.patching import all_heads, sites_of
+from mechir.methods.groups import Groups, crossed
+from mechir.methods.patching import all_heads, heads_of
 from mechir.methods.statistics import holm
 from mechir.pairs import Pair, progress_bar
 from mechir.segments import Segment
@@ -95,13 +96,11 @@ def head_inputs(
         document's tokens, a pair's mean first. As q and k are linear in the residual stream, these are the q and k of
         the mean inputs.
     """
-    groups = {key: place for place, key in enumerate(dict.fromkeys((pair.query_id, pair.grade) for pair in pairs))}
-    c = model.cfg
-    sums = torch.zeros(len(VECTORS), len(groups), c.n_layers, c.n_heads, c.d_head, dtype=torch.float64)
+    groups, c = Groups.of(pairs), model.cfg
+    sums = torch.zeros(len(VECTORS), len(groups.ids), c.n_layers, c.n_heads, c.d_head, dtype=torch.float64)
     with progress_bar(len(pairs), progress) as bar:
-        for _, batch in model.encode(pairs, max_length).buckets(64, model.max_tokens):
-            batch = batch.to(model.device)
-            group = torch.tensor([groups[pair.query_id, pair.grade] for pair in batch.pairs])
+        for index, batch in model.encode(pairs, max_length).buckets(64, model.max_tokens):
+            batch, group = batch.to(model.device), groups.of_pair[index]
             members = [batch.at(segment).to(model.dtype) for segment in (Segment.QUERY, Segment.DOC)]
             shares = torch.stack([member / member.sum(1, keepdim=True) for member in members])
 
@@ -114,11 +113,8 @@ def head_inputs(
             with model.hooks([(_q_or_k, keep)]):
                 model(batch, stop_at_layer=c.n_layers)
             bar.update(len(batch))
-    counts = np.bincount([groups[pair.query_id, pair.grade] for pair in pairs])
-    heads = [str(head) for head in all_heads(model)]
-    ids = pd.DataFrame(list(groups), columns=["query_id", "grade"]).assign(n=counts)
-    frame = ids.loc[ids.index.repeat(len(heads))].reset_index(drop=True).assign(site=heads * len(groups))
-    means = sums.flatten(2, 3).numpy() / counts[:, None, None]
+    frame = crossed(groups.ids, site=[str(head) for head in all_heads(model)])
+    means = sums.flatten(2, 3).numpy() / groups.ids["n"].to_numpy()[:, None, None]
     return frame.assign(**{name: list(x.reshape(-1, c.d_head)) for name, x in zip(VECTORS, means, strict=True)})
 
 
@@ -178,47 +174,34 @@ def aligned(model: Any, head: Head | str, k: int = 4) -> Subspace:
     Raises:
         MechirError: for what is no head of this model, or more directions than it has.
     """
-    u, sigma, v = _svd(model, head, k)
+    (site,) = heads_of(model, head)
+    u, sigma, v = _svd(model, site, k)
     order = (sigma * (u * v).sum(0)).argsort(descending=True)[:k]
-    return _seen_by_q(model, head, u[:, order], f"the {k} most aligned directions of {head}")
+    return _seen_by_q(model, site, u[:, order], f"the {k} most aligned directions of {head}")
 
 
 def random_directions(model: Any, head: Head | str, k: int = 4, *, seed: int = 0) -> Subspace:
     """K random orthonormal directions among those that a head's queries see: the control of `aligned`."""
-    u, _, _ = _svd(model, head, k)
+    (site,) = heads_of(model, head)
+    u, _, _ = _svd(model, site, k)
     drawn = torch.randn(u.shape[1], k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     frame = u @ torch.linalg.qr(drawn)[0].to(u)
-    return _seen_by_q(model, head, frame, f"{k} random directions of {head}, seed {seed}")
+    return _seen_by_q(model, site, frame, f"{k} random directions of {head}, seed {seed}")
 
 
-def heads_of(model: Any, heads: Any) -> list[Head]:
-    """The heads as values, checked against the model.
-
-    Raises:
-        MechirError: for what is no head, or none of this model's.
-    """
-    listed = sites_of(model, heads)
-    for site in listed:
-        if not isinstance(site, Head):
-            raise MechirError(f"'{site}' has no queries: write heads, such as h8.1.")
-    return listed
-
-
-def _svd(model: Any, head: Head | str, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    (site,) = heads_of(model, head)
+def _svd(model: Any, head: Head, k: int) -> tuple[Tensor, Tensor, Tensor]:
     if not 1 <= k <= model.cfg.d_head:
         raise MechirError(f"k={k} is out of range: a head has 1-{model.cfg.d_head} directions.")
-    found = model.W_QK[site.layer, site.head].svd()
+    found = model.W_QK[head.layer, head.head].svd()
     return found[0], found[1], found[2]
 
 
-def _seen_by_q(model: Any, head: Head | str, u: Float[Tensor, "d_model k"], recipe: str) -> Subspace:
+def _seen_by_q(model: Any, head: Head, u: Float[Tensor, "d_model k"], recipe: str) -> Subspace:
     """The oblique projector in the head's own space that removes u^T x from q = x W_Q + b_Q.
 
     u lies in the span of W_Q's columns, so u^T x = pinv(W_Q) u applied to q - b_Q; what it adds to q is W_Q^T u.
     """
-    (site,) = heads_of(model, head)
-    w = model.W_Q[site.layer, site.head].double()
+    w = model.W_Q[head.layer, head.head].double()
     read, write = (torch.linalg.pinv(w) @ u).T, u.T @ w
-    offset = model.b_Q[site.layer, site.head].double()
+    offset = model.b_Q[head.layer, head.head].double()
     return Subspace(recipe, read.contiguous(), write.contiguous(), offset, model.fingerprint)

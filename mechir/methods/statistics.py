@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -110,19 +110,29 @@ def overlap(first: Iterable[str], second: Iterable[str], n: int) -> Overlap:
     return Overlap(shared, len(one) * len(other) / n, float(chance.sf(shared - 1)), n)
 
 
+def resampled(query: np.ndarray, draws: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """The places of pairs when whole queries are drawn anew, so often; none where there is one query alone."""
+    places = [np.flatnonzero(query == one) for one in dict.fromkeys(query.tolist())]
+    generator = np.random.default_rng(seed)
+    for _ in range(draws if len(places) > 1 else 0):
+        yield np.concatenate([places[k] for k in generator.integers(len(places), size=len(places))])
+
+
+def percentiles(draws: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of resampled values; NaN where there are none."""
+    low, high = np.quantile(draws, [0.025, 0.975]) if len(draws) else (np.nan, np.nan)
+    return float(low), float(high)
+
+
 def spearman(x: np.ndarray, y: np.ndarray, query: np.ndarray, *, seed: int = 0) -> tuple[float, float, float]:
     """Spearman's rho over pairs, and its 95 % interval with whole queries resampled 1,000 times (percentiles)."""
     rho = float(stats.spearmanr(x, y).statistic)
-    places = [np.flatnonzero(query == one) for one in dict.fromkeys(query.tolist())]
-    if len(places) < 2:
-        return rho, float("nan"), float("nan")
-    generator, draws = np.random.default_rng(seed), []
-    for _ in range(1000):
-        drawn = np.concatenate([places[k] for k in generator.integers(len(places), size=len(places))])
-        if np.ptp(x[drawn]) > 0 and np.ptp(y[drawn]) > 0:
-            draws.append(stats.spearmanr(x[drawn], y[drawn]).statistic)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return rho, float(low), float(high)
+    draws = [
+        stats.spearmanr(x[drawn], y[drawn]).statistic
+        for drawn in resampled(query, 1000, seed)
+        if np.ptp(x[drawn]) > 0 and np.ptp(y[drawn]) > 0
+    ]
+    return rho, *percentiles(draws)
 
 
 def sign_flips(values: np.ndarray, *, draws: int = RESAMPLES, seed: int = 0) -> np.ndarray:

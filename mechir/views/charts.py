@@ -89,7 +89,7 @@ def effect_map(
         y=alt.Y(f"{y}:N", sort=order_y, title=y),
     )
     wide, tall = 52 * shown[x].nunique(), 36 * shown[y].nunique()
-    scale = alt.Scale(scheme="redblue", domain=[-size, size], reverse=True)
+    scale = _signed(size)
     legend = alt.Legend(gradientLength=min(200, tall))
     tips = [name for name in shown.columns if name not in ("written", "light", "between")]
     layers = [
@@ -105,9 +105,7 @@ def effect_map(
         inside: dict[str, Any] = {"width": alt.RelativeBandSize(band=0.92), "height": alt.RelativeBandSize(band=0.86)}
         layers.append(marked.mark_rect(fill=None, stroke="black", strokeWidth=1.3, cornerRadius=13, **inside))
     chart: Any = alt.layer(*layers).properties(width=wide, height=tall)
-    if column:
-        chart = chart.facet(column=alt.Column(f"{column}:N", title=None, sort=list(dict.fromkeys(frame[column]))))
-    return chart.properties(title=_title(title, subtitle)).configure_view(stroke=None)
+    return _panels(chart, frame, column).properties(title=_title(title, subtitle)).configure_view(stroke=None)
 
 
 def head_map(frame: pd.DataFrame, site: str, *, title: str, column: str | None = None) -> Any:
@@ -128,6 +126,18 @@ def head_map(frame: pd.DataFrame, site: str, *, title: str, column: str | None =
         order_x=sorted(cells["head"].unique().tolist()),
         order_y=sorted(cells["layer"].unique().tolist()),
     )
+
+
+def _signed(size: float) -> alt.Scale:
+    """Blue below 0, white at 0, red above."""
+    return alt.Scale(scheme="redblue", domain=[-size, size], reverse=True)
+
+
+def _panels(chart: Any, frame: pd.DataFrame, column: str | None) -> Any:
+    """The chart once for each value of a column, in the order in which they appear."""
+    if not column:
+        return chart
+    return chart.facet(column=alt.Column(f"{column}:N", title=None, sort=list(dict.fromkeys(frame[column]))))
 
 
 def _number(value: float, digits: int) -> str:
@@ -199,7 +209,7 @@ def scatter(
     base = alt.Chart(shown).encode(x=alt.X(f"{x}:Q", title=x), y=alt.Y(f"{y}:Q", title=y))
     if pd.api.types.is_numeric_dtype(shown[colour]):
         size = float(shown[colour].abs().max()) or 1.0
-        scale = alt.Scale(scheme="redblue", domain=[-size, size], reverse=True)
+        scale = _signed(size)
         hue = alt.Color(f"{colour}:Q", scale=scale, title=colour)
     else:
         hue = alt.Color(f"{colour}:N", scale=alt.Scale(scheme="tableau10"), title=colour)
@@ -214,9 +224,7 @@ def scatter(
         written = base.transform_filter(f"datum['{named}']") if named else base
         layers.append(written.mark_text(align="left", dx=6, dy=-4, fontSize=10).encode(text=f"{label}:N"))
     chart: Any = alt.layer(*layers).properties(width=380, height=300)
-    if column:
-        chart = chart.facet(column=alt.Column(f"{column}:N", title=None, sort=list(dict.fromkeys(frame[column]))))
-    return chart.properties(title=_title(title, subtitle))
+    return _panels(chart, frame, column).properties(title=_title(title, subtitle))
 
 
 def bars(

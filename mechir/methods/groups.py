@@ -1,0 +1,36 @@
+"""Pairs of one query and one grade as a group, and frames with a row for every site of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mechir.pairs import Pair
+
+
+class Groups(NamedTuple):
+    """Which group each pair is in, and of each group `query_id`, `grade` and `n`, its pairs."""
+
+    of_pair: Int[Tensor, "pair"]
+    ids: pd.DataFrame
+
+    @classmethod
+    def of(cls, pairs: Sequence[Pair]) -> Groups:
+        """The groups of these pairs, in the order in which they appear."""
+        keys = [(pair.query_id, pair.grade) for pair in pairs]
+        place = {key: k for k, key in enumerate(dict.fromkeys(keys))}
+        of_pair = torch.tensor([place[key] for key in keys])
+        ids = pd.DataFrame(list(place), columns=["query_id", "grade"])
+        return cls(of_pair, ids.assign(n=of_pair.bincount().numpy()))
+
+
+def crossed(ids: pd.DataFrame, **columns: Sequence[object]) -> pd.DataFrame:
+    """Every row of `ids` once for each entry of the columns, which have one length: rows first, entries within."""
+    n = len(next(iter(columns.values())))
+    found = ids.loc[ids.index.repeat(n)].reset_index(drop=True)
+    return found.assign(**{name: list(values) * len(ids) for name, values in columns.items()})
