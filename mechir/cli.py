@@ -131,14 +131,20 @@ def _experiment_command(module: ModuleType) -> click.Command:
 
     own = options(module)
 
-    def start(**given: Any) -> None:
-        _run(module, chosen={name: given.pop(name) for name in own}, **given)
+    def start(collection: str | tuple[str, ...] | None, **given: Any) -> None:
+        chosen = {name: given[name] if name in shared else given.pop(name) for name in own}
+        several = (collection,) if isinstance(collection, str) else collection or (None,)
+        _run(module, chosen, several, **given)
 
     command = click.command(module.name, help=inspect.getdoc(module), short_help=_first_line(module))(
         _shared(*_MODEL, *_COLLECTION, *(_DIAGNOSTIC if takes_contrasts(module) else ()), *_POOL, *_STORE)(start)
     )
-    for name, parameter in own.items():
-        command.params.insert(0, _option(name, parameter))
+    shared = {option.name for option in command.params}  # --seed is that of the pool and of the experiment
+    for option in command.params:
+        if option.name == "collection" and hasattr(module, "across"):
+            option.multiple, option.help = True, f"{option.help} May be repeated: one row each."
+    for name in [name for name in own if name not in shared]:
+        command.params.insert(0, _option(name, own[name]))
     return command
 
 
@@ -160,10 +166,10 @@ def _first_line(module: ModuleType) -> str:
 def _run(
     module: ModuleType,
     chosen: dict[str, Any],
+    collections: Sequence[str | None],
     model: str | None,
     device: str | None,
     dtype: str,
-    collection: str | None,
     registry: Path,
     shard: str,
     fresh: bool,
@@ -176,25 +182,47 @@ def _run(
 
     asked: dict[str, Any] = {key: rest.pop(key) for key in ("diagnostic", "data", "filler", "swap") if key in rest}
     part = experiment.Shard.parse(shard)
-    if collection is None and asked.get("data") is None and rest["limit_queries"] is None:
+    if collections == (None,) and asked.get("data") is None and rest["limit_queries"] is None:
         rest["limit_queries"], n = DEFAULT_QUERIES, len(open_collection("embedded").queries)
         _say(f"The first {DEFAULT_QUERIES} of {n} queries; --limit-queries {n} takes all.")
     reranker = load(model, dtype=dtype, device=device)
-    source, pool = _source(collection, asked, rest, reranker)
-    if dry_run:
-        material, _ = experiment.material_of(module, reranker, source, pool)
-        _print_estimate(experiment.estimate(module, reranker, material, **chosen))
-        return
-    stored = experiment.run(
-        module, reranker, source, pool=pool, registry=registry, shard=part, fresh=fresh, say=_say, **chosen
-    )
-    record = stored.record
-    if len(stored.done()) < record["units"]:
-        click.echo(
-            f"Run {stored.id}: {len(stored.done())} of {record['units']} units are done, the rest is not of this shard."
+    sources = [_source(name, asked, rest, reranker) for name in collections]  # a wrong name is told before any work
+    names = [source.id for source, _ in sources]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise MechirError(f"--collection names '{twice[0]}' more than once: give each once, under a name of its own.")
+    done = []
+    for source, pool in sources:
+        if dry_run:
+            material, _ = experiment.material_of(module, reranker, source, pool)
+            _print_estimate(experiment.estimate(module, reranker, material, **chosen))
+            continue
+        stored = experiment.run(
+            module, reranker, source, pool=pool, registry=registry, shard=part, fresh=fresh, say=_say, **chosen
         )
-        return
+        done += [stored] if _print_run(stored) else []
+    if len(done) > 1:
+        _print_across(module, done)
+
+
+def _print_run(stored: Any) -> bool:
+    """Prints the summary of a finished run, or how far it is; whether it is finished."""
+    if len(stored.done()) < stored.record["units"]:
+        click.echo(
+            f"Run {stored.id}: {len(stored.done())} of {stored.record['units']} units are done, "
+            "the rest is not of this shard."
+        )
+        return False
     _print_summary(stored)
+    return True
+
+
+def _print_across(module: ModuleType, done: Sequence[Any]) -> None:
+    import pandas as pd
+
+    from mechir.views import tables
+
+    named = [stored.summary.assign(collection=stored.record["identity"]["collection"]) for stored in done]
+    click.echo(f"\n{tables.summary(module.across(pd.concat(named, ignore_index=True)))}")
 
 
 def _source(collection: str | None, asked: dict[str, Any], pool: dict[str, Any], model: Any) -> tuple[Any, Any]:

@@ -122,6 +122,10 @@ def takes_contrasts(experiment: ModuleType) -> bool:
     return "contrasts" in inspect.signature(experiment.measure).parameters
 
 
+def _what(module: ModuleType) -> str:
+    return "contrasts" if takes_contrasts(module) else "pairs"
+
+
 Material = list[Any]
 """What an experiment runs on: pairs, or contrasts."""
 
@@ -190,8 +194,7 @@ def run(
         lambda run: _begin(run, identity, module, model, source, material, pool, skipped, len(cut)),
     )
     queries = len({one.query_id for one in material})
-    what = "contrasts" if takes_contrasts(module) else "pairs"
-    say(f"Run {stored.id}: {len(material)} {what} of {queries} queries in {len(cut)} units")
+    say(f"Run {stored.id}: {len(material)} {_what(module)} of {queries} queries in {len(cut)} units")
     mine = [unit for unit in range(len(cut)) if unit % shard.of == shard.index]
     _compute(stored, module, model, cut, [unit for unit in mine if unit not in stored.done()], chosen, say)
     if len(stored.done()) == len(cut):
@@ -235,7 +238,7 @@ def _compute(
         stored.write_part(unit, rows, time.monotonic() - began)
         done += len(cut[unit])
         left = (time.monotonic() - start) / done * (total - done)
-        say(f"unit {unit + 1}/{len(cut)}: {done}/{total} pairs, {_duration(left)} left")
+        say(f"unit {unit + 1}/{len(cut)}: {done}/{total} {_what(module)}, {_duration(left)} left")
 
 
 def _finish(stored: Run, module: ModuleType, known: Mapping[str, Any]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 import mechir as mi
-from mechir import cli
+from mechir import cli, experiment
 from tests.models import TOY, TOY_MODEL, Checkpoints
 
 ON_TOY = ("--model", str(TOY_MODEL), "--collection", str(TOY))
@@ -85,6 +87,24 @@ def test_an_experiment_s_options_come_from_its_signature(capsys: pytest.CaptureF
     identity = json.loads((run / "run.json").read_text())["identity"]
     assert identity["options"] == {"cut": "doc<-query", "renormalise": True}
     assert identity["pool"]["limit_queries"] == 2
+
+
+@pytest.mark.parametrize("name", experiment.experiments())
+def test_every_option_is_there_once(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    code, out, err = call(capsys, "run", name, "--help", defaults=True)
+    flags = re.findall(r"^  (?:-\w, )?(--[\w-]+)", out, re.MULTILINE)
+    assert (code, err) == (0, "")
+    assert len(flags) == len(set(flags)) and {"--seed", "--model"} <= set(flags)
+    own = {f"--{option.replace('_', '-')}" for option in experiment.options(experiment.load_experiment(name))}
+    assert own <= set(flags)
+
+
+def test_the_seed_is_that_of_the_pool_and_of_the_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+    limits = ("--limit-queries", "2", "--per-grade", "1", "--per-query", "1", "--seed", "3")
+    code, _, _ = call(capsys, "run", "lu2025/soft_tf", "--heads", "h0.1", *limits)
+    (run,) = Path("mechir-registry/runs").iterdir()
+    identity = json.loads((run / "run.json").read_text())["identity"]
+    assert (code, identity["options"]["seed"], identity["pool"]["seed"]) == (0, 3, 3)
 
 
 def test_run_lists_the_experiments(capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,3 +214,31 @@ def test_the_version_is_that_of_the_distribution(capsys: pytest.CaptureFixture[s
     code, out, _ = call(capsys, "--version")
     assert code == 0
     assert "0.1.0" in out
+
+
+def test_several_collections_are_a_row_each(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(TOY, other)
+    both = ("run", "lu2025/semantic_bm25", "--collection", str(TOY), "--collection", str(other), "--top", "2")
+    code, out, _ = call(capsys, *both)
+    assert code == 0
+    runs = {run.name: json.loads((run / "run.json").read_text()) for run in Path("mechir-registry/runs").iterdir()}
+    assert {run["identity"]["collection"] for run in runs.values()} == {TOY.name, "other"}
+    *_, head, first, second = out.splitlines()
+    assert head.split()[:5] == ["collection", "queries", "n", "low", "high"] and "BM25 tuned" in head
+    assert [line.split()[0] for line in (first, second)] == [TOY.name, "other"]
+    assert first.split()[1:] == second.split()[1:]  # the same collection under two names
+    (one,) = [name for name, run in runs.items() if run["identity"]["collection"] == "other"]
+    shown = call(capsys, "show", one)[1]
+    assert shown in out and shown.split("semantic BM25")[1].split()[0] in second.split()
+    code, out, err = call(capsys, *both, "--dry-run")
+    assert (code, out.count("forwards"), err) == (0, 2, "")
+
+
+def test_a_collection_named_twice_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, "run", "lu2025/semantic_bm25", "--collection", str(TOY), "--collection", str(TOY))
+    assert (code, err) == (
+        2,
+        f"mechir: --collection names '{TOY.name}' more than once: give each once, under a name of its own.\n",
+    )
+    assert not Path("mechir-registry").exists()

@@ -131,7 +131,14 @@ def test_qk_projection_clears_the_traps(
     assert summary.loc["h1.2", "score_aligned"] == pytest.approx(table["aligned"])
     assert summary.loc["h1.2", "score_random_max"] == pytest.approx(random.max())
     assert summary.loc["h1.2", "score_p"] == pytest.approx((1 + (random >= table["aligned"]).sum()) / 5)
-    assert (summary["attention_p"] >= 1 / 5).all() and (summary["score_p_holm"] >= summary["score_p"]).all()
+    assert (summary["attention_p"] >= 1 / 5).all()
+    wide = part.groupby(["query_id", "directions"])["size"].mean().unstack()
+    excess = wide["aligned"] - wide.drop(columns="aligned").mean(axis=1)
+    assert summary.loc["h1.2", "score_excess"] == pytest.approx(excess.mean())
+    assert summary.loc["h1.2", ["score_excess_low", "score_excess_high"]].between(excess.min(), excess.max()).all()
+    assert summary["score_p_max"].between(1 / 8, 1).all()  # four queries have eight ways to flip
+    moved = summary["attention_p_max"].loc[list(LOOK_ALIKE)]
+    assert (moved == 1 / 8).all() and (summary.loc[list(LOOK_ALIKE), "attention_excess_high"] < 0).all()
 
 
 def test_qk_projection_takes_so_many_pairs_of_a_query_and_grade(toy: HookedEncoder) -> None:

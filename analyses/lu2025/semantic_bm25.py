@@ -21,6 +21,7 @@ from mechir.pairs import Pair, split_queries
 from mechir.views import charts
 
 DRAWS = 20
+WHOLE = "semantic BM25"
 
 
 def cost(model: Any, **options: Any) -> float:
@@ -112,12 +113,12 @@ def _models(
     noise = rng.normal(whole.mean(0), whole.std(0), size=whole.shape)
     mixed = rng.random(len(rows)) < 0.8
     return [
-        told("semantic BM25", whole),
+        told(WHOLE, whole),
         told("IDF only", semantic.pooled(rows, chosen, "idf")),
         told("soft-TF only", semantic.pooled(rows, chosen, "soft_tf")),
         {"model": "random heads"} | pd.DataFrame(drawn).drop(columns="model").mean().to_dict(),
         told("random features", noise),
-        told("semantic BM25, random split", whole, mixed),
+        told(f"{WHOLE}, random split", whole, mixed),
     ]
 
 
@@ -148,6 +149,16 @@ def _first_five(long: pd.DataFrame, train: np.ndarray) -> list[dict[str, Any]]:
             told = _told(name + ending, predicted, target, ~split, query)
             lines.append(told | {"features": float(features.shape[1])})
     return lines
+
+
+def across(summaries: pd.DataFrame) -> pd.DataFrame:
+    """One row per collection, as in the paper's table: the held-out Pearson r of every model of the score.
+
+    `low` and `high` are the interval of "semantic BM25", `queries` and `n` what its r is measured on.
+    """
+    wide = summaries.pivot(index="collection", columns="model", values="pearson")[summaries["model"].unique()]
+    own = summaries[summaries["model"] == WHOLE].set_index("collection")[["queries", "n", "low", "high"]]
+    return own.join(wide).loc[summaries["collection"].unique()].reset_index()
 
 
 def chart(summary: pd.DataFrame) -> Any:

@@ -57,7 +57,7 @@ def measure(
 
 
 def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
-    """One row per head, and the means over the matching and over the other heads.
+    """One row per head, matching ones with the largest rise first, and the means of the matching and the other heads.
 
     Heads: `heads` ("matching", "other"), `site`, `queries`; `base`, `size`, `k1`, `k1_low`, `k1_high`, `r2` of
     `saturation` of the mass on the document by term frequency; `rise` = mean mass at the highest count less that at the
@@ -66,7 +66,7 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     are means over heads, rows "mass" the mean mass on the document by number of words appended (`count`).
     """
     heads = [_head(str(site), part) for site, part in rows.groupby("site", sort=False)]
-    found = pd.DataFrame(heads)
+    found = pd.DataFrame(heads).sort_values(["heads", "rise"], ascending=[True, False])
     means = found.groupby("heads", sort=False).mean(numeric_only=True).reset_index().assign(site="mean")
     means = means.drop(columns=[name for name in found.columns if name.endswith(("_low", "_high"))])
     return pd.concat([found, means, _curve(rows)], ignore_index=True)

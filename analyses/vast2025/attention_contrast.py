@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mechir.methods.matching import SIDES, attention_by_grade, compare_grades
@@ -51,8 +52,8 @@ def summarise(
     """`compare_grades` on the held-out queries, with `rank_train`, and the attention mass of whole layers.
 
     `rank_train` is a head's place by relevant - weak on the other half of the queries, 1 the largest, so the intervals
-    of the first ten are not flattered by the choice. Rows of layers (`attn3`) hold one of the 25 directions each;
-    `estimate` is the mean mass over queries and grades, with its interval.
+    of the first ten, which stand on top, are not flattered by the choice. Rows of layers (`attn3`) hold one of the 25
+    directions each; `estimate` is the mean mass over queries and grades, with its interval.
     """
     grades = {"relevant": relevant, "hard": hard, "weak": weak}
     queries = list(dict.fromkeys(rows["query_id"]))
@@ -61,6 +62,8 @@ def summarise(
     strength = trained[trained["contrast"] == "relevant - weak"].set_index(["direction", "site"])["estimate"]
     rank = strength.groupby("direction").rank(ascending=False, method="first").astype(int)
     found["rank_train"] = rank.reindex(pd.MultiIndex.from_frame(found[["direction", "site"]])).to_numpy()
+    sides = found["direction"].map(SIDES.index)
+    found = found.iloc[np.lexsort([found["rank_train"], sides])]
     return pd.concat([found, _layers(rows)], ignore_index=True)
 
 

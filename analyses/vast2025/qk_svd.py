@@ -41,9 +41,9 @@ def measure(
 def summarise(
     rows: pd.DataFrame, judged: pd.DataFrame, model: Any, *, relevant: int = 3, hard: int = 0, weak: int = -1
 ) -> pd.DataFrame:
-    """One row per head: `qk_spectra` (without sigma), `preferences`, and `contrast` with its interval and `label`.
+    """One row per head, the most aligned first: `qk_spectra` without sigma, `preferences`, `contrast` and `label`.
 
-    `contrast` is relevant - weak of the largest attention from a query token to a document token.
+    `contrast` is relevant - weak of the largest attention from a query token to a document token, with its interval.
     """
     compared = compare_grades(rows, {"relevant": relevant, "hard": hard, "weak": weak})
     chosen = compared[(compared["direction"] == "query<-doc") & (compared["contrast"] == "relevant - weak")]
@@ -55,6 +55,7 @@ def summarise(
         .drop(columns="sigma")
         .merge(preferences(model, inputs), on="site")
         .merge(contrast[["site", "contrast", "contrast_low", "contrast_high", "p_max", "label"]], on="site")
+        .sort_values("z", ascending=False, ignore_index=True)
     )
 
 
