@@ -148,6 +148,15 @@ class Collection:
             drawn |= {doc_id: None for doc_id in ids if doc_id not in taken}
         return list(drawn)[:n]
 
+    def texts(self, limit: int) -> Iterator[str]:
+        """The texts of all documents, or of `limit` of them at even distances where there are more."""
+        n = len(self.docs)
+        places = np.linspace(0, n - 1, min(n, limit)).round().astype(int)
+        for some in np.array_split(places, len(places) // 1000 + 1):
+            ids = self._ids_at(some)
+            texts = self._texts(ids)
+            yield from (texts[doc_id] for doc_id in ids)
+
     def _ids_at(self, places: np.ndarray) -> list[str]:
         if isinstance(self.docs, irds.Documents):
             return self.docs.ids_at(places.tolist())

@@ -2,8 +2,9 @@
 
 An experiment is a file under `analyses/` with `measure(model, pairs, *, <options>) -> DataFrame` (rows per pair, for
 whole queries), `summarise(rows, judged) -> DataFrame` and `chart(summary)`. One whose `measure` takes `contrasts` in
-the place of pairs runs on a diagnostic set; `summarise` may ask for the `model` and for options by their names. It may
-define `prepare(model, material, **options)`, which returns what is measured and the options that it found on the rest.
+the place of pairs runs on a diagnostic set; `summarise` may ask for the `model`, the `collection` and options by their
+names. It may define `prepare(model, material, **options)`, which returns what is measured and the options that it found
+on the rest, and may ask for the `collection` too.
 A unit is a run of whole queries and one call of `measure`; batches never cross it, so a part does not depend on which
 process computed it, or when.
 """
@@ -182,8 +183,10 @@ def run(
         forwards(model, module.interventions(model, **chosen))  # refuses what does not fit before anything is written
     material, skipped = material_of(module, model, source, pool)
     if hasattr(module, "prepare"):
-        material, found = module.prepare(model, material, **chosen)
-        say(f"found on the other queries: {', '.join(f'{name} {value}' for name, value in found.items())}")
+        asked = _by_name(module.prepare, {"collection": source})
+        material, found = module.prepare(model, material, **asked, **chosen)
+        if found:
+            say(f"found on the other queries: {', '.join(f'{name} {value}' for name, value in found.items())}")
         chosen |= found
     cut = units(material)
     identity = _identity(module, model, source, material, pool, chosen)
@@ -198,7 +201,7 @@ def run(
     mine = [unit for unit in range(len(cut)) if unit % shard.of == shard.index]
     _compute(stored, module, model, cut, [unit for unit in mine if unit not in stored.done()], chosen, say)
     if len(stored.done()) == len(cut):
-        _finish(stored, module, {"model": model} | chosen)
+        _finish(stored, module, {"model": model, "collection": source} | chosen)
     return stored
 
 
@@ -247,11 +250,15 @@ def _finish(stored: Run, module: ModuleType, known: Mapping[str, Any]) -> None:
 
     if (stored.path / "summary.parquet").is_file():
         return
-    asked = {name: known[name] for name in list(inspect.signature(module.summarise).parameters)[2:]}
-    summary = module.summarise(stored.rows, stored.judged, **asked)
+    summary = module.summarise(stored.rows, stored.judged, **_by_name(module.summarise, known))
     charts.save(module.chart(summary), stored.path / "chart")
     stored.write_record(stored.record | {"seconds": round(stored.seconds, 1)})
     stored.write_frame("summary", summary)
+
+
+def _by_name(function: Callable[..., Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """What a function asks for by name among what is known."""
+    return {name: known[name] for name in inspect.signature(function).parameters if name in known}
 
 
 def _options(module: ModuleType, chosen: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import mechir as mi
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.methods import dose, lexical
-from tests.models import PAIRS
+from tests.models import PAIRS, TOY
 
 
 def known_idf(model: mi.planted.PlantedEncoder) -> dict[int, float]:
@@ -26,16 +26,27 @@ def known_idf(model: mi.planted.PlantedEncoder) -> dict[int, float]:
 def test_idf_counts_documents_not_occurrences() -> None:
     idf = lexical.piece_idf([[1, 1, 2], [1], [3]])
     assert idf == {1: math.log(3 / 2), 2: math.log(3), 3: math.log(3)}
-    with pytest.raises(MechirError, match=r"There are no documents to count word pieces in: the pool is empty."):
+    with pytest.raises(MechirError, match=r"There are no documents to count word pieces in: the collection is empty."):
         lexical.piece_idf([])
 
 
-def test_a_document_of_several_queries_is_one_row(tiny: HookedEncoder) -> None:
-    twice = [*PAIRS, mi.Pair("another", PAIRS[0].document, "q9", PAIRS[0].doc_id)]
-    rows = lexical.piece_rows(tiny, twice)
-    assert rows["doc_id"].tolist() == [pair.doc_id for pair in PAIRS]
-    special = set(tiny.tokenizer.all_special_ids)
-    assert all(pieces == sorted(set(pieces)) and not special & set(pieces) for pieces in rows["pieces"])
+def test_a_query_s_pieces_are_there_once(tiny: HookedEncoder) -> None:
+    rows = lexical.query_pieces(tiny, [*PAIRS, mi.Pair("the the goldfish", "x", "q9", "d9")])
+    assert rows["query_id"].unique().tolist() == [*dict.fromkeys(pair.query_id for pair in PAIRS), "q9"]
+    assert rows.loc[rows["query_id"] == "q9", "token"].tolist() == ["the", "goldfish"]
+    assert rows["piece"].tolist() == tiny.tokenizer.convert_tokens_to_ids(rows["token"].tolist())
+
+
+def test_a_collection_is_counted_whole_or_at_even_distances(tiny: HookedEncoder) -> None:
+    toy = mi.collection(TOY)
+    counts = lexical.collection_counts(tiny, toy)
+    pieces = lexical.pieces_of(tiny, list(toy.docs.values()))
+    assert counts.documents == len(toy.docs) and counts.length == pytest.approx(np.mean([len(one) for one in pieces]))
+    assert counts.idf == lexical.piece_idf(pieces)
+    some = lexical.collection_counts(tiny, toy, limit=3)
+    assert some.documents == 3
+    assert some.idf == lexical.piece_idf([pieces[0], pieces[round((len(pieces) - 1) / 2)], pieces[-1]])
+    assert not {tiny.tokenizer.cls_token_id, tiny.tokenizer.sep_token_id} & set(counts.idf)
 
 
 def test_a_table_of_idf(tiny: HookedEncoder, tmp_path: Path) -> None:

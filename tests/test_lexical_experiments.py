@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -12,6 +13,7 @@ from mechir import experiment
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.experiment import Pool
+from mechir.methods import lexical
 from tests.models import TOY, TOY_MODEL
 
 QUICK = {
@@ -38,9 +40,17 @@ def summaries(toy: HookedEncoder, tmp_path_factory: pytest.TempPathFactory) -> d
     return found
 
 
-def test_idf_direction_has_every_vector_and_the_norm(summaries: dict[str, pd.DataFrame]) -> None:
+def test_idf_direction_has_every_vector_and_the_norm(summaries: dict[str, pd.DataFrame], toy: HookedEncoder) -> None:
     found = summaries["lu2025/idf_direction"]
-    assert found["vector"].tolist() == ["0", "1", "2", "3", "4", "norm"] and found["n"].nunique() == 1
+    assert found["vector"].tolist() == ["0", "1", "2", "3", "4", "norm"]
+    collection = mi.collection(TOY)  # all of it counts, whatever the pool
+    table = lexical.collection_counts(toy, collection).idf
+    assert (found["n"] == sum(value > 0 for value in table.values())).all()
+    asked = {piece for text in collection.queries.values() for piece in lexical.pieces_of(toy, [text])[0]}
+    own = lexical.idf_correlations(toy, {piece: table[piece] for piece in asked if piece in table}, vectors=5, draws=1)
+    assert (found["n_query"] == own["n"]).all() and (own["n"] < found["n"]).all()
+    np.testing.assert_allclose(found["pearson_query"], own["pearson_idf"])
+    assert (found["pearson_query_low"] < found["pearson_query"]).all()
 
 
 def test_idf_edit_has_every_dose(summaries: dict[str, pd.DataFrame]) -> None:
@@ -84,6 +94,13 @@ def test_semantic_bm25_has_its_ablations_and_baselines(summaries: dict[str, pd.D
     assert found.loc["semantic BM25", "features"] == 5 and found.loc["soft-TF only", "features"] == 2
     assert found.loc["BM25 tuned", "note"].startswith("k1 ")
     assert (found.loc[["semantic BM25", "BM25 tuned"], "queries"] == 2).all()  # every third of six
+
+
+@pytest.mark.parametrize("name", ["lu2025/idf_direction", "lu2025/idf_edit", "lu2025/semantic_bm25"])
+def test_a_table_that_is_not_there_stores_nothing(toy: HookedEncoder, tmp_path: Path, name: str) -> None:
+    with pytest.raises(MechirError, match=r"There is no IDF table 'nowhere.tsv'"):
+        experiment.run(name, toy, mi.collection(TOY), registry=tmp_path, idf="nowhere.tsv")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["lu2025/idf_edit", "lu2025/soft_tf"])

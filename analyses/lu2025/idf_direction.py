@@ -1,7 +1,8 @@
 """Is IDF in the embedding? Singular vectors of W_E against IDF (Lu et al. 2025, arXiv:2502.04645, section 5.1).
 
 The first 50 left singular vectors of the word embeddings are correlated with IDF and log IDF over word pieces, counted
-in the documents of the pool (or read from --idf TABLE), against IDF permuted over the pieces.
+in the documents of the collection (or read from --idf TABLE), against IDF permuted over the pieces; and once more over
+the word pieces of the pool's queries alone.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from mechir.methods.lexical import idf_correlations, piece_idf, piece_rows, read_idf
+from mechir.collection import Collection
+from mechir.methods.lexical import LEAST, idf_correlations, idf_table, query_pieces, read_idf
 from mechir.pairs import Pair
 from mechir.views import charts
 
@@ -21,17 +23,40 @@ def cost(model: Any, **options: Any) -> float:
     return 0.0
 
 
+def prepare(model: Any, pairs: list[Pair], *, idf: str = "", **options: Any) -> tuple[list[Pair], dict[str, Any]]:
+    """All pairs; a table that cannot be read is refused before anything is stored."""
+    if idf:
+        read_idf(idf, model)
+    return pairs, {}
+
+
 def measure(model: Any, pairs: Sequence[Pair], *, idf: str = "", vectors: int = 50) -> pd.DataFrame:
-    """One row per document: its distinct word pieces. `idf`, a table word<TAB>idf, and `vectors` are the summary's."""
-    return piece_rows(model, pairs)
+    """The rows of `query_pieces`. `idf`, a table of lines word<TAB>idf, and `vectors` are the summary's."""
+    return query_pieces(model, pairs)
 
 
 def summarise(
-    rows: pd.DataFrame, judged: pd.DataFrame, model: Any, *, idf: str = "", vectors: int = 50
+    rows: pd.DataFrame,
+    judged: pd.DataFrame,
+    model: Any,
+    collection: Collection,
+    *,
+    idf: str = "",
+    vectors: int = 50,
 ) -> pd.DataFrame:
-    """One row per singular vector: see `idf_correlations`. Each document counts once."""
-    table = read_idf(idf, model) if idf else piece_idf(rows.drop_duplicates("doc_id")["pieces"].to_list())
-    return idf_correlations(model, table, vectors=vectors)
+    """One row per singular vector: see `idf_correlations`; each document of the collection counts once.
+
+    `n_query`, `pearson_query`, `_low` and `_high`: the same r with IDF over the word pieces of the queries alone, which
+    are those that the semantic BM25 reads; missing for fewer than 10.
+    """
+    table = idf_table(model, collection, idf)
+    found = idf_correlations(model, table, vectors=vectors)
+    asked = {piece: table[piece] for piece in rows["piece"].unique().tolist() if table.get(piece, 0) > 0}
+    if len(asked) < LEAST:
+        return found
+    own = idf_correlations(model, asked, vectors=vectors, draws=1)
+    names = {"n": "n_query"} | {f"pearson_idf{end}": f"pearson_query{end}" for end in ("", "_low", "_high")}
+    return found.merge(own.rename(columns=names)[["vector", *names.values()]], on="vector")
 
 
 def chart(summary: pd.DataFrame) -> Any:

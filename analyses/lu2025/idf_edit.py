@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from mechir.collection import Collection
 from mechir.contrasts import align
 from mechir.diagnostics import Tfc1
 from mechir.methods.dose import dose_response, doses
@@ -36,10 +37,18 @@ def cost(model: Any, *, factors: str = FACTORS, draws: int = 20, **options: Any)
 
 
 def prepare(
-    model: Any, pairs: list[Pair], *, heads: str = "", top: int = 4, vector: int = -1, idf: str = "", **options: Any
+    model: Any,
+    pairs: list[Pair],
+    collection: Collection,
+    *,
+    heads: str = "",
+    top: int = 4,
+    vector: int = -1,
+    idf: str = "",
+    **options: Any,
 ) -> tuple[list[Pair], dict[str, Any]]:
-    """The queries left to measure; scoring heads found on the others, and the singular vector on all documents."""
-    found: dict[str, Any] = dict(find_idf(model, pairs, idf=idf, vector=vector))
+    """The queries left to measure; scoring heads found on the others, and the singular vector on the collection."""
+    found: dict[str, Any] = dict(find_idf(model, collection, idf=idf, vector=vector))
     if heads:
         return pairs, found
     chosen, rest = split_queries(pairs, SELECTION)

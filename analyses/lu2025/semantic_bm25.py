@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mechir.collection import Collection
 from mechir.methods import semantic_bm25 as semantic
-from mechir.methods.lexical import find_idf, piece_idf, singular_direction
+from mechir.methods.lexical import Counts, collection_counts, find_idf, singular_direction
 from mechir.methods.matching import matching_heads
 from mechir.methods.patching import all_heads
 from mechir.pairs import Pair, split_queries
@@ -32,6 +33,7 @@ def cost(model: Any, **options: Any) -> float:
 def prepare(
     model: Any,
     pairs: list[Pair],
+    collection: Collection,
     *,
     heads: str = "",
     top: int = 13,
@@ -40,7 +42,7 @@ def prepare(
     **options: Any,
 ) -> tuple[list[Pair], dict[str, Any]]:
     """All pairs; the matching heads, found on the first of every three queries, and the IDF direction."""
-    found: dict[str, Any] = dict(find_idf(model, pairs, idf=idf, vector=vector))
+    found: dict[str, Any] = dict(find_idf(model, collection, idf=idf, vector=vector))
     if heads:
         return pairs, found
     chosen, _ = split_queries(pairs, 3)
@@ -67,11 +69,14 @@ def measure(
     return semantic.lexical_features(model, pairs, direction, heads=heads.split(","), exponential=exponential)
 
 
-def summarise(rows: pd.DataFrame, judged: pd.DataFrame, model: Any, *, heads: str = "") -> pd.DataFrame:
+def summarise(
+    rows: pd.DataFrame, judged: pd.DataFrame, model: Any, collection: Collection, *, heads: str = ""
+) -> pd.DataFrame:
     """One row per model of the score: `model`, `features` (how many), and `quality` on the held-out queries.
 
     "semantic BM25" and, as ablations, "IDF only", "soft-TF only", "random heads" (as many; the mean of 20 draws),
-    "random features" (normal, of the same shape); baselines "BM25 tuned" (k1 and b in `note`), "TF", "IDF". "first five
+    "random features" (normal, of the same shape); baselines "BM25 tuned" (k1 and b in `note`; IDF and lengths of the
+    collection), "TF", "IDF". "first five
     tokens" is the paper's design on queries of five pieces or more, "..., stale index" the same with its published
     index (see `lexical_features`); both on held-out queries. "..., random split" mixes the pairs of a query
     between training and test as the paper does, which flatters.
@@ -81,7 +86,9 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame, model: Any, *, heads: st
     train = np.array([order[one] % 3 != 2 for one in query])
     every = [str(head) for head in all_heads(model)]
     chosen = [every.index(name) for name in heads.split(",")]
-    lines = _models(rows, chosen, target, train, query) + _baselines(rows, target, train, query)
+    lines = _models(rows, chosen, target, train, query) + _baselines(
+        rows, collection_counts(model, collection), target, train, query
+    )
     long = rows[rows["score5"].notna()]
     if long["query_id"].nunique() >= 6:
         lines += _first_five(long, np.array([order[one] % 3 != 2 for one in long["query_id"]]))
@@ -122,9 +129,11 @@ def _models(
     ]
 
 
-def _baselines(rows: pd.DataFrame, target: np.ndarray, train: np.ndarray, query: np.ndarray) -> list[dict[str, Any]]:
-    idf = piece_idf(rows.drop_duplicates("doc_id")["document"].to_list())
-    tuned = semantic.tuned_bm25(rows, idf, target, train)
+def _baselines(
+    rows: pd.DataFrame, counts: Counts, target: np.ndarray, train: np.ndarray, query: np.ndarray
+) -> list[dict[str, Any]]:
+    idf = counts.idf
+    tuned = semantic.tuned_bm25(rows, idf, target, train, average=counts.length)
     matching = [
         sum(idf.get(int(piece), 0.0) for piece, tf in zip(pieces, counts, strict=True) if tf)
         for pieces, counts in zip(rows["pieces"], rows["tf"], strict=True)

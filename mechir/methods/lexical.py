@@ -6,11 +6,12 @@ scaling a term along it changes the score.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,11 +19,13 @@ import torch
 from jaxtyping import Float
 from scipy import stats
 
+from mechir.collection import Collection
 from mechir.errors import MechirError
 from mechir.pairs import Pair
 from mechir.subspaces import Subspace
 
-Pieces = frozenset[int]
+LEAST = 10
+"""Word pieces that a correlation needs."""
 
 
 def pieces_of(model: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -30,16 +33,38 @@ def pieces_of(model: Any, texts: Sequence[str]) -> list[list[int]]:
     return list(model.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def piece_rows(model: Any, pairs: Sequence[Pair]) -> pd.DataFrame:
-    """One row per document among the pairs: `query_id`, `doc_id`, `pieces`, its distinct word pieces (a list)."""
-    documents = {pair.doc_id: pair for pair in pairs}
-    found = pieces_of(model, [pair.document for pair in documents.values()])
-    ids = [(pair.query_id, pair.doc_id) for pair in documents.values()]
-    frame = pd.DataFrame(ids, columns=["query_id", "doc_id"])
-    return frame.assign(pieces=[sorted(set(pieces)) for pieces in found])
+def query_pieces(model: Any, pairs: Sequence[Pair]) -> pd.DataFrame:
+    """One row per distinct word piece of each query: `query_id`, `piece` (its id) and `token`."""
+    texts = {pair.query_id: pair.query for pair in pairs}
+    found = zip(texts, pieces_of(model, list(texts.values())), strict=True)
+    rows = [(query_id, piece) for query_id, pieces in found for piece in dict.fromkeys(pieces)]
+    frame = pd.DataFrame(rows, columns=["query_id", "piece"])
+    return frame.assign(token=model.tokenizer.convert_ids_to_tokens(frame["piece"].tolist()))
 
 
-def piece_idf(documents: Any) -> dict[int, float]:
+class Counts(NamedTuple):
+    """What is counted in the documents of a collection: word piece -> IDF, the mean of their pieces, how many."""
+
+    idf: dict[int, float]
+    length: float
+    documents: int
+
+
+def collection_counts(model: Any, collection: Collection, *, limit: int = 50_000) -> Counts:
+    """Word pieces in the documents of a collection, or in `limit` at even distances where it has more."""
+    texts, lengths = collection.texts(limit), list[int]()
+
+    def counted() -> Iterator[list[int]]:
+        while some := list(itertools.islice(texts, 1000)):
+            for pieces in pieces_of(model, some):
+                lengths.append(len(pieces))
+                yield pieces
+
+    idf = piece_idf(counted())
+    return Counts(idf, float(np.mean(lengths)), len(lengths))
+
+
+def piece_idf(documents: Iterable[Sequence[int]]) -> dict[int, float]:
     """Word piece -> ln(N / df) over N documents; pieces that no document holds are not in it.
 
     Raises:
@@ -49,7 +74,7 @@ def piece_idf(documents: Any) -> dict[int, float]:
     for n, pieces in enumerate(documents, 1):  # noqa: B007
         counts.update(set(pieces))
     if not n:
-        raise MechirError("There are no documents to count word pieces in: the pool is empty.")
+        raise MechirError("There are no documents to count word pieces in: the collection is empty.")
     return {int(piece): math.log(n / count) for piece, count in counts.items()}
 
 
@@ -107,8 +132,8 @@ def idf_correlations(
         MechirError: for fewer than 10 word pieces.
     """
     known = {piece: value for piece, value in idf.items() if value > 0}
-    if len(known) < 10:
-        raise MechirError(f"{len(known)} word pieces have an IDF above 0: correlations need 10 or more.")
+    if len(known) < LEAST:
+        raise MechirError(f"{len(known)} word pieces have an IDF above 0: correlations need {LEAST} or more.")
     pieces = np.array(sorted(known))
     values = np.array([known[int(piece)] for piece in pieces])
     u, sigma, _ = embedding_svd(model, vectors)
@@ -135,12 +160,17 @@ def _permuted(columns: np.ndarray, target: np.ndarray, r: np.ndarray, draws: int
     return (1 + (largest[:, None] >= r).sum(0)) / (1 + draws)
 
 
-def find_idf(model: Any, pairs: Sequence[Pair], *, idf: str = "", vector: int = -1) -> dict[str, int]:
+def idf_table(model: Any, collection: Collection, path: str = "") -> dict[int, float]:
+    """IDF of word pieces: `read_idf` of a table, or where none is given counted in the collection's documents."""
+    return read_idf(path, model) if path else collection_counts(model, collection).idf
+
+
+def find_idf(model: Any, collection: Collection, *, idf: str = "", vector: int = -1) -> dict[str, int]:
     """Which singular vector of W_E goes with IDF and with which sign: options `vector` and `sign` of experiments.
 
-    IDF is read from the table `idf` or counted in the documents of the pairs; a `vector` of 0 or more is kept.
+    IDF is read from the table `idf` or counted in the collection; a `vector` of 0 or more is kept.
     """
-    table = read_idf(idf, model) if idf else piece_idf(piece_rows(model, pairs)["pieces"].to_list())
+    table = idf_table(model, collection, idf)
     found = idf_correlations(model, table, draws=1, vectors=max(50, vector + 1))
     r = found.loc[found["vector"] != "norm", "pearson_idf"]
     chosen = int(r.abs().argmax()) if vector < 0 else vector

@@ -49,8 +49,8 @@ def lexical_features(
     Returns:
         One row per pair: `query_id`, `doc_id`, `grade`, `score`; `idf`, the sum over query tokens of the coordinate;
         lists over all heads of the model: `mass`, the sum over query tokens of the weight on the document (soft-TF),
-        and `product`, of coordinate x mass. `pieces`, `tf` (lists over the query's word pieces), `length` and
-        `document` (its distinct pieces) for BM25. For queries of five pieces or more `score5`, `design5` and
+        and `product`, of coordinate x mass. `pieces`, `tf` (lists over the query's word pieces) and `length` (the
+        document's) for BM25. For queries of five pieces or more `score5`, `design5` and
         `stale5`: the score of the query cut to its first five pieces, and the 5 x (1 + 2 heads) features of `heads`
         there; `stale5` with the document still read from where it began before the cut and the last SEP counted to
         it, as the published code does. NaN and empty lists for shorter queries.
@@ -87,7 +87,6 @@ def _counts(encoded: Encoded, place: int) -> dict[str, Any]:
         "pieces": query.tolist(),
         "tf": [int((document == piece).sum()) for piece in query],
         "length": len(document),
-        "document": sorted(set(document.tolist())),
     }
 
 
@@ -162,9 +161,10 @@ class Tuned(NamedTuple):
     b: float
 
 
-def tuned_bm25(rows: pd.DataFrame, idf: Mapping[int, float], target: np.ndarray, train: np.ndarray) -> Tuned:
-    """BM25 with k1 and b chosen on the training pairs, over the grid `K1` x `B`."""
-    average = float(rows.drop_duplicates("doc_id")["length"].mean())
+def tuned_bm25(
+    rows: pd.DataFrame, idf: Mapping[int, float], target: np.ndarray, train: np.ndarray, *, average: float
+) -> Tuned:
+    """BM25 with k1 and b chosen on the training pairs, over the grid `K1` x `B`; `average`: the mean length."""
     candidates = [Tuned(bm25_scores(rows, idf, k1=k1, b=b, average=average), k1, b) for k1 in K1 for b in B]
     return max(candidates, key=lambda one: _pearson(one.scores[train], target[train]))
 
