@@ -132,14 +132,16 @@ def _experiment_command(module: ModuleType) -> click.Command:
     own = options(module)
 
     def start(collection: str | tuple[str, ...] | None, **given: Any) -> None:
-        chosen = {name: given[name] if name in shared else given.pop(name) for name in own}
+        chosen = {name: given[name] if name == "seed" else given.pop(name) for name in own}
         several = (collection,) if isinstance(collection, str) else collection or (None,)
         _run(module, chosen, several, **given)
 
     command = click.command(module.name, help=inspect.getdoc(module), short_help=_first_line(module))(
         _shared(*_MODEL, *_COLLECTION, *(_DIAGNOSTIC if takes_contrasts(module) else ()), *_POOL, *_STORE)(start)
     )
-    shared = {option.name for option in command.params}  # --seed is that of the pool and of the experiment
+    shared = {option.name for option in command.params}
+    if taken := [name for name in own if name in shared - {"seed"}]:  # one --seed is for all that is drawn
+        raise MechirError(f"'{module.name}' has an option '{taken[0]}', which means the pool's everywhere: rename it.")
     for option in command.params:
         if option.name == "collection" and hasattr(module, "across"):
             option.multiple, option.help = True, f"{option.help} May be repeated: one row each."

@@ -107,6 +107,17 @@ def test_the_seed_is_that_of_the_pool_and_of_the_experiment(capsys: pytest.Captu
     assert (code, identity["options"]["seed"], identity["pool"]["seed"]) == (0, 3, 3)
 
 
+def test_an_option_named_like_one_of_the_pool_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.py").write_text(
+        "def measure(model, pairs, *, per_grade: int = 1): ...\n"
+        "def summarise(rows, judged): ...\n"
+        "def chart(summary): ...\n"
+    )
+    code, _, err = call(capsys, "run", "mine.py")
+    said = "mechir: 'mine' has an option 'per_grade', which means the pool's everywhere: rename it.\n"
+    assert (code, err) == (2, said)
+
+
 def test_run_lists_the_experiments(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "run", "--help", defaults=True)
     assert code == 0

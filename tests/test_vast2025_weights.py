@@ -144,10 +144,10 @@ def test_qk_projection_clears_the_traps(
 def test_qk_projection_takes_so_many_pairs_of_a_query_and_grade(toy: HookedEncoder) -> None:
     measure = experiment.load_experiment("vast2025/qk_projection").measure
     pairs = POOL.pairs(mi.collection(TOY))
-    for per_grade in (1, 2):
-        rows = measure(toy, pairs, strongest=1, others=1, k=2, draws=1, per_grade=per_grade)
-        assert len(rows) == 2 * 2 * 6 * 5 * per_grade
-        assert (rows.groupby(["site", "directions", "query_id", "grade"]).size() == per_grade).all()
+    for take in (1, 2):
+        rows = measure(toy, pairs, strongest=1, others=1, k=2, draws=1, take=take)
+        assert len(rows) == 2 * 2 * 6 * 5 * take
+        assert (rows.groupby(["site", "directions", "query_id", "grade"]).size() == take).all()
     drawn = [
         measure(toy, pairs[:2], strongest=2, others=3, draws=0, seed=seed)["site"].unique().tolist()
         for seed in (0, 0, 1)

@@ -32,10 +32,10 @@ def measure(
     others: int = 10,
     k: int = 4,
     draws: int = 20,
-    per_grade: int = 1,
+    take: int = 1,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """`chosen` ("aligned", "random"), `z`, and the columns of `project_heads`; `per_grade` pairs a query and grade."""
+    """`chosen` ("aligned", "random"), `z`, and the columns of `project_heads`; `take` pairs a query and grade."""
     spectra = qk_spectra(model).dropna(subset="z").sort_values("z", ascending=False, ignore_index=True)
     rest = np.arange(min(strongest, len(spectra)), len(spectra))
     drawn = np.random.default_rng(seed).choice(rest, min(others, len(rest)), replace=False)
@@ -45,7 +45,7 @@ def measure(
     for pair in pairs:
         key = pair.query_id, pair.grade
         seen[key] = seen.get(key, 0) + 1
-        kept += [pair] if seen[key] <= per_grade else []
+        kept += [pair] if seen[key] <= take else []
     rows = project_heads(model, kept, picked["site"].tolist(), k=min(k, model.cfg.d_head), draws=draws)
     chosen = np.where(np.arange(len(picked)) < strongest, "aligned", "random")
     told = pd.DataFrame({"site": picked["site"].to_numpy(), "chosen": chosen, "z": picked["z"].to_numpy()})
