@@ -110,9 +110,9 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
 def chart(summary: pd.DataFrame) -> Any:
     """Change of score and attention by dose."""
     return charts.lines(
-        summary.sort_values(["along", "factor"]),
+        summary.sort_values(["along", "factor"]).rename(columns={"estimate": "change"}),
         "factor",
-        "estimate",
+        "change",
         "along",
         title="A query term scaled along the IDF direction",
         subtitle="change of score (logits) and of the scoring heads' attention to the term; random: range of draws",

@@ -61,7 +61,7 @@ def summarise(
     trained, found = (compare_grades(rows[half], grades, measure=of, delta=delta) for half in (train, ~train))
     strength = trained[trained["contrast"] == "relevant - weak"].set_index(["direction", "site"])["estimate"]
     rank = strength.groupby("direction").rank(ascending=False, method="first").astype(int)
-    found["rank_train"] = rank.reindex(pd.MultiIndex.from_frame(found[["direction", "site"]])).to_numpy()
+    found["rank_train"] = rank.reindex(pd.MultiIndex.from_frame(found[["direction", "site"]])).astype("Int64").array
     sides = found["direction"].map(SIDES.index)
     found = found.iloc[np.lexsort([found["rank_train"], sides])]
     return pd.concat([found, _layers(rows)], ignore_index=True)
@@ -94,14 +94,15 @@ def chart(summary: pd.DataFrame) -> Any:
         column="direction",
     )
     layers = summary[summary["site"].str.startswith("attn")]
-    masses = layers.assign(layer=layers["site"].str.removeprefix("attn").astype(int))
+    masses = layers.rename(columns={"estimate": "mass"})
+    masses["layer"] = masses["site"].str.removeprefix("attn").astype(int)
     masses[["reader", "source"]] = masses["direction"].str.split("<-", expand=True)
     return charts.stacked(
         points,
         charts.lines(
             masses,
             "layer",
-            "estimate",
+            "mass",
             "source",
             title="Where each segment looks: mean attention mass by layer",
             low="low",

@@ -18,6 +18,8 @@ from mechir.methods.statistics import bootstrap_mean, sign_flips
 from mechir.pairs import Pair
 from mechir.views import charts
 
+ATTENTION, SCORE = "change of its attention to the document", "|change| of the score, logits"
+
 
 def cost(model: Any, *, strongest: int = 10, others: int = 10, draws: int = 20, **options: Any) -> float:
     """Full forwards per pair that is taken: half of one per head and set of directions."""
@@ -91,13 +93,12 @@ def chart(summary: pd.DataFrame) -> Any:
     """Fall of the matching attention against change of the score; named are heads that move it beyond chance."""
     named = (summary["score_excess"] > 0) & (summary["score_p_max"] < 0.05)
     return charts.scatter(
-        summary.assign(named=named),
-        "attention_aligned",
-        "score_aligned",
+        summary.assign(named=named).rename(columns={"attention_aligned": ATTENTION, "score_aligned": SCORE}),
+        ATTENTION,
+        SCORE,
         "chosen",
-        title="What a head's aligned directions do",
-        subtitle="mean change of its attention to the document, mean |change| of the score (logits); "
-        "named: more than random directions, p < .05 over all heads",
+        title="What a head's aligned directions do: mean changes without them",
+        subtitle="named: the score moves more than without random directions, p < .05 over all heads",
         label="site",
         named="named",
     )

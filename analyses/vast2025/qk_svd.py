@@ -69,20 +69,20 @@ def chart(summary: pd.DataFrame) -> Any:
     )
     strong = [summary[name].abs().rank(ascending=False) <= LABELLED for name in ("z", "contrast")]
     named = strong[0] | strong[1]
-    axes = {"q A d - d A d (paper)": "axis", "(q A d - q A q) / sqrt d_head": "query_prefers_doc"}
-    panels = [summary.assign(named=named, prefers=summary[column], panel=title) for title, column in axes.items()]
+    shown = summary.rename(columns={"axis": "q A d - d A d", "query_prefers_doc": "q A d - q A q, scaled"})
+    axes = {"q A d - d A d": "the paper's axis", "q A d - q A q, scaled": "what the softmax compares"}
     return charts.stacked(
         *(
             charts.scatter(
-                panel,
+                shown.assign(named=named),
                 "trace",
-                "prefers",
+                axis,
                 "contrast",
-                title=f"Alignment of W_QK and whom the query prefers: {panel['panel'].iloc[0]}",
+                title=f"Alignment of W_QK and whom the mean query prefers: {title}",
                 subtitle=f"colour: attention to the document, relevant - weak; {said} (p = {both.p:.2g})",
                 label="site",
                 named="named",
             )
-            for panel in panels
+            for axis, title in axes.items()
         )
     )

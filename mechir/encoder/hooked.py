@@ -282,6 +282,12 @@ class HookedEncoder(HookedRootModule):
         with super().hooks(fwd, bwd, reset_hooks_end, clear_contexts):
             yield self
 
+    def remove_all_hook_fns(self, *which: Any, **options: Any) -> None:
+        """As TransformerLens's, but visits only the hook points that have hooks: a sweep comes here at every stage."""
+        for point in self.hook_points():
+            if point.fwd_hooks or point.bwd_hooks:
+                point.remove_hooks(*which, **options)
+
     def run_with_cache(self, *inputs: Any, names_filter: Any = None, **options: Any) -> tuple[Tensor, ActivationCache]:
         """The output and an `ActivationCache` of every hook point, or of those that `names_filter` selects."""
         if names_filter is not None and not callable(names_filter):

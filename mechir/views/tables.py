@@ -18,4 +18,4 @@ def _cell(name: str, value: object) -> str:
         return ""
     if not isinstance(value, float):
         return str(value)
-    return f"{value:.3g}" if name.startswith("p_") else f"{value:.3f}"
+    return f"{value:.3g}" if "p" in name.split("_") else f"{value:.3f}"
