@@ -109,14 +109,23 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
 
 def chart(summary: pd.DataFrame) -> Any:
     """Change of score and attention by dose."""
-    return charts.lines(
-        summary.sort_values(["along", "factor"]).rename(columns={"estimate": "change"}),
-        "factor",
-        "change",
-        "along",
-        title="A query term scaled along the IDF direction",
-        subtitle="change of score (logits) and of the scoring heads' attention to the term; random: range of draws",
-        low="low",
-        high="high",
-        row="measure",
+    shown = summary.sort_values(["along", "factor"])
+    titles = {
+        "score": ("A query term scaled along the IDF direction: change of the score", "logits"),
+        "attention": ("Change of the scoring heads' attention to the term", "weight"),
+    }
+    return charts.stacked(
+        *(
+            charts.lines(
+                shown[shown["measure"] == what].rename(columns={"estimate": unit}),
+                "factor",
+                unit,
+                "along",
+                title=title,
+                subtitle="negative factors point down the direction; bands: 95 % over queries, random: range of draws",
+                low="low",
+                high="high",
+            )
+            for what, (title, unit) in titles.items()
+        )
     )

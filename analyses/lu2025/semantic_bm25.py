@@ -173,8 +173,8 @@ def across(summaries: pd.DataFrame) -> pd.DataFrame:
 def chart(summary: pd.DataFrame) -> Any:
     """Pearson r with the score on held-out queries, with its interval."""
     return charts.bars(
-        summary,
-        "pearson",
+        summary.rename(columns={"pearson": "Pearson r"}),
+        "Pearson r",
         "model",
         title="How much of the score a linear model of IDF and soft-TF says",
         subtitle="Pearson r on held-out queries, 95 % interval over queries; 'random split': over held-out pairs",

@@ -19,6 +19,9 @@ from mechir.methods.statistics import bootstrap_mean
 from mechir.pairs import Pair, first_of_each
 from mechir.views import charts
 
+STRONGEST = 6
+"""Heads named in the chart for the rise of their mass, matching or not."""
+
 
 def cost(model: Any, **options: Any) -> float:
     """Full forwards per pair that is taken."""
@@ -118,12 +121,13 @@ def chart(summary: pd.DataFrame) -> Any:
             high="mass_high",
         ),
         charts.scatter(
-            points.assign(named=points["heads"] == "matching"),
+            points.assign(named=(points["heads"] == "matching") | (points["rise"].rank(ascending=False) <= STRONGEST)),
             "similarity",
             "rise",
             "heads",
             title="What a head's attention follows",
-            subtitle="likeness of embeddings (mean r) and rise of the mass with term frequency",
+            subtitle="likeness of embeddings (mean r) and rise of the mass with term frequency; "
+            f"named: matching, and the {STRONGEST} largest rises",
             label="site",
             named="named",
         ),
