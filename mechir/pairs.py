@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +24,8 @@ EASY = -1
 """The grade of an easy negative: drawn at random from the collection, unjudged for that query."""
 REAL = 0.9
 """The least share of a batch that is text and no padding: a longer batch is not worth its arithmetic."""
+TRIM = 32
+"""After so many batches freed memory is given back to the system."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,13 +153,27 @@ class Encoded:
         """
         order = np.argsort(-self.lengths, kind="stable")
         sorted_lengths, start = self.lengths[order], 0
-        while start < len(order):
+        for batches in itertools.count(1):
+            if start == len(order):
+                return
+            if batches % TRIM == 0:
+                _trim()
             width = sorted_lengths[start]
             lengths = sorted_lengths[start : start + max(1, min(max_rows, max_tokens // width))]
             real = lengths.cumsum() / (width * np.arange(1, len(lengths) + 1))
             index = order[start : start + int((real >= REAL).sum())]
             yield index, self.batch(index)
             start += len(index)
+
+
+def _trim() -> None:
+    """Gives freed memory back to the system, where its allocator can (glibc).
+
+    Batches of ever other shapes leave holes that later ones do not fit, and a long loop would grow by a half.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def encode(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> Encoded:

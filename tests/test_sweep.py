@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import mechir as mi
+from mechir import pairs as pairs_module
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.sweep import forwards
@@ -132,3 +133,20 @@ def test_a_non_finite_score_is_refused_by_pair_and_layer(tiny: HookedEncoder) ->
 
     with pytest.raises(MechirError, match=r"The score of pair q0/d0 is (nan|inf).*beginning after 'blocks.0"):
         mi.sweep(tiny, PAIRS, {"original": (), "bad": Poison()})
+
+
+def test_batches_hold_every_pair_once_and_memory_is_given_back(
+    tiny: HookedEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[None] = []
+    monkeypatch.setattr(pairs_module, "TRIM", 2)
+    monkeypatch.setattr(pairs_module, "_trim", lambda: given.append(None))
+    index = [batch.tolist() for batch, _ in tiny.encode(PAIRS).buckets(2, 4096)]
+    assert sorted(sum(index, [])) == list(range(len(PAIRS))) and max(map(len, index)) == 2
+    assert len(given) == len(index) // 2 >= 2
+
+
+def test_giving_memory_back_needs_no_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs_module._trim()
+    monkeypatch.setattr(pairs_module.ctypes, "CDLL", lambda name: object())
+    pairs_module._trim()

@@ -67,7 +67,7 @@ def attention_by_grade(
     sums = _Sums.empty(model, len(groups.ids))
     encoded = model.encode(pairs, max_length)
     with progress_bar(len(pairs), progress) as bar:
-        for index, batch in encoded.buckets(64, model.max_tokens):
+        for index, batch in encoded.buckets(64, model.max_tokens // 2):  # patterns in the open take twice the memory
             batch, group = batch.to(model.device), groups.of_pair[index]
             view = _View.of(batch, sep2)
 
