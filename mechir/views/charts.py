@@ -12,6 +12,8 @@ import pandas as pd
 from altair.utils.html import spec_to_html
 
 CELL = 46
+BESIDE = 3
+"""Panels of lines in one row; more are wrapped."""
 
 
 def heatmap(
@@ -184,9 +186,12 @@ def lines(
         label = base.mark_text(align="right", dy=-6, color="#555", fontSize=10, text=name)
         layers.append(label.encode(x=f"max({x}):Q", y=height))
     chart: Any = alt.layer(*layers).properties(width=250, height=170)
+    title_ = _title(title, subtitle)
+    if column and not row and shown[column].nunique() > BESIDE:
+        return chart.facet(alt.Facet(f"{column}:N", title=None), columns=BESIDE).properties(title=title_)
     panels = {"row": row and alt.Row(f"{row}:N", title=row), "column": column and alt.Column(f"{column}:N", title=None)}
     panels = {side: panel for side, panel in panels.items() if panel}
-    return (chart.facet(**panels) if panels else chart).properties(title=_title(title, subtitle))
+    return (chart.facet(**panels) if panels else chart).properties(title=title_)
 
 
 def scatter(
