@@ -38,7 +38,7 @@ def measure(
     seed: int = 0,
 ) -> pd.DataFrame:
     """`chosen` ("aligned", "random"), `z`, and the columns of `project_heads`; `take` pairs a query and grade."""
-    spectra = qk_spectra(model).dropna(subset="z").sort_values("z", ascending=False, ignore_index=True)
+    spectra = qk_spectra(model, draws=1).dropna(subset="z").sort_values("z", ascending=False, ignore_index=True)
     rest = np.arange(min(strongest, len(spectra)), len(spectra))
     drawn = np.random.default_rng(seed).choice(rest, min(others, len(rest)), replace=False)
     picked = spectra.iloc[[*range(min(strongest, len(spectra))), *sorted(drawn.tolist())]]
