@@ -92,7 +92,7 @@ def summarise(
     long = rows[rows["score5"].notna()]
     if long["query_id"].nunique() >= 6:
         lines += _first_five(long, np.array([order[one] % 3 != 2 for one in long["query_id"]]))
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines).astype(dict.fromkeys(("n", "queries", "features"), int))
 
 
 def _told(name: str, predicted: np.ndarray, target: np.ndarray, test: np.ndarray, query: np.ndarray) -> dict[str, Any]:
