@@ -70,10 +70,15 @@ _MODEL = (
     click.option("--device", help="cpu, cuda, cuda:1 [default: a GPU where there is one]."),
     click.option("--dtype", default="float32", show_default=True, help="float32, float64 or bfloat16."),
 )
-_COLLECTION = (
-    click.option("--collection", "-c", help="A directory or an ir_datasets id [default: the one that ships]."),
-    click.option("--limit-queries", type=click.IntRange(min=1), help="Only the first Q judged queries."),
-)
+_LIMIT = click.option("--limit-queries", type=click.IntRange(min=1), help="Only the first Q judged queries.")
+
+
+def _collection(several: bool = False) -> tuple[Callable[[Any], Any], ...]:
+    more = "; may be repeated, one row each" if several else ""
+    told = f"A directory or an ir_datasets id [default: the one that ships]{more}."
+    return click.option("--collection", "-c", multiple=several, help=told), _LIMIT
+
+
 _DIAGNOSTIC = (
     click.option("--diagnostic", help="For experiments on contrasts: tfc1, tdc, lnc1, ... [default: tfc1]."),
     click.option("--data", type=click.Path(path_type=Path), help="A directory with a published diagnostic set."),
@@ -137,16 +142,20 @@ def _experiment_command(module: ModuleType) -> click.Command:
         _run(module, chosen, several, **given)
 
     command = click.command(module.name, help=inspect.getdoc(module), short_help=_first_line(module))(
-        _shared(*_MODEL, *_COLLECTION, *(_DIAGNOSTIC if takes_contrasts(module) else ()), *_POOL, *_STORE)(start)
+        _shared(
+            *_MODEL,
+            *_collection(several=hasattr(module, "across")),
+            *(_DIAGNOSTIC if takes_contrasts(module) else ()),
+            *_POOL,
+            *_STORE,
+        )(start)
     )
     shared = {option.name for option in command.params}
     if taken := [name for name in own if name in shared - {"seed"}]:  # one --seed is for all that is drawn
         raise MechirError(f"'{module.name}' has an option '{taken[0]}', which means the pool's everywhere: rename it.")
-    for option in command.params:
-        if option.name == "collection" and hasattr(module, "across"):
-            option.multiple, option.help = True, f"{option.help} May be repeated: one row each."
-    for name in [name for name in own if name not in shared]:
-        command.params.insert(0, _option(name, own[name]))
+    for name, parameter in own.items():
+        if name not in shared:
+            command.params.insert(0, _option(name, parameter))
     return command
 
 
@@ -302,7 +311,7 @@ def show(run_id: str | None, registry: Path) -> None:
 
 
 @commands.command()
-@_shared(*_MODEL, *_COLLECTION)
+@_shared(*_MODEL, *_collection())
 @click.option("--mask", multiple=True, help="e.g. 'doc<-query@0-5'; may be repeated.")
 @click.option("--ablate", multiple=True, help="h8.1, n5.1203, mlp3 or attn3; may be repeated.")
 @click.option("--renormalise", is_flag=True, help="Mask before the softmax instead of after it.")

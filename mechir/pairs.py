@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,11 +11,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechir.errors import MechirError
-from mechir.segments import Segment
+from mechir.segments import FIVE, Segment
 
 Item = TypeVar("Item", bound=Any)
 """Whatever has a `query_id`: a pair or a contrast."""
@@ -52,13 +51,14 @@ def pairs_hash(pairs: Iterable[Pair]) -> str:
     return digest.hexdigest()
 
 
-def first_of_each(pairs: Iterable[Pair], n: int) -> list[Pair]:
-    """The first n pairs of every query."""
-    seen = Counter[str]()
+def first_of_each(pairs: Iterable[Pair], n: int, *, by_grade: bool = False) -> list[Pair]:
+    """The first n pairs of every query, or of every query and grade."""
+    seen = Counter[tuple[str, int | None]]()
     kept = []
     for pair in pairs:
-        seen[pair.query_id] += 1
-        kept += [pair] if seen[pair.query_id] <= n else []
+        key = pair.query_id, pair.grade if by_grade else None
+        seen[key] += 1
+        kept += [pair] if seen[key] <= n else []
     return kept
 
 
@@ -104,6 +104,16 @@ class Batch:
     def at(self, segment: Segment) -> Bool[Tensor, "batch pos"]:
         """True at the positions that belong to `segment` (a union counts each of its parts)."""
         return (self.segment & segment.value) != 0
+
+    def members(self, segments: Sequence[Segment] = FIVE) -> Bool[Tensor, "batch segment pos"]:
+        """`at` of several segments."""
+        return torch.stack([self.at(segment) for segment in segments], 1)
+
+
+def shares(member: Bool[Tensor, "*axes pos"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "*axes pos"]:
+    """Weights that average over the positions marked: `shares(member) @ x`; all 0 where none is."""
+    weights = member.to(dtype)
+    return weights / weights.sum(-1, keepdim=True).clamp(min=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,18 +162,16 @@ class Encoded:
         rather than low.
         """
         order = np.argsort(-self.lengths, kind="stable")
-        sorted_lengths, start = self.lengths[order], 0
-        for batches in itertools.count(1):
-            if start == len(order):
-                return
-            if batches % TRIM == 0:
-                _trim()
+        sorted_lengths, start, batches = self.lengths[order], 0, 0
+        while start < len(order):
             width = sorted_lengths[start]
             lengths = sorted_lengths[start : start + max(1, min(max_rows, max_tokens // width))]
             real = lengths.cumsum() / (width * np.arange(1, len(lengths) + 1))
             index = order[start : start + int((real >= REAL).sum())]
             yield index, self.batch(index)
-            start += len(index)
+            start, batches = start + len(index), batches + 1
+            if batches % TRIM == 0:
+                _trim()
 
 
 def _trim() -> None:

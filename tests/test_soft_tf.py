@@ -17,21 +17,22 @@ from tests.models import PAIRS
 def test_texts_of_one_dose_have_one_length_and_the_word_so_often() -> None:
     made = list(soft_tf.dosed(PAIRS[:2], filler="of", words=6))
     assert len(made) == 2 * (len(soft_tf.COUNTS) + len(soft_tf.TIMES))
-    for kind, term, pair in made:
+    for kind, dose, term, pair in made:
         original = next(one for one in PAIRS if pair.doc_id[:2] == one.doc_id)
         text, before = pair.document.split(), original.document.split()[:6]
         assert term in original.query.split() and pair.query == original.query and text[: len(before)] == before
         if kind == "tf":
             assert len(text) == len(before) + 8
-            assert text[len(before) :].count(term) == int(pair.doc_id.split("+")[1])
+            assert text[len(before) :].count(term) == dose == int(pair.doc_id.split("+")[1])
         else:
-            assert len(text) == len(before) * int(pair.doc_id.split("x")[1])
+            assert len(text) == len(before) * dose
+            assert dose == int(pair.doc_id.split("x")[1])
 
 
 @torch.no_grad()
 def test_masses_are_those_of_the_patterns(tiny: HookedEncoder) -> None:
     rows = soft_tf.term_mass(tiny, PAIRS[:3], words=5)
-    texts = {pair.doc_id: (term, pair) for _, term, pair in soft_tf.dosed(PAIRS[:3], words=5)}
+    texts = {pair.doc_id: (term, pair) for _, _, term, pair in soft_tf.dosed(PAIRS[:3], words=5)}
     for doc_id, (term, pair) in list(texts.items())[::4]:
         batch = tiny.batch(pair)
         _, cache = tiny.run_with_cache(batch)

@@ -23,7 +23,7 @@ def cost(model: Any, **options: Any) -> float:
     return 0.0
 
 
-def prepare(model: Any, pairs: list[Pair], *, idf: str = "", **options: Any) -> tuple[list[Pair], dict[str, Any]]:
+def prepare(model: Any, pairs: list[Pair], *, idf: str, **options: Any) -> tuple[list[Pair], dict[str, Any]]:
     """All pairs; a table that cannot be read is refused before anything is stored."""
     if idf:
         read_idf(idf, model)

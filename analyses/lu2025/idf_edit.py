@@ -41,10 +41,10 @@ def prepare(
     pairs: list[Pair],
     collection: Collection,
     *,
-    heads: str = "",
-    top: int = 4,
-    vector: int = -1,
-    idf: str = "",
+    heads: str,
+    top: int,
+    vector: int,
+    idf: str,
     **options: Any,
 ) -> tuple[list[Pair], dict[str, Any]]:
     """The queries left to measure; scoring heads found on the others, and the singular vector on the collection."""

@@ -35,10 +35,10 @@ def prepare(
     pairs: list[Pair],
     collection: Collection,
     *,
-    heads: str = "",
-    top: int = 13,
-    vector: int = -1,
-    idf: str = "",
+    heads: str,
+    top: int,
+    vector: int,
+    idf: str,
     **options: Any,
 ) -> tuple[list[Pair], dict[str, Any]]:
     """All pairs; the matching heads, found on the first of every three queries, and the IDF direction."""
@@ -89,9 +89,9 @@ def summarise(
     lines = _models(rows, chosen, target, train, query) + _baselines(
         rows, collection_counts(model, collection), target, train, query
     )
-    long = rows[rows["score5"].notna()]
-    if long["query_id"].nunique() >= 6:
-        lines += _first_five(long, np.array([order[one] % 3 != 2 for one in long["query_id"]]))
+    long = rows["score5"].notna().to_numpy()
+    if rows.loc[long, "query_id"].nunique() >= 6:
+        lines += _first_five(rows[long], train[long])
     return pd.DataFrame(lines).astype(dict.fromkeys(("n", "queries", "features"), int))
 
 

@@ -29,7 +29,7 @@ def cost(model: Any, **options: Any) -> float:
 
 
 def prepare(
-    model: Any, pairs: list[Pair], *, heads: str = "", top: int = 10, **options: Any
+    model: Any, pairs: list[Pair], *, heads: str, top: int, **options: Any
 ) -> tuple[list[Pair], dict[str, str]]:
     """The pairs left to measure, and the matching heads found on the others."""
     return choose_matching(model, pairs, heads=heads, top=top)
@@ -78,8 +78,7 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
 def _head(site: str, part: pd.DataFrame) -> dict[str, Any]:
     tf, length, likeness = (part[part["kind"] == kind] for kind in ("tf", "length", "similarity"))
     fitted = saturation(tf["tf"].to_numpy(dtype=float), tf["mass"].to_numpy(dtype=float), tf["query_id"].to_numpy())
-    rise = _change(tf, f"+{COUNTS[0]}", f"+{COUNTS[-1]}")
-    longer = _change(length, f"x{TIMES[0]}", f"x{TIMES[-1]}")
+    rise, longer = _change(tf, COUNTS), _change(length, TIMES)
     similar = likeness.groupby("query_id")["r"].mean().dropna().to_numpy()
     line: dict[str, Any] = {"heads": part["heads"].iloc[0], "site": site, "queries": len(rise)}
     line |= fitted
@@ -89,14 +88,14 @@ def _head(site: str, part: pd.DataFrame) -> dict[str, Any]:
     return line
 
 
-def _change(part: pd.DataFrame, first: str, last: str) -> np.ndarray:
-    means = [part[part["doc_id"].str.endswith(end)].groupby("query_id")["mass"].mean() for end in (first, last)]
-    return (means[1] - means[0]).to_numpy()
+def _change(part: pd.DataFrame, doses: Sequence[int]) -> np.ndarray:
+    """Query by query the mean mass at the last dose less that at the first."""
+    first, last = (part[part["dose"] == dose].groupby("query_id")["mass"].mean() for dose in (doses[0], doses[-1]))
+    return (last - first).to_numpy()
 
 
 def _curve(rows: pd.DataFrame) -> pd.DataFrame:
-    tf = rows[(rows["kind"] == "tf")]
-    counted = tf.assign(count=tf["doc_id"].str.rpartition("+")[2].astype(int))
+    counted = rows[rows["kind"] == "tf"].assign(count=lambda tf: tf["dose"].astype(int))
     per_query = counted.groupby(["heads", "count", "query_id"], sort=False)["mass"].mean()
     lines = []
     for (heads, count), values in per_query.groupby(["heads", "count"], sort=False):

@@ -15,7 +15,7 @@ import pandas as pd
 from mechir.methods.projection import ALIGNED, project_heads
 from mechir.methods.spectra import qk_spectra
 from mechir.methods.statistics import bootstrap_mean, sign_flips
-from mechir.pairs import Pair
+from mechir.pairs import Pair, first_of_each
 from mechir.views import charts
 
 ATTENTION, SCORE = "change of its attention to the document", "|change| of the score, logits"
@@ -42,12 +42,7 @@ def measure(
     rest = np.arange(min(strongest, len(spectra)), len(spectra))
     drawn = np.random.default_rng(seed).choice(rest, min(others, len(rest)), replace=False)
     picked = spectra.iloc[[*range(min(strongest, len(spectra))), *sorted(drawn.tolist())]]
-    seen: dict[tuple[str, int | None], int] = {}
-    kept = []
-    for pair in pairs:
-        key = pair.query_id, pair.grade
-        seen[key] = seen.get(key, 0) + 1
-        kept += [pair] if seen[key] <= take else []
+    kept = first_of_each(pairs, take, by_grade=True)
     rows = project_heads(model, kept, picked["site"].tolist(), k=min(k, model.cfg.d_head), draws=draws)
     chosen = np.where(np.arange(len(picked)) < strongest, "aligned", "random")
     told = pd.DataFrame({"site": picked["site"].to_numpy(), "chosen": chosen, "z": picked["z"].to_numpy()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -79,8 +80,7 @@ def dose_response(
                 columns=["query_id", "doc_id", "grade", "term"],
             ).assign(score_base=score, attention_base=attention)
             for (along, factor), edit in do.items():
-                chosen = EditEmbedding(edit.factor, edit.direction, pieces, edit.absolute)
-                edited, looked = _response(model, batch, chosen, pieces, sites)
+                edited, looked = _response(model, batch, replace(edit, pieces=pieces), pieces, sites)
                 told = {"score_change": edited - score, "attention_change": looked - attention}
                 rows.append(ids.assign(along=along, factor=factor, **told))
     first = ["along", "factor", "query_id", "doc_id", "grade", "term"]

@@ -21,7 +21,7 @@ from mechir.errors import MechirError
 from mechir.methods.groups import crossed
 from mechir.methods.ranking import TIE
 from mechir.methods.statistics import bootstrap_mean
-from mechir.pairs import Batch, Pair, progress_bar
+from mechir.pairs import Pair, progress_bar, shares
 from mechir.segments import FIVE
 from mechir.sites import Resid
 
@@ -73,13 +73,13 @@ def read_depths(
     with progress_bar(len(pairs), progress) as bar:
         for index, batch in encoded.buckets(64, model.max_tokens):
             batch = batch.to(model.device)
-            rows, shares = torch.from_numpy(index), _shares(batch, wide)
+            rows, weights = torch.from_numpy(index), shares(batch.members(), wide)
 
-            def keep(x: Tensor, hook: Any, rows: Tensor = rows, shares: Tensor = shares) -> None:
+            def keep(x: Tensor, hook: Any, rows: Tensor = rows, weights: Tensor = weights) -> None:
                 place = places[hook.name]
                 scores[rows, place] = model.head.score(model.head(model.parts, x[:, 0])).to(scores)
                 if place % 2 == 0:
-                    means[rows, place // 2] = (shares @ x.to(wide)).to(means)
+                    means[rows, place // 2] = (weights @ x.to(wide)).to(means)
 
             with model.hooks([(places.__contains__, keep)]):
                 model(batch, last_rows="all")
@@ -91,12 +91,6 @@ def read_depths(
 def _sites(model: Any) -> list[Resid]:
     """The residual stream after every sublayer: even places are whole layers, odd ones attention."""
     return [Resid(0), *(Resid(layer, part) for layer in range(model.cfg.n_layers) for part in ("mid", "post"))]
-
-
-def _shares(batch: Batch, dtype: torch.dtype) -> Float[Tensor, "batch segment pos"]:
-    """The weight of every position in the mean of its segment."""
-    member = torch.stack([batch.at(segment) for segment in FIVE], 1).to(dtype)
-    return member / member.sum(-1, keepdim=True).clamp(min=1)
 
 
 def _frame(

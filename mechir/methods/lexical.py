@@ -187,6 +187,6 @@ def singular_direction(model: Any, vector: int = 0, sign: int = 1) -> Subspace:
 
 
 def random_direction(model: Any, seed: int) -> Subspace:
-    """A random direction of the embedding space, as a control of `idf_direction`."""
+    """A random direction of the embedding space, as a control of `singular_direction`."""
     drawn = torch.randn(model.W_E.shape[1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return Subspace.span(drawn, f"random direction of W_E, seed {seed}", model=model.fingerprint)

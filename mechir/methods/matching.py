@@ -22,7 +22,7 @@ from mechir.errors import MechirError
 from mechir.hooks import EveryLayer
 from mechir.methods.groups import Groups, crossed
 from mechir.methods.statistics import bootstrap_mean, holm, sign_flips, simultaneous
-from mechir.pairs import EASY, Batch, Pair, progress_bar, split_queries
+from mechir.pairs import EASY, Batch, Pair, progress_bar, shares, split_queries
 from mechir.segments import FIVE, Segment, directions
 from mechir.sites import Attn, Head
 
@@ -97,15 +97,15 @@ class _View:
         query = batch.at(Segment.QUERY)
         places = query.any(0).nonzero().flatten()
         first, end = int(places[0]), int(places[-1]) + 1
-        member = torch.stack([batch.at(segment) for segment in FIVE], 1).float()
+        member = batch.members()
         return cls(
             first,
             end,
             query[:, first:end],
             batch.at(Segment.DOC | Segment.SEP2 if sep2 else Segment.DOC),
             batch.input_ids[:, first:end, None] == batch.input_ids[:, None, :],
-            member / member.sum(-1, keepdim=True).clamp(min=1),
-            member,
+            shares(member),
+            member.float(),
         )
 
 

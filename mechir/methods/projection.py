@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechir.methods.patching import heads_of
-from mechir.methods.spectra import aligned, random_directions
+from mechir.methods.spectra import Seen
 from mechir.pairs import Batch, Pair
 from mechir.segments import Segment
 from mechir.sites import Head
@@ -25,8 +25,8 @@ ALIGNED = "aligned"
 
 def subspaces(model: Any, head: Head, k: int, draws: int) -> dict[str, Subspace]:
     """The aligned directions of a head, and `draws` random subspaces of the same rank, by name."""
-    randoms = {f"random {seed}": random_directions(model, head, k, seed=seed) for seed in range(draws)}
-    return {ALIGNED: aligned(model, head, k)} | randoms
+    seen = Seen.by(model, head)
+    return {ALIGNED: seen.aligned(k)} | {f"random {seed}": seen.random(k, seed=seed) for seed in range(draws)}
 
 
 def project_heads(

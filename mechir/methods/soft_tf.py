@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,19 +24,26 @@ from mechir.methods.groups import crossed
 from mechir.methods.lexical import pieces_of
 from mechir.methods.patching import all_heads
 from mechir.methods.statistics import percentiles, resampled
-from mechir.pairs import Batch, Pair
+from mechir.pairs import Batch, Pair, shares
 from mechir.segments import Segment
 
 COUNTS = (0, 1, 2, 3, 5, 8)
 TIMES = (1, 2, 3)
 
 
-def dosed(
-    pairs: Sequence[Pair], *, filler: str = "a", words: int = 40, seed: int = 0
-) -> Iterator[tuple[str, str, Pair]]:
+class Dosed(NamedTuple):
+    """A text, and what was done to it: `kind` "tf" or "length", `dose` occurrences appended or times over."""
+
+    kind: str
+    dose: int
+    term: str
+    pair: Pair
+
+
+def dosed(pairs: Sequence[Pair], *, filler: str = "a", words: int = 40, seed: int = 0) -> Iterator[Dosed]:
     """Each pair with one word of its query appended 0 to 8 times, and its document once to three times over.
 
-    Yields ("tf" or "length", the word, the pair). For "tf" all texts have the same number of words: `filler` stands
+    For "tf" all texts have the same number of words: `filler` stands
     where the word does not (TFC2). For "length" the document is repeated (LNC2). Documents are cut to `words` words.
     """
     for pair in pairs:
@@ -44,9 +51,11 @@ def dosed(
         text = pair.document.split()[:words]
         for count in COUNTS:
             appended = [*text, *[term] * count, *[filler] * (COUNTS[-1] - count)]
-            yield "tf", term, replace(pair, document=" ".join(appended), doc_id=f"{pair.doc_id}+{count}")
+            made = replace(pair, document=" ".join(appended), doc_id=f"{pair.doc_id}+{count}")
+            yield Dosed("tf", count, term, made)
         for times in TIMES:
-            yield "length", term, replace(pair, document=" ".join(text * times), doc_id=f"{pair.doc_id}x{times}")
+            made = replace(pair, document=" ".join(text * times), doc_id=f"{pair.doc_id}x{times}")
+            yield Dosed("length", times, term, made)
 
 
 @torch.no_grad()
@@ -54,30 +63,32 @@ def term_mass(model: Any, pairs: Sequence[Pair], *, filler: str = "a", words: in
     """What every head's query term pays to the document, under `dosed`.
 
     Returns:
-        One row per head and text: `site`, `kind` ("tf", "length"), `query_id`, `doc_id`, `term`; `tf`, how often the
-        term's first word piece is in the document; `length`, the document's word pieces; `mass`, the mean over the
-        term's positions in the query of the weight on the whole document (soft-TF), and `same`, on the term's own word
-        pieces alone (0 to 1).
+        One row per head and text: `site`, `kind` ("tf", "length"), `dose` (see `Dosed`), `query_id`, `doc_id`, `term`;
+        `tf`, how often the term's first word piece is in the document; `length`, the document's word pieces; `mass`,
+        the mean over the term's positions in the query of the weight on the whole document (soft-TF), and `same`, on
+        the term's own word pieces alone (0 to 1).
     """
     texts = list(dosed(pairs, filler=filler, words=words, seed=seed))
-    named = list(dict.fromkeys(term for _, term, _ in texts))
+    named = list(dict.fromkeys(text.term for text in texts))
     terms = dict(zip(named, map(tuple, pieces_of(model, named)), strict=True))
-    encoded = model.encode([pair for _, _, pair in texts])
+    encoded = model.encode([text.pair for text in texts])
     heads = [str(head) for head in all_heads(model)]
     parts = []
     for index, batch in encoded.buckets(64, model.max_tokens):
         batch = batch.to(model.device)
-        pieces = [terms[texts[place][1]] for place in index]
+        here = [texts[place] for place in index]
+        pieces = [terms[text.term] for text in here]
         readers, own = _places(batch, pieces, Segment.QUERY), _places(batch, pieces, Segment.DOC)
         document = batch.at(Segment.DOC)
         found = _masses(model, batch, readers, document, own)
         first = torch.tensor([[one[0]] for one in pieces], device=batch.input_ids.device)
         ids = pd.DataFrame(
             {
-                "kind": [texts[place][0] for place in index],
-                "query_id": [texts[place][2].query_id for place in index],
-                "doc_id": [texts[place][2].doc_id for place in index],
-                "term": [texts[place][1] for place in index],
+                "kind": [text.kind for text in here],
+                "dose": [text.dose for text in here],
+                "query_id": [text.pair.query_id for text in here],
+                "doc_id": [text.pair.doc_id for text in here],
+                "term": [text.term for text in here],
                 "tf": ((batch.input_ids == first) & document).sum(1).cpu().numpy(),
                 "length": document.sum(1).cpu().numpy(),
             }
@@ -101,7 +112,7 @@ def _masses(
 ) -> Float[Tensor, "kind batch head"]:
     """Of all heads, layer after layer: the mass on the document and on the term's own pieces."""
     kept: list[Tensor] = []
-    share = readers / readers.sum(1, keepdim=True).clamp(min=1)
+    share = shares(readers)
 
     def keep(x: Tensor, hook: Any) -> None:
         row = torch.einsum("bhrs,br->bhs", x, share.to(x))

@@ -7,12 +7,12 @@ Eq. 1 needs this order (Vast et al. 2025, arXiv:2507.14604, section 5).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from mechir.errors import MechirError
 from mechir.methods.groups import Groups, crossed
 from mechir.methods.patching import all_heads, heads_of
 from mechir.methods.statistics import holm
-from mechir.pairs import Pair, progress_bar
+from mechir.pairs import Pair, progress_bar, shares
 from mechir.segments import Segment
 from mechir.sites import Head
 from mechir.subspaces import Subspace
@@ -101,12 +101,11 @@ def head_inputs(
     with progress_bar(len(pairs), progress) as bar:
         for index, batch in model.encode(pairs, max_length).buckets(64, model.max_tokens):
             batch, group = batch.to(model.device), groups.of_pair[index]
-            members = [batch.at(segment).to(model.dtype) for segment in (Segment.QUERY, Segment.DOC)]
-            shares = torch.stack([member / member.sum(1, keepdim=True) for member in members])
+            weights = shares(batch.members((Segment.QUERY, Segment.DOC)), model.dtype)
 
-            def keep(x: Tensor, hook: Any, group: Tensor = group, shares: Tensor = shares) -> None:
+            def keep(x: Tensor, hook: Any, group: Tensor = group, weights: Tensor = weights) -> None:
                 first = 0 if hook.name.endswith("q") else 2
-                means = torch.einsum("sbp,bphe->sbhe", shares, x).double().cpu()
+                means = torch.einsum("bsp,bphe->sbhe", weights, x).double().cpu()
                 for which in (0, 1):
                     sums[first + which, :, int(hook.name.split(".")[1])].index_add_(0, group, means[which])
 
@@ -165,43 +164,64 @@ def _per_query(vectors: np.ndarray, place: np.ndarray, grades: np.ndarray) -> np
     return sums / grades[:, None]
 
 
-def aligned(model: Any, head: Head | str, k: int = 4) -> Subspace:
-    """The k directions along which a head most looks for its own likeness, as its q sees them.
+class Seen(NamedTuple):
+    """What a head's queries q = x W_Q + b_Q see of the residual stream x, taken apart once.
 
-    Those singular vectors u of W_QK with the largest sigma u.v; for `Project(Head(l, h, "q"), ...)`, which then takes
-    u^T x out of what the head's queries see of the residual stream x, and no other head's.
-
-    Raises:
-        MechirError: for what is no head of this model, or more directions than it has.
+    `u`: the left singular vectors of W_QK; `order`: their places, the most aligned first (the largest sigma u.v). They
+    lie in the span of W_Q's columns, so u^T x is pinv(W_Q) u applied to q - b_Q, and what it adds to q is W_Q^T u.
     """
-    (site,) = heads_of(model, head)
-    u, sigma, v = _svd(model, site, k)
-    order = (sigma * (u * v).sum(0)).argsort(descending=True)[:k]
-    return _seen_by_q(model, site, u[:, order], f"the {k} most aligned directions of {head}")
+
+    head: Head
+    u: Float[Tensor, "d_model rank"]
+    order: Int[Tensor, "rank"]
+    w: Float[Tensor, "d_model d_head"]
+    offset: Float[Tensor, "d_head"]
+    model: str
+
+    @classmethod
+    def by(cls, model: Any, head: Head | str) -> Seen:
+        """What this head's queries see.
+
+        Raises:
+            MechirError: for what is no head of this model.
+        """
+        (site,) = heads_of(model, head)
+        u, sigma, v = model.W_QK[site.layer, site.head].svd()
+        w, offset = (part[site.layer, site.head].double() for part in (model.W_Q, model.b_Q))
+        return cls(site, u, (sigma * (u * v).sum(0)).argsort(descending=True), w, offset, model.fingerprint)
+
+    def aligned(self, k: int = 4) -> Subspace:
+        """The k directions along which the head most looks for its own likeness.
+
+        For `Project(Head(l, h, "q"), ...)`, which then takes u^T x out of what the head's queries see of the residual
+        stream x, and no other head's.
+
+        Raises:
+            MechirError: for more directions than the head has.
+        """
+        return self._removing(self.u[:, self.order[: self._within(k)]], f"the {k} most aligned directions")
+
+    def random(self, k: int = 4, *, seed: int = 0) -> Subspace:
+        """K random orthonormal directions among those that the queries see: the control of `aligned`."""
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randn(self.u.shape[1], self._within(k), generator=generator, dtype=torch.float64)
+        return self._removing(self.u @ torch.linalg.qr(drawn)[0].to(self.u), f"{k} random directions, seed {seed},")
+
+    def _within(self, k: int) -> int:
+        if not 1 <= k <= self.w.shape[1]:
+            raise MechirError(f"k={k} is out of range: a head has 1-{self.w.shape[1]} directions.")
+        return k
+
+    def _removing(self, u: Float[Tensor, "d_model k"], recipe: str) -> Subspace:
+        read, write = (torch.linalg.pinv(self.w) @ u).T, u.T @ self.w
+        return Subspace(f"{recipe} of {self.head}", read.contiguous(), write.contiguous(), self.offset, self.model)
+
+
+def aligned(model: Any, head: Head | str, k: int = 4) -> Subspace:
+    """The k most aligned directions of one head: see `Seen.aligned`."""
+    return Seen.by(model, head).aligned(k)
 
 
 def random_directions(model: Any, head: Head | str, k: int = 4, *, seed: int = 0) -> Subspace:
-    """K random orthonormal directions among those that a head's queries see: the control of `aligned`."""
-    (site,) = heads_of(model, head)
-    u, _, _ = _svd(model, site, k)
-    drawn = torch.randn(u.shape[1], k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    frame = u @ torch.linalg.qr(drawn)[0].to(u)
-    return _seen_by_q(model, site, frame, f"{k} random directions of {head}, seed {seed}")
-
-
-def _svd(model: Any, head: Head, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    if not 1 <= k <= model.cfg.d_head:
-        raise MechirError(f"k={k} is out of range: a head has 1-{model.cfg.d_head} directions.")
-    found = model.W_QK[head.layer, head.head].svd()
-    return found[0], found[1], found[2]
-
-
-def _seen_by_q(model: Any, head: Head, u: Float[Tensor, "d_model k"], recipe: str) -> Subspace:
-    """The oblique projector in the head's own space that removes u^T x from q = x W_Q + b_Q.
-
-    u lies in the span of W_Q's columns, so u^T x = pinv(W_Q) u applied to q - b_Q; what it adds to q is W_Q^T u.
-    """
-    w = model.W_Q[head.layer, head.head].double()
-    read, write = (torch.linalg.pinv(w) @ u).T, u.T @ w
-    offset = model.b_Q[head.layer, head.head].double()
-    return Subspace(recipe, read.contiguous(), write.contiguous(), offset, model.fingerprint)
+    """K random directions of one head: see `Seen.random`; for many of them, take them from one `Seen`."""
+    return Seen.by(model, head).random(k, seed=seed)

@@ -186,12 +186,13 @@ def lines(
         label = base.mark_text(align="right", dy=-6, color="#555", fontSize=10, text=name)
         layers.append(label.encode(x=f"max({x}):Q", y=height))
     chart: Any = alt.layer(*layers).properties(width=250, height=170)
-    title_ = _title(title, subtitle)
     if column and not row and shown[column].nunique() > BESIDE:
-        return chart.facet(alt.Facet(f"{column}:N", title=None), columns=BESIDE).properties(title=title_)
-    panels = {"row": row and alt.Row(f"{row}:N", title=row), "column": column and alt.Column(f"{column}:N", title=None)}
-    panels = {side: panel for side, panel in panels.items() if panel}
-    return (chart.facet(**panels) if panels else chart).properties(title=title_)
+        chart = chart.facet(alt.Facet(f"{column}:N", title=None), columns=BESIDE)
+    elif row or column:
+        rows = alt.Row(f"{row}:N", title=row) if row else alt.Undefined
+        columns = alt.Column(f"{column}:N", title=None) if column else alt.Undefined
+        chart = chart.facet(row=rows, column=columns)
+    return chart.properties(title=_title(title, subtitle))
 
 
 def scatter(
