@@ -14,6 +14,7 @@ from mechir.collection import Collection
 from mechir.encoder import HookedEncoder
 from mechir.experiment import Pool
 from mechir.methods import matching
+from mechir.methods.statistics import bootstrap_mean
 from tests.models import TOY, TOY_MODEL, graded
 
 NAMES = {
@@ -92,7 +93,11 @@ def test_attention_contrast_ranks_on_other_queries_than_it_measures(
     assert len(layers) == 4 * 25 and (layers["queries"] == 12).all()
     readers = layers.groupby(["site", layers["direction"].str.split("<-").str[0]])["estimate"].sum()
     np.testing.assert_allclose(readers, 1, atol=1e-5)
-    assert (layers["low"] <= layers["estimate"]).all() and (layers["estimate"] <= layers["high"]).all()
+    one = layers[(layers["site"] == "attn1") & (layers["direction"] == "query<-doc")].iloc[0]
+    part = stored.rows[(stored.rows["site"] == "attn1") & (stored.rows["direction"] == "query<-doc")]
+    per_query = part.groupby("query_id", sort=False)["mass"].mean()
+    assert one["estimate"] == pytest.approx(per_query.mean())
+    assert (one["low"], one["high"]) == pytest.approx(bootstrap_mean(per_query.to_numpy()))
 
 
 @pytest.mark.usefixtures("cheap_intervals")

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from mechir.methods.matching import SIDES, attention_by_grade, compare_grades
+from mechir.methods.statistics import bootstrap_mean
 from mechir.pairs import Pair
 from mechir.views import charts
 
@@ -70,10 +71,12 @@ def summarise(
 def _layers(rows: pd.DataFrame) -> pd.DataFrame:
     layers = rows[rows["site"].str.startswith("attn")]
     per_query = layers.groupby(["direction", "site", "query_id"], sort=False)["mass"].mean()
-    groups = per_query.groupby(["direction", "site"], sort=False)
-    error = 1.96 * groups.sem()
-    found = pd.DataFrame({"contrast": "mass", "queries": groups.size(), "estimate": groups.mean()})
-    return found.assign(low=found["estimate"] - error, high=found["estimate"] + error).reset_index()
+    lines = []
+    for (direction, site), values in per_query.groupby(["direction", "site"], sort=False):
+        low, high = bootstrap_mean(values.to_numpy())
+        line = {"direction": direction, "site": site, "contrast": "mass", "queries": len(values)}
+        lines.append(line | {"estimate": values.mean(), "low": low, "high": high})
+    return pd.DataFrame(lines)
 
 
 def chart(summary: pd.DataFrame) -> Any:
