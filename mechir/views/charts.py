@@ -250,7 +250,10 @@ def bars(
 
 def stacked(*charts: Any) -> alt.VConcatChart:
     """Charts one above the other, each with colours of its own."""
-    return alt.vconcat(*charts).resolve_scale(color="independent").configure_view(stroke=None)
+    bare = [chart.copy(deep=False) for chart in charts]
+    for chart in bare:
+        chart.config = alt.Undefined  # only the whole may have one
+    return alt.vconcat(*bare).resolve_scale(color="independent").configure_view(stroke=None)
 
 
 def _title(title: str, subtitle: str) -> alt.TitleParams:

@@ -1,0 +1,100 @@
+"""Several collections as one, each in a group such as `in` and `out` of the domain that the model was trained on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mechir.collection import Collection, collection
+from mechir.errors import MechirError
+from mechir.pairs import Pair
+
+SLASH = "/"
+
+
+@dataclass(frozen=True, eq=False)
+class Collections:
+    """Collections that are measured together; ids of queries and documents begin with their collection's, `dl19/q1`.
+
+    `members`: (group, collection) one after the other.
+    """
+
+    members: tuple[tuple[str, Collection], ...]
+
+    def __repr__(self) -> str:
+        return f"Collections({self.id})"
+
+    @property
+    def id(self) -> str:
+        """`in:dl19+out:cranfield`."""
+        return "+".join(f"{group}:{one.id}" for group, one in self.members)
+
+    @property
+    def hash(self) -> str:
+        """The SHA-256 of the members' groups, ids and hashes."""
+        told = "\0".join(f"{group}\t{one.id}\t{one.hash}" for group, one in self.members)
+        return hashlib.sha256(told.encode()).hexdigest()
+
+    @property
+    def groups(self) -> dict[str, str]:
+        """Collection id -> group."""
+        return {one.id: group for group, one in self.members}
+
+    @property
+    def queries(self) -> dict[str, str]:
+        """The queries of all, one collection after the other."""
+        return {_named(one, key): text for _, one in self.members for key, text in one.queries.items()}
+
+    def pairs(self, **pool: Any) -> list[Pair]:
+        """The pools of all, each as `Collection.pairs` gives it: `limit_queries` counts in every collection."""
+        return [
+            replace(pair, query_id=_named(one, pair.query_id), doc_id=_named(one, pair.doc_id))
+            for _, one in self.members
+            for pair in one.pairs(**pool)
+        ]
+
+    def judged(self, pairs: Sequence[Pair], *, full: bool) -> pd.DataFrame:
+        """As `Collection.judged`."""
+        found = []
+        for _, one in self.members:
+            start = len(one.id) + 1
+            own = [
+                replace(pair, query_id=pair.query_id[start:], doc_id=pair.doc_id[start:])
+                for pair in pairs
+                if pair.query_id.startswith(one.id + SLASH)
+            ]
+            frame = one.judged(own, full=full)
+            found.append(frame.assign(**{key: one.id + SLASH + frame[key] for key in ("query_id", "doc_id")}))
+        return pd.concat(found, ignore_index=True)
+
+    def texts(self, limit: int) -> Iterator[str]:
+        """The documents' texts, of each collection at most its share of `limit`."""
+        for _, one in self.members:
+            yield from one.texts(max(1, limit // len(self.members)))
+
+
+def _named(of: Collection, key: str) -> str:
+    return of.id + SLASH + key
+
+
+def collections(named: Sequence[str | Path]) -> Collections:
+    """Collections written `group:name`, such as `in:PATH` and `out:beir/nfcorpus/test`; see `collection`.
+
+    Raises:
+        MechirError: where a group is missing, two collections have one name, or a collection is refused.
+    """
+    members = []
+    for text in map(str, named):
+        group, colon, name = text.partition(":")
+        if not colon or not group.isidentifier() or not name:
+            raise MechirError(f"Cannot read the collection '{text}': write group:name, such as in:PATH or out:PATH.")
+        members.append((group, collection(name)))
+    ids = [one.id for _, one in members]
+    if twice := sorted({one for one in ids if ids.count(one) > 1}):
+        raise MechirError(f"Two collections are called '{twice[0]}': give each once, under a name of its own.")
+    return Collections(tuple(members))

@@ -1,0 +1,249 @@
+"""Conductance: complete over every cut, equal to captum's layer by layer, and first for the planted units."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from captum.attr import LayerConductance
+
+import mechir as mi
+from mechir.encoder import HookedEncoder
+from mechir.errors import MechirError
+from mechir.methods import conductance as found_by
+from mechir.methods.conductance import Conductances, Way, conductance
+from mechir.segments import Segment
+from tests.models import FAMILIES, PAIRS, Checkpoints
+
+FEW = PAIRS[:2]
+
+
+def matrix(found: Conductances, layer: int, unit: str) -> np.ndarray:
+    """Pairs x units: each pair of these tests is a query of its own."""
+    rows = found.rows[(found.rows["layer"] == layer) & (found.rows["unit"] == unit)]
+    return np.stack(rows["conductance"].to_list())
+
+
+def apart(pairs: list[mi.Pair]) -> list[mi.Pair]:
+    return [mi.Pair(pair.query, pair.document, f"q{k}", f"d{k}", k % 2) for k, pair in enumerate(pairs)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("baseline", ["pad_query", "pad_both"])
+def test_every_residual_cut_is_complete(checkpoints: Checkpoints, family: str, baseline: str) -> None:
+    model = HookedEncoder.from_pretrained(checkpoints.path(family), dtype="float64")
+    found = conductance(model, apart(FEW), way=Way(baseline, tol=1e-3, max_steps=4096))
+    assert found.checks["converged"].all() and (found.checks["delta"].abs() > 0).all()
+    spread = 0.1 * found.checks["score"].std()
+    assert (found.checks["error"] <= 1e-3 * found.checks["delta"].abs().clip(lower=spread)).all()
+    batch = model.batch(apart(FEW))
+    where = Segment.QUERY if baseline == "pad_query" else Segment.QUERY | Segment.DOC
+    start = batch.input_ids.masked_fill(batch.at(where), model.tokenizer.pad_token_id)
+
+    def padded(x: torch.Tensor, hook: object) -> torch.Tensor:
+        return model.W_E[start]
+
+    with torch.no_grad():
+        delta = model(batch) - model.run_with_hooks(batch, fwd_hooks=[("embed.hook_embed", padded)])
+    np.testing.assert_allclose(found.checks["delta"], delta, atol=1e-10)
+    np.testing.assert_allclose(found.checks["score"], model.score(apart(FEW)), atol=1e-10)
+
+
+def test_heads_mlp_and_skip_are_complete_together(checkpoints: Checkpoints) -> None:
+    """What goes into a LayerNorm is what heads (or the MLP) write and what the skip carries."""
+    model = HookedEncoder.from_pretrained(checkpoints.path("bert"), dtype="float64")
+    pairs, steps = apart(FEW), 512
+    found = conductance(model, pairs, units=("z", "post"), way=Way(steps=steps, tol=1.0))
+    for layer in range(model.cfg.n_layers):
+        for norm, unit, before in (("ln1", "z", "hook_resid_pre"), ("ln2", "post", "hook_resid_mid")):
+            skip = along(model, pairs, f"blocks.{layer}.{before}", f"blocks.{layer}.{norm}.hook_in", steps)
+            together = matrix(found, layer, unit).sum(1) + skip
+            np.testing.assert_allclose(together, found.checks["delta"], rtol=1e-3, atol=1e-4)
+
+
+def along(model: HookedEncoder, pairs: list[mi.Pair], moves: str, felt: str, steps: int) -> np.ndarray:
+    """The gradient at one hook times the change at another, by hand and one node at a time."""
+    batch = model.batch(pairs)
+    start = batch.input_ids.masked_fill(batch.at(Segment.QUERY), model.tokenizer.pad_token_id)
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for alpha in np.linspace(0, 1, steps + 1):
+        line = (model.W_E[start] + alpha * (model.W_E[batch.input_ids] - model.W_E[start])).requires_grad_()
+        seen: dict[str, torch.Tensor] = {}
+
+        def keep(x: torch.Tensor, hook: Any, seen: dict[str, torch.Tensor] = seen) -> None:
+            seen[hook.name] = x
+
+        def put(x: torch.Tensor, hook: Any, line: torch.Tensor = line) -> torch.Tensor:
+            return line
+
+        with torch.enable_grad(), model.hooks([("embed.hook_embed", put), (moves, keep), (felt, keep)]):
+            gradient = torch.autograd.grad(model(batch, last_rows="all").sum(), seen[felt])[0]
+        kept.append((seen[moves].detach(), gradient))
+    flow = [(g + h) / 2 * (b - a) for (a, g), (b, h) in itertools.pairwise(kept)]
+    return torch.stack(flow).sum((0, 2, 3)).numpy()
+
+
+@pytest.mark.parametrize(("rule", "method"), [("gauss-legendre", "gausslegendre"), ("left", "riemann_trapezoid")])
+def test_it_is_captum_s_layer_by_layer(checkpoints: Checkpoints, rule: str, method: str) -> None:
+    model = HookedEncoder.from_pretrained(checkpoints.path("bert"), dtype="float64")
+    steps, pairs = 12, apart(FEW)
+    found = conductance(model, pairs, way=Way(rule=rule, steps=steps, tol=np.inf), units=("post",))
+    for layer in range(model.cfg.n_layers):
+        np.testing.assert_allclose(
+            matrix(found, layer, "post"), by_captum(model, pairs, layer, steps, method), atol=1e-5
+        )
+    other = by_captum(model, pairs, 0, steps, method)
+    assert not np.allclose(matrix(found, 1, "post"), other, atol=1e-4)  # and not another layer's
+
+
+def by_captum(model: HookedEncoder, pairs: list[mi.Pair], layer: int, steps: int, method: str) -> np.ndarray:
+    batch = model.batch(pairs)
+    start = batch.input_ids.masked_fill(batch.at(Segment.QUERY), model.tokenizer.pad_token_id)
+
+    def forward(embedded: torch.Tensor, mask: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
+        return model.hf(inputs_embeds=embedded, attention_mask=mask, token_type_ids=types).logits[:, 0]
+
+    module = model.hf.bert.encoder.layer[layer].intermediate
+    attribution = LayerConductance(forward, module).attribute(
+        model.W_E[batch.input_ids].clone(),
+        baselines=model.W_E[start].clone(),
+        additional_forward_args=(batch.attention_mask.long(), batch.token_type_ids),
+        n_steps=steps,
+        method=method,
+    )
+    return np.asarray(attribution.detach().sum(1))
+
+
+def test_chunks_of_nodes_and_pairs_change_nothing(tiny: HookedEncoder) -> None:
+    pairs = apart(PAIRS)
+    whole, parted = (conductance(tiny, pairs, way=Way(tol=1.0), max_tokens=n) for n in (100_000, 60))
+    for one, other in zip(whole.rows["conductance"], parted.rows["conductance"], strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+    pd.testing.assert_frame_equal(whole.checks, parted.checks, atol=1e-5)
+
+
+def test_a_group_is_the_mean_of_its_pairs(tiny: HookedEncoder) -> None:
+    alone = conductance(tiny, apart(FEW), way=Way(tol=1.0))
+    together = conductance(
+        tiny, [mi.Pair(p.query, p.document, "q", f"d{k}", 1) for k, p in enumerate(FEW)], way=Way(tol=1.0)
+    )
+    assert (together.rows["n"] == len(FEW)).all() and len(together.rows) == 2 * tiny.cfg.n_layers
+    for unit in ("post", "pattern"):
+        np.testing.assert_allclose(matrix(together, 1, unit)[0], matrix(alone, 1, unit).mean(0), atol=1e-5)
+
+
+def test_parts_add_up_to_the_whole(tiny: HookedEncoder) -> None:
+    for units in (("post", "pattern"), ("pre", "z")):
+        whole, parted = (conductance(tiny, apart(FEW), units=units, way=Way(tol=1.0), split=s) for s in (False, True))
+        for unit in units:
+            values = matrix(parted, 1, unit)
+            assert values.shape[2] == len(found_by.parts(unit)) == (25 if unit == "pattern" else 5)
+            np.testing.assert_allclose(values.sum(2), matrix(whole, 1, unit), atol=1e-5)
+    last = matrix(conductance(tiny, apart(FEW), way=Way(tol=1.0), split=True), tiny.cfg.n_layers - 1, "post")
+    assert (last[..., 1:] == 0).all() and (last[..., 0] != 0).any()  # only CLS is read after the last layer
+
+
+def test_the_target_is_what_changes(tiny: HookedEncoder) -> None:
+    pairs = apart(FEW)
+    score, p = (conductance(tiny, pairs, target=target, way=Way(tol=1.0)) for target in ("score", "p"))
+    ends = [found.checks["score"].to_numpy() for found in (score, p)]
+    np.testing.assert_allclose(ends[0], ends[1])
+    begin = score.checks["score"] - score.checks["delta"]
+    np.testing.assert_allclose(p.checks["delta"], sigmoid(ends[0]) - sigmoid(begin), atol=1e-5)
+    against = [0.5, -1.0]
+    margin = conductance(tiny, pairs, target="margin", against=against, way=Way(tol=1.0))
+    np.testing.assert_allclose(margin.checks["delta"], sigmoid(ends[0] - against) - sigmoid(begin - against), atol=1e-5)
+
+
+def sigmoid(x: Any) -> np.ndarray:
+    return np.asarray(1 / (1 + np.exp(-np.asarray(x))))
+
+
+def test_what_does_not_converge_is_named(tiny: HookedEncoder) -> None:
+    found = conductance(tiny, apart(FEW), way=Way(steps=1, max_steps=2, tol=1e-9))
+    assert not found.checks["converged"].any() and (found.checks["steps"] == 2).all()
+    assert np.isfinite(np.stack(matrix(found, 0, "post"))).all() and (found.checks["error"] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda model: Way("zero"), r"The baseline 'zero' is refused: a post-LN model normalises its embeddings"),
+        (lambda model: Way("mask"), r"Unknown baseline 'mask': write one of pad_query, pad_document, pad_both\."),
+        (lambda model: Way(rule="simpson"), r"Unknown rule 'simpson': write one of trapezoid, left, gauss-legendre\."),
+        (lambda model: Way(steps=0), r"steps=0 is out of range: write 1 to 512 \(max_steps\)\."),
+        (
+            lambda model: conductance(model, FEW, units=("q",)),
+            r"Unknown units 'q': write some of post, pre, pattern, z\.",
+        ),
+        (
+            lambda model: conductance(model, FEW, units=("post", "pre")),
+            r"'post' and 'pre' are two readings of the same",
+        ),
+        (
+            lambda model: conductance(model, FEW, target="loss"),
+            r"Unknown target 'loss': write one of score, p, margin\.",
+        ),
+        (
+            lambda model: conductance(model, FEW, target="margin"),
+            r"The target 'margin' takes against=, a score for each",
+        ),
+        (lambda model: conductance(model, FEW, against=[0.0] * 2), r"and no other target does\."),
+        (
+            lambda model: conductance(model, FEW, target="margin", against=[0.0]),
+            r"against= has 1 scores for 2 pairs: give one for each\.",
+        ),
+        (
+            lambda model: conductance(model, [mi.Pair("[PAD]", "bread", "q7", "d8")]),
+            r"q7/d8.* equals its baseline 'pad_query', so nothing changes on the way: leave it out\.",
+        ),
+    ],
+)
+def test_what_cannot_be_walked_is_refused(tiny: HookedEncoder, call: Any, said: str) -> None:
+    with pytest.raises(MechirError, match=said):
+        call(tiny)
+
+
+@pytest.mark.parametrize("c", [100.0, 3.0])
+def test_the_planted_units_come_first(c: float) -> None:
+    model = mi.planted.bm25(c=c)
+    both = mi.planted.pairs(model, n=6)
+    for heads, planted in (("pattern", {"h1.2"}), ("z", {"h1.2", "h3.1"})):
+        units = ("post", heads)
+        found = conductance(model, [pair for _, pair in both], start=[base for base, _ in both], units=units)
+        assert found.checks["converged"].all()
+        sizes = pd.concat([by_site(part, heads) for _, part in found.rows.groupby(["query_id", "grade"], dropna=False)])
+        sizes = sizes.abs().groupby(level=0).mean().sort_values(ascending=False)
+        neurons, others = sizes[sizes.index.str.startswith("n")], sizes[sizes.index.str.startswith("h")]
+        assert neurons.index[0] == "n1.0" and set(others.index[: len(planted)]) == planted
+        if c == 100:
+            assert neurons.iloc[1] <= 1e-3 * sizes.iloc[0] and others.iloc[len(planted)] <= 1e-3 * sizes.iloc[0]
+
+
+def by_site(rows: pd.DataFrame, heads: str) -> pd.Series:
+    parts = []
+    for row in rows.itertuples():
+        letter = "h" if row.unit == heads else "n"
+        parts.append(
+            pd.Series(row.conductance, index=[f"{letter}{row.layer}.{k}" for k in range(len(row.conductance))])
+        )
+    return pd.concat(parts)
+
+
+def test_a_text_to_start_from_has_the_same_segments(tiny: HookedEncoder) -> None:
+    pair = mi.Pair("what is wifi", "wifi is a radio signal", "q0", "d0", 1)
+    other = mi.Pair("what is wifi", "bread is a radio signal", "q0", "d1", 0)
+    found = conductance(tiny, [pair], start=[other], way=Way(tol=1.0))
+    assert found.checks["delta"][0] == pytest.approx(float(tiny.score([pair]) - tiny.score([other])), abs=1e-5)
+    longer = mi.Pair("what is wifi", "bread is a cold radio signal")
+    for start, said in (
+        ([longer], r"pair q0/d0 and the text it starts from differ in length: fill up with a neutral word\."),
+        ([pair], r"pair q0/d0 equals the text it starts from, so nothing changes on the way: leave it out\."),
+        ([], r"start= has 0 texts for 1 pairs: give one for each\."),
+    ):
+        with pytest.raises(MechirError, match=said):
+            conductance(tiny, [pair], start=start)
