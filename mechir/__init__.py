@@ -21,6 +21,7 @@ from mechir.hooks import Intervention as Intervention
 from mechir.interventions import Ablate as Ablate
 from mechir.interventions import Mask as Mask
 from mechir.interventions import Patch as Patch
+from mechir.interventions import Prune as Prune
 from mechir.pairs import Batch as Batch
 from mechir.pairs import Pair as Pair
 from mechir.segments import Direction as Direction

@@ -299,3 +299,49 @@ def _head(text: str) -> Head:
     if not isinstance(site, Head):
         raise MechirError(f"'{text}' is no head: write e.g. doc<-query@h8.1,h8.3.")
     return site
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Sets neurons (after the activation) and heads (z) to 0 at every position: `Prune(["n5.12", "h3.1"])`.
+
+    The same as an `Ablate` of each, in one edit a layer. A head's z of 0 is its weights times 0; its layer's output
+    bias stays.
+
+    Args:
+        sites: neurons and heads, each once.
+    """
+
+    sites: tuple[Neuron | Head, ...]
+
+    def __init__(self, sites: Iterable[Neuron | Head | str]) -> None:
+        parsed = tuple(parse_site(site) if isinstance(site, str) else site for site in sites)
+        for site in parsed:
+            if not (isinstance(site, Neuron) or (isinstance(site, Head) and site.part == "z")):
+                raise MechirError(f"Cannot prune '{site}': write neurons (n5.1203) and heads (h8.1).")
+        if len(set(parsed)) < len(parsed):
+            twice = next(site for site in parsed if parsed.count(site) > 1)
+            raise MechirError(f"'{twice}' is to be pruned more than once: give each unit once.")
+        object.__setattr__(self, "sites", parsed)
+
+    def hooks(self, batch: Batch) -> list[Hook]:
+        """One edit for the neurons and one for the heads of each layer."""
+        units: dict[str, list[int]] = {}
+        for site in self.sites:
+            units.setdefault(site.hook, []).append(site[1])
+        return [(hook, Zeroed(tuple(sorted(units[hook])))) for hook in sorted(units)]
+
+
+@dataclass(frozen=True)
+class Zeroed:
+    """The edit of a `Prune`: these units of an activation are 0."""
+
+    units: tuple[int, ...]
+
+    cls_first = True
+
+    def __call__(self, x: Float[Tensor, "batch pos unit ..."], hook: Any) -> Float[Tensor, "..."]:
+        """The activation without the units."""
+        if self.units[-1] >= x.shape[2]:
+            raise MechirError(f"Unit {self.units[-1]} is out of range: '{hook.name}' has units 0-{x.shape[2] - 1}.")
+        return x.index_fill(2, torch.tensor(self.units, device=x.device), 0.0)

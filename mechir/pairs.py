@@ -6,7 +6,7 @@ import ctypes
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -135,6 +135,12 @@ class Encoded:
     def lengths(self) -> np.ndarray:
         """Word pieces of each pair, special tokens included."""
         return np.array([len(ids) for ids in self.ids], dtype=np.int64)
+
+    def take(self, index: np.ndarray) -> Encoded:
+        """Some of the pairs."""
+        some = ([rows[k] for k in index] for rows in (self.pairs, self.ids, self.types, self.segments))
+        pairs, ids, types, segments = map(tuple, some)
+        return replace(self, pairs=pairs, ids=ids, types=types, segments=segments)
 
     def batch(self, index: Sequence[int] | np.ndarray) -> Batch:
         """The pairs at `index`, padded to the longest of them."""

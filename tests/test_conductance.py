@@ -38,7 +38,7 @@ def test_every_residual_cut_is_complete(checkpoints: Checkpoints, family: str, b
     model = HookedEncoder.from_pretrained(checkpoints.path(family), dtype="float64")
     found = conductance(model, apart(FEW), way=Way(baseline, tol=1e-3, max_steps=4096))
     assert found.checks["converged"].all() and (found.checks["delta"].abs() > 0).all()
-    spread = 0.1 * found.checks["score"].std()
+    spread = 0.1 * found.checks["value"].std()
     assert (found.checks["error"] <= 1e-3 * found.checks["delta"].abs().clip(lower=spread)).all()
     batch = model.batch(apart(FEW))
     where = Segment.QUERY if baseline == "pad_query" else Segment.QUERY | Segment.DOC
@@ -50,7 +50,7 @@ def test_every_residual_cut_is_complete(checkpoints: Checkpoints, family: str, b
     with torch.no_grad():
         delta = model(batch) - model.run_with_hooks(batch, fwd_hooks=[("embed.hook_embed", padded)])
     np.testing.assert_allclose(found.checks["delta"], delta, atol=1e-10)
-    np.testing.assert_allclose(found.checks["score"], model.score(apart(FEW)), atol=1e-10)
+    np.testing.assert_allclose(found.checks["value"], model.score(apart(FEW)), atol=1e-10)
 
 
 def test_heads_mlp_and_skip_are_complete_together(checkpoints: Checkpoints) -> None:
@@ -150,9 +150,9 @@ def test_parts_add_up_to_the_whole(tiny: HookedEncoder) -> None:
 def test_the_target_is_what_changes(tiny: HookedEncoder) -> None:
     pairs = apart(FEW)
     score, p = (conductance(tiny, pairs, target=target, way=Way(tol=1.0)) for target in ("score", "p"))
-    ends = [found.checks["score"].to_numpy() for found in (score, p)]
-    np.testing.assert_allclose(ends[0], ends[1])
-    begin = score.checks["score"] - score.checks["delta"]
+    ends = [found.checks["value"].to_numpy() for found in (score, p)]
+    np.testing.assert_allclose(ends[1], sigmoid(ends[0]), rtol=1e-5)
+    begin = score.checks["value"] - score.checks["delta"]
     np.testing.assert_allclose(p.checks["delta"], sigmoid(ends[0]) - sigmoid(begin), atol=1e-5)
     against = [0.5, -1.0]
     margin = conductance(tiny, pairs, target="margin", against=against, way=Way(tol=1.0))

@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 import mechir as mi
-from mechir import prune
+from mechir.methods import pruning
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
-from mechir.prune import Prune
+from mechir import Prune
 from tests.models import FAMILIES, PAIRS, Checkpoints
 
 SITES = ["n0.3", "n0.17", "h0.2", "n2.47", "h2.0", "h2.3"]
@@ -55,7 +55,7 @@ def test_a_neuron_is_its_output_column(checkpoints: Checkpoints) -> None:
 def test_the_exported_checkpoint_is_the_pruned_model(checkpoints: Checkpoints, family: str, tmp_path: Path) -> None:
     model = mi.load(checkpoints.path(family))
     before, pruned = model.score(PAIRS), model.score(PAIRS, do=Prune(SITES))
-    folder = prune.export(model, SITES, tmp_path / "pruned")
+    folder = pruning.export(model, SITES, tmp_path / "pruned")
     assert {file.name for file in folder.iterdir()} >= {"config.json", "model.safetensors"}
     assert torch.allclose(mi.load(folder).score(PAIRS), pruned, rtol=0, atol=1e-6 * float(before.abs().max()))
     hf = AutoModelForSequenceClassification.from_pretrained(folder).eval()
@@ -88,7 +88,7 @@ def test_units_that_do_not_exist_are_refused(tiny: HookedEncoder, tmp_path: Path
         with pytest.raises(MechirError, match=rf"Unit \d+ is out of range: 'blocks.1.*' has units 0-{last}\."):
             tiny.score(PAIRS, do=Prune([site]))
         with pytest.raises(MechirError, match=r"is out of range"):
-            prune.export(tiny, [site], tmp_path / "never")
+            pruning.export(tiny, [site], tmp_path / "never")
     with pytest.raises(MechirError, match=r"is there already: give a directory that does not exist yet\."):
-        prune.export(tiny, ["n1.5"], tmp_path)
+        pruning.export(tiny, ["n1.5"], tmp_path)
     assert not list(tmp_path.iterdir())

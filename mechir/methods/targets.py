@@ -1,0 +1,104 @@
+"""What is attributed: the score of a pair, or what one head or neuron does on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechir.errors import MechirError
+from mechir.pairs import Batch, shares
+from mechir.segments import Direction, Segment
+from mechir.sites import Head, Neuron, parse_site
+
+READOUTS = ("score", "p", "margin")
+
+
+@dataclass(frozen=True)
+class Target:
+    """F, the number whose change is attributed.
+
+    Args:
+        what: "score" (logit or log-odds), "p" = sigmoid(score), "margin" = sigmoid(score - `against`); or a head or
+            neuron and where it is looked at: "h3.5@query<-doc", the mean over readers of the weight on all sources, 0
+            to 1 (the whole pattern adds up to 1 whatever happens, so a head needs a direction); "n2.17@cls", the mean
+            over positions of the activation, over all of them without "@". (The authors' code sums the block: the same
+            for one pair, up to its number of readers.)
+        against: for "margin", a constant for each pair, such as the score of a document that is not relevant.
+
+    Raises:
+        MechirError: for another word or site, "margin" without `against`.
+    """
+
+    what: str = "score"
+    against: Sequence[float] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.what not in READOUTS:
+            self.place()  # refuses what cannot be read
+        if (self.what == "margin") != (self.against is not None):
+            raise MechirError("The target 'margin' takes against=, a score for each pair, and no other target does.")
+
+    @property
+    def site(self) -> Head | Neuron | None:
+        """The head or neuron, where it is one."""
+        if self.what in READOUTS:
+            return None
+        site = parse_site(self.what.partition("@")[0])
+        if not isinstance(site, Head | Neuron) or (isinstance(site, Head) and site.part != "z"):
+            raise MechirError(f"Cannot attribute '{self.what}': write {', '.join(READOUTS)}, a head or a neuron.")
+        return site
+
+    def place(self) -> Direction | Segment:
+        """The direction of a head, the segment of a neuron."""
+        where = self.what.partition("@")[2]
+        if isinstance(self.site, Neuron):
+            return Segment.parse(where) if where else Segment.ALL
+        if not where:
+            raise MechirError(f"The weights of '{self.what}' always add up to 1: write '{self.what}@query<-doc'.")
+        direction = Direction.parse(where)
+        if direction.source == Segment.ALL:
+            raise MechirError(f"'{self.what}' is always 1: write a part of the sources, e.g. query<-doc.")
+        return direction
+
+    def cuts(self, model: Any) -> list[str]:
+        """The hooks of the residual streams below: all of the change goes through each of them."""
+        n = model.cfg.n_layers
+        if self.site is None:
+            return [*(f"blocks.{layer}.hook_resid_pre" for layer in range(n)), f"blocks.{n - 1}.hook_resid_post"]
+        return [f"blocks.{layer}.hook_resid_pre" for layer in range(self.site.layer + 1)]
+
+    def feeds(self, layer: int, kind: str) -> bool:
+        """Whether units of a layer ("neuron", "head" or "resid") lie below the target."""
+        if self.site is None:
+            return True
+        same_layer = kind == "resid" or (kind == "head" and isinstance(self.site, Neuron))
+        return layer < self.site.layer + same_layer
+
+    def value(self, model: Any, batch: Batch, index: np.ndarray) -> Float[Tensor, "pair"]:
+        """F of a batch; `index`: which of all pairs its rows are."""
+        if self.site is not None:
+            return self._of_site(model, batch)
+        score = model(batch, last_rows="cls")
+        if self.what == "score":
+            return score
+        if self.against is not None:
+            score = score - torch.as_tensor(np.asarray(self.against, dtype=float)[index]).to(score)
+        return score.sigmoid()
+
+    def _of_site(self, model: Any, batch: Batch) -> Float[Tensor, "pair"]:
+        site, where, seen = self.site, self.place(), []
+        assert site is not None
+        hook = site._replace(part="pattern").hook if isinstance(site, Head) else site.hook
+        with model.hooks([(hook, lambda x, hook: seen.append(x))]):
+            model(batch, stop_at_layer=site.layer + 1)
+        (x,) = seen
+        if isinstance(where, Segment):
+            return (shares(batch.at(where), x.dtype) * x[..., site[1]]).sum(1)
+        readers, sources = shares(batch.at(where.reader), x.dtype), batch.at(where.source).to(x)
+        return torch.einsum("brs,br,bs->b", x[:, site[1]], readers, sources)

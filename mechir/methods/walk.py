@@ -1,0 +1,259 @@
+"""The way from a baseline to a text, and how much of a target's change flows through each activation on it.
+
+The word embeddings go on a straight line from a baseline to the text; positions, segments and mask stay. What flows
+through an activation is the integral of dF / d activation along its own way: its conductance, in units of F, signed.
+Over a complete cut (the residual stream that a layer reads, all positions) it adds up to F(text) - F(baseline).
+
+Source: Vast et al. 2024 (arXiv:2406.19309); conductance: Dhamdhere et al. 2019 (arXiv:1805.12233).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mechir.errors import MechirError
+from mechir.hooks import Hook
+from mechir.methods.targets import Target
+from mechir.pairs import Batch, Encoded, Pair, progress_bar
+from mechir.segments import Segment
+from mechir.subspaces import EMBED
+
+BASELINES = {"pad_query": Segment.QUERY, "pad_document": Segment.DOC, "pad_both": Segment.QUERY | Segment.DOC}
+"""What becomes [PAD]; special tokens stay."""
+RULES = ("trapezoid", "left", "gauss-legendre")
+
+
+@dataclass(frozen=True)
+class Way:
+    """Which line is walked, and how it is summed.
+
+    Args:
+        baseline: one of `BASELINES`. A zero vector is refused: the embeddings' LayerNorm has no answer to it.
+        rule: "trapezoid" on even steps; "left" takes the gradient before each step, on even steps; "gauss-legendre"
+            the same at Gauss-Legendre nodes, which leaves out both ends: captum's default, of first order only.
+        steps: of the first attempt.
+        tol: an attempt is good where the error is at most `tol` times the larger of |F(text) - F(baseline)| and a tenth
+            of the standard deviation of F over the pairs; otherwise the steps are doubled.
+        max_steps: where that ends.
+
+    Raises:
+        MechirError: for unknown names, steps out of range.
+    """
+
+    baseline: str = "pad_query"
+    rule: str = "trapezoid"
+    steps: int = 16
+    tol: float = 1e-2
+    max_steps: int = 512
+
+    def __post_init__(self) -> None:
+        if self.baseline == "zero":
+            raise MechirError(
+                "The baseline 'zero' is refused: a post-LN model normalises its embeddings, and a vector near zero "
+                f"comes out at full length; write one of {', '.join(BASELINES)}."
+            )
+        for name, value, known in (("baseline", self.baseline, BASELINES), ("rule", self.rule, RULES)):
+            if value not in known:
+                raise MechirError(f"Unknown {name} '{value}': write one of {', '.join(known)}.")
+        if not 1 <= self.steps <= self.max_steps:
+            raise MechirError(f"steps={self.steps} is out of range: write 1 to {self.max_steps} (max_steps).")
+
+    def nodes(self, steps: int) -> Float[np.ndarray, "node"]:
+        """Where on the line F is looked at, from 0 (baseline) to 1 (text)."""
+        if self.rule == "gauss-legendre":
+            return (np.polynomial.legendre.leggauss(steps + 1)[0] + 1) / 2
+        return np.linspace(0, 1, steps + 1)
+
+
+Reader = Callable[[Float[Tensor, "pair ..."], Batch], Tensor]
+"""What is kept of the flow through an activation, from [pair, ...] of its shape to [pair, ...]."""
+
+
+class Walked(NamedTuple):
+    """Pairs of one batch that are done: which they are, and what `walk` found of each, rows as in `index`.
+
+    `value` is F(text), `delta` F(text) - F(baseline), `error` the largest |sum over a residual cut - delta|; `flows`
+    what each reader kept, by hook.
+    """
+
+    index: Int[np.ndarray, "pair"]
+    value: Float[np.ndarray, "pair"]
+    delta: Float[np.ndarray, "pair"]
+    error: Float[np.ndarray, "pair"]
+    converged: Bool[np.ndarray, "pair"]
+    steps: int
+    flows: dict[str, Tensor]
+
+    def only(self, rows: Bool[np.ndarray, "pair"]) -> Walked:
+        """These rows of it."""
+        kept = torch.from_numpy(rows)
+        arrays = (array[rows] for array in (self.index, self.value, self.delta, self.error, self.converged))
+        return Walked(*arrays, self.steps, {hook: x[kept] for hook, x in self.flows.items()})
+
+
+def walk(
+    model: Any,
+    pairs: Sequence[Pair],
+    readers: Mapping[str, Reader],
+    target: Target,
+    *,
+    way: Way | None = None,
+    start: Sequence[Pair] | None = None,
+    max_tokens: int | None = None,
+    max_length: int | None = None,
+    progress: bool | None = None,
+) -> Iterator[Walked]:
+    """Every pair along its line, steps doubled until the sums over residual cuts agree with F(text) - F(baseline).
+
+    Args:
+        model: a `HookedEncoder`.
+        pairs: what is read.
+        readers: what to keep of which activation, by hook name; all in one backward pass.
+        target: F.
+        way: the line, and how it is summed.
+        start: a text to begin at for each pair in the place of the baseline, of as many word pieces in each segment.
+        max_tokens: the most word pieces computed together; by default `model.max_tokens`.
+        max_length: word pieces kept of a pair.
+        progress: a bar with the time left; by default on a terminal, for work over two seconds.
+
+    Raises:
+        MechirError: for a pair that equals its baseline.
+    """
+    way, limit = way or Way(), max_tokens or model.max_tokens
+    encoded = model.encode(pairs, max_length)
+    line = _Line(model, encoded, _begins(model, encoded, start, way, max_length), target, limit)
+    floor = 0.1 * float(line.values().std(ddof=1)) if len(pairs) > 1 else 0.0
+    with progress_bar(len(pairs), progress) as bar:
+        pending, steps = np.arange(len(pairs)), way.steps
+        while len(pending):
+            left: list[np.ndarray] = []
+            for rows, _ in encoded.take(pending).buckets(64, limit // (steps + 1)):
+                found = line.walked(pending[rows], way, steps, readers)
+                good = found.error <= way.tol * np.maximum(np.abs(found.delta), floor)
+                done = good | (2 * steps > way.max_steps)
+                bar.update(int(done.sum()))
+                left.append(found.index[~done])
+                if done.any():
+                    yield found._replace(converged=good).only(done)
+            pending, steps = np.concatenate(left), 2 * steps
+
+
+@dataclass(frozen=True)
+class _Line:
+    """The lines of all pairs, each from `begins` to its word pieces; `limit` word pieces are computed together."""
+
+    model: Any
+    encoded: Encoded
+    begins: Sequence[np.ndarray]
+    target: Target
+    limit: int
+
+    @torch.no_grad()
+    def values(self) -> Float[np.ndarray, "pair"]:
+        """F of every text."""
+        found = np.empty(len(self.encoded))
+        for index, batch in self.encoded.buckets(64, self.limit):
+            found[index] = self.target.value(self.model, batch.to(self.model.device), index).double().cpu().numpy()
+        return found
+
+    def walked(self, index: np.ndarray, way: Way, steps: int, readers: Mapping[str, Reader]) -> Walked:
+        """A few pairs along the whole line, as many nodes at a time as fit; the next begin with the last of them."""
+        batch, nodes = self.encoded.batch(index).to(self.model.device), way.nodes(steps)
+        cuts = self.target.cuts(self.model)
+        at_once = max(2, self.limit // batch.input_ids.numel())
+        through = dict.fromkeys(cuts, torch.zeros(len(index), dtype=torch.float64))
+        flows: dict[str, Tensor] = {}
+
+        def add(n: int, name: str, x: Tensor, gradient: Tensor) -> None:
+            flow = _flow(x.unflatten(0, (n, -1)), gradient.unflatten(0, (n, -1)), way.rule)
+            if name in through:
+                through[name] = through[name] + flow.flatten(1).sum(1).double().cpu()
+            if name in readers:
+                read = readers[name](flow, batch).cpu()
+                flows[name] = flows[name] + read if name in flows else read
+
+        for first in range(0, len(nodes) - 1, at_once - 1):
+            some = nodes[first : first + at_once]
+            with torch.enable_grad():
+                value, line = self.value(index, some, _watched([*cuts, *readers], partial(add, len(some))))
+                torch.autograd.grad(value.sum(), line)
+        with torch.no_grad():
+            low, high = self.value(index, np.array([0.0, 1.0]))[0].unflatten(0, (2, -1)).double().cpu()
+        error = torch.stack([sums - (high - low) for sums in through.values()]).abs().amax(0)
+        ends = high.numpy(), (high - low).numpy()
+        return Walked(index, *ends, error.numpy(), np.ones(len(index), dtype=bool), steps, flows)
+
+    def value(self, index: np.ndarray, some: np.ndarray, watched: Sequence[Hook] = ()) -> tuple[Tensor, Tensor]:
+        """F of these pairs at these places of the line, pairs within places, and the line."""
+        batch = self.encoded.batch(np.tile(index, len(some))).to(self.model.device)
+        start = replace(self.encoded, ids=tuple(self.begins)).batch(index).input_ids.to(self.model.device)
+        begin, end = (self.model.W_E[ids].detach() for ids in (start, batch.input_ids[: len(index)]))
+        place = torch.from_numpy(some).to(end)[:, None, None, None]
+        line = (begin + place * (end - begin)).flatten(0, 1).requires_grad_(torch.is_grad_enabled())
+        with self.model.hooks([(EMBED, Replaced(line)), *watched]):
+            return self.target.value(self.model, batch, np.tile(index, len(some))), line
+
+
+@dataclass(frozen=True, eq=False)
+class Replaced:
+    """The edit that puts a tensor in an activation's place."""
+
+    value: Tensor
+
+    def __call__(self, x: Tensor, hook: Any) -> Tensor:
+        """The tensor."""
+        return self.value
+
+
+def _begins(
+    model: Any, encoded: Encoded, start: Sequence[Pair] | None, way: Way, max_length: int | None
+) -> list[np.ndarray]:
+    """The word pieces at the beginning of each pair's line."""
+    if start is None:
+        padded = BASELINES[way.baseline].value
+        told = f"its baseline '{way.baseline}'"
+        found = [
+            np.where((segments & padded) != 0, encoded.pad_id, ids)
+            for ids, segments in zip(encoded.ids, encoded.segments, strict=True)
+        ]
+    else:
+        if len(start) != len(encoded):
+            raise MechirError(f"start= has {len(start)} texts for {len(encoded)} pairs: give one for each.")
+        other, told = model.encode(start, max_length), "the text it starts from"
+        for pair, own, theirs in zip(encoded.pairs, encoded.segments, other.segments, strict=True):
+            if not np.array_equal(own, theirs):
+                raise MechirError(f"{pair} and the text it starts from differ in length: fill up with a neutral word.")
+        found = list(other.ids)
+    for pair, begin, end in zip(encoded.pairs, found, encoded.ids, strict=True):
+        if np.array_equal(begin, end):
+            raise MechirError(f"{pair} equals {told}, so nothing changes on the way: leave it out.")
+    return found
+
+
+def _watched(names: Sequence[str], add: Callable[[str, Tensor, Tensor], None]) -> list[Hook]:
+    """Hooks that hand over each activation with its gradient as soon as the backward pass has it."""
+
+    def watch(x: Tensor, hook: Any) -> None:
+        kept = x.detach()
+        x.register_hook(lambda gradient: add(hook.name, kept, gradient))
+
+    return [(name, watch) for name in dict.fromkeys(names)]
+
+
+def _flow(
+    x: Float[Tensor, "node pair ..."], gradient: Float[Tensor, "node pair ..."], rule: str
+) -> Float[Tensor, "pair ..."]:
+    """Sum over the steps of gradient times change, step by step so that nothing large is made."""
+    found = torch.zeros_like(x[0])
+    for step in range(len(x) - 1):
+        slope = gradient[step] if rule != "trapezoid" else (gradient[step] + gradient[step + 1]) / 2
+        found.addcmul_(slope, x[step + 1] - x[step])
+    return found
