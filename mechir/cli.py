@@ -73,10 +73,18 @@ _MODEL = (
 _LIMIT = click.option("--limit-queries", type=click.IntRange(min=1), help="Only the first Q judged queries.")
 
 
-def _collection(several: bool = False) -> tuple[Callable[[Any], Any], ...]:
-    more = "; may be repeated, one row each" if several else ""
+def _collection(more: str = "") -> tuple[Callable[[Any], Any], ...]:
     told = f"A directory or an ir_datasets id [default: the one that ships]{more}."
-    return click.option("--collection", "-c", multiple=several, help=told), _LIMIT
+    return click.option("--collection", "-c", multiple=bool(more), help=told), _LIMIT
+
+
+def _repeated(module: ModuleType) -> str:
+    """What it means to give several collections; nothing where only one is taken."""
+    from mechir.experiment import takes_groups
+
+    if takes_groups(module):
+        return "; several in groups: in:PATH, out:PATH"
+    return "; may be repeated, one row each" if hasattr(module, "across") else ""
 
 
 _DIAGNOSTIC = (
@@ -144,7 +152,7 @@ def _experiment_command(module: ModuleType) -> click.Command:
     command = click.command(module.name, help=inspect.getdoc(module), short_help=_first_line(module))(
         _shared(
             *_MODEL,
-            *_collection(several=hasattr(module, "across")),
+            *_collection(_repeated(module)),
             *(_DIAGNOSTIC if takes_contrasts(module) else ()),
             *_POOL,
             *_STORE,
@@ -190,6 +198,7 @@ def _run(
     from mechir import collection as open_collection
     from mechir import experiment
     from mechir.encoder.default import load
+    from mechir.estimate import estimate
 
     asked: dict[str, Any] = {key: rest.pop(key) for key in ("diagnostic", "data", "filler", "swap") if key in rest}
     part = experiment.Shard.parse(shard)
@@ -197,15 +206,13 @@ def _run(
         rest["limit_queries"], n = DEFAULT_QUERIES, len(open_collection("embedded").queries)
         _say(f"The first {DEFAULT_QUERIES} of {n} queries; --limit-queries {n} takes all.")
     reranker = load(model, dtype=dtype, device=device)
-    sources = [_source(name, asked, rest, reranker) for name in collections]  # a wrong name is told before any work
-    names = [source.id for source, _ in sources]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise MechirError(f"--collection names '{twice[0]}' more than once: give each once, under a name of its own.")
+    sources = _sources(module, collections, asked, rest, reranker)  # a wrong name is told before any work
     done = []
     for source, pool in sources:
         if dry_run:
+            source = experiment.source_of(module, source)
             material, _ = experiment.material_of(module, reranker, source, pool)
-            _print_estimate(experiment.estimate(module, reranker, material, **chosen))
+            _print_estimate(estimate(module, reranker, material, **chosen))
             continue
         stored = experiment.run(
             module, reranker, source, pool=pool, registry=registry, shard=part, fresh=fresh, say=_say, **chosen
@@ -234,6 +241,23 @@ def _print_across(module: ModuleType, done: Sequence[Any]) -> None:
 
     named = [stored.summary.assign(collection=stored.record["identity"]["collection"]) for stored in done]
     click.echo(f"\n{tables.summary(module.across(pd.concat(named, ignore_index=True)))}")
+
+
+def _sources(
+    module: ModuleType, names: Sequence[str | None], asked: dict[str, Any], pool: dict[str, Any], model: Any
+) -> list[tuple[Any, Any]]:
+    """What is run on, one after the other; collections in groups are one."""
+    from mechir.collection_groups import collections, in_group
+    from mechir.experiment import Pool, takes_groups
+
+    given = [name for name in names if name is not None]
+    if takes_groups(module) and (len(given) > 1 or any(map(in_group, given))):
+        return [(collections(given), Pool(**pool))]
+    sources = [_source(name, asked, pool, model) for name in names]
+    ids = [source.id for source, _ in sources]
+    if twice := sorted({name for name in ids if ids.count(name) > 1}):
+        raise MechirError(f"--collection names '{twice[0]}' more than once: give each once, under a name of its own.")
+    return sources
 
 
 def _source(collection: str | None, asked: dict[str, Any], pool: dict[str, Any], model: Any) -> tuple[Any, Any]:
@@ -271,11 +295,14 @@ def _print_estimate(cost: dict[str, Any]) -> None:
 
 
 def _print_summary(stored: Any) -> None:
+    from mechir.experiment import shown
     from mechir.views import tables
 
-    record = stored.record
-    click.echo(tables.summary(stored.summary))
+    record, summary = stored.record, stored.summary
     identity = record["identity"]
+    click.echo(tables.summary(printed := shown(identity["experiment"], summary)))
+    if len(printed) < len(summary):
+        click.echo(f"{len(printed)} of {len(summary)} rows; all: {stored.path / 'summary.parquet'}")
     what = "contrasts" if "fillers" in identity else "pairs"
     click.echo(f"{record['model']} on {identity['collection']}: {record['queries']} queries, {record['pairs']} {what}")
     if record.get("skipped"):

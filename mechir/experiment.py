@@ -1,49 +1,53 @@
 """Running an experiment: cut the pool into units, compute the missing ones, store, summarise, draw.
 
 An experiment is a file under `analyses/` with `measure(model, pairs, *, <options>) -> DataFrame` (rows per pair, for
-whole queries), `summarise(rows, judged) -> DataFrame` and `chart(summary)`. One whose `measure` takes `contrasts` in
-the place of pairs runs on a diagnostic set; `summarise` may ask for the `model`, the `collection` and options by their
-names. It may define `prepare(model, material, **options)`, which returns what is measured and the options that it found
-on the rest, and may ask for the `collection` too.
+whole queries), `summarise(rows, judged) -> DataFrame` and `chart(summary)`; `table(summary)` is what a terminal prints
+where that is not all of it. One whose `measure` takes `contrasts` in the place of pairs runs on a diagnostic set; one
+with `rows_of = "paper/experiment"` in the place of `measure` summarises the rows of that one.
+
+`prepare(model, material, **options)` returns what is measured, and options or frames that it found on the rest. It may
+ask by name for the `collection`, for `collections` (one or several in groups) and for `run`, which runs another
+experiment on the same source; `summarise` for these, the `model` and any option.
 A unit is a run of whole queries and one call of `measure`; batches never cross it, so a part does not depend on which
 process computed it, or when.
 """
 
 from __future__ import annotations
 
-import datetime
-import hashlib
 import importlib.util
 import inspect
-import math
-import platform
-import resource
 import secrets
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pandas as pd
-import torch
 
 import mechir
+from mechir import provenance
 from mechir.collection import Collection
-from mechir.contrasts import Contrast, contrasts_hash
+from mechir.collection_groups import Collections
+from mechir.contrasts import Contrast
 from mechir.diagnostic_sets import Diagnostic
 from mechir.errors import MechirError, closest
-from mechir.pairs import Pair, pairs_hash
+from mechir.pairs import Pair
 from mechir.registry.runs import DEFAULT, Run, open_run
 from mechir.sweep import forwards
 
+SHOWN = 60
+"""Of what `prepare` found, characters that are said."""
+ALONE = "in"
+"""The group of a collection that is given without one."""
 UNIT = 128
 """A unit is closed at the first whole query that brings it to this many pairs."""
-CERTIFIED = 8
-"""Pairs on which each run compares the model with Hugging Face before anything is measured."""
+
+
+Source = Any
+"""A `Collection`, `Collections` or, for experiments on contrasts, a `Diagnostic`."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Pool:
     limit_queries: int | None = None
     seed: int = 0
 
-    def pairs(self, collection: Collection) -> list[Pair]:
+    def pairs(self, collection: Source) -> list[Pair]:
         """The pairs, whole queries one after the other."""
         return collection.pairs(**vars(self))
 
@@ -105,6 +109,11 @@ def load_experiment(name: str) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if hasattr(module, "rows_of"):
+        of = load_experiment(module.rows_of)
+        for part in ("measure", "prepare", "cost", "interventions"):
+            if hasattr(of, part):
+                setattr(module, part, getattr(of, part))
     missing = [part for part in ("measure", "summarise", "chart") if not callable(getattr(module, part, None))]
     if missing:
         raise MechirError(f"'{file}' is no experiment: it defines no {' and no '.join(missing)}.")
@@ -113,14 +122,29 @@ def load_experiment(name: str) -> ModuleType:
 
 
 def options(experiment: ModuleType) -> dict[str, inspect.Parameter]:
-    """The options of an experiment: the keyword-only parameters of its `measure`."""
+    """The options of an experiment: the keyword-only parameters of its `measure`, but for frames that it finds."""
     parameters = inspect.signature(experiment.measure, eval_str=True).parameters
-    return {name: one for name, one in parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY}
+    keywords = {name: one for name, one in parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY}
+    return {name: one for name, one in keywords.items() if one.annotation is not pd.DataFrame}
+
+
+def shown(name: str, summary: pd.DataFrame) -> pd.DataFrame:
+    """What a terminal prints of a summary: `table` of the experiment where it has one and is here, else all."""
+    if name not in experiments():
+        return summary
+    table = getattr(load_experiment(name), "table", None)
+    return summary if table is None else table(summary)
 
 
 def takes_contrasts(experiment: ModuleType) -> bool:
     """Whether an experiment runs on contrasts (of a diagnostic set) rather than on pairs."""
     return "contrasts" in inspect.signature(experiment.measure).parameters
+
+
+def takes_groups(experiment: ModuleType) -> bool:
+    """Whether an experiment measures collections in groups (`in:PATH`, `out:PATH`) together."""
+    prepare = getattr(experiment, "prepare", None)
+    return prepare is not None and "collections" in inspect.signature(prepare).parameters
 
 
 def _what(module: ModuleType) -> str:
@@ -151,7 +175,7 @@ def _queries(pairs: Sequence[Any]) -> Iterator[list[Any]]:
 def run(
     experiment: str | ModuleType,
     model: Any,
-    source: Collection | Diagnostic,
+    source: Source,
     *,
     pool: Pool | None = None,
     registry: Path | str = DEFAULT,
@@ -165,7 +189,7 @@ def run(
     Args:
         experiment: its name, path or module.
         model: a `HookedEncoder`.
-        source: a collection, or for an experiment on contrasts a diagnostic set.
+        source: a collection, several in groups, or for an experiment on contrasts a diagnostic set.
         pool: which pairs of the collection; by default all judged ones.
         registry: where runs are kept.
         shard: which units this process computes; the run is summarised by whichever process finds it complete.
@@ -177,37 +201,84 @@ def run(
         MechirError: for unknown options, an empty pool, or what the model refuses.
     """
     module = load_experiment(experiment) if isinstance(experiment, str) else experiment
-    say, shard, pool = say or (lambda line: None), shard or Shard(), pool or Pool()
-    chosen = _options(module, chosen)
-    if hasattr(module, "interventions"):
-        forwards(model, module.interventions(model, **chosen))  # refuses what does not fit before anything is written
-    material, skipped = material_of(module, model, source, pool)
-    if hasattr(module, "prepare"):
-        asked = _by_name(module.prepare, {"collection": source})
-        material, found = module.prepare(model, material, **asked, **chosen)
-        if found:
-            say(f"found on the other queries: {', '.join(f'{name} {value}' for name, value in found.items())}")
-        chosen |= found
-    cut = units(material)
-    identity = _identity(module, model, source, material, pool, chosen)
-    identity |= {"fresh": secrets.token_hex(8)} if fresh else {}
-    stored = open_run(
-        Path(registry),
-        identity,
-        lambda run: _begin(run, identity, module, model, source, material, pool, skipped, len(cut)),
-    )
-    queries = len({one.query_id for one in material})
-    say(f"Run {stored.id}: {len(material)} {_what(module)} of {queries} queries in {len(cut)} units")
-    mine = [unit for unit in range(len(cut)) if unit % shard.of == shard.index]
-    _compute(stored, module, model, cut, [unit for unit in mine if unit not in stored.done()], chosen, say)
-    if len(stored.done()) == len(cut):
-        _finish(stored, module, {"model": model, "collection": source} | chosen)
+    say, shard, pool, registry = say or (lambda line: None), shard or Shard(), pool or Pool(), Path(registry)
+    chosen = with_defaults(module, chosen)
+    source = source_of(module, source)
+    asked = {"model": model, "source": source, "pool": pool, "registry": registry, "say": say}
+    if hasattr(module, "rows_of"):
+        of = run(module.rows_of, **asked, shard=shard, fresh=fresh, **chosen)
+        stored = open_run(registry, provenance.again(module, of), lambda run: provenance.follow(run, module, of))
+    else:
+        if hasattr(module, "interventions"):
+            forwards(model, module.interventions(model, **chosen))  # refuses what does not fit before writing
+        material, skipped = material_of(module, model, source, pool)
+        if hasattr(module, "prepare"):
+            known = {"collection": source, "collections": source, "run": partial(run, **asked)}
+            material, found = module.prepare(model, material, **_by_name(module.prepare, known), **chosen)
+            _say_found(found, say)
+            chosen |= found
+        cut = units(material)
+        identity = provenance.identity_of(module, model, source, material, pool, chosen)
+        identity |= {"fresh": secrets.token_hex(8)} if fresh else {}
+        stored = open_run(
+            registry,
+            identity,
+            lambda run: provenance.begin(
+                run,
+                identity,
+                module,
+                model,
+                pairs_of(material),
+                _frames(source, material, pool, skipped, chosen),
+                len(cut),
+            ),
+        )
+        queries = len({one.query_id for one in material})
+        say(f"Run {stored.id}: {len(material)} {_what(module)} of {queries} queries in {len(cut)} units")
+        missing = [unit for unit in range(shard.index, len(cut), shard.of) if unit not in stored.done()]
+        _compute(stored, module, model, cut, missing, chosen, say)
+    if len(stored.done()) == stored.record["units"]:
+        _finish(stored, module, {"model": model, "collection": source, "collections": source} | chosen)
     return stored
 
 
-def material_of(
-    module: ModuleType, model: Any, source: Collection | Diagnostic, pool: Pool
-) -> tuple[Material, pd.DataFrame | None]:
+def pairs_of(material: Sequence[Any]) -> list[Pair]:
+    """The pairs, of contrasts the bases."""
+    return [one.base if isinstance(one, Contrast) else one for one in material]
+
+
+def _frames(
+    source: Source, material: Material, pool: Pool, skipped: pd.DataFrame | None, chosen: Mapping[str, Any]
+) -> dict[str, pd.DataFrame]:
+    """What is stored beside the rows: judgments, what was left out, and frames that `prepare` found."""
+    full = pool.run is not None or pool.top_k is not None
+    frames = {"judged": source.judged(pairs_of(material), full=full)}
+    frames |= {name: one for name, one in chosen.items() if isinstance(one, pd.DataFrame)}
+    return frames if skipped is None else frames | {"skipped": skipped}
+
+
+def _say_found(found: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """Says what `prepare` found, long lists cut short."""
+    told = {name: f"{len(one)} rows" if isinstance(one, pd.DataFrame) else str(one) for name, one in found.items()}
+    short = {name: one if len(one) <= SHOWN else f"{one[:SHOWN]}..." for name, one in told.items()}
+    if short:
+        say(f"found on the other queries: {', '.join(f'{name} {one}' for name, one in short.items())}")
+
+
+def source_of(module: ModuleType, source: Source) -> Source:
+    """The source as the experiment takes it: one collection alone is a group of one where groups are taken.
+
+    Raises:
+        MechirError: for collections in groups that the experiment does not take.
+    """
+    if takes_groups(module) and isinstance(source, Collection):
+        return Collections(((ALONE, source),))
+    if isinstance(source, Collections) and not takes_groups(module):
+        raise MechirError(f"'{module.name}' takes no groups: write --collection without '{source.members[0][0]}:'.")
+    return source
+
+
+def material_of(module: ModuleType, model: Any, source: Source, pool: Pool) -> tuple[Material, pd.DataFrame | None]:
     """The pairs or contrasts that an experiment runs on, and which were left out and why.
 
     Raises:
@@ -261,131 +332,17 @@ def _by_name(function: Callable[..., Any], known: Mapping[str, Any]) -> dict[str
     return {name: known[name] for name in inspect.signature(function).parameters if name in known}
 
 
-def _options(module: ModuleType, chosen: Mapping[str, Any]) -> dict[str, Any]:
+def with_defaults(module: ModuleType, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an experiment, as chosen or by default.
+
+    Raises:
+        MechirError: for one that it does not take.
+    """
     known = options(module)
     for name in chosen:
         if name not in known:
             raise MechirError(f"'{module.name}' has no option '{name}': it takes {', '.join(known) or 'none'}.")
     return {name: chosen.get(name, one.default) for name, one in known.items()}
-
-
-def _identity(
-    module: ModuleType,
-    model: Any,
-    source: Collection | Diagnostic,
-    material: Material,
-    pool: Pool,
-    chosen: Mapping[str, Any],
-) -> dict[str, Any]:
-    """What decides the numbers, and so the id of the run."""
-    contrasts = {"fillers": list(source.fillers), "swap": source.swap} if isinstance(source, Diagnostic) else {}
-    return contrasts | {
-        "experiment": module.name,
-        "experiment_sha256": hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest(),
-        "mechir": metadata.version("mechir-encoders"),
-        "options": dict(chosen),
-        "pool": vars(pool),
-        "model_fingerprint": model.fingerprint,
-        "relevant_label": model.head.relevant_label,
-        "collection": source.id,
-        "collection_sha256": source.hash,
-        "pairs_sha256": contrasts_hash(material) if contrasts else pairs_hash(material),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
-    }
-
-
-def _begin(
-    stored: Run,
-    identity: Mapping[str, Any],
-    module: ModuleType,
-    model: Any,
-    source: Collection | Diagnostic,
-    material: Material,
-    pool: Pool,
-    skipped: pd.DataFrame | None,
-    n_units: int,
-) -> None:
-    pairs: list[Any] = [one.base if isinstance(one, Contrast) else one for one in material]
-    certified = list(pairs[:: max(1, len(pairs) // CERTIFIED)])[:CERTIFIED]
-    encoded = model.encode(pairs)
-    stored.write_frame("judged", source.judged(pairs, full=pool.run is not None or pool.top_k is not None))
-    if skipped is not None:
-        stored.write_frame("skipped", skipped)
-    stored.write_record(
-        {
-            "id": stored.id,
-            "identity": dict(identity),
-            "model": model.cfg.model_name,
-            "units": n_units,
-            "pairs": len(pairs),
-            "queries": len({pair.query_id for pair in pairs}),
-            "skipped": 0 if skipped is None else len(skipped),
-            "truncated_documents": encoded.truncated,
-            "certificate": model.certify(certified),
-            "versions": {
-                name: metadata.version(name) for name in ("torch", "transformers", "transformer-lens", "pandas")
-            },
-            "python": platform.python_version(),
-            "threads": torch.get_num_threads(),
-            "host": platform.node(),
-            "commit": _commit(Path(str(module.__file__)).parent),
-            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        }
-    )
-
-
-def _commit(folder: Path) -> str | None:
-    """The git commit of the experiment's folder, where it is in a checkout."""
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False, timeout=5
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
-
-
-def estimate(experiment: str | ModuleType, model: Any, material: Sequence[Any], **chosen: Any) -> dict[str, Any]:
-    """What a run would cost, from its interventions and a timing of the intact model on 32 of the pairs.
-
-    An experiment on contrasts says its cost itself: `cost(model, **options)`, full forwards per contrast.
-
-    Returns:
-        `pairs`, `forwards` (full forward passes of one pair, work shared between interventions counted once),
-        `minutes` on this machine and thread count, `memory_gb` (peak, weights included).
-    """
-    module = load_experiment(experiment) if isinstance(experiment, str) else experiment
-    chosen = _options(module, chosen)
-    if hasattr(module, "cost"):
-        per_pair = module.cost(model, **chosen)
-    else:
-        per_pair = forwards(model, module.interventions(model, **chosen))
-    pairs = [one.base if isinstance(one, Contrast) else one for one in material]
-    lengths = model.encode(pairs).lengths
-    sample = list(pairs[:: max(1, len(pairs) // 32)])[:32]
-    times = []
-    for _ in range(3):  # the first warms up
-        start = time.monotonic()
-        model.score(sample)
-        times.append(time.monotonic() - start)
-    seconds = min(times) * lengths.sum() / model.encode(sample).lengths.sum()
-    return {
-        "pairs": len(pairs),
-        "forwards": math.ceil(per_pair * len(pairs)),
-        "minutes": float(seconds * per_pair / 60),
-        "memory_gb": _memory_gb(model, int(lengths.max())),
-    }
-
-
-def _memory_gb(model: Any, longest: int) -> float:
-    """What the process holds now, and the states, MLP and attention of the widest chunk of a sweep."""
-    c, number = model.cfg, 8 if model.dtype == torch.float64 else 4
-    rows = max(1, model.max_tokens // longest)
-    tokens = rows * longest
-    states = (c.n_layers + 4) * tokens * c.d_model
-    widest = max(2 * tokens * c.d_mlp, 3 * rows * c.n_heads * longest**2)
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 + (states + widest) * number / 2**30)
 
 
 def _duration(seconds: float) -> str:

@@ -15,7 +15,8 @@ import mechir as mi
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.methods import conductance as found_by
-from mechir.methods.conductance import Conductances, Way, conductance
+from mechir.methods.conductance import Conductances, conductance
+from mechir.methods.walk import Way
 from mechir.segments import Segment
 from tests.models import FAMILIES, PAIRS, Checkpoints
 

@@ -14,6 +14,7 @@ from mechir.contrasts import ROLES
 from mechir.diagnostic_sets import Diagnostic, diagnostic
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
+from mechir.estimate import estimate
 from mechir.experiment import Pool, load_experiment, takes_contrasts
 from mechir.methods import effects, patching
 from mechir.methods.attention import role_attention
@@ -44,7 +45,7 @@ def test_each_runs_and_draws(toy: HookedEncoder, tfc1: Diagnostic, tmp_path: Pat
     assert len(estimates) == 1 and summary[estimates[0]].notna().all()
     assert {"n", "queries", "low", "high"} <= set(summary)
     assert experiment.run(name, toy, tfc1, registry=tmp_path).id == stored.id
-    assert experiment.estimate(name, toy, tfc1.align(toy).contrasts)["forwards"] > 0
+    assert estimate(name, toy, tfc1.align(toy).contrasts)["forwards"] > 0
 
 
 def test_there_is_an_experiment_for_every_figure_promised() -> None:

@@ -15,6 +15,7 @@ import mechir as mi
 from mechir import experiment
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
+from mechir.estimate import estimate
 from mechir.experiment import Pool, Shard
 from tests.models import TOY, TOY_MODEL
 
@@ -147,7 +148,7 @@ def test_both_experiments_agree_where_they_meet(toy: HookedEncoder, tmp_path: Pa
 
 def test_an_estimate_counts_forwards(toy: HookedEncoder) -> None:
     pairs = mi.collection(TOY).pairs(per_grade=1)
-    cost = experiment.estimate("vast2025/direction_ablation", toy, pairs)
+    cost = estimate("vast2025/direction_ablation", toy, pairs)
     assert cost["pairs"] == len(pairs)
     assert cost["forwards"] == 31 * len(pairs)
     assert cost["minutes"] > 0

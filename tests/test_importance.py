@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import mechir as mi
-from mechir.collections import collections
+from mechir.collection_groups import collections
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
-from mechir.methods.conductance import Way, conductance
+from mechir.methods.conductance import conductance
 from mechir.methods.importance import importance, labelled, thresholds, told, unconverged, unit_rows
+from mechir.methods.walk import Way
 from tests.models import TOY
 
 

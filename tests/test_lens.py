@@ -14,6 +14,7 @@ import mechir as mi
 from mechir import experiment, planted
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
+from mechir.estimate import estimate
 from mechir.methods import lens, statistics
 from mechir.segments import FIVE
 from tests.models import FAMILIES, PAIRS, TOY, TOY_MODEL, Checkpoints
@@ -184,7 +185,7 @@ def test_the_experiment_runs_and_draws(tmp_path: Path) -> None:
     pairs = collection.pairs()
     gathered = lens.gathered(lens.read_depths(toy, pairs))
     pd.testing.assert_frame_equal(summary.iloc[: len(gathered)], gathered, atol=1e-5)
-    assert experiment.estimate("vast2025/cls_lens", toy, pairs)["forwards"] >= len(pairs)
+    assert estimate("vast2025/cls_lens", toy, pairs)["forwards"] >= len(pairs)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 import mechir as mi
-from mechir.methods import pruning
+from mechir import Prune
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
-from mechir import Prune
+from mechir.methods import pruning
 from tests.models import FAMILIES, PAIRS, Checkpoints
 
 SITES = ["n0.3", "n0.17", "h0.2", "n2.47", "h2.0", "h2.3"]

@@ -22,13 +22,7 @@ def values(seed: int) -> pd.Series:
 
 
 def importance() -> pd.DataFrame:
-    return pd.concat(
-        [
-            values(k).rename_axis("site").reset_index(name="conductance").assign(collection=one)
-            for k, one in enumerate("abc")
-        ],
-        ignore_index=True,
-    )
+    return pd.DataFrame({one: values(k) for k, one in enumerate("abc")})
 
 
 def test_neurons_and_heads_are_ranked_apart_unless_joint() -> None:
@@ -44,17 +38,17 @@ def test_neurons_and_heads_are_ranked_apart_unless_joint() -> None:
 
 
 def test_schemes_over_collections() -> None:
-    frame, by_name = importance(), {one: values(k) for k, one in enumerate("abc")}
+    ranked, by_name = schemes.Ranked.of(importance(), GROUPS), {one: values(k) for k, one in enumerate("abc")}
     assert schemes.schemes(GROUPS) == ["a", "b", "c", "I_in", "I_out", "I_all", "F_in", "F_out", "F_all", "out-in"]
-    assert schemes.schemes({"a": "in"}) == ["a", "I_in", "F_in"]
-    assert schemes.kept(frame, "a", 0.1, GROUPS) == schemes.top(by_name["a"], 0.1)
+    assert schemes.schemes({"a": "in"}) == ["a"]
+    assert ranked.kept("a", 0.1) == schemes.top(by_name["a"], 0.1)
     both = schemes.top((by_name["a"] + by_name["b"]) / 2, 0.1)
-    assert schemes.kept(frame, "F_in", 0.1, GROUPS) == both
+    assert ranked.kept("F_in", 0.1) == both
     tops = [set(schemes.top(by_name[one], 0.3)) for one in "abc"]
-    assert set(schemes.kept(frame, "I_all", 0.3, GROUPS)) == tops[0] & tops[1] & tops[2]
-    assert set(schemes.kept(frame, "I_in", 0.3, GROUPS)) == tops[0] & tops[1]
-    only = schemes.kept(frame, "out-in", 0.3, GROUPS)
-    assert set(only) == tops[2] - set(schemes.kept(frame, "F_in", 0.3, GROUPS)) and only
+    assert set(ranked.kept("I_all", 0.3)) == tops[0] & tops[1] & tops[2]
+    assert set(ranked.kept("I_in", 0.3)) == tops[0] & tops[1]
+    only = ranked.kept("out-in", 0.3)
+    assert set(only) == tops[2] - set(ranked.kept("F_in", 0.3)) and only
 
 
 def test_agreement_against_chance() -> None:
@@ -100,4 +94,4 @@ def test_what_keeps_nothing_or_is_unknown_is_refused() -> None:
     with pytest.raises(MechirError, match=r"p=0.001 of 120 units is less than half of one: take a larger share\."):
         schemes.top(values(0), 0.001)
     with pytest.raises(MechirError, match=r"Unknown scheme 'F_ins'\. The closest are "):
-        schemes.kept(importance(), "F_ins", 0.1, GROUPS)
+        schemes.Ranked.of(importance(), GROUPS).kept("F_ins", 0.1)

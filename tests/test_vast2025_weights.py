@@ -12,6 +12,7 @@ import mechir as mi
 from mechir import experiment, planted
 from mechir.collection import Collection
 from mechir.encoder import HookedEncoder
+from mechir.estimate import estimate
 from mechir.experiment import Pool
 from mechir.methods import matching
 from mechir.methods.statistics import bootstrap_mean
@@ -69,7 +70,7 @@ def test_each_runs_in_units_and_draws(
     numbers = [key for key in whole if key not in keys and whole[key].dtype.kind == "f"]
     both = [rows.set_index(keys)[numbers].sort_index() for rows in (stored.rows, whole)]
     pd.testing.assert_frame_equal(*both, atol=1e-5)
-    estimated = experiment.estimate(name, toy, POOL.pairs(collection), **NAMES[name])
+    estimated = estimate(name, toy, POOL.pairs(collection), **NAMES[name])
     assert estimated["pairs"] == 60 and estimated["forwards"] >= 60
 
 

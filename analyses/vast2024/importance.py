@@ -11,14 +11,26 @@ from typing import Any
 
 import pandas as pd
 
-from mechir.methods.conductance import Way
-from mechir.methods.importance import RELEVANT, importance, labelled, thresholds, told, unit_rows
+from mechir.collection_groups import Collections
+from mechir.methods.importance import (
+    RELEVANT,
+    against_others,
+    importance,
+    labelled,
+    thresholds,
+    told,
+    unconverged,
+    unit_rows,
+    with_both,
+)
 from mechir.methods.schemes import top
-from mechir.pairs import Pair
+from mechir.methods.walk import Way
+from mechir.pairs import Pair, split_queries
 from mechir.views import charts
 
 SHARE = 0.01
 """Of neurons, that the chart counts layer by layer."""
+PRINTED = 10
 
 
 def cost(model: Any, **options: Any) -> float:
@@ -27,11 +39,20 @@ def cost(model: Any, **options: Any) -> float:
 
 
 def prepare(
-    model: Any, pairs: list[Pair], collection: Any, *, relevant: str = "", take: int = 4, **options: Any
+    model: Any,
+    pairs: list[Pair],
+    collections: Collections,
+    *,
+    relevant: str = "",
+    take: int = 4,
+    every: int = 1,
+    target: str = "score",
+    **options: Any,
 ) -> tuple[list[Pair], dict[str, Any]]:
-    """Of each query and label the first `take` pairs, and from which grade on a document is relevant."""
-    lowest = thresholds(collection, relevant)
-    return labelled(pairs, lowest, take), {"relevant": told(lowest)}
+    """One query in `every`; of each query and label the first `take` pairs; from which grade on one is relevant."""
+    lowest = thresholds(collections, relevant)
+    kept = labelled(split_queries(pairs, every)[0] if every > 1 else pairs, lowest, take)
+    return with_both(kept) if target == "margin" else kept, {"relevant": told(lowest)}
 
 
 def measure(
@@ -40,6 +61,7 @@ def measure(
     *,
     relevant: str = "",
     take: int = 4,
+    every: int = 1,
     baseline: str = "pad_query",
     target: str = "score",
     heads: str = "pattern",
@@ -49,22 +71,33 @@ def measure(
     """The rows of `unit_rows`.
 
     `relevant` is a grade or NAME:GRADE with commas, by default half of the highest, rounded up; `take`, pairs of each
-    query and label; `heads`, "pattern" or "z"; `neurons`, "post" or "pre" the activation; `baseline` and `tol`: see
-    `Way`; `target`: see `conductance`.
+    query and label (0: all); `every`, one query in so many; `heads`, "pattern" or "z"; `neurons`, "post" or "pre" the
+    activation; `baseline` and `tol`: see `Way`; `target`: see `conductance`, a margin is over the mean score of the
+    query's pairs of the other label.
     """
-    lowest = {name: int(grade) for name, grade in (one.rsplit(":", 1) for one in relevant.split(","))}
-    return unit_rows(model, pairs, lowest, units=(neurons, heads), way=Way(baseline, tol=tol), target=target)
+    return unit_rows(
+        model,
+        pairs,
+        units=(neurons, heads, "resid"),
+        way=Way(baseline, tol=tol),
+        target=target,
+        against=against_others(model, pairs) if target == "margin" else None,
+    )
 
 
 def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     """`importance`, relevant first and by rank, with `unconverged`, how many pairs of the label did not converge."""
     found = importance(rows)
-    pairs = rows[rows["kind"] == "pair"]
-    failed = pairs.assign(failed=~pairs["converged"].astype(bool)).groupby(["collection", "label"])["failed"].sum()
+    failed = unconverged(rows).groupby(["collection", "label"]).size()
     keys = pd.MultiIndex.from_frame(found[["collection", "label"]])
     order = found["label"].ne(RELEVANT)
-    found = found.assign(unconverged=failed.reindex(keys).to_numpy(), order=order)
+    found = found.assign(unconverged=failed.reindex(keys, fill_value=0).to_numpy(), order=order)
     return found.sort_values(["collection", "order", "kind", "rank"], ignore_index=True).drop(columns="order")
+
+
+def table(summary: pd.DataFrame) -> pd.DataFrame:
+    """The first ten of each kind."""
+    return summary[summary["rank"] <= PRINTED]
 
 
 def chart(summary: pd.DataFrame) -> Any:
@@ -73,26 +106,25 @@ def chart(summary: pd.DataFrame) -> Any:
     heads[["layer", "head"]] = heads["site"].str.extract(r"h(\d+)\.(\d+)").astype(int).to_numpy()
     counts = []
     for (collection, label), part in summary[summary["kind"] == "neuron"].groupby(["collection", "label"], sort=False):
-        kept = top(part.set_index("site")["conductance"], SHARE)
-        layers = part.set_index("site").loc[kept, "layer"].value_counts()
+        layers = part.set_index("site").loc[top(part.set_index("site")["conductance"], SHARE), "layer"].value_counts()
         for layer in sorted(part["layer"].unique()):
-            counts.append(
-                {"panel": f"{collection}, {label}", "label": label, "layer": layer, "neurons": layers.get(layer, 0)}
-            )
-    maps = charts.effect_map(
-        heads.assign(panel=heads["collection"] + ", " + heads["label"]),
-        "head",
-        "layer",
-        "conductance",
-        title="Conductance of heads",
-        subtitle="mean over pairs, 95 % interval over queries",
-        low="low",
-        high="high",
-        column="panel",
-        order_x=sorted(heads["head"].unique().tolist()),
-        order_y=sorted(heads["layer"].unique().tolist()),
-    )
-    return charts.stacked(
-        maps,
-        charts.lines(pd.DataFrame(counts), "layer", "neurons", "panel", title="Where the top 1 % of neurons sit"),
-    )
+            counts.append({"panel": collection, "label": label, "layer": layer, "neurons": layers.get(layer, 0)})
+    maps = [
+        charts.effect_map(
+            part,
+            "head",
+            "layer",
+            "conductance",
+            title=f"Conductance of heads on {collection}",
+            subtitle="mean over pairs, 95 % interval over queries",
+            low="low",
+            high="high",
+            column="label",
+            order_x=sorted(part["head"].unique().tolist()),
+            order_y=sorted(part["layer"].unique().tolist()),
+        )
+        for collection, part in heads.groupby("collection", sort=False)
+    ]
+    lines = pd.DataFrame(counts)
+    title = "Where the top 1 % of neurons sit"
+    return charts.stacked(*maps, charts.lines(lines, "layer", "neurons", "label", title=title, column="panel"))

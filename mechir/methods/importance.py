@@ -7,41 +7,44 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
-from mechir.collections import Collections
+from mechir.collection_groups import Collections, collection_of
 from mechir.errors import MechirError
-from mechir.methods.conductance import conductance
+from mechir.methods.conductance import KIND, conductance, parts
 from mechir.methods.schemes import LABELS
 from mechir.pairs import Pair
 
 RELEVANT, OTHER = LABELS
-KIND = {"post": "neuron", "pre": "neuron", "pattern": "head", "z": "head"}
+DRAWS = 1000
+COLUMNS = 4096
+"""Units whose resampled means are in memory together."""
 
 
-def thresholds(collection: Any, text: str = "") -> dict[str, int]:
+def thresholds(collections: Collections, text: str = "") -> dict[str, int]:
     """The lowest grade that counts as relevant, by collection.
 
     Args:
-        collection: one, or several.
+        collections: the collections.
         text: one grade for all ("2") or one each ("dl19:2,vaswani:1"); where it is empty, half of the highest grade of
             the collection's judgments, rounded up.
 
     Raises:
         MechirError: for what cannot be read, an unknown collection, a collection without a relevant document.
     """
-    members = collection.members if isinstance(collection, Collections) else (("", collection),)
+    members = [one for _, one in collections.members]
     told = {one.rpartition(":")[0]: one.rpartition(":")[2] for one in text.split(",") if one}
-    unknown = sorted(set(told) - {one.id for _, one in members} - {""})
+    unknown = sorted(set(told) - {one.id for one in members} - {""})
     if unknown or not all(grade.isdigit() and int(grade) > 0 for grade in told.values()):
         raise MechirError(f"Cannot read --relevant '{text}': write a grade above 0, or NAME:GRADE with commas.")
     found = {}
-    for _, one in members:
+    for one in members:
         highest = max((grade for grades in one.qrels.values() for grade in grades.values()), default=0)
         lowest = int(told.get(one.id, told.get("", math.ceil(highest / 2))))
         if not 0 < lowest <= highest:
@@ -55,41 +58,115 @@ def told(lowest: Mapping[str, int]) -> str:
     return ",".join(f"{name}:{grade}" for name, grade in lowest.items())
 
 
+def read_thresholds(text: str) -> dict[str, int]:
+    """What `told` wrote."""
+    return {name: int(grade) for name, grade in (one.rsplit(":", 1) for one in text.split(","))}
+
+
 def labelled(pairs: Sequence[Pair], lowest: Mapping[str, int], take: int = 0) -> list[Pair]:
-    """The pairs with grade 1 for relevant and 0 for the others; of each query and label the first `take`, or all."""
-    seen = Counter[tuple[str, int]]()
+    """The pairs with grade 1 for relevant and 0 for the others; of each query and label the first `take`, or all.
+
+    Raises:
+        MechirError: when a collection's pairs are all relevant, or none is.
+    """
+    seen, of_label = Counter[tuple[str, int]](), Counter[tuple[str, int]]()
     kept = []
     for pair in pairs:
-        label = int((pair.grade or 0) >= lowest[collection_of(pair.query_id, lowest)])
+        name = collection_of(pair.query_id)
+        label = int((pair.grade or 0) >= lowest[name])
         seen[pair.query_id, label] += 1
+        of_label[name, label] += 1
         if not take or seen[pair.query_id, label] <= take:
             kept.append(replace(pair, grade=label))
+    for name in dict.fromkeys(name for name, _ in of_label):
+        for label, what in ((1, f"of grade {lowest[name]} or more"), (0, "that is not relevant")):
+            if not of_label[name, label]:
+                raise MechirError(f"No pair of '{name}' has a document {what}: take more queries, or --relevant.")
     return kept
 
 
-def collection_of(query_id: str, known: Collection[str]) -> str:
-    """Which of these collections a query is from; ids begin with its name where there are several."""
-    return next(iter(known)) if len(known) == 1 else next(one for one in known if query_id.startswith(f"{one}/"))
+def against_others(model: Any, pairs: Sequence[Pair]) -> list[float]:
+    """For the target "margin": to each labelled pair the mean score of its query's pairs of the other label.
+
+    Raises:
+        MechirError: for a query with one label alone.
+    """
+    scores = pd.Series(model.score(pairs, progress=False).numpy().astype(float))
+    keys = [[pair.query_id for pair in pairs], [pair.grade for pair in pairs]]
+    means = scores.groupby(keys).mean()
+    found = []
+    for pair in pairs:
+        other = (pair.query_id, 1 - int(pair.grade or 0))
+        if other not in means.index:
+            raise MechirError(f"Query '{pair.query_id}' has no pair of the other label, so it has no margin.")
+        found.append(float(means[other]))
+    return found
 
 
-def unit_rows(model: Any, pairs: Sequence[Pair], lowest: Mapping[str, int], **options: Any) -> pd.DataFrame:
+def with_both(pairs: Sequence[Pair]) -> list[Pair]:
+    """The labelled pairs of queries that have both labels."""
+    labels: dict[str, set[int | None]] = {}
+    for pair in pairs:
+        labels.setdefault(pair.query_id, set()).add(pair.grade)
+    return [pair for pair in pairs if len(labels[pair.query_id]) == len(LABELS)]
+
+
+def unit_rows(model: Any, pairs: Sequence[Pair], **options: Any) -> pd.DataFrame:
     """What an experiment on units stores of some whole queries, their pairs `labelled`.
+
+    `options`: of `conductance`; segments and directions are kept apart.
 
     Returns:
         Rows of two kinds. "unit": `collection`, `query_id`, `label`, `n` pairs, `layer`, `unit`, `conductance`, the
-        list over the layer's units of the mean over these pairs (with `split` flat: all parts of the first unit, ...).
-        "pair": `collection`, `query_id`, `label`, `doc_id`, `score`, `delta`, `error`, `steps`, `converged`.
+        mean over these pairs as a flat list: all `parts` of the layer's first unit, of the second, ...
+        "pair": `collection`, `query_id`, `label`, `doc_id`, `value`, `delta`, `error`, `steps`, `converged`.
     """
-    found = conductance(model, pairs, **options)
+    found = conductance(model, pairs, split=True, **options)
     units = found.rows.assign(kind="unit", conductance=[x.ravel() for x in found.rows["conductance"]])
     both = pd.concat([units, found.checks.assign(kind="pair")], ignore_index=True)
     both["label"] = np.where(both["grade"].astype(int) == 1, RELEVANT, OTHER)
-    both["collection"] = [collection_of(query_id, lowest) for query_id in both["query_id"]]
+    both["collection"] = [collection_of(query_id) for query_id in both["query_id"]]
     first = ["kind", "collection", "query_id", "label"]
     return both[[*first, *(name for name in both.columns if name not in (*first, "grade"))]]
 
 
-def importance(rows: pd.DataFrame, *, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+class Table(NamedTuple):
+    """The conductances of one collection's pairs of one label: a row per query, `counts` pairs each."""
+
+    collection: str
+    label: str
+    sites: list[str]
+    values: Float[np.ndarray, "query site"]
+    counts: Float[np.ndarray, "query"]
+
+    def mean(self, weights: Float[np.ndarray, "*draw query"] | None = None) -> Float[np.ndarray, "*draw site"]:
+        """The mean over pairs; `weights`: how often each query was drawn."""
+        weights = self.counts if weights is None else weights * self.counts
+        return weights @ self.values / weights.sum(-1, keepdims=True)
+
+    def drawn(self, draws: int, seed: int = 0) -> Float[np.ndarray, "draw query"]:
+        """How often each query is drawn when queries are resampled, so many times."""
+        n = len(self.counts)
+        return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), draws).astype(float)
+
+
+def tables(rows: pd.DataFrame) -> list[Table]:
+    """The "unit" rows of heads and neurons as a matrix for each collection and label, their parts summed."""
+    units = rows[(rows["kind"] == "unit") & (rows["unit"] != "resid")]
+    found = []
+    for (collection, label), part in units.groupby(["collection", "label"], sort=False):
+        queries = list(dict.fromkeys(part["query_id"]))
+        sites, values = list[str](), []
+        for (layer, unit), here in part.groupby(["layer", "unit"], sort=False):
+            stacked = np.stack(here.set_index("query_id").loc[queries, "conductance"].to_list()).astype(float)
+            values.append(stacked.reshape(len(queries), -1, len(parts(str(unit)))).sum(2))
+            sites += [f"{KIND[str(unit)][0]}{int(layer)}.{k}" for k in range(values[-1].shape[1])]
+        counts = part.drop_duplicates("query_id").set_index("query_id").loc[queries, "n"].to_numpy(dtype=float)
+        found.append(Table(str(collection), str(label), sites, np.concatenate(values, axis=1), counts))
+    return found
+
+
+def importance(rows: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
     """The mean conductance of every unit over the pairs of each collection and label.
 
     Returns:
@@ -97,33 +174,27 @@ def importance(rows: pd.DataFrame, *, draws: int = 1000, seed: int = 0) -> pd.Da
         largest; `conductance` (units of F, signed) with `low` and `high`, its 95 % interval (percentiles, whole queries
         resampled); `pairs` and `queries`.
     """
-    units = rows[rows["kind"] == "unit"]
     found = []
-    for (collection, label), part in units.groupby(["collection", "label"], sort=False):
-        queries = part["query_id"].unique()
-        drawn = np.random.default_rng(seed).multinomial(len(queries), np.full(len(queries), 1 / len(queries)), draws)
-        for (layer, unit), here in part.groupby(["layer", "unit"], sort=False):
-            values = np.stack(here["conductance"].to_list()).astype(float)
-            counts = here["n"].to_numpy(dtype=float)
-            mean = counts @ values / counts.sum()
-            resampled = drawn * counts
-            spread = resampled @ values / resampled.sum(1, keepdims=True)
-            low, high = np.quantile(spread, [0.025, 0.975], axis=0) if len(queries) > 1 else (mean * np.nan,) * 2
-            letter = KIND[str(unit)][0]
-            found.append(
-                pd.DataFrame({"conductance": mean, "low": low, "high": high}).assign(
-                    collection=collection,
-                    label=label,
-                    site=[f"{letter}{int(layer)}.{k}" for k in range(len(mean))],
-                    kind=KIND[str(unit)],
-                    layer=int(layer),
-                    pairs=int(counts.sum()),
-                    queries=len(queries),
-                )
-            )
+    for table in tables(rows):
+        queries, drawn = len(table.counts), table.drawn(draws, seed)
+        bounds = [np.full((2, len(table.sites)), np.nan)]
+        if queries > 1:
+            cuts = range(0, len(table.sites), COLUMNS)
+            some = (table._replace(values=table.values[:, cut : cut + COLUMNS]) for cut in cuts)
+            bounds = [np.quantile(one.mean(drawn), [0.025, 0.975], axis=0) for one in some]
+        low, high = np.concatenate(bounds, axis=1)
+        frame = pd.DataFrame({"conductance": table.mean(), "low": low, "high": high}).assign(
+            collection=table.collection,
+            label=table.label,
+            site=table.sites,
+            kind=["head" if site[0] == "h" else "neuron" for site in table.sites],
+            layer=[int(site[1:].partition(".")[0]) for site in table.sites],
+            pairs=int(table.counts.sum()),
+            queries=queries,
+        )
+        frame["rank"] = frame.groupby("kind")["conductance"].rank(ascending=False, method="first").astype(int)
+        found.append(frame)
     frame = pd.concat(found, ignore_index=True)
-    groups = frame.groupby(["collection", "label", "kind"], sort=False)["conductance"]
-    frame["rank"] = groups.rank(ascending=False, method="first").astype(int)
     first = ["collection", "label", "site", "kind", "layer", "rank"]
     return frame[[*first, *(name for name in frame.columns if name not in first)]]
 

@@ -1,19 +1,169 @@
-"""Pruned models as checkpoints: units taken out for good."""
+"""Pruned models: sets of units to take out, what the ranking loses without them, and checkpoints without them.
+
+Source: Vast et al. 2024 (arXiv:2406.19309), who prune the top of a scheme; bottom and random sets are the controls.
+"""
 
 from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 
+from mechir.collection_groups import collection_of
 from mechir.errors import MechirError
 from mechir.interventions import Prune
+from mechir.methods import ranking
 from mechir.methods.patching import sites_of
+from mechir.methods.schemes import Ranked, random_like
+from mechir.methods.statistics import bootstrap_mean, compare, holm
 from mechir.sites import Head, Neuron
+
+ORIGINAL = "original"
+SETS = ("top", "bottom", "random")
+MEASURES = ("nDCG@10", "MRR")
+
+
+def sizes(model: Any) -> dict[tuple[int, str], int]:
+    """(layer, "neuron" or "head") -> how many units there are."""
+    c = model.cfg
+    return {(layer, kind): n for layer in range(c.n_layers) for kind, n in (("neuron", c.d_mlp), ("head", c.n_heads))}
+
+
+def pruned_sets(
+    model: Any,
+    importance: pd.DataFrame,
+    groups: Mapping[str, str],
+    schemes: Sequence[str],
+    grid: Sequence[float],
+    *,
+    draws: int = 20,
+    seed: int = 0,
+    joint: bool = False,
+) -> pd.DataFrame:
+    """The sets of units that a pruning study takes out.
+
+    Args:
+        model: a `HookedEncoder`.
+        importance: [site, collection] conductances, of one label.
+        groups: collection -> group.
+        schemes: see `schemes`.
+        grid: shares of units.
+        draws: random sets for each scheme and share, of the top's size and layer profile, without any of its units.
+        seed: of the draws.
+        joint: rank neurons and heads together.
+
+    Returns:
+        `name`, `scheme`, `p`, `set` ("top", "bottom", "random"), `draw` (-1 but for random), `units`, `sites` (with
+        commas) and `note`: where a layer has too few other units for random sets apart from the top.
+
+    Raises:
+        MechirError: for an unknown scheme, a share out of range, a scheme that keeps no unit (write another), less than
+            20 draws.
+    """
+    if draws < 20:
+        raise MechirError(f"draws={draws} random sets are too few to compare with: write 20 or more.")
+    first, last = (Ranked.of(importance, groups, joint=joint, bottom=bottom) for bottom in (False, True))
+    found = []
+    for scheme in schemes:
+        for p in grid:
+            top, bottom = first.kept(scheme, p), last.kept(scheme, p)
+            if not top:
+                raise MechirError(f"'{scheme}' keeps no unit at p={p}: take a larger share, or another scheme.")
+            random, notes = random_like(top, sizes(model), draws, seed=seed)
+            told = [("top", -1, top), ("bottom", -1, bottom), *(("random", k, one) for k, one in enumerate(random))]
+            for kind, draw, sites in told:
+                name = f"{scheme} {100 * p:g} % {kind}" + (f" {draw}" if draw >= 0 else "")
+                line = {"name": name, "scheme": scheme, "p": p, "set": kind, "draw": draw, "units": len(sites)}
+                found.append(line | {"sites": ",".join(sites), "note": "; ".join(notes)})
+    return pd.DataFrame(found)
+
+
+def pruning_table(
+    rows: pd.DataFrame, judged: pd.DataFrame, sets: pd.DataFrame, lowest: Mapping[str, int], groups: Mapping[str, str]
+) -> pd.DataFrame:
+    """What every ranking loses without the units of a set, beside random sets of the same size and layer profile.
+
+    Args:
+        rows: `name` (of `sets`, or "original"), `query_id`, `doc_id`, `score`.
+        judged: `query_id`, `doc_id`, `grade`.
+        sets: of `pruned_sets`.
+        lowest: the grade from which on a document is relevant to MRR, by collection.
+        groups: collection -> group.
+
+    Returns:
+        One row per collection, measure ("nDCG@10", linear gain; "MRR") and set; of the random sets a row for each draw
+        and one (`draw` -1) for their mean query by query. `value` over `queries`; `change` = value - original with
+        `low` and `high`, its 95 % bootstrap interval over queries (negative: the ranking got worse), `p_paired` and
+        `p_holm` (over the table's rows but single draws). For top and bottom: `excess` = change - mean change of the
+        random sets, with `excess_low`, `excess_high`, `p_excess`, `p_excess_holm`; `p_draws` = (1 + random sets that
+        change as little or less) / (1 + sets), so 1/21 at best with 20.
+
+    It misleads where a set's intact neighbours make up for it: what is pruned matters, what is not may too.
+    """
+    found = []
+    for name, group in groups.items():
+        here = rows[[collection_of(query_id) == name for query_id in rows["query_id"]]]
+        for measure in MEASURES:
+            values = _by_query(here, judged, measure, lowest[name])
+            lines = pd.DataFrame(_lines(values, sets))
+            found.append(lines.assign(collection=name, group=group, measure=measure))
+    table = pd.concat(found, ignore_index=True)
+    whole = table["draw"] < 0
+    for p, corrected in (("p_paired", "p_holm"), ("p_excess", "p_excess_holm")):
+        table[corrected] = np.nan
+        table.loc[whole, corrected] = holm(table.loc[whole, p].to_numpy(dtype=float))
+    first = ["collection", "group", "measure", "scheme", "p", "set", "draw", "units", "queries", "value"]
+    return table[[*first, *(name for name in table.columns if name not in first)]]
+
+
+def _by_query(rows: pd.DataFrame, judged: pd.DataFrame, measure: str, relevant: int) -> pd.DataFrame:
+    """The measure's value, [query, name]."""
+    grades, found = judged[["query_id", "doc_id", "grade"]], {}
+    for name, scores in rows.groupby("name", sort=False):
+        values = ranking.mrr(scores, grades, relevant) if measure == "MRR" else ranking.ndcg(scores, grades, 10)
+        found[name] = values.set_index("query_id")["value"]
+    return pd.DataFrame(found)
+
+
+def _lines(values: pd.DataFrame, sets: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """The rows of one collection and measure."""
+    original = values[ORIGINAL]
+    low, high = bootstrap_mean(original.to_numpy())
+    line = {"queries": len(values), "value": original.mean(), "draw": -1}
+    yield line | {"set": ORIGINAL, "value_low": low, "value_high": high}
+    for _, part in sets.groupby(["scheme", "p"], sort=False):
+        drawn = values[part.loc[part["set"] == "random", "name"]]
+        random = drawn.mean(axis=1)
+        told = part.set_index("name")
+        for name, one in told.iterrows():
+            line = {key: one[key] for key in ("scheme", "p", "set", "draw", "units", "note")} | {"queries": len(values)}
+            line |= {"value": values[name].mean(), "change": (values[name] - original).mean()}
+            if one["set"] != "random":
+                line |= _change(values[name], original) | _excess(values[name], random, drawn)
+            yield line
+        kind = told[told["set"] == "random"].iloc[0]
+        line = {key: kind[key] for key in ("scheme", "p", "set", "units", "note")}
+        line |= {"queries": len(values), "value": random.mean(), "draw": -1}
+        yield line | _change(random, original)
+
+
+def _change(values: pd.Series, original: pd.Series) -> dict[str, float]:
+    found = compare(values.to_numpy(), original.to_numpy())
+    return {"change": found.change, "low": found.low, "high": found.high, "p_paired": found.p_paired}
+
+
+def _excess(values: pd.Series, random: pd.Series, drawn: pd.DataFrame) -> dict[str, float]:
+    """What a set changes beyond the random sets."""
+    found = compare(values.to_numpy(), random.to_numpy())
+    as_far = (drawn.mean() <= values.mean() + 1e-12).sum()
+    line = {"excess": found.change, "excess_low": found.low, "excess_high": found.high, "p_excess": found.p_paired}
+    return line | {"p_draws": (1 + as_far) / (1 + drawn.shape[1])}
 
 
 @torch.no_grad()

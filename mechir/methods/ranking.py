@@ -1,10 +1,11 @@
-"""Ranking quality from scores: nDCG with ties broken at random, and what a random ranking gives."""
+"""Ranking quality from scores: nDCG and MRR with ties broken at random, and what a random ranking gives."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ir_measures
 import numpy as np
@@ -36,10 +37,23 @@ def ndcg(scores: pd.DataFrame, judged: pd.DataFrame, k: int = 10, *, seed: int =
     Raises:
         MechirError: for scores that are not finite.
     """
+    return _quality(scores, judged, ir_measures.nDCG @ k, 1, seed)
+
+
+def mrr(scores: pd.DataFrame, judged: pd.DataFrame, relevant: int = 1, *, seed: int = 0) -> pd.DataFrame:
+    """The reciprocal rank of each query's first document of grade `relevant` or more, by ir_measures, without cutoff.
+
+    Ties, arguments, columns and errors as in `ndcg`; queries without such a document are left out.
+    """
+    return _quality(scores, judged, ir_measures.RR(rel=relevant), relevant, seed)
+
+
+def _quality(scores: pd.DataFrame, judged: pd.DataFrame, measure: Any, lowest: int, seed: int) -> pd.DataFrame:
+    """A measure of each query, ties broken at random; `lowest`: the grade that a query must have."""
     bad = scores[~np.isfinite(scores["score"].to_numpy(dtype=float))]
     if len(bad):
         raise MechirError(f"The score of pair {bad['query_id'].iloc[0]}/{bad['doc_id'].iloc[0]} is not finite.")
-    scores = scores[scores["query_id"].isin(_relevant(judged))]
+    scores = scores[scores["query_id"].isin(_relevant(judged, lowest))]
     orders: dict[tuple[str, int], list[str]] = {}
     tied: dict[str, float] = {}
     for query_id, found in scores.sort_values("doc_id").groupby("query_id", sort=False):
@@ -51,7 +65,7 @@ def ndcg(scores: pd.DataFrame, judged: pd.DataFrame, k: int = 10, *, seed: int =
         for draw in range(PERMUTATIONS if tied[query_id] else 1):
             order = np.lexsort((generator.permutation(len(ids)), groups))
             orders[query_id, draw] = ids[order].tolist()
-    return _mean_ndcg(orders, judged, k).assign(tied=lambda frame: frame["query_id"].map(tied))
+    return _mean(orders, judged, measure).assign(tied=lambda frame: frame["query_id"].map(tied))
 
 
 def _tie_groups(values: np.ndarray) -> np.ndarray:
@@ -87,7 +101,7 @@ def random_draws(
     for query_id, ids in pools:
         generator, listed = _generator(seed, query_id), ids.to_numpy()
         orders = {(query_id, draw): generator.permutation(listed).tolist() for draw in range(draws)}
-        total += _each_ndcg(orders, judged[judged["query_id"] == query_id], k)["value"].to_numpy()
+        total += _each(orders, judged[judged["query_id"] == query_id], ir_measures.nDCG @ k)["value"].to_numpy()
     return total / pools.ngroups
 
 
@@ -113,8 +127,8 @@ def write_trec_run(file: Path, pairs: Sequence[Pair], scores: Sequence[float], t
         temporary.unlink(missing_ok=True)
 
 
-def _relevant(judged: pd.DataFrame) -> set[str]:
-    return set(judged.loc[judged["grade"] > 0, "query_id"])
+def _relevant(judged: pd.DataFrame, lowest: int = 1) -> set[str]:
+    return set(judged.loc[judged["grade"] >= lowest, "query_id"])
 
 
 def _gains(pool: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
@@ -126,8 +140,8 @@ def _discounts(n: int) -> np.ndarray:
     return 1 / np.log2(np.arange(2, n + 2))
 
 
-def _each_ndcg(orders: dict[tuple[str, int], list[str]], judged: pd.DataFrame, k: int) -> pd.DataFrame:
-    """nDCG@k by ir_measures of each order, best first: `query_id`, `draw`, `value`, in the order of `orders`.
+def _each(orders: dict[tuple[str, int], list[str]], judged: pd.DataFrame, measure: Any) -> pd.DataFrame:
+    """A measure of ir_measures of each order, best first: `query_id`, `draw`, `value`, in the order of `orders`.
 
     Ranks are handed over as distinct scores, so that trec_eval's own rule for ties (by document id) never acts.
     """
@@ -141,13 +155,13 @@ def _each_ndcg(orders: dict[tuple[str, int], list[str]], judged: pd.DataFrame, k
         f"{query_id}#{draw}": {doc_id: float(-rank) for rank, doc_id in enumerate(order)}
         for (query_id, draw), order in orders.items()
     }
-    found = {metric.query_id: metric.value for metric in ir_measures.iter_calc([ir_measures.nDCG @ k], qrels, runs)}
+    found = {one.query_id: one.value for one in ir_measures.iter_calc([measure], qrels, runs)}
     rows = [(query_id, draw, found[f"{query_id}#{draw}"]) for query_id, draw in orders]
     return pd.DataFrame(rows, columns=["query_id", "draw", "value"])
 
 
-def _mean_ndcg(orders: dict[tuple[str, int], list[str]], judged: pd.DataFrame, k: int) -> pd.DataFrame:
-    each = _each_ndcg(orders, judged, k)
+def _mean(orders: dict[tuple[str, int], list[str]], judged: pd.DataFrame, measure: Any) -> pd.DataFrame:
+    each = _each(orders, judged, measure)
     return each.groupby("query_id", as_index=False, sort=False)["value"].mean()
 
 

@@ -6,7 +6,7 @@ Source: Vast et al. 2024 (arXiv:2406.19309): top units per collection (N_x), int
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -40,29 +40,36 @@ def top(values: pd.Series, p: float, *, joint: bool = False, bottom: bool = Fals
     Raises:
         MechirError: for a p outside 0 to 1, or one that keeps no unit at all.
     """
+    return _first(_orders(values, joint, bottom), p)
+
+
+def _orders(values: pd.Series, joint: bool, bottom: bool) -> list[np.ndarray]:
+    """The sites of each ranking, the most extreme first."""
+    ranked = values.sort_values(ascending=bottom, kind="stable").index.to_numpy()
+    if joint:
+        return [ranked]
+    kinds = np.array([kind(site) for site in ranked])
+    return [ranked[kinds == one] for one in KINDS]
+
+
+def _first(orders: Sequence[np.ndarray], p: float) -> list[str]:
     if not 0 < p <= 1:
         raise MechirError(f"p={p} is no share of units: write a number above 0 and up to 1, e.g. 0.01.")
-    ranked = values.sort_values(ascending=bottom, kind="stable")
-    if joint:
-        found = ranked.index[: _count(p, len(ranked))].tolist()
-    else:
-        kinds = np.array([kind(site) for site in ranked.index])
-        found = [site for one in KINDS for site in ranked.index[kinds == one][: _count(p, int((kinds == one).sum()))]]
+    found = [str(site) for order in orders for site in order[: int(p * len(order) + 0.5)]]
     if not found:
-        raise MechirError(f"p={p} of {len(values)} units is less than half of one: take a larger share.")
-    return [str(site) for site in found]
-
-
-def _count(p: float, n: int) -> int:
-    return int(p * n + 0.5)
+        n = sum(len(order) for order in orders)
+        raise MechirError(f"p={p} of {n} units is less than half of one: take a larger share.")
+    return found
 
 
 def schemes(groups: Mapping[str, str]) -> list[str]:
     """The schemes that these collections allow, by name.
 
-    A collection's own name; `I_<group>` and `F_<group>`, intersection and fusion, of each group and of `all`; and
-    `out-in`: what only the fusion of `out` keeps, where there are both groups.
+    A collection's own name. Of several, `I_<group>` and `F_<group>`, intersection and fusion, of each group and of
+    `all`; and `out-in`: what only the fusion of `out` keeps, where there are both groups.
     """
+    if len(groups) == 1:
+        return list(groups)
     names = [*dict.fromkeys(groups.values()), *([ALL] if len(set(groups.values())) > 1 else [])]
     return [
         *groups,
@@ -71,36 +78,54 @@ def schemes(groups: Mapping[str, str]) -> list[str]:
     ]
 
 
-def kept(importance: pd.DataFrame, scheme: str, p: float, groups: Mapping[str, str], **options: Any) -> list[str]:
-    """The units that a scheme keeps.
+@dataclass(frozen=True)
+class Ranked:
+    """Units ranked in every collection and in the means of every group, to keep the share p of a scheme."""
 
-    Args:
-        importance: `collection`, `site`, `conductance`, of one label.
-        scheme: one of `schemes`.
-        p: the share of each ranking.
-        groups: collection -> group.
-        options: of `top`.
+    groups: Mapping[str, str]
+    orders: Mapping[str, list[np.ndarray]]
 
-    Raises:
-        MechirError: for an unknown scheme, and as `top`.
-    """
-    known = schemes(groups)
-    if scheme not in known:
-        raise MechirError(f"Unknown scheme '{scheme}'. The closest are {closest(scheme, known)}.")
-    wide = importance.pivot(index="site", columns="collection", values="conductance").reindex(
-        importance["site"].unique()
-    )
-    if scheme in groups:
-        return top(wide[scheme], p, **options)
-    if scheme == "out-in":
-        taken = set(kept(importance, "F_in", p, groups, **options))
-        return [site for site in kept(importance, "F_out", p, groups, **options) if site not in taken]
-    how, _, name = scheme.partition("_")
-    members = [one for one, group in groups.items() if name in (group, ALL)]
-    if how == "F":
-        return top(wide[members].mean(axis=1), p, **options)
-    first, *rest = (top(wide[one], p, **options) for one in members)
-    return [site for site in first if all(site in other for other in rest)]
+    @classmethod
+    def of(
+        cls, values: pd.DataFrame, groups: Mapping[str, str], *, joint: bool = False, bottom: bool = False
+    ) -> Ranked:
+        """Ranks units.
+
+        Args:
+            values: [site, collection], signed.
+            groups: collection -> group.
+            joint: as `top`.
+            bottom: as `top`.
+        """
+        ranked = {name: values[name] for name in groups}
+        for scheme in schemes(groups):
+            if scheme.startswith("F_") and scheme not in groups:
+                ranked[scheme] = values[members(scheme, groups)].mean(axis=1)
+        return cls(groups, {name: _orders(one, joint, bottom) for name, one in ranked.items()})
+
+    def kept(self, scheme: str, p: float) -> list[str]:
+        """The units that a scheme keeps.
+
+        Raises:
+            MechirError: for an unknown scheme, and as `top`.
+        """
+        known = schemes(self.groups)
+        if scheme not in known:
+            raise MechirError(f"Unknown scheme '{scheme}'. The closest are {closest(scheme, known)}.")
+        if scheme in self.orders:
+            return _first(self.orders[scheme], p)
+        if scheme == "out-in":
+            taken = set(self.kept("F_in", p))
+            return [site for site in self.kept("F_out", p) if site not in taken]
+        first, *rest = (_first(self.orders[one], p) for one in members(scheme, self.groups))
+        others = [set(one) for one in rest]
+        return [site for site in first if all(site in other for other in others)]
+
+
+def members(scheme: str, groups: Mapping[str, str]) -> list[str]:
+    """The collections of an intersection or fusion."""
+    name = scheme[2:]
+    return [one for one, group in groups.items() if name in (group, ALL)]
 
 
 def agreement(first: Sequence[str], second: Sequence[str], n: int) -> dict[str, float]:

@@ -110,6 +110,20 @@ def overlap(first: Iterable[str], second: Iterable[str], n: int) -> Overlap:
     return Overlap(shared, len(one) * len(other) / n, float(chance.sf(shared - 1)), n)
 
 
+def overlap_of_all(sizes: Sequence[int], shared: int, n: int) -> Overlap:
+    """The intersection of several choices of these sizes out of n things against chance (hypergeometric, step by step).
+
+    `shared`: how many things all of them have.
+    """
+    first, *others = sizes
+    chance = np.zeros(first + 1)  # the distribution of how many are in all so far
+    chance[first] = 1.0
+    for size in others:
+        counts = np.arange(first + 1)
+        chance = stats.hypergeom.pmf(counts[:, None], n, counts[None, :], size) @ chance
+    return Overlap(shared, float(chance @ np.arange(first + 1)), float(min(chance[shared:].sum(), 1.0)), n)
+
+
 def resampled(query: np.ndarray, draws: int, seed: int = 0) -> Iterator[np.ndarray]:
     """The places of pairs when whole queries are drawn anew, so often; none where there is one query alone."""
     places = [np.flatnonzero(query == one) for one in dict.fromkeys(query.tolist())]

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ class Way:
 
     baseline: str = "pad_query"
     rule: str = "trapezoid"
-    steps: int = 16
+    steps: int = 32
     tol: float = 1e-2
     max_steps: int = 512
 
@@ -77,7 +77,8 @@ Reader = Callable[[Float[Tensor, "pair ..."], Batch], Tensor]
 """What is kept of the flow through an activation, from [pair, ...] of its shape to [pair, ...]."""
 
 
-class Walked(NamedTuple):
+@dataclass(frozen=True)
+class Walked:
     """Pairs of one batch that are done: which they are, and what `walk` found of each, rows as in `index`.
 
     `value` is F(text), `delta` F(text) - F(baseline), `error` the largest |sum over a residual cut - delta|; `flows`
@@ -95,8 +96,15 @@ class Walked(NamedTuple):
     def only(self, rows: Bool[np.ndarray, "pair"]) -> Walked:
         """These rows of it."""
         kept = torch.from_numpy(rows)
-        arrays = (array[rows] for array in (self.index, self.value, self.delta, self.error, self.converged))
-        return Walked(*arrays, self.steps, {hook: x[kept] for hook, x in self.flows.items()})
+        return Walked(
+            self.index[rows],
+            self.value[rows],
+            self.delta[rows],
+            self.error[rows],
+            self.converged[rows],
+            self.steps,
+            {hook: x[kept] for hook, x in self.flows.items()},
+        )
 
 
 def walk(
@@ -130,7 +138,7 @@ def walk(
     way, limit = way or Way(), max_tokens or model.max_tokens
     encoded = model.encode(pairs, max_length)
     line = _Line(model, encoded, _begins(model, encoded, start, way, max_length), target, limit)
-    floor = 0.1 * float(line.values().std(ddof=1)) if len(pairs) > 1 else 0.0
+    floor = line.floor() if way.tol < np.inf else np.inf
     with progress_bar(len(pairs), progress) as bar:
         pending, steps = np.arange(len(pairs)), way.steps
         while len(pending):
@@ -142,7 +150,7 @@ def walk(
                 bar.update(int(done.sum()))
                 left.append(found.index[~done])
                 if done.any():
-                    yield found._replace(converged=good).only(done)
+                    yield replace(found, converged=good).only(done)
             pending, steps = np.concatenate(left), 2 * steps
 
 
@@ -157,27 +165,33 @@ class _Line:
     limit: int
 
     @torch.no_grad()
-    def values(self) -> Float[np.ndarray, "pair"]:
-        """F of every text."""
+    def floor(self) -> float:
+        """What a change counts for at least: a tenth of the standard deviation of F over the texts."""
+        if len(self.encoded) == 1:
+            return 0.0
         found = np.empty(len(self.encoded))
         for index, batch in self.encoded.buckets(64, self.limit):
             found[index] = self.target.value(self.model, batch.to(self.model.device), index).double().cpu().numpy()
-        return found
+        return 0.1 * float(found.std(ddof=1))
 
     def walked(self, index: np.ndarray, way: Way, steps: int, readers: Mapping[str, Reader]) -> Walked:
-        """A few pairs along the whole line, as many nodes at a time as fit; the next begin with the last of them."""
+        """A few pairs along the whole line, as many nodes at a time as fit; the next begin with the last of them.
+
+        F at both ends is that of the nodes, unless the rule leaves them out.
+        """
         batch, nodes = self.encoded.batch(index).to(self.model.device), way.nodes(steps)
         cuts = self.target.cuts(self.model)
         at_once = max(2, self.limit // batch.input_ids.numel())
-        through = dict.fromkeys(cuts, torch.zeros(len(index), dtype=torch.float64))
+        through: dict[str, list[Tensor]] = {name: [] for name in cuts}
         flows: dict[str, Tensor] = {}
+        values: list[Tensor] = []
 
         def add(n: int, name: str, x: Tensor, gradient: Tensor) -> None:
             flow = _flow(x.unflatten(0, (n, -1)), gradient.unflatten(0, (n, -1)), way.rule)
             if name in through:
-                through[name] = through[name] + flow.flatten(1).sum(1).double().cpu()
+                through[name].append(flow.flatten(1).sum(1))
             if name in readers:
-                read = readers[name](flow, batch).cpu()
+                read = readers[name](flow, batch)
                 flows[name] = flows[name] + read if name in flows else read
 
         for first in range(0, len(nodes) - 1, at_once - 1):
@@ -185,11 +199,16 @@ class _Line:
             with torch.enable_grad():
                 value, line = self.value(index, some, _watched([*cuts, *readers], partial(add, len(some))))
                 torch.autograd.grad(value.sum(), line)
-        with torch.no_grad():
-            low, high = self.value(index, np.array([0.0, 1.0]))[0].unflatten(0, (2, -1)).double().cpu()
-        error = torch.stack([sums - (high - low) for sums in through.values()]).abs().amax(0)
+            values.append(value.detach())
+        if nodes[0] > 0:
+            with torch.no_grad():
+                values = [self.value(index, np.array([0.0, 1.0]))[0]]
+        low, high = (end.double().cpu() for end in (values[0][: len(index)], values[-1][-len(index) :]))
+        sums = torch.stack([torch.stack(part) for part in through.values()]).double().cpu().sum(1)
+        error = (sums - (high - low)).abs().amax(0)
         ends = high.numpy(), (high - low).numpy()
-        return Walked(index, *ends, error.numpy(), np.ones(len(index), dtype=bool), steps, flows)
+        read = {name: x.cpu() for name, x in flows.items()}
+        return Walked(index, *ends, error.numpy(), np.ones(len(index), dtype=bool), steps, read)
 
     def value(self, index: np.ndarray, some: np.ndarray, watched: Sequence[Hook] = ()) -> tuple[Tensor, Tensor]:
         """F of these pairs at these places of the line, pairs within places, and the line."""
@@ -239,11 +258,12 @@ def _begins(
 
 
 def _watched(names: Sequence[str], add: Callable[[str, Tensor, Tensor], None]) -> list[Hook]:
-    """Hooks that hand over each activation with its gradient as soon as the backward pass has it."""
+    """Hooks that hand over each activation with its gradient as soon as the backward pass has it, and then let go."""
+    kept: dict[str, Tensor] = {}
 
     def watch(x: Tensor, hook: Any) -> None:
-        kept = x.detach()
-        x.register_hook(lambda gradient: add(hook.name, kept, gradient))
+        kept[hook.name] = x.detach()
+        x.register_hook(lambda gradient: add(hook.name, kept.pop(hook.name), gradient))
 
     return [(name, watch) for name in dict.fromkeys(names)]
 
@@ -251,9 +271,13 @@ def _watched(names: Sequence[str], add: Callable[[str, Tensor, Tensor], None]) -
 def _flow(
     x: Float[Tensor, "node pair ..."], gradient: Float[Tensor, "node pair ..."], rule: str
 ) -> Float[Tensor, "pair ..."]:
-    """Sum over the steps of gradient times change, step by step so that nothing large is made."""
-    found = torch.zeros_like(x[0])
-    for step in range(len(x) - 1):
-        slope = gradient[step] if rule != "trapezoid" else (gradient[step] + gradient[step + 1]) / 2
-        found.addcmul_(slope, x[step + 1] - x[step])
+    """Sum over the steps of gradient times change, node by node so that nothing large is made.
+
+    The trapezoid gives each gradient half the change before and half the change after it.
+    """
+    found, last = torch.zeros_like(x[0]), len(x) - 1
+    back, share = (1, 0.5) if rule == "trapezoid" else (0, 1.0)
+    for node in range(last + back):
+        change = x[min(node + 1, last)] - x[max(node - back, 0)]
+        found.addcmul_(gradient[node], change, value=share)
     return found

@@ -46,6 +46,11 @@ class Run:
         return dict(json.loads((self.path / "run.json").read_text(encoding="utf-8")))
 
     @property
+    def parts(self) -> Path:
+        """Where the rows are: here, or in the run whose rows this one summarises."""
+        return self.path.with_name(self.record.get("rows_of", self.id))
+
+    @property
     def judged(self) -> pd.DataFrame:
         """`query_id`, `doc_id`, `grade`, `pooled`: every document that the ideal ranking may use."""
         return pd.read_parquet(self.path / "judged.parquet")
@@ -82,11 +87,11 @@ class Run:
 
     def part(self, unit: int) -> Path:
         """Where the rows of a unit are, or will be."""
-        return self.path / f"part-{unit:05d}.parquet"
+        return self.parts / f"part-{unit:05d}.parquet"
 
     def done(self) -> set[int]:
         """The units that are finished."""
-        return {int(file.stem.removeprefix("part-")) for file in self.path.glob("part-*.parquet")}
+        return {int(file.stem.removeprefix("part-")) for file in self.parts.glob("part-*.parquet")}
 
     def write_part(self, unit: int, rows: pd.DataFrame, seconds: float) -> None:
         """Stores the rows of a unit, whole or not at all."""

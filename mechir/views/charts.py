@@ -248,6 +248,40 @@ def bars(
     return alt.layer(*layers).properties(width=450, height=24 * len(frame), title=_title(title, subtitle))
 
 
+def strips(
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    colour: str,
+    *,
+    title: str,
+    subtitle: str = "",
+    faint: str,
+    rule: str,
+    column: str,
+) -> alt.FacetChart:
+    """Lines over steps of `x`, and single draws as faint points beside them: rows whose `faint` is 0 or more.
+
+    A dashed line stands at the panel's value of the column `rule`.
+    """
+    shown = frame[[x, y, colour, faint, rule, column]]
+    base = alt.Chart(shown).encode(x=alt.X(f"{x}:O", title=x, axis=alt.Axis(labelAngle=0)))
+    hue = alt.Color(
+        f"{colour}:N", title=colour, scale=alt.Scale(scheme="tableau10"), sort=list(dict.fromkeys(shown[colour]))
+    )
+    height = alt.Y(f"{y}:Q", title=y, scale=alt.Scale(zero=False, nice=True))
+    whole, single = (base.transform_filter(f"datum['{faint}'] {sign} 0") for sign in ("<", ">="))
+    layers = [
+        single.mark_tick(opacity=0.5, thickness=1, width=14).encode(y=height, color=hue),
+        whole.mark_line(point=alt.OverlayMarkDef(size=40), strokeWidth=1.6).encode(y=height, color=hue, tooltip=[x, y]),
+        base.mark_rule(strokeDash=[5, 4], color="#555").encode(y=alt.Y(f"mean({rule}):Q", title=y), x=alt.Undefined),
+    ]
+    chart: Any = alt.layer(*layers).properties(width=190, height=170)
+    return chart.facet(
+        alt.Facet(f"{column}:N", title=None, sort=list(dict.fromkeys(shown[column]))), columns=BESIDE
+    ).properties(title=_title(title, subtitle))
+
+
 def stacked(*charts: Any) -> alt.VConcatChart:
     """Charts one above the other, each with colours of its own."""
     bare = [chart.copy(deep=False) for chart in charts]

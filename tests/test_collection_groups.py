@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import mechir as mi
-from mechir.collections import Collections, collections
+from mechir.collection_groups import Collections, collections
 from mechir.errors import MechirError
 from tests.models import TOY
 
@@ -26,8 +26,8 @@ def test_pools_are_those_of_each(both: Collections) -> None:
     alone, together = one.pairs(**pool), both.pairs(**pool)
     assert len(together) == 2 * len(alone)
     for name, half in ((TOY.name, together[: len(alone)]), ("other", together[len(alone) :])):
-        assert [pair.query_id for pair in half] == [f"{name}/{pair.query_id}" for pair in alone]
-        assert [pair.doc_id for pair in half] == [f"{name}/{pair.doc_id}" for pair in alone]
+        assert [pair.query_id for pair in half] == [f"{name}::{pair.query_id}" for pair in alone]
+        assert [pair.doc_id for pair in half] == [f"{name}::{pair.doc_id}" for pair in alone]
         assert [(pair.query, pair.document, pair.grade) for pair in half] == [
             (pair.query, pair.document, pair.grade) for pair in alone
         ]
@@ -36,8 +36,8 @@ def test_pools_are_those_of_each(both: Collections) -> None:
         own, judged = one.judged(alone, full=full), both.judged(together, full=full)
         assert len(judged) == 2 * len(own)
         first = judged.iloc[: len(own)].assign(
-            query_id=lambda frame: frame["query_id"].str.removeprefix(f"{TOY.name}/"),
-            doc_id=lambda frame: frame["doc_id"].str.removeprefix(f"{TOY.name}/"),
+            query_id=lambda frame: frame["query_id"].str.removeprefix(f"{TOY.name}::"),
+            doc_id=lambda frame: frame["doc_id"].str.removeprefix(f"{TOY.name}::"),
         )
         pd.testing.assert_frame_equal(first, own)
     assert len(both.queries) == 2 * len(one.queries) and len(list(both.texts(10))) == 10

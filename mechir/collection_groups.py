@@ -14,12 +14,13 @@ from mechir.collection import Collection, collection
 from mechir.errors import MechirError
 from mechir.pairs import Pair
 
-SLASH = "/"
+BETWEEN = "::"
+"""Between the name of a collection and the id of a query or document of it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Collections:
-    """Collections that are measured together; ids of queries and documents begin with their collection's, `dl19/q1`.
+    """Collections that are measured together; ids of queries and documents begin with their collection's, `dl19::q1`.
 
     `members`: (group, collection) one after the other.
     """
@@ -62,14 +63,14 @@ class Collections:
         """As `Collection.judged`."""
         found = []
         for _, one in self.members:
-            start = len(one.id) + 1
+            start = len(one.id + BETWEEN)
             own = [
                 replace(pair, query_id=pair.query_id[start:], doc_id=pair.doc_id[start:])
                 for pair in pairs
-                if pair.query_id.startswith(one.id + SLASH)
+                if pair.query_id.startswith(one.id + BETWEEN)
             ]
             frame = one.judged(own, full=full)
-            found.append(frame.assign(**{key: one.id + SLASH + frame[key] for key in ("query_id", "doc_id")}))
+            found.append(frame.assign(**{key: one.id + BETWEEN + frame[key] for key in ("query_id", "doc_id")}))
         return pd.concat(found, ignore_index=True)
 
     def texts(self, limit: int) -> Iterator[str]:
@@ -79,7 +80,18 @@ class Collections:
 
 
 def _named(of: Collection, key: str) -> str:
-    return of.id + SLASH + key
+    return of.id + BETWEEN + key
+
+
+def collection_of(query_id: str) -> str:
+    """The id of the collection that a query of `Collections` is from."""
+    return query_id.partition(BETWEEN)[0]
+
+
+def in_group(text: str) -> bool:
+    """Whether a collection is written `group:name`."""
+    group, colon, name = text.partition(":")
+    return bool(colon and group.isidentifier() and name)
 
 
 def collections(named: Sequence[str | Path]) -> Collections:
@@ -90,8 +102,8 @@ def collections(named: Sequence[str | Path]) -> Collections:
     """
     members = []
     for text in map(str, named):
-        group, colon, name = text.partition(":")
-        if not colon or not group.isidentifier() or not name:
+        group, _, name = text.partition(":")
+        if not in_group(text):
             raise MechirError(f"Cannot read the collection '{text}': write group:name, such as in:PATH or out:PATH.")
         members.append((group, collection(name)))
     ids = [one.id for _, one in members]

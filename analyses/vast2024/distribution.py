@@ -1,0 +1,106 @@
+"""Where the top units sit: by layer, component and part of the text (Vast et al. 2024, Figure 4).
+
+Beside them stands where the change of the score flows at every depth: the residual stream by segment, a complete cut
+(compare Zhan et al. 2020, SIGIR, Figure 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mechir.methods.conductance import KIND, parts
+from mechir.methods.importance import Table, tables
+from mechir.methods.schemes import top
+from mechir.methods.statistics import percentiles
+from mechir.views import charts
+
+rows_of = "vast2024/importance"
+TOP = {"neuron": 0.01, "head": 0.1}
+DRAWS = 1000
+
+
+def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
+    """Conductance by layer and part: of the top 1 % of neurons, of the top 10 % of heads, and of the whole stream.
+
+    One row per collection, label, `kind` ("neuron", "head", "resid"), `layer` and `part` (a segment; of heads by their
+    weights a direction). `conductance`, of these units in that part together (units of F, mean over pairs) with `low`
+    and `high` (95 %, whole queries resampled, the units kept), and `share`, of the sum over the kind (for the stream of
+    the layer's sum, F(text) - F(baseline)). `of`: how many top units the layer has; `units`: how many of them have
+    their largest conductance in the part; `pairs` and `queries`.
+    """
+    found = []
+    for (collection, label), here in rows[rows["kind"] == "unit"].groupby(["collection", "label"], sort=False):
+        (own,) = tables(here)
+        drawn = own.drawn(DRAWS) * own.counts
+        for kind in dict.fromkeys(here["unit"].map(KIND)):
+            lines = pd.DataFrame(_lines(here[here["unit"].map(KIND) == kind], kind, own, drawn))
+            sums = (
+                lines.groupby("layer")["conductance"] if kind == "resid" else lines.groupby(lambda _: 0)["conductance"]
+            )
+            lines = lines.assign(collection=collection, label=label, kind=kind)
+            found.append(lines.assign(share=lines["conductance"] / sums.transform("sum"), pairs=int(own.counts.sum())))
+            found[-1]["queries"] = len(own.counts)
+    first = ["collection", "label", "kind", "layer", "part"]
+    told = pd.concat(found, ignore_index=True)
+    return told[[*first, *(name for name in told.columns if name not in first)]]
+
+
+def _lines(rows: pd.DataFrame, kind: str, own: Table, drawn: np.ndarray) -> Iterator[dict[str, Any]]:
+    """Of every layer the conductance of its top units, part by part."""
+    means = pd.Series(own.mean(), own.sites)
+    best = set(top(means[means.index.str[0] == kind[0]], TOP[kind])) if kind in TOP else set()
+    weights = own.counts / own.counts.sum()
+    for (layer, unit), here in rows.groupby(["layer", "unit"], sort=False):
+        named = parts(str(unit))
+        values = np.stack(here["conductance"].to_list()).astype(float).reshape(len(here), -1, len(named))
+        chosen = [k for k in range(values.shape[1]) if kind == "resid" or f"{kind[0]}{layer}.{k}" in best]
+        of_parts = values[:, chosen].sum(1)
+        spread = drawn @ of_parts / drawn.sum(1, keepdims=True)
+        largest = np.tensordot(weights, values[:, chosen], 1).argmax(1)
+        for k, part in enumerate(named):
+            low, high = percentiles(spread[:, k]) if len(here) > 1 else (np.nan, np.nan)
+            line = {"layer": int(layer), "part": part, "units": int((largest == k).sum()), "of": len(chosen)}
+            yield line | {"conductance": float(weights @ of_parts[:, k]), "low": low, "high": high}
+
+
+def table(summary: pd.DataFrame) -> pd.DataFrame:
+    """The five largest of each kind for every collection and label."""
+    size = summary["conductance"].abs()
+    keys = ["collection", "label", "kind"]
+    return summary[size.groupby([summary[key] for key in keys]).rank(ascending=False, method="first") <= 5]
+
+
+def chart(summary: pd.DataFrame) -> Any:
+    """Top neurons by layer and segment, and the stream's change by layer and segment."""
+    summary = summary.assign(panel=summary["collection"] + ", " + summary["label"])
+    neurons = summary[summary["kind"] == "neuron"]
+    segments = neurons["part"].unique().tolist()
+    resid = summary[summary["kind"] == "resid"].rename(columns={"share": "share of the change"})
+    return charts.stacked(
+        charts.effect_map(
+            neurons,
+            "part",
+            "layer",
+            "conductance",
+            title="Conductance of the top 1 % of neurons",
+            subtitle="by layer and segment; mean over pairs, 95 % interval over queries",
+            low="low",
+            high="high",
+            column="panel",
+            order_x=segments,
+            order_y=sorted(neurons["layer"].unique().tolist()),
+        ),
+        charts.lines(
+            resid,
+            "layer",
+            "share of the change",
+            "part",
+            title="Through which segment the change of the score flows",
+            subtitle="the stream that each layer reads; the last is what the head of the model reads",
+            column="panel",
+        ),
+    )

@@ -1,0 +1,127 @@
+"""What the ranking loses without the most important units (Vast et al. 2024, arXiv:2406.19309).
+
+Units are ranked by their conductance on one query in three and pruned on the others: the top of a scheme, the bottom
+(most negative), and random sets with as many units of every layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from mechir.collection_groups import Collections
+from mechir.interventions import Prune
+from mechir.methods.importance import read_thresholds, thresholds, told
+from mechir.methods.pruning import ORIGINAL, pruned_sets, pruning_table
+from mechir.methods.schemes import LABELS, schemes
+from mechir.pairs import Pair, split_queries
+from mechir.registry.runs import Run
+from mechir.sweep import sweep
+from mechir.views import charts
+
+FULL = "0.1,0.5,1,2,5,10"
+BY_DEFAULT = ("F_in", "F_out", "out-in")
+
+
+def cost(model: Any, *, grid: str, draws: int, scheme: str, **options: Any) -> float:
+    """Full forwards per pair: the intact model, and every set of every share; conductance of a third beside it."""
+    n = len(scheme.split(",")) if scheme else 1
+    return 1 + n * len(_shares(grid)) * (2 + draws) + 15
+
+
+def prepare(
+    model: Any,
+    pairs: list[Pair],
+    collections: Collections,
+    run: Callable[..., Run],
+    *,
+    grid: str,
+    scheme: str,
+    draws: int,
+    seed: int,
+    label: str,
+    joint: bool,
+    relevant: str = "",
+    every: int = 3,
+    **options: Any,
+) -> tuple[list[Pair], dict[str, Any]]:
+    """The other queries' pairs; the sets of units, from a run of `vast2024/importance` on one query in `every`."""
+    lowest = told(thresholds(collections, relevant))
+    learned = run("vast2024/importance", every=every, relevant=lowest, **options)
+    found = learned.summary
+    wide = found[found["label"] == label].pivot(index="site", columns="collection", values="conductance")
+    wide = wide.reindex(found["site"].unique())
+    known = schemes(collections.groups)
+    asked = scheme.split(",") if scheme else [one for one in known if one in BY_DEFAULT] or known
+    sets = pruned_sets(model, wide, collections.groups, asked, _shares(grid), draws=draws, seed=seed, joint=joint)
+    return split_queries(pairs, every)[1], {"relevant": lowest, "scheme": ",".join(asked), "sets": sets}
+
+
+def _shares(grid: str) -> list[float]:
+    return [float(one) / 100 for one in (FULL if grid == "full" else grid).split(",")]
+
+
+def measure(
+    model: Any,
+    pairs: Sequence[Pair],
+    *,
+    sets: pd.DataFrame,
+    grid: str = "1,5",
+    scheme: str = "",
+    draws: int = 20,
+    seed: int = 0,
+    label: str = LABELS[0],
+    joint: bool = False,
+    relevant: str = "",
+    every: int = 3,
+    take: int = 4,
+    baseline: str = "pad_query",
+    target: str = "score",
+    heads: str = "pattern",
+    neurons: str = "post",
+    tol: float = 0.01,
+) -> pd.DataFrame:
+    """Scores of every pair without each set: `name`, `query_id`, `doc_id`, `grade`, `score`.
+
+    `sets` is what `prepare` found. `grid`: shares in per cent with commas, or "full" (0.1 to 10); `scheme`: with
+    commas, by default the collection's own, of several F_in, F_out and out-in; `draws`: random sets each; `label`:
+    "relevant" or "non-relevant"; `joint`: neurons and heads in one ranking; `every`: units are ranked on one query in
+    so many. The rest: see `importance`.
+    """
+    cut = {one.name: Prune(one.sites.split(",")) for one in sets[["name", "sites"]].itertuples(index=False)}
+    return sweep(model, pairs, {ORIGINAL: ()} | cut)
+
+
+def summarise(
+    rows: pd.DataFrame, judged: pd.DataFrame, collections: Collections, sets: pd.DataFrame, relevant: str
+) -> pd.DataFrame:
+    """`pruning_table`."""
+    return pruning_table(rows, judged, sets, read_thresholds(relevant), collections.groups)
+
+
+def table(summary: pd.DataFrame) -> pd.DataFrame:
+    """All but single random draws."""
+    return summary[summary["draw"] < 0].drop(columns=["draw", "p_paired", "p_excess"])
+
+
+def chart(summary: pd.DataFrame) -> Any:
+    """nDCG@10 against the share pruned: top, bottom, and every random draw."""
+    shown = summary[summary["measure"] == "nDCG@10"]
+    original = shown[shown["set"] == ORIGINAL].set_index("collection")["value"]
+    cut = shown[shown["set"] != ORIGINAL].copy()
+    cut["pruned, %"] = 100 * cut["p"]
+    cut["panel"] = cut["scheme"] + " on " + cut["collection"]
+    cut["intact"] = cut["collection"].map(original)
+    return charts.strips(
+        cut,
+        "pruned, %",
+        "value",
+        "set",
+        title="nDCG@10 without the most important units",
+        subtitle="random: every draw of as many units of each layer, and their mean; dashed: the intact model",
+        column="panel",
+        rule="intact",
+        faint="draw",
+    )

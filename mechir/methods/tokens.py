@@ -1,0 +1,165 @@
+"""Token attribution: how much of a target's change comes in at each word piece (integrated gradients).
+
+The word embeddings go from a baseline to the text, see `walk`. What comes in at a position is the integral of the
+gradient there times the change of its embedding; over all positions that adds up to F(text) - F(baseline).
+
+Source: Sundararajan et al. 2017 (arXiv:1703.01365).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
+
+from mechir.errors import MechirError
+from mechir.methods.conductance import checked
+from mechir.methods.patching import sites_of
+from mechir.methods.statistics import bootstrap_mean
+from mechir.methods.targets import Target
+from mechir.methods.walk import Way, walk
+from mechir.pairs import Batch, Encoded, Pair
+from mechir.segments import FIVE, Segment
+from mechir.subspaces import EMBED
+
+PAIR = ["query_id", "doc_id"]
+
+
+class TokenAttribution(NamedTuple):
+    """What `token_attribution` found.
+
+    `rows`: one row per pair and position, pairs in input order, without padding: `query_id`, `doc_id`, `grade`;
+    `position`, from 0; `token`, the word piece as the tokenizer prints it ("##ing"); `segment`, one of "cls", "query",
+    "sep1", "doc", "sep2"; `attribution`, in units of F, positive where the token raises F above the baseline.
+    `checks`: one row per pair, as of `conductance`; `error` is the largest |sum over a cut - delta|, and the sum over
+    the pair's tokens is one of the cuts.
+    """
+
+    rows: pd.DataFrame
+    checks: pd.DataFrame
+
+
+def token_attribution(
+    model: Any,
+    pairs: Sequence[Pair],
+    *,
+    way: Way | None = None,
+    target: str = "score",
+    against: Sequence[float] | None = None,
+    start: Sequence[Pair] | None = None,
+    max_tokens: int | None = None,
+    max_length: int | None = None,
+    progress: bool | None = None,
+) -> TokenAttribution:
+    """How much of F(text) - F(baseline) comes in at each word piece of each pair; nothing is averaged.
+
+    Args:
+        model: a `HookedEncoder`.
+        pairs: what is read.
+        way: the line, and how it is summed; by default `Way("pad_both")`, query and document from [PAD] to the text.
+            "pad_query" changes the query alone and gives every document token exactly 0, "pad_document" the reverse.
+        target: F, see `Target`: "score", "p", "margin", or a head or neuron ("h3.5@query<-doc", "n2.17@cls").
+        against: for "margin", a constant for each pair, such as the score of a document that is not relevant.
+        start: a text to begin at for each pair in the place of the baseline, of as many word pieces in each segment;
+            a position where both hold the same word piece gets exactly 0.
+        max_tokens: the most word pieces computed together; by default `model.max_tokens`.
+        max_length: word pieces kept of a pair.
+        progress: a bar with the time left; by default on a terminal, for work over two seconds.
+
+    When it misleads: an attribution says "rather than the baseline". [PAD] is a token that the model has seen only
+    masked, and F(baseline) is the score of a text that does not exist: the embedded model gives a pair of nothing but
+    [PAD] about +4, as much as a good match, so that `delta` in `checks` is negative or near 0 for most pairs, and what
+    sets any real text apart from [PAD] is shared out among its tokens as well. Look at `delta` first; `start` asks a
+    narrower question. Special tokens stay and get 0, however much the model reads them. A match is credited to both
+    sides, in shares that depend on the line. And an attribution is no effect of leaving the token out: for that,
+    intervene.
+
+    Raises:
+        MechirError: for unknown names, "margin" without `against`, a `start` of another length, a pair that equals its
+            baseline.
+    """
+    goal = _OverTokens(target, against)
+    if against is not None and len(against) != len(pairs):
+        raise MechirError(f"against= has {len(against)} scores for {len(pairs)} pairs: give one for each.")
+    if goal.site is not None:
+        sites_of(model, goal.site)
+    encoded = model.encode(pairs, max_length)
+    values = [np.empty(0)] * len(pairs)
+    checks: list[pd.DataFrame] = []
+    how: dict[str, Any] = {"max_tokens": max_tokens, "max_length": max_length, "progress": progress}
+    for found in walk(model, pairs, {EMBED: _by_position}, goal, way=way or Way("pad_both"), start=start, **how):
+        for k, flow in zip(found.index, found.flows[EMBED].double().numpy(), strict=True):
+            values[k] = flow[: len(encoded.ids[k])]
+        checks.append(checked(pairs, found))
+    return TokenAttribution(_frame(model, encoded, values), pd.concat(checks).sort_index())
+
+
+class _OverTokens(Target):
+    """F with one cut more, the embeddings: steps are doubled until the tokens' own sum agrees as well."""
+
+    def cuts(self, model: Any) -> list[str]:
+        return [EMBED, *super().cuts(model)]
+
+
+def _by_position(flow: Float[Tensor, "pair pos d"], batch: Batch) -> Float[Tensor, "pair pos"]:
+    return flow.sum(-1)
+
+
+def _frame(model: Any, encoded: Encoded, values: Sequence[np.ndarray]) -> pd.DataFrame:
+    lengths = encoded.lengths
+    ids = [(pair.query_id, pair.doc_id, pair.grade) for pair in encoded.pairs]
+    frame = pd.DataFrame(ids, columns=[*PAIR, "grade"]).loc[np.repeat(np.arange(len(ids)), lengths)]
+    return frame.reset_index(drop=True).assign(
+        position=np.concatenate([np.arange(length) for length in lengths]),
+        token=model.tokenizer.convert_ids_to_tokens(np.concatenate(encoded.ids).tolist()),
+        segment=[str(Segment(value)) for value in np.concatenate(encoded.segments).tolist()],
+        attribution=np.concatenate(values),
+    )
+
+
+def by_role(rows: pd.DataFrame) -> pd.DataFrame:
+    """What comes in over each segment: the sums over its tokens, averaged over pairs.
+
+    Args:
+        rows: all rows of `token_attribution`, in any order.
+
+    Returns:
+        One row per segment, in reading order: `segment`; `attribution`, in units of F: the sum over the segment's
+        tokens, averaged over the pairs of a query, then over queries, which so count alike; `low` and `high`, its 95 %
+        bootstrap interval over queries (NaN for one query); `share`, that mean over the mean of the sums over all
+        tokens, which is F(text) - F(baseline): a ratio of means, adding up to 1, NaN where the mean is 0; `pairs` and
+        `queries`, how many there are.
+
+    When it misleads: a sum hides tokens that cancel each other, and longer segments have more tokens to add up. Where
+    segments pull in opposite directions shares are below 0 or above 1, and far out where the changes of several pairs
+    all but cancel.
+
+    Raises:
+        MechirError: for two pairs of the same ids, whose tokens cannot be told apart.
+    """
+    twice = rows[rows.duplicated([*PAIR, "position"])]
+    if len(twice):
+        first = twice.iloc[0]
+        raise MechirError(
+            f"Two pairs have the ids {first['query_id']}/{first['doc_id']}: give every pair ids of its own."
+        )
+    sums = rows.groupby([*PAIR, "segment"])["attribution"].sum().unstack(fill_value=0.0)
+    queries = sums.reindex(columns=[str(segment) for segment in FIVE], fill_value=0.0).groupby("query_id").mean()
+    means = queries.mean()
+    total = means.sum()
+    intervals = [bootstrap_mean(queries[segment].to_numpy()) for segment in queries]
+    return pd.DataFrame(
+        {
+            "segment": list(queries.columns),
+            "attribution": means.to_numpy(),
+            "low": [low for low, _ in intervals],
+            "high": [high for _, high in intervals],
+            "share": means.to_numpy() / total + 0.0 if total else np.nan,  # no segment has a share of -0
+            "pairs": len(sums),
+            "queries": len(queries),
+        }
+    )

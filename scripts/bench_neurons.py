@@ -1,0 +1,211 @@
+"""Time and memory of conductance, as ratios inside one run; prints a table in Markdown.
+
+Run: python scripts/bench_neurons.py --model DIR --collection DIR [--pairs 8] [--steps 16] [--rounds 3]
+
+1. All layers at once, neurons alone, against captum's LayerConductance layer by layer, the same batches: captum's
+   n_steps=S computes the S + 1 Gauss-Legendre nodes of that order and multiplies each gradient, but the last, with the
+   change up to the next node. So does steps=S, which looks at both ends as well. captum goes back to its layer alone,
+   hence at most about 3/4 of the layers. Also on a BERT of 12 layers with random weights.
+2. Neurons and patterns, every pair scored once for the tolerance, against one forward and backward pass of the same
+   nodes in the same batches with nothing read: with fused attention, and with the patterns that reading them asks for.
+3. Peak memory of processes of their own: ours, ours of four times the pairs, and those plain passes.
+
+Time is CPU time (on a GPU elapsed time), medians of rounds in which the sides alternate, after one to warm up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from bench_attention import drawn
+from captum.attr import LayerConductance
+from torch import Tensor
+
+import mechir as mi
+from mechir.encoder import HookedEncoder
+from mechir.encoder.families import FAMILIES
+from mechir.methods.conductance import Way, conductance
+from mechir.methods.walk import Replaced
+from mechir.segments import Segment
+from mechir.subspaces import EMBED
+
+Row = tuple[str, ...]
+
+
+def main() -> None:
+    arguments = _arguments()
+    peaks = [] if arguments.side else memory()  # a process begins with the peak of the one that starts it
+    model = mi.load(arguments.model, device=arguments.device)
+    pairs, steps, rounds = apart(drawn(arguments.collection, arguments.pairs)), arguments.steps, arguments.rounds
+    if arguments.side:
+        print(json.dumps(peak(model, pairs, steps, arguments.side)))
+        return
+    machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {model.device}"
+    print(f"{machine}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}, {len(pairs)} pairs, {steps} steps\n")
+    print("| what | ours | other | ratio or value | wanted |\n|---|---|---|---|---|")
+    for bench in (
+        lambda: [against_captum(model, pairs, steps, rounds)],
+        lambda: [against_captum(deep(model, 12), pairs, steps, rounds)],
+        lambda: against_plain(model, pairs, steps, rounds),
+        lambda: peaks,
+    ):
+        for row in bench():
+            print(f"| {' | '.join(row)} |", flush=True)
+
+
+def apart(pairs: list[mi.Pair]) -> list[mi.Pair]:
+    """Every pair a query of its own: nothing is averaged."""
+    return [replace(pair, query_id=f"q{k}") for k, pair in enumerate(pairs)]
+
+
+def deep(model: HookedEncoder, n_layers: int) -> HookedEncoder:
+    """A BERT of the model's width with random weights."""
+    torch.manual_seed(0)
+    c = model.cfg
+    sizes = {"hidden_size": c.d_model, "num_attention_heads": c.n_heads, "intermediate_size": c.d_mlp}
+    config = transformers.BertConfig(vocab_size=c.d_vocab, num_hidden_layers=n_layers, num_labels=1, **sizes)
+    hf = transformers.BertForSequenceClassification(config).to(model.device)
+    return HookedEncoder(hf, model.tokenizer, FAMILIES["bert"])
+
+
+def alternate(sides: Mapping[str, Callable[[], Any]], rounds: int, gpu: bool) -> tuple[dict[str, float], list[Any]]:
+    """Median seconds of each side after one round to warm up, and what each found."""
+    clock, found = time.perf_counter if gpu else time.process_time, []
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds + 1):
+        found = []
+        for name, side in sides.items():
+            start = clock()
+            found.append(side())
+            if gpu:
+                torch.cuda.synchronize()
+            times[name].append(clock() - start)
+    return {name: statistics.median(some[1:]) for name, some in times.items()}, found
+
+
+def batches(
+    model: HookedEncoder, pairs: list[mi.Pair], steps: int
+) -> Iterator[tuple[np.ndarray, mi.Batch, Tensor, Tensor]]:
+    """The batches that ours makes, with the word embeddings of baselines and of texts."""
+    for index, batch in model.encode(pairs).buckets(64, model.max_tokens // (steps + 1)):
+        batch = batch.to(model.device)
+        start = batch.input_ids.masked_fill(batch.at(Segment.QUERY), model.tokenizer.pad_token_id)
+        yield index, batch, model.W_E[start].detach(), model.W_E[batch.input_ids].detach()
+
+
+def by_captum(model: HookedEncoder, pairs: list[mi.Pair], steps: int) -> np.ndarray:
+    """Layer x pair x neuron, one layer after the other."""
+
+    def forward(embedded: Tensor, mask: Tensor, types: Tensor) -> Tensor:
+        return model.head.score(model.hf(inputs_embeds=embedded, attention_mask=mask, token_type_ids=types).logits)
+
+    found = np.empty((model.cfg.n_layers, len(pairs), model.cfg.d_mlp))
+    for index, batch, start, end in batches(model, pairs, steps):
+        how: dict[str, Any] = {"n_steps": steps, "method": "gausslegendre", "baselines": start}
+        how["additional_forward_args"] = batch.attention_mask.long(), batch.token_type_ids
+        for layer, module in enumerate(model.hf.base_model.encoder.layer):
+            flow = LayerConductance(forward, module.intermediate).attribute(end, **how)
+            found[layer, index] = flow.detach().sum(1).cpu().numpy()
+    return found
+
+
+def at_once(model: HookedEncoder, pairs: list[mi.Pair], steps: int) -> np.ndarray:
+    """Layer x pair x neuron, in one backward pass."""
+    way = Way(rule="gauss-legendre", steps=steps, tol=np.inf)
+    rows = conductance(model, pairs, units=("post",), way=way).rows
+    found = rows.set_index(["layer", "query_id"])["conductance"]
+    return np.stack([np.stack([found[layer, pair.query_id] for pair in pairs]) for layer in range(model.cfg.n_layers)])
+
+
+def against_captum(model: HookedEncoder, pairs: list[mi.Pair], steps: int, rounds: int) -> Row:
+    sides = {"ours": lambda: at_once(model, pairs, steps), "captum": lambda: by_captum(model, pairs, steps)}
+    times, (ours, other) = alternate(sides, rounds, model.device.type == "cuda")
+    off, n = float((np.abs(ours - other).max((1, 2)) / np.abs(other).max((1, 2))).max()), model.cfg.n_layers
+    assert off <= 1e-4, f"ours and captum's are {off:.1e} of a layer's largest value apart"
+    what = f"captum layer by layer / all layers at once, {n} layers ({off:.0e} apart)"
+    return _row(what, times["ours"], times["captum"], times["captum"] / times["ours"], f">= {0.7 * n:.1f}")
+
+
+def plain(model: HookedEncoder, pairs: list[mi.Pair], steps: int, explicit: bool) -> None:
+    """One forward and backward pass of every node, as many word pieces together as in ours."""
+    nodes, layers, encoded = Way().nodes(steps), range(model.cfg.n_layers if explicit else 0), model.encode(pairs)
+    for index, batch, start, end in batches(model, pairs, steps):
+        together = max(2, model.max_tokens // batch.input_ids.numel())
+        for first in range(0, steps, together - 1):
+            place = torch.from_numpy(nodes[first : first + together]).to(end)[:, None, None, None]
+            line = (start + place * (end - start)).flatten(0, 1).requires_grad_()
+            repeated = encoded.batch(np.tile(index, len(place))).to(model.device)
+            with model.hooks([(EMBED, Replaced(line))]):
+                score = model(repeated, last_rows="cls", explicit=layers)
+            torch.autograd.grad(score.sum(), line)
+
+
+def against_plain(model: HookedEncoder, pairs: list[mi.Pair], steps: int, rounds: int) -> list[Row]:
+    sides = {
+        "ours": lambda: conductance(model, pairs, way=Way(steps=steps, max_steps=steps)),
+        "fused attention": lambda: plain(model, pairs, steps, False),
+        "explicit patterns": lambda: plain(model, pairs, steps, True),
+    }
+    times, _ = alternate(sides, rounds, model.device.type == "cuda")
+    ours, wanted = times.pop("ours"), {"explicit patterns": "<= 1.25"}
+    what = "neurons and patterns / plain passes"
+    return [_row(f"{what}, {name}", ours, s, ours / s, wanted.get(name, "")) for name, s in times.items()]
+
+
+def memory() -> list[Row]:
+    gb, rows = {}, []
+    for side in ("ours", "fused", "explicit", "many"):
+        command = [sys.executable, __file__, *sys.argv[1:], "--side", side]
+        gb[side] = float(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
+    for what, ours, other, wanted in (
+        ("four times the pairs / once", "many", "ours", "<= 1.1"),
+        ("ours / plain passes, fused attention", "ours", "fused", "<= 1.5"),
+        ("ours / plain passes, explicit patterns", "ours", "explicit", "<= 1.5"),
+    ):
+        rows.append(_row(f"peak memory, {what}", gb[ours], gb[other], gb[ours] / gb[other], wanted, "GB"))
+    return rows
+
+
+def peak(model: HookedEncoder, pairs: list[mi.Pair], steps: int, side: str) -> float:
+    """Peak memory of this process (on a GPU, the GPU's) in GB after one side of the work."""
+    if side in ("ours", "many"):
+        conductance(model, apart(pairs * (4 if side == "many" else 1)), way=Way(steps=steps, max_steps=steps))
+    else:
+        plain(model, pairs, steps, side == "explicit")
+    if model.device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _row(what: str, ours: float, other: float, ratio: float, wanted: str, unit: str = "s") -> Row:
+    return (what, f"{ours:.2f} {unit}", f"{other:.2f} {unit}", f"{ratio:.2f}", wanted)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--collection", required=True)
+    parser.add_argument("--device")
+    for name, default in (("--pairs", 8), ("--steps", 16), ("--rounds", 3)):
+        parser.add_argument(name, type=int, default=default)
+    parser.add_argument("--side", choices=["ours", "many", "fused", "explicit"], help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    main()

@@ -1,0 +1,397 @@
+"""Token attributions: complete, captum's own, in order; and shown safely, in colours that mean what they say."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from captum.attr import IntegratedGradients
+
+import mechir as mi
+from mechir.encoder import HookedEncoder
+from mechir.errors import MechirError
+from mechir.methods.statistics import bootstrap_mean
+from mechir.methods.tokens import by_role, token_attribution
+from mechir.methods.walk import Way
+from mechir.segments import Segment
+from mechir.views.tokens import coloured
+from tests.models import PAIRS, Checkpoints
+
+FEW = [mi.Pair(pair.query, pair.document, f"q{k}", f"d{k}", k % 2) for k, pair in enumerate(PAIRS[:2])]
+ONCE = Way("pad_both", steps=3, tol=np.inf)
+SPECIAL = ["cls", "sep1", "sep2"]
+EVIL = "\"'><script>alert(1)</script>&amp;"
+
+
+@pytest.fixture(scope="module")
+def exact(checkpoints: Checkpoints) -> HookedEncoder:
+    return HookedEncoder.from_pretrained(checkpoints.path("bert"), dtype="float64")
+
+
+def by_pair(rows: pd.DataFrame) -> pd.Series:
+    return rows.groupby(["query_id", "doc_id"], sort=False)["attribution"].sum()
+
+
+@pytest.mark.parametrize("target", ["score", "h1.2@query<-doc", "n2.17@cls"])
+def test_the_tokens_of_a_pair_add_up_to_what_changes(exact: HookedEncoder, target: str) -> None:
+    found = token_attribution(exact, FEW, target=target, way=Way("pad_both", max_steps=4096))
+    checks = found.checks
+    assert checks["converged"].all() and (checks["delta"].abs() > 1e-3).all()
+    off = np.abs(by_pair(found.rows).to_numpy() - checks["delta"].to_numpy())
+    assert (off <= checks["error"] + 1e-12).all()
+    assert (off <= 1e-2 * checks["delta"].abs().clip(lower=0.1 * checks["value"].std())).all()
+    sizes = found.rows["attribution"].abs().groupby(found.rows["segment"]).max()
+    assert (sizes[SPECIAL] == 0).all() and (sizes[["query", "doc"]] > 1e-3).all()
+
+
+@pytest.mark.parametrize("family", ["electra", "roberta"])
+def test_other_families_are_complete(checkpoints: Checkpoints, family: str) -> None:
+    """Embeddings of another size than the stream; two separators and positions counted from the padding."""
+    model = HookedEncoder.from_pretrained(checkpoints.path(family), dtype="float64")
+    found = token_attribution(model, FEW, way=Way("pad_both", steps=128, tol=np.inf))
+    np.testing.assert_allclose(by_pair(found.rows), found.checks["delta"], rtol=1e-2)
+    assert (found.rows["segment"] == "sep1").sum() == len(FEW) * (2 if family == "roberta" else 1)
+
+
+def test_the_error_is_that_of_the_tokens_where_it_is_the_largest(exact: HookedEncoder) -> None:
+    """Of these two, the sums over the residual cuts are closer than the tokens' own."""
+    coarse = token_attribution(exact, PAIRS[6:], way=Way("pad_both", steps=2, max_steps=2))
+    off = np.abs(by_pair(coarse.rows).to_numpy() - coarse.checks["delta"].to_numpy())
+    np.testing.assert_allclose(coarse.checks["error"], off)
+    assert (off > 0.01).all() and not coarse.checks["converged"].any()
+
+
+@pytest.mark.parametrize(
+    ("rule", "method", "nodes", "scale"),
+    # captum's trapezoid gives n nodes a weight of (n - 1) / n in all.
+    [("left", "riemann_left", 8, 1.0), ("trapezoid", "riemann_trapezoid", 9, 9 / 8)],
+)
+def test_it_is_captum_s(exact: HookedEncoder, rule: str, method: str, nodes: int, scale: float) -> None:
+    found = token_attribution(exact, FEW, way=Way("pad_both", rule, steps=8, tol=np.inf)).rows
+    batch = exact.batch(FEW)
+    start = batch.input_ids.masked_fill(batch.at(Segment.QUERY) | batch.at(Segment.DOC), exact.tokenizer.pad_token_id)
+
+    def forward(embedded: torch.Tensor, mask: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
+        return exact.hf(inputs_embeds=embedded, attention_mask=mask, token_type_ids=types).logits[:, 0]
+
+    theirs = IntegratedGradients(forward).attribute(
+        exact.W_E[batch.input_ids].detach().clone(),
+        baselines=exact.W_E[start].detach().clone(),
+        additional_forward_args=(batch.attention_mask.long(), batch.token_type_ids),
+        n_steps=nodes,
+        method=method,
+    )
+    expected = scale * theirs.detach().sum(-1)[batch.attention_mask].numpy()
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(found["attribution"], expected, atol=1e-9)
+
+
+@pytest.mark.parametrize(("baseline", "still"), [("pad_query", "doc"), ("pad_document", "query")])
+def test_what_does_not_change_gets_exactly_nothing(tiny: HookedEncoder, baseline: str, still: str) -> None:
+    rows = token_attribution(tiny, FEW, way=Way(baseline, steps=2, tol=np.inf)).rows
+    unmoved = rows["segment"].isin([still, *SPECIAL])
+    assert (rows.loc[unmoved, "attribution"] == 0).all()
+    assert (rows.loc[~unmoved, "attribution"] != 0).all()
+
+
+def test_a_text_to_start_from_leaves_equal_tokens_without(tiny: HookedEncoder) -> None:
+    pair = mi.Pair("what is wifi", "wifi is a radio signal", "q0", "d0", 1)
+    other = mi.Pair("what is wifi", "bread is a radio signal", "q0", "d1", 0)
+    found = token_attribution(tiny, [pair], start=[other], way=Way(tol=1.0))
+    assert found.rows.loc[found.rows["attribution"] != 0, "position"].tolist() == [5]
+    assert found.checks["delta"][0] == pytest.approx(float(tiny.score([pair]) - tiny.score([other])), abs=1e-5)
+
+
+def test_pairs_stand_in_order_without_padding(tiny: HookedEncoder) -> None:
+    pairs = PAIRS[:4]
+    together = token_attribution(tiny, pairs, way=ONCE, max_tokens=90)
+    rows, encoded = together.rows, tiny.encode(pairs)
+    assert len(set(encoded.lengths.tolist())) == len(pairs)
+    assert list(rows.columns) == ["query_id", "doc_id", "grade", "position", "token", "segment", "attribution"]
+    first = 0
+    for pair, ids in zip(pairs, encoded.ids, strict=True):
+        own = rows.iloc[first : first + len(ids)]
+        assert own["position"].tolist() == list(range(len(ids)))
+        assert (own[["query_id", "doc_id", "grade"]] == [pair.query_id, pair.doc_id, pair.grade]).all(axis=None)
+        assert own["token"].tolist() == tiny.tokenizer.convert_ids_to_tokens(ids.tolist())
+        words = own.groupby("segment", sort=False)["token"].agg(list)
+        assert list(words.index) == ["cls", "query", "sep1", "doc", "sep2"]
+        assert words["query"] == pair.query.split()
+        alone = token_attribution(tiny, [pair], way=ONCE).rows
+        np.testing.assert_allclose(own["attribution"], alone["attribution"], atol=2e-5)
+        first += len(ids)
+    assert first == len(rows)
+    assert together.checks["doc_id"].tolist() == [pair.doc_id for pair in pairs]
+    assert "##s" in set(rows["token"])
+
+
+def test_by_default_both_texts_change(tiny: HookedEncoder) -> None:
+    rows = token_attribution(tiny, [mi.Pair("wifi", "bread", "q", "d")]).rows
+    assert rows["attribution"].ne(0).tolist() == [False, True, False, True, False]
+    assert rows["grade"].isna().all()
+
+
+def test_roles_are_sums_averaged_over_queries() -> None:
+    values = {("a", "1"): [0.0, 1.0, 2.0], ("a", "2"): [0.0, 3.0, 0.0], ("b", "1"): [0.0, 8.0, -2.0]}
+    rows = pd.concat([frame(sums, query, doc) for (query, doc), sums in values.items()])
+    found = by_role(rows)
+    assert found["segment"].tolist() == ["cls", "query", "sep1", "doc", "sep2"]
+    told = found.set_index("segment")
+    assert told["attribution"].tolist() == [0, 5, 0, -0.5, 0]  # query: (1 + 3) / 2 and 8; doc: (2 + 0) / 2 and -2
+    assert told["share"].tolist() == pytest.approx([0, 5 / 4.5, 0, -0.5 / 4.5, 0])
+    assert (told["pairs"] == 3).all() and (told["queries"] == 2).all()
+    assert tuple(told.loc["query", ["low", "high"]]) == bootstrap_mean([2.0, 8.0])
+    pd.testing.assert_frame_equal(by_role(rows.sample(frac=1, random_state=0)), found)
+    fallen = by_role(frame([0.0, -2.0, -2.0]))["share"].to_numpy()
+    assert fallen.tolist() == [0, 0.5, 0, 0.5, 0] and not np.signbit(fallen).any()
+    alone = by_role(frame([0.0, 2.0, -2.0]))
+    assert alone["attribution"].tolist() == [0, 2, 0, -2, 0]
+    assert alone[["low", "high", "share"]].isna().all(axis=None)
+
+
+def frame(values: list[float], query: str = "q", doc: str = "d") -> pd.DataFrame:
+    """One pair: the sums of CLS, query and document, the last in two pieces; separators get nothing."""
+    cls, asked, told = values
+    return pd.DataFrame(
+        {
+            "query_id": query,
+            "doc_id": doc,
+            "grade": 1,
+            "position": range(6),
+            "token": ["[CLS]", "wifi", "[SEP]", "grow", "##ing", "[SEP]"],
+            "segment": ["cls", "query", "sep1", "doc", "doc", "sep2"],
+            "attribution": [cls, asked, 0.0, told - 1, 1.0, 0.0],
+        }
+    )
+
+
+def test_roles_of_real_pairs_add_up(tiny: HookedEncoder) -> None:
+    pairs = [mi.Pair(p.query, p.document, p.query_id, p.doc_id, 1) for p in PAIRS]
+    rows = token_attribution(tiny, pairs, way=ONCE).rows
+    found = by_role(rows)
+    per_query = by_pair(rows).groupby("query_id").mean()
+    assert found["attribution"].sum() == pytest.approx(per_query.mean())
+    assert found["share"].sum() == pytest.approx(1.0)
+    assert (found["low"] <= found["attribution"]).all() and (found["attribution"] <= found["high"]).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (
+            lambda model: token_attribution(model, FEW, target="margin", against=[0.0]),
+            "against= has 1 scores for 2 pairs: give one for each.",
+        ),
+        (
+            lambda model: token_attribution(model, FEW, against=[0.0, 1.0]),
+            "The target 'margin' takes against=, a score for each pair, and no other target does.",
+        ),
+        (
+            lambda model: token_attribution(model, FEW, target="h1.9@query<-doc"),
+            "Head 9 is out of range: layer 1 has heads 0-3.",
+        ),
+        (
+            lambda model: token_attribution(model, FEW, target="h1.2"),
+            "The weights of 'h1.2' always add up to 1: write 'h1.2@query<-doc'.",
+        ),
+        (
+            lambda model: token_attribution(model, FEW[:1], start=FEW),
+            "start= has 2 texts for 1 pairs: give one for each.",
+        ),
+        (
+            lambda model: by_role(pd.concat([frame([0.0, 1.0, 1.0])] * 2)),
+            "Two pairs have the ids q/d: give every pair ids of its own.",
+        ),
+        (
+            lambda model: coloured(frame([0.0, 1.0, 1.0]).drop(columns=["token", "segment"])),
+            "The frame has no column token, segment: give the rows of token_attribution(model, pairs).",
+        ),
+        (
+            lambda model: coloured(frame([0.0, 1.0, 1.0]).iloc[:0]),
+            "There is no token to colour: give the rows of token_attribution(model, pairs).",
+        ),
+        (
+            lambda model: coloured(frame([0.0, np.nan, 1.0])),
+            "The attribution of position 1 of pair q/d is nan: leave out pairs whose attributions are not finite, "
+            "or load the model with dtype='float32'.",
+        ),
+        (
+            lambda model: coloured(frame([0.0, 1.0, -np.inf])),
+            "The attribution of position 3 of pair q/d is -inf: leave out pairs whose attributions are not finite, "
+            "or load the model with dtype='float32'.",
+        ),
+        (
+            lambda model: coloured(frame([0.0, 1.0, 1.0]).assign(segment="pad")),
+            "Unknown segment 'pad': write one of cls, query, sep1, doc, sep2.",
+        ),
+        (
+            lambda model: coloured(pd.concat([frame([0.0, 1.0, 1.0])] * 2)),
+            "There are two attributions of position 0 of pair q/d: give every pair ids of its own.",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_refused(tiny: HookedEncoder, call: Any, said: str) -> None:
+    with pytest.raises(MechirError, match=f"^{re.escape(said)}$"):
+        call(tiny)
+
+
+class Read(HTMLParser):
+    """What a browser makes of it: `tags`, and of each piece (word, text, background, ink, tooltip)."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.pieces: list[tuple[int, str, str, str, str]] = []
+        self.text, self.words, self.inside = "", 0, False
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        told = {name: value or "" for name, value in attrs}
+        self.words += told.get("class") == "w"
+        self.inside = told.get("class", "").split(" ")[0] == "t"
+        if self.inside:
+            ground, ink = re.findall(r"#\w{6}", told["style"])
+            self.pieces.append((self.words, "", ground, ink, told["title"]))
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = False
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self.inside:
+            word, text, *rest = self.pieces[-1]
+            self.pieces[-1] = (word, text + data, *rest)
+
+
+def text_of(rows: pd.DataFrame) -> str:
+    """The words of the view, pieces of one word together."""
+    words: dict[int, str] = {}
+    for word, text, *_ in Read(coloured(rows).html).pieces:
+        words[word] = words.get(word, "") + text
+    return " ".join(words.values())
+
+
+def test_colours_tell_sign_and_size() -> None:
+    rows = pd.concat([frame([0.0, 4.0, -1.0]), frame([0.0, -0.5, 1.0], doc="e")])
+    first, second = Read(coloured(rows).html).pieces[:6], Read(coloured(rows).html).pieces[6:]
+    assert [(text, ground) for _, text, ground, *_ in first] == [
+        ("[CLS]", "#ffffff"),
+        ("wifi", "#b2182b"),
+        ("[SEP]", "#ffffff"),
+        ("grow", "#92c5de"),
+        ("ing", "#fddbc7"),
+        ("[SEP]", "#ffffff"),
+    ]
+    assert [ground for _, _, ground, *_ in second][1] == "#92c5de"  # -0.5 of 1: each pair has a scale of its own
+    assert first[1][4] == "+4.00, query, position 1: wifi" and first[3][4] == "\u22122.00, doc, position 3: grow"
+    told = Read(coloured(rows).html).text
+    assert "\u22124.00 0 +4.00" in told and "\u22121.00 0 +1.00" in told  # the scales
+    assert re.search(r"cls\s*query\s*sep1\s*doc\s*sep2\s*sum\s*0\+4.00\s*0\s*\u22121.00\s*0\s*\+3.00", told)
+
+
+def test_text_can_be_read_on_every_colour() -> None:
+    values = np.linspace(-1, 1, 101)
+    rows = pd.DataFrame({"query_id": "q", "doc_id": "d", "position": range(101), "token": "x", "segment": "doc"})
+    for _, _, ground, ink, _ in Read(coloured(rows.assign(attribution=values)).html).pieces:
+        light, dark = sorted((luminance(ground), luminance(ink)), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5
+
+
+def luminance(colour: str) -> float:
+    parts = np.array(list(bytes.fromhex(colour[1:]))) / 255
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def test_small_and_zero_attributions_have_numbers_too() -> None:
+    nothing = frame([0.0, 0.0, 0.0]).assign(attribution=0.0)
+    assert {ground for _, _, ground, *_ in Read(coloured(nothing).html).pieces} == {"#ffffff"}
+    small = nothing.assign(attribution=[0, 2e-7, 0, 0, 0, 0])
+    assert Read(coloured(small).html).pieces[1][4] == "+2.00e\u221207, query, position 1: wifi"
+    large = nothing.assign(attribution=[0, 1234.5, 0, 0, 0, 0])
+    assert Read(coloured(large).html).pieces[1][4].startswith("+1234, query")
+
+
+@pytest.mark.parametrize(
+    ("query", "document", "shown"),
+    [
+        (["wifi", "##s"], ["grow", "##ing", "##er", "a"], "wifis growinger a"),
+        (["##ing"], ["##ing", "##s", "##", "\u0120x"], "ing ings ## \u0120x"),  # a document may begin within a word
+        (
+            ["where", "\u0120is"],
+            ["\u0120Water", "\u0120ca", "f\u00c3\u00a9", "?", "\u010a"],
+            "where is Water caf\u00e9?\u2423",
+        ),
+        (["\u0120\u00c3", "\u00a9"], ["\u0120a"], "\u00c3\u00a9 a"),  # a character in two pieces stays as it is written
+        (["\u2581what", "\u2581is"], ["\u2581wa", "ter", "\u2581"], "what is water \u2423"),
+    ],
+)
+def test_pieces_of_a_word_stand_together(query: list[str], document: list[str], shown: str) -> None:
+    tokens = ["<s>", *query, "</s>", *document, "</s>"]
+    segments = ["cls", *["query"] * len(query), "sep1", *["doc"] * len(document), "sep2"]
+    rows = pd.DataFrame({"query_id": "q", "doc_id": "d", "token": tokens, "segment": segments, "attribution": 0.5})
+    rows["position"] = range(len(tokens))
+    said = text_of(rows)
+    assert said.startswith("<s> ") and said.endswith(" </s>")
+    assert [word for word in said.split(" ") if word not in ("<s>", "</s>")] == shown.split(" ")
+    assert text_of(rows.iloc[::-1]) == said
+
+
+def test_no_text_is_markup() -> None:
+    rows = frame([0.0, 1.0, 1.0], f"q{EVIL}", f"d{EVIL}").assign(token=EVIL)
+    page = coloured(rows, title=EVIL)
+    read = Read(page.html)
+    assert "script" not in read.tags and "<script" not in page.html
+    assert {text for _, text, *_ in read.pieces} == {EVIL}  # and yet all of it is shown
+    assert {tip.partition(": ")[2] for *_, tip in read.pieces} == {EVIL}
+    for shown in (f"q{EVIL}", f"d{EVIL}", EVIL):
+        assert shown in read.text
+
+
+def test_a_notebook_shows_it_in_colours_of_its_own() -> None:
+    html = coloured(frame([0.0, 1.0, 1.0]))._repr_html_()
+    assert html.startswith('<div class="mechir-tokens" style="background: #fff; color: #1f2328">')
+    assert "<html" not in html and "http" not in html
+    style = html.partition("<style>")[2].partition("</style>")[0]
+    rules = [rule for line in re.findall(r"([^{}]+)\{", style) for rule in line.strip().split(", ")]
+    assert len(rules) > 10 and all(rule.startswith(".mechir-tokens") for rule in rules)  # and no other cell changes
+
+
+def test_a_page_is_whole_and_offline(tmp_path: Path) -> None:
+    page = coloured(frame([0.0, 1.0, 1.0]), title=f"{EVIL} \ud800")  # half a surrogate pair, as JSON may hold
+    file = page.save(tmp_path / "tokens.html")
+    assert file == tmp_path / "tokens.html" and list(tmp_path.iterdir()) == [file]
+    text = file.read_text(encoding="utf-8")
+    assert text.startswith("<!doctype html>") and text.endswith("</html>\n")
+    assert "<script" not in text and "http:" not in text and "https:" not in text and "&#55296;" in text
+    assert page.save(file) == file  # and again
+
+
+def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    page = coloured(frame([0.0, 1.0, 1.0]))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("kept", encoding="utf-8")
+    for file, reason in (
+        (tmp_path / "none" / "tokens.html", "No such file or directory"),
+        (tmp_path / "folder", "Is a directory"),
+        (tmp_path / "file" / "tokens.html", "Not a directory"),
+    ):
+        with pytest.raises(MechirError) as error:
+            page.save(file)
+        assert str(error.value) == f"Cannot write '{file}' ({reason}): give another file to write."
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "kept"
+
+
+def test_what_was_found_can_be_shown(tiny: HookedEncoder) -> None:
+    rows = token_attribution(tiny, FEW, way=ONCE).rows
+    read = Read(coloured(rows, title="Two pairs").html)
+    assert len(read.pieces) == len(rows)
+    assert "goldfish grows in the water" in text_of(rows)
