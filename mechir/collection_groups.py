@@ -32,7 +32,9 @@ class Collections:
 
     @property
     def id(self) -> str:
-        """`in:dl19+out:cranfield`."""
+        """`in:dl19+out:cranfield`; of one collection its own."""
+        if len(self.members) == 1:
+            return self.members[0][1].id
         return "+".join(f"{group}:{one.id}" for group, one in self.members)
 
     @property

@@ -262,7 +262,7 @@ def _say_found(found: Mapping[str, Any], say: Callable[[str], None]) -> None:
     told = {name: f"{len(one)} rows" if isinstance(one, pd.DataFrame) else str(one) for name, one in found.items()}
     short = {name: one if len(one) <= SHOWN else f"{one[:SHOWN]}..." for name, one in told.items()}
     if short:
-        say(f"found on the other queries: {', '.join(f'{name} {one}' for name, one in short.items())}")
+        say(f"found: {', '.join(f'{name} {one}' for name, one in short.items())}")
 
 
 def source_of(module: ModuleType, source: Source) -> Source:

@@ -66,7 +66,7 @@ def test_heads_are_chosen_on_queries_that_are_not_measured(
     assert measured < everything and len(measured) == 2
     option = "receivers" if "receivers" in stored.record["identity"]["options"] else "heads"
     chosen = stored.record["identity"]["options"][option].split(",")
-    assert len(chosen) == 4 and said[0] == f"found on the other queries: {option} {','.join(chosen)}"
+    assert len(chosen) == 4 and said[0] == f"found: {option} {','.join(chosen)}"
     named = experiment.run(name, toy, tfc1, registry=tmp_path, **{option: chosen[0]})
     assert set(named.rows["query_id"]) == everything
 

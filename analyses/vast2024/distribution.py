@@ -24,7 +24,7 @@ DRAWS = 1000
 
 
 def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
-    """Conductance by layer and part: of the top 1 % of neurons, of the top 10 % of heads, and of the whole stream.
+    """Conductance by layer and part: of the top 1 % of neurons and 10 % of heads (one at least), and of the stream.
 
     One row per collection, label, `kind` ("neuron", "head", "resid"), `layer` and `part` (a segment; of heads by their
     weights a direction). `conductance`, of these units in that part together (units of F, mean over pairs) with `low`
@@ -52,12 +52,13 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
 def _lines(rows: pd.DataFrame, kind: str, own: Table, drawn: np.ndarray) -> Iterator[dict[str, Any]]:
     """Of every layer the conductance of its top units, part by part."""
     means = pd.Series(own.mean(), own.sites)
-    best = set(top(means[means.index.str[0] == kind[0]], TOP[kind])) if kind in TOP else set()
+    own_kind = means[means.index.str[0] == kind[0]]
+    best = set(top(own_kind, max(TOP[kind], 1 / len(own_kind)))) if kind in TOP else set()
     weights = own.counts / own.counts.sum()
     for (layer, unit), here in rows.groupby(["layer", "unit"], sort=False):
         named = parts(str(unit))
         values = np.stack(here["conductance"].to_list()).astype(float).reshape(len(here), -1, len(named))
-        chosen = [k for k in range(values.shape[1]) if kind == "resid" or f"{kind[0]}{layer}.{k}" in best]
+        chosen = [k for k in range(values.shape[1]) if kind == "resid" or f"{kind[0]}{int(layer)}.{k}" in best]
         of_parts = values[:, chosen].sum(1)
         spread = drawn @ of_parts / drawn.sum(1, keepdims=True)
         largest = np.tensordot(weights, values[:, chosen], 1).argmax(1)

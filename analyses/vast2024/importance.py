@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from mechir.collection_groups import Collections
+from mechir.methods.conductance import unit_readers
 from mechir.methods.importance import (
     RELEVANT,
     against_others,
@@ -24,6 +25,7 @@ from mechir.methods.importance import (
     with_both,
 )
 from mechir.methods.schemes import top
+from mechir.methods.targets import Target
 from mechir.methods.walk import Way
 from mechir.pairs import Pair, split_queries
 from mechir.views import charts
@@ -47,9 +49,14 @@ def prepare(
     take: int = 4,
     every: int = 1,
     target: str = "score",
-    **options: Any,
+    baseline: str = "pad_query",
+    heads: str = "pattern",
+    neurons: str = "post",
+    tol: float = 0.01,
 ) -> tuple[list[Pair], dict[str, Any]]:
     """One query in `every`; of each query and label the first `take` pairs; from which grade on one is relevant."""
+    Way(baseline, tol=tol)  # what does not fit is refused before anything is written
+    unit_readers(model, (neurons, heads), Target(target, [] if target == "margin" else None))
     lowest = thresholds(collections, relevant)
     kept = labelled(split_queries(pairs, every)[0] if every > 1 else pairs, lowest, take)
     return with_both(kept) if target == "margin" else kept, {"relevant": told(lowest)}

@@ -14,10 +14,12 @@ import pandas as pd
 from scipy import stats
 
 from mechir.collection_groups import Collections, collection_of
+from mechir.methods.conductance import unit_readers
 from mechir.methods.importance import labelled, thresholds, told, unit_rows
 from mechir.methods.matching import SIDES, attention_by_grade
 from mechir.methods.schemes import LABELS
 from mechir.methods.statistics import overlap, percentiles
+from mechir.methods.targets import Target
 from mechir.methods.walk import Way
 from mechir.pairs import Pair
 from mechir.views import charts
@@ -32,9 +34,19 @@ def cost(model: Any, **options: Any) -> float:
 
 
 def prepare(
-    model: Any, pairs: list[Pair], collections: Collections, *, relevant: str = "", take: int = 4, **options: Any
+    model: Any,
+    pairs: list[Pair],
+    collections: Collections,
+    *,
+    baseline: str,
+    heads: str,
+    tol: float,
+    relevant: str = "",
+    take: int = 4,
 ) -> tuple[list[Pair], dict[str, Any]]:
     """Of each query and label the first `take` pairs, and from which grade on a document is relevant."""
+    Way(baseline, tol=tol)  # what does not fit is refused before anything is written
+    unit_readers(model, (heads,), Target())
     lowest = thresholds(collections, relevant)
     return labelled(pairs, lowest, take), {"relevant": told(lowest)}
 
@@ -53,7 +65,7 @@ def measure(
     rows = unit_rows(model, pairs, units=(heads,), way=Way(baseline, tol=tol))
     units = rows[rows["kind"] == "unit"]
     flat = [
-        {"query_id": one.query_id, "label": one.label, "n": one.n, "site": f"h{one.layer}.{k}", "conductance": float(x)}
+        {"query_id": one.query_id, "label": one.label, "site": f"h{int(one.layer)}.{k}", "conductance": float(x)}
         for one in units.itertuples()
         for k, x in enumerate(np.asarray(one.conductance).reshape(model.cfg.n_heads, -1).sum(1))
     ]
@@ -112,10 +124,10 @@ def _overlaps(sites: Sequence[str], flow: np.ndarray, contrast: np.ndarray) -> l
     lines: list[dict[str, Any]] = []
     for k in (k for k in TOP if k < len(sites)):
         found = overlap(first(flow.mean(0), k), first(contrast.mean(0), k), len(sites))
-        low, high = percentiles([len(set(first(one, k)) & set(first(other, k))) for one, other in drawn])
+        low, high = percentiles(np.array([len(set(first(one, k)) & set(first(other, k))) for one, other in drawn]))
         told_of = {"kind": "overlap", "k": k, "shared": found.shared, "low": low, "high": high}
         lines.append(told_of | {"expected": found.expected, "p_chance": found.p})
-    low, high = percentiles([stats.spearmanr(one, other).statistic for one, other in drawn])
+    low, high = percentiles(np.array([stats.spearmanr(one, other).statistic for one, other in drawn]))
     rho = float(stats.spearmanr(flow.mean(0), contrast.mean(0)).statistic)
     return [*lines, {"kind": "overlap", "rho": rho, "rho_low": low, "rho_high": high}]
 

@@ -12,9 +12,10 @@ from typing import Any
 import pandas as pd
 
 from mechir.collection_groups import Collections
+from mechir.errors import MechirError
 from mechir.interventions import Prune
 from mechir.methods.importance import read_thresholds, thresholds, told
-from mechir.methods.pruning import ORIGINAL, pruned_sets, pruning_table
+from mechir.methods.pruning import ORIGINAL, pruned_sets, pruning_table, refuse
 from mechir.methods.schemes import LABELS, schemes
 from mechir.pairs import Pair, split_queries
 from mechir.registry.runs import Run
@@ -48,19 +49,25 @@ def prepare(
     **options: Any,
 ) -> tuple[list[Pair], dict[str, Any]]:
     """The other queries' pairs; the sets of units, from a run of `vast2024/importance` on one query in `every`."""
+    if label not in LABELS:
+        raise MechirError(f"Unknown label '{label}': write {' or '.join(LABELS)}.")
+    known, shares = schemes(collections.groups), _shares(grid)
+    asked = scheme.split(",") if scheme else [one for one in known if one in BY_DEFAULT] or known
+    refuse(collections.groups, asked, shares, draws)
     lowest = told(thresholds(collections, relevant))
     learned = run("vast2024/importance", every=every, relevant=lowest, **options)
     found = learned.summary
     wide = found[found["label"] == label].pivot(index="site", columns="collection", values="conductance")
     wide = wide.reindex(found["site"].unique())
-    known = schemes(collections.groups)
-    asked = scheme.split(",") if scheme else [one for one in known if one in BY_DEFAULT] or known
-    sets = pruned_sets(model, wide, collections.groups, asked, _shares(grid), draws=draws, seed=seed, joint=joint)
+    sets = pruned_sets(model, wide, collections.groups, asked, shares, draws=draws, seed=seed, joint=joint)
     return split_queries(pairs, every)[1], {"relevant": lowest, "scheme": ",".join(asked), "sets": sets}
 
 
 def _shares(grid: str) -> list[float]:
-    return [float(one) / 100 for one in (FULL if grid == "full" else grid).split(",")]
+    try:
+        return [float(one) / 100 for one in (FULL if grid == "full" else grid).split(",")]
+    except ValueError:
+        raise MechirError(f"Cannot read --grid '{grid}': write per cent with commas, e.g. 1,5, or full.") from None
 
 
 def measure(

@@ -75,7 +75,8 @@ def _compared(found: Sequence[Table], groups: Mapping[str, str], seed: int | Non
     names = list(ranked[LABELS[0]].orders)
     of_all = [scheme for scheme in schemes(groups) if scheme.startswith("I_") and len(members(scheme, groups)) > 1]
     halves = min(len(table.counts) for table in found) > 1
-    for p in GRID:
+    most = max(sum(kind(site) == one for site in found[0].sites) for one in KINDS)
+    for p in (p for p in GRID if p * most >= 0.5):
         for label in LABELS:
             kept: dict[str, Any] = {name: ranked[label].kept(name, p) for name in (*names, *of_all)}
             for first, second in itertools.combinations(names, 2):

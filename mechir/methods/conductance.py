@@ -91,7 +91,7 @@ def conductance(
     goal = Target(target, against)
     if against is not None and len(against) != len(pairs):
         raise MechirError(f"against= has {len(against)} scores for {len(pairs)} pairs: give one for each.")
-    readers = _readers(model, units, split, goal)
+    readers = unit_readers(model, units, goal, split=split)
     sums, checks = _Sums.empty(Groups.of(pairs), readers), list[pd.DataFrame]()
     how: dict[str, Any] = {"max_tokens": max_tokens, "max_length": max_length, "progress": progress}
     for found in walk(model, pairs, readers, goal, way=way, start=start, **how):
@@ -145,7 +145,12 @@ class UnitReader:
         return (member[:, :, : flow.shape[1]] @ flow).transpose(1, 2)
 
 
-def _readers(model: Any, units: Sequence[str], split: bool, target: Target) -> dict[str, UnitReader]:
+def unit_readers(model: Any, units: Sequence[str], target: Target, *, split: bool = False) -> dict[str, UnitReader]:
+    """The reader of every layer's units that feed the target, by hook.
+
+    Raises:
+        MechirError: for unknown units, two readings of the same, a target that the model lacks or nothing feeds.
+    """
     unknown = [unit for unit in units if unit not in UNITS]
     if unknown or not units:
         raise MechirError(f"Unknown units '{', '.join(unknown)}': write some of {', '.join(UNITS)}.")

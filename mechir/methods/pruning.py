@@ -20,7 +20,7 @@ from mechir.errors import MechirError
 from mechir.interventions import Prune
 from mechir.methods import ranking
 from mechir.methods.patching import sites_of
-from mechir.methods.schemes import Ranked, random_like
+from mechir.methods.schemes import Ranked, random_like, refuse_share, refuse_unknown
 from mechir.methods.statistics import bootstrap_mean, compare, holm
 from mechir.sites import Head, Neuron
 
@@ -66,8 +66,7 @@ def pruned_sets(
         MechirError: for an unknown scheme, a share out of range, a scheme that keeps no unit (write another), less than
             20 draws.
     """
-    if draws < 20:
-        raise MechirError(f"draws={draws} random sets are too few to compare with: write 20 or more.")
+    refuse(groups, schemes, grid, draws)
     first, last = (Ranked.of(importance, groups, joint=joint, bottom=bottom) for bottom in (False, True))
     found = []
     for scheme in schemes:
@@ -82,6 +81,15 @@ def pruned_sets(
                 line = {"name": name, "scheme": scheme, "p": p, "set": kind, "draw": draw, "units": len(sites)}
                 found.append(line | {"sites": ",".join(sites), "note": "; ".join(notes)})
     return pd.DataFrame(found)
+
+
+def refuse(groups: Mapping[str, str], schemes: Sequence[str], grid: Sequence[float], draws: int) -> None:
+    """Refuses unknown schemes, shares out of range and less than 20 draws, before anything is measured."""
+    refuse_unknown(schemes, groups)
+    for p in grid:
+        refuse_share(p)
+    if draws < 20:
+        raise MechirError(f"draws={draws} random sets are too few to compare with: write 20 or more.")
 
 
 def pruning_table(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -53,8 +54,7 @@ def _orders(values: pd.Series, joint: bool, bottom: bool) -> list[np.ndarray]:
 
 
 def _first(orders: Sequence[np.ndarray], p: float) -> list[str]:
-    if not 0 < p <= 1:
-        raise MechirError(f"p={p} is no share of units: write a number above 0 and up to 1, e.g. 0.01.")
+    refuse_share(p)
     found = [str(site) for order in orders for site in order[: int(p * len(order) + 0.5)]]
     if not found:
         n = sum(len(order) for order in orders)
@@ -76,6 +76,20 @@ def schemes(groups: Mapping[str, str]) -> list[str]:
         *(f"{how}_{name}" for how in "IF" for name in names),
         *(["out-in"] if {"in", "out"} <= set(groups.values()) else []),
     ]
+
+
+def refuse_unknown(names: Sequence[str], groups: Mapping[str, str]) -> None:
+    """Refuses names that are no schemes of these collections."""
+    known = schemes(groups)
+    for name in names:
+        if name not in known:
+            raise MechirError(f"Unknown scheme '{name}'. The closest are {closest(name, known)}.")
+
+
+def refuse_share(p: float) -> None:
+    """Refuses what is no share of units."""
+    if not 0 < p <= 1:
+        raise MechirError(f"p={p} is no share of units: write a number above 0 and up to 1, e.g. 0.01.")
 
 
 @dataclass(frozen=True)
@@ -109,9 +123,7 @@ class Ranked:
         Raises:
             MechirError: for an unknown scheme, and as `top`.
         """
-        known = schemes(self.groups)
-        if scheme not in known:
-            raise MechirError(f"Unknown scheme '{scheme}'. The closest are {closest(scheme, known)}.")
+        refuse_unknown([scheme], self.groups)
         if scheme in self.orders:
             return _first(self.orders[scheme], p)
         if scheme == "out-in":
@@ -128,7 +140,7 @@ def members(scheme: str, groups: Mapping[str, str]) -> list[str]:
     return [one for one, group in groups.items() if name in (group, ALL)]
 
 
-def agreement(first: Sequence[str], second: Sequence[str], n: int) -> dict[str, float]:
+def agreement(first: Sequence[str], second: Sequence[str], n: int) -> dict[str, Any]:
     """How two choices out of n units agree.
 
     Returns:
@@ -139,7 +151,7 @@ def agreement(first: Sequence[str], second: Sequence[str], n: int) -> dict[str, 
     union = len(set(first) | set(second))
     size = len(set(first))
     return {
-        "shared": float(both.shared),
+        "shared": both.shared,
         "share": both.shared / size if size else float("nan"),
         "jaccard": both.shared / union if union else float("nan"),
         "expected": both.expected / size if size else float("nan"),

@@ -132,7 +132,7 @@ def resampled(query: np.ndarray, draws: int, seed: int = 0) -> Iterator[np.ndarr
         yield np.concatenate([places[k] for k in generator.integers(len(places), size=len(places))])
 
 
-def percentiles(draws: Sequence[float]) -> tuple[float, float]:
+def percentiles(draws: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """The 95 % interval of resampled values; NaN where there are none."""
     low, high = np.quantile(draws, [0.025, 0.975]) if len(draws) else (np.nan, np.nan)
     return float(low), float(high)

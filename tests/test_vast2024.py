@@ -1,0 +1,265 @@
+"""The experiments of Vast et al. 2024, end to end: rows, summaries, charts, groups, and the planted verdict."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import mechir as mi
+from mechir import experiment, planted
+from mechir.collection_groups import Collections, collections
+from mechir.encoder import HookedEncoder
+from mechir.errors import MechirError
+from mechir.estimate import estimate
+from mechir.experiment import Pool, Shard
+from mechir.methods import importance, pruning, ranking, schemes
+from mechir.methods.statistics import bootstrap_mean
+from tests.models import TOY, TOY_MODEL
+from tests.test_cli import call
+
+QUICK: dict[str, Any] = {"tol": 1.0, "take": 1, "relevant": "2"}
+POOL = Pool(per_grade=2, limit_queries=4)
+
+
+@pytest.fixture(scope="module")
+def toy() -> HookedEncoder:
+    return mi.load(TOY_MODEL)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Collections:
+    other = tmp_path_factory.mktemp("collections") / "other"
+    shutil.copytree(TOY, other)
+    lines = (other / "queries.tsv").read_text().splitlines()
+    (other / "queries.tsv").write_text("\n".join(f"{line} again" for line in lines) + "\n")
+    return collections([f"in:{TOY}", f"out:{other}"])
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("registry")
+
+
+def run(name: str, model: HookedEncoder, source: Any, registry: Path, **options: Any) -> experiment.Run:
+    stored = experiment.run(f"vast2024/{name}", model, source, pool=POOL, registry=registry, **QUICK, **options)
+    assert (stored.path / "chart.html").is_file()
+    assert (stored.path / "chart.png").read_bytes().startswith(b"\x89PNG")
+    return stored
+
+
+def test_importance_is_told_for_each_collection_and_label(
+    toy: HookedEncoder, both: Collections, registry: Path
+) -> None:
+    summary = run("importance", toy, both, registry).summary
+    c = toy.cfg
+    assert summary.groupby(["collection", "label"]).size().tolist() == [c.n_layers * (c.d_mlp + c.n_heads)] * 4
+    assert (summary["unconverged"] == 0).all() and (summary["queries"] == 4).all() and (summary["pairs"] == 4).all()
+    assert (summary["low"] <= summary["conductance"]).all() and (summary["conductance"] <= summary["high"]).all()
+    table = experiment.shown("vast2024/importance", summary)
+    assert len(table) == 4 * (10 + min(10, c.n_layers * c.n_heads)) and (table["rank"] <= 10).all()
+    few = run("importance", toy, both, registry, every=2)
+    assert few.record["pairs"] == 8 and few.record["identity"]["options"]["relevant"] == f"{TOY.name}:2,other:2"
+
+
+def test_a_margin_is_over_the_query_s_other_pairs(toy: HookedEncoder, registry: Path) -> None:
+    stored = run("importance", toy, mi.collection(TOY), registry, target="margin")
+    pairs = stored.rows[stored.rows["kind"] == "pair"].set_index(["query_id", "label"])
+    scores = run("importance", toy, mi.collection(TOY), registry).rows
+    scores = scores[scores["kind"] == "pair"].set_index(["query_id", "label"])["value"]
+    for query_id, label in pairs.index:
+        other = next(one for one in schemes.LABELS if one != label)
+        margin = scores[query_id, label] - scores[query_id, other]
+        assert pairs.loc[(query_id, label), "value"] == pytest.approx(1 / (1 + np.exp(-margin)), abs=1e-5)
+
+
+def test_transfer_and_distribution_compute_nothing_again(
+    toy: HookedEncoder, both: Collections, registry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run("importance", toy, both, registry)
+    stamps = {file: file.stat().st_mtime_ns for file in first.path.glob("part-*")}
+    said: list[str] = []
+    transfer = run("transfer", toy, both, registry, say=said.append)
+    distribution = run("distribution", toy, both, registry)
+    assert not any(line.startswith("unit") for line in said)
+    assert {file: file.stat().st_mtime_ns for file in first.path.glob("part-*")} == stamps
+    assert not list(transfer.path.glob("part-*")) and transfer.record["rows_of"] == first.id
+    pd.testing.assert_frame_equal(transfer.rows, first.rows)
+    assert len({first.id, transfer.id, distribution.id}) == 3 and transfer.seconds == first.seconds
+
+    told = transfer.summary
+    own = importance.tables(first.rows)
+    wide = {
+        label: pd.DataFrame({t.collection: pd.Series(t.mean(), t.sites) for t in own if t.label == label})
+        for label in schemes.LABELS
+    }
+    whole = told[told["layer"].isna() & (told["p"] == 0.1) & (told["kind"] == "neuron")]
+    names = [TOY.name, "other", "F_in", "F_out", "F_all"]
+    label = schemes.LABELS[0]
+    ranked = schemes.Ranked.of(wide[label], both.groups)
+    one = whole[whole["label"] == label].set_index(["first", "second"])
+    assert len(one) == 10 + 1 + 2  # pairs of five schemes, the intersection of both groups, two halves
+    for k, name in enumerate(names):
+        for other in names[k + 1 :]:
+            kept = [{site for site in ranked.kept(n, 0.1) if site[0] == "n"} for n in (name, other)]
+            assert one.loc[(name, other), "share"] == len(kept[0] & kept[1]) / len(kept[0])
+    assert one.loc[(TOY.name, "I_all"), "shared"] == one.loc[(TOY.name, "other"), "shared"]
+    assert one.loc[(TOY.name, "I_all"), "p_chance"] == pytest.approx(one.loc[(TOY.name, "other"), "p_chance"])
+    assert one.loc[(TOY.name, "F_in"), "share"] == 1
+    assert (told["label"] == "both labels").any() and (told["second"] == "other queries").any()
+    assert told[told["layer"].notna()]["p"].eq(0.01).all() and told[told["layer"].isna()]["p_holm"].notna().all()
+
+
+def test_the_distribution_adds_up(toy: HookedEncoder, both: Collections, registry: Path) -> None:
+    first, told = run("importance", toy, both, registry), run("distribution", toy, both, registry).summary
+    stream = told[told["kind"] == "resid"]
+    sums = stream.groupby(["collection", "label", "layer"])["conductance"].sum().unstack()
+    pairs = first.rows[first.rows["kind"] == "pair"]
+    delta = pairs.groupby(["collection", "label"])["delta"].mean()
+    assert sums.shape == (4, toy.cfg.n_layers + 1)
+    np.testing.assert_allclose(sums, np.tile(delta.to_numpy()[:, None], 3), rtol=0.5, atol=0.1)  # tol=1: coarse
+    last = stream[(stream["layer"] == toy.cfg.n_layers) & (stream["part"] != "cls")]
+    assert (last["conductance"] == 0).all()
+    top = importance.importance(first.rows)
+    for (collection, label), part in told[told["kind"] == "neuron"].groupby(["collection", "label"]):
+        values = top[(top["collection"] == collection) & (top["label"] == label) & (top["kind"] == "neuron")]
+        best = values[values["rank"] <= int(0.01 * len(values) + 0.5)]
+        assert part["conductance"].sum() == pytest.approx(best["conductance"].sum(), rel=1e-4)
+        assert part.groupby("layer")["of"].first().sum() == part["units"].sum() == len(best) > 0
+
+
+def test_pruning_tests_on_other_queries_and_stores_every_draw(
+    toy: HookedEncoder, both: Collections, registry: Path
+) -> None:
+    stored = run("pruning", toy, both, registry, grid="5,10", scheme="F_in,out-in", every=2)
+    learned = [one for one in (registry / "runs").iterdir() if one.name != stored.id]
+    ids = {tuple(sorted(set(experiment.Run(one).rows["query_id"]))) for one in learned}
+    assert any(not set(stored.rows["query_id"]) & set(one) for one in ids)
+    sets = pd.read_parquet(stored.path / "sets.parquet")
+    assert sets.groupby(["scheme", "p"]).size().tolist() == [22] * 4
+    rows = stored.rows
+    cut = sets[(sets["set"] == "top") & (sets["p"] == 0.05)].iloc[0]
+    asked = POOL.pairs(both)
+    kept = [pair for pair in asked if pair.query_id in set(rows["query_id"])]
+    expected = toy.score(kept, do=mi.Prune(cut["sites"].split(",")))
+    np.testing.assert_allclose(rows[rows["name"] == cut["name"]]["score"], expected, atol=1e-5)
+    told = stored.summary
+    lines = told[(told["collection"] == "other") & (told["measure"] == "nDCG@10")]
+    assert len(lines) == 1 + 4 * (2 + 20 + 1) and len(told) == 4 * len(lines)
+    one = lines[(lines["scheme"] == "F_in") & (lines["p"] == 0.05)]
+    draws = one[(one["set"] == "random") & (one["draw"] >= 0)]["change"]
+    mean = one[(one["set"] == "random") & (one["draw"] < 0)]["change"].item()
+    top = one[one["set"] == "top"].iloc[0]
+    assert mean == pytest.approx(draws.mean()) and top["excess"] == pytest.approx(top["change"] - mean)
+    assert top["p_draws"] == pytest.approx((1 + (draws <= top["change"] + 1e-12).sum()) / 21)
+    assert {group for _, group in told.groupby("collection")["group"].first().items()} == {"in", "out"}
+    printed = experiment.shown("vast2024/pruning", told)
+    assert len(printed) == 4 * (1 + 4 * 3)
+    again = run("pruning", toy, both, registry, grid="5,10", scheme="F_in,out-in", every=2, seed=1)
+    other = pd.read_parquet(again.path / "sets.parquet")
+    same = (other["sites"] == sets["sites"]).groupby(sets["set"]).mean()
+    assert same["top"] == 1 and same["random"] < 0.1
+
+
+def test_matching_heads_are_set_beside_conductance(toy: HookedEncoder, registry: Path) -> None:
+    options = {name: value for name, value in QUICK.items()}
+    stored = experiment.run("vast2024/matching_heads", toy, mi.collection(TOY), pool=POOL, registry=registry, **options)
+    told = stored.summary
+    heads = told[told["kind"] == "head"].set_index("site")
+    assert sorted(heads["rank"]) == sorted(heads["rank_contrast"]) == list(range(1, len(heads) + 1))
+    wide = stored.rows.pivot(index="query_id", columns=["label", "site"], values="mean_max")
+    contrast = (wide["relevant"] - wide["non-relevant"]).mean()
+    np.testing.assert_allclose(heads["contrast"], contrast[heads.index], atol=1e-6)
+    three = told[told["k"] == 3].iloc[0]
+    first = [set(heads.index[heads[name] <= 3]) for name in ("rank", "rank_contrast")]
+    assert three["shared"] == len(first[0] & first[1]) and three["expected"] == pytest.approx(9 / len(heads))
+    assert told["rho"].notna().sum() == 1
+
+
+@pytest.mark.parametrize("name", ["importance", "transfer", "distribution", "pruning", "matching_heads"])
+def test_each_says_what_it_costs(toy: HookedEncoder, name: str) -> None:
+    pairs = POOL.pairs(mi.collection(TOY))
+    module = experiment.load_experiment(f"vast2024/{name}")
+    assert estimate(module, toy, pairs)["forwards"] >= 15 * len(pairs)
+    assert "sets" not in experiment.options(module) and "tol" in experiment.options(module)
+
+
+def test_shards_fill_the_rows_that_another_experiment_summarises(
+    toy: HookedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "UNIT", 1)
+    source = mi.collection(TOY)
+    asked: dict[str, Any] = {"pool": POOL, "registry": tmp_path} | QUICK
+    half = experiment.run("vast2024/transfer", toy, source, shard=Shard(0, 2), **asked)
+    with pytest.raises(MechirError, match=rf"Run {half.id} is not finished \(2 of 4 units\): start it again"):
+        _ = half.summary
+    whole = experiment.run("vast2024/transfer", toy, source, shard=Shard(1, 2), **asked)
+    assert whole.id == half.id and len(whole.summary)
+
+
+@pytest.mark.parametrize("c", [100.0, 3.0])
+def test_without_the_planted_units_the_ranking_is_chance(c: float) -> None:
+    model = planted.bm25(c=c)
+    pairs = [base for base, _ in planted.pairs(model, n=240)]
+    scores = planted.bm25_scores(model, pairs)
+    frame = pd.DataFrame(
+        {"query_id": [pair.query_id for pair in pairs], "doc_id": [pair.doc_id for pair in pairs], "bm25": scores}
+    )
+    best = frame.groupby("query_id")["bm25"].rank(ascending=False, method="first") <= 3
+    judged = frame[["query_id", "doc_id"]].assign(grade=best.astype(int))
+    units = ["h1.2", "h3.1", "n1.0"]
+    random, _ = schemes.random_like(units, pruning.sizes(model), 20)
+    do = {"original": (), "planted": mi.Prune(units)} | {str(k): mi.Prune(one) for k, one in enumerate(random)}
+    rows = mi.sweep(model, pairs, do)
+    found = {
+        name: ranking.ndcg(part, judged).set_index("query_id")["value"]
+        for name, part in rows.groupby("name", sort=False)
+    }
+    chance = ranking.random_ndcg(judged, judged).set_index("query_id")["value"]
+    low, high = bootstrap_mean((found["planted"] - chance).to_numpy())
+    assert low <= 0 <= high and found["original"].mean() - chance.mean() > 0.3
+    worst = min(found[str(k)].mean() for k in range(20))
+    assert found["original"].mean() - worst < 0.02
+
+
+def test_groups_on_the_command_line(toy: HookedEncoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(TOY, other)
+    common = ["--model", str(TOY_MODEL), "--registry", str(tmp_path / "r"), "--limit-queries", "2", "--per-grade", "1"]
+    own = ["--tol", "1.0", "--take", "1"]
+    code, out, err = call(
+        capsys, "run", "vast2024/importance", *common, *own, "--collection", f"in:{TOY}", "--collection", f"out:{other}"
+    )
+    assert code == 0 and f"on in:{TOY.name}+out:other: 4 queries" in out and "rows; all: " in out, err
+    for arguments, said in (
+        (
+            ["vast2024/importance", "--collection", f"in:{TOY}", "--collection", str(other)],
+            "Cannot read the collection",
+        ),
+        (["vast2025/qk_svd", "--collection", f"in:{TOY}"], "is neither a directory nor an ir_datasets id"),
+        (["vast2024/importance", "--collection", str(TOY), *own, "--relevant", "9"], "has no relevant document"),
+        (
+            ["vast2024/importance", "--collection", str(TOY), *own, "--baseline", "zero"],
+            "The baseline 'zero' is refused",
+        ),
+        (
+            ["vast2024/pruning", "--collection", str(TOY), *own, "--scheme", "F_in"],
+            "Unknown scheme 'F_in'. The closest are",
+        ),
+        (["vast2024/pruning", "--collection", str(TOY), *own, "--draws", "3"], "draws=3 random sets are too few"),
+        (["vast2024/pruning", "--collection", str(TOY), *own, "--grid", "200"], "p=2.0 is no share of units"),
+        (["vast2024/pruning", "--collection", str(TOY), *own, "--grid", "x"], "Cannot read --grid 'x'"),
+        (["vast2024/pruning", "--collection", str(TOY), *own, "--label", "good"], "Unknown label 'good'"),
+    ):
+        code, out, err = call(capsys, "run", *arguments, *common)
+        assert code == 2 and said in err, (arguments, err)
+
+
+def test_groups_are_refused_where_they_mean_nothing(toy: HookedEncoder, both: Collections, tmp_path: Path) -> None:
+    with pytest.raises(MechirError, match=r"'vast2025/qk_svd' takes no groups: write --collection without 'in:'\."):
+        experiment.run("vast2025/qk_svd", toy, both, registry=tmp_path)
+    assert not list(tmp_path.iterdir())
