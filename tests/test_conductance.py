@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -33,11 +32,12 @@ def apart(pairs: list[mi.Pair]) -> list[mi.Pair]:
     return [mi.Pair(pair.query, pair.document, f"q{k}", f"d{k}", k % 2) for k, pair in enumerate(pairs)]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("baseline", ["pad_query", "pad_both"])
+@pytest.mark.parametrize(
+    ("family", "baseline"), [*((family, "pad_query") for family in FAMILIES), ("bert", "pad_both")]
+)
 def test_every_residual_cut_is_complete(checkpoints: Checkpoints, family: str, baseline: str) -> None:
     model = HookedEncoder.from_pretrained(checkpoints.path(family), dtype="float64")
-    found = conductance(model, apart(FEW), way=Way(baseline, tol=1e-3, max_steps=4096))
+    found = conductance(model, apart(FEW), way=Way(baseline, steps=256, tol=1e-3, max_steps=4096))
     assert found.checks["converged"].all() and (found.checks["delta"].abs() > 0).all()
     spread = 0.1 * found.checks["value"].std()
     assert (found.checks["error"] <= 1e-3 * found.checks["delta"].abs().clip(lower=spread)).all()
@@ -54,38 +54,45 @@ def test_every_residual_cut_is_complete(checkpoints: Checkpoints, family: str, b
     np.testing.assert_allclose(found.checks["value"], model.score(apart(FEW)), atol=1e-10)
 
 
-def test_heads_mlp_and_skip_are_complete_together(checkpoints: Checkpoints) -> None:
+def test_heads_mlp_and_skip_are_complete_together(tiny64: HookedEncoder) -> None:
     """What goes into a LayerNorm is what heads (or the MLP) write and what the skip carries."""
-    model = HookedEncoder.from_pretrained(checkpoints.path("bert"), dtype="float64")
     pairs, steps = apart(FEW), 512
-    found = conductance(model, pairs, units=("z", "post"), way=Way(steps=steps, tol=1.0))
-    for layer in range(model.cfg.n_layers):
-        for norm, unit, before in (("ln1", "z", "hook_resid_pre"), ("ln2", "post", "hook_resid_mid")):
-            skip = along(model, pairs, f"blocks.{layer}.{before}", f"blocks.{layer}.{norm}.hook_in", steps)
-            together = matrix(found, layer, unit).sum(1) + skip
-            np.testing.assert_allclose(together, found.checks["delta"], rtol=1e-3, atol=1e-4)
+    found = conductance(tiny64, pairs, units=("z", "post"), way=Way(steps=steps, tol=1.0))
+    sublayers = [
+        (f"blocks.{layer}.{before}", f"blocks.{layer}.{norm}.hook_in", layer, unit)
+        for layer in range(tiny64.cfg.n_layers)
+        for norm, unit, before in (("ln1", "z", "hook_resid_pre"), ("ln2", "post", "hook_resid_mid"))
+    ]
+    skips = along(tiny64, pairs, [(moves, felt) for moves, felt, _, _ in sublayers], steps)
+    for (_, _, layer, unit), skip in zip(sublayers, skips, strict=True):
+        together = matrix(found, layer, unit).sum(1) + skip
+        np.testing.assert_allclose(together, found.checks["delta"], rtol=1e-3)
 
 
-def along(model: HookedEncoder, pairs: list[mi.Pair], moves: str, felt: str, steps: int) -> np.ndarray:
-    """The gradient at one hook times the change at another, by hand and one node at a time."""
-    batch = model.batch(pairs)
+def along(model: HookedEncoder, pairs: list[mi.Pair], sides: list[tuple[str, str]], steps: int) -> list[np.ndarray]:
+    """The gradient at one hook times the change at another, by hand: all nodes of the line as one batch."""
+    n, batch = steps + 1, model.batch(pairs)
     start = batch.input_ids.masked_fill(batch.at(Segment.QUERY), model.tokenizer.pad_token_id)
-    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for alpha in np.linspace(0, 1, steps + 1):
-        line = (model.W_E[start] + alpha * (model.W_E[batch.input_ids] - model.W_E[start])).requires_grad_()
-        seen: dict[str, torch.Tensor] = {}
+    whole = model.batch([pair for _ in range(n) for pair in pairs])
+    place = torch.linspace(0, 1, n, dtype=torch.float64)[:, None, None, None]
+    line = (model.W_E[start] + place * (model.W_E[batch.input_ids] - model.W_E[start])).flatten(0, 1).requires_grad_()
+    seen: dict[str, torch.Tensor] = {}
 
-        def keep(x: torch.Tensor, hook: Any, seen: dict[str, torch.Tensor] = seen) -> None:
-            seen[hook.name] = x
+    def keep(x: torch.Tensor, hook: Any) -> None:
+        seen[hook.name] = x
 
-        def put(x: torch.Tensor, hook: Any, line: torch.Tensor = line) -> torch.Tensor:
-            return line
+    def put(x: torch.Tensor, hook: Any) -> torch.Tensor:
+        return line
 
-        with torch.enable_grad(), model.hooks([("embed.hook_embed", put), (moves, keep), (felt, keep)]):
-            gradient = torch.autograd.grad(model(batch, last_rows="all").sum(), seen[felt])[0]
-        kept.append((seen[moves].detach(), gradient))
-    flow = [(g + h) / 2 * (b - a) for (a, g), (b, h) in itertools.pairwise(kept)]
-    return torch.stack(flow).sum((0, 2, 3)).numpy()
+    names = {name for side in sides for name in side}
+    with torch.enable_grad(), model.hooks([("embed.hook_embed", put), *((name, keep) for name in names)]):
+        score = model(whole, last_rows="all").sum()
+        gradients = torch.autograd.grad(score, [seen[felt] for _, felt in sides])
+    found = []
+    for (moves, _), gradient in zip(sides, gradients, strict=True):
+        x, g = (one.detach().unflatten(0, (n, -1)) for one in (seen[moves], gradient))
+        found.append(((g[1:] + g[:-1]) / 2 * (x[1:] - x[:-1])).sum((0, 2, 3)).numpy())
+    return found
 
 
 @pytest.mark.parametrize(("rule", "method"), [("gauss-legendre", "gausslegendre"), ("left", "riemann_trapezoid")])
@@ -179,7 +186,7 @@ def test_what_does_not_converge_is_named(tiny: HookedEncoder) -> None:
         (lambda model: Way(steps=0), r"steps=0 is out of range: write 1 to 512 \(max_steps\)\."),
         (
             lambda model: conductance(model, FEW, units=("q",)),
-            r"Unknown units 'q': write some of post, pre, pattern, z\.",
+            r"Unknown units 'q': write some of post, pre, pattern, z, resid\.",
         ),
         (
             lambda model: conductance(model, FEW, units=("post", "pre")),
@@ -187,7 +194,7 @@ def test_what_does_not_converge_is_named(tiny: HookedEncoder) -> None:
         ),
         (
             lambda model: conductance(model, FEW, target="loss"),
-            r"Unknown target 'loss': write one of score, p, margin\.",
+            r"Cannot read 'loss' as a site\.",
         ),
         (
             lambda model: conductance(model, FEW, target="margin"),
@@ -248,3 +255,85 @@ def test_a_text_to_start_from_has_the_same_segments(tiny: HookedEncoder) -> None
     ):
         with pytest.raises(MechirError, match=said):
             conductance(tiny, [pair], start=start)
+
+
+def test_the_stream_is_a_unit_whose_segments_add_up(tiny: HookedEncoder) -> None:
+    found = conductance(tiny, apart(FEW), units=("resid",), way=Way(tol=1.0), split=True)
+    n = tiny.cfg.n_layers
+    assert sorted(found.rows["layer"].unique()) == list(range(n + 1))
+    for layer in range(n + 1):
+        values = matrix(found, layer, "resid")
+        assert values.shape == (2, 1, 5)
+        distance = np.abs(values.sum((1, 2)) - found.checks["delta"])
+        assert (distance <= found.checks["error"] + 1e-5).all()
+    first, last = matrix(found, 0, "resid")[:, 0], matrix(found, n, "resid")[:, 0]
+    assert (first[:, [0, 2, 3, 4]] == 0).all() and (
+        last[:, 1:] == 0
+    ).all()  # the query alone changes; CLS alone is read
+
+
+@pytest.mark.parametrize("what", ["h2.1@query<-doc", "h1.3@cls|doc<-query", "n1.7", "n2.40@doc"])
+def test_a_head_or_neuron_as_target_is_complete_below_itself(tiny64: HookedEncoder, what: str) -> None:
+    pairs = apart(FEW)
+    found = conductance(tiny64, pairs, units=("post", "z", "resid"), target=what, way=Way(tol=1e-2, max_steps=4096))
+    assert found.checks["converged"].all() and (found.checks["delta"] != 0).all()
+    site, _, where = what.partition("@")
+    layer, unit = int(site[1]), int(site.partition(".")[2])
+    here = set(zip(found.rows["layer"], found.rows["unit"], strict=True))
+    below = {(k, name) for k in range(layer) for name in ("post", "z", "resid")} | {(layer, "resid")}
+    assert here == (below | {(layer, "z")} if site[0] == "n" else below)
+    padded = [mi.Pair(" ".join(["[PAD]"] * len(p.query.split())), p.document, p.query_id, p.doc_id) for p in pairs]
+    values = []
+    for one in (pairs, padded):
+        batch = tiny64.batch(one)
+        name = f"blocks.{layer}.{'mlp.hook_post' if site[0] == 'n' else 'attn.hook_pattern'}"
+        x = tiny64.run_with_cache(batch, last_rows="all")[1][name]
+        if site[0] == "n":
+            member = batch.at(Segment.parse(where or "all"))
+            values.append((x[..., unit] * member).sum(1) / member.sum(1))
+        else:
+            reader, source = (batch.at(Segment.parse(part)) for part in where.split("<-"))
+            mass = (x[:, unit] * source[:, None, :]).sum(2)
+            values.append((mass * reader).sum(1) / reader.sum(1))
+    np.testing.assert_allclose(found.checks["value"], values[0].detach(), atol=1e-9)
+    np.testing.assert_allclose(found.checks["delta"], (values[0] - values[1]).detach(), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("h1.2", r"The weights of 'h1\.2' always add up to 1: write 'h1\.2@query<-doc'\."),
+        ("h1.2@query<-all", r"'h1\.2@query<-all' is always 1: write a part of the sources, e\.g\. query<-doc\."),
+        ("mlp1", r"Cannot attribute 'mlp1': write score, p, margin, a head or a neuron\."),
+        ("h1.2.q@query<-doc", r"Cannot attribute 'h1\.2\.q@query<-doc': write score, p, margin, a head or a neuron\."),
+        ("h7.0@query<-doc", r"Layer 7 is out of range"),
+        ("n1.48", r"Neuron 48 is out of range: layer 1 has neurons 0-47\."),
+        ("n1.2@here", r"Unknown segment 'here'"),
+        (
+            "h0.2@query<-doc",
+            r"No unit of post, pattern feeds 'h0\.2@query<-doc': take a later target, or other units\.",
+        ),
+    ],
+)
+def test_what_is_no_target_is_refused(tiny: HookedEncoder, target: str, said: str) -> None:
+    with pytest.raises(MechirError, match=said):
+        conductance(tiny, FEW, target=target)
+
+
+def test_the_planted_gate_feeds_the_aggregator(at_100: Any) -> None:
+    """Conditional conductance: of the matching head's attention to the document, only the embedding is upstream."""
+    base, donor = zip(*mi.planted.pairs(at_100, n=4), strict=True)
+    units = ("post", "z")
+    found = conductance(at_100, list(donor), start=list(base), units=units, target="n1.0@query", way=Way(tol=0.05))
+    sizes = pd.concat([by_site(part, "z") for _, part in found.rows.groupby("query_id")]).abs().groupby(level=0).mean()
+    assert sizes.idxmax() == "h1.2" and sizes.drop("h1.2").max() <= 1e-3 * sizes["h1.2"]
+
+
+@pytest.fixture(scope="module")
+def at_100() -> Any:
+    return mi.planted.bm25(c=100.0)
+
+
+@pytest.fixture(scope="module")
+def tiny64(checkpoints: Checkpoints) -> HookedEncoder:
+    return HookedEncoder.from_pretrained(checkpoints.path("bert"), dtype="float64")
