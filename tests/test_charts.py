@@ -30,6 +30,16 @@ def layers() -> pd.DataFrame:
         charts.lines(layers(), "layer", "value", "source", title=EVIL, low="low", high="high", rule={"random": 0.3}),
         charts.lines(layers(), "layer", "value", "source", title=EVIL, column="side", rule={"random": 0.3}),
         charts.scatter(FRAME, "value", "value", "reader", title=EVIL, label="source", named="star", column="source"),
+        charts.strips(
+            FRAME.assign(draw=[-1, 0, 1, 2], intact=0.5),
+            "source",
+            "value",
+            "reader",
+            title=EVIL,
+            faint="draw",
+            rule="intact",
+            column="reader",
+        ),
         charts.stacked(
             charts.scatter(FRAME, "value", "value", "value", title=EVIL, label="reader"),
             charts.scatter(FRAME, "value", "value", "reader", title=EVIL),

@@ -87,8 +87,21 @@ def test_units_that_do_not_exist_are_refused(tiny: HookedEncoder, tmp_path: Path
     for site, last in (("n1.48", 47), ("h1.4", 3)):
         with pytest.raises(MechirError, match=rf"Unit \d+ is out of range: 'blocks.1.*' has units 0-{last}\."):
             tiny.score(PAIRS, do=Prune([site]))
-        with pytest.raises(MechirError, match=r"is out of range"):
+        what, n = (site[0] == "n" and "Neuron") or "Head", last + 1
+        with pytest.raises(MechirError, match=rf"{what} {n} is out of range: layer 1 has {what.lower()}s 0-{last}\."):
             pruning.export(tiny, [site], tmp_path / "never")
     with pytest.raises(MechirError, match=r"is there already: give a directory that does not exist yet\."):
         pruning.export(tiny, ["n1.5"], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_that_fails_leaves_nothing(
+    tiny: HookedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(tiny.tokenizer), "save_pretrained", full)
+    with pytest.raises(MechirError, match=r"Cannot write '.*' \(No space left on device\): give another directory\."):
+        pruning.export(tiny, ["n1.5"], tmp_path / "pruned")
     assert not list(tmp_path.iterdir())

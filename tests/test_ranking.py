@@ -140,3 +140,16 @@ def test_bm25_s_order_of_dl19_gives_the_known_value(shared: Path) -> None:
     found = ranking.ndcg(scores, collection.judged(pairs, full=True))
     assert len(found) == 43
     assert round(found["value"].mean(), 4) == 0.5058
+
+
+def test_mrr_is_that_of_ir_measures_and_breaks_ties_at_random() -> None:
+    scores, judged = frames([0.1, 0.9, 0.5, 0.2, 0.3])
+    for relevant, rank in ((1, 2), (2, 2), (3, 5)):
+        found = ranking.mrr(scores, judged, relevant)
+        assert found["value"].item() == pytest.approx(1 / rank) and found["tied"].item() == 0
+        measure = ir_measures.RR(rel=relevant)
+        theirs = ir_measures.calc_aggregate([measure], judged.rename(columns={"grade": "relevance"}), scores)
+        assert found["value"].item() == pytest.approx(theirs[measure])
+    assert ranking.mrr(scores, judged, 4).empty
+    constant = ranking.mrr(frames([1.0] * 5)[0], judged, 3)["value"].item()
+    assert constant == pytest.approx(np.mean([1 / rank for rank in range(1, 6)]), abs=0.08)

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mechir.methods.statistics import bootstrap_mean, compare, holm, overlap, sign_flips, simultaneous
+from mechir.methods.statistics import (
+    bootstrap_mean,
+    compare,
+    holm,
+    overlap,
+    overlap_of_all,
+    sign_flips,
+    simultaneous,
+)
 
 
 def test_the_interval_covers_the_mean_about_as_often_as_it_says() -> None:
@@ -103,3 +111,16 @@ def test_overlap_is_against_chance() -> None:
     drawn = [len(set(rng.permutation(72)[:10]) & set(range(10))) >= 4 for _ in range(4000)]
     assert found.p == pytest.approx(np.mean(drawn), abs=0.015)
     assert overlap(first, ["x"], 72).p == 1
+
+
+def test_the_overlap_of_several_choices_is_what_drawing_gives() -> None:
+    two = overlap_of_all([8, 6], 3, 20)
+    assert two == pytest.approx(overlap(map(str, range(8)), map(str, [0, 1, 2, 9, 10, 11]), 20))
+    generator = np.random.default_rng(0)
+    drawn = [
+        len(set.intersection(*(set(generator.choice(20, n, replace=False).tolist()) for n in (8, 6, 10))))
+        for _ in range(4000)
+    ]
+    found = overlap_of_all([8, 6, 10], 3, 20)
+    assert found.expected == pytest.approx(8 * 6 * 10 / 400) == pytest.approx(np.mean(drawn), abs=0.05)
+    assert found.p == pytest.approx(np.mean(np.array(drawn) >= 3), abs=0.02)

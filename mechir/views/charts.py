@@ -264,7 +264,7 @@ def strips(
 
     A dashed line stands at the panel's value of the column `rule`.
     """
-    shown = frame[[x, y, colour, faint, rule, column]]
+    shown = frame[list(dict.fromkeys([x, y, colour, faint, rule, column]))]
     base = alt.Chart(shown).encode(x=alt.X(f"{x}:O", title=x, axis=alt.Axis(labelAngle=0)))
     hue = alt.Color(
         f"{colour}:N", title=colour, scale=alt.Scale(scheme="tableau10"), sort=list(dict.fromkeys(shown[colour]))
