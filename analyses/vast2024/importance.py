@@ -32,7 +32,7 @@ from mechir.views import charts
 
 SHARE = 0.01
 """Of neurons, that the chart counts layer by layer."""
-PRINTED = 10
+PRINTED, NAMED = 10, 3
 
 
 def cost(model: Any, **options: Any) -> float:
@@ -93,13 +93,20 @@ def measure(
 
 
 def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
-    """`importance`, relevant first and by rank, with `unconverged`, how many pairs of the label did not converge."""
+    """`importance`, relevant first and by rank; `unconverged` names the label's pairs that did not converge, if any."""
     found = importance(rows)
-    failed = unconverged(rows).groupby(["collection", "label"]).size()
+    failed = unconverged(rows)
+    names = (failed["query_id"] + "/" + failed["doc_id"]).groupby([failed["collection"], failed["label"]]).agg(_some)
     keys = pd.MultiIndex.from_frame(found[["collection", "label"]])
     order = found["label"].ne(RELEVANT)
-    found = found.assign(unconverged=failed.reindex(keys, fill_value=0).to_numpy(), order=order)
+    found = found.assign(unconverged=names.reindex(keys).to_numpy(), order=order)
     return found.sort_values(["collection", "order", "kind", "rank"], ignore_index=True).drop(columns="order")
+
+
+def _some(names: pd.Series) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def table(summary: pd.DataFrame) -> pd.DataFrame:
