@@ -89,8 +89,6 @@ def conductance(
             unit feeds.
     """
     goal = Target(target, against)
-    if against is not None and len(against) != len(pairs):
-        raise MechirError(f"against= has {len(against)} scores for {len(pairs)} pairs: give one for each.")
     readers = unit_readers(model, units, goal, split=split)
     sums, checks = _Sums.empty(Groups.of(pairs), readers), list[pd.DataFrame]()
     how: dict[str, Any] = {"max_tokens": max_tokens, "max_length": max_length, "progress": progress}

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from mechir.errors import MechirError
 from mechir.methods.conductance import checked
-from mechir.methods.patching import sites_of
 from mechir.methods.statistics import bootstrap_mean
 from mechir.methods.targets import Target
 from mechir.methods.walk import Way, walk
@@ -83,10 +82,6 @@ def token_attribution(
             baseline.
     """
     goal = _OverTokens(target, against)
-    if against is not None and len(against) != len(pairs):
-        raise MechirError(f"against= has {len(against)} scores for {len(pairs)} pairs: give one for each.")
-    if goal.site is not None:
-        sites_of(model, goal.site)
     encoded = model.encode(pairs, max_length)
     values = [np.empty(0)] * len(pairs)
     checks: list[pd.DataFrame] = []

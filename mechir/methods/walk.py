@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mechir.errors import MechirError
 from mechir.hooks import Hook
+from mechir.methods.patching import sites_of
 from mechir.methods.targets import Target
 from mechir.pairs import Batch, Encoded, Pair, progress_bar
 from mechir.segments import Segment
@@ -133,8 +134,12 @@ def walk(
         progress: a bar with the time left; by default on a terminal, for work over two seconds.
 
     Raises:
-        MechirError: for a pair that equals its baseline.
+        MechirError: for a pair that equals its baseline, a target that the model lacks, `against` of another length.
     """
+    if target.site is not None:
+        sites_of(model, target.site)
+    if target.against is not None and len(target.against) != len(pairs):
+        raise MechirError(f"against= has {len(target.against)} scores for {len(pairs)} pairs: give one for each.")
     way, limit = way or Way(), max_tokens or model.max_tokens
     encoded = model.encode(pairs, max_length)
     line = _Line(model, encoded, _begins(model, encoded, start, way, max_length), target, limit)
