@@ -8,7 +8,7 @@ Run: python scripts/bench_neurons.py --model DIR --collection DIR [--pairs 8] [-
    hence at most about 3/4 of the layers. Also on a BERT of 12 layers with random weights.
 2. Neurons and patterns, every pair scored once for the tolerance, against one forward and backward pass of the same
    nodes in the same batches with nothing read: with fused attention, and with the patterns that reading them asks for.
-3. Peak memory of processes of their own: ours, ours of four times the pairs, and those plain passes.
+3. Peak memory of processes of their own: ours, those plain passes, and of both with four times the pairs.
 
 Time is CPU time (on a GPU elapsed time), medians of rounds in which the sides alternate, after one to warm up.
 """
@@ -38,12 +38,12 @@ from torch import Tensor
 import mechir as mi
 from mechir.encoder import HookedEncoder
 from mechir.encoder.families import FAMILIES
-from mechir.methods.conductance import Way, conductance
-from mechir.methods.walk import Replaced
+from mechir.methods.conductance import conductance
+from mechir.methods.walk import Replaced, Way
 from mechir.segments import Segment
 from mechir.subspaces import EMBED
 
-Row = tuple[str, ...]
+SIDES = ("ours", "fused", "explicit", "ours x4", "explicit x4")
 
 
 def main() -> None:
@@ -57,19 +57,14 @@ def main() -> None:
     machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {model.device}"
     print(f"{machine}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}, {len(pairs)} pairs, {steps} steps\n")
     print("| what | ours | other | ratio or value | wanted |\n|---|---|---|---|---|")
-    for bench in (
-        lambda: [against_captum(model, pairs, steps, rounds)],
-        lambda: [against_captum(deep(model, 12), pairs, steps, rounds)],
-        lambda: against_plain(model, pairs, steps, rounds),
-        lambda: peaks,
-    ):
-        for row in bench():
-            print(f"| {' | '.join(row)} |", flush=True)
+    print(against_captum(model, pairs, steps, rounds), flush=True)
+    print(against_captum(deep(model, 12), pairs, steps, rounds), flush=True)
+    print("\n".join([*against_plain(model, pairs, steps, rounds), *peaks]))
 
 
 def apart(pairs: list[mi.Pair]) -> list[mi.Pair]:
     """Every pair a query of its own: nothing is averaged."""
-    return [replace(pair, query_id=f"q{k}") for k, pair in enumerate(pairs)]
+    return [replace(pair, query_id=f"q{k:06}") for k, pair in enumerate(pairs)]
 
 
 def deep(model: HookedEncoder, n_layers: int) -> HookedEncoder:
@@ -82,24 +77,21 @@ def deep(model: HookedEncoder, n_layers: int) -> HookedEncoder:
     return HookedEncoder(hf, model.tokenizer, FAMILIES["bert"])
 
 
-def alternate(sides: Mapping[str, Callable[[], Any]], rounds: int, gpu: bool) -> tuple[dict[str, float], list[Any]]:
+def alternate(sides: Mapping[str, Callable[[], Any]], rounds: int, gpu: bool) -> tuple[dict[str, float], Any]:
     """Median seconds of each side after one round to warm up, and what each found."""
-    clock, found = time.perf_counter if gpu else time.process_time, []
-    times: dict[str, list[float]] = {name: [] for name in sides}
+    clock = time.perf_counter if gpu else time.process_time
+    times, found = {name: [] for name in sides}, {}
     for _ in range(rounds + 1):
-        found = []
         for name, side in sides.items():
             start = clock()
-            found.append(side())
+            found[name] = side()
             if gpu:
                 torch.cuda.synchronize()
             times[name].append(clock() - start)
     return {name: statistics.median(some[1:]) for name, some in times.items()}, found
 
 
-def batches(
-    model: HookedEncoder, pairs: list[mi.Pair], steps: int
-) -> Iterator[tuple[np.ndarray, mi.Batch, Tensor, Tensor]]:
+def batches(model: HookedEncoder, pairs: list[mi.Pair], steps: int) -> Iterator[tuple[Any, mi.Batch, Tensor, Tensor]]:
     """The batches that ours makes, with the word embeddings of baselines and of texts."""
     for index, batch in model.encode(pairs).buckets(64, model.max_tokens // (steps + 1)):
         batch = batch.to(model.device)
@@ -115,26 +107,23 @@ def by_captum(model: HookedEncoder, pairs: list[mi.Pair], steps: int) -> np.ndar
 
     found = np.empty((model.cfg.n_layers, len(pairs), model.cfg.d_mlp))
     for index, batch, start, end in batches(model, pairs, steps):
-        how: dict[str, Any] = {"n_steps": steps, "method": "gausslegendre", "baselines": start}
-        how["additional_forward_args"] = batch.attention_mask.long(), batch.token_type_ids
+        read = batch.attention_mask.long(), batch.token_type_ids
         for layer, module in enumerate(model.hf.base_model.encoder.layer):
-            flow = LayerConductance(forward, module.intermediate).attribute(end, **how)
+            by = LayerConductance(forward, module.intermediate)
+            flow = by.attribute(end, start, additional_forward_args=read, n_steps=steps, method="gausslegendre")
             found[layer, index] = flow.detach().sum(1).cpu().numpy()
     return found
 
 
-def at_once(model: HookedEncoder, pairs: list[mi.Pair], steps: int) -> np.ndarray:
-    """Layer x pair x neuron, in one backward pass."""
-    way = Way(rule="gauss-legendre", steps=steps, tol=np.inf)
-    rows = conductance(model, pairs, units=("post",), way=way).rows
-    found = rows.set_index(["layer", "query_id"])["conductance"]
-    return np.stack([np.stack([found[layer, pair.query_id] for pair in pairs]) for layer in range(model.cfg.n_layers)])
-
-
-def against_captum(model: HookedEncoder, pairs: list[mi.Pair], steps: int, rounds: int) -> Row:
-    sides = {"ours": lambda: at_once(model, pairs, steps), "captum": lambda: by_captum(model, pairs, steps)}
-    times, (ours, other) = alternate(sides, rounds, model.device.type == "cuda")
-    off, n = float((np.abs(ours - other).max((1, 2)) / np.abs(other).max((1, 2))).max()), model.cfg.n_layers
+def against_captum(model: HookedEncoder, pairs: list[mi.Pair], steps: int, rounds: int) -> str:
+    way, n = Way(rule="gauss-legendre", steps=steps, tol=np.inf), model.cfg.n_layers
+    sides = {
+        "ours": lambda: conductance(model, pairs, units=("post",), way=way).rows["conductance"],
+        "captum": lambda: by_captum(model, pairs, steps),
+    }
+    times, found = alternate(sides, rounds, model.device.type == "cuda")
+    ours, other = np.stack(found["ours"]).reshape(n, len(pairs), -1), found["captum"]
+    off = float((np.abs(ours - other).max((1, 2)) / np.abs(other).max((1, 2))).max())
     assert off <= 1e-4, f"ours and captum's are {off:.1e} of a layer's largest value apart"
     what = f"captum layer by layer / all layers at once, {n} layers ({off:.0e} apart)"
     return _row(what, times["ours"], times["captum"], times["captum"] / times["ours"], f">= {0.7 * n:.1f}")
@@ -154,45 +143,44 @@ def plain(model: HookedEncoder, pairs: list[mi.Pair], steps: int, explicit: bool
             torch.autograd.grad(score.sum(), line)
 
 
-def against_plain(model: HookedEncoder, pairs: list[mi.Pair], steps: int, rounds: int) -> list[Row]:
+def against_plain(model: HookedEncoder, pairs: list[mi.Pair], steps: int, rounds: int) -> list[str]:
     sides = {
         "ours": lambda: conductance(model, pairs, way=Way(steps=steps, max_steps=steps)),
         "fused attention": lambda: plain(model, pairs, steps, False),
         "explicit patterns": lambda: plain(model, pairs, steps, True),
     }
     times, _ = alternate(sides, rounds, model.device.type == "cuda")
-    ours, wanted = times.pop("ours"), {"explicit patterns": "<= 1.25"}
-    what = "neurons and patterns / plain passes"
+    ours, what, wanted = times.pop("ours"), "neurons and patterns / plain passes", {"explicit patterns": "<= 1.25"}
     return [_row(f"{what}, {name}", ours, s, ours / s, wanted.get(name, "")) for name, s in times.items()]
 
 
-def memory() -> list[Row]:
-    gb, rows = {}, []
-    for side in ("ours", "fused", "explicit", "many"):
+def memory() -> list[str]:
+    gb = {}
+    for side in SIDES:
         command = [sys.executable, __file__, *sys.argv[1:], "--side", side]
         gb[side] = float(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
-    for what, ours, other, wanted in (
-        ("four times the pairs / once", "many", "ours", "<= 1.1"),
+    rows = (
+        ("four times the pairs / once", "ours x4", "ours", "<= 1.1"),
+        ("four times the pairs / once, plain passes, explicit patterns", "explicit x4", "explicit", ""),
         ("ours / plain passes, fused attention", "ours", "fused", "<= 1.5"),
         ("ours / plain passes, explicit patterns", "ours", "explicit", "<= 1.5"),
-    ):
-        rows.append(_row(f"peak memory, {what}", gb[ours], gb[other], gb[ours] / gb[other], wanted, "GB"))
-    return rows
+    )
+    return [_row(f"peak memory, {what}", gb[x], gb[y], gb[x] / gb[y], wanted, "GB") for what, x, y, wanted in rows]
 
 
 def peak(model: HookedEncoder, pairs: list[mi.Pair], steps: int, side: str) -> float:
     """Peak memory of this process (on a GPU, the GPU's) in GB after one side of the work."""
-    if side in ("ours", "many"):
-        conductance(model, apart(pairs * (4 if side == "many" else 1)), way=Way(steps=steps, max_steps=steps))
+    pairs = apart(pairs * (4 if side.endswith("x4") else 1))
+    if side.startswith("ours"):
+        conductance(model, pairs, way=Way(steps=steps, max_steps=steps))
     else:
-        plain(model, pairs, steps, side == "explicit")
-    if model.device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        plain(model, pairs, steps, side.startswith("explicit"))
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return torch.cuda.max_memory_allocated() / 2**30 if model.device.type == "cuda" else resident
 
 
-def _row(what: str, ours: float, other: float, ratio: float, wanted: str, unit: str = "s") -> Row:
-    return (what, f"{ours:.2f} {unit}", f"{other:.2f} {unit}", f"{ratio:.2f}", wanted)
+def _row(what: str, ours: float, other: float, ratio: float, wanted: str, unit: str = "s") -> str:
+    return f"| {what} | {ours:.2f} {unit} | {other:.2f} {unit} | {ratio:.2f} | {wanted} |"
 
 
 def _arguments() -> argparse.Namespace:
@@ -202,7 +190,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device")
     for name, default in (("--pairs", 8), ("--steps", 16), ("--rounds", 3)):
         parser.add_argument(name, type=int, default=default)
-    parser.add_argument("--side", choices=["ours", "many", "fused", "explicit"], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
