@@ -183,6 +183,16 @@ def test_pruning_tests_on_other_queries_and_stores_every_draw(
     assert (drawn[0] == drawn[2]).mean() < 0.2
 
 
+def test_units_can_be_ranked_by_what_separates_the_labels(toy: HookedEncoder, registry: Path) -> None:
+    source = mi.collection(TOY)
+    stored = run("pruning", toy, source, registry, grid="10", label="difference", every=2)
+    learned = run("importance", toy, source, registry, every=2).summary
+    wide = learned.pivot(index="site", columns="label", values="conductance").reindex(learned["site"].unique())
+    sets = pd.read_parquet(stored.path / "sets.parquet").set_index("set")
+    expected = schemes.top(wide["relevant"] - wide["non-relevant"], 0.1)
+    assert sets.loc["top", "sites"].split(",") == expected
+
+
 def test_matching_heads_are_set_beside_conductance(toy: HookedEncoder, registry: Path) -> None:
     options = {name: value for name, value in QUICK.items()}
     stored = experiment.run("vast2024/matching_heads", toy, mi.collection(TOY), pool=POOL, registry=registry, **options)

@@ -23,6 +23,8 @@ from mechir.sweep import sweep
 from mechir.views import charts
 
 FULL = "0.1,0.5,1,2,5,10"
+DIFFERENCE = "difference"
+BY = (*LABELS, DIFFERENCE)
 BY_DEFAULT = ("F_in", "F_out", "out-in")
 
 
@@ -49,16 +51,16 @@ def prepare(
     **options: Any,
 ) -> tuple[list[Pair], dict[str, Any]]:
     """The other queries' pairs; the sets of units, from a run of `vast2024/importance` on one query in `every`."""
-    if label not in LABELS:
-        raise MechirError(f"Unknown label '{label}': write {' or '.join(LABELS)}.")
+    if label not in BY:
+        raise MechirError(f"Unknown label '{label}': write {', '.join(BY)}.")
     known, shares = schemes(collections.groups), _shares(grid)
     asked = scheme.split(",") if scheme else [one for one in known if one in BY_DEFAULT] or known
     refuse(collections.groups, asked, shares, draws)
     lowest = told(thresholds(collections, relevant))
     learned = run("vast2024/importance", every=every, relevant=lowest, **options)
-    found = learned.summary
-    wide = found[found["label"] == label].pivot(index="site", columns="collection", values="conductance")
-    wide = wide.reindex(found["site"].unique())
+    found = learned.summary.pivot(index="site", columns=["label", "collection"], values="conductance")
+    found = found.reindex(learned.summary["site"].unique())
+    wide = found[LABELS[0]] - found[LABELS[1]] if label == DIFFERENCE else found[label]
     sets = pruned_sets(model, wide, collections.groups, asked, shares, draws=draws, seed=seed, joint=joint)
     return split_queries(pairs, every)[1], {"relevant": lowest, "scheme": ",".join(asked), "sets": sets}
 
@@ -94,8 +96,8 @@ def measure(
 
     `sets` is what `prepare` found. `grid`: shares in per cent with commas, or "full" (0.1 to 10); `scheme`: with
     commas, by default the collection's own, of several F_in, F_out and out-in; `draws`: random sets each; `label`:
-    "relevant" or "non-relevant"; `joint`: neurons and heads in one ranking; `every`: units are ranked on one query in
-    so many. The rest: see `importance`.
+    whose conductance ranks the units, "relevant", "non-relevant", or the "difference" of both; `joint`: neurons and
+    heads in one ranking; `every`: units are ranked on one query in so many. The rest: see `importance`.
     """
     cut = {one.name: Prune(one.sites.split(",")) for one in sets[["name", "sites"]].itertuples(index=False)}
     return sweep(model, pairs, {ORIGINAL: ()} | cut)
@@ -109,25 +111,29 @@ def summarise(
 
 
 def table(summary: pd.DataFrame) -> pd.DataFrame:
-    """All but single random draws."""
-    return summary[summary["draw"] < 0].drop(columns=["draw", "p_paired", "p_excess"])
+    """All but single random draws; the share in per cent."""
+    left_out = ["draw", "group", "p", "value_low", "value_high", "p_paired", "p_holm", "p_excess"]
+    shown = summary[summary["draw"] < 0].drop(columns=left_out).astype({"units": "Int64"})
+    shown.insert(3, "percent", [f"{100 * p:g}" if p > 0 else "" for p in summary.loc[shown.index, "p"]])
+    return shown
 
 
 def chart(summary: pd.DataFrame) -> Any:
     """nDCG@10 against the share pruned: top, bottom, and every random draw."""
-    shown = summary[summary["measure"] == "nDCG@10"]
-    original = shown[shown["set"] == ORIGINAL].set_index("collection")["value"]
-    cut = shown[shown["set"] != ORIGINAL].copy()
-    cut["pruned, %"] = 100 * cut["p"]
-    cut["panel"] = cut["scheme"] + " on " + cut["collection"]
-    cut["intact"] = cut["collection"].map(original)
+    shown = summary[summary["measure"] == "nDCG@10"].rename(columns={"value": "nDCG@10"})
+    original = shown[shown["set"] == ORIGINAL].set_index("collection")["nDCG@10"]
+    cut = shown[shown["set"] != ORIGINAL]
     return charts.strips(
-        cut,
+        cut.assign(
+            **{"pruned, %": 100 * cut["p"]},
+            panel=cut["scheme"] + " pruned, on " + cut["collection"],
+            intact=cut["collection"].map(original),
+        ),
         "pruned, %",
-        "value",
+        "nDCG@10",
         "set",
         title="nDCG@10 without the most important units",
-        subtitle="random: every draw of as many units of each layer, and their mean; dashed: the intact model",
+        subtitle="ticks: random sets of as many units of each layer; dashed: the intact model",
         column="panel",
         rule="intact",
         faint="draw",

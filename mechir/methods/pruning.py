@@ -79,7 +79,7 @@ def pruned_sets(
             for kind, draw, sites in told:
                 name = f"{scheme} {100 * p:g} % {kind}" + (f" {draw}" if draw >= 0 else "")
                 line = {"name": name, "scheme": scheme, "p": p, "set": kind, "draw": draw, "units": len(sites)}
-                found.append(line | {"sites": ",".join(sites), "note": "; ".join(notes)})
+                found.append(line | {"sites": ",".join(sites), "note": "; ".join(notes) or None})
     return pd.DataFrame(found)
 
 

@@ -265,21 +265,21 @@ def strips(
     A dashed line stands at the panel's value of the column `rule`.
     """
     shown = frame[list(dict.fromkeys([x, y, colour, faint, rule, column]))]
-    base = alt.Chart(shown).encode(x=alt.X(f"{x}:O", title=x, axis=alt.Axis(labelAngle=0)))
-    hue = alt.Color(
-        f"{colour}:N", title=colour, scale=alt.Scale(scheme="tableau10"), sort=list(dict.fromkeys(shown[colour]))
-    )
+    plain = alt.Chart(shown)
+    base = plain.encode(x=alt.X(f"{x}:O", title=x, axis=alt.Axis(labelAngle=0)))
+    legend = alt.Legend(symbolOpacity=1, symbolStrokeWidth=2)
+    order = list(dict.fromkeys(shown[colour]))
+    hue = alt.Color(f"{colour}:N", title=colour, scale=alt.Scale(scheme="tableau10"), sort=order, legend=legend)
     height = alt.Y(f"{y}:Q", title=y, scale=alt.Scale(zero=False, nice=True))
     whole, single = (base.transform_filter(f"datum['{faint}'] {sign} 0") for sign in ("<", ">="))
     layers = [
+        plain.mark_rule(strokeDash=[5, 4], color="#555").encode(y=alt.Y(f"mean({rule}):Q", title=y)),
         single.mark_tick(opacity=0.5, thickness=1, width=14).encode(y=height, color=hue),
         whole.mark_line(point=alt.OverlayMarkDef(size=40), strokeWidth=1.6).encode(y=height, color=hue, tooltip=[x, y]),
-        base.mark_rule(strokeDash=[5, 4], color="#555").encode(y=alt.Y(f"mean({rule}):Q", title=y), x=alt.Undefined),
     ]
     chart: Any = alt.layer(*layers).properties(width=190, height=170)
-    return chart.facet(
-        alt.Facet(f"{column}:N", title=None, sort=list(dict.fromkeys(shown[column]))), columns=BESIDE
-    ).properties(title=_title(title, subtitle))
+    panels = alt.Facet(f"{column}:N", title=None, sort=list(dict.fromkeys(shown[column])))
+    return chart.facet(panels, columns=BESIDE).properties(title=_title(title, subtitle))
 
 
 def stacked(*charts: Any) -> alt.VConcatChart:
