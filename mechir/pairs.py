@@ -177,10 +177,10 @@ class Encoded:
             yield index, self.batch(index)
             start, batches = start + len(index), batches + 1
             if batches % TRIM == 0:
-                _trim()
+                give_back()
 
 
-def _trim() -> None:
+def give_back() -> None:
     """Gives freed memory back to the system, where its allocator can (glibc).
 
     Batches of ever other shapes leave holes that later ones do not fit, and a long loop would grow by a half.

@@ -1,6 +1,6 @@
 """Time and memory of conductance, as ratios inside one run; prints a table in Markdown.
 
-Run: python scripts/bench_neurons.py --model DIR --collection DIR [--pairs 8] [--steps 16] [--rounds 3]
+Run: python scripts/bench_neurons.py --model DIR --collection DIR [--pairs 8] [--steps 16] [--rounds 5]
 
 1. All layers at once, neurons alone, against captum's LayerConductance layer by layer, the same batches: captum's
    n_steps=S computes the S + 1 Gauss-Legendre nodes of that order, and each gradient but the last times the change up
@@ -157,10 +157,8 @@ def against_plain(model: HookedEncoder, pairs: list[mi.Pair], steps: int, rounds
 def memory() -> list[str]:
     rows, command = [], [sys.executable, __file__, *sys.argv[1:], "--side"]
     for what, allocator in (("peak memory", {}), ("peak memory without holes", {"MALLOC_MMAP_THRESHOLD_": str(2**20)})):
-        env = os.environ | allocator
-        gb = {
-            x: float(subprocess.run([*command, x], env=env, stdout=subprocess.PIPE, check=True).stdout) for x in SIDES
-        }
+        how: Any = {"env": os.environ | allocator, "stdout": subprocess.PIPE, "check": True}
+        gb = {side: float(subprocess.run([*command, side], **how).stdout) for side in SIDES}
         for name, x, y, wanted in (
             ("four times the pairs / once", "ours x4", "ours", "<= 1.1"),
             ("ours / plain passes, fused attention", "ours", "fused", "<= 1.5"),
@@ -189,7 +187,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", required=True)
     parser.add_argument("--collection", required=True)
     parser.add_argument("--device")
-    for name, default in (("--pairs", 8), ("--steps", 16), ("--rounds", 3)):
+    for name, default in (("--pairs", 8), ("--steps", 16), ("--rounds", 5)):
         parser.add_argument(name, type=int, default=default)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -44,11 +44,15 @@ def prepare(
     relevant: str = "",
     take: int = 4,
 ) -> tuple[list[Pair], dict[str, Any]]:
-    """Of each query and label the first `take` pairs, and from which grade on a document is relevant."""
+    """Of each query `take` relevant pairs and as many of the lowest grade, easy negatives first; what is relevant."""
     Way(baseline, tol=tol)  # what does not fit is refused before anything is written
     unit_readers(model, (heads,), Target())
     lowest = thresholds(collections, relevant)
-    return labelled(pairs, lowest, take), {"relevant": told(lowest)}
+
+    def weakest_first(pair: Pair) -> int:
+        return min(pair.grade or 0, lowest[collection_of(pair.query_id)])
+
+    return labelled(sorted(pairs, key=weakest_first), lowest, take), {"relevant": told(lowest)}
 
 
 def measure(
@@ -61,7 +65,11 @@ def measure(
     heads: str = "pattern",
     tol: float = 0.01,
 ) -> pd.DataFrame:
-    """A row per query, label and head: `conductance`, mean over pairs, and `mean_max`, see `attention_by_grade`."""
+    """A row per query, label and head: `conductance`, mean over pairs, and `mean_max`, see `attention_by_grade`.
+
+    "non-relevant" are the pairs of the lowest grades, easy negatives where the pool has any: hard ones hold the same
+    words, so that heads which match words would show no contrast. Options: see `importance`.
+    """
     rows = unit_rows(model, pairs, units=(heads,), way=Way(baseline, tol=tol))
     units = rows[rows["kind"] == "unit"]
     flat = [
@@ -134,7 +142,8 @@ def _overlaps(sites: Sequence[str], flow: np.ndarray, contrast: np.ndarray) -> l
 
 def table(summary: pd.DataFrame) -> pd.DataFrame:
     """The first ten heads by conductance, and the overlaps."""
-    return summary[(summary["kind"] == "overlap") | (summary["rank"] <= 10)]
+    shown = summary[(summary["kind"] == "overlap") | (summary["rank"] <= 10)]
+    return shown.astype(dict.fromkeys(("rank", "rank_contrast", "k", "shared"), "Int64"))
 
 
 def chart(summary: pd.DataFrame) -> Any:

@@ -23,12 +23,14 @@ from mechir.errors import MechirError
 from mechir.hooks import Hook
 from mechir.methods.patching import sites_of
 from mechir.methods.targets import Target
-from mechir.pairs import Batch, Encoded, Pair, progress_bar
+from mechir.pairs import Batch, Encoded, Pair, give_back, progress_bar
 from mechir.segments import Segment
 from mechir.subspaces import EMBED
 
 BASELINES = {"pad_query": Segment.QUERY, "pad_document": Segment.DOC, "pad_both": Segment.QUERY | Segment.DOC}
 """What becomes [PAD]; special tokens stay."""
+TRIM = 4
+"""After so many lines freed memory is given back."""
 RULES = ("trapezoid", "left", "gauss-legendre")
 
 
@@ -148,7 +150,7 @@ def walk(
         pending, steps = np.arange(len(pairs)), way.steps
         while len(pending):
             left: list[np.ndarray] = []
-            for rows, _ in encoded.take(pending).buckets(64, limit // (steps + 1)):
+            for k, (rows, _) in enumerate(encoded.take(pending).buckets(64, limit // (steps + 1))):
                 found = line.walked(pending[rows], way, steps, readers)
                 good = found.error <= way.tol * np.maximum(np.abs(found.delta), floor)
                 done = good | (2 * steps > way.max_steps)
@@ -156,6 +158,8 @@ def walk(
                 left.append(found.index[~done])
                 if done.any():
                     yield replace(found, converged=good).only(done)
+                if k % TRIM == 0:
+                    give_back()  # a line of nodes is a large batch, and every one has a shape of its own
             pending, steps = np.concatenate(left), 2 * steps
 
 
