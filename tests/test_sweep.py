@@ -140,13 +140,13 @@ def test_batches_hold_every_pair_once_and_memory_is_given_back(
 ) -> None:
     given: list[None] = []
     monkeypatch.setattr(pairs_module, "TRIM", 2)
-    monkeypatch.setattr(pairs_module, "_trim", lambda: given.append(None))
+    monkeypatch.setattr(pairs_module, "give_back", lambda: given.append(None))
     index = [batch for batch, _ in tiny.encode(PAIRS).buckets(2, 4096)]
     assert sorted(np.concatenate(index)) == list(range(len(PAIRS))) and max(map(len, index)) == 2
     assert len(given) == len(index) // 2 >= 2
 
 
 def test_giving_memory_back_needs_no_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
-    pairs_module._trim()
+    pairs_module.give_back()
     monkeypatch.setattr(pairs_module.ctypes, "CDLL", lambda name: object())
-    pairs_module._trim()
+    pairs_module.give_back()
