@@ -29,8 +29,6 @@ from mechir.subspaces import EMBED
 
 BASELINES = {"pad_query": Segment.QUERY, "pad_document": Segment.DOC, "pad_both": Segment.QUERY | Segment.DOC}
 """What becomes [PAD]; special tokens stay."""
-TRIM = 4
-"""After so many lines freed memory is given back."""
 RULES = ("trapezoid", "left", "gauss-legendre")
 
 
@@ -150,7 +148,7 @@ def walk(
         pending, steps = np.arange(len(pairs)), way.steps
         while len(pending):
             left: list[np.ndarray] = []
-            for k, (rows, _) in enumerate(encoded.take(pending).buckets(64, limit // (steps + 1))):
+            for rows, _ in encoded.take(pending).buckets(64, limit // (steps + 1)):
                 found = line.walked(pending[rows], way, steps, readers)
                 good = found.error <= way.tol * np.maximum(np.abs(found.delta), floor)
                 done = good | (2 * steps > way.max_steps)
@@ -158,8 +156,7 @@ def walk(
                 left.append(found.index[~done])
                 if done.any():
                     yield replace(found, converged=good).only(done)
-                if k % TRIM == 0:
-                    give_back()  # a line of nodes is a large batch, and every one has a shape of its own
+                give_back()  # a line of nodes is a large batch, and every one has a shape of its own
             pending, steps = np.concatenate(left), 2 * steps
 
 
