@@ -111,18 +111,18 @@ def test_transfer_and_distribution_compute_nothing_again(
         for label in schemes.LABELS
     }
     whole = told[told["layer"].isna() & (told["p"] == 0.1) & (told["kind"] == "neuron")]
-    names = [TOY.name, "other", "F_in", "F_out", "F_all"]
+    names = [TOY.name, "other", "F_all"]
     label = schemes.LABELS[0]
     ranked = schemes.Ranked.of(wide[label], both.groups)
     one = whole[whole["label"] == label].set_index(["first", "second"])
-    assert len(one) == 10 + 1 + 2  # pairs of five schemes, the intersection of both groups, two halves
+    assert len(one) == 3 + 1 + 2  # pairs of three schemes, the intersection of both groups, two halves
     for k, name in enumerate(names):
         for other in names[k + 1 :]:
             kept = [{site for site in ranked.kept(n, 0.1) if site[0] == "n"} for n in (name, other)]
             assert one.loc[(name, other), "share"] == len(kept[0] & kept[1]) / len(kept[0])
     assert one.loc[(TOY.name, "I_all"), "shared"] == one.loc[(TOY.name, "other"), "shared"]
     assert one.loc[(TOY.name, "I_all"), "p_chance"] == pytest.approx(one.loc[(TOY.name, "other"), "p_chance"])
-    assert one.loc[(TOY.name, "F_in"), "share"] == 1
+    assert not {"F_in", "F_out"} & {*told["first"], *told["second"]}  # the fusion of one collection is that one
     assert (told["label"] == "both labels").any() and (told["second"] == "other queries").any()
     assert told[told["layer"].notna()]["p"].eq(0.01).all() and told[told["layer"].isna()]["p_holm"].notna().all()
 

@@ -72,7 +72,8 @@ def _compared(found: Sequence[Table], groups: Mapping[str, str], seed: int | Non
     """Everything that is compared, on all queries or, with a seed, on queries drawn anew."""
     ranked = _ranked(found, groups, lambda table: None if seed is None else table.drawn(1, seed)[0])
     half, rest = (_ranked(found, groups, partial(_half, which=which, seed=seed)) for which in (0, 1))
-    names = list(ranked[LABELS[0]].orders)
+    alone = [f"F_{group}" for group in groups.values() if len(members(f"F_{group}", groups)) == 1]
+    names = [name for name in ranked[LABELS[0]].orders if name not in alone]  # a fusion of one is that one
     of_all = [scheme for scheme in schemes(groups) if scheme.startswith("I_") and len(members(scheme, groups)) > 1]
     halves = min(len(table.counts) for table in found) > 1
     most = max(sum(kind(site) == one for site in found[0].sites) for one in KINDS)
@@ -157,8 +158,9 @@ def table(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def chart(summary: pd.DataFrame) -> Any:
-    """Agreement of neurons against the share that is taken: schemes with each other, labels, and other queries."""
-    shown = summary[summary["layer"].isna() & (summary["kind"] == "neuron")].copy()
+    """Agreement of neurons against the share that is taken: collections with each other, labels, and other queries."""
+    of_several = summary[["first", "second"]].apply(lambda names: names.str.match("[IF]_")).any(axis=1)
+    shown = summary[summary["layer"].isna() & (summary["kind"] == "neuron") & ~of_several].copy()
     shown["compared"] = shown["first"] + " / " + shown["second"].where(shown["label"] != BOTH, "other label")
     shown["top units, %"] = 100 * shown["p"]
     drawn = charts.lines(
