@@ -1,81 +1,23 @@
-"""The command line: `mechir run | score | show | convert | fetch`."""
+"""`mechir run`: an experiment is a command, whose options come from its signature."""
 
 from __future__ import annotations
 
 import inspect
-import signal
-import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import click
 
+from mechir.cli.ask import print_summary
+from mechir.cli.options import MODEL, REGISTRY, collection_option, shared
 from mechir.errors import MechirError
 
 DEFAULT_EXPERIMENT = "vast2025/direction_ablation"
 DEFAULT_QUERIES = 20
 """How many queries of the embedded collection `mechir run` takes by default: some minutes on two cores."""
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command and exits: 0 done, 2 the user's mistake in one sentence, 130 Ctrl-C, 143 SIGTERM."""
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        commands.main(args=list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
-    except MechirError as error:
-        _exit(2, str(error))
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
-        _exit(130, "interrupted; the same command goes on from the last finished unit")
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    _exit(143, "terminated; the same command goes on from the last finished unit")
-
-
-def _exit(code: int, sentence: str) -> None:
-    click.echo(f"mechir: {sentence}", err=True)
-    sys.exit(code)
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="mechir-encoders")
-def commands() -> None:
-    """How a neural reranker decides that a document is relevant, proved by intervention."""
-
-
-def _shared(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def decorate(command: Any) -> Any:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-_MODEL = (
-    click.option(
-        "--model", "-m", help="A checkpoint's directory or its name on the hub [default: the one that ships]."
-    ),
-    click.option("--device", help="cpu, cuda, cuda:1 [default: a GPU where there is one]."),
-    click.option("--dtype", default="float32", show_default=True, help="float32, float64 or bfloat16."),
-)
-_LIMIT = click.option("--limit-queries", type=click.IntRange(min=1), help="Only the first Q judged queries.")
-
-
-def _collection(more: str = "") -> tuple[Callable[[Any], Any], ...]:
-    told = f"A directory or an ir_datasets id [default: the one that ships]{more}."
-    return click.option("--collection", "-c", multiple=bool(more), help=told), _LIMIT
 
 
 def _repeated(module: ModuleType) -> str:
@@ -105,7 +47,7 @@ _POOL = (
     click.option("--seed", type=int, default=0, show_default=True, help="Of everything drawn at random."),
 )
 _STORE = (
-    click.option("--registry", type=click.Path(path_type=Path), default="mechir-registry", show_default=True),
+    REGISTRY,
     click.option("--shard", default="0/1", help="I/N: compute every N-th unit, for job arrays."),
     click.option("--fresh", is_flag=True, help="Compute everything anew."),
     click.option("--dry-run", is_flag=True, help="Only say what it would cost."),
@@ -134,7 +76,7 @@ class Experiments(click.Group):
         return _experiment_command(load_experiment(cmd_name))
 
 
-@commands.command(cls=Experiments)
+@click.command(cls=Experiments)
 def run() -> None:
     """Runs EXPERIMENT (by default vast2025/direction_ablation), or what is missing of it."""
 
@@ -150,19 +92,19 @@ def _experiment_command(module: ModuleType) -> click.Command:
         _run(module, chosen, several, **given)
 
     command = click.command(module.name, help=inspect.getdoc(module), short_help=_first_line(module))(
-        _shared(
-            *_MODEL,
-            *_collection(_repeated(module)),
+        shared(
+            *MODEL,
+            *collection_option(_repeated(module)),
             *(_DIAGNOSTIC if takes_contrasts(module) else ()),
             *_POOL,
             *_STORE,
         )(start)
     )
-    shared = {option.name for option in command.params}
-    if taken := [name for name in own if name in shared - {"seed"}]:  # one --seed is for all that is drawn
+    everywhere = {option.name for option in command.params}
+    if taken := [name for name in own if name in everywhere - {"seed"}]:  # one --seed is for all that is drawn
         raise MechirError(f"'{module.name}' has an option '{taken[0]}', which means the pool's everywhere: rename it.")
     for name, parameter in own.items():
-        if name not in shared:
+        if name not in everywhere:
             command.params.insert(0, _option(name, parameter))
     return command
 
@@ -230,7 +172,7 @@ def _print_run(stored: Any) -> bool:
             "the rest is not of this shard."
         )
         return False
-    _print_summary(stored)
+    print_summary(stored)
     return True
 
 
@@ -292,107 +234,3 @@ def _print_estimate(cost: dict[str, Any]) -> None:
     click.echo(f"forwards   {cost['forwards']:>12,}")
     click.echo(f"minutes    {cost['minutes']:>12,.1f}")
     click.echo(f"memory     {cost['memory_gb']:>9,.1f} GB")
-
-
-def _print_summary(stored: Any) -> None:
-    from mechir.experiment import shown
-    from mechir.views import tables
-
-    record, summary = stored.record, stored.summary
-    identity = record["identity"]
-    click.echo(tables.summary(printed := shown(identity["experiment"], summary)))
-    if len(printed) < len(summary):
-        click.echo(f"{len(printed)} of {len(summary)} rows; all: {stored.path / 'summary.parquet'}")
-    what = "contrasts" if "fillers" in identity else "pairs"
-    click.echo(f"{record['model']} on {identity['collection']}: {record['queries']} queries, {record['pairs']} {what}")
-    if record.get("skipped"):
-        skipped = stored.skipped
-        click.echo(f"{len(skipped)} pairs gave none, e.g.: {skipped['reason'].iloc[0]} (all: skipped.parquet)")
-    certificate = record["certificate"]
-    click.echo(
-        f"parity with Hugging Face on {certificate['n_pairs']} pairs: scores {certificate['score_cls_only']:.1e} "
-        f"(relative), patterns {certificate['pattern']:.1e}; {record['truncated_documents']} documents truncated"
-    )
-    click.echo(f"Run {stored.id}: {stored.path}; chart: {stored.path / 'chart.html'}")
-
-
-@commands.command()
-@click.argument("run_id", metavar="RUN", required=False)
-@click.option("--registry", type=click.Path(path_type=Path), default="mechir-registry", show_default=True)
-def show(run_id: str | None, registry: Path) -> None:
-    """Prints the table of RUN (the beginning of its id is enough), or lists the runs."""
-    from mechir.registry import runs
-
-    if run_id is not None:
-        _print_summary(runs.find_run(registry, run_id))
-        return
-    found = runs.runs(registry)
-    if not found:
-        raise MechirError(f"'{registry}' holds no run yet: write `mechir run`, or --registry DIR.")
-    for stored in found:
-        record = stored.record
-        click.echo(
-            f"{stored.id}  {record['identity']['experiment']:<28} {len(stored.done())}/{record['units']} units  "
-            f"{record['model']} on {record['identity']['collection']}"
-        )
-
-
-@commands.command()
-@_shared(*_MODEL, *_collection())
-@click.option("--mask", multiple=True, help="e.g. 'doc<-query@0-5'; may be repeated.")
-@click.option("--ablate", multiple=True, help="h8.1, n5.1203, mlp3 or attn3; may be repeated.")
-@click.option("--renormalise", is_flag=True, help="Mask before the softmax instead of after it.")
-@click.option("--readout", default="score", show_default=True, help="score, log_p or p.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Where the TREC run goes.")
-def score(
-    model: str | None,
-    device: str | None,
-    dtype: str,
-    collection: str | None,
-    limit_queries: int | None,
-    mask: tuple[str, ...],
-    ablate: tuple[str, ...],
-    renormalise: bool,
-    readout: str,
-    out: Path,
-) -> None:
-    """Writes a TREC run of all judged pairs, intact or under masks and ablations."""
-    from mechir import Ablate, Mask
-    from mechir import collection as open_collection
-    from mechir.encoder.default import load
-    from mechir.methods.ranking import write_trec_run
-
-    do = [*(Mask.parse(text, renormalise=renormalise) for text in mask), *(Ablate(site) for site in ablate)]
-    pairs = open_collection(collection or "embedded").pairs(limit_queries=limit_queries, easy_negatives=0)
-    scores = load(model, dtype=dtype, device=device).score(pairs, do, readout=readout)
-    said = ["mechir", readout, *mask, *(["renormalised"] if renormalise else []), *ablate]
-    write_trec_run(out, pairs, scores.tolist(), tag="-".join(said).replace(" ", ""))
-    click.echo(f"Wrote {out}: {len(pairs)} pairs by {readout}")
-
-
-@commands.command()
-@click.argument("model")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="A directory that does not exist yet.")
-def convert(model: str, out: Path) -> None:
-    """Turns a pickled checkpoint (a directory or a hub name) into safetensors, once."""
-    from mechir.encoder.convert import convert as convert_
-
-    record = convert_(model, out)
-    click.echo(f"Wrote {out}: {record['tensors']} tensors, sha256 {record['safetensors_sha256']}")
-
-
-@commands.command()
-@click.argument("name", metavar="MODEL_OR_DATASET")
-def fetch(name: str) -> None:
-    """Downloads a hub model or an ir_datasets collection where there is a network, for nodes that have none."""
-    from mechir.encoder.convert import fetch_model
-    from mechir.encoder.default import HUB
-    from mechir.irds import fetch_dataset, is_dataset
-
-    if is_dataset(name):
-        click.echo(fetch_dataset(name))
-    elif name == HUB:
-        fetch_model(name)
-        click.echo(f"'{name}' is in the cache: the embedded model finds it there.")
-    else:
-        click.echo(fetch_model(name))

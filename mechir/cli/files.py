@@ -1,0 +1,70 @@
+"""Commands that read and write files: `score`, `convert`, `fetch`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mechir.cli.options import MODEL, collection_option, shared
+
+
+@click.command()
+@shared(*MODEL, *collection_option())
+@click.option("--mask", multiple=True, help="e.g. 'doc<-query@0-5'; may be repeated.")
+@click.option("--ablate", multiple=True, help="h8.1, n5.1203, mlp3 or attn3; may be repeated.")
+@click.option("--renormalise", is_flag=True, help="Mask before the softmax instead of after it.")
+@click.option("--readout", default="score", show_default=True, help="score, log_p or p.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Where the TREC run goes.")
+def score(
+    model: str | None,
+    device: str | None,
+    dtype: str,
+    collection: str | None,
+    limit_queries: int | None,
+    mask: tuple[str, ...],
+    ablate: tuple[str, ...],
+    renormalise: bool,
+    readout: str,
+    out: Path,
+) -> None:
+    """Writes a TREC run of all judged pairs, intact or under masks and ablations."""
+    from mechir import Ablate, Mask
+    from mechir import collection as open_collection
+    from mechir.encoder.default import load
+    from mechir.methods.ranking import write_trec_run
+
+    do = [*(Mask.parse(text, renormalise=renormalise) for text in mask), *(Ablate(site) for site in ablate)]
+    pairs = open_collection(collection or "embedded").pairs(limit_queries=limit_queries, easy_negatives=0)
+    scores = load(model, dtype=dtype, device=device).score(pairs, do, readout=readout)
+    said = ["mechir", readout, *mask, *(["renormalised"] if renormalise else []), *ablate]
+    write_trec_run(out, pairs, scores.tolist(), tag="-".join(said).replace(" ", ""))
+    click.echo(f"Wrote {out}: {len(pairs)} pairs by {readout}")
+
+
+@click.command()
+@click.argument("model")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A directory that does not exist yet.")
+def convert(model: str, out: Path) -> None:
+    """Turns a pickled checkpoint (a directory or a hub name) into safetensors, once."""
+    from mechir.encoder.convert import convert as convert_
+
+    record = convert_(model, out)
+    click.echo(f"Wrote {out}: {record['tensors']} tensors, sha256 {record['safetensors_sha256']}")
+
+
+@click.command()
+@click.argument("name", metavar="MODEL_OR_DATASET")
+def fetch(name: str) -> None:
+    """Downloads a hub model or an ir_datasets collection where there is a network, for nodes that have none."""
+    from mechir.encoder.convert import fetch_model
+    from mechir.encoder.default import HUB
+    from mechir.irds import fetch_dataset, is_dataset
+
+    if is_dataset(name):
+        click.echo(fetch_dataset(name))
+    elif name == HUB:
+        fetch_model(name)
+        click.echo(f"'{name}' is in the cache: the embedded model finds it there.")
+    else:
+        click.echo(fetch_model(name))
