@@ -34,6 +34,7 @@ from mechir.sites import Mlp as Mlp
 from mechir.sites import Neuron as Neuron
 from mechir.sites import Resid as Resid
 from mechir.sites import Score as Score
+from mechir.sites import Singular as Singular
 from mechir.sites import parse_site as parse_site
 from mechir.subspaces import EditEmbedding as EditEmbedding
 from mechir.subspaces import Project as Project
@@ -45,6 +46,11 @@ _LATER = {
     "load": "mechir.encoder.default",
     "diagnostic": "mechir.diagnostic_sets",
     "run": "mechir.experiment",
+    "Finding": "mechir.registry.findings",
+    "findings": "mechir.registry.queries",
+    "sql": "mechir.registry.queries",
+    "links": "mechir.registry.links",
+    "dossier": "mechir.registry.dossier",
     "Pool": "mechir.experiment",
 }
 _LATER_MODULES = ("planted", "diagnostics")

@@ -2,12 +2,13 @@
 
 An experiment is a file under `analyses/` with `measure(model, pairs, *, <options>) -> DataFrame` (rows per pair, for
 whole queries), `summarise(rows, judged) -> DataFrame` and `chart(summary)`; `table(summary)` is what a terminal prints
-where that is not all of it. One whose `measure` takes `contrasts` in the place of pairs runs on a diagnostic set; one
-with `rows_of = "paper/experiment"` in the place of `measure` summarises the rows of that one.
+where that is not all of it, and `findings(summary)` what the registry is told of components. One whose `measure` takes
+`contrasts` in the place of pairs runs on a diagnostic set; one with `rows_of = "paper/experiment"` in the place of
+`measure` summarises the rows of that one.
 
 `prepare(model, material, **options)` returns what is measured, and options or frames that it found on the rest. It may
 ask by name for the `collection`, for `collections` (one or several in groups) and for `run`, which runs another
-experiment on the same source; `summarise` for these, the `model` and any option.
+experiment on the same source; `summarise` for these, the `model` and any option, `findings` for all of it and `rows`.
 A unit is a run of whole queries and one call of `measure`; batches never cross it, so a part does not depend on which
 process computed it, or when.
 """
@@ -35,6 +36,8 @@ from mechir.contrasts import Contrast
 from mechir.diagnostic_sets import Diagnostic
 from mechir.errors import MechirError, closest
 from mechir.pairs import Pair
+from mechir.registry import entries
+from mechir.registry.findings import checked, of_record
 from mechir.registry.runs import DEFAULT, Run, open_run
 from mechir.sweep import forwards
 
@@ -316,15 +319,20 @@ def _compute(
 
 
 def _finish(stored: Run, module: ModuleType, known: Mapping[str, Any]) -> None:
-    """Summary and chart, made once; the summary is given what it asks for among `known`."""
+    """Summary, chart and findings, made once; they are given what they ask for among `known`."""
     from mechir.views import charts
 
-    if (stored.path / "summary.parquet").is_file():
-        return
-    summary = module.summarise(stored.rows, stored.judged, **_by_name(module.summarise, known))
-    charts.save(module.chart(summary), stored.path / "chart")
-    stored.write_record(stored.record | {"seconds": round(stored.seconds, 1)})
-    stored.write_frame("summary", summary)
+    if not (stored.path / "summary.parquet").is_file():
+        summary = module.summarise(stored.rows, stored.judged, **_by_name(module.summarise, known))
+        charts.save(module.chart(summary), stored.path / "chart")
+        stored.write_record(stored.record | {"seconds": round(stored.seconds, 1)})
+        stored.write_frame("summary", summary)
+    registry = stored.path.parents[1]
+    if hasattr(module, "findings") and not entries.has_findings(registry, stored.id):
+        of = {"summary": stored.summary, "rows": stored.rows} | of_record(stored.record) | dict(known)
+        entries.record(
+            registry, stored.id, checked(module.findings(**_by_name(module.findings, of)), of_record(stored.record))
+        )
 
 
 def _by_name(function: Callable[..., Any], known: Mapping[str, Any]) -> dict[str, Any]:

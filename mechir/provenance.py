@@ -91,6 +91,7 @@ def begin(
             "id": stored.id,
             "identity": dict(identity),
             "model": model.cfg.model_name,
+            "model_revision": model.revision,
             "units": n_units,
             "pairs": len(pairs),
             "queries": len({pair.query_id for pair in pairs}),

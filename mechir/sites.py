@@ -124,6 +124,25 @@ class Resid(NamedTuple):
 
 
 @_by_kind
+class Singular(NamedTuple):
+    """The left singular vector `vector` of W_E, 0 the strongest: `lexical.singular_direction(model, vector)`."""
+
+    vector: int
+
+    @property
+    def layer(self) -> int:
+        """Below all layers: 0."""
+        return 0
+
+    @property
+    def hook(self) -> str:  # noqa: D102
+        return "embed.hook_embed"
+
+    def __str__(self) -> str:
+        return f"embed.u{self.vector}"
+
+
+@_by_kind
 class Score(NamedTuple):
     """What the model says of a pair, as the reader of an edge; `layer` is the number of layers."""
 
@@ -166,6 +185,24 @@ _PATTERNS = {
     r"attn(\d+)": Attn,
     r"resid(\d+)": Resid,
 }
+
+
+PORTS = ("q", "k", "v", "in")
+
+
+def parse_edge(text: str) -> Edge:
+    """The edge that prints as `text`: `parse_edge("h1.3->h8.1.q") == Edge(Head(1, 3), Head(8, 1), "q")`.
+
+    The reader `score` stands for the score of a model of any depth: its layer is -1.
+
+    Raises:
+        MechirError: when `text` is no edge.
+    """
+    source, arrow, rest = text.partition("->")
+    reader, _, port = rest.rpartition(".")
+    if not arrow or port not in PORTS:
+        raise MechirError(f"Cannot read '{text}' as an edge: write h1.3->h8.1.q, mlp1->h3.1.v or h3.1->score.in.")
+    return Edge(parse_site(source), Score(-1) if reader == "score" else parse_site(reader), port)
 
 
 def parse_site(text: str) -> Head | Neuron | Mlp | Attn | Resid:

@@ -115,7 +115,13 @@ def test_the_identity_follows_everything_that_decides_the_numbers(toy: HookedEnc
 
 
 def test_table_1_has_its_rows_and_the_random_ranking(toy: HookedEncoder, tmp_path: Path) -> None:
-    table = run(toy, tmp_path, "vast2025/direction_ablation").summary.set_index("name")
+    stored = run(toy, tmp_path, "vast2025/direction_ablation")
+    table = stored.summary.set_index("name")
+    told = mi.findings(registry=tmp_path)
+    assert len(told) == 30 and set(told["run_id"]) == {stored.id} and told["causal"].all()
+    one = told[[site == mi.Mask("doc<-query") for site in told["site"]]].iloc[0]
+    expected = table.loc["doc<-query", ["change", "change_low", "change_high", "p_holm", "n"]]
+    assert one[["value", "low", "high", "p_corrected", "n_queries"]].tolist() == expected.tolist()
     assert len(table) == 1 + 25 + 5 + 2
     assert table.loc["random", "ndcg"] == pytest.approx(table.loc["random_analytic", "ndcg"], abs=0.01)
     # With every source cut, CLS is the same for every document: the ranking is random, and everything is tied.

@@ -37,7 +37,30 @@ def summaries(toy: HookedEncoder, tmp_path_factory: pytest.TempPathFactory) -> d
         assert (stored.path / "chart.png").is_file() and (stored.path / "chart.html").is_file()
         assert experiment.run(name, toy, mi.collection(TOY), pool=Pool(per_grade=4), registry=registry, **options)
         found[name] = stored.summary
+    found["findings"] = mi.findings(registry=registry)
     return found
+
+
+def test_every_part_becomes_a_finding(summaries: dict[str, pd.DataFrame]) -> None:
+    told = summaries["findings"]
+    rise = told[told["measure"] == "rise of attention, tf 0 to 8"]
+    rise = rise.set_index(rise["site"].map(str))
+    heads = summaries["lu2025/soft_tf"].set_index("site")
+    np.testing.assert_allclose(rise["value"], heads.loc[rise.index, "rise"])
+    assert len(rise) == 8 and set(rise["family"]) == {"8 heads"} and rise["p_corrected"].between(0, 1).all()
+    assert set(told[told["measure"] == "k1 of attention"]["term"]) == {"saturation"}
+    vectors = told[told["measure"] == "r with IDF"]
+    assert sorted(map(str, vectors["site"])) == [f"embed.u{k}" for k in range(5)] and not vectors["causal"].any()
+    edit = told[told["measure"].str.contains("up IDF")]
+    assert edit["causal"].all() and edit["site"].map(str).str.startswith("embed.u").all() and (edit["least"] > 0).all()
+    dose = summaries["lu2025/idf_edit"]
+    at = dose[(dose["measure"] == "score") & (dose["factor"] == 3)].set_index("along")["estimate"]
+    score = edit[edit["unit"] == "logits"].iloc[0]
+    assert score["value"] == pytest.approx(at["direction"] - at["random"], abs=1e-6)
+    weights = told[told["measure"].isin(["weight of soft-TF", "weight of IDF x soft-TF"])]
+    assert len(weights) == 4 and (weights["low"] <= weights["high"]).all()
+    whole = told[told["measure"] == "semantic BM25"].iloc[0]
+    assert whole["site"] is None and whole["n_queries"] == 2
 
 
 def test_idf_direction_has_every_vector_and_the_norm(summaries: dict[str, pd.DataFrame], toy: HookedEncoder) -> None:

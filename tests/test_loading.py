@@ -224,6 +224,12 @@ def test_a_name_that_is_nothing_is_refused(name: str, message: str) -> None:
         mi.load(name)
 
 
+def test_the_revision_is_that_of_the_hubs_cache(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    shutil.copytree(checkpoints.path("bert"), tmp_path / "snapshots" / "0123abcd")
+    assert mi.load(tmp_path / "snapshots" / "0123abcd").revision == "0123abcd"
+    assert mi.load(checkpoints.path("bert")).revision == ""
+
+
 def test_fetch_says_what_to_type_next(
     monkeypatch: pytest.MonkeyPatch, checkpoints: Checkpoints, tmp_path: Path
 ) -> None:

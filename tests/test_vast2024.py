@@ -20,6 +20,7 @@ from mechir.experiment import Pool, Shard
 from mechir.methods import importance, pruning, ranking, schemes
 from mechir.methods.statistics import bootstrap_mean
 from mechir.methods.walk import Way
+from mechir.registry.queries import matching
 from tests.models import TOY, TOY_MODEL
 from tests.test_cli import call
 
@@ -191,6 +192,29 @@ def test_units_can_be_ranked_by_what_separates_the_labels(toy: HookedEncoder, re
     sets = pd.read_parquet(stored.path / "sets.parquet").set_index("set")
     expected = schemes.top(wide["relevant"] - wide["non-relevant"], 0.1)
     assert sets.loc["top", "sites"].split(",") == expected
+
+
+def test_units_become_findings(toy: HookedEncoder, both: Collections, registry: Path) -> None:
+    learned = run("importance", toy, both, registry)
+    told = matching(registry, {"run_id": learned.id})
+    heads = told[told["site"].str.startswith("h")]
+    assert len(heads) == 2 * 2 * 8 and set(heads["collection"]) == {TOY.name, "other"}
+    summary = learned.summary.set_index(["collection", "label", "site"])
+    for row in told.itertuples():
+        label = row.measure.removeprefix("conductance, ").removesuffix(" documents")
+        source = summary.loc[(row.collection, label, row.site)]
+        assert (row.value, row.label.split()[1]) == (source["conductance"], str(source["rank"]))
+    neurons = told[told["role"] == "relevance-neuron"]
+    assert len(neurons) and neurons["site"].str.startswith("n").all() and set(heads["role"]) == {"scoring"}
+    pruned = run("pruning", toy, both, registry, grid="5", scheme="F_in,out-in", every=2)
+    told = matching(registry, {"run_id": pruned.id})
+    assert told["causal"].all() and (told["site"] == "").all() and (told["sign"] == -1).all()
+    assert set(told["measure"]) == {"nDCG@10 without", "MRR without"}
+    assert set(told["label"]) == {
+        f"{end} 5 % of {scheme}" for end in ("top", "bottom") for scheme in ("F_in", "out-in")
+    }
+    excess = pruned.summary["excess"].dropna().sort_values()
+    np.testing.assert_array_equal(told["value"].sort_values(), excess)
 
 
 def test_matching_heads_are_set_beside_conductance(toy: HookedEncoder, registry: Path) -> None:

@@ -65,6 +65,12 @@ def test_each_runs_in_units_and_draws(
     stored = experiment.run(name, toy, collection, pool=POOL, registry=tmp_path, **NAMES[name])
     assert len(stored.done()) == 6 and len(stored.summary) > 1 and (stored.path / "chart.html").is_file()
     assert (stored.path / "chart.png").read_bytes().startswith(b"\x89PNG")
+    told = mi.findings(registry=tmp_path)
+    assert (
+        set(told["role"]) == {"matching"}
+        and len(told) == {"contrast": 16, "svd": 8, "projection": 10}[name.split("_")[-1]]
+    )
+    assert told["causal"].all() == (name == "vast2025/qk_projection") and told["p_corrected"].between(0, 1).all()
     whole = module.measure(toy, POOL.pairs(collection), **NAMES[name])
     keys = [key for key in ("site", "directions", "direction", "query_id", "doc_id", "grade") if key in whole]
     numbers = [key for key in whole if key not in keys and whole[key].dtype.kind == "f"]

@@ -40,6 +40,13 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def findings(summary: pd.DataFrame, axiom: str) -> pd.DataFrame:
+    """The effect of every place at the top of the ranking, corrected over the whole map."""
+    kept = summary[summary["rank"] == "top"]
+    found = effects.stated(kept, axiom)
+    return found.assign(measure=f"patching, {axiom}, at " + kept["at"] + ", top third", family=f"{len(found)} places")
+
+
 def chart(summary: pd.DataFrame) -> Any:
     """Layer x role, a panel per component and third."""
     panels = summary["component"] + ", " + summary["rank"] + " third"

@@ -40,6 +40,15 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     return means.merge(found.rename(columns={"estimate": "change"}), on=by)
 
 
+def findings(summary: pd.DataFrame) -> pd.DataFrame:
+    """How much of the words' attention goes to CLS and separators on the base, mean over what reads."""
+    special = ("cls", "sep")
+    readers = summary[~summary["reader"].isin(special) & summary["source"].isin(special)]
+    mass = readers.groupby(["site", "reader"], sort=False)["base"].sum().groupby("site", sort=False).mean()
+    told = {"measure": "attention to CLS and separators", "unit": "attention", "role": "no-op"}
+    return pd.DataFrame({"site": mass.index, "value": mass.to_numpy()}).assign(**told)
+
+
 def chart(summary: pd.DataFrame) -> Any:
     """Reader x source, a panel per head: the change from base to donor."""
     return charts.effect_map(

@@ -37,6 +37,13 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     return found[["rank", *(name for name in found.columns if name != "rank")]]
 
 
+def findings(summary: pd.DataFrame, axiom: str) -> pd.DataFrame:
+    """The effect of every head, corrected over all of them."""
+    found = effects.stated(summary[summary["rank"] == "all"], axiom)
+    role = "soft-tf" if axiom.startswith("tfc") else ""
+    return found.assign(measure=f"patching, {axiom}", role=role, family=f"{len(found)} heads")
+
+
 def chart(summary: pd.DataFrame) -> Any:
     """Layer x head, a panel per third."""
     return charts.head_map(summary, "site", title="Effect of patching a head on the score (logits)", column="rank")

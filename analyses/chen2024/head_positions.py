@@ -35,6 +35,13 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     return effects.table(rows, ["site", "at"])
 
 
+def findings(summary: pd.DataFrame, axiom: str) -> pd.DataFrame:
+    """The effect of every place, corrected over the whole map."""
+    kept = summary
+    found = effects.stated(kept, axiom)
+    return found.assign(measure=f"patching, {axiom}, at " + kept["at"], family=f"{len(found)} places")
+
+
 def chart(summary: pd.DataFrame) -> Any:
     """Head x role."""
     return charts.effect_map(

@@ -40,6 +40,13 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def findings(summary: pd.DataFrame, axiom: str) -> pd.DataFrame:
+    """The effect of every place, corrected over the whole map."""
+    kept = summary
+    found = effects.stated(kept, axiom)
+    return found.assign(measure=f"patching, {axiom}, at " + kept["at"], family=f"{len(found)} places")
+
+
 def chart(summary: pd.DataFrame) -> Any:
     """Layer x place, a panel per component, as a share of the score gap."""
     return charts.effect_map(

@@ -65,6 +65,14 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def findings(summary: pd.DataFrame, axiom: str) -> pd.DataFrame:
+    """The effect of every sender by way of one port of the scoring heads, corrected over all paths."""
+    found = effects.stated(summary, axiom, "sender")
+    into = summary["edge"].str.partition("->")[2].str.replace(r"\.[qkv]\b", "", regex=True)
+    told = {"measure": "path into the scoring heads' " + summary["port"] + f", {axiom}", "label": "into " + into}
+    return found.assign(**told, role="query-context", family=f"{len(found)} paths")
+
+
 def chart(summary: pd.DataFrame) -> Any:
     """Layer x head of the senders, a panel per port."""
     receivers = summary["edge"].iloc[0].partition("->")[2].split("+")

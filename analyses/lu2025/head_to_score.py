@@ -34,6 +34,13 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values("estimate", key=abs, ascending=False, ignore_index=True)
 
 
+def findings(summary: pd.DataFrame, axiom: str) -> pd.DataFrame:
+    """The effect of every sender, corrected over all of them."""
+    found = effects.stated(summary, axiom, "sender")
+    role = "scoring"
+    return found.assign(measure=f"path to the score, {axiom}", role=role, family=f"{len(found)} senders")
+
+
 def chart(summary: pd.DataFrame) -> Any:
     """Layer x head, in logits; MLPs are in the table."""
     return charts.head_map(summary, "sender", title="Effect on the score along the path head -> score")

@@ -59,6 +59,21 @@ def summarise(
     return found.merge(own.rename(columns=names)[["vector", *names.values()]], on="vector")
 
 
+def findings(summary: pd.DataFrame) -> pd.DataFrame:
+    """R of every singular vector with IDF over the word pieces of the collection; its sign is a convention."""
+    kept = summary[summary["vector"] != "norm"]
+    names = {f"pearson_idf{end}": name for end, name in (("", "value"), ("_low", "low"), ("_high", "high"))}
+    told = kept.rename(columns=names | {"p_idf": "p_corrected"})[["value", "low", "high", "p_corrected"]]
+    how = {"measure": "r with IDF", "unit": "r", "role": "idf", "term": "idf", "sign": 0, "least": 0.1}
+    of = {
+        "label": "of " + kept["n"].astype(str) + " word pieces",
+        "family": f"{len(kept)} vectors",
+        "n_queries": 0,
+        "n_pairs": 0,
+    }
+    return told.assign(site="embed.u" + kept["vector"].astype(str), **how, **of)
+
+
 def chart(summary: pd.DataFrame) -> Any:
     """|r| of every singular vector with IDF, by place; the rule is the length of the rows of W_E."""
     vectors = summary[summary["vector"] != "norm"]

@@ -170,6 +170,25 @@ def across(summaries: pd.DataFrame) -> pd.DataFrame:
     return own.join(wide).loc[summaries["collection"].unique()].reset_index()
 
 
+def findings(summary: pd.DataFrame, rows: pd.DataFrame, model: Any, *, heads: str = "") -> pd.DataFrame:
+    """What every chosen head weighs in the semantic BM25, by soft-TF and its product with IDF; and how good that is."""
+    every, chosen = [str(head) for head in all_heads(model)], heads.split(",")
+    features = semantic.pooled(rows, [every.index(name) for name in chosen], "soft_tf,product")
+    weights = semantic.weights(features, rows["score"].to_numpy(), rows["query_id"].to_numpy())
+    weights = weights.rename(columns={"weight": "value"}).assign(site=chosen * 2, unit="logits per sd")
+    kinds = (("weight of soft-TF", "soft-tf", "tf"), ("weight of IDF x soft-TF", "idf", "idf"))
+    parts = zip((weights[: len(chosen)], weights[len(chosen) :]), kinds, strict=True)
+    found = [part.assign(measure=measure, role=role, term=term) for part, (measure, role, term) in parts]
+    whole = summary[summary["model"] == WHOLE].rename(
+        columns={"pearson": "value", "queries": "n_queries", "n": "n_pairs"}
+    )
+    whole = whole[["value", "low", "high", "n_queries", "n_pairs"]].assign(
+        site="", measure="semantic BM25", unit="r, held out"
+    )
+    found = [one.assign(n_queries=rows["query_id"].nunique(), n_pairs=len(rows)) for one in found]
+    return pd.concat([*found, whole], ignore_index=True).fillna({"role": "", "term": ""})
+
+
 def chart(summary: pd.DataFrame) -> Any:
     """Pearson r with the score on held-out queries, with its interval."""
     return charts.bars(

@@ -15,10 +15,12 @@ import pandas as pd
 
 from mechir.methods.matching import choose_matching
 from mechir.methods.soft_tf import COUNTS, TIMES, saturation, similarity_correlation, term_mass
-from mechir.methods.statistics import bootstrap_mean
+from mechir.methods.statistics import bootstrap_mean, sign_flips
 from mechir.pairs import Pair, first_of_each
 from mechir.views import charts
 
+LEAST = 0.02
+"""A rise of attention below this is called nothing, whatever its p."""
 STRONGEST = 6
 """Heads named in the chart for the rise of their mass, matching or not."""
 
@@ -103,6 +105,30 @@ def _curve(rows: pd.DataFrame) -> pd.DataFrame:
         lines.append({"site": "mass", "heads": heads, "count": count, "queries": len(values)})
         lines[-1] |= {"mass": values.mean(), "mass_low": low, "mass_high": high}
     return pd.DataFrame(lines)
+
+
+def findings(summary: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """How every head's mass rises with tf (a test over all heads) and with length, where it saturates, what it follows.
+
+    The document is changed here, not the head: none of these is causal.
+    """
+    heads = summary[summary["site"].str.startswith("h")].set_index("site")
+    tf = rows[rows["kind"] == "tf"]
+    rises = np.column_stack([_change(tf[tf["site"] == site], COUNTS) for site in heads.index])
+    tested = {"p_corrected": sign_flips(rises), "family": f"{len(heads)} heads", "least": LEAST}
+    found = [
+        _stated(heads, "rise", "tf", "rise of attention, tf 0 to 8", "attention").assign(**tested),
+        _stated(heads, "k1", "saturation", "k1 of attention", "occurrences"),
+        _stated(heads, "by_length", "length", "rise of attention, document three times over", "attention"),
+        _stated(heads, "similarity", "tf", "attention and likeness of embeddings", "r"),
+    ]
+    return pd.concat(found, ignore_index=True).dropna(subset="value")
+
+
+def _stated(heads: pd.DataFrame, name: str, term: str, measure: str, unit: str) -> pd.DataFrame:
+    names = {name: "value", f"{name}_low": "low", f"{name}_high": "high", "queries": "n_queries"}
+    kept = heads.reset_index().rename(columns=names)[["site", "value", "low", "high", "n_queries"]]
+    return kept.assign(measure=measure, unit=unit, role="soft-tf", term=term)
 
 
 def chart(summary: pd.DataFrame) -> Any:

@@ -30,6 +30,8 @@ from mechir.methods.walk import Way
 from mechir.pairs import Pair, split_queries
 from mechir.views import charts
 
+ENDS = 0.01
+"""Neurons that become findings: this share at either end."""
 SHARE = 0.01
 """Of neurons, that the chart counts layer by layer."""
 PRINTED, NAMED = 10, 3
@@ -112,6 +114,21 @@ def _some(names: pd.Series) -> str:
 def table(summary: pd.DataFrame) -> pd.DataFrame:
     """The first ten of each kind."""
     return summary[summary["rank"] <= PRINTED]
+
+
+def findings(summary: pd.DataFrame, *, target: str = "score") -> pd.DataFrame:
+    """The conductance of every head, and of the neurons at either end: the first and the last per cent."""
+    sizes = summary.groupby(["collection", "label", "kind"])["rank"].transform("max")
+    ends = (summary["rank"] <= sizes * ENDS) | (summary["rank"] > sizes * (1 - ENDS))
+    kept = summary[(summary["kind"] == "head") | ends]
+    names = {"conductance": "value", "queries": "n_queries", "pairs": "n_pairs"}
+    told = kept.rename(columns=names)[["collection", "site", "value", "low", "high", "n_queries", "n_pairs"]]
+    return told.assign(
+        measure="conductance, " + kept["label"] + " documents",
+        unit="logits" if target == "score" else target,
+        role=kept["kind"].map({"head": "scoring", "neuron": "relevance-neuron"}),
+        label="rank " + kept["rank"].astype(str) + " of " + sizes[kept.index].astype(str),
+    )
 
 
 def chart(summary: pd.DataFrame) -> Any:

@@ -22,6 +22,8 @@ from mechir.registry.runs import Run
 from mechir.sweep import sweep
 from mechir.views import charts
 
+LEAST = 0.01
+"""A change of nDCG or MRR below this is called nothing, whatever its p."""
 FULL = "0.1,0.5,1,2,5,10"
 DIFFERENCE = "difference"
 BY = (*LABELS, DIFFERENCE)
@@ -116,6 +118,20 @@ def table(summary: pd.DataFrame) -> pd.DataFrame:
     shown = summary[summary["draw"] < 0].drop(columns=left_out).astype({"units": "Int64"})
     shown.insert(3, "percent", [f"{100 * p:g}" if p > 0 else "" for p in summary.loc[shown.index, "p"]])
     return shown
+
+
+def findings(summary: pd.DataFrame) -> pd.DataFrame:
+    """What the ranking loses without each set of units beyond random sets; a set is no component and has no site."""
+    kept = summary[summary["excess"].notna()]
+    names = {"collection": "collection", "queries": "n_queries", "p_excess": "p", "p_excess_holm": "p_corrected"}
+    names |= {"excess": "value", "excess_low": "low", "excess_high": "high"}
+    told = kept[list(names)].rename(columns=names)
+    share = pd.Series([f"{100 * p:g} %" for p in kept["p"]], index=kept.index)
+    how = {"site": "", "sign": -1, "causal": True, "least": LEAST, "role": "relevance-neuron"}
+    named = kept["set"] + " " + share + " of " + kept["scheme"]
+    return told.assign(
+        **how, measure=kept["measure"] + " without", unit=kept["measure"], label=named, family=f"{len(kept)} sets"
+    )
 
 
 def chart(summary: pd.DataFrame) -> Any:

@@ -84,6 +84,18 @@ def _beside_random(part: pd.DataFrame, *, deeper: bool) -> tuple[dict[str, float
     return told | {"excess": beyond.mean(), "excess_low": least, "excess_high": most}, beyond
 
 
+def findings(summary: pd.DataFrame) -> pd.DataFrame:
+    """What the aligned directions of a head's queries do beyond random ones: to its attention, and to the score."""
+    found = []
+    for what, unit, sign, least in (("attention", "attention", -1, 0.005), ("score", "logits", 1, 0.01)):
+        names = {f"{what}_excess": "value", f"{what}_excess_low": "low", f"{what}_excess_high": "high"}
+        kept = summary.rename(columns=names | {f"{what}_p_max": "p_corrected", "queries": "n_queries"})
+        kept = kept[["site", "value", "low", "high", "p_corrected", "n_queries"]]
+        told = {"measure": f"{what} without aligned directions", "unit": unit, "sign": sign, "least": least}
+        found.append(kept.assign(**told, role="matching", causal=True, family=f"{len(kept)} heads, {what}"))
+    return pd.concat(found, ignore_index=True)
+
+
 def chart(summary: pd.DataFrame) -> Any:
     """Fall of the matching attention against change of the score; named are heads that move it beyond chance."""
     named = (summary["score_excess"] > 0) & (summary["score_p_max"] < 0.05)

@@ -64,6 +64,7 @@ class HookedEncoder(HookedRootModule):
         super().__init__()
         self.hf = hf.eval().requires_grad_(False)
         self.tokenizer, self.family, self.fingerprint = tokenizer, family, fingerprint
+        self.revision = ""
         self.parts = parts(hf, family)
         self.cfg = _dimensions(hf, family, name, self.parts)
         self._positions_after = hf.config.pad_token_id if family.positions_from_padding else None

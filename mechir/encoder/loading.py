@@ -47,6 +47,7 @@ def load(
     _refuse_non_finite_weights(hf, folder)
     fingerprint = _fingerprint([*files, config_file, *(folder / name for name in TOKENIZER_FILES)])
     options: dict[str, Any] = {"dtype": dtype, "device": device, "relevant_label": relevant_label}
+    options["revision"] = folder.name if folder.parent.name == "snapshots" else ""  # the hub's cache
     return assemble(hf, _tokenizer(folder, raw, hf), family, name=str(name_or_path), fingerprint=fingerprint, **options)
 
 
@@ -60,10 +61,12 @@ def assemble(
     dtype: str | torch.dtype = "float32",
     device: str | torch.device | None = None,
     relevant_label: int | None = None,
+    revision: str = "",
 ) -> HookedEncoder:
     """A `HookedEncoder` of a complete model, in the dtype and on the device that were asked for."""
     hf = hf.to(_number(dtype))
     model = HookedEncoder(hf, tokenizer, family, name=name, fingerprint=fingerprint, relevant_label=relevant_label)
+    model.revision = revision
     return model.to(_device(device))
 
 

@@ -13,6 +13,20 @@ DRAWS = 1000
 """Random rankings behind the row `random`, as in the paper."""
 
 
+LEAST = 0.01
+"""A change of nDCG below this is called nothing, whatever its p."""
+
+
+def stated(table: pd.DataFrame) -> pd.DataFrame:
+    """The cuts of `condition_table` as findings."""
+    cuts = table[table["name"].str.contains("<-", regex=False)]
+    told = {"name": "site", "change": "value", "change_low": "low", "change_high": "high", "p_paired": "p"}
+    told |= {"p_holm": "p_corrected", "n": "n_queries"}
+    kept = cuts[list(told)].rename(columns=told)
+    how = {"measure": "nDCG@10 without", "unit": "nDCG@10", "sign": -1, "causal": True, "least": LEAST}
+    return kept.assign(**how, family=f"{len(cuts)} cuts")
+
+
 def condition_table(
     rows: pd.DataFrame, judged: pd.DataFrame, *, original: str = "original", k: int = 10
 ) -> pd.DataFrame:

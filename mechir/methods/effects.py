@@ -16,6 +16,10 @@ PAIR = ["query_id", "doc_id", "filler"]
 METRICS = ("difference", "ratio", "robust", "ratio_of_means")
 ROUNDING = ranking.TIE
 """Mean effects of a query below this are 0 to the test: they are what float32 makes of nothing."""
+LEAST = 0.05
+"""An effect below this share of the gap (or below so many logits) is called nothing, whatever its p."""
+TERM_OF = {"tfc": "tf", "tdc": "idf", "lnc": "length"}
+"""Which part of BM25 a diagnostic changes, by the beginning of its name."""
 MIN_GAP = 0.01
 """Score gaps below this carry no ratio: a numerator of rounding over a denominator of nothing."""
 
@@ -123,6 +127,20 @@ def table(rows: pd.DataFrame, by: Sequence[str], *, min_gap: float = MIN_GAP) ->
         means = alone.groupby(list(by), sort=False).mean().rename(f"estimate[{filler}]")
         found = found.merge(means, "left", left_on=list(by), right_index=True)
     return found
+
+
+def stated(found: pd.DataFrame, axiom: str, site: str = "site") -> pd.DataFrame:
+    """The lines of `table` as findings: the share of the gap, or the effect in logits where no gap is large enough.
+
+    A share counts from 0.05 on, an effect from 0.05 logits on. `term` is what the diagnostic `axiom` changes.
+    """
+    share = bool(found["share"].notna().all())
+    names = ["share", "share_low", "share_high"] if share else ["estimate", "low", "high"]
+    told = dict(zip(names, ("value", "low", "high"), strict=True))
+    kept = found[[site, *names, "p_max", "queries", "n"]]
+    kept = kept.rename(columns=told | {site: "site", "p_max": "p_corrected", "queries": "n_queries", "n": "n_pairs"})
+    term = next((term for start, term in TERM_OF.items() if axiom.startswith(start)), "")
+    return kept.assign(unit="share of the gap" if share else "logits", least=LEAST, term=term, causal=True)
 
 
 def _line(values: pd.Series, gaps: pd.Series | None) -> dict[str, Any]:

@@ -176,6 +176,25 @@ def fitted(features: np.ndarray, target: np.ndarray, train: np.ndarray) -> np.nd
     return np.asarray(LinearRegression().fit(standard[train], target[train]).predict(standard))
 
 
+def weights(
+    features: np.ndarray, target: np.ndarray, query: np.ndarray, *, draws: int = 200, seed: int = 0
+) -> pd.DataFrame:
+    """The coefficients of that model on all pairs given: logits for one standard deviation of a feature.
+
+    One row per feature: `weight`, with `low` and `high` (95 %, whole queries resampled). Where features go together a
+    single weight says little.
+    """
+
+    def of(some: np.ndarray) -> np.ndarray:
+        spread = features[some].std(0)
+        standard = (features[some] - features[some].mean(0)) / np.where(spread > 0, spread, 1)
+        return np.asarray(LinearRegression().fit(standard, target[some]).coef_)
+
+    drawn = [of(some) for some in resampled(query, draws, seed)]
+    bounds = np.quantile(drawn, [0.025, 0.975], axis=0) if drawn else np.full((2, features.shape[1]), np.nan)
+    return pd.DataFrame({"weight": of(np.arange(len(target))), "low": bounds[0], "high": bounds[1]})
+
+
 def quality(
     predicted: np.ndarray, target: np.ndarray, query: np.ndarray, *, draws: int = 1000, seed: int = 0
 ) -> dict[str, float]:

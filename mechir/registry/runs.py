@@ -97,17 +97,17 @@ class Run:
         """Stores the rows of a unit, whole or not at all."""
         table = pa.Table.from_pandas(rows, preserve_index=False)
         table = table.replace_schema_metadata((table.schema.metadata or {}) | {b"seconds": f"{seconds:.3f}".encode()})
-        with _whole(self.part(unit)) as file:
+        with whole(self.part(unit)) as file:
             pq.write_table(table, file)
 
     def write_frame(self, name: str, frame: pd.DataFrame) -> None:
         """Stores a frame beside the parts."""
-        with _whole(self.path / f"{name}.parquet") as file:
+        with whole(self.path / f"{name}.parquet") as file:
             frame.to_parquet(file, index=False)
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Stores `run.json`."""
-        with _whole(self.path / "run.json") as file:
+        with whole(self.path / "run.json") as file:
             file.write_text(json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
 
 
@@ -153,8 +153,11 @@ def find_run(registry: Path, name: str) -> Run:
 
 
 @contextlib.contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """A temporary file that becomes `target` at the end, synced first; on any error nothing is left behind."""
+def whole(target: Path, *, once: bool = False) -> Iterator[Path]:
+    """A temporary file that becomes `target` at the end, synced first; on any error nothing is left behind.
+
+    `once`: FileExistsError where `target` is there by then, which is not touched.
+    """
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     os.close(handle)
     temporary = Path(name)
@@ -163,7 +166,10 @@ def _whole(target: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
-        temporary.replace(target)
+        if once:
+            os.link(temporary, target)
+        else:
+            temporary.replace(target)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise MechirError(

@@ -1,0 +1,168 @@
+"""A finding: what one run says of one component of one model, on one collection, by one measure."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, fields
+from typing import Any
+
+import pandas as pd
+
+from mechir.errors import MechirError, closest
+from mechir.interventions import Mask
+from mechir.sites import Edge, Singular, Site, parse_edge, parse_site
+
+ROLES = ("matching", "soft-tf", "idf", "query-context", "scoring", "no-op", "relevance-neuron")
+"""What a component may do: match words; count them; weigh them by rarity; gather the query; make the score of it; take
+attention that is not needed; carry relevance."""
+TERMS = ("tf", "idf", "length", "saturation")
+"""The parts of BM25."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """`site` of a model has `value` by `measure`, with its interval, says run `run_id`.
+
+    `site` is written as it prints: h8.1, n5.1203, mlp3, attn3, resid0, embed.u0 (a left singular vector of W_E), an
+    edge (h1.3->h8.1.q), a direction of attention (doc<-query, of layers doc<-query@0-5); empty for a set of units.
+    `role` and `term`: what it is evidence for or against, of `ROLES` and `TERMS`; empty where it is none. `label`: what
+    the experiment calls it ("lexical"). `value` in `unit`, signed; positive speaks for the role unless `sign` is -1,
+    and with 0 either does. `low`, `high`: its 95 % interval. `least`: |value| below this is called nothing, whatever p.
+    `causal`: the component itself was changed. `p`, and `p_corrected` for all of `family` (such as "72 heads").
+    `n_queries`, `n_pairs`: what it was measured on; 0 for weights alone. The other columns are the run's.
+    """
+
+    site: str
+    measure: str
+    value: float
+    unit: str
+    role: str = ""
+    term: str = ""
+    label: str = ""
+    sign: int = 1
+    causal: bool = False
+    least: float = 0.0
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan
+    p_corrected: float = math.nan
+    family: str = ""
+    n_queries: int = 0
+    n_pairs: int = 0
+    run_id: str = ""
+    experiment: str = ""
+    model: str = ""
+    model_fingerprint: str = ""
+    model_revision: str = ""
+    collection: str = ""
+    collection_sha256: str = ""
+    parity: float = math.nan
+    seed: int = 0
+    written: str = ""
+
+
+COLUMNS: dict[str, Field[Any]] = {field.name: field for field in fields(Finding)}
+TYPES = {"str": "str", "float": "float64", "int": "int64", "bool": "bool"}
+OF_RUN = tuple(COLUMNS)[tuple(COLUMNS).index("run_id") :]
+"""The columns that say which run a finding is of."""
+
+
+def address(text: str) -> Site | Edge | Mask | None:
+    """The object that a finding's site prints as: a site, an edge, or the mask of a direction; None for a set of units.
+
+    Raises:
+        MechirError: for what is none of them.
+    """
+    if not text:
+        return None
+    if "<-" in text:
+        return Mask.parse(text)
+    if text.startswith("embed.u") and text[7:].isdigit():
+        return Singular(int(text[7:]))
+    return parse_edge(text) if "->" in text else parse_site(text)
+
+
+def printed(site: Any) -> str:
+    """A site as findings write it, from an object or from text that prints so.
+
+    Raises:
+        MechirError: for what is no site.
+    """
+    if not isinstance(site, Mask):
+        address(str(site))
+        return str(site)
+    if site.renormalise or site.heads:
+        raise MechirError(
+            f"There are no findings of {site!r}: of masks, those of whole layers without renormalise are."
+        )
+    if site.layers is None:
+        return str(site.direction)
+    first, last = site.layers[0], site.layers[-1]
+    whole = site.layers == tuple(range(first, last + 1))
+    return f"{site.direction}@{f'{first}-{last}' if whole else ','.join(map(str, site.layers))}"
+
+
+def refuse_unknown(role: str | None = None, term: str | None = None) -> None:
+    """Refuses a role or a term that is none.
+
+    Raises:
+        MechirError: with the closest names.
+    """
+    for what, given, known in (("role", role, ROLES), ("term", term, TERMS)):
+        if given and given not in known:
+            raise MechirError(f"Unknown {what} '{given}': the closest are {closest(given, known)}.")
+
+
+def checked(frame: pd.DataFrame, of_run: Mapping[str, Any]) -> pd.DataFrame:
+    """An experiment's findings with all columns of `Finding` and no others; rows without a value are left out.
+
+    Args:
+        frame: columns of `Finding`, those without a default at least; others are left out.
+        of_run: `of_record`.
+
+    Raises:
+        MechirError: for a missing column, an unknown role, term or site, an infinite value.
+    """
+    missing = [name for name, one in COLUMNS.items() if one.default is MISSING and name not in frame]
+    if missing:
+        raise MechirError(f"These findings have no column '{missing[0]}': give {', '.join(missing)}.")
+    whole = pd.DataFrame(index=range(len(frame)))
+    for name, one in COLUMNS.items():
+        given = pd.Series(frame[name].array if name in frame else of_run.get(name, one.default), index=whole.index)
+        default = of_run.get(name, one.default)
+        known = given if default in (MISSING, math.nan) else given.fillna(default)
+        whole[name] = known.astype(TYPES[str(one.type)])
+    for role, term in whole[["role", "term"]].drop_duplicates().itertuples(index=False):
+        refuse_unknown(role, term)
+    for site in whole["site"].unique():
+        address(site)
+    whole = whole[whole["value"].notna()].reset_index(drop=True)
+    bad = whole[whole["value"].map(math.isinf)]
+    if len(bad):
+        raise MechirError(
+            f"The value of {bad['site'].iloc[0]} by '{bad['measure'].iloc[0]}' is infinite: leave it out."
+        )
+    return whole
+
+
+def of_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the findings of a run repeat of its record, and `axiom`, of a run on contrasts the diagnostic."""
+    identity = record["identity"]
+    axiom, _, collection = (
+        identity["collection"].rpartition(" of ") if "fillers" in identity else ("", "", identity["collection"])
+    )
+    told = {name: identity.get(name, "") for name in ("experiment", "model_fingerprint", "collection_sha256")}
+    return told | {
+        "axiom": axiom,
+        "collection": collection,
+        "run_id": record["id"],
+        "n_queries": record["queries"],
+        "n_pairs": record["pairs"],
+        "model": record["model"],
+        "model_revision": record.get("model_revision", ""),
+        "parity": float(record["certificate"]["score_cls_only"]),
+        "seed": int(identity.get("options", {}).get("seed", identity.get("pool", {}).get("seed", 0))),
+        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }

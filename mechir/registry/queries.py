@@ -1,0 +1,169 @@
+"""Questions to the findings of a registry: by column, or in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+
+from mechir.errors import MechirError, closest
+from mechir.registry.entries import latest, refuse_other, set_damaged_aside
+from mechir.registry.findings import COLUMNS, TYPES, printed, refuse_unknown
+from mechir.registry.frames import SiteFrame, with_sites
+from mechir.registry.runs import DEFAULT
+
+TRIES = 3
+_THEIRS = (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException, duckdb.PermissionException)
+"""The asker's mistakes: no reason to look for damage."""
+NEWEST = """qualify row_number() over (
+    partition by model_fingerprint, collection, site, measure, label order by written desc, run_id) = 1"""
+_SQL = {"str": "VARCHAR", "float64": "DOUBLE", "int64": "BIGINT", "bool": "BOOLEAN"}
+
+
+def findings(
+    *,
+    role: str | None = None,
+    term: str | None = None,
+    site: Any = None,
+    model: str | None = None,
+    collection: str | None = None,
+    measure: str | None = None,
+    causal: bool | None = None,
+    min_effect: float | None = None,
+    corrected_p: float | None = None,
+    registry: Path | str = DEFAULT,
+) -> SiteFrame:
+    """The findings that match everything given, a row each, with the columns of `Finding`.
+
+    Args:
+        role: one of `ROLES`.
+        term: one of `TERMS`.
+        site: a site, or as it prints: "h8.1".
+        model: its name, or the beginning of its fingerprint.
+        collection: its id.
+        measure: as it is written.
+        causal: True for those where the component itself was changed.
+        min_effect: |value| at least this, each in its own unit: of little use across measures.
+        corrected_p: p_corrected below this; findings without a p are left out.
+        registry: where the runs are.
+
+    Returns:
+        The rows, the largest |value| of each measure first. `site` holds objects that go into `do=` or into
+        `Ablate`, `Patch`, `Project`: a site, an edge, the `Mask` of a direction; None for a set of units.
+
+    Raises:
+        MechirError: for unknown names, with the closest; a path that is no registry, or one without findings.
+    """
+    asked = {"role": role, "term": term, "collection": collection, "measure": measure}
+    asked |= {"site": None if site is None else printed(site)}
+    found = matching(Path(registry), asked, model=model, causal=causal, min_effect=min_effect, corrected_p=corrected_p)
+    return with_sites(found)
+
+
+def matching(
+    registry: Path,
+    asked: Mapping[str, Any] | None = None,
+    *,
+    model: str | None = None,
+    causal: bool | None = None,
+    min_effect: float | None = None,
+    corrected_p: float | None = None,
+    newest: bool = False,
+) -> pd.DataFrame:
+    """`findings` with sites as text.
+
+    `asked`: columns and what they must be, None for anything. `newest`: of a component by a measure, on one model and
+    collection, the newest run's alone, and no single neurons.
+    """
+    wanted = {name: value for name, value in (asked or {}).items() if value is not None}
+    refuse_unknown(wanted.get("role"), wanted.get("term"))
+    clauses = [f"{name} = ${name}" for name in wanted]
+    if model is not None:
+        clauses.append("(model = $model or (length($model) >= 6 and starts_with(model_fingerprint, $model)))")
+    if causal is not None:
+        clauses.append("causal" if causal else "not causal")
+    clauses += ["abs(value) >= $min_effect"] if min_effect is not None else []
+    clauses += ["p_corrected < $corrected_p"] if corrected_p is not None else []
+    numbers = {"model": model, "min_effect": min_effect, "corrected_p": corrected_p}
+    wanted |= {name: value for name, value in numbers.items() if value is not None}
+    clauses += ["site not like 'n%'"] if newest else []
+    where = f"where {' and '.join(clauses)}" if clauses else ""
+    only = NEWEST if newest else ""
+    found = _answer(registry, f"from findings {where} {only} order by measure, abs(value) desc, site, run_id", wanted)
+    if not len(found):
+        _refuse_unheard(registry, wanted)
+    return found
+
+
+def sql(query: str, *, registry: Path | str = DEFAULT) -> pd.DataFrame:
+    """A question in SQL (DuckDB's) to the table `findings`: `mi.sql("select role, count(*) from findings group by 1")`.
+
+    Sites are text here. Nothing can be written, and no other file be read.
+
+    Raises:
+        MechirError: for anything but one question, or SQL that DuckDB refuses.
+    """
+    try:
+        statements = duckdb.extract_statements(query)
+        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+            raise MechirError("mechir.sql only asks: write one `select ...` or `from findings ...`.")
+        return _answer(Path(registry), query, {})
+    except duckdb.Error as error:
+        raise MechirError(f"DuckDB refuses this question: {str(error).splitlines()[0]}") from error
+
+
+def _answer(registry: Path, question: str, parameters: Mapping[str, Any]) -> pd.DataFrame:
+    """The answer of the view `findings`, by a connection that reads nothing else; damaged entries are set aside.
+
+    Raises:
+        MechirError: for a path that is no registry, or one without findings.
+    """
+    refuse_other(registry)
+    for attempt in range(TRIES):
+        with duckdb.connect() as connection:
+            try:
+                _view(connection, registry)
+                return connection.execute(question, parameters).df()
+            except _THEIRS:
+                raise
+            except duckdb.Error:  # a damaged entry, or one that another reader has just set aside
+                if not set_damaged_aside(registry) and attempt == TRIES - 1:
+                    raise
+    raise AssertionError("unreachable")
+
+
+def _view(connection: Any, registry: Path) -> None:
+    """The view over the entries that count; columns that older entries lack are empty."""
+    files = [str(entry.path.resolve()) for entry in latest(registry)]
+    if not files:
+        raise MechirError(f"'{registry}' holds no findings yet: write `mechir run`, or give --registry DIR.")
+    listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
+    source = f"read_parquet([{listed}], union_by_name = true)"
+    there = {row[0] for row in connection.execute(f"describe from {source}").fetchall()}
+    columns = [
+        name if name in there else f"cast(null as {_SQL[TYPES[str(one.type)]]}) as {name}"
+        for name, one in COLUMNS.items()
+    ]
+    connection.execute(f"create view findings as select {', '.join(columns)} from {source}")
+    connection.execute("set allowed_directories = ?", [[str((registry / "findings").resolve())]])
+    connection.execute("set enable_external_access = false")
+    connection.execute("set lock_configuration = true")
+
+
+def _refuse_unheard(registry: Path, wanted: Mapping[str, Any]) -> None:
+    """Refuses a model, collection, site or measure of which there is no finding at all."""
+    for name in ("model", "collection", "measure", "site"):
+        if name not in wanted:
+            continue
+        known = sql(f"select distinct {name} from findings order by 1", registry=registry)[name].to_list()
+        given = str(wanted[name])
+        if name == "model":
+            prints = sql("select distinct model_fingerprint as of from findings", registry=registry)["of"]
+            if given in known or (len(given) >= 6 and any(one.startswith(given) for one in prints)):
+                continue
+            raise MechirError(f"There is no run of model '{given}' here: there are {', '.join(known)}.")
+        if given not in known:
+            raise MechirError(f"There is no finding of {name} '{given}': the closest are {closest(given, known)}.")
