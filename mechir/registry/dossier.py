@@ -1,0 +1,75 @@
+"""Everything that a registry knows of one component."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mechir.registry.conflicts import conflicts
+from mechir.registry.findings import address, printed
+from mechir.registry.links import held, linked
+from mechir.registry.queries import matching
+from mechir.registry.runs import DEFAULT
+
+
+@dataclass(frozen=True)
+class Dossier:
+    """What is known of one component: the findings, what they agree on, and where they disagree.
+
+    `findings`: its rows, with `p_all` and `holds` (see `links`), missing where a newer run superseded them.
+    `agreements` and `conflicts`: sentences, by model and collection.
+    """
+
+    site: Any
+    findings: pd.DataFrame = field(repr=False)
+    agreements: tuple[str, ...]
+    conflicts: tuple[str, ...]
+
+    def __str__(self) -> str:
+        told = self.findings[["measure", "value", "low", "high", "unit", "p_all", "holds", "n_queries", "collection"]]
+        parts = [f"{self.site}: {len(told)} findings of {self.findings['run_id'].nunique()} runs"]
+        parts += [f"  {sentence}" for sentence in self.agreements]
+        parts += [f"  ! {sentence}" for sentence in self.conflicts]
+        return "\n".join([*parts, told.to_string(index=False, na_rep="", float_format=lambda x: f"{x:.3g}")])
+
+    __repr__ = __str__
+
+
+def dossier(
+    site: Any, *, model: str | None = None, collection: str | None = None, registry: Path | str = DEFAULT
+) -> Dossier:
+    """Everything known of one component: `dossier("h8.1")`, or with a site.
+
+    Args:
+        site: a site, an edge or a mask, or as it prints.
+        model: as in `findings`; by default all.
+        collection: its id; by default all.
+        registry: where the runs are.
+
+    Raises:
+        MechirError: for a site of which there is no finding, with the closest.
+    """
+    text = printed(site)
+    asked = {"collection": collection}
+    own = matching(Path(registry), asked | {"site": text}, model=model)
+    every = held(matching(Path(registry), asked, model=model, newest=True))
+    here = every[every["site"] == text]
+    verdicts = own.merge(here[["run_id", "measure", "label", "collection", "p_all", "holds"]], "left")
+    return Dossier(address(text), verdicts, _agreements(here), tuple(dict.fromkeys(conflicts(here)["conflict"])))
+
+
+def _agreements(here: pd.DataFrame) -> tuple[str, ...]:
+    sentences = []
+    for (model, collection), part in here.groupby(["model", "collection"], sort=False):
+        links = linked(part.to_dict("records"))
+        for name, row in links.items():
+            interval = f"{row['value']:.3g} [{row['low']:.3g}, {row['high']:.3g}] {row['unit']}"
+            what = f"linked to {name}" if name != "scoring" else "writes the score"
+            sentences.append(
+                f"{what}, {model} on {collection}: {row['measure']} {interval}, "
+                f"p = {row['p_all']:.2g} over {row['families']} families, {row['n_queries']} queries"
+            )
+    return tuple(sentences)
