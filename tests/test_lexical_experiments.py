@@ -37,6 +37,7 @@ def summaries(toy: HookedEncoder, tmp_path_factory: pytest.TempPathFactory) -> d
         assert (stored.path / "chart.png").is_file() and (stored.path / "chart.html").is_file()
         assert experiment.run(name, toy, mi.collection(TOY), pool=Pool(per_grade=4), registry=registry, **options)
         found[name] = stored.summary
+        found[f"{name.partition('/')[2]} rows"] = stored.rows
     found["findings"] = mi.findings(registry=registry)
     return found
 
@@ -53,10 +54,12 @@ def test_every_part_becomes_a_finding(summaries: dict[str, pd.DataFrame]) -> Non
     assert sorted(map(str, vectors["site"])) == [f"embed.u{k}" for k in range(5)] and not vectors["causal"].any()
     edit = told[told["measure"].str.contains("up IDF")]
     assert edit["causal"].all() and edit["site"].map(str).str.startswith("embed.u").all() and (edit["least"] > 0).all()
-    dose = summaries["lu2025/idf_edit"]
-    at = dose[(dose["measure"] == "score") & (dose["factor"] == 3)].set_index("along")["estimate"]
+    rows = summaries["idf_edit rows"]
+    rows = rows[rows["matched"] & (rows["factor"] == 3)]
+    means = rows.groupby(["along", "query_id"])["score_change"].mean().unstack("along").mean()
     score = edit[edit["unit"] == "logits"].iloc[0]
-    assert score["value"] == pytest.approx(at["direction"] - at["random"], abs=1e-6)
+    assert score["value"] == pytest.approx(means["direction"] - means[["random 0", "random 1"]].mean(), abs=1e-6)
+    assert score["least"] == pytest.approx(abs(means["random 0"] - means["random 1"]) / 2, abs=1e-6)
     weights = told[told["measure"].isin(["weight of soft-TF", "weight of IDF x soft-TF"])]
     assert len(weights) == 4 and (weights["low"] <= weights["high"]).all()
     whole = told[told["measure"] == "semantic BM25"].iloc[0]

@@ -26,9 +26,9 @@ PATH = {
     "causal": True,
 }
 R_IDF = {"measure": "r with IDF", "unit": "r", "role": "idf", "term": "idf", "sign": 0, "least": 0.1}
-EDIT = {"measure": "score, a term 3 times up IDF", "unit": "logits", "role": "idf", "term": "idf", "causal": True}
+EDIT = {"measure": "score, a matched term up IDF", "unit": "logits", "role": "idf", "term": "idf", "causal": True}
 TURNED = {
-    "measure": "attention, a term 3 times up IDF",
+    "measure": "attention, a matched term up IDF",
     "unit": "attention",
     "role": "idf",
     "term": "idf",
@@ -144,3 +144,12 @@ def test_the_dossier_says_everything(tmp_path: Path) -> None:
     assert "writes the score, m on c" in mi.dossier("h3.1", registry=tmp_path).agreements[0]
     with pytest.raises(MechirError, match=r"no finding of site 'h9.9': the closest are 'h"):
         mi.dossier("h9.9", registry=tmp_path)
+
+
+def test_a_change_of_its_own_attention_is_no_effect(tmp_path: Path) -> None:
+    one(tmp_path)
+    own = {"measure": "attention without aligned directions", "unit": "attention", "role": "matching", "causal": True}
+    tell(tmp_path, "a7", [row(own, "h0.0", -0.2, SURE, sign=-1)])
+    told = mi.dossier("h0.0", registry=tmp_path)
+    assert told.findings.set_index("measure").loc["attention without aligned directions", "holds"]
+    assert told.conflicts[0].startswith("flagged by its pattern but causally dead")

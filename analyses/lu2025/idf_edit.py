@@ -46,6 +46,7 @@ def prepare(
     top: int,
     vector: int,
     idf: str,
+    filler: str,
     **options: Any,
 ) -> tuple[list[Pair], dict[str, Any]]:
     """The queries left to measure; scoring heads found on the others, and the singular vector on the collection."""
@@ -54,7 +55,7 @@ def prepare(
         return pairs, found
     chosen, rest = split_queries(pairs, SELECTION)
     contrasts = [
-        align(pair, Tfc1(), model.tokenizer, max_length=model.cfg.n_ctx) for pair in first_of_each(chosen, SOME)
+        align(pair, Tfc1(), model.tokenizer, filler, max_length=model.cfg.n_ctx) for pair in first_of_each(chosen, SOME)
     ]
     scoring = largest(path_patch(model, contrasts, all_heads(model)), "sender", top)
     return rest, found | {"heads": ",".join(scoring)}
@@ -72,12 +73,13 @@ def measure(
     factors: str = FACTORS,
     draws: int = 20,
     per_query: int = 4,
+    filler: str = "a",
     seed: int = 0,
 ) -> pd.DataFrame:
     """The rows of `dose_response` on the first `per_query` pairs of each query.
 
     `heads`, `vector` (of W_E, 0 the first) and `sign` are found by the run where none are given; `idf` is a table of
-    lines word<TAB>idf.
+    lines word<TAB>idf, `filler` a word of one word piece for the contrasts that find the heads.
     """
     direction = singular_direction(model, vector, sign)
     steps = [float(factor) for factor in factors.split(",")]
@@ -111,22 +113,25 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
 def findings(rows: pd.DataFrame, *, vector: int = -1) -> pd.DataFrame:
     """What the smallest dose up the direction does beyond the mean of the random ones, corrected for both measures.
 
-    It counts where it is farther from that mean than any of them. In BM25 a rarer word scores higher: positive.
+    Of documents that hold the word: there a rarer word scores higher in BM25, so positive speaks for it. It counts
+    where it is farther from the mean of the random directions than any of them.
     """
-    dose = rows.loc[rows["factor"] > 1, "factor"].min()
+    at_dose = rows[rows["matched"] & (rows["factor"] == rows.loc[rows["factor"] > 1, "factor"].min())]
     found, excess = [], {}
     for what, unit in (("score", "logits"), ("attention", "attention")):
-        at_dose = rows[rows["factor"] == dose]
         wide = at_dose.pivot_table(index="query_id", columns="along", values=f"{what}_change")
+        if not len(wide):
+            return pd.DataFrame(columns=["site", "measure", "value", "unit"])
         drawn = wide.filter(regex="^random")
         excess[what] = (wide["direction"] - drawn.mean(axis=1)).to_numpy()
-        means = drawn.mean()
-        low, high = bootstrap_mean(excess[what])
-        told = {"measure": f"{what}, a term {dose:g} times up IDF", "unit": unit, "value": excess[what].mean()}
+        means, (low, high) = drawn.mean(), bootstrap_mean(excess[what])
+        told = {"measure": f"{what}, a matched term up IDF", "unit": unit, "value": excess[what].mean()}
         of = {"low": low, "high": high, "least": (means - means.mean()).abs().max(), "n_queries": len(wide)}
         found.append({"site": f"embed.u{vector}"} | told | of | {"n_pairs": at_dose["doc_id"].nunique()})
     how = {"role": "idf", "term": "idf", "causal": True, "family": "score and attention"}
-    return pd.DataFrame(found).assign(**how, p_corrected=sign_flips(np.column_stack(list(excess.values()))))
+    label = f"{at_dose['factor'].iloc[0]:g} times"
+    tests = sign_flips(np.column_stack(list(excess.values())))
+    return pd.DataFrame(found).assign(**how, label=label, p_corrected=tests)
 
 
 def chart(summary: pd.DataFrame) -> Any:

@@ -59,9 +59,9 @@ def dose_response(
         seed: of the word.
 
     Returns:
-        One row per edit and pair: `along`, `factor`, `query_id`, `doc_id`, `grade`, `term`; `score_base` and
-        `score_change` (edited - base, logits); `attention_base` and `attention_change`: the mean weight from CLS to one
-        of the word's positions, over heads.
+        One row per edit and pair: `along`, `factor`, `query_id`, `doc_id`, `grade`, `term`, `matched` (the document
+        holds a piece of it); `score_base` and `score_change` (edited - base, logits); `attention_base` and
+        `attention_change`: the mean weight from CLS to one of the word's positions, over heads.
 
     Raises:
         MechirError: for what is no head of this model.
@@ -75,15 +75,17 @@ def dose_response(
         for index, batch in model.encode(some).buckets(64, model.max_tokens):
             batch = batch.to(model.device)
             score, attention = _response(model, batch, None, pieces, sites)
+            held = torch.isin(batch.input_ids, torch.tensor(pieces, device=batch.input_ids.device))
             ids = pd.DataFrame(
                 [(pair.query_id, pair.doc_id, pair.grade, term) for pair in (some[place] for place in index)],
                 columns=["query_id", "doc_id", "grade", "term"],
-            ).assign(score_base=score, attention_base=attention)
+            ).assign(matched=(held & batch.at(Segment.DOC)).any(1).cpu().numpy())
+            ids = ids.assign(score_base=score, attention_base=attention)
             for (along, factor), edit in do.items():
                 edited, looked = _response(model, batch, replace(edit, pieces=pieces), pieces, sites)
                 told = {"score_change": edited - score, "attention_change": looked - attention}
                 rows.append(ids.assign(along=along, factor=factor, **told))
-    first = ["along", "factor", "query_id", "doc_id", "grade", "term"]
+    first = ["along", "factor", "query_id", "doc_id", "grade", "term", "matched"]
     found = pd.concat(rows, ignore_index=True)
     return found[[*first, *(name for name in found.columns if name not in first)]]
 

@@ -31,7 +31,8 @@ def conflicts(found: pd.DataFrame) -> pd.DataFrame:
 
 def _dead(found: pd.DataFrame) -> Iterator[tuple[str, str, str, str, str]]:
     tested = found["p_corrected"].notna()
-    acts = found["causal"] & tested & (found["least"] > 0)
+    own = (found["role"] == "matching") & (found["unit"] == "attention")  # its own attention: what it looks like
+    acts = found["causal"] & tested & (found["least"] > 0) & ~own
     seen = ~found["causal"] & tested & found["holds"] & found["measure"].str.startswith(("contrast, ", "r with IDF"))
     of = ["model_fingerprint", "collection", "site"]
     there = found[acts | seen].assign(acts=acts, seen=seen, works=acts & found["holds"])

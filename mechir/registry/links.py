@@ -47,8 +47,8 @@ EVIDENCE = {
     "weight": "weight of soft-TF",
     "idf_weight": "weight of IDF x soft-TF",
     "r_idf": "r with IDF",
-    "edit_score": "score, a term 3 times up IDF",
-    "edit_attention": "attention, a term 3 times up IDF",
+    "edit_score": "score, a matched term up IDF",
+    "edit_attention": "attention, a matched term up IDF",
 }
 """Columns of `links`, and the measures that they hold."""
 
