@@ -212,37 +212,39 @@ def run(
         of = run(module.rows_of, **asked, shard=shard, fresh=fresh, **chosen)
         stored = open_run(registry, provenance.again(module, of), lambda run: provenance.follow(run, module, of))
     else:
-        if hasattr(module, "interventions"):
-            forwards(model, module.interventions(model, **chosen))  # refuses what does not fit before writing
-        material, skipped = material_of(module, model, source, pool)
-        if hasattr(module, "prepare"):
-            known = {"collection": source, "collections": source, "run": partial(run, **asked)}
-            material, found = module.prepare(model, material, **_by_name(module.prepare, known), **chosen)
-            _say_found(found, say)
-            chosen |= found
-        cut = units(material)
-        identity = provenance.identity_of(module, model, source, material, pool, chosen)
-        identity |= {"fresh": secrets.token_hex(8)} if fresh else {}
-        stored = open_run(
-            registry,
-            identity,
-            lambda run: provenance.begin(
-                run,
-                identity,
-                module,
-                model,
-                pairs_of(material),
-                _frames(source, material, pool, skipped, chosen),
-                len(cut),
-            ),
-        )
-        queries = len({one.query_id for one in material})
-        say(f"Run {stored.id}: {len(material)} {_what(module)} of {queries} queries in {len(cut)} units")
-        missing = [unit for unit in range(shard.index, len(cut), shard.of) if unit not in stored.done()]
-        _compute(stored, module, model, cut, missing, chosen, say)
+        stored, chosen = _measured(module, asked, shard, fresh, chosen)
     if len(stored.done()) == stored.record["units"]:
         _finish(stored, module, {"model": model, "collection": source, "collections": source} | chosen)
     return stored
+
+
+def _measured(
+    module: ModuleType, asked: Mapping[str, Any], shard: Shard, fresh: bool, chosen: dict[str, Any]
+) -> tuple[Run, dict[str, Any]]:
+    """The run of what is `asked` with the units of this shard in it, and the options with those that it found."""
+    model, source, pool, say = (asked[name] for name in ("model", "source", "pool", "say"))
+    if hasattr(module, "interventions"):
+        forwards(model, module.interventions(model, **chosen))  # refuses what does not fit before writing
+    material, skipped = material_of(module, model, source, pool)
+    if hasattr(module, "prepare"):
+        known = {"collection": source, "collections": source, "run": partial(run, **asked)}
+        material, found = module.prepare(model, material, **_by_name(module.prepare, known), **chosen)
+        _say_found(found, say)
+        chosen = chosen | found
+    cut = units(material)
+    identity = provenance.identity_of(module, model, source, material, pool, chosen)
+    identity |= {"fresh": secrets.token_hex(8)} if fresh else {}
+
+    def begin(stored: Run) -> None:
+        frames = _frames(source, material, pool, skipped, chosen)
+        provenance.begin(stored, identity, module, model, pairs_of(material), frames, len(cut))
+
+    stored = open_run(asked["registry"], identity, begin)
+    queries = len({one.query_id for one in material})
+    say(f"Run {stored.id}: {len(material)} {_what(module)} of {queries} queries in {len(cut)} units")
+    missing = [unit for unit in range(shard.index, len(cut), shard.of) if unit not in stored.done()]
+    _compute(stored, module, model, cut, missing, chosen, say)
+    return stored, chosen
 
 
 def pairs_of(material: Sequence[Any]) -> list[Pair]:
@@ -329,10 +331,10 @@ def _finish(stored: Run, module: ModuleType, known: Mapping[str, Any]) -> None:
         stored.write_frame("summary", summary)
     registry = stored.path.parents[1]
     if hasattr(module, "findings") and not entries.has_findings(registry, stored.id):
-        of = {"summary": stored.summary, "rows": stored.rows} | of_record(stored.record) | dict(known)
-        entries.record(
-            registry, stored.id, checked(module.findings(**_by_name(module.findings, of)), of_record(stored.record))
-        )
+        of = of_record(stored.record)
+        asks = {"summary": stored.summary, "rows": stored.rows} | of | dict(known)
+        found = module.findings(**_by_name(module.findings, asks))
+        entries.record(registry, stored.id, checked(found, of))
 
 
 def _by_name(function: Callable[..., Any], known: Mapping[str, Any]) -> dict[str, Any]:

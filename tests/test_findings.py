@@ -282,8 +282,7 @@ def test_writers_readers_and_kills_lose_nothing(tmp_path: Path) -> None:
 
 def test_two_writers_of_one_run_write_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record(tmp_path, "aa", frame())
-    monkeypatch.setattr(entries, "has_findings", lambda registry, run_id: False)
-    monkeypatch.setattr(entries, "entries", lambda registry: [])  # this one looked before the other wrote
+    monkeypatch.setattr(entries, "_of_run", lambda registry, run_id: [])  # this one looked before the other wrote
     assert not record(tmp_path, "aa", frame({"value": 5.0}))
     monkeypatch.undo()
     assert queries.findings(registry=tmp_path)["value"].tolist() == [0.8]

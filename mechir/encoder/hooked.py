@@ -59,12 +59,13 @@ class HookedEncoder(HookedRootModule):
         *,
         name: str = "in memory",
         fingerprint: str = "",
+        revision: str = "",
         relevant_label: int | None = None,
     ) -> None:
         super().__init__()
         self.hf = hf.eval().requires_grad_(False)
-        self.tokenizer, self.family, self.fingerprint = tokenizer, family, fingerprint
-        self.revision = ""
+        self.tokenizer, self.family = tokenizer, family
+        self.fingerprint, self.revision = fingerprint, revision
         self.parts = parts(hf, family)
         self.cfg = _dimensions(hf, family, name, self.parts)
         self._positions_after = hf.config.pad_token_id if family.positions_from_padding else None

@@ -65,8 +65,8 @@ def assemble(
 ) -> HookedEncoder:
     """A `HookedEncoder` of a complete model, in the dtype and on the device that were asked for."""
     hf = hf.to(_number(dtype))
-    model = HookedEncoder(hf, tokenizer, family, name=name, fingerprint=fingerprint, relevant_label=relevant_label)
-    model.revision = revision
+    told: dict[str, Any] = {"name": name, "fingerprint": fingerprint, "revision": revision}
+    model = HookedEncoder(hf, tokenizer, family, **told, relevant_label=relevant_label)
     return model.to(_device(device))
 
 

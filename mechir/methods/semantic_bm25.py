@@ -169,11 +169,17 @@ def tuned_bm25(
     return max(candidates, key=lambda one: _pearson(one.scores[train], target[train]))
 
 
-def fitted(features: np.ndarray, target: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """Predictions of a linear model of least squares, features standardised, fitted on the training pairs alone."""
+def _fit(features: np.ndarray, target: np.ndarray, train: np.ndarray) -> tuple[LinearRegression, np.ndarray]:
+    """A linear model of least squares of the training pairs, and all features as it reads them: standardised there."""
     mean, spread = features[train].mean(0), features[train].std(0)
     standard = (features - mean) / np.where(spread > 0, spread, 1)
-    return np.asarray(LinearRegression().fit(standard[train], target[train]).predict(standard))
+    return LinearRegression().fit(standard[train], target[train]), standard
+
+
+def fitted(features: np.ndarray, target: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """Predictions of a linear model of least squares, features standardised, fitted on the training pairs alone."""
+    line, standard = _fit(features, target, train)
+    return np.asarray(line.predict(standard))
 
 
 def weights(
@@ -184,15 +190,10 @@ def weights(
     One row per feature: `weight`, with `low` and `high` (95 %, whole queries resampled). Where features go together a
     single weight says little.
     """
-
-    def of(some: np.ndarray) -> np.ndarray:
-        spread = features[some].std(0)
-        standard = (features[some] - features[some].mean(0)) / np.where(spread > 0, spread, 1)
-        return np.asarray(LinearRegression().fit(standard, target[some]).coef_)
-
-    drawn = [of(some) for some in resampled(query, draws, seed)]
+    weight = _fit(features, target, np.arange(len(target)))[0].coef_
+    drawn = [_fit(features, target, some)[0].coef_ for some in resampled(query, draws, seed)]
     bounds = np.quantile(drawn, [0.025, 0.975], axis=0) if drawn else np.full((2, features.shape[1]), np.nan)
-    return pd.DataFrame({"weight": of(np.arange(len(target))), "low": bounds[0], "high": bounds[1]})
+    return pd.DataFrame({"weight": weight, "low": bounds[0], "high": bounds[1]})
 
 
 def quality(

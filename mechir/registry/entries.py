@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mechir.errors import MechirError
-from mechir.registry.runs import Run, whole
+from mechir.registry.runs import Run, runs, whole
 
 SCHEMA = 1
 """Of the entries that this version writes; it reads all up to it. To add a column, raise it: older entries lack it."""
@@ -77,12 +77,13 @@ def refuse_other(registry: Path) -> None:
 
 def has_findings(registry: Path, run_id: str) -> bool:
     """Whether the findings of a run are there, and not deleted."""
-    return any(entry.run_id == run_id and _counts(entry) for entry in latest(registry))
+    return _there(_of_run(registry, run_id))
 
 
 def record(registry: Path, run_id: str, findings: pd.DataFrame) -> bool:
     """Writes the findings of a run, `checked`; whether they were new. What is there already stays as it is."""
-    return not has_findings(registry, run_id) and _append(registry, run_id, findings, {}) is not None
+    own = _of_run(registry, run_id)
+    return not _there(own) and _append(registry, run_id, own, findings, {}) is not None
 
 
 def correct(registry: Path, run_id: str, findings: pd.DataFrame, reason: str) -> Path:
@@ -93,11 +94,9 @@ def correct(registry: Path, run_id: str, findings: pd.DataFrame, reason: str) ->
     """
     if not reason.strip():
         raise MechirError("A correction without a reason is none: say in reason= what was wrong.")
-    if not any(entry.run_id == run_id for entry in entries(registry)):
+    if not _of_run(registry, run_id):
         raise MechirError(f"Run {run_id} has no findings in '{registry}' to correct.")
-    while (path := _append(registry, run_id, findings, {"reason": reason})) is None:
-        pass  # somebody else took the number: the next one
-    return path
+    return _supersede(registry, run_id, findings, {"reason": reason})
 
 
 def delete_run(registry: Path, run: Run, reason: str) -> None:
@@ -106,16 +105,13 @@ def delete_run(registry: Path, run: Run, reason: str) -> None:
     Raises:
         MechirError: without a reason, or while another run summarises the rows of this one.
     """
-    from mechir.registry.runs import runs
-
     if not reason.strip():
         raise MechirError("A run is not deleted without a reason: write --reason TEXT.")
     followers = [one.id for one in runs(registry) if one.record.get("rows_of") == run.id]
     if followers:
         raise MechirError(f"Run {followers[0]} summarises the rows of run {run.id}: delete that one first.")
     nothing = pd.DataFrame({"run_id": pd.Series(dtype="str")})
-    while _append(registry, run.id, nothing, {"reason": reason, "deleted": "1"}) is None:
-        pass
+    _supersede(registry, run.id, nothing, {"reason": reason, "deleted": "1"})
     shutil.rmtree(run.path)
 
 
@@ -157,14 +153,33 @@ def set_damaged_aside(registry: Path) -> list[str]:
     return found
 
 
-def _append(registry: Path, run_id: str, findings: pd.DataFrame, told: Mapping[str, str]) -> Path | None:
-    """The next entry of a run; None where another process took its number first."""
+def _of_run(registry: Path, run_id: str) -> list[Entry]:
+    """The entries of one run, the one that counts last."""
+    return [entry for entry in entries(registry) if entry.run_id == run_id]
+
+
+def _there(own: Sequence[Entry]) -> bool:
+    """Whether the last of a run's entries holds findings, rather than that it was deleted."""
+    return bool(own) and "deleted" not in _metadata(own[-1].path)
+
+
+def _supersede(registry: Path, run_id: str, findings: pd.DataFrame, told: Mapping[str, str]) -> Path:
+    """An entry after all that are there; where somebody else takes its number, the next one."""
+    while (path := _append(registry, run_id, _of_run(registry, run_id), findings, told)) is None:
+        pass
+    return path
+
+
+def _append(
+    registry: Path, run_id: str, own: Sequence[Entry], findings: pd.DataFrame, told: Mapping[str, str]
+) -> Path | None:
+    """The entry after a run's `own`; None where another process took its number first."""
     folder = registry / "findings"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MechirError(f"Cannot write the registry '{registry}' ({error.strerror}): give --registry DIR.") from error
-    number = max((one.number for one in entries(registry) if one.run_id == run_id), default=-1) + 1
+    number = own[-1].number + 1 if own else 0
     table = pa.Table.from_pandas(findings, preserve_index=False)
     written = {"mechir": metadata.version("mechir-encoders")} | dict(told)
     table = table.replace_schema_metadata((table.schema.metadata or {}) | _bytes(written))
@@ -175,10 +190,6 @@ def _append(registry: Path, run_id: str, findings: pd.DataFrame, told: Mapping[s
     except FileExistsError:
         return None
     return path
-
-
-def _counts(entry: Entry) -> bool:
-    return "deleted" not in _metadata(entry.path)
 
 
 def _bytes(told: Mapping[str, str]) -> dict[bytes, bytes]:

@@ -65,8 +65,6 @@ class Finding:
 
 COLUMNS: dict[str, Field[Any]] = {field.name: field for field in fields(Finding)}
 TYPES = {"str": "str", "float": "float64", "int": "int64", "bool": "bool"}
-OF_RUN = tuple(COLUMNS)[tuple(COLUMNS).index("run_id") :]
-"""The columns that say which run a finding is of."""
 
 
 def address(text: str) -> Site | Edge | Mask | None:

@@ -6,7 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from mechir.interventions import Mask
 from mechir.registry.findings import address, printed
+from mechir.sites import Edge, Site
 
 
 class SiteSeries(pd.Series):
@@ -60,4 +62,4 @@ def as_text(frame: pd.DataFrame) -> pd.DataFrame:
 def _text(value: Any) -> Any:
     if value is None:
         return ""
-    return printed(value) if hasattr(value, "hook") or hasattr(value, "hooks") or hasattr(value, "port") else value
+    return printed(value) if isinstance(value, Site | Edge | Mask) else value
