@@ -47,7 +47,8 @@ class Diagnostic:
     """Pairs and their perturbations, not aligned yet: that takes a model's tokenizer.
 
     `refused` are the pairs that the perturbation does not apply to, with the reason. With `swap`, runs are on the
-    perturbed text and activations come from the other.
+    perturbed text and activations come from the other. `collection` is the id of the one that was perturbed; empty for
+    a published set.
     """
 
     id: str
@@ -56,6 +57,12 @@ class Diagnostic:
     moves: bool = False
     fillers: tuple[str, ...] = FILLERS
     swap: bool = False
+    collection: str = ""
+
+    @property
+    def axiom(self) -> str:
+        """What is perturbed: the name of the diagnostic, without that of the collection."""
+        return self.id.removesuffix(f" of {self.collection}")
 
     def __repr__(self) -> str:
         queries = len({base.query_id for base, _ in self.cases})
@@ -189,7 +196,8 @@ def _of_collection(name: str, source: Any, model: Any, pool: Mapping[str, Any]) 
     if unknown:
         raise MechirError(f"A pool has no option '{unknown[0]}': it takes {', '.join(known)}.")
     pairs = opened.pairs(**{"easy_negatives": 0, **{k: v for k, v in pool.items() if v is not None}})
-    return perturbed(f"{name} of {opened.id}", pairs, AXIOMS[name](opened, pairs, model))
+    found = perturbed(f"{name} of {opened.id}", pairs, AXIOMS[name](opened, pairs, model))
+    return replace(found, collection=opened.id)
 
 
 def _idf(opened: Collection) -> axioms.Idf:

@@ -50,7 +50,10 @@ def identity_of(
     chosen: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What decides the numbers, and so the id of the run."""
-    contrasts = {"fillers": list(source.fillers), "swap": source.swap} if isinstance(source, Diagnostic) else {}
+    contrasts: dict[str, Any] = {}
+    if isinstance(source, Diagnostic):
+        contrasts = {"fillers": list(source.fillers), "swap": source.swap}
+        contrasts |= {"axiom": source.axiom, "perturbed": source.collection or source.id}
     return contrasts | {
         "experiment": module.name,
         "experiment_sha256": file_hash(module),

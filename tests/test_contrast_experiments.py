@@ -46,7 +46,7 @@ def test_each_runs_and_draws(toy: HookedEncoder, tfc1: Diagnostic, tmp_path: Pat
     assert {"n", "queries", "low", "high"} <= set(summary)
     assert experiment.run(name, toy, tfc1, registry=tmp_path).id == stored.id
     if name != "polyakov2025/robust_metric":  # which is about metrics, not components
-        told = mi.findings(collection=tfc1.id.removeprefix("tfc1 of "), registry=tmp_path)
+        told = mi.findings(collection=tfc1.collection, registry=tmp_path)
         assert set(told["run_id"]) == {stored.id} and set(told["term"]) <= {"tf", ""} and (told["n_queries"] > 0).all()
         assert (told["measure"].str.contains("tfc1") & told["causal"]).all() != (name == "chen2024/head_attention")
         assert told[told["causal"]]["p_corrected"].between(0, 1).all()

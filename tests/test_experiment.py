@@ -122,6 +122,8 @@ def test_table_1_has_its_rows_and_the_random_ranking(toy: HookedEncoder, tmp_pat
     one = told[[site == mi.Mask("doc<-query") for site in told["site"]]].iloc[0]
     expected = table.loc["doc<-query", ["change", "change_low", "change_high", "p_holm", "n"]]
     assert one[["value", "low", "high", "p_corrected", "n_queries"]].tolist() == expected.tolist()
+    findings = experiment.load_experiment("vast2025/direction_ablation").findings
+    assert findings(table.reset_index(), renormalise=True)["site"].str.endswith("<-query renormalised").sum() == 5
     assert len(table) == 1 + 25 + 5 + 2
     assert table.loc["random", "ndcg"] == pytest.approx(table.loc["random_analytic", "ndcg"], abs=0.01)
     # With every source cut, CLS is the same for every document: the ranking is random, and everything is tied.

@@ -21,7 +21,7 @@ import mechir as mi
 from mechir.errors import MechirError
 from mechir.registry import entries, queries
 from mechir.registry.entries import SCHEMA, correct, delete_run, has_findings, latest, reasons, record
-from mechir.registry.findings import COLUMNS, Finding, address, checked
+from mechir.registry.findings import COLUMNS, Finding, address, checked, of_record, printed
 from mechir.registry.runs import open_run
 from tests.test_cli import call
 
@@ -74,11 +74,22 @@ def test_what_is_no_finding_is_refused(row: dict[str, Any], message: str) -> Non
         ("h1.3->h8.1.q", mi.Edge(mi.Head(1, 3), mi.Head(8, 1), "q")),
         ("mlp1->score.in", mi.Edge(mi.Mlp(1), mi.Score(-1), "in")),
         ("doc<-query@0-2", mi.Mask("doc<-query", range(3))),
+        ("doc<-query renormalised", mi.Mask("doc<-query", renormalise=True)),
         ("", None),
     ],
 )
 def test_sites_come_back_as_objects(text: str, site: Any) -> None:
-    assert address(text) == site
+    assert address(text) == site and printed("" if site is None else site) == text
+
+
+def test_a_run_on_contrasts_names_what_was_perturbed() -> None:
+    of = {"id": "aa", "queries": 1, "pairs": 1, "model": "m", "certificate": {"score_cls_only": 0.0}}
+    identity: dict[str, Any] = {"collection": "tfc1 of toy", "axiom": "tfc1", "perturbed": "toy", "swap": False}
+    for swap, axiom in ((False, "tfc1"), (True, "tfc1, swapped")):
+        found = of_record(of | {"identity": identity | {"swap": swap}})
+        assert (found["axiom"], found["collection"]) == (axiom, "toy")
+    found = of_record(of | {"identity": {"collection": "texts of mine"}})
+    assert (found["axiom"], found["collection"]) == ("", "texts of mine")
 
 
 def test_asking_by_column(tmp_path: Path) -> None:

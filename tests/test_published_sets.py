@@ -133,6 +133,7 @@ def test_negation_minimal_pairs_are_the_two_documents(published: Path) -> None:
 
 def test_negated_queries_keep_their_documents(published: Path) -> None:
     found = diagnostic("negation-query", published)
+    assert found.axiom == found.id == "negation of the query"
     assert [(base.query_id, base.doc_id, base.grade) for base, _ in found.cases] == [
         ("7", "1_edited", 1),
         ("7", "1", 0),

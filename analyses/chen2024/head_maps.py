@@ -39,9 +39,8 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
 
 def findings(summary: pd.DataFrame, axiom: str) -> pd.DataFrame:
     """The effect of every head, corrected over all of them."""
-    found = effects.stated(summary[summary["rank"] == "all"], axiom)
-    role = "soft-tf" if axiom.startswith("tfc") else ""
-    return found.assign(measure=f"patching, {axiom}", role=role, family=f"{len(found)} heads")
+    found = effects.stated(summary[summary["rank"] == "all"], "patching", axiom)
+    return found.assign(role=found["term"].map({"tf": "soft-tf"}).fillna(""))
 
 
 def chart(summary: pd.DataFrame) -> Any:

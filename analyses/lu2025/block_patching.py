@@ -42,9 +42,7 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
 
 def findings(summary: pd.DataFrame, axiom: str) -> pd.DataFrame:
     """The effect of every place, corrected over the whole map."""
-    kept = summary
-    found = effects.stated(kept, axiom)
-    return found.assign(measure=f"patching, {axiom}, at " + kept["at"], family=f"{len(found)} places")
+    return effects.stated(summary, "patching", axiom)
 
 
 def chart(summary: pd.DataFrame) -> Any:

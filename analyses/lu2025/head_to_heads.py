@@ -67,10 +67,11 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
 
 def findings(summary: pd.DataFrame, axiom: str) -> pd.DataFrame:
     """The effect of every sender by way of one port of the scoring heads, corrected over all paths."""
-    found = effects.stated(summary, axiom, "sender")
+    found = effects.stated(summary, "path into the scoring heads", axiom, "sender")
     into = summary["edge"].str.partition("->")[2].str.replace(r"\.[qkv]\b", "", regex=True)
-    told = {"measure": "path into the scoring heads' " + summary["port"] + f", {axiom}", "label": "into " + into}
-    return found.assign(**told, role="query-context", family=f"{len(found)} paths")
+    return found.assign(
+        measure=found["measure"] + ", by " + summary["port"], label="into " + into, role="query-context"
+    )
 
 
 def chart(summary: pd.DataFrame) -> Any:

@@ -34,11 +34,10 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values("estimate", key=abs, ascending=False, ignore_index=True)
 
 
-def findings(summary: pd.DataFrame, axiom: str) -> pd.DataFrame:
+def findings(summary: pd.DataFrame, axiom: str, *, freeze: str = "heads", ln: str = "live") -> pd.DataFrame:
     """The effect of every sender, corrected over all of them."""
-    found = effects.stated(summary, axiom, "sender")
-    role = "scoring"
-    return found.assign(measure=f"path to the score, {axiom}", role=role, family=f"{len(found)} senders")
+    other = "" if (freeze, ln) == ("heads", "live") else f" (freeze {freeze}, LayerNorm {ln})"
+    return effects.stated(summary, f"path to the score{other}", axiom, "sender").assign(role="scoring")
 
 
 def chart(summary: pd.DataFrame) -> Any:

@@ -60,7 +60,7 @@ def summarise(
 
 
 def findings(summary: pd.DataFrame) -> pd.DataFrame:
-    """R of every singular vector with IDF over the word pieces of the collection; its sign is a convention."""
+    """The r of every singular vector with IDF over the word pieces of the collection; its sign is a convention."""
     kept = summary[summary["vector"] != "norm"]
     names = {f"pearson_idf{end}": name for end, name in (("", "value"), ("_low", "low"), ("_high", "high"))}
     told = kept.rename(columns=names | {"p_idf": "p_corrected"})[["value", "low", "high", "p_corrected"]]

@@ -116,15 +116,24 @@ def table(summary: pd.DataFrame) -> pd.DataFrame:
     return summary[summary["rank"] <= PRINTED]
 
 
-def findings(summary: pd.DataFrame, *, target: str = "score") -> pd.DataFrame:
+def findings(
+    summary: pd.DataFrame,
+    *,
+    baseline: str = "pad_query",
+    target: str = "score",
+    heads: str = "pattern",
+    neurons: str = "post",
+) -> pd.DataFrame:
     """The conductance of every head, and of the neurons at either end: the first and the last per cent."""
     sizes = summary.groupby(["collection", "label", "kind"])["rank"].transform("max")
     ends = (summary["rank"] <= sizes * ENDS) | (summary["rank"] > sizes * (1 - ENDS))
     kept = summary[(summary["kind"] == "head") | ends]
     names = {"conductance": "value", "queries": "n_queries", "pairs": "n_pairs"}
     told = kept.rename(columns=names)[["collection", "site", "value", "low", "high", "n_queries", "n_pairs"]]
+    chosen = zip((baseline, target, heads, neurons), ("pad_query", "score", "pattern", "post"), strict=True)
+    other = "".join(f", {given}" for given, default in chosen if given != default)
     return told.assign(
-        measure="conductance, " + kept["label"] + " documents",
+        measure="conductance, " + kept["label"] + " documents" + other,
         unit="logits" if target == "score" else target,
         role=kept["kind"].map({"head": "scoring", "neuron": "relevance-neuron"}),
         label="rank " + kept["rank"].astype(str) + " of " + sizes[kept.index].astype(str),

@@ -80,15 +80,15 @@ def _layers(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def findings(summary: pd.DataFrame, *, of: str = "mean_max", delta: float = 0.02) -> pd.DataFrame:
-    """Relevant - weak of every head, either way; corrected over the heads of a direction."""
+    """The difference relevant - weak of every head, either way; corrected over the heads of a direction."""
     kept = summary[summary["contrast"] == "relevant - weak"]
     names = {"estimate": "value", "p_max": "p_corrected", "queries": "n_queries"}
     kept = kept.rename(columns=names)[
         ["direction", "site", "label", "value", "low", "high", "p_corrected", "n_queries"]
     ]
-    told = {"measure": "contrast, " + kept["direction"], "unit": "attention", "role": "matching", "least": delta}
-    label = kept["label"] + ("" if of == "mean_max" else f", {of}")
-    return kept.assign(**told, label=label, family=f"{kept['site'].nunique()} heads, " + kept["direction"])
+    what = "contrast, " if of == "mean_max" else f"contrast of {of}, "
+    told = {"measure": what + kept["direction"], "unit": "attention", "role": "matching", "least": delta}
+    return kept.assign(**told, family=f"{kept['site'].nunique()} heads, " + kept["direction"])
 
 
 def chart(summary: pd.DataFrame) -> Any:

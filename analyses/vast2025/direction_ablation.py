@@ -38,9 +38,9 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     return condition_table(rows, judged, original=ORIGINAL)
 
 
-def findings(summary: pd.DataFrame) -> pd.DataFrame:
+def findings(summary: pd.DataFrame, *, renormalise: bool = False) -> pd.DataFrame:
     """What cutting each direction does to nDCG@10; Holm over all of them."""
-    return stated(summary)
+    return stated(summary, renormalise)
 
 
 def chart(summary: pd.DataFrame) -> Any:

@@ -58,9 +58,9 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def findings(summary: pd.DataFrame) -> pd.DataFrame:
+def findings(summary: pd.DataFrame, *, renormalise: bool = False) -> pd.DataFrame:
     """What cutting each direction in each run of layers does to nDCG@10; Holm over all of them."""
-    return stated(summary)
+    return stated(summary, renormalise)
 
 
 def chart(summary: pd.DataFrame) -> Any:

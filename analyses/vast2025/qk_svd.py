@@ -60,7 +60,7 @@ def summarise(
 
 
 def findings(summary: pd.DataFrame) -> pd.DataFrame:
-    """Z of the trace of every head's W_QK, a matter of weights alone."""
+    """The z of the trace of every head's W_QK, a matter of weights alone."""
     kept = summary.rename(columns={"z": "value", "p_holm": "p_corrected"})[["site", "value", "p", "p_corrected"]]
     told = {"measure": "QK alignment", "unit": "sd of random directions", "role": "matching"}
     return kept.assign(**told, n_queries=0, n_pairs=0, family=f"{len(kept)} heads")

@@ -13,18 +13,21 @@ DRAWS = 1000
 """Random rankings behind the row `random`, as in the paper."""
 
 
+RENORMALISED = " renormalised"
+"""Ends the name of a direction that is cut before the softmax, among findings."""
 LEAST = 0.01
 """A change of nDCG below this is called nothing, whatever its p."""
 
 
-def stated(table: pd.DataFrame) -> pd.DataFrame:
-    """The cuts of `condition_table` as findings."""
+def stated(table: pd.DataFrame, renormalise: bool) -> pd.DataFrame:
+    """The cuts of `condition_table` as findings; `renormalise`: they were made before the softmax."""
     cuts = table[table["name"].str.contains("<-", regex=False)]
     told = {"name": "site", "change": "value", "change_low": "low", "change_high": "high", "p_paired": "p"}
     told |= {"p_holm": "p_corrected", "n": "n_queries"}
     kept = cuts[list(told)].rename(columns=told)
     how = {"measure": "nDCG@10 without", "unit": "nDCG@10", "sign": -1, "causal": True, "least": LEAST}
-    return kept.assign(**how, family=f"{len(cuts)} cuts")
+    sites = kept["site"] + (RENORMALISED if renormalise else "")
+    return kept.assign(**how, site=sites, family=f"{len(cuts)} cuts")
 
 
 def condition_table(

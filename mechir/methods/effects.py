@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -129,18 +130,24 @@ def table(rows: pd.DataFrame, by: Sequence[str], *, min_gap: float = MIN_GAP) ->
     return found
 
 
-def stated(found: pd.DataFrame, axiom: str, site: str = "site") -> pd.DataFrame:
+def stated(found: pd.DataFrame, what: str, axiom: str, site: str = "site") -> pd.DataFrame:
     """The lines of `table` as findings: the share of the gap, or the effect in logits where no gap is large enough.
 
-    A share counts from 0.05 on, an effect from 0.05 logits on. `term` is what the diagnostic `axiom` changes.
+    `what` was done, on the diagnostic `axiom`, which says the term; both are in `measure`, and where patched (`at`).
+    A share counts from 0.05 on, an effect from 0.05 logits on.
     """
     share = bool(found["share"].notna().all())
-    names = ["share", "share_low", "share_high"] if share else ["estimate", "low", "high"]
-    told = dict(zip(names, ("value", "low", "high"), strict=True))
-    kept = found[[site, *names, "p_max", "queries", "n"]]
-    kept = kept.rename(columns=told | {site: "site", "p_max": "p_corrected", "queries": "n_queries", "n": "n_pairs"})
-    term = next((term for start, term in TERM_OF.items() if axiom.startswith(start)), "")
-    return kept.assign(unit="share of the gap" if share else "logits", least=LEAST, term=term, causal=True)
+    told = {site: "site", "p_max": "p_corrected", "queries": "n_queries", "n": "n_pairs"}
+    names = ("share", "share_low", "share_high") if share else ("estimate", "low", "high")
+    told |= dict(zip(names, ("value", "low", "high"), strict=True))
+    term = next((term for start, term in TERM_OF.items() if re.search(rf"\b{start}", axiom)), "")
+    where = ", at " + found["at"] if "at" in found else ""
+    how = {"unit": "share of the gap" if share else "logits", "least": LEAST, "term": term, "causal": True}
+    return (
+        found[list(told)]
+        .rename(columns=told)
+        .assign(**how, measure=f"{what}, {axiom}" + where, family=f"{len(found)} {site}s")
+    )
 
 
 def _line(values: pd.Series, gaps: pd.Series | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from mechir.errors import MechirError, closest
 from mechir.interventions import Mask
+from mechir.methods.directions import RENORMALISED
 from mechir.sites import Edge, Singular, Site, parse_edge, parse_site
 
 ROLES = ("matching", "soft-tf", "idf", "query-context", "scoring", "no-op", "relevance-neuron")
@@ -26,7 +27,8 @@ class Finding:
     """`site` of a model has `value` by `measure`, with its interval, says run `run_id`.
 
     `site` is written as it prints: h8.1, n5.1203, mlp3, attn3, resid0, embed.u0 (a left singular vector of W_E), an
-    edge (h1.3->h8.1.q), a direction of attention (doc<-query, of layers doc<-query@0-5); empty for a set of units.
+    edge (h1.3->h8.1.q), a direction of attention (doc<-query, of layers doc<-query@0-5, cut
+    before the softmax doc<-query renormalised); empty for a set of units.
     `role` and `term`: what it is evidence for or against, of `ROLES` and `TERMS`; empty where it is none. `label`: what
     the experiment calls it ("lexical"). `value` in `unit`, signed; positive speaks for the role unless `sign` is -1,
     and with 0 either does. `low`, `high`: its 95 % interval. `least`: |value| below this is called nothing, whatever p.
@@ -76,7 +78,8 @@ def address(text: str) -> Site | Edge | Mask | None:
     if not text:
         return None
     if "<-" in text:
-        return Mask.parse(text)
+        cut = text.removesuffix(RENORMALISED)
+        return Mask.parse(cut, renormalise=cut != text)
     if text.startswith("embed.u") and text[7:].isdigit():
         return Singular(int(text[7:]))
     return parse_edge(text) if "->" in text else parse_site(text)
@@ -91,15 +94,14 @@ def printed(site: Any) -> str:
     if not isinstance(site, Mask):
         address(str(site))
         return str(site)
-    if site.renormalise or site.heads:
-        raise MechirError(
-            f"There are no findings of {site!r}: of masks, those of whole layers without renormalise are."
-        )
-    if site.layers is None:
-        return str(site.direction)
-    first, last = site.layers[0], site.layers[-1]
-    whole = site.layers == tuple(range(first, last + 1))
-    return f"{site.direction}@{f'{first}-{last}' if whole else ','.join(map(str, site.layers))}"
+    if site.heads:
+        raise MechirError(f"There are no findings of {site!r}: of masks, those of whole layers are.")
+    where = ""
+    if site.layers is not None:
+        first, last = site.layers[0], site.layers[-1]
+        whole = site.layers == tuple(range(first, last + 1))
+        where = f"@{first}-{last}" if whole else f"@{','.join(map(str, site.layers))}"
+    return f"{site.direction}{where}{RENORMALISED if site.renormalise else ''}"
 
 
 def refuse_unknown(role: str | None = None, term: str | None = None) -> None:
@@ -148,13 +150,11 @@ def checked(frame: pd.DataFrame, of_run: Mapping[str, Any]) -> pd.DataFrame:
 def of_record(record: Mapping[str, Any]) -> dict[str, Any]:
     """What the findings of a run repeat of its record, and `axiom`, of a run on contrasts the diagnostic."""
     identity = record["identity"]
-    axiom, _, collection = (
-        identity["collection"].rpartition(" of ") if "fillers" in identity else ("", "", identity["collection"])
-    )
+    axiom = identity.get("axiom", "") + (", swapped" if identity.get("swap") else "")
     told = {name: identity.get(name, "") for name in ("experiment", "model_fingerprint", "collection_sha256")}
     return told | {
         "axiom": axiom,
-        "collection": collection,
+        "collection": identity.get("perturbed", identity["collection"]),
         "run_id": record["id"],
         "n_queries": record["queries"],
         "n_pairs": record["pairs"],

@@ -41,7 +41,7 @@ EVIDENCE = {
     "k1": "k1 of attention",
     "likeness": "attention and likeness of embeddings",
     "patching": "patching, tfc1",
-    "to_context": "path into the scoring heads' v, tfc1",
+    "to_context": "path into the scoring heads, tfc1, by v",
     "to_score": "path to the score, tfc1",
     "conductance": "conductance, relevant documents",
     "weight": "weight of soft-TF",
