@@ -7,8 +7,9 @@ where that is not all of it, and `findings(summary)` what the registry is told o
 `measure` summarises the rows of that one.
 
 `prepare(model, material, **options)` returns what is measured, and options or frames that it found on the rest. It may
-ask by name for the `collection`, for `collections` (one or several in groups) and for `run`, which runs another
-experiment on the same source; `summarise` for these, the `model` and any option, `findings` for all of it and `rows`.
+ask by name for the `collection`, for `collections` (one or several in groups), the `pool`, the `registry` and `run`,
+which runs another experiment on the same source; `summarise` for these, the `model` and any option, `findings` for all
+of it and `rows`. `EMBEDDED` is the pool of the embedded collection that it takes on the command line by default.
 A unit is a run of whole queries and one call of `measure`; batches never cross it, so a part does not depend on which
 process computed it, or when.
 """
@@ -227,7 +228,8 @@ def _measured(
         forwards(model, module.interventions(model, **chosen))  # refuses what does not fit before writing
     material, skipped = material_of(module, model, source, pool)
     if hasattr(module, "prepare"):
-        known = {"collection": source, "collections": source, "run": partial(run, **asked)}
+        known = {"collection": source, "collections": source, "pool": pool, "registry": asked["registry"]}
+        known["run"] = partial(run, **asked)
         material, found = module.prepare(model, material, **_by_name(module.prepare, known), **chosen)
         _say_found(found, say)
         chosen = chosen | found

@@ -1,0 +1,188 @@
+"""From matching to BM25 in one run: which heads match, is it TF, is IDF involved, and does the ranking depend on it?
+
+On the first two thirds of the queries every experiment of the chain tells the registry what it finds: contrast,
+spectra, soft-TF, IDF, patching and paths to the scoring heads, conductance, semantic BM25. The links are read off by
+their rule (`mechir.registry.links`). On the last third, which nothing has seen, the heads linked to TF are taken out
+together, beside random sets of as many heads of the same layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mechir.collection import Collection
+from mechir.diagnostic_sets import diagnostic
+from mechir.errors import MechirError
+from mechir.experiment import Pool
+from mechir.interventions import Prune
+from mechir.methods.pruning import sizes
+from mechir.methods.ranking import ndcg
+from mechir.methods.schemes import random_like
+from mechir.methods.statistics import compare
+from mechir.pairs import Pair
+from mechir.registry.frames import as_text
+from mechir.registry.links import EVIDENCE, links
+from mechir.registry.queries import matching
+from mechir.sweep import sweep
+from mechir.views import charts
+
+ORIGINAL, LINKED = "original", "linked heads"
+EMBEDDED = {"limit_queries": 61, "per_grade": 2, "easy_negatives": 4}
+"""What is taken of the embedded collection by default: all queries, for tests need many, and few documents of each."""
+LEARN = 2 / 3
+"""The share of the queries that the links are found on."""
+DIRECTIONS = 3
+"""At most so many singular vectors, those that go with IDF most, are edited."""
+
+
+def cost(model: Any, *, draws: int = 20, **options: Any) -> float:
+    """Full forwards per pair, roughly: all experiments of the chain on a part of them."""
+    return 40.0 + draws
+
+
+def prepare(
+    model: Any,
+    pairs: list[Pair],
+    collection: Collection,
+    pool: Pool,
+    registry: Path,
+    run: Callable[..., Any],
+    *,
+    filler: str,
+    idf: str,
+    draws: int,
+    seed: int,
+    **options: Any,
+) -> tuple[list[Pair], dict[str, Any]]:
+    """The pairs of the last queries; the table of links found on the first ones, and the sets of heads to take out."""
+    queries = list(dict.fromkeys(pair.query_id for pair in pairs))
+    n = round(LEARN * len(queries))
+    if n < 6 or len(queries) - n < 2:
+        raise MechirError(f"{len(queries)} queries cannot both link heads and test them: take 8 or more.")
+    learn = replace(pool, limit_queries=n)
+    for name, source, chosen in _chain(model, collection, learn, filler, idf, pairs):
+        run(name, **({"pool": learn} if source is None else {"source": source, "pool": Pool()}), **chosen)
+    for vector in _vectors(model, collection, registry):
+        run("lu2025/idf_edit", pool=learn, vector=vector, idf=idf, filler=filler, factors="1,3", draws=draws)
+    found = as_text(links(model=model.fingerprint, collection=collection.id, registry=registry))
+    heads = found.loc[found["links"].str.split(",").map(lambda names: "tf" in names), "site"].tolist()
+    sets = [{"name": LINKED, "sites": ",".join(heads)}] if heads else []
+    drawn = random_like(heads, sizes(model), draws, seed=seed)[0] if heads else []
+    sets += [{"name": f"random {k}", "sites": ",".join(one)} for k, one in enumerate(drawn)]
+    rest = [pair for pair in pairs if pair.query_id in queries[n:]]
+    return rest, {"linked": found, "sets": pd.DataFrame(sets, columns=["name", "sites"], dtype=str)}
+
+
+def _chain(
+    model: Any, collection: Collection, learn: Pool, filler: str, idf: str, pairs: Sequence[Pair]
+) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """The experiments, each with its source (None: the collection) and options."""
+    grades = sorted({pair.grade for pair in pairs if pair.grade is not None})
+    if len(grades) < 2:
+        raise MechirError("All pairs have one grade, so nothing matches more than anything: add --easy-negatives 10.")
+    told = {"relevant": grades[-1], "hard": 0 if 0 in grades else grades[0], "weak": grades[0]}
+    yield "vast2025/attention_contrast", None, told
+    yield "vast2025/qk_svd", None, told
+    yield "vast2025/qk_projection", None, {"strongest": 6, "others": 2}
+    yield "lu2025/soft_tf", None, {"filler": filler}
+    yield "lu2025/idf_direction", None, {"idf": idf}
+    yield "lu2025/semantic_bm25", None, {"idf": idf}
+    yield "vast2024/importance", None, {"take": 1, "tol": 0.05}
+    easy = {"limit_queries": learn.limit_queries, "per_grade": learn.per_grade or 1, "seed": learn.seed}
+    contrasts = diagnostic("tfc1", collection, fillers=(filler,), model=model, **easy)
+    yield "chen2024/head_maps", contrasts, {}
+    yield "lu2025/head_to_score", contrasts, {}
+    yield "lu2025/head_to_heads", contrasts, {"ports": "v"}
+
+
+def _vectors(model: Any, collection: Collection, registry: Path) -> list[int]:
+    """The singular vectors of W_E that go with IDF."""
+    asked = {"collection": collection.id, "measure": EVIDENCE["r_idf"]}
+    told = matching(registry, asked, model=model.fingerprint, newest=True)
+    told = told[(told["p_corrected"] < 0.05) & (told["value"].abs() >= told["least"])]
+    return [int(site.removeprefix("embed.u")) for site in told["site"][:DIRECTIONS]]
+
+
+def measure(
+    model: Any,
+    pairs: Sequence[Pair],
+    *,
+    linked: pd.DataFrame,
+    sets: pd.DataFrame,
+    filler: str = "a",
+    idf: str = "",
+    draws: int = 20,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Scores of every pair without each set of heads: `name`, `query_id`, `doc_id`, `grade`, `score`.
+
+    `linked` and `sets` are what `prepare` found. `filler`: a word of one word piece; `idf`: a table of lines
+    word<TAB>idf, by default counted in the collection; `draws`: random sets, and random directions beside that of IDF.
+    """
+    cut = {one.name: Prune(one.sites.split(",")) for one in sets.itertuples(index=False)}
+    return sweep(model, pairs, {ORIGINAL: ()} | cut)
+
+
+def summarise(rows: pd.DataFrame, judged: pd.DataFrame, linked: pd.DataFrame, sets: pd.DataFrame) -> pd.DataFrame:
+    """The links, and under them what the ranking loses without the linked heads.
+
+    `kind` "link": the columns of `links`. "verification", one row for the linked heads and one for each random set:
+    `site` (the heads), `set`, `change` of nDCG@10 on the held-out queries with `low`, `high`, `p_paired`, `queries`;
+    for the linked heads `random`, the mean change of the random sets, and `p_draws` = (1 + random sets that lose as
+    much) / (1 + sets).
+    """
+    grades = judged[["query_id", "doc_id", "grade"]]
+    whole = ndcg(rows[rows["name"] == ORIGINAL], grades).set_index("query_id")["value"]
+    lines = []
+    for one in sets.itertuples(index=False):
+        values = ndcg(rows[rows["name"] == one.name], grades).set_index("query_id")["value"].reindex(whole.index)
+        found = compare(values.to_numpy(), whole.to_numpy())
+        told = {"set": one.name, "site": one.sites, "change": found.change, "low": found.low, "high": found.high}
+        lines.append({"kind": "verification"} | told | {"p_paired": found.p_paired, "queries": found.n})
+    tests = pd.DataFrame(lines)
+    if len(tests):
+        drawn = tests.loc[tests["set"] != LINKED, "change"]
+        tests.loc[0, "random"] = drawn.mean()
+        tests.loc[0, "p_draws"] = (1 + (drawn <= tests.loc[0, "change"]).sum()) / (1 + len(drawn))
+    return pd.concat([linked.assign(kind="link"), tests], ignore_index=True)
+
+
+def table(summary: pd.DataFrame) -> pd.DataFrame:
+    """The links with the evidence that most have, and the verification."""
+    shown = summary[(summary["kind"] == "link") | (summary.get("set", "") == LINKED)]
+    names = [
+        "site",
+        "links",
+        "effect",
+        "low",
+        "high",
+        "unit",
+        "p_all",
+        "contrast",
+        "rise",
+        "k1",
+        "patching",
+        "to_score",
+    ]
+    names += ["conductance_rank", "weight", "r_idf", "edit_score", "change", "random", "p_draws"]
+    return shown[[name for name in names if name in shown]].dropna(axis=1, how="all")
+
+
+def chart(summary: pd.DataFrame) -> Any:
+    """Every component of the table: how much it matches against what patching it does."""
+    heads = summary[(summary["kind"] == "link") & summary["site"].str.startswith("h")]
+    shown = heads.dropna(subset=["contrast", "patching"]).assign(links=heads["links"].replace("", "none"))
+    return charts.scatter(
+        shown.rename(columns={"contrast": "attention contrast", "patching": "effect of patching, share of the gap"}),
+        "attention contrast",
+        "effect of patching, share of the gap",
+        "links",
+        title="Heads that match, and how much of the effect of term frequency passes through them",
+        subtitle="only heads whose contrast holds or that write the score",
+        label="site",
+    )

@@ -1,0 +1,76 @@
+"""The whole chain on models whose circuit is known: what is linked, what is not, and what the traps are called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import mechir as mi
+from mechir import planted
+from mechir.collection import Collection
+from mechir.errors import MechirError
+from mechir.experiment import load_experiment, shown
+from mechir.registry.runs import Run, runs
+from tests.models import TOY, TOY_MODEL, graded
+
+
+def files(model: planted.PlantedEncoder, folder: Path, queries: int) -> tuple[Collection, str]:
+    """Planted pairs with the grades 3, 0 and 1, and the table of IDF that the model holds."""
+    pairs = graded(model, queries, 1)
+    texts = {pair.query_id: pair.query for pair in pairs}
+    (folder / "queries.tsv").write_text("".join(f"{key}\t{text}\n" for key, text in texts.items()))
+    (folder / "docs.tsv").write_text("".join(f"{pair.doc_id}\t{pair.document}\n" for pair in pairs))
+    (folder / "qrels.txt").write_text("".join(f"{pair.query_id} 0 {pair.doc_id} {pair.grade}\n" for pair in pairs))
+    (folder / "idf.tsv").write_text("".join(f"{word}\t{idf}\n" for word, idf in model.design.idf.items()))
+    return mi.collection(folder), str(folder / "idf.tsv")
+
+
+def chain(seed: int, folder: Path, queries: int = 30) -> Run:
+    model = planted.bm25(c=3.0, seed=seed, idf_scale=10.0, decoy=None)
+    (folder / "collection").mkdir()
+    collection, idf = files(model, folder / "collection", queries)
+    return mi.run("joint/pathway", model, collection, registry=folder / "registry", filler="in", idf=idf)
+
+
+@pytest.mark.slow
+def test_the_planted_circuit_is_linked_and_the_traps_are_named(tmp_path: Path) -> None:
+    stored = chain(0, tmp_path)
+    found = stored.summary[stored.summary["kind"] == "link"].set_index("site")
+    heads = found[found.index.str.startswith("h")]
+    assert heads["links"].to_dict() == {"h1.2": "tf", "h3.1": "scoring", "h0.0": "", "h2.3": ""}
+    assert heads.loc[["h1.2", "h3.1"], "conflicts"].eq("").all()
+    for trap in ("h0.0", "h2.3"):
+        assert heads.loc[trap, "conflicts"].startswith("flagged by its pattern but causally dead: contrast, query<-doc")
+    assert found.loc["embed.u0", "links"] == "idf" and found.loc["embed.u0", "edit_score"] > 0
+    assert (found["links"] == "idf").sum() == 1
+    tests = stored.summary[stored.summary["kind"] == "verification"]
+    cut = tests.iloc[0]
+    assert cut["set"] == "linked heads" and cut["site"] == "h1.2" and cut["queries"] == 10
+    assert cut["change"] < -0.05 and cut["high"] < 0 and cut["p_draws"] == pytest.approx(1 / 21)
+    drawn = tests.iloc[1:]
+    assert len(drawn) == 20 and drawn["site"].str.startswith("h1.").all() and not (drawn["site"] == "h1.2").any()
+    learned = {run.record["queries"] for run in runs(stored.path.parents[1]) if run.id != stored.id}
+    assert max(learned) == 20  # nothing else has seen the last third
+    told = shown("joint/pathway", stored.summary)
+    assert len(told) == len(found) + 1 and "p_draws" in told and "kind" not in told
+    table = mi.links(registry=stored.path.parents[1])
+    assert sorted(map(str, table["site"])) == sorted(found.index)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 11))
+def test_ten_seeds_have_no_other_link(seed: int, tmp_path: Path) -> None:
+    summary = chain(seed, tmp_path).summary
+    found = summary[summary["kind"] == "link"].set_index("site")["links"]
+    heads = found[found.index.str.startswith("h") & (found != "")]
+    assert heads.to_dict() == {"h1.2": "tf", "h3.1": "scoring"}
+
+
+def test_too_few_queries_or_grades_are_refused(tmp_path: Path) -> None:
+    toy, module = mi.load(TOY_MODEL), load_experiment("joint/pathway")
+    with pytest.raises(MechirError, match="6 queries cannot both link heads and test them: take 8 or more"):
+        mi.run("joint/pathway", toy, mi.collection(TOY), registry=tmp_path)
+    alike = [mi.Pair("q", "d", f"q{k}", "d", 1) for k in range(9)]
+    with pytest.raises(MechirError, match="All pairs have one grade, so nothing matches more than anything"):
+        list(module._chain(toy, mi.collection(TOY), mi.Pool(), "a", "", alike))
