@@ -1,4 +1,4 @@
-"""Attention between the roles of a contrast's positions."""
+"""Attention between the roles of a contrast's positions, and token by token between query and document."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from torch import Tensor
 
 from mechir.contrasts import ROLES, Contrast, ContrastBatch, encode_contrasts
 from mechir.methods.patching import heads_of, ids_of
+from mechir.pairs import Pair
+from mechir.segments import Segment
 from mechir.sites import Head
+
+DIGITS = 4
+"""Decimals that are kept of a weight: what a colour can show."""
 
 
 @torch.no_grad()
@@ -85,3 +90,48 @@ def between(
 ) -> Float[Tensor, "batch head role _"]:
     """The mean over readers of a role of the mass on the sources of a role."""
     return torch.einsum("bhij,bri,bsj->bhrs", pattern, share, member)
+
+
+@torch.no_grad()
+def pair_attention(
+    model: Any, pairs: Sequence[Pair], heads: Sequence[Head | str], *, max_length: int | None = None
+) -> pd.DataFrame:
+    """What heads look at: the weights between every word piece of the query and every one of the document.
+
+    Args:
+        model: a `HookedEncoder`.
+        pairs: what is read.
+        heads: whose attention.
+        max_length: word pieces kept of a pair.
+
+    Returns:
+        One row per pair and head: `site`; `query_id`, `doc_id`, `grade`; `score`, of `model.score`; `query`, `doc`, the
+        word pieces as the tokenizer prints them; `query_doc`, n_query x n_doc weights of query<-doc, a row per query
+        piece after the other, and `doc_query`, n_doc x n_query of doc<-query, both 0 to 1 to four decimals. A row of
+        weights does not sum to 1: what is missing goes to special tokens and the reader's own text.
+
+    Raises:
+        MechirError: for a site that is no head of this model.
+    """
+    listed, encoded = heads_of(model, heads), model.encode(pairs, max_length)
+    hooks = {f"blocks.{head.layer}.attn.hook_pattern" for head in listed}
+    rows: list[dict[str, Any]] = []
+    for number, pair in enumerate(pairs):  # few are looked at, so one forward each
+        kept: dict[str, Tensor] = {}
+
+        def keep(x: Tensor, hook: Any, kept: dict[str, Tensor] = kept) -> None:
+            kept[hook.name] = x[0].double().cpu()
+
+        batch = encoded.batch([number]).to(model.device)
+        with model.hooks([(name, keep) for name in hooks]):
+            score = float(model(batch, last_rows="all")[0])
+        query, doc = (batch.at(side)[0].nonzero()[:, 0].cpu() for side in (Segment.QUERY, Segment.DOC))
+        told = {"query_id": pair.query_id, "doc_id": pair.doc_id, "grade": pair.grade, "score": score}
+        for name, side in (("query", query), ("doc", doc)):
+            told[name] = model.tokenizer.convert_ids_to_tokens(encoded.ids[number][side.numpy()].tolist())
+        for head in listed:
+            pattern = kept[f"blocks.{head.layer}.attn.hook_pattern"][head.head]
+            blocks = {"query_doc": pattern[query][:, doc], "doc_query": pattern[doc][:, query]}
+            weights = {name: block.flatten().numpy().round(DIGITS).tolist() for name, block in blocks.items()}
+            rows.append({"site": str(head)} | told | weights)
+    return pd.DataFrame(rows)
