@@ -153,7 +153,7 @@ class Projected:
 
 @dataclass(frozen=True)
 class EditEmbedding:
-    """Scales the word embeddings of some word pieces along a direction: the edit of Lu et al. 2025.
+    """Scales or shifts the word embeddings of some word pieces along a direction: the edit of Lu et al. 2025.
 
     A coordinate a along the direction becomes `factor * a`; with `absolute` it becomes `factor * |a|`, as in the
     paper's code, so that a positive factor always points up the direction and a negative one down (a factor of 1 then
@@ -165,12 +165,15 @@ class EditEmbedding:
         direction: a `Subspace` of the embedding space, or None for the whole row.
         pieces: ids of word pieces, e.g. `model.tokenizer("solar", add_special_tokens=False).input_ids`; None for all.
         absolute: see above.
+        shift: added to the scaled coordinate: `EditEmbedding(1, direction, shift=0.5)` moves alone, so that small steps
+            up and down differ by the direction and by nothing else.
     """
 
     factor: float
     direction: Subspace | None = None
     pieces: tuple[int, ...] | None = None
     absolute: bool = False
+    shift: float = 0.0
 
     def __init__(
         self,
@@ -178,15 +181,18 @@ class EditEmbedding:
         direction: Any = None,
         pieces: Iterable[int] | None = None,
         absolute: bool = False,
+        shift: float = 0.0,
     ) -> None:
         if direction is not None and not isinstance(direction, Subspace):
             raise MechirError(f"{direction!r} is no Subspace: write Subspace.span(vector, 'what it is').")
-        if absolute and direction is None:
-            raise MechirError("A whole embedding has no sign: leave absolute out, or give a direction.")
+        if (absolute or shift) and direction is None:
+            name = "absolute" if absolute else "shift"
+            raise MechirError(f"A whole embedding has no sign: leave {name} out, or give a direction.")
         object.__setattr__(self, "factor", float(factor))
         object.__setattr__(self, "direction", direction)
         object.__setattr__(self, "pieces", None if pieces is None else tuple(sorted({int(one) for one in pieces})))
         object.__setattr__(self, "absolute", absolute)
+        object.__setattr__(self, "shift", float(shift))
 
     def hooks(self, batch: Batch) -> list[Hook]:
         """One edit, of the word embeddings."""
@@ -206,13 +212,14 @@ class Scaled:
         return "" if self.edit.direction is None else self.edit.direction.model
 
     def __call__(self, x: Float[Tensor, "batch pos d"], hook: Any) -> Float[Tensor, "batch pos d"]:
-        """The embeddings, those of the pieces scaled."""
+        """The embeddings, those of the pieces edited."""
         edit = self.edit
         if edit.direction is None:
             new = edit.factor * x
         else:
             along = edit.direction.coordinates(x)
-            new = edit.direction.add(x, edit.factor * (along.abs() if edit.absolute else along) - along)
+            scaled = edit.factor * (along.abs() if edit.absolute else along)
+            new = edit.direction.add(x, scaled + edit.shift - along)
         return new if edit.pieces is None else torch.where(self._chosen(edit.pieces)[:, :, None], new, x)
 
     def _chosen(self, pieces: tuple[int, ...]) -> Bool[Tensor, "batch pos"]:

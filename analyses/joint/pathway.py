@@ -26,8 +26,7 @@ from mechir.methods.schemes import random_like
 from mechir.methods.statistics import compare
 from mechir.pairs import Pair
 from mechir.registry.frames import as_text
-from mechir.registry.links import EVIDENCE, links
-from mechir.registry.queries import matching
+from mechir.registry.links import links
 from mechir.sweep import sweep
 from mechir.views import charts
 
@@ -36,13 +35,13 @@ EMBEDDED = {"limit_queries": 61, "per_grade": 2, "easy_negatives": 4}
 """What is taken of the embedded collection by default: all queries, for tests need many, and few documents of each."""
 LEARN = 2 / 3
 """The share of the queries that the links are found on."""
-DIRECTIONS = 3
-"""At most so many singular vectors, those that go with IDF most, are edited."""
+CHECKED, SHOWN = 4, 12
+"""Matching heads whose W_QK is cut, and singular vectors that are edited; heads whose attention is stored."""
 
 
 def cost(model: Any, *, draws: int = 20, **options: Any) -> float:
-    """Full forwards per pair, roughly: all experiments of the chain on a part of them."""
-    return 40.0 + draws
+    """Full forwards per pair, roughly: all experiments of the chain, most of them on a part of the pairs."""
+    return 100.0 + draws
 
 
 def prepare(
@@ -57,7 +56,6 @@ def prepare(
     idf: str,
     draws: int,
     seed: int,
-    **options: Any,
 ) -> tuple[list[Pair], dict[str, Any]]:
     """The pairs of the last queries; the table of links found on the first ones, and the sets of heads to take out."""
     queries = list(dict.fromkeys(pair.query_id for pair in pairs))
@@ -65,12 +63,18 @@ def prepare(
     if n < 6 or len(queries) - n < 2:
         raise MechirError(f"{len(queries)} queries cannot both link heads and test them: take 8 or more.")
     learn = replace(pool, limit_queries=n)
-    for name, source, chosen in _chain(model, collection, learn, filler, idf, pairs):
-        run(name, **({"pool": learn} if source is None else {"source": source, "pool": Pool()}), **chosen)
-    for vector in _vectors(model, collection, registry):
-        run("lu2025/idf_edit", pool=learn, vector=vector, idf=idf, filler=filler, factors="1,3", draws=draws)
-    found = as_text(links(model=model.fingerprint, collection=collection.id, registry=registry))
-    heads = found.loc[found["links"].str.split(",").map(lambda names: "tf" in names), "site"].tolist()
+    asked = {"model": model.fingerprint, "collection": collection.id, "registry": registry}
+    for name, chosen in _looks(pairs, filler, idf):
+        run(name, pool=learn, **chosen)
+    contrasts = diagnostic(
+        "tfc1", collection, fillers=(filler,), model=model, limit_queries=n, per_grade=learn.per_grade or 1, seed=seed
+    )
+    for name in ("chen2024/head_maps", "lu2025/head_to_score", "lu2025/head_to_heads"):
+        run(name, source=contrasts, pool=Pool(), **({"ports": "v"} if name.endswith("to_heads") else {}))
+    for name, chosen in _acts(as_text(links(**asked)), filler, idf, draws):
+        run(name, pool=learn, **chosen)
+    found = as_text(links(**asked))
+    heads = _of(found, "tf")
     sets = [{"name": LINKED, "sites": ",".join(heads)}] if heads else []
     drawn = random_like(heads, sizes(model), draws, seed=seed)[0] if heads else []
     sets += [{"name": f"random {k}", "sites": ",".join(one)} for k, one in enumerate(drawn)]
@@ -78,34 +82,39 @@ def prepare(
     return rest, {"linked": found, "sets": pd.DataFrame(sets, columns=["name", "sites"], dtype=str)}
 
 
-def _chain(
-    model: Any, collection: Collection, learn: Pool, filler: str, idf: str, pairs: Sequence[Pair]
-) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """The experiments, each with its source (None: the collection) and options."""
+def _looks(pairs: Sequence[Pair], filler: str, idf: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The experiments on pairs that look for heads and directions, each with its options."""
     grades = sorted({pair.grade for pair in pairs if pair.grade is not None})
     if len(grades) < 2:
         raise MechirError("All pairs have one grade, so nothing matches more than anything: add --easy-negatives 10.")
     told = {"relevant": grades[-1], "hard": 0 if 0 in grades else grades[0], "weak": grades[0]}
-    yield "vast2025/attention_contrast", None, told
-    yield "vast2025/qk_svd", None, told
-    yield "vast2025/qk_projection", None, {"strongest": 6, "others": 2}
-    yield "lu2025/soft_tf", None, {"filler": filler}
-    yield "lu2025/idf_direction", None, {"idf": idf}
-    yield "lu2025/semantic_bm25", None, {"idf": idf}
-    yield "vast2024/importance", None, {"take": 1, "tol": 0.05}
-    easy = {"limit_queries": learn.limit_queries, "per_grade": learn.per_grade or 1, "seed": learn.seed}
-    contrasts = diagnostic("tfc1", collection, fillers=(filler,), model=model, **easy)
-    yield "chen2024/head_maps", contrasts, {}
-    yield "lu2025/head_to_score", contrasts, {}
-    yield "lu2025/head_to_heads", contrasts, {"ports": "v"}
+    yield "vast2025/attention_contrast", told
+    yield "vast2025/qk_svd", told
+    yield "lu2025/soft_tf", {"filler": filler, "per_query": 2}
+    yield "lu2025/idf_direction", {"idf": idf}
+    yield "lu2025/semantic_bm25", {"idf": idf}
+    yield "vast2024/importance", {"take": 1, "tol": 0.05}
 
 
-def _vectors(model: Any, collection: Collection, registry: Path) -> list[int]:
-    """The singular vectors of W_E that go with IDF."""
-    asked = {"collection": collection.id, "measure": EVIDENCE["r_idf"]}
-    told = matching(registry, asked, model=model.fingerprint, newest=True)
-    told = told[(told["p_corrected"] < 0.05) & (told["value"].abs() >= told["least"])]
-    return [int(site.removeprefix("embed.u")) for site in told["site"][:DIRECTIONS]]
+def _acts(found: pd.DataFrame, filler: str, idf: str, draws: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The experiments that follow from the links so far: what is matched, weighed and looked at, by which heads."""
+    heads = found[found["site"].str.startswith("h")]
+    matching = heads.loc[heads["contrast"].abs().sort_values(ascending=False, kind="stable").index, "site"]
+    matching = matching[matching.isin(heads.loc[heads["contrast"].notna(), "site"])].tolist()
+    if matching:
+        yield "vast2025/qk_projection", {"heads": ",".join(matching[:CHECKED]), "draws": draws}
+    vectors = found.loc[found["site"].str.startswith("embed.u"), "site"].str.removeprefix("embed.u")
+    scoring = ",".join(_of(found, "scoring"))
+    for vector in vectors[:CHECKED]:
+        chosen = {"vector": int(vector), "heads": scoring, "idf": idf, "filler": filler}
+        yield "lu2025/idf_edit", chosen | {"factors": "3", "draws": draws, "per_query": 2}
+    if len(heads):
+        yield "joint/examples", {"heads": ",".join(heads["site"][:SHOWN])}
+
+
+def _of(found: pd.DataFrame, link: str) -> list[str]:
+    """The heads with a link."""
+    return found.loc[found["links"].str.split(",").map(lambda names: link in names), "site"].tolist()
 
 
 def measure(

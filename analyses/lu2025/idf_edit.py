@@ -1,8 +1,9 @@
 """Does the IDF direction act? A query term is scaled along it, dose by dose (Lu et al. 2025, arXiv:2502.04645, 5.2).
 
 The word pieces of one word of each query are scaled along the singular vector of W_E that goes with IDF, up and down;
-beside it the whole embedding is scaled, and random directions. Scoring heads are found by path patching on one query in
-three, and the others are measured.
+beside it the whole embedding is scaled, and random directions. What the registry is told comes from a smaller edit of
+ours: a step up the direction less a step down, beside steps along random differences between words. Scoring heads are
+found by path patching on one query in three, and the others are measured.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from mechir.collection import Collection
 from mechir.contrasts import align
 from mechir.diagnostics import Tfc1
-from mechir.methods.dose import dose_response, doses
+from mechir.methods.dose import dose_response, doses, shifts
 from mechir.methods.lexical import find_idf, singular_direction
 from mechir.methods.patching import all_heads, largest
 from mechir.methods.paths import path_patch
@@ -34,7 +36,7 @@ FACTORS = "1,3,5,8,10,15,25"
 
 def cost(model: Any, *, factors: str = FACTORS, draws: int = 20, **options: Any) -> float:
     """Full forwards per pair that is taken."""
-    return 1 + len(factors.split(",")) * (4 + draws)
+    return 1 + len(factors.split(",")) * (4 + draws) + 2 * (1 + draws)
 
 
 def prepare(
@@ -76,7 +78,7 @@ def measure(
     filler: str = "a",
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The rows of `dose_response` on the first `per_query` pairs of each query.
+    """The rows of `dose_response` for `doses` and `shifts`, on the first `per_query` pairs of each query.
 
     `heads`, `vector` (of W_E, 0 the first) and `sign` are found by the run where none are given; `idf` is a table of
     lines word<TAB>idf, `filler` a word of one word piece for the contrasts that find the heads.
@@ -84,59 +86,71 @@ def measure(
     direction = singular_direction(model, vector, sign)
     steps = [float(factor) for factor in factors.split(",")]
     some = first_of_each(pairs, per_query)
-    return dose_response(model, some, doses(model, direction, steps, draws), heads.split(","), seed=seed)
+    edits = doses(model, direction, steps, draws) | shifts(model, direction, draws)
+    return dose_response(model, some, edits, heads.split(","), seed=seed)
 
 
 def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
-    """One row per kind of edit and factor: `along` ("direction", "row", "random"), `factor`, `measure`, `queries`.
+    """One row per kind of edit, factor and `measure`: "score" (logits), "attention" (of scoring heads to the term).
 
-    `measure` is "score" (logits) or "attention", of the scoring heads from CLS to the term. `estimate` is the mean
-    change over queries with `low` and `high`; of random directions the mean over them, with the smallest and the
-    largest.
+    `along` "direction", "row", "random": `estimate` is the mean change over queries with `low` and `high`; of random
+    directions the mean over them, with the smallest and the largest. "shift" and "shift random", at factor 1: half of
+    what one step up does less one step down (`shifts`), on documents that hold the word, by queries; the sign speaks
+    for IDF where it is positive. `queries` is how many each has.
     """
+    scaled = rows[~rows["along"].str.startswith("shift")]
     lines = []
     for what in ("score", "attention"):
-        means = rows.groupby(["along", "factor", "query_id"], sort=False)[f"{what}_change"].mean()
-        for (along, factor), values in means.groupby(["along", "factor"], sort=False):
+        means = scaled.groupby(["along", "factor", "query_id"], sort=False)[f"{what}_change"].mean()
+        told = {key: values for key, values in means.groupby(["along", "factor"], sort=False)}
+        told |= {(along, 1.0): values for along, values in _shifted(rows, what).items()}
+        for (along, factor), values in told.items():
             low, high = bootstrap_mean(values.to_numpy())
             line = {"along": along, "factor": factor, "measure": what, "queries": len(values)}
             lines.append(line | {"estimate": values.mean(), "low": low, "high": high})
     found = pd.DataFrame(lines)
-    drawn = found["along"].str.startswith("random")
-    keys = ["factor", "measure", "queries"]
-    random = (
-        found[drawn].groupby(keys, sort=False)["estimate"].agg(estimate="mean", low="min", high="max").reset_index()
-    )
-    return pd.concat([found[~drawn], random.assign(along="random")], ignore_index=True)
+    drawn = found["along"].str.contains("random")
+    kind = found["along"].str.replace(r" \d+$", "", regex=True)
+    keys = ["along", "factor", "measure", "queries"]
+    over = found.assign(along=kind)[drawn].groupby(keys, sort=False)["estimate"]
+    random = over.agg(estimate="mean", low="min", high="max").reset_index()
+    return pd.concat([found[~drawn], random], ignore_index=True)
+
+
+def _shifted(rows: pd.DataFrame, what: str) -> pd.DataFrame:
+    """Half of one step up less one down, a row per query whose documents hold the word, a column per direction."""
+    moved = rows[rows["along"].str.startswith("shift") & rows["matched"]]
+    half = moved[f"{what}_change"] * moved["factor"] / 2
+    by_pair = half.groupby([moved[name] for name in ("query_id", "doc_id", "along")]).sum()
+    return by_pair.groupby(["query_id", "along"]).mean().unstack("along")
 
 
 def findings(rows: pd.DataFrame, *, vector: int = -1) -> pd.DataFrame:
-    """What the smallest dose up the direction does beyond the mean of the random ones, corrected for both measures.
+    """Half of what a step up the direction does less one down, corrected for both measures.
 
-    Of documents that hold the word: there a rarer word scores higher in BM25, so positive speaks for it. It counts
-    where it is farther from the mean of the random directions than any of them.
+    Of documents that hold the word: there a rarer word scores higher in BM25, so positive speaks for it. What counts is
+    as much as a random direction reaches in one of twenty: `least` is the 97.5 % point of t times their root mean
+    square, over queries' means.
     """
-    at_dose = rows[rows["matched"] & (rows["factor"] == rows.loc[rows["factor"] > 1, "factor"].min())]
-    found, excess = [], {}
+    found, effects = [], []
     for what, unit in (("score", "logits"), ("attention", "attention")):
-        wide = at_dose.pivot_table(index="query_id", columns="along", values=f"{what}_change")
+        wide = _shifted(rows, what)
         if not len(wide):
             return pd.DataFrame(columns=["site", "measure", "value", "unit"])
-        drawn = wide.filter(regex="^random")
-        excess[what] = (wide["direction"] - drawn.mean(axis=1)).to_numpy()
-        means, (low, high) = drawn.mean(), bootstrap_mean(excess[what])
-        told = {"measure": f"{what}, a matched term up IDF", "unit": unit, "value": excess[what].mean()}
-        of = {"low": low, "high": high, "least": (means - means.mean()).abs().max(), "n_queries": len(wide)}
-        found.append({"site": f"embed.u{vector}"} | told | of | {"n_pairs": at_dose["doc_id"].nunique()})
-    how = {"role": "idf", "term": "idf", "causal": True, "family": "score and attention"}
-    label = f"{at_dose['factor'].iloc[0]:g} times"
-    tests = sign_flips(np.column_stack(list(excess.values())))
-    return pd.DataFrame(found).assign(**how, label=label, p_corrected=tests)
+        random, (low, high) = wide.drop(columns="shift").mean(), bootstrap_mean(wide["shift"].to_numpy())
+        told = {"measure": f"{what}, a matched term up IDF", "unit": unit, "value": wide["shift"].mean()}
+        reached = stats.t.ppf(0.975, len(random)) * float((random**2).mean()) ** 0.5
+        found.append(told | {"low": low, "high": high, "least": reached, "n_queries": len(wide)})
+        effects.append(wide["shift"].to_numpy())
+    pairs = rows.loc[rows["matched"], ["query_id", "doc_id"]].drop_duplicates()
+    how = {"site": f"embed.u{vector}", "role": "idf", "term": "idf", "causal": True, "family": "score and attention"}
+    tests = sign_flips(np.column_stack(effects))
+    return pd.DataFrame(found).assign(**how, label="one sd", n_pairs=len(pairs), p_corrected=tests)
 
 
 def chart(summary: pd.DataFrame) -> Any:
     """Change of score and attention by dose."""
-    shown = summary.sort_values(["along", "factor"])
+    shown = summary[~summary["along"].str.startswith("shift")].sort_values(["along", "factor"])
     titles = {
         "score": ("A query term scaled along the IDF direction: change of the score", "logits"),
         "attention": ("Change of the scoring heads' attention to the term", "weight"),

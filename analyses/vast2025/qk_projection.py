@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mechir.methods.patching import heads_of
 from mechir.methods.projection import ALIGNED, project_heads
 from mechir.methods.spectra import qk_spectra
 from mechir.methods.statistics import bootstrap_mean, sign_flips
@@ -21,15 +22,18 @@ from mechir.views import charts
 ATTENTION, SCORE = "change of its attention to the document", "|change| of the score, logits"
 
 
-def cost(model: Any, *, strongest: int = 10, others: int = 10, draws: int = 20, **options: Any) -> float:
+def cost(
+    model: Any, *, heads: str = "", strongest: int = 10, others: int = 10, draws: int = 20, **options: Any
+) -> float:
     """Full forwards per pair that is taken: half of one per head and set of directions."""
-    return 1 + 0.5 * (strongest + others) * (1 + draws)
+    return 1 + 0.5 * (len(heads.split(",")) if heads else strongest + others) * (1 + draws)
 
 
 def measure(
     model: Any,
     pairs: Sequence[Pair],
     *,
+    heads: str = "",
     strongest: int = 10,
     others: int = 10,
     k: int = 4,
@@ -37,16 +41,27 @@ def measure(
     take: int = 1,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """`chosen` ("aligned", "random"), `z`, and the columns of `project_heads`; `take` pairs a query and grade."""
-    spectra = qk_spectra(model, draws=1).dropna(subset="z").sort_values("z", ascending=False, ignore_index=True)
+    """`chosen` ("aligned", "random", "named"), `z`, and the columns of `project_heads`.
+
+    `heads` with commas are taken in the place of the strongest and others; `take` pairs of each query and grade.
+    """
+    picked = _picked(model, heads, strongest, others, seed)
+    kept = first_of_each(pairs, take, by_grade=True)
+    rows = project_heads(model, kept, picked["site"].tolist(), k=min(k, model.cfg.d_head), draws=draws)
+    return picked.merge(rows, on="site")
+
+
+def _picked(model: Any, heads: str, strongest: int, others: int, seed: int) -> pd.DataFrame:
+    """The heads that are measured: `site`, `chosen`, `z`."""
+    spectra = qk_spectra(model, draws=1)[["site", "z"]]
+    if heads:
+        named = pd.DataFrame({"site": list(map(str, heads_of(model, heads.split(",")))), "chosen": "named"})
+        return named.merge(spectra, "left", on="site")
+    spectra = spectra.dropna(subset="z").sort_values("z", ascending=False, ignore_index=True)
     rest = np.arange(min(strongest, len(spectra)), len(spectra))
     drawn = np.random.default_rng(seed).choice(rest, min(others, len(rest)), replace=False)
     picked = spectra.iloc[[*range(min(strongest, len(spectra))), *sorted(drawn.tolist())]]
-    kept = first_of_each(pairs, take, by_grade=True)
-    rows = project_heads(model, kept, picked["site"].tolist(), k=min(k, model.cfg.d_head), draws=draws)
-    chosen = np.where(np.arange(len(picked)) < strongest, "aligned", "random")
-    told = pd.DataFrame({"site": picked["site"].to_numpy(), "chosen": chosen, "z": picked["z"].to_numpy()})
-    return told.merge(rows, on="site")
+    return picked.assign(chosen=np.where(np.arange(len(picked)) < strongest, "aligned", "random"))
 
 
 def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
@@ -60,7 +75,7 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     and `attention_p` counts falls as deep.
     """
     lines, excess = [], {}
-    for (site, chosen, z), part in rows.groupby(["site", "chosen", "z"], sort=False):
+    for (site, chosen, z), part in rows.groupby(["site", "chosen", "z"], sort=False, dropna=False):
         line: dict[str, Any] = {"site": site, "chosen": chosen, "z": z, "queries": part["query_id"].nunique()}
         for what, size in (("score", part["score_change"].abs()), ("attention", part["attention_change"])):
             told, excess[what, site] = _beside_random(part.assign(size=size), deeper=what == "attention")

@@ -40,6 +40,31 @@ def doses(
     return found
 
 
+def shifts(model: Any, direction: Subspace, draws: int) -> dict[tuple[str, float], EditEmbedding]:
+    """One step up the direction and one down, and along `draws` random ones: (along, 1 or -1) -> edit.
+
+    A step is as far as words differ along a direction: the standard deviation of its coordinate over the rows of W_E,
+    special tokens left out. Random directions are sums of those rows with random weights, less their mean and what lies
+    along the direction itself, so that a step along them is a difference that words do have. Half of up less down is
+    what a step does to first order: what any displacement does, as to the LayerNorms, is the same both ways and drops
+    out.
+    """
+    words = sorted(set(range(len(model.W_E))) - set(model.tokenizer.all_special_ids))
+    rows = model.W_E.detach().double().cpu()[words]
+    rows = rows - rows.mean(0)
+    free = direction.add(rows, -direction.coordinates(rows))
+    named = {"shift": direction}
+    for seed in range(draws):
+        weights = torch.randn(len(rows), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        recipe = f"random sum of words, seed {seed}"
+        named[f"shift random {seed}"] = Subspace.span(weights @ free, recipe, model=model.fingerprint)
+    return {
+        (along, sign): EditEmbedding(1, one, shift=sign * float((rows @ one.read[0]).std()))
+        for along, one in named.items()
+        for sign in (1.0, -1.0)
+    }
+
+
 @torch.no_grad()
 def dose_response(
     model: Any,
@@ -54,7 +79,7 @@ def dose_response(
     Args:
         model: a `HookedEncoder`.
         pairs: whole queries.
-        do: of `doses`; the pieces that are edited are those of the word, in the query and in the document.
+        do: of `doses`, `shifts`; the pieces that are edited are those of the word, in the query and in the document.
         heads: whose attention from CLS to the word's positions in the query is averaged.
         seed: of the word.
 

@@ -70,6 +70,7 @@ class Design:
     n_layers: int
     n_heads: int
     d_model: int
+    apart: bool = False
 
     def __post_init__(self) -> None:
         least = len(WORDS) + 1
@@ -77,6 +78,7 @@ class Design:
             (min(self.c, self.a, self.k1, self.sink) <= 0, "c, a, k1 and sink must be above 0"),
             (self.idf_scale == 0, "idf_scale=0 leaves no IDF to read: write another length"),
             (self.decoy is not None and self.decoy < 0, "decoy is a standard deviation: write 0 or more, or None"),
+            (self.apart and self.decoy is None, "without a decoy none can stand apart: write decoy=0.4"),
             (self.labels not in (1, 2), f"labels={self.labels}: write 1 or 2"),
             (
                 self.n_layers < 4 or self.n_heads < 4,

@@ -30,6 +30,7 @@ def bm25(
     rotate: bool = True,
     decoy: float | None = 0.4,
     idf_scale: float = 1.0,
+    apart: bool = False,
     backup: bool = False,
     labels: int = 1,
     seed: int = 0,
@@ -52,6 +53,8 @@ def bm25(
         sink: what the aggregator gives CLS; keeps the score below 1.
         rotate: hide the basis: an orthogonal rotation of the residual stream, and one of each head's own dimensions.
         decoy: standard deviation of what is added to log IDF in the decoy direction; None leaves the direction out.
+        apart: shift and shorten the decoy so that it is orthogonal to log IDF over the words: with `idf_scale` of 5 or
+            more the true direction and the decoy are then singular vectors of W_E, and both go with IDF.
         idf_scale: length of log IDF in the embeddings; the aggregator divides by it, so the score stays.
         backup: head 1.0 duplicates 1.2 and is used for what 1.2 fails to write.
         labels: 1 logit, or 2 as MonoBERT has (their difference is the score).
@@ -63,7 +66,7 @@ def bm25(
     Raises:
         MechirError: for dials that leave no room for the circuit.
     """
-    design = Design(c, a, k1, sink, rotate, decoy, idf_scale, backup, labels, seed, n_layers, n_heads, d_model)
+    design = Design(c, a, k1, sink, rotate, decoy, idf_scale, backup, labels, seed, n_layers, n_heads, d_model, apart)
     hf = transformers.BertForSequenceClassification(_config(design)).eval()
     state = {name: torch.from_numpy(value).float() for name, value in compiled(design).items()}
     hf.load_state_dict(state, strict=True)

@@ -164,6 +164,8 @@ def embeddings(design: Design) -> dict[str, np.ndarray]:
         features[word] = {word: 1, "word": 1, "stop": float(word in STOP_WORDS), "log_idf": log_idf}
         if design.decoy is not None:
             features[word]["decoy"] = log_idf + design.decoy * generator.normal()
+    if design.apart:
+        features |= _apart(features)
     for row, word in enumerate((*SPECIAL, *WORDS)):
         for name, value in features.get(word, {}).items():
             words[row] += value * design.written(design.place(name))
@@ -173,6 +175,20 @@ def embeddings(design: Design) -> dict[str, np.ndarray]:
         "position_embeddings.weight": positions,
         "token_type_embeddings.weight": np.stack([ballast, ballast + design.written(design.place("seg1"))]),
     }
+
+
+def _apart(features: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """All features with half the decoy, and [PAD] and [MASK], which no text holds, such that the columns of log IDF
+    and decoy are orthogonal to one another and to the flags: so either is a singular vector of its own.
+    """
+    for word in WORDS:
+        features[word]["decoy"] /= 2
+    names = ("log_idf", "decoy", "word", "stop")
+    columns = np.array([[one.get(name, 0.0) for name in names] for word, one in features.items() if word != "[MASK]"])
+    gram, far = columns.T @ columns, np.abs(columns).max()
+    pad = np.array([far, *(-gram[0, 1:] / far)])
+    mask = np.array([0.0, far / 2, *(-(gram[1, 2:] + pad[1] * pad[2:]) / (far / 2))])
+    return features | {"[PAD]": dict(zip(names, pad, strict=True)), "[MASK]": dict(zip(names, mask, strict=True))}
 
 
 def compiled(design: Design) -> dict[str, np.ndarray]:
