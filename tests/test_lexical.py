@@ -137,6 +137,21 @@ def test_doses_are_the_edits_of_the_paper(tiny: HookedEncoder) -> None:
     assert made["random 0", 3.0].direction != made["random 1", 3.0].direction
 
 
+def test_a_step_is_as_far_as_words_differ(tiny: HookedEncoder) -> None:
+    direction = lexical.singular_direction(tiny, 0)
+    made = dose.shifts(tiny, direction, draws=2)
+    assert list(made) == [(along, sign) for along in ("shift", "shift random 0", "shift random 1") for sign in (1, -1)]
+    words = tiny.W_E.detach().double()[4:]  # after [PAD], [UNK], [CLS], [SEP]
+    for (_, sign), edit in made.items():
+        assert edit.factor == 1 and edit.direction is not None
+        assert edit.shift == pytest.approx(sign * float((words @ edit.direction.read[0]).std()), rel=1e-9)
+    for seed in range(2):
+        random = made[f"shift random {seed}", 1.0].direction
+        assert random is not None and float(random.read[0] @ direction.read[0]) == pytest.approx(0, abs=1e-9)
+        held = torch.linalg.lstsq(words.T, random.read[0][:, None]).solution[:, 0]
+        assert torch.allclose(held @ words, random.read[0], atol=1e-9)  # a sum of words
+
+
 def test_dose_response_is_what_single_edits_give(tiny: HookedEncoder) -> None:
     direction = lexical.singular_direction(tiny)
     made = dose.doses(tiny, direction, [4.0], draws=1)

@@ -26,8 +26,8 @@ def files(model: planted.PlantedEncoder, folder: Path, queries: int) -> tuple[Co
     return mi.collection(folder), str(folder / "idf.tsv")
 
 
-def chain(seed: int, folder: Path, queries: int = 30) -> Run:
-    model = planted.bm25(c=3.0, seed=seed, idf_scale=10.0, decoy=None)
+def chain(seed: int, folder: Path, queries: int = 36) -> Run:
+    model = planted.bm25(c=3.0, seed=seed, idf_scale=5.0, apart=True)
     (folder / "collection").mkdir()
     collection, idf = files(model, folder / "collection", queries)
     return mi.run("joint/pathway", model, collection, registry=folder / "registry", filler="in", idf=idf)
@@ -42,16 +42,17 @@ def test_the_planted_circuit_is_linked_and_the_traps_are_named(tmp_path: Path) -
     assert heads.loc[["h1.2", "h3.1"], "conflicts"].eq("").all()
     for trap in ("h0.0", "h2.3"):
         assert heads.loc[trap, "conflicts"].startswith("flagged by its pattern but causally dead: contrast, query<-doc")
-    assert found.loc["embed.u0", "links"] == "idf" and found.loc["embed.u0", "edit_score"] > 0
-    assert (found["links"] == "idf").sum() == 1
+    assert found.loc[["embed.u0", "embed.u1"], "links"].tolist() == ["idf", ""] and "embed.u2" not in found.index
+    assert found.loc["embed.u0", "conflicts"] == "" and found.loc["embed.u0", "edit_attention"] > 0.05
+    assert found.loc["embed.u1", "conflicts"].startswith("goes with IDF but causally dead: r with IDF 0.9")
     tests = stored.summary[stored.summary["kind"] == "verification"]
     cut = tests.iloc[0]
-    assert cut["set"] == "linked heads" and cut["site"] == "h1.2" and cut["queries"] == 10
+    assert cut["set"] == "linked heads" and cut["site"] == "h1.2" and cut["queries"] == 12
     assert cut["change"] < -0.05 and cut["high"] < 0 and cut["p_draws"] == pytest.approx(1 / 21)
     drawn = tests.iloc[1:]
     assert len(drawn) == 20 and drawn["site"].str.startswith("h1.").all() and not (drawn["site"] == "h1.2").any()
     learned = {run.record["queries"] for run in runs(stored.path.parents[1]) if run.id != stored.id}
-    assert max(learned) == 20  # nothing else has seen the last third
+    assert max(learned) == 24  # nothing else has seen the last third
     told = shown("joint/pathway", stored.summary)
     assert len(told) == len(found) + 1 and "p_draws" in told and "kind" not in told
     table = mi.links(registry=stored.path.parents[1])
@@ -63,8 +64,7 @@ def test_the_planted_circuit_is_linked_and_the_traps_are_named(tmp_path: Path) -
 def test_ten_seeds_have_no_other_link(seed: int, tmp_path: Path) -> None:
     summary = chain(seed, tmp_path).summary
     found = summary[summary["kind"] == "link"].set_index("site")["links"]
-    heads = found[found.index.str.startswith("h") & (found != "")]
-    assert heads.to_dict() == {"h1.2": "tf", "h3.1": "scoring"}
+    assert found[found != ""].to_dict() == {"h1.2": "tf", "h3.1": "scoring", "embed.u0": "idf"}
 
 
 def test_too_few_queries_or_grades_are_refused(tmp_path: Path) -> None:
@@ -73,4 +73,4 @@ def test_too_few_queries_or_grades_are_refused(tmp_path: Path) -> None:
         mi.run("joint/pathway", toy, mi.collection(TOY), registry=tmp_path)
     alike = [mi.Pair("q", "d", f"q{k}", "d", 1) for k in range(9)]
     with pytest.raises(MechirError, match="All pairs have one grade, so nothing matches more than anything"):
-        list(module._chain(toy, mi.collection(TOY), mi.Pool(), "a", "", alike))
+        list(module._looks(alike, "a", ""))

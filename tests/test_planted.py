@@ -13,6 +13,7 @@ from scipy.stats import kendalltau, pearsonr
 
 import mechir as mi
 from mechir import planted
+from mechir.errors import MechirError
 from mechir.planted.design import WORDS
 
 PLANTED = {mi.Head(1, 2), mi.Head(3, 1)}
@@ -216,6 +217,21 @@ def test_dials_that_must_not_change_the_score(clear: planted.PlantedEncoder) -> 
         np.testing.assert_allclose(np.asarray(planted.bm25(**dials).score(pairs)), wanted, atol=3e-3)
     assert planted.bm25(d_model=768, n_heads=12, n_layers=12).cfg.d_head == 64
     assert planted.bm25().fingerprint == clear.fingerprint != planted.bm25(seed=1).fingerprint
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_decoy_that_stands_apart_is_a_singular_vector_and_nothing_reads_it(seed: int) -> None:
+    model = planted.bm25(idf_scale=5.0, apart=True, seed=seed)
+    _, sigma, vt = np.linalg.svd(model.W_E.detach().double().numpy())
+    for vector, name in enumerate(("log_idf", "decoy")):
+        direction = model.design.direction(name)
+        assert abs(vt[vector] @ direction) / np.linalg.norm(direction) > 0.998
+    assert sigma[0] > 1.05 * sigma[1] > 1.05**2 * sigma[2]
+    pairs = bases(model, 20)
+    plain = planted.bm25(idf_scale=5.0, seed=seed)
+    np.testing.assert_allclose(np.asarray(model.score(pairs)), np.asarray(plain.score(pairs)), atol=3e-3)
+    with pytest.raises(MechirError, match=r"without a decoy none can stand apart: write decoy=0.4"):
+        planted.bm25(decoy=None, apart=True)
 
 
 def test_the_basis_is_hidden_and_its_directions_known(clear: planted.PlantedEncoder) -> None:

@@ -201,6 +201,17 @@ def test_absolute_factors_point_up_or_down_the_direction_whatever_the_sign_was(t
             assert torch.allclose(direction.coordinates(x), wanted, atol=1e-5)
 
 
+def test_a_shift_moves_along_the_direction_and_nowhere_else(tiny: HookedEncoder) -> None:
+    direction = Subspace.span(drawn(32, seed=4), "one")
+    before = kept(tiny, [EMBED])[EMBED]
+    for factor, absolute in ((1, False), (2, False), (3, True)):
+        after = kept(tiny, [EMBED], EditEmbedding(factor, direction, absolute=absolute, shift=0.7))[EMBED]
+        along = direction.coordinates(before)
+        wanted = factor * (along.abs() if absolute else along) + 0.7
+        assert torch.allclose(after, direction.add(before, wanted - along), atol=1e-5)
+    assert EditEmbedding(1, direction, shift=1.0) != EditEmbedding(1, direction)
+
+
 def test_a_sweep_gives_what_each_gives_alone_and_equal_edits_are_computed_once(tiny: HookedEncoder) -> None:
     direction = Subspace.span(drawn(32), "one")
     do: dict[str, Any] = {
@@ -287,6 +298,10 @@ def test_what_does_not_fit_the_model_is_refused(tiny: HookedEncoder, do: Project
         (
             lambda: EditEmbedding(0.5, absolute=True),
             "A whole embedding has no sign: leave absolute out, or give a direction.",
+        ),
+        (
+            lambda: EditEmbedding(1, shift=0.5),
+            "A whole embedding has no sign: leave shift out, or give a direction.",
         ),
     ],
 )

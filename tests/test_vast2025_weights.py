@@ -160,6 +160,8 @@ def test_qk_projection_takes_so_many_pairs_of_a_query_and_grade(toy: HookedEncod
         rows = measure(toy, pairs, strongest=1, others=1, k=2, draws=1, take=take)
         assert len(rows) == 2 * 2 * 6 * 5 * take
         assert (rows.groupby(["site", "directions", "query_id", "grade"]).size() == take).all()
+    named = measure(toy, pairs[:2], heads="h1.0,h0.1", draws=1)
+    assert named["site"].unique().tolist() == ["h1.0", "h0.1"] and set(named["chosen"]) == {"named"}
     drawn = [
         measure(toy, pairs[:2], strongest=2, others=3, draws=0, seed=seed)["site"].unique().tolist()
         for seed in (0, 0, 1)

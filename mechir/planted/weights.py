@@ -157,11 +157,11 @@ def embeddings(design: Design) -> dict[str, np.ndarray]:
     generator = design.generator(4)
     dead = NOISE * generator.normal(size=(len(SPECIAL) + len(WORDS) + N_CTX, design.n_dead)) @ design.dead_written
     words, positions = np.split(dead, [len(SPECIAL) + len(WORDS)])
-    features: dict[str, dict[str, float]] = {"[CLS]": {"cls": 1, "stop": 1}, "[SEP]": {"sep": 1}}
+    features: dict[str, dict[str, float]] = {"[CLS]": {"cls": 1.0, "stop": 1.0}, "[SEP]": {"sep": 1.0}}
     features |= {name: {"log_idf": UNKNOWN_LOG_IDF * design.idf_scale} for name in ("[UNK]", "[MASK]")}
     for word in WORDS:
-        log_idf = design.idf_scale * np.log(design.idf[word])
-        features[word] = {word: 1, "word": 1, "stop": float(word in STOP_WORDS), "log_idf": log_idf}
+        log_idf = float(design.idf_scale * np.log(design.idf[word]))
+        features[word] = {word: 1.0, "word": 1.0, "stop": float(word in STOP_WORDS), "log_idf": log_idf}
         if design.decoy is not None:
             features[word]["decoy"] = log_idf + design.decoy * generator.normal()
     if design.apart:
@@ -188,7 +188,8 @@ def _apart(features: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]
     gram, far = columns.T @ columns, np.abs(columns).max()
     pad = np.array([far, *(-gram[0, 1:] / far)])
     mask = np.array([0.0, far / 2, *(-(gram[1, 2:] + pad[1] * pad[2:]) / (far / 2))])
-    return features | {"[PAD]": dict(zip(names, pad, strict=True)), "[MASK]": dict(zip(names, mask, strict=True))}
+    rows = {"[PAD]": pad, "[MASK]": mask}
+    return features | {word: dict(zip(names, row.tolist(), strict=True)) for word, row in rows.items()}
 
 
 def compiled(design: Design) -> dict[str, np.ndarray]:
