@@ -13,6 +13,7 @@ import mechir as mi
 from mechir import cli, experiment
 from tests.models import TOY, TOY_MODEL, Checkpoints
 
+TABLE_1 = "vast2025/direction_ablation"
 ON_TOY = ("--model", str(TOY_MODEL), "--collection", str(TOY))
 
 
@@ -36,8 +37,8 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_run_alone_prints_table_1_and_stores_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    code, out, err = call(capsys, "run")
+def test_a_run_prints_its_table_and_stores_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, err = call(capsys, "run", TABLE_1)
     assert code == 0
     assert "doc<-query" in out
     assert "random_analytic" in out
@@ -46,7 +47,7 @@ def test_run_alone_prints_table_1_and_stores_it(capsys: pytest.CaptureFixture[st
     assert {file.name for file in run.iterdir()} == {
         "run.json", "judged.parquet", "part-00000.parquet", "summary.parquet", "chart.html", "chart.png",
     }  # fmt: skip
-    code, again, err = call(capsys, "run")
+    code, again, err = call(capsys, "run", TABLE_1)
     assert (code, again) == (0, out)
     assert "unit 1/1" not in err  # nothing was computed again
     code, shown, _ = call(capsys, "show", run.name[:6])
@@ -58,11 +59,13 @@ def test_run_alone_prints_table_1_and_stores_it(capsys: pytest.CaptureFixture[st
 
 def test_without_options_it_runs_what_ships(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, out, err = call(capsys, "run", "--dry-run", defaults=True)
+    assert (code, err) == (0, "All 61 queries.\n") and out.splitlines()[0].split() == ["pairs", "732"]
+    code, out, err = call(capsys, "run", TABLE_1, "--dry-run", defaults=True)
     n = len(mi.collection("embedded").queries)
     assert (code, err) == (0, f"The first 20 of {n} queries; --limit-queries {n} takes all.\n")
     assert out.splitlines()[0].split() == ["pairs", "640"]
     code, out, err = call(
-        capsys, "run", "--limit-queries", "1", "--per-grade", "1", "--easy-negatives", "0", defaults=True
+        capsys, "run", TABLE_1, "--limit-queries", "1", "--per-grade", "1", "--easy-negatives", "0", defaults=True
     )
     assert (code, "embedded on embedded: 1 queries, 4 pairs" in out) == (0, True)
     assert "The first" not in err
@@ -126,19 +129,20 @@ def test_run_lists_the_experiments(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_options_without_an_experiment_are_those_of_the_default(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = call(capsys, "run", "--per-grade", "1", "--dry-run")
+    code, out, _ = call(capsys, "run", "--per-grade", "1", "--draws", "5", "--dry-run")
     assert code == 0
     assert out.splitlines()[0].split() == ["pairs", "24"]
-    assert out.splitlines()[1].split() == ["forwards", "744"]
+    cost = experiment.load_experiment("joint/pathway").cost(None, draws=5)
+    assert out.splitlines()[1].split() == ["forwards", f"{24 * cost:,.0f}"]
     assert not Path("mechir-registry").exists()
 
 
 def test_a_shard_says_what_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mechir.experiment.UNIT", 1)
-    code, out, _ = call(capsys, "run", "--shard", "1/2")
+    code, out, _ = call(capsys, "run", TABLE_1, "--shard", "1/2")
     assert code == 0
     assert "3 of 6 units are done" in out
-    code, out, _ = call(capsys, "run", "--shard", "2/2")
+    code, out, _ = call(capsys, "run", TABLE_1, "--shard", "2/2")
     assert "doc<-query" in out
 
 
@@ -169,7 +173,7 @@ def test_convert_and_fetch(
     code, out, _ = call(capsys, "convert", str(checkpoints.monobert_layout()), "--out", "converted")
     assert code == 0
     assert "sha256" in out
-    code, out, _ = call(capsys, "run", "--model", "converted", "--limit-queries", "1", "--per-grade", "1")
+    code, out, _ = call(capsys, "run", TABLE_1, "--model", "converted", "--limit-queries", "1", "--per-grade", "1")
     assert code == 0
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(checkpoints.path("bert")))
     code, out, _ = call(capsys, "fetch", "some/model")

@@ -66,9 +66,7 @@ def prepare(
     asked = {"model": model.fingerprint, "collection": collection.id, "registry": registry}
     for name, chosen in _looks(pairs, filler, idf):
         run(name, pool=learn, **chosen)
-    contrasts = diagnostic(
-        "tfc1", collection, fillers=(filler,), model=model, limit_queries=n, per_grade=learn.per_grade or 1, seed=seed
-    )
+    contrasts = diagnostic("tfc1", collection, fillers=(filler,), model=model, limit_queries=n, per_grade=1, seed=seed)
     for name in ("chen2024/head_maps", "lu2025/head_to_score", "lu2025/head_to_heads"):
         run(name, source=contrasts, pool=Pool(), **({"ports": "v"} if name.endswith("to_heads") else {}))
     for name, chosen in _acts(as_text(links(**asked)), filler, idf, draws):

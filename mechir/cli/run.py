@@ -15,9 +15,9 @@ from mechir.cli.ask import print_summary
 from mechir.cli.options import MODEL, REGISTRY, collection_option, shared
 from mechir.errors import MechirError
 
-DEFAULT_EXPERIMENT = "vast2025/direction_ablation"
+DEFAULT_EXPERIMENT = "joint/pathway"
 DEFAULT_QUERIES = 20
-"""How many queries of the embedded collection `mechir run` takes by default: some minutes on two cores."""
+"""How many queries of the embedded collection an experiment takes by default: some minutes on two cores."""
 
 
 def _repeated(module: ModuleType) -> str:
@@ -78,7 +78,7 @@ class Experiments(click.Group):
 
 @click.command(cls=Experiments)
 def run() -> None:
-    """Runs EXPERIMENT (by default vast2025/direction_ablation), or what is missing of it."""
+    """Runs EXPERIMENT (by default joint/pathway, from matching heads to BM25), or what is missing of it."""
 
 
 def _experiment_command(module: ModuleType) -> click.Command:
