@@ -17,7 +17,13 @@ from mechir.registry.findings import checked
 OF = {"model": "m", "model_fingerprint": "f" * 64, "n_queries": 13, "n_pairs": 90}
 SURE, NOT = 0.001, 0.6
 CONTRAST = {"measure": "contrast, query<-doc", "unit": "attention", "role": "matching", "least": 0.02}
-PATCHING = {"measure": "patching, tfc1", "unit": "share of the gap", "role": "soft-tf", "term": "tf", "causal": True}
+PATCHING = {
+    "measure": "patching, tfc1, at query|doc",
+    "unit": "share of the gap",
+    "role": "soft-tf",
+    "term": "tf",
+    "causal": True,
+}
 PATH = {
     "measure": "path to the score, tfc1",
     "unit": "share of the gap",
@@ -118,7 +124,7 @@ def test_collections_and_signs_conflict(tmp_path: Path) -> None:
     told = mi.dossier("h1.2", registry=tmp_path)
     assert told.conflicts == (
         "contrast, query<-doc holds on c and not on other",
-        "patching, tfc1 holds on c and not on other",
+        "patching, tfc1, at query|doc holds on c and not on other",
     )
     tell(tmp_path, "b6", [row(TURNED, "embed.u0", -0.3, SURE)])
     told = mi.dossier(mi.Singular(0), registry=tmp_path, collection="c")
@@ -126,7 +132,8 @@ def test_collections_and_signs_conflict(tmp_path: Path) -> None:
     assert sentence.startswith("acts for and against idf: ") and "-0.3" in sentence and "0.4" in sentence
     tell(tmp_path, "b7", [row(PATCHING, "h3.1", -0.9, SURE)], collection="other", written="later")
     assert (
-        "patching, tfc1 has opposite signs: +0.9 on c, -0.9 on other" in mi.dossier("h3.1", registry=tmp_path).conflicts
+        "patching, tfc1, at query|doc has opposite signs: +0.9 on c, -0.9 on other"
+        in mi.dossier("h3.1", registry=tmp_path).conflicts
     )
 
 
@@ -135,7 +142,7 @@ def test_the_dossier_says_everything(tmp_path: Path) -> None:
     told = mi.dossier("h1.2", registry=tmp_path)
     assert told.site == mi.Head(1, 2) and len(told.findings) == 3
     assert told.agreements == (
-        "linked to tf, m on c: patching, tfc1 0.9 [0.89, 0.91] share of the gap, p = 0.005 over 5 families, 13 queries",
+        "linked to tf, m on c: patching, tfc1, at query|doc 0.9 [0.89, 0.91] share of the gap, p = 0.005 over 5 families, 13 queries",
     )
     text = str(told)
     assert text.splitlines()[0] == "h1.2: 3 findings of 3 runs" and repr(told) == text

@@ -1,6 +1,6 @@
 """Which heads carry the perturbation, at the top and at the bottom of the ranking (Chen et al. 2024, arXiv:2405.02503).
 
-Every head's output z is patched from the donor at all positions. Documents are split by thirds of each query's pool
+Every head's output z is patched from the donor, at all positions or only at some (--at "query|doc"). Documents are split by thirds of each query's pool
 under the model's base scores, where Chen et al. compare ranks 1-10 with 91-100.
 """
 
@@ -17,14 +17,21 @@ from mechir.methods.patching import all_heads, patch
 from mechir.views import charts
 
 
-def cost(model: Any, *, part: str = "z") -> float:
+TEXT = "query|doc"
+"""Where matching heads write what they count. In the last layer nobody reads it."""
+
+
+def cost(model: Any, **options: Any) -> float:
     """Full forwards per contrast: half of one per head."""
     return 2 + 0.55 * model.cfg.n_layers * model.cfg.n_heads
 
 
-def measure(model: Any, contrasts: Sequence[Contrast], *, part: str = "z") -> pd.DataFrame:
-    """`rank`, `site`, `at`, ids, scores, `effect`: see `patch`. `part` is z, or v, q, k, pattern."""
-    rows = patch(model, contrasts, all_heads(model, part))
+def measure(model: Any, contrasts: Sequence[Contrast], *, part: str = "z", at: str = "all") -> pd.DataFrame:
+    """`rank`, `site`, `at`, ids, scores, `effect`: see `patch`.
+
+    `part` is z, or v, q, k, pattern; `at` "all" positions, or those of some roles or segments.
+    """
+    rows = patch(model, contrasts, all_heads(model, part), at=at if at == "all" else [at])
     rows.insert(0, "rank", effects.thirds(rows))
     return rows
 
@@ -37,10 +44,12 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     return found[["rank", *(name for name in found.columns if name != "rank")]]
 
 
-def findings(summary: pd.DataFrame, axiom: str) -> pd.DataFrame:
-    """The effect of every head, corrected over all of them."""
+def findings(summary: pd.DataFrame, axiom: str, *, at: str = "all") -> pd.DataFrame:
+    """The effect of every head, corrected over all of them; soft-TF is what it writes at query and document."""
     found = effects.stated(summary[summary["rank"] == "all"], "patching", axiom)
-    return found.assign(role=found["term"].map({"tf": "soft-tf"}).fillna(""))
+    counts = (found["term"] == "tf") & (at == TEXT)
+    where = "" if at == "all" else f", at {at}"
+    return found.assign(role=counts.map({True: "soft-tf", False: ""}), measure=found["measure"] + where)
 
 
 def chart(summary: pd.DataFrame) -> Any:

@@ -35,8 +35,15 @@ EMBEDDED = {"limit_queries": 61, "per_grade": 2, "easy_negatives": 4}
 """What is taken of the embedded collection by default: all queries, for tests need many, and few documents of each."""
 LEARN = 2 / 3
 """The share of the queries that the links are found on."""
-CHECKED, SHOWN = 4, 12
-"""Matching heads whose W_QK is cut, and singular vectors that are edited; heads whose attention is stored."""
+CAUSAL = {
+    "chen2024/head_maps": {"at": "query|doc"},
+    "lu2025/head_to_score": {},
+    "lu2025/head_to_heads": {"ports": "v"},
+}
+"""The experiments on contrasts of term frequency, with their options."""
+CHECKED, SHOWN, FEW = 3, 12, 20
+"""Matching heads whose W_QK is cut, and singular vectors that are edited; heads whose attention is stored; the queries
+of what is costly."""
 
 
 def cost(model: Any, *, draws: int = 20, **options: Any) -> float:
@@ -67,10 +74,11 @@ def prepare(
     for name, chosen in _looks(pairs, filler, idf):
         run(name, pool=learn, **chosen)
     contrasts = diagnostic("tfc1", collection, fillers=(filler,), model=model, limit_queries=n, per_grade=1, seed=seed)
-    for name in ("chen2024/head_maps", "lu2025/head_to_score", "lu2025/head_to_heads"):
-        run(name, source=contrasts, pool=Pool(), **({"ports": "v"} if name.endswith("to_heads") else {}))
+    for name, chosen in CAUSAL.items():
+        run(name, source=contrasts, pool=Pool(), **chosen)
+    few = replace(learn, limit_queries=min(n, FEW))
     for name, chosen in _acts(as_text(links(**asked)), filler, idf, draws):
-        run(name, pool=learn, **chosen)
+        run(name, pool=few, **chosen)
     found = as_text(links(**asked))
     heads = _of(found, "tf")
     sets = [{"name": LINKED, "sites": ",".join(heads)}] if heads else []

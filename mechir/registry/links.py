@@ -2,8 +2,9 @@
 
 A link needs what the component looks like and what it does. Over one model and collection:
 
-* **tf**: a head matches (its attention contrast holds), and the term frequency's effect on the score passes through it
-  (a causal measure of the term tf holds).
+* **tf**: a head matches (its attention contrast holds), and the term frequency's effect on the score passes through
+  what it writes at query and document (a causal measure of the role soft-tf holds). What a head of the last layer
+  writes there nobody reads, and what it carries to CLS is no count of matches.
 * **idf**: a singular vector of W_E goes with IDF (its r holds), and scaling words along it acts (a causal measure of
   the term idf holds).
 * **scoring**: the path from a head to the score holds.
@@ -40,7 +41,8 @@ EVIDENCE = {
     "rise": "rise of attention, tf 0 to 8",
     "k1": "k1 of attention",
     "likeness": "attention and likeness of embeddings",
-    "patching": "patching, tfc1",
+    "patching": "patching, tfc1, at query|doc",
+    "patching_all": "patching, tfc1",
     "to_context": "path into the scoring heads, tfc1, by v",
     "to_score": "path to the score, tfc1",
     "conductance": "conductance, relevant documents",
