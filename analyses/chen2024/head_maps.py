@@ -1,7 +1,7 @@
 """Which heads carry the perturbation, at the top and at the bottom of the ranking (Chen et al. 2024, arXiv:2405.02503).
 
-Every head's output z is patched from the donor, at all positions or only at some (--at "query|doc"). Documents are split
-by thirds of each query's pool under the model's base scores, where Chen et al. compare ranks 1-10 with 91-100.
+Every head's output z is patched from the donor, at all positions or only at some (--at "query|doc"). Documents are
+split by thirds of each query's pool under the model's base scores, where Chen et al. compare ranks 1-10 with 91-100.
 """
 
 from __future__ import annotations
