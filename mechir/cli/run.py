@@ -145,9 +145,9 @@ def _run(
     asked: dict[str, Any] = {key: rest.pop(key) for key in ("diagnostic", "data", "filler", "swap") if key in rest}
     part = experiment.Shard.parse(shard)
     if collections == (None,) and asked.get("data") is None and rest["limit_queries"] is None:
-        asks = {"limit_queries": DEFAULT_QUERIES} | getattr(module, "EMBEDDED", {})
+        asks: dict[str, int] = {"limit_queries": DEFAULT_QUERIES} | getattr(module, "EMBEDDED", {})
         rest |= {name: n for name, n in asks.items() if rest[name] is None}
-        taken, n = int(rest["limit_queries"]), len(open_collection("embedded").queries)
+        taken, n = asks["limit_queries"], len(open_collection("embedded").queries)
         _say(f"The first {taken} of {n} queries; --limit-queries {n} takes all." if taken < n else f"All {n} queries.")
     reranker = load(model, dtype=dtype, device=device)
     sources = _sources(module, collections, asked, rest, reranker)  # a wrong name is told before any work
