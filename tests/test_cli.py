@@ -44,7 +44,7 @@ def test_run_alone_prints_table_1_and_stores_it(capsys: pytest.CaptureFixture[st
     assert "parity with Hugging Face on 8 pairs" in out
     (run,) = (tmp_path / "mechir-registry" / "runs").iterdir()
     assert {file.name for file in run.iterdir()} == {
-        "run.json", "judged.parquet", "part-00000.parquet", "summary.parquet", "chart.html", "chart.png",
+        "run.json", "judged.parquet", "part-00000.parquet", "summary.parquet", "chart.html", "chart.png", "chart.json",
     }  # fmt: skip
     code, again, err = call(capsys, "run")
     assert (code, again) == (0, out)
