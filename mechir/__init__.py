@@ -52,6 +52,7 @@ _LATER = {
     "links": "mechir.registry.links",
     "dossier": "mechir.registry.dossier",
     "Pool": "mechir.experiment",
+    "export": "mechir.exporting",
 }
 _LATER_MODULES = ("planted", "diagnostics")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import altair as alt
 import pandas as pd
+import vl_convert
 from altair.utils.html import spec_to_html
 
 CELL = 46
@@ -312,6 +313,16 @@ def save(chart: Any, stem: Path) -> list[Path]:
         finally:
             temporary.unlink(missing_ok=True)
     return [html, png, spec]
+
+
+def picture(spec: Mapping[str, Any], suffix: str) -> bytes:
+    """A Vega-Lite specification as `.png`, `.svg` or `.pdf`; no browser, and nothing is fetched for it."""
+    how: dict[str, Any] = {"vl_version": "_".join(alt.VEGALITE_VERSION.split(".")[:2]), "allowed_base_urls": []}
+    if suffix == ".svg":
+        return str(vl_convert.vegalite_to_svg(dict(spec), **how)).encode()
+    if suffix == ".pdf":
+        return bytes(vl_convert.vegalite_to_pdf(dict(spec), **how))
+    return bytes(vl_convert.vegalite_to_png(dict(spec), scale=2, **how))
 
 
 def _offline_html(chart: Any) -> str:
