@@ -60,6 +60,14 @@ def test_html_needs_no_network_and_runs_no_foreign_markup(chart: Any, tmp_path: 
     assert sorted(file.name for file in tmp_path.iterdir()) == ["chart.html", "chart.json", "chart.png"]
 
 
+def test_texts_that_no_svg_can_hold_are_drawn_as_far_as_they_can(tmp_path: Path) -> None:
+    told = FRAME.assign(reader=["\x00", "\x1b[31m", "\ufffe", "whole"])
+    spec = charts.heatmap(told, "source", "reader", "value", title="\x08title\ud800").to_dict()
+    svg = charts.picture(spec, ".svg").decode()
+    assert "\ufffdtitle\ufffd" in svg and "\ufffd[31m" in svg and "whole" in svg
+    assert charts.picture(spec, ".png").startswith(b"\x89PNG")
+
+
 def test_a_chart_that_fails_leaves_nothing(tmp_path: Path) -> None:
     broken = charts.heatmap(FRAME, "source", "reader", "value", title="t")
     broken.layer[0].mark = "no such mark"
