@@ -54,7 +54,7 @@ _LATER = {
     "Pool": "mechir.experiment",
     "export": "mechir.exporting",
 }
-_LATER_MODULES = ("planted", "diagnostics")
+_LATER_MODULES = ("planted", "diagnostics", "show")
 
 
 def __getattr__(name: str) -> Any:

@@ -122,15 +122,9 @@ def printed(site: Any) -> str:
     """
     if not isinstance(site, Mask):
         address(str(site))
-        return str(site)
-    if site.heads:
+    elif site.heads:
         raise MechirError(f"There are no findings of {site!r}: of masks, those of whole layers are.")
-    where = ""
-    if site.layers is not None:
-        first, last = site.layers[0], site.layers[-1]
-        whole = site.layers == tuple(range(first, last + 1))
-        where = f"@{first}-{last}" if whole else f"@{','.join(map(str, site.layers))}"
-    return f"{site.direction}{where}{RENORMALISED if site.renormalise else ''}"
+    return str(site)
 
 
 def refuse_unknown(role: str | None = None, term: str | None = None) -> None:
