@@ -146,3 +146,90 @@ def test_overlap_without_two_measures_says_what_to_run(
         overlap(tmp_path, toy, measures="one;constant there")
     assert not (tmp_path / "runs").exists()
     assert load_experiment("joint/overlap").cost(toy) == 0
+
+
+def chain(
+    registry: Path, run: str, collection: str, heads: dict[str, float], model: Any = "a" * 64, layers: int = 2
+) -> None:
+    """Contrast, patching and paths of 4 heads in each layer; those named hold with these effects, the rest is nothing."""
+    sites = [f"h{layer}.{head}" for layer in range(layers) for head in range(4)]
+    spread = np.random.default_rng(int(run[1:], 16)).normal(scale=1e-3, size=len(sites))
+    for k, (measure, role, term, causal) in enumerate(
+        (
+            ("contrast, query<-doc", "matching", "tf", False),
+            ("patching, tfc1", "soft-tf", "tf", True),
+            ("path to the score, tfc1", "scoring", "tf", True),
+        )
+    ):
+        strong = {site: 0.0 if role == "scoring" else effect for site, effect in heads.items()}
+        values = np.array([strong.get(site, 0.0) for site in sites]) + spread
+        frame = pd.DataFrame({"site": sites, "value": values, "low": values - 0.01, "high": values + 0.01})
+        frame = frame.assign(
+            p_corrected=np.where(np.abs(values) > 0.1, 1e-4, 0.9), measure=measure, role=role, term=term
+        )
+        told = frame.assign(unit="share of the gap", least=0.05, causal=causal, family=f"{len(sites)} heads")
+        of_run = {"model": f"m{layers}", "model_fingerprint": model, "collection": collection, "run_id": f"{run}{k}"}
+        record(registry, f"{run}{k}", checked(told, of_run | {"written": run}))
+
+
+def across(registry: Path, toy: HookedEncoder) -> Run:
+    return mi.run("joint/across", toy, mi.collection(TOY), registry=registry, draws=400)
+
+
+def test_across_says_what_is_linked_where(toy: HookedEncoder, tmp_path: Path) -> None:
+    chain(tmp_path, "a1", "c", {"h0.1": 0.9, "h1.2": 0.5})
+    chain(tmp_path, "a2", EVIL, {"h0.1": 0.8})
+    stored = across(tmp_path, toy)
+    summary = stored.summary
+    parts = summary[summary["kind"] == "component"].set_index(["site", "collection"])
+    assert parts.loc["h0.1", "where"].tolist() == ["all", "all"] and set(parts.loc["h0.1", "on"]) == {f"{EVIL}, c"}
+    assert parts.loc["h0.1", "effect"].sort_index().round(1).tolist() == [0.8, 0.9]
+    only = parts.loc[("h1.2", "c")]
+    assert only["where"] == "some" and only["on"] == "c" and only["depth"] == 0.5 and only["asked"] == 2
+    assert f"patching, tfc1 holds on c and not on {EVIL}" in only["conflicts"]
+    counts = summary[summary["kind"] == "links"].set_index(["term", "collection"])
+    assert counts["n"].to_dict() == {("tf", EVIL): 1, ("scoring", EVIL): 0, ("tf", "c"): 2, ("scoring", "c"): 0}
+    best = counts.loc[("tf", "c")]
+    assert best["site"] == "h0.1" and best["depth"] == 0.25 and best["depth_high"] == 0.5
+    assert best["low"] == pytest.approx(best["effect"] - 0.01)
+    values = summary[summary["kind"] == "values"].set_index("measure")
+    assert len(values) == 3 and set(values["n"]) == {8} and set(values["one"]) == {EVIL}
+    assert (values["low"] <= values["rho"]).all() and (values["p_corrected"] >= values["p"]).all()
+    page = (stored.path / "chart.html").read_text(encoding="utf-8")
+    assert "<img src=x" not in page and r"\u003cimg src=x" in page
+    told = shown("joint/across", summary)
+    assert len(told) == 7 and "conflicts" not in told
+
+
+def test_across_models_compares_depth_and_numbers(toy: HookedEncoder, tmp_path: Path) -> None:
+    chain(tmp_path, "a1", "c", {"h1.0": 0.9})
+    chain(tmp_path, "b1", "c", {"h1.0": 0.4, "h3.1": -0.6, "h2.2": 0.5}, "b" * 64, layers=4)
+    before = across(tmp_path, toy)
+    summary = before.summary
+    assert set(summary["kind"]) == {"links", "component"}  # heads of two models are not set side by side
+    tf = summary[(summary["kind"] == "links") & (summary["term"] == "tf")].set_index("model")
+    assert tf["n"].to_dict() == {"m2": 1, "m4": 2}  # h3.1 acts against it
+    assert tf["depth"].to_dict() == {"m2": 0.5, "m4": 0.375} and tf.loc["m4", "site"] == "h2.2"
+    assert set(summary.loc[summary["kind"] == "component", "where"]) == {"only asked here"}
+    tell(tmp_path, "c1", "something else", SIZES, "a" * 64, "c")
+    assert across(tmp_path, toy).id != before.id
+
+
+def test_across_of_one_says_what_to_run(toy: HookedEncoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tell(tmp_path, "a1", "one", SIZES, toy)
+    code, _, err = call(capsys, "run", "joint/across", "--registry", str(tmp_path))
+    assert (
+        code == 2 and "are of m on toy, and two collections or models are needed: write `mechir run joint/path" in err
+    )
+    tell(tmp_path, "a2", "two", SIZES, toy, "other")
+    with pytest.raises(MechirError, match="hold no links, and no two collections share a measure: write `mechir run"):
+        across(tmp_path, toy)
+    with pytest.raises(MechirError, match="--draws is 0: give 1 or more"):
+        mi.run("joint/across", toy, mi.collection(TOY), registry=tmp_path, draws=0)
+    assert not (tmp_path / "runs").exists()
+    tell(tmp_path, "a3", "one", -SIZES, toy, "other")
+    values = across(tmp_path, toy).summary
+    assert values["kind"].tolist() == ["values"]
+    assert values["rho"].tolist() == pytest.approx([-1]) and values["same"].tolist() == [0]
+    with pytest.raises(MechirError, match="holds no findings yet: write `mechir run`"):
+        across(tmp_path / "empty", toy)
