@@ -198,7 +198,7 @@ def test_across_says_what_is_linked_where(toy: HookedEncoder, tmp_path: Path) ->
     page = (stored.path / "chart.html").read_text(encoding="utf-8")
     assert "<img src=x" not in page and r"\u003cimg src=x" in page
     told = shown("joint/across", summary)
-    assert len(told) == 7 and "conflicts" not in told
+    assert len(told) == len(summary) == 10 and "conflicts" not in told and str(told["n"].dtype) == "Int64"
 
 
 def test_across_models_compares_depth_and_numbers(toy: HookedEncoder, tmp_path: Path) -> None:

@@ -182,9 +182,12 @@ def _counts(asked: pd.DataFrame, components: pd.DataFrame) -> Iterator[dict[str,
 
 
 def table(summary: pd.DataFrame) -> pd.DataFrame:
-    """What the terminal prints: the agreement of every measure, and how many links there are where."""
-    shown = summary[summary["kind"] != "component"].dropna(axis=1, how="all")
-    return shown.drop(columns=["model_fingerprint", "p", "p_same", "same_expected"], errors="ignore")
+    """What the terminal prints: all rows, the sentences of conflicts left out."""
+    first = ["kind", "model", "collection", "term", "measure", "one", "two", "site", "where", "n", "rho", "effect"]
+    left = ["model_fingerprint", "conflicts", "p", "p_same", "same_expected", "depth_low", "depth_high", "on"]
+    names = [name for name in first if name in summary]
+    names += [name for name in summary if name not in (*first, *left)]
+    return summary[names].astype({name: "Int64" for name in ("n", "asked") if name in summary})
 
 
 def chart(summary: pd.DataFrame) -> Any:
