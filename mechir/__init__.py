@@ -52,8 +52,9 @@ _LATER = {
     "links": "mechir.registry.links",
     "dossier": "mechir.registry.dossier",
     "Pool": "mechir.experiment",
+    "export": "mechir.exporting",
 }
-_LATER_MODULES = ("planted", "diagnostics")
+_LATER_MODULES = ("planted", "diagnostics", "show")
 
 
 def __getattr__(name: str) -> Any:

@@ -66,6 +66,13 @@ class Mask:
         written = [f", {name}={value!r}" for name, value in options.items() if value is not None]
         return f"Mask('{self.direction}'{''.join(written)})"
 
+    def __str__(self) -> str:
+        """As `parse` reads it, but for `renormalise`, which follows: `doc<-query@0-5 renormalised`."""
+        parts = list(map(str, self.heads if self.heads is not None else self.layers or ()))
+        if self.heads is None and self.layers and self.layers == tuple(range(self.layers[0], self.layers[-1] + 1)):
+            parts = [f"{self.layers[0]}-{self.layers[-1]}"]
+        return f"{self.direction}{'@' * bool(parts)}{','.join(parts)}{' renormalised' if self.renormalise else ''}"
+
     @classmethod
     def parse(cls, text: str, *, renormalise: bool = False) -> Mask:
         """The mask written `doc<-query`, `doc<-query@0-5` (layer 5 included), `@0,3`, or `@h8.1,h8.3` for heads.

@@ -23,6 +23,8 @@ EASY = -1
 """The grade of an easy negative: drawn at random from the collection, unjudged for that query."""
 REAL = 0.9
 """The least share of a batch that is text and no padding: a longer batch is not worth its arithmetic."""
+SHOWN = 60
+"""Of a text, characters that a pair shows of itself."""
 TRIM = 32
 """After so many batches freed memory is given back to the system."""
 
@@ -39,6 +41,11 @@ class Pair:
 
     def __str__(self) -> str:
         return f"pair {self.query_id}/{self.doc_id}"
+
+    def __repr__(self) -> str:
+        """Both texts to their first `SHOWN` characters, so that a list of pairs can be looked at."""
+        texts = [text if len(text) <= SHOWN else f"{text[:SHOWN]}\u2026" for text in (self.query, self.document)]
+        return f"Pair({self.query_id!r}, {self.doc_id!r}, grade {self.grade}: {texts[0]!r} | {texts[1]!r})"
 
 
 def pairs_hash(pairs: Iterable[Pair]) -> str:

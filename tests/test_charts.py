@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -46,15 +48,24 @@ def layers() -> pd.DataFrame:
         ),
     ],
 )
-def test_html_needs_no_network_and_runs_no_foreign_markup(chart: object, tmp_path: Path) -> None:
-    html, png = charts.save(chart, tmp_path / "chart")
+def test_html_needs_no_network_and_runs_no_foreign_markup(chart: Any, tmp_path: Path) -> None:
+    html, png, spec = charts.save(chart, tmp_path / "chart")
     page = html.read_text(encoding="utf-8")
     assert "<img src=x" not in page
     assert r"\u003c/script>\u003cimg" in page
     assert "https://cdn" not in page
     assert 'src="http' not in page
     assert png.read_bytes().startswith(b"\x89PNG")
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["chart.html", "chart.png"]
+    assert json.loads(spec.read_text(encoding="utf-8")) == json.loads(json.dumps(chart.to_dict()))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["chart.html", "chart.json", "chart.png"]
+
+
+def test_texts_that_no_svg_can_hold_are_drawn_as_far_as_they_can(tmp_path: Path) -> None:
+    told = FRAME.assign(reader=["\x00", "\x1b[31m", "\ufffe", "whole"])
+    spec = charts.heatmap(told, "source", "reader", "value", title="\x08title\ud800").to_dict()
+    svg = charts.picture(spec, ".svg").decode()
+    assert "\ufffdtitle\ufffd" in svg and "\ufffd[31m" in svg and "whole" in svg
+    assert charts.picture(spec, ".png").startswith(b"\x89PNG")
 
 
 def test_a_chart_that_fails_leaves_nothing(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_a_run_prints_its_table_and_stores_it(capsys: pytest.CaptureFixture[str]
     assert "parity with Hugging Face on 8 pairs" in out
     (run,) = (tmp_path / "mechir-registry" / "runs").iterdir()
     assert {file.name for file in run.iterdir()} == {
-        "run.json", "judged.parquet", "part-00000.parquet", "summary.parquet", "chart.html", "chart.png",
+        "run.json", "judged.parquet", "part-00000.parquet", "summary.parquet", "chart.html", "chart.png", "chart.json",
     }  # fmt: skip
     code, again, err = call(capsys, "run", TABLE_1)
     assert (code, again) == (0, out)

@@ -6,10 +6,6 @@ import io
 import json
 import math
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +19,7 @@ from mechir.registry import entries, queries
 from mechir.registry.entries import SCHEMA, correct, delete_run, has_findings, latest, reasons, record
 from mechir.registry.findings import COLUMNS, Finding, address, checked, of_record, printed
 from mechir.registry.runs import open_run
+from scripts.stress_registry import round_of
 from tests.test_cli import call
 
 OF = {
@@ -246,49 +243,48 @@ def test_a_registry_that_cannot_be_written_is_one_sentence(tmp_path: Path, monke
         record(tmp_path / "new", "aa", frame())
 
 
-WRITER = """
-import sys
-from pathlib import Path
-import pandas as pd
-from mechir.registry.entries import record
-from mechir.registry.findings import checked
-registry, name, runs, each = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-for run in range(runs):
-    run_id = f"{name}{run:03d}"
-    rows = [{"site": f"n0.{k}", "measure": "m", "value": float(k), "unit": "u"} for k in range(each)]
-    assert record(registry, run_id, checked(pd.DataFrame(rows), {"run_id": run_id}))
-    print(run_id, flush=True)
-"""
-READER = """
-import sys, time
-from pathlib import Path
-from mechir.registry.queries import sql
-end = time.monotonic() + float(sys.argv[2])
-while time.monotonic() < end:
-    counts = sql("select count(*) as n from findings group by run_id", registry=Path(sys.argv[1]))["n"]
-    assert set(counts) <= {int(sys.argv[3])}, set(counts)
-"""
-
-
 def test_writers_readers_and_kills_lose_nothing(tmp_path: Path) -> None:
-    record(tmp_path, "eee", frame(*[{}] * 50, run_id="eee"))
+    told = round_of(tmp_path, seed=1, runs=4)
+    assert told["findings that count"] == 8 * 4 * 50 + 50 and told["questions answered meanwhile"] > 0
 
-    def start(code: str, *arguments: object) -> subprocess.Popen[str]:
-        told = [sys.executable, "-W", "error", "-c", code, str(tmp_path), *map(str, arguments)]
-        return subprocess.Popen(told, stdout=subprocess.PIPE, text=True)
 
-    writers = [start(WRITER, name, 10, 50) for name in "abcd"]
-    readers = [start(READER, 3, 50) for _ in range(2)]
-    assert writers[0].stdout is not None
-    acknowledged = {writers[0].stdout.readline().strip()}
-    time.sleep(0.03)
-    writers[0].send_signal(signal.SIGKILL)
-    for process in (*writers, *readers):
-        acknowledged |= set((process.communicate()[0] or "").split())
-    assert [process.returncode for process in (*writers[1:], *readers)] == [0] * 5
-    counts = mi.sql("select run_id, count(*) as n from findings group by 1", registry=tmp_path).set_index("run_id")["n"]
-    assert acknowledged <= set(counts.index) and len(acknowledged) > 30 and set(counts) == {50}
-    assert len(entries.entries(tmp_path)) == len(counts)  # none doubled
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(50))
+def test_fifty_rounds_lose_nothing(tmp_path: Path, seed: int) -> None:
+    assert round_of(tmp_path, seed)["findings that count"] == 8 * 500 + 50
+
+
+def test_a_slow_reader_moves_nothing_that_was_written_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record(tmp_path, "aa", frame())
+    record(tmp_path, "bb", frame(run_id="bb"))
+    seen = entries.entries(tmp_path)[1:]
+    seen[0].path.write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"bb\.000\.v1\.parquet' is damaged"):
+        assert entries.set_damaged_aside(tmp_path) == ["bb.000.v1.parquet"]
+    record(tmp_path, "bb", frame(run_id="bb"))
+
+    def damaged(path: Path) -> None:
+        raise OSError("damaged")
+
+    monkeypatch.setattr(entries, "entries", lambda registry: seen)  # this one read it before the other moved it
+    monkeypatch.setattr(entries.pq, "read_table", damaged)
+    assert entries.set_damaged_aside(tmp_path) == []
+    monkeypatch.undo()
+    assert sorted(mi.findings(registry=tmp_path)["run_id"]) == ["aa", "bb"]
+
+
+def test_a_damaged_entry_that_cannot_be_moved_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record(tmp_path, "aa", frame())
+    latest(tmp_path)[0].path.write_bytes(b"")
+
+    def refused(*arguments: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "replace", refused)
+    with pytest.raises(
+        MechirError, match=r"aa.000.v1.parquet' is damaged and cannot be moved \(Read-only file system\)"
+    ):
+        mi.findings(registry=tmp_path)
 
 
 def test_two_writers_of_one_run_write_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Commands that ask the registry: `show`, `findings`, `delete`."""
+"""Commands that ask the registry: `show`, `findings`, `export`, `delete`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mechir.cli.options import REGISTRY
+from mechir.cli.options import REGISTRY, shared
 from mechir.errors import MechirError
 
 
@@ -72,25 +72,37 @@ SHOWN = [
 """The columns of the table; csv and json hold all."""
 
 
+ASKED = (
+    click.option("--role", help="matching, soft-tf, idf, query-context, scoring, no-op or relevance-neuron."),
+    click.option("--term", help="tf, idf, length or saturation."),
+    click.option("--site", help="e.g. h8.1, n5.1203, embed.u0, 'doc<-query'."),
+    click.option("--model", help="A name, or the beginning of a fingerprint."),
+    click.option("--collection", help="A collection's id."),
+    click.option("--measure", help="As it is written in the table."),
+    click.option("--causal/--not-causal", default=None, help="Only where the component was changed, or was not."),
+    click.option("--min-effect", type=float, help="|value| at least this, in the measure's own unit."),
+    click.option("--corrected-p", type=float, help="p_corrected below this."),
+)
+"""What may be asked of findings."""
+
+
+def _asked(registry: Path, asked: dict[str, Any]) -> Any:
+    """The findings that match the options of `ASKED`, sites as text."""
+    from mechir.registry.queries import matching
+
+    columns = {name: asked.pop(name) for name in ("role", "term", "site", "collection", "measure")}
+    return matching(registry, columns, **asked)
+
+
 @click.command()
-@click.option("--role", help="matching, soft-tf, idf, query-context, scoring, no-op or relevance-neuron.")
-@click.option("--term", help="tf, idf, length or saturation.")
-@click.option("--site", help="e.g. h8.1, n5.1203, embed.u0, 'doc<-query'.")
-@click.option("--model", help="A name, or the beginning of a fingerprint.")
-@click.option("--collection", help="A collection's id.")
-@click.option("--measure", help="As it is written in the table.")
-@click.option("--causal/--not-causal", default=None, help="Only where the component itself was changed, or was not.")
-@click.option("--min-effect", type=float, help="|value| at least this, in the measure's own unit.")
-@click.option("--corrected-p", type=float, help="p_corrected below this.")
+@shared(*ASKED)
 @click.option("--format", "how", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 @REGISTRY
 def findings(registry: Path, how: str, **asked: Any) -> None:
     """Prints what the runs say of components; csv and json (a line each) with every column."""
-    from mechir.registry.queries import matching
     from mechir.views import tables
 
-    columns = {name: asked.pop(name) for name in ("role", "term", "site", "collection", "measure")}
-    found = matching(registry, columns, **asked)
+    found = _asked(registry, asked)
     if how == "csv":
         click.echo(found.to_csv(index=False), nl=False)
     elif how == "json":
@@ -98,6 +110,37 @@ def findings(registry: Path, how: str, **asked: Any) -> None:
     else:
         click.echo(tables.summary(found[SHOWN]))
         click.echo(f"{len(found)} findings of {found['run_id'].nunique()} runs")
+
+
+@click.command()
+@click.argument("out", metavar="OUT")
+@click.option("--run", "run_id", metavar="RUN", help="The table or the chart of this run, in the place of findings.")
+@click.option("--links", is_flag=True, help="The table of links, in the place of findings.")
+@click.option("--digits", type=click.IntRange(min=0), default=2, show_default=True, help="Decimals in a LaTeX table.")
+@shared(*ASKED)
+@REGISTRY
+def export(out: str, run_id: str | None, links: bool, digits: int, registry: Path, **asked: Any) -> None:
+    """Writes findings to OUT, by its suffix: .csv, .jsonl, .tex, or a folder, which is a dataset.
+
+    With --run RUN the table of a run, or as .png, .svg or .pdf its chart; with --links the table of links.
+    """
+    from mechir.exporting import export as export_
+    from mechir.registry.links import links as links_
+    from mechir.registry.runs import find_run
+
+    own = {"model", "collection"} if links else set() if run_id else asked.keys()
+    if wrong := [name for name, value in asked.items() if value is not None and name not in own]:
+        raise MechirError(f"--{wrong[0].replace('_', '-')} asks findings: leave out {'--links' if links else '--run'}.")
+    if links and run_id:
+        raise MechirError("--links and --run are two tables: give one of them.")
+    if run_id:
+        what: Any = find_run(registry, run_id)
+    elif links:
+        what = links_(model=asked["model"], collection=asked["collection"], registry=registry)
+    else:
+        what = _asked(registry, asked)
+        what = what[SHOWN] if out.endswith(".tex") else what
+    click.echo(f"Wrote {export_(what, out, digits=digits)}")
 
 
 @click.command()

@@ -66,6 +66,7 @@ class HookedEncoder(HookedRootModule):
         self.hf = hf.eval().requires_grad_(False)
         self.tokenizer, self.family = tokenizer, family
         self.fingerprint, self.revision = fingerprint, revision
+        self.parity: float | None = None
         self.parts = parts(hf, family)
         self.cfg = _dimensions(hf, family, name, self.parts)
         self._positions_after = hf.config.pad_token_id if family.positions_from_padding else None
@@ -100,11 +101,12 @@ class HookedEncoder(HookedRootModule):
         return load(name_or_path, dtype=dtype, device=device, relevant_label=relevant_label)
 
     def __repr__(self) -> str:
-        c = self.cfg
+        c, n = self.cfg, sum(one.numel() for one in self.hf.parameters())
+        parity = f", scores {self.parity:.1e} from Hugging Face's" if self.parity is not None else ""
         return (
             f"HookedEncoder({c.model_name}: {c.family}, {c.n_layers} layers x {c.n_heads} heads, d_model {c.d_model}, "
             f"{c.n_labels} label{'s' * (c.n_labels > 1)}, {str(self.dtype).removeprefix('torch.')} on {self.device}, "
-            f"fingerprint {self.fingerprint[:12]})"
+            f"{n:,} parameters, fingerprint {self.fingerprint[:12]}{parity})"
         )
 
     @property
@@ -351,10 +353,15 @@ class HookedEncoder(HookedRootModule):
         )
 
     def certify(self, pairs: Sequence[Pair]) -> dict[str, Any]:
-        """The largest differences from Hugging Face's own model on these pairs (see `certify.certify`)."""
+        """The largest differences from Hugging Face's own model on these pairs (see `certify.certify`).
+
+        That of the scores, `score_cls_only`, is kept as `parity`.
+        """
         from mechir.encoder.certify import certify
 
-        return certify(self, pairs)
+        found = certify(self, pairs)
+        self.parity = found["score_cls_only"]
+        return found
 
 
 def _is_text_pair(inputs: Any) -> bool:

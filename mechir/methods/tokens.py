@@ -90,7 +90,7 @@ def token_attribution(
         for k, flow in zip(found.index, found.flows[EMBED].double().numpy(), strict=True):
             values[k] = flow[: len(encoded.ids[k])]
         checks.append(checked(pairs, found))
-    return TokenAttribution(_frame(model, encoded, values), pd.concat(checks).sort_index())
+    return TokenAttribution(rows_of(model, encoded, values), pd.concat(checks).sort_index())
 
 
 class _OverTokens(Target):
@@ -104,7 +104,8 @@ def _by_position(flow: Float[Tensor, "pair pos d"], batch: Batch) -> Float[Tenso
     return flow.sum(-1)
 
 
-def _frame(model: Any, encoded: Encoded, values: Sequence[np.ndarray]) -> pd.DataFrame:
+def rows_of(model: Any, encoded: Encoded, values: Sequence[np.ndarray]) -> pd.DataFrame:
+    """The rows of `TokenAttribution`, from one number for each position of each pair."""
     lengths = encoded.lengths
     ids = [(pair.query_id, pair.doc_id, pair.grade) for pair in encoded.pairs]
     frame = pd.DataFrame(ids, columns=[*PAIR, "grade"]).loc[np.repeat(np.arange(len(ids)), lengths)]

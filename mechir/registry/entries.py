@@ -3,7 +3,7 @@
 `<registry>/findings/<run_id>.<n>.v<schema>.parquet`. Of each run the entry with the largest n counts: a correction is
 the next entry, a deletion an empty one with its reason. An entry appears whole under a number that nobody else can take
 (it is written under a temporary name, synced, and linked), so writers need no lock, and a killed one leaves nothing
-that counts. An entry that cannot be read is named and moved to `findings/damaged/`.
+that counts. An entry that cannot be read is named and moved to `findings/damaged/`; its number is not used again.
 """
 
 from __future__ import annotations
@@ -132,25 +132,38 @@ def set_damaged_aside(registry: Path) -> list[str]:
     The run's own command writes it anew.
     """
     found = []
+    aside = _aside(registry)
     for entry in entries(registry):
         try:
             pq.read_table(entry.path)
         except (OSError, pa.ArrowException):
-            found.append(entry.path.name)
-            aside = registry / "findings" / "damaged"
             try:
                 aside.mkdir(exist_ok=True)
                 entry.path.replace(aside / entry.path.name)
+            except FileNotFoundError:
+                continue  # another reader was faster, and said so
             except OSError as error:
                 raise MechirError(
                     f"'{entry.path}' is damaged and cannot be moved ({error.strerror}): take it away, then ask again."
                 ) from error
+            found.append(entry.path.name)
             warnings.warn(
                 f"'{entry.path}' is damaged and now lies in '{aside}': run {entry.run_id} has no findings until its "
                 "command is given again.",
                 stacklevel=3,
             )
     return found
+
+
+def _aside(registry: Path) -> Path:
+    """Where damaged entries go."""
+    return registry / "findings" / "damaged"
+
+
+def _spoilt(registry: Path, run_id: str) -> list[int]:
+    """The numbers of a run's damaged entries: never used again, so that who still sees one moves nothing else."""
+    named = [_NAME.fullmatch(file.name) for file in _aside(registry).glob(f"{run_id}.*.parquet")]
+    return [int(one[2]) for one in named if one]
 
 
 def _of_run(registry: Path, run_id: str) -> list[Entry]:
@@ -179,7 +192,7 @@ def _append(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MechirError(f"Cannot write the registry '{registry}' ({error.strerror}): give --registry DIR.") from error
-    number = own[-1].number + 1 if own else 0
+    number = max([entry.number for entry in own[-1:]] + _spoilt(registry, run_id), default=-1) + 1
     table = pa.Table.from_pandas(findings, preserve_index=False)
     written = {"mechir": metadata.version("mechir-encoders")} | dict(told)
     table = table.replace_schema_metadata((table.schema.metadata or {}) | _bytes(written))

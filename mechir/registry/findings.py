@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import inspect
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any
@@ -26,14 +28,36 @@ TERMS = ("tf", "idf", "length", "saturation")
 class Finding:
     """`site` of a model has `value` by `measure`, with its interval, says run `run_id`.
 
-    `site` is written as it prints: h8.1, n5.1203, mlp3, attn3, resid0, embed.u0 (a left singular vector of W_E), an
-    edge (h1.3->h8.1.q), a direction of attention (doc<-query, of layers doc<-query@0-5, cut
-    before the softmax doc<-query renormalised); empty for a set of units.
-    `role` and `term`: what it is evidence for or against, of `ROLES` and `TERMS`; empty where it is none. `label`: what
-    the experiment calls it ("lexical"). `value` in `unit`, signed; positive speaks for the role unless `sign` is -1,
-    and with 0 either does. `low`, `high`: its 95 % interval. `least`: |value| below this is called nothing, whatever p.
-    `causal`: the component itself was changed. `p`, and `p_corrected` for all of `family` (such as "72 heads").
-    `n_queries`, `n_pairs`: what it was measured on; 0 for weights alone. The other columns are the run's.
+    Attributes:
+        site: as it prints: h8.1, n5.1203, mlp3, attn3, resid0, embed.u0 (a left singular vector of W_E), an edge
+            (h1.3->h8.1.q), a direction of attention (doc<-query, of layers doc<-query@0-5, cut before the softmax
+            doc<-query renormalised); empty for a set of units.
+        measure: what was measured, with what was chosen other than by default.
+        value: in `unit`, signed; positive speaks for the role unless `sign` says otherwise.
+        unit: of `value`, `low`, `high` and `least`.
+        role: what it is evidence for or against, of `ROLES`; empty where it is none.
+        term: the part of BM25 that it is about, of `TERMS`; empty where it is none.
+        label: what the experiment calls it, such as lexical.
+        sign: 1 where a positive value speaks for the role, -1 where a negative one does, 0 where either does.
+        causal: the component itself was changed, not only looked at.
+        least: |value| below this is called nothing, whatever p.
+        low: the lower end of the 95 % interval of `value`.
+        high: the upper end of it.
+        p: of the test alone; missing where the measure has none.
+        p_corrected: corrected for all of `family`.
+        family: the tests that p was corrected over within the run, such as "72 heads".
+        n_queries: queries that it was measured on; 0 for weights alone.
+        n_pairs: pairs that it was measured on; 0 for weights alone.
+        run_id: the run that says so.
+        experiment: the experiment of that run.
+        model: its name.
+        model_fingerprint: the SHA-256 of its weights and settings.
+        model_revision: its revision on the hub, where it came from there.
+        collection: its id.
+        collection_sha256: of its texts and judgments.
+        parity: the largest relative difference of scores from Hugging Face's own model.
+        seed: of everything drawn at random.
+        written: when, in UTC.
     """
 
     site: str
@@ -66,6 +90,11 @@ class Finding:
 
 
 COLUMNS: dict[str, Field[Any]] = {field.name: field for field in fields(Finding)}
+MEANINGS = {
+    name: " ".join(told.split())
+    for name, told in re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", inspect.getdoc(Finding) or "", re.MULTILINE)
+}
+"""What each column says: the attributes of `Finding`."""
 TYPES = {"str": "str", "float": "float64", "int": "int64", "bool": "bool"}
 
 
@@ -93,15 +122,9 @@ def printed(site: Any) -> str:
     """
     if not isinstance(site, Mask):
         address(str(site))
-        return str(site)
-    if site.heads:
+    elif site.heads:
         raise MechirError(f"There are no findings of {site!r}: of masks, those of whole layers are.")
-    where = ""
-    if site.layers is not None:
-        first, last = site.layers[0], site.layers[-1]
-        whole = site.layers == tuple(range(first, last + 1))
-        where = f"@{first}-{last}" if whole else f"@{','.join(map(str, site.layers))}"
-    return f"{site.direction}{where}{RENORMALISED if site.renormalise else ''}"
+    return str(site)
 
 
 def refuse_unknown(role: str | None = None, term: str | None = None) -> None:

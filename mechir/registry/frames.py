@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 
 from mechir.interventions import Mask
-from mechir.registry.findings import address, printed
+from mechir.registry.findings import address
 from mechir.sites import Edge, Site
+
+
+def _of_text(name: str, of: type = pd.DataFrame) -> Callable[..., Any]:
+    """A method of pandas' own, on the frame or series with its sites as text."""
+
+    @functools.wraps(getattr(of, name))
+    def method(self: Any, *arguments: Any, **options: Any) -> Any:
+        return getattr(as_text(self), name)(*arguments, **options)
+
+    return method
 
 
 class SiteSeries(pd.Series):
@@ -22,13 +35,18 @@ class SiteSeries(pd.Series):
     def _constructor_expanddim(self) -> type[SiteFrame]:
         return SiteFrame
 
-    def __repr__(self) -> str:
-        """As pandas writes it, with sites as text."""
-        return repr(pd.Series(self.map(_text) if self.dtype == object else self))
+    __repr__ = _of_text("__repr__", pd.Series)
+    to_string = _of_text("to_string", pd.Series)
+    to_csv = _of_text("to_csv", pd.Series)
+    to_json = _of_text("to_json", pd.Series)
+    value_counts = _of_text("value_counts", pd.Series)
 
 
 class SiteFrame(pd.DataFrame):
-    """A frame with sites, which are objects and print as text."""
+    """A frame with sites, which are objects and print as text.
+
+    Whatever makes an index of them, or a file, takes them as text: `groupby("site")` and `pivot` have the names h8.1.
+    """
 
     @property
     def _constructor(self) -> type[SiteFrame]:
@@ -38,12 +56,24 @@ class SiteFrame(pd.DataFrame):
     def _constructor_sliced(self) -> type[SiteSeries]:
         return SiteSeries
 
-    def __repr__(self) -> str:
-        """As pandas writes it, with sites as text."""
-        return repr(as_text(self))
+    __repr__ = _of_text("__repr__")
+    _repr_html_ = _of_text("_repr_html_")
+    to_string = _of_text("to_string")
+    to_html = _of_text("to_html")
+    to_csv = _of_text("to_csv")
+    to_json = _of_text("to_json")
+    to_latex = _of_text("to_latex")
+    to_markdown = _of_text("to_markdown")
+    to_parquet = _of_text("to_parquet")
+    groupby = _of_text("groupby")
+    pivot = _of_text("pivot")
+    pivot_table = _of_text("pivot_table")
+    set_index = _of_text("set_index")
+    value_counts = _of_text("value_counts")
 
-    def _repr_html_(self) -> str | None:
-        return as_text(self)._repr_html_()
+    def sort_values(self, by: Any, *, key: Callable[[Any], Any] | None = None, **options: Any) -> Any:
+        """As pandas sorts, sites by kind, layer and unit: h2.1 before h10.0."""
+        return super().sort_values(by, key=key or _in_order, **options)
 
 
 def with_sites(frame: pd.DataFrame) -> SiteFrame:
@@ -52,14 +82,25 @@ def with_sites(frame: pd.DataFrame) -> SiteFrame:
     return SiteFrame(frame.assign(site=sites))
 
 
-def as_text(frame: pd.DataFrame) -> pd.DataFrame:
-    """The plain frame, sites as text."""
-    plain = pd.DataFrame(frame)
-    objects = [name for name in plain.columns if plain[name].dtype == object]
-    return plain.assign(**{name: [_text(one) for one in plain[name]] for name in objects})
+def as_text(frame: Any) -> Any:
+    """The plain frame or series, sites as text."""
+    if isinstance(frame, pd.Series):
+        return pd.Series(frame.map(_text) if frame.dtype == object else frame)
+    plain = pd.DataFrame(frame).copy(deep=False)
+    for place, kind in enumerate(plain.dtypes):
+        if pd.api.types.is_object_dtype(kind):
+            plain.isetitem(place, [_text(one) for one in plain.iloc[:, place]])
+    return plain
 
 
 def _text(value: Any) -> Any:
     if value is None:
         return ""
-    return printed(value) if isinstance(value, Site | Edge | Mask) else value
+    return str(value) if isinstance(value, Site | Edge | Mask) else value
+
+
+def _in_order(column: pd.Series) -> pd.Series:
+    """What a column with sites is sorted by: their text, numbers by their size."""
+    if column.dtype != object:
+        return column
+    return column.map(lambda one: re.sub(r"\d+", lambda number: number[0].zfill(9), str(_text(one))))

@@ -1,17 +1,21 @@
-"""Charts of frames, as Altair values; saved as offline HTML and PNG."""
+"""Charts of frames, as Altair values; saved as offline HTML, PNG and their specification."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import altair as alt
 import pandas as pd
+import vl_convert
 from altair.utils.html import spec_to_html
 
 CELL = 46
+UNDRAWABLE = re.compile("[^\t\n\r\\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What XML has no way to write."""
 BESIDE = 3
 """Panels of lines in one row; more are wrapped."""
 
@@ -295,11 +299,15 @@ def _title(title: str, subtitle: str) -> alt.TitleParams:
 
 
 def save(chart: Any, stem: Path) -> list[Path]:
-    """Writes `<stem>.html`, which needs no network, and `<stem>.png`; each is whole or not there."""
-    html, png = stem.with_name(f"{stem.name}.html"), stem.with_name(f"{stem.name}.png")
+    """Writes `<stem>.html`, which needs no network, `<stem>.png` and `<stem>.json`, its Vega-Lite specification.
+
+    Each is whole or not there.
+    """
+    html, png, spec = (stem.with_name(f"{stem.name}.{suffix}") for suffix in ("html", "png", "json"))
     for target, write in (
         (html, lambda file: file.write_text(_offline_html(chart), encoding="utf-8")),
-        (png, lambda file: chart.save(file, scale_factor=2)),
+        (png, lambda file: file.write_bytes(picture(chart.to_dict(), ".png"))),
+        (spec, lambda file: file.write_text(json.dumps(chart.to_dict(), allow_nan=False), encoding="utf-8")),
     ):
         temporary = stem.with_name(f".{target.name}.part{target.suffix}")
         try:
@@ -307,7 +315,27 @@ def save(chart: Any, stem: Path) -> list[Path]:
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
-    return [html, png]
+    return [html, png, spec]
+
+
+def picture(spec: Mapping[str, Any], suffix: str) -> bytes:
+    """A Vega-Lite specification as `.png`, `.svg` or `.pdf`; no browser, and nothing is fetched for it."""
+    how: dict[str, Any] = {"vl_version": "_".join(alt.VEGALITE_VERSION.split(".")[:2]), "allowed_base_urls": []}
+    drawn = _drawable(spec)
+    if suffix == ".svg":
+        return str(vl_convert.vegalite_to_svg(drawn, **how)).encode()
+    if suffix == ".pdf":
+        return bytes(vl_convert.vegalite_to_pdf(drawn, **how))
+    return bytes(vl_convert.vegalite_to_png(drawn, scale=2, **how))
+
+
+def _drawable(value: Any) -> Any:
+    """The value without what no SVG can hold, such as control characters, at which vl-convert ends the process."""
+    if isinstance(value, str):
+        return UNDRAWABLE.sub("\ufffd", value)
+    if isinstance(value, Mapping):
+        return {_drawable(name): _drawable(one) for name, one in value.items()}
+    return [_drawable(one) for one in value] if isinstance(value, list) else value
 
 
 def _offline_html(chart: Any) -> str:

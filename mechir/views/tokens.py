@@ -21,6 +21,8 @@ SPECIAL = tuple(str(segment) for segment in FIVE if not segment & (Segment.QUERY
 LINES = {"query": ("cls", "query", "sep1"), "document": ("doc", "sep2")}
 MARKS = ("##", "\u0120", "\u2581")
 """How word pieces say where words begin: "##" goes on with one; the others (byte-level, SentencePiece) begin one."""
+TOLD = 5
+"""Word pieces of a pair that a terminal is told of."""
 BLANK = "\u2423"
 """What is shown of a piece that holds nothing but space."""
 
@@ -66,13 +68,17 @@ STYLE = """
 
 @dataclass(frozen=True)
 class Coloured:
-    """Coloured text: `html` is a fragment that stands alone, with its style; a notebook shows it.
+    """Coloured text: `html` is a fragment that stands alone, with its style; a notebook shows it, a terminal `text`.
 
     `title` names the page that `save` writes.
     """
 
     html: str
     title: str = "Token attribution"
+    text: str = ""
+
+    def __repr__(self) -> str:
+        return self.text or f"Coloured({self.title!r})"
 
     def _repr_html_(self) -> str:
         return self.html
@@ -126,7 +132,16 @@ def coloured(rows: pd.DataFrame, *, title: str = "") -> Coloured:
     # What must hold where a notebook drops the style of what it does not trust is written into the tag.
     own = "background: #fff; color: #1f2328"
     html = f'<div class="mechir-tokens" style="{own}">\n<style>{STYLE}</style>\n{heading}{body}\n</div>'
-    return Coloured(html, title or Coloured.title)
+    return Coloured(html, title or Coloured.title, "\n".join(map(_strongest, pairs)))
+
+
+def _strongest(part: pd.DataFrame) -> str:
+    """The word pieces of a pair with the largest |attribution|, as a terminal shows them."""
+    first = part.loc[part["attribution"].abs().sort_values(ascending=False, kind="stable").index].head(TOLD)
+    size = float(first["attribution"].abs().max())
+    told = [f"{row.token!r} ({row.segment}) {_number(row.attribution, size)}" for row in first.itertuples()]
+    ids = f"{part['query_id'].iloc[0]}/{part['doc_id'].iloc[0]}"
+    return f"pair {ids!r}: {', '.join(told)}"
 
 
 def _refuse(rows: pd.DataFrame) -> None:

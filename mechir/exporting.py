@@ -1,0 +1,97 @@
+"""Frames and charts of runs as files for elsewhere; the suffix says which."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from mechir.errors import MechirError
+from mechir.registry.dataset import write_dataset
+from mechir.registry.frames import as_text
+from mechir.registry.runs import Run, whole
+
+TABLES = (".csv", ".jsonl", ".tex")
+PICTURES = (".png", ".svg", ".pdf")
+KNOWN = f"{', '.join(TABLES)} or a folder for a table, {', '.join(PICTURES)} for the chart of a run"
+
+
+def export(what: pd.DataFrame | Run, to: Path | str, *, digits: int = 2) -> Path:
+    """Writes a frame, or the summary or chart of a run: `mi.export(mi.findings(role="matching"), "heads.tex")`.
+
+    Args:
+        what: a frame, or a finished run, which is its summary as a table and its chart as a picture.
+        to: the file, by its suffix: `.csv`, `.jsonl` (an object a line), `.tex` (a table for booktabs), `.png`, `.svg`,
+            `.pdf`; or a folder, new or empty, for a dataset that `datasets.load_dataset` reads.
+        digits: decimals in a LaTeX table.
+
+    Returns:
+        `to`, which is written whole or not at all.
+
+    Raises:
+        MechirError: for an unknown suffix, a folder that holds something, a run that is not finished or has no chart, a
+            picture of a frame, a path that cannot be written.
+    """
+    target = Path(to)
+    folder = str(to).endswith(("/", "\\")) or target.is_dir() or not target.suffix
+    if not folder and target.suffix not in TABLES + PICTURES:
+        raise MechirError(f"Cannot export to '{target}': write {KNOWN}.")
+    frame = as_text(what.summary if isinstance(what, Run) else what)  # refuses a run that is not finished
+    if target.suffix in PICTURES and not folder:
+        picture = _picture(what, target)
+        return _written(target, lambda file: file.write_bytes(picture))
+    return _dataset(frame, target) if folder else _written(target, lambda file: _table(frame, file, target, digits))
+
+
+def _table(frame: pd.DataFrame, file: Path, target: Path, digits: int) -> None:
+    if target.suffix == ".csv":
+        frame.to_csv(file, index=False)
+    elif target.suffix == ".jsonl":
+        frame.to_json(file, orient="records", lines=True, force_ascii=False, double_precision=15)
+    else:
+        from mechir.views import latex
+
+        file.write_text(latex.table(frame, digits), encoding="utf-8")
+
+
+def _picture(what: pd.DataFrame | Run, target: Path) -> bytes:
+    if not isinstance(what, Run):
+        raise MechirError(f"A frame has no chart for '{target}': give a run, or write {', '.join(TABLES)} or a folder.")
+    spec = what.path / "chart.json"
+    if not spec.is_file():
+        raise MechirError(f"Run {what.id} has no chart.json, as an older mechir drew it: start it again with --fresh.")
+    from mechir.views import charts
+
+    return charts.picture(json.loads(spec.read_text(encoding="utf-8")), target.suffix)
+
+
+def _written(target: Path, write: Callable[[Path], object]) -> Path:
+    """The file, whole or not there."""
+    try:
+        with whole(target) as file:
+            write(file)
+    except OSError as error:
+        raise MechirError(f"Cannot write '{target}' ({error.strerror}): give another file to write.") from error
+    return target
+
+
+def _dataset(frame: pd.DataFrame, target: Path) -> Path:
+    """The folder, whole or not there."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise MechirError(f"'{target}' holds something already: give a folder that is new or empty.")
+    made: Path | None = None
+    try:
+        made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        write_dataset(frame, made)
+        made.chmod(0o755)
+        made.rename(target)
+    except OSError as error:
+        raise MechirError(f"Cannot write '{target}' ({error.strerror}): give another folder.") from error
+    finally:
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
+    return target

@@ -1,0 +1,66 @@
+"""Pictures for notebooks, which a terminal shows as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mechir.errors import MechirError
+from mechir.methods.tokens import PAIR, rows_of
+from mechir.pairs import Pair
+from mechir.views import heads as head_maps
+from mechir.views.heads import HeadMap
+from mechir.views.tokens import Coloured, coloured
+
+
+def heads(frame: pd.DataFrame, value: str = "") -> HeadMap:
+    """Layers x heads of findings, links or a summary: `show.heads(mi.findings(measure="patching, tfc1"))`.
+
+    Blue is negative, white 0, red positive; under the number its 95 % interval; a ring where it holds. Each measure has
+    a map and a scale of its own.
+
+    Args:
+        frame: with `site`, and a row for each head and measure; rows of other components are left out.
+        value: the column that is shown; by default `estimate`, `value`, `effect` or `change`, whichever is there. Only
+            for these is it known which p is theirs: `holds`, else `p_all`, `p_max` or `p_corrected` below .05.
+
+    Returns:
+        What a notebook draws and a terminal prints in columns.
+
+    Raises:
+        MechirError: for a frame without sites, numbers or heads, or two values of one head by one measure.
+    """
+    return head_maps.heads(frame, value)
+
+
+def tokens(pair: Pair, values: pd.DataFrame | Sequence[float] | np.ndarray, model: Any = None) -> Coloured:
+    """The word pieces of a pair, each coloured by its number: red positive, white 0, blue negative.
+
+    Args:
+        pair: a `Pair`.
+        values: rows of `token_attribution`, among them those of the pair, or one number for each word piece from CLS
+            to the last separator.
+        model: a `HookedEncoder`, whose word pieces they are; needed for numbers alone.
+
+    Returns:
+        What a notebook draws and `save(file)` writes as a page; as text, the strongest word pieces.
+
+    Raises:
+        MechirError: for rows without the pair, numbers without a model, or not one for each word piece.
+    """
+    if isinstance(values, pd.DataFrame):
+        ids = [values[name].astype(str) == getattr(pair, name) for name in PAIR if name in values]
+        rows = values[np.logical_and.reduce(ids)] if len(ids) == len(PAIR) else values
+        if len(values) and rows.empty:
+            raise MechirError(f"There is no row of {pair} in this frame: give token_attribution(model, [pair]).rows.")
+        return coloured(rows)
+    if model is None:
+        raise MechirError("Numbers say nothing of the word pieces that they are of: give model=.")
+    encoded = model.encode([pair])
+    numbers = np.asarray(values, dtype=float)
+    if numbers.shape != (n := int(encoded.lengths[0]),):
+        raise MechirError(f"{pair} has {n} word pieces, and you gave {numbers.size} numbers: give one for each.")
+    return coloured(rows_of(model, encoded, [numbers]))

@@ -1,0 +1,102 @@
+"""Frames as LaTeX tables."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+INTERVAL = ("low", "high")
+ESTIMATES = ("estimate", "value", "effect", "change")
+"""The columns that `low` and `high` are of, the first that is there; those of another column are `x_low`, `x_high`."""
+SMALL = 1e-4
+"""A number below this is written with a power of ten, and a p below 10 times this as less than it."""
+ESCAPED = str.maketrans(
+    {letter: f"\\{letter}" for letter in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"}
+    | {"[": "{[}", "]": "{]}", "-": "{-}", "`": r"\textasciigrave{}", "'": r"\textquotesingle{}"}
+    | {chr(code): " " for code in (*range(32), 127)}
+)
+"""So that no text is a command, an option of the line before it, or a ligature."""
+
+
+def table(frame: pd.DataFrame, digits: int = 2) -> str:
+    r"""The frame as a `tabular` of booktabs, every text escaped.
+
+    An estimate and its ends stand in one column, `0.12 [0.10, 0.15]`: `low` and `high` with the first of `ESTIMATES`,
+    `x_low` and `x_high` with `x`. Numbers have `digits` decimals, small ones more; p-values three; columns without any
+    value are left out. The preamble needs `\usepackage{booktabs, textcomp}` and `\usepackage[T1]{fontenc}`; texts
+    beyond Latin need XeLaTeX or LuaLaTeX.
+    """
+    plain = _flat(frame)
+    plain = plain[[name for name in plain.columns if not plain[name].isna().all()]]
+    ends = _ends(list(plain.columns))
+    inside = {end for pair in ends.values() for end in pair}
+    kept = [name for name in plain.columns if name not in inside]
+    written = pd.DataFrame(index=range(len(plain)), columns=range(len(kept)), dtype=object)
+    for place, name in enumerate(kept):
+        low, high = ([None] * len(plain),) * 2 if name not in ends else (plain[end] for end in ends[name])
+        rows = zip(plain[name], low, high, strict=True)
+        written[place] = [_cell(name, *row, digits) for row in rows]
+    written.columns = pd.Index([escape(name) + (r" [95\,\%]" if name in ends else "") for name in kept])
+    sides = "".join("r" if _is_number(plain[name]) else "l" for name in kept)
+    return str(written.to_latex(index=False, escape=False, column_format=sides))
+
+
+def escape(text: object) -> str:
+    """The text as LaTeX shows it, whatever it holds."""
+    return str(text).translate(ESCAPED)
+
+
+def _flat(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with its named index as columns, and one text for each column's name."""
+    named = any(name is not None for name in frame.index.names)
+    flat = pd.DataFrame(frame).reset_index(drop=not named)
+    names = [name if isinstance(name, tuple) else (name,) for name in flat.columns]
+    return flat.set_axis([" ".join(str(part) for part in name if str(part)) for name in names], axis=1)
+
+
+def _ends(names: list[str]) -> dict[str, tuple[str, str]]:
+    """Which columns hold the ends of the interval of which."""
+    ends = {name: (f"{name}_low", f"{name}_high") for name in names if {f"{name}_low", f"{name}_high"} <= {*names}}
+    first = next((name for name in ESTIMATES if name in names and name not in ends), None)
+    return ends | ({first: INTERVAL} if first and {*INTERVAL} <= {*names} else {})
+
+
+def _is_number(column: pd.Series) -> bool:
+    return bool(pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column))
+
+
+def _cell(name: str, value: Any, low: Any, high: Any, digits: int) -> str:
+    if pd.api.types.is_scalar(value) and pd.isna(value):
+        return ""
+    if not isinstance(value, float):
+        return _minus(str(value)) if isinstance(value, int) and not isinstance(value, bool) else escape(value)
+    if "p" in name.split("_"):
+        return f"$<${10 * SMALL:g}" if value < 10 * SMALL else f"{value:.3f}"
+    if low is None or pd.isna(low) or pd.isna(high):
+        return _number(value, _decimals(abs(value), digits))
+    decimals = _decimals(max(map(abs, (value, low, high))), digits)
+    return f"{_number(value, decimals)} [{_number(low, decimals)}, {_number(high, decimals)}]"
+
+
+def _decimals(size: float, digits: int) -> int | None:
+    """How many decimals a number of this size has; None for a power of ten."""
+    if size == 0 or not math.isfinite(size):
+        return digits
+    return None if size < SMALL else max(digits, digits - 1 - math.floor(math.log10(size)))
+
+
+def _number(value: float, decimals: int | None) -> str:
+    if not math.isfinite(value):
+        return rf"${'-' * (value < 0)}\infty$"
+    if decimals is None:
+        base, power = f"{value:.1e}".split("e")
+        return rf"${base} \times 10^{{{int(power)}}}$" if value else "0"
+    return _minus(f"{value:.{decimals}f}")
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "$-$") if text.strip("-0.") else text.replace("-", "")

@@ -1,0 +1,140 @@
+"""What values print in a terminal and draw in a notebook; texts of collections never become markup."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import mechir as mi
+from mechir.encoder import HookedEncoder
+from mechir.errors import MechirError
+from mechir.methods.tokens import token_attribution
+from mechir.methods.walk import Way
+from mechir.registry.entries import record
+from tests.models import PAIRS
+from tests.test_findings import frame
+from tests.test_links import one
+
+EVIL = "</script><img src=x onerror=alert(1)>\x1b[31m"
+
+
+def test_a_pair_shows_its_beginning() -> None:
+    pair = mi.Pair("rare words", f"{EVIL} {'long ' * 50}", "q1", "d2", 3)
+    assert len(repr(pair)) < 200 and repr(pair).startswith("Pair('q1', 'd2', grade 3: 'rare words' | '</script><img")
+    assert "\x1b" not in repr(pair) and repr(pair).endswith("\u2026')")
+    assert repr([mi.Pair("a", "b")]) == "[Pair('q', 'd', grade None: 'a' | 'b')]"
+
+
+def test_a_model_shows_its_parity_once_it_is_certified(checkpoints: object, tiny: HookedEncoder) -> None:
+    tiny.parity = None
+    n = sum(one.numel() for one in tiny.hf.parameters())
+    assert f"{n:,} parameters, fingerprint {tiny.fingerprint[:12]})" in repr(tiny)
+    found = tiny.certify(PAIRS[:2])
+    assert f"scores {found['score_cls_only']:.1e} from Hugging Face's)" in repr(tiny)
+    tiny.parity = None
+
+
+@pytest.mark.parametrize(
+    "text", ["doc<-query", "doc<-query@0-5", "cls<-query|doc@0,3", "doc<-query@4-4", "doc<-query@h8.1,h8.3"]
+)
+def test_a_mask_prints_as_it_is_parsed(text: str) -> None:
+    assert str(mi.Mask.parse(text)) == text
+    assert str(mi.Mask.parse(text, renormalise=True)) == f"{text} renormalised"
+
+
+def sites(registry: Path) -> pd.DataFrame:
+    names = ("h10.2", "h2.3", "doc<-query@0-2", "h1.3->h8.1.q", "", "embed.u3", "mlp3", "h2.3")
+    rows = [{"site": site, "value": 8.0 - k, "label": EVIL} for k, site in enumerate(names)]
+    record(registry, "aa", frame(*rows))
+    return mi.findings(registry=registry)
+
+
+def test_frames_of_sites_are_sorted_grouped_and_written_by_their_text(tmp_path: Path) -> None:
+    found = sites(tmp_path)
+    short = found[["site", "value"]]
+    order = short.sort_values("site")["site"]
+    assert [str(site) for site in order if site is not None] == [
+        "doc<-query@0-2", "embed.u3", "h1.3->h8.1.q", "h2.3", "h2.3", "h10.2", "mlp3",
+    ]  # fmt: skip
+    assert short.sort_values("value")["value"].is_monotonic_increasing
+    assert mi.Ablate(short.sort_values("value").iloc[-1]["site"]) == mi.Ablate("h10.2")
+    assert short.groupby("site")["value"].mean()["h2.3"] == 4.0
+    assert found.pivot_table(index="site", columns="unit", values="value").loc["doc<-query@0-2"].tolist() == [6.0]
+    assert short["site"].value_counts()["h2.3"] == 2 and short.set_index("site").index[0] == "h10.2"
+    assert "doc<-query@0-2,6.0" in short.to_csv(index=False) and short.to_json().count("h2.3") == 2
+    assert "Head(" not in short.T.to_string() and "h10.2" in repr(short.T) and "h10.2" in short.to_html()
+    assert short[short["site"] == mi.Head(2, 3)]["value"].tolist() == [7.0, 1.0]
+    long = pd.concat([found] * 50, ignore_index=True)
+    assert isinstance(long, type(found)) and "[400 rows x 27 columns]" in repr(long)
+    page = long._repr_html_()
+    assert page is not None and len(page) < 40_000 and "<img" not in page and "&lt;img" in page
+
+
+def test_the_map_of_heads(tmp_path: Path) -> None:
+    one(tmp_path)
+    shown = mi.show.heads(mi.findings(measure="patching, tfc1", registry=tmp_path))
+    assert repr(shown).splitlines()[0] == ("patching, tfc1, share of the gap (layer x head; *: p_corrected < 0.05)")
+    assert shown.text.count("0.9*") == 2 and "\n0      0 " in shown.text
+    rows = next(iter(shown.chart.to_dict()["datasets"].values()))
+    assert {(row["layer"], row["head"], row["significant"]) for row in rows} == {
+        (1, 2, True), (0, 0, False), (3, 1, True),
+    }  # fmt: skip
+    svg = shown._repr_svg_()
+    assert svg.startswith("<svg") and "http://www.w3.org" in svg and "<script" not in svg
+    several = mi.show.heads(mi.findings(registry=tmp_path))
+    assert len(several.chart.vconcat) == 3 and several.text.count("layer x head") == 3
+    by_links = mi.show.heads(mi.links(registry=tmp_path), "contrast")
+    assert "ring" not in by_links.text and "*" not in by_links.text and "0.3" in by_links.text
+    assert "*: p_all < 0.05" in mi.show.heads(mi.links(registry=tmp_path)).text
+    dossier = mi.dossier("h1.2", registry=tmp_path).findings
+    assert "*: it holds" in mi.show.heads(dossier).text
+    summary = pd.DataFrame({"site": ["h0.1", "h0.0"], "r": [0.5, -0.5], "r_low": [0.4, -0.6], "r_high": [0.6, 0.1]})
+    assert "between" in next(iter(mi.show.heads(summary, "r").chart.to_dict()["datasets"].values()))[0]
+
+
+def test_texts_in_a_map_of_heads_stay_text() -> None:
+    told = pd.DataFrame({"site": ["h0.1"], "value": [0.5], "measure": [EVIL], "unit": ["<b>"]})
+    svg = mi.show.heads(told)._repr_svg_()
+    assert "<img" not in svg and "&lt;img" in svg
+
+
+def test_what_is_no_map_of_heads_is_refused(tmp_path: Path) -> None:
+    heads = pd.DataFrame({"site": ["h0.1", "h0.1"], "value": [0.5, 0.6], "collection": ["a", "b"], "measure": "m"})
+    for given, message in (
+        (heads.drop(columns="site"), "There is no column 'site' in this frame: give findings, links"),
+        (heads.drop(columns="value"), "There is no column of numbers '' in this frame: it has none"),
+        (heads.assign(site="mlp3"), "No head in this frame has a 'value': ask for others"),
+        (heads.assign(value=np.nan), "No head in this frame has a 'value'"),
+        (heads, "h0.1 has 2 values by 'm' from different collection: keep one of each head"),
+        (heads.assign(collection="a"), "h0.1 has 2 values by 'm': keep one of each head"),
+    ):
+        with pytest.raises(MechirError, match=message):
+            mi.show.heads(given)
+    with pytest.raises(MechirError, match="no column of numbers 'valu' in this frame: the closest are 'value'"):
+        mi.show.heads(heads, "valu")
+
+
+def test_tokens_by_rows_or_numbers(tiny: HookedEncoder) -> None:
+    pairs = [mi.Pair(pair.query, pair.document, f"q{k}", f"d{k}") for k, pair in enumerate(PAIRS[:2])]
+    rows = token_attribution(tiny, pairs, way=Way("pad_both", steps=2, tol=np.inf)).rows
+    shown = mi.show.tokens(pairs[1], rows)
+    assert "q1" in shown.html and "q0" not in shown.html
+    own = rows[rows["query_id"] == "q1"]
+    numbers = own["attribution"].to_numpy()
+    assert mi.show.tokens(pairs[1], numbers, model=tiny).html == shown.html
+    strongest = own.loc[own["attribution"].abs().idxmax()]
+    assert repr(shown).startswith(f"pair 'q1/d1': {strongest['token']!r} ({strongest['segment']}) ")
+    with pytest.raises(
+        MechirError, match=r"no row of pair q0/d0 in this frame: give token_attribution\(model, \[pair\]\)"
+    ):
+        mi.show.tokens(PAIRS[0], rows.assign(query_id="other"))
+    with pytest.raises(MechirError, match="Numbers say nothing of the word pieces that they are of: give model="):
+        mi.show.tokens(pairs[1], numbers)
+    n = len(numbers)
+    with pytest.raises(MechirError, match=rf"pair q1/d1 has {n} word pieces, and you gave {n - 1} numbers"):
+        mi.show.tokens(pairs[1], numbers[1:], model=tiny)
+    with pytest.raises(MechirError, match="There is no token to colour"):
+        mi.show.tokens(pairs[1], rows.iloc[:0])
