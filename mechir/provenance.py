@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pandas as pd
 import torch
@@ -100,7 +101,7 @@ def begin(
             "queries": len({pair.query_id for pair in pairs}),
             "skipped": len(frames.get("skipped", ())),
             "truncated_documents": encoded.truncated,
-            "certificate": model.certify(certified),
+            "certificate": _certificate(model, certified),
             "versions": {
                 name: metadata.version(name) for name in ("torch", "transformers", "transformer-lens", "pandas")
             },
@@ -111,6 +112,18 @@ def begin(
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
     )
+
+
+_CERTIFICATES: WeakKeyDictionary[Any, dict[str, dict[str, Any]]] = WeakKeyDictionary()
+
+
+def _certificate(model: Any, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """The parity certificate over these pairs, made once in the life of a loaded model."""
+    known = _CERTIFICATES.setdefault(model, {})
+    key = pairs_hash(pairs)
+    if key not in known:
+        known[key] = model.certify(pairs)
+    return known[key]
 
 
 def _commit(folder: Path) -> str | None:

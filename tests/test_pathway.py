@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 import mechir as mi
-from mechir import planted
+from mechir import cli, planted
 from mechir.collection import Collection
 from mechir.errors import MechirError
 from mechir.experiment import load_experiment, shown
+from mechir.methods import statistics
 from mechir.registry.runs import Run, runs
 from tests.models import TOY, TOY_MODEL, graded
 
@@ -65,6 +66,29 @@ def test_ten_seeds_have_no_other_link(seed: int, tmp_path: Path) -> None:
     summary = chain(seed, tmp_path).summary
     found = summary[summary["kind"] == "link"].set_index("site")["links"]
     assert found[found != ""].to_dict() == {"h1.2": "tf", "h3.1": "scoring", "embed.u0": "idf"}
+
+
+def test_run_alone_takes_the_whole_chain_and_says_where_nothing_is_linked(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nine = tmp_path / "nine"
+    nine.mkdir()
+    texts = dict(line.split("\t") for line in (TOY / "docs.tsv").read_text().splitlines())
+    queries = [line.split("\t")[1] for line in (TOY / "queries.tsv").read_text().splitlines()]
+    (nine / "queries.tsv").write_text("".join(f"q{k}\t{queries[k % 6]}\n" for k in range(9)))
+    (nine / "docs.tsv").write_text("".join(f"{name}\t{text}\n" for name, text in texts.items()))
+    judged = [(k, name, grade) for k in range(9) for grade, name in enumerate(list(texts)[3 * k : 3 * k + 3])]
+    (nine / "qrels.txt").write_text("".join(f"q{k} 0 {name} {grade}\n" for k, name, grade in judged))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(statistics, "RESAMPLES", 200)
+    cli.main(["run", "--model", str(TOY_MODEL), "--collection", str(nine), "--draws", "2"])
+    out, _ = capsys.readouterr()
+    kept = runs(tmp_path / "mechir-registry")
+    whole = [run for run in kept if run.record["identity"]["experiment"] == "joint/pathway"][0]
+    assert whole.summary.empty and whole.record["queries"] == 3  # a random model: nothing holds
+    assert len(kept) >= 10 and len({run.record["identity"]["experiment"] for run in kept}) == len(kept)
+    assert max(run.record["queries"] for run in kept) == 6
+    assert "Empty" not in out and (whole.path / "chart.png").is_file()
 
 
 def test_too_few_queries_or_grades_are_refused(tmp_path: Path) -> None:

@@ -41,9 +41,10 @@ CAUSAL = {
     "lu2025/head_to_heads": {"ports": "v"},
 }
 """The experiments on contrasts of term frequency, with their options."""
-CHECKED, SHOWN, FEW = 3, 12, 20
-"""Matching heads whose W_QK is cut, and singular vectors that are edited; heads whose attention is stored; the queries
-of what is costly."""
+CUT, EDITED, SHOWN = 3, 2, 12
+"""Matching heads whose W_QK is cut; singular vectors that are edited; heads whose attention is stored to look at."""
+FEW = 12
+"""Queries that W_QK is cut on, which takes a forward for each head and each random set."""
 
 
 def cost(model: Any, *, draws: int = 20, **options: Any) -> float:
@@ -76,9 +77,9 @@ def prepare(
     contrasts = diagnostic("tfc1", collection, fillers=(filler,), model=model, limit_queries=n, per_grade=1, seed=seed)
     for name, chosen in CAUSAL.items():
         run(name, source=contrasts, pool=Pool(), **chosen)
-    few = replace(learn, limit_queries=min(n, FEW))
     for name, chosen in _acts(as_text(links(**asked)), filler, idf, draws):
-        run(name, pool=few, **chosen)
+        few = {"limit_queries": min(n, FEW)} if name == "vast2025/qk_projection" else {}
+        run(name, pool=replace(learn, **few), **chosen)
     found = as_text(links(**asked))
     heads = _of(found, "tf")
     sets = [{"name": LINKED, "sites": ",".join(heads)}] if heads else []
@@ -108,12 +109,12 @@ def _acts(found: pd.DataFrame, filler: str, idf: str, draws: int) -> Iterator[tu
     matching = heads.loc[heads["contrast"].abs().sort_values(ascending=False, kind="stable").index, "site"]
     matching = matching[matching.isin(heads.loc[heads["contrast"].notna(), "site"])].tolist()
     if matching:
-        yield "vast2025/qk_projection", {"heads": ",".join(matching[:CHECKED]), "draws": draws}
+        yield "vast2025/qk_projection", {"heads": ",".join(matching[:CUT]), "draws": draws}
     vectors = found.loc[found["site"].str.startswith("embed.u"), "site"].str.removeprefix("embed.u")
     scoring = ",".join(_of(found, "scoring"))
-    for vector in vectors[:CHECKED]:
+    for vector in vectors[:EDITED]:
         chosen = {"vector": int(vector), "heads": scoring, "idf": idf, "filler": filler}
-        yield "lu2025/idf_edit", chosen | {"factors": "3", "draws": draws, "per_query": 2}
+        yield "lu2025/idf_edit", chosen | {"factors": "3", "draws": draws, "per_query": 3}
     if len(heads):
         yield "joint/examples", {"heads": ",".join(heads["site"][:SHOWN])}
 

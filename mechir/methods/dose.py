@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mechir.diagnostics import Term
-from mechir.hooks import edits
+from mechir.hooks import Hook, edits
 from mechir.methods.lexical import pieces_of, random_direction
 from mechir.methods.patching import heads_of
 from mechir.pairs import Batch, Pair
@@ -91,45 +91,62 @@ def dose_response(
     Raises:
         MechirError: for what is no head of this model.
     """
-    sites = heads_of(model, heads)
-    rows, by_query = [], pd.Series(range(len(pairs))).groupby([pair.query_id for pair in pairs], sort=False)
-    for _, places in by_query:
-        some = [pairs[place] for place in places]
-        term = Term(seed=seed)(some[0])
-        pieces = tuple(pieces_of(model, [term])[0])
-        for index, batch in model.encode(some).buckets(64, model.max_tokens):
-            batch = batch.to(model.device)
-            score, attention = _response(model, batch, None, pieces, sites)
-            held = torch.isin(batch.input_ids, torch.tensor(pieces, device=batch.input_ids.device))
-            ids = pd.DataFrame(
-                [(pair.query_id, pair.doc_id, pair.grade, term) for pair in (some[place] for place in index)],
-                columns=["query_id", "doc_id", "grade", "term"],
-            ).assign(matched=(held & batch.at(Segment.DOC)).any(1).cpu().numpy())
-            ids = ids.assign(score_base=score, attention_base=attention)
-            for (along, factor), edit in do.items():
-                edited, looked = _response(model, batch, replace(edit, pieces=pieces), pieces, sites)
-                told = {"score_change": edited - score, "attention_change": looked - attention}
-                rows.append(ids.assign(along=along, factor=factor, **told))
+    sites, firsts = heads_of(model, heads), {pair.query_id: pair for pair in reversed(pairs)}
+    terms = {query_id: Term(seed=seed)(pair) for query_id, pair in firsts.items()}
+    pieces = dict(zip(terms, pieces_of(model, list(terms.values())), strict=True))
+    rows = []
+    for _, batch in model.encode(pairs).buckets(64, model.max_tokens):
+        batch = batch.to(model.device)
+        ids, asked = batch.input_ids, [pair.query_id for pair in batch.pairs]
+        edited = torch.stack(
+            [torch.isin(row, torch.tensor(pieces[key]).to(row)) for row, key in zip(ids, asked, strict=True)]
+        )
+        score, attention = _response(model, batch, None, edited, sites)
+        told = pd.DataFrame(
+            [(pair.query_id, pair.doc_id, pair.grade, terms[pair.query_id]) for pair in batch.pairs],
+            columns=["query_id", "doc_id", "grade", "term"],
+        ).assign(matched=(edited & batch.at(Segment.DOC)).any(1).cpu().numpy())
+        told = told.assign(score_base=score, attention_base=attention)
+        for (along, factor), edit in do.items():
+            scores, looked = _response(model, batch, edit, edited, sites)
+            change = {"score_change": scores - score, "attention_change": looked - attention}
+            rows.append(told.assign(along=along, factor=factor, **change))
     first = ["along", "factor", "query_id", "doc_id", "grade", "term", "matched"]
     found = pd.concat(rows, ignore_index=True)
     return found[[*first, *(name for name in found.columns if name not in first)]]
 
 
 def _response(
-    model: Any, batch: Batch, edit: EditEmbedding | None, pieces: Sequence[int], heads: Sequence[Head]
+    model: Any, batch: Batch, edit: EditEmbedding | None, edited: Bool[Tensor, "batch pos"], heads: Sequence[Head]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The score, and the mean weight of the heads from CLS to the query's positions of these pieces."""
-    ids = torch.tensor(pieces, device=batch.input_ids.device)
-    there = batch.at(Segment.QUERY) & torch.isin(batch.input_ids, ids)
+    """The score with the edit at the positions marked, and the mean weight of the heads from CLS to the query's."""
+    there = batch.at(Segment.QUERY) & edited
     looked: list[Float[Tensor, "batch"]] = []
 
     def keep(x: Tensor, hook: Any) -> None:
         looked.extend(_mean_at(x[:, head.head, 0], there) for head in heads if f".{head.layer}." in hook.name)
 
     names = {f"blocks.{head.layer}.attn.hook_pattern" for head in heads}
-    with model.hooks([*edits(edit, batch), *((name, keep) for name in names)]):
+    do = () if edit is None else _At(edit, edited)
+    with model.hooks([*edits(do, batch), *((name, keep) for name in names)]):
         score = model(batch, last_rows="cls")
     return score.cpu().numpy(), torch.stack(looked).mean(0).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class _At:
+    """An edit of the embeddings at some positions of a batch alone: each row edits the word of its own query."""
+
+    edit: EditEmbedding
+    where: Bool[Tensor, "batch pos"]
+
+    def hooks(self, batch: Batch) -> list[Hook]:
+        ((name, scaled),) = self.edit.hooks(batch)
+
+        def act(x: Tensor, hook: Any) -> Tensor:
+            return torch.where(self.where[:, :, None], scaled(x, hook), x)
+
+        return [(name, act)]
 
 
 def _mean_at(x: Float[Tensor, "batch pos"], there: Bool[Tensor, "batch pos"]) -> Float[Tensor, "batch"]:

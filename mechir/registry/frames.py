@@ -89,7 +89,8 @@ def as_text(frame: Any) -> Any:
     plain = pd.DataFrame(frame).copy(deep=False)
     for place, kind in enumerate(plain.dtypes):
         if pd.api.types.is_object_dtype(kind):
-            plain.isetitem(place, [_text(one) for one in plain.iloc[:, place]])
+            texts = [_text(one) for one in plain.iloc[:, place]]
+            plain.isetitem(place, pd.Series(texts, plain.index, None if texts else "str"))
     return plain
 
 

@@ -32,6 +32,7 @@ ACTS = {"tf": "soft-tf", "idf": "idf"}
 """The role of the causal measures of a term."""
 SCORES = "path to the score"
 """How the measure of scoring heads begins."""
+TEXTS = ("model", "collection", "site", "links", "unit", "conflicts")
 BEHIND = ["effect", "low", "high", "unit", "p_all"]
 EVIDENCE = {
     "contrast": "contrast, query<-doc",
@@ -99,7 +100,7 @@ def links(*, model: str | None = None, collection: str | None = None, registry: 
             parts.setdefault(tuple(one[name] for name in of), []).append(one)
         rows = [_row(part, told.get(key, "")) for key, part in parts.items()]
     columns = ["model", "collection", "site", "links", *BEHIND, "conflicts", *EVIDENCE, "rank"]
-    table = pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame(rows, columns=columns).astype({name: "str" if name in TEXTS else float for name in columns})
     table = table.rename(columns={"rank": "conductance_rank"})
     strength = table["effect"].abs().fillna(0) + 10 * (table["links"] != "")
     table = table.loc[strength.sort_values(ascending=False, kind="stable").index].reset_index(drop=True)
