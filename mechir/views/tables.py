@@ -7,6 +7,8 @@ import pandas as pd
 
 def summary(frame: pd.DataFrame) -> str:
     """The frame in columns: p-values with three significant digits, other fractions with three decimals."""
+    if frame.empty:
+        return "no rows"
     shown = {
         name: [_cell(name, value) for value in column] for name, column in frame.items() if not column.isna().all()
     }
