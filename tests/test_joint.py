@@ -17,6 +17,7 @@ from mechir.methods.agreement import first, rank_agreement, sign_agreement, top_
 from mechir.registry.entries import record
 from mechir.registry.findings import checked
 from mechir.registry.runs import Run
+from mechir.views import charts
 from tests.models import TOY, TOY_MODEL
 from tests.test_cli import call
 
@@ -111,7 +112,10 @@ def test_overlap_knows_what_is_alike(toy: HookedEncoder, tmp_path: Path) -> None
     assert "<img src=x" not in page and r"\u003cimg src=x" in page
 
 
-def test_overlap_is_another_run_once_the_findings_change(toy: HookedEncoder, tmp_path: Path) -> None:
+def test_overlap_is_another_run_once_the_findings_change(
+    toy: HookedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(charts, "save", lambda chart, stem: [])
     tell(tmp_path, "a1", "one", SIZES, toy)
     tell(tmp_path, "a2", "two", SIZES, toy)
     before = overlap(tmp_path, toy)

@@ -108,8 +108,8 @@ def test_what_is_no_map_of_heads_is_refused(tmp_path: Path) -> None:
         (heads.drop(columns="value"), "There is no column of numbers '' in this frame: it has none"),
         (heads.assign(site="mlp3"), "No head in this frame has a 'value': ask for others"),
         (heads.assign(value=np.nan), "No head in this frame has a 'value'"),
-        (heads, "h0.1 has 2 values by 'm' from different collection: keep one of each head"),
-        (heads.assign(collection="a"), "h0.1 has 2 values by 'm': keep one of each head"),
+        (heads, "h0.1 has 2 values by 'm': keep one of each head, such as those whose 'collection' is 'a'"),
+        (heads.assign(collection="a"), r"h0.1 has 2 values by 'm': keep one of each head\."),
     ):
         with pytest.raises(MechirError, match=message):
             mi.show.heads(given)

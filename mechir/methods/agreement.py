@@ -61,8 +61,8 @@ def top_agreement(one: Values, two: Values, k: int, *, draws: int = RESAMPLES, s
     Which they are, `first` says.
     """
     generator = np.random.default_rng(seed)
-    chosen = [map(str, side.tolist()) for side in first(one, two, k, seed=seed)]
-    found, counts = overlap(*chosen, len(one)), np.arange(k + 1)
+    chosen, other = (map(str, side.tolist()) for side in first(one, two, k, seed=seed))
+    found, counts = overlap(chosen, other, len(one)), np.arange(k + 1)
     expected = stats.hypergeom.pmf(counts, len(one), k, k) @ (counts / (2 * k - counts))
     drawn = generator.integers(len(one), size=(draws, len(one)))
     inside = [_first(_places(values, seed + side)[drawn], k) for side, values in enumerate((one, two))]

@@ -11,12 +11,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mechir.registry.findings import MEANINGS
+from mechir.registry.findings import MEANINGS, ROLES, TERMS
 from mechir.registry.links import EVIDENCE
 
 FILE = "data/train-00000-of-00001.parquet"
 """Where the hub's viewer and `datasets` expect the rows of the split `train`."""
 NAME = "Findings about a neural reranker"
+LISTED = 20
+"""Runs, models and so on that the card names; the table holds all."""
 KINDS = {"string": "string", "large_string": "large_string", "double": "float64", "int64": "int64", "bool": "bool"}
 """Arrow's types under the names of `datasets`; all others have one name in both."""
 
@@ -47,17 +49,21 @@ def _told(frame: pd.DataFrame) -> str:
         lines += ["A row is what is known of one component of a model, on one collection. Sites count layers and units"]
         lines += ["from 0: h8.1 is head 1 of layer 8.", ""]
     lines += ["| column | type | what it is |", "|---|---|---|"]
-    told = MEANINGS | {name: f"the value of the measure: {measure}" for name, measure in EVIDENCE.items()}
-    lines += [f"| {_safe(name)} | {_safe(frame[name].dtype)} | {_safe(told.get(name, ''))} |" for name in frame]
+    measures = {name: f"the value of the measure: {measure}" for name, measure in EVIDENCE.items()}
+    told = {name: text.replace("|", "\\|") for name, text in (MEANINGS | measures).items()}
+    lines += [f"| {_safe(name)} | {_safe(frame[name].dtype)} | {told.get(str(name), '')} |" for name in frame]
+    for what, known in (("role", ROLES), ("term", TERMS)):
+        lines += ["", f"`{what.upper()}S`: {', '.join(known)}."] * (what in frame)
     lines += ["", "## Where it comes from", ""]
     for what in ("experiment", "model", "model_fingerprint", "collection", "collection_sha256", "run_id"):
         if what in frame:
             values = sorted({str(value) for value in frame[what] if value})
-            lines.append(f"* {what} ({len(values)}): {', '.join(map(_safe, values))}")
+            more = ", ..." * (len(values) > LISTED)
+            lines.append(f"* {what} ({len(values)}): {', '.join(map(_safe, values[:LISTED]))}{more}")
     return "\n".join([*lines, ""])
 
 
 def _safe(text: Any) -> str:
     """Text that Markdown shows as it is, in a cell of a table too."""
-    flat = html.escape(" ".join(str(text).split()))
+    flat = html.escape(" ".join(str(text).split()), quote=False)
     return "".join(f"\\{letter}" if letter in "\\`*_[]()|#!~$" else letter for letter in flat)

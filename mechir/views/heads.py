@@ -15,8 +15,6 @@ LEVEL = 0.05
 """A p below this has a ring."""
 TESTED = ("p_all", "p_max", "p_corrected")
 """What says whether the estimate counts, the first that is there; before them the column `holds`."""
-APART = ("model", "model_fingerprint", "collection", "run_id", "label")
-"""What may set two values of one head by one measure apart."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +89,12 @@ def _of_heads(frame: pd.DataFrame, value: str) -> tuple[pd.DataFrame, str]:
 def _refuse_twice(part: pd.DataFrame, measure: str) -> None:
     """Refuses two values of one head: a map shows one."""
     twice = part[part.duplicated("site", keep=False)]
-    if len(twice):
-        site = twice["site"].iloc[0]
-        own = twice[twice["site"] == site]
-        differ = [name for name in part if name in APART and own[name].nunique() > 1]
-        by = f" from different {' and '.join(differ)}" if differ else ""
-        raise MechirError(f"{site} has {len(own)} values by '{measure}'{by}: keep one of each head.")
+    if twice.empty:
+        return
+    own = twice[twice["site"] == twice["site"].iloc[0]]
+    texts = [name for name in own if not pd.api.types.is_float_dtype(own[name]) and own[name].nunique() > 1]
+    example = f", such as those whose '{texts[0]}' is {own[texts[0]].iloc[0]!r}" if texts else ""
+    raise MechirError(f"{own['site'].iloc[0]} has {len(own)} values by '{measure}': keep one of each head{example}.")
 
 
 def _text(part: pd.DataFrame, value: str, title: str, ring: str) -> str:
