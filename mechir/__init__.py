@@ -46,6 +46,7 @@ _LATER = {
     "load": "mechir.encoder.default",
     "diagnostic": "mechir.diagnostic_sets",
     "run": "mechir.experiment",
+    "report": "mechir.reporting.report",
     "Finding": "mechir.registry.findings",
     "findings": "mechir.registry.queries",
     "sql": "mechir.registry.queries",
@@ -53,7 +54,7 @@ _LATER = {
     "dossier": "mechir.registry.dossier",
     "Pool": "mechir.experiment",
 }
-_LATER_MODULES = ("planted", "diagnostics")
+_LATER_MODULES = ("planted", "diagnostics", "show")
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -47,14 +48,15 @@ def layers() -> pd.DataFrame:
     ],
 )
 def test_html_needs_no_network_and_runs_no_foreign_markup(chart: object, tmp_path: Path) -> None:
-    html, png = charts.save(chart, tmp_path / "chart")
+    html, png, spec = charts.save(chart, tmp_path / "chart")
     page = html.read_text(encoding="utf-8")
     assert "<img src=x" not in page
     assert r"\u003c/script>\u003cimg" in page
     assert "https://cdn" not in page
     assert 'src="http' not in page
     assert png.read_bytes().startswith(b"\x89PNG")
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["chart.html", "chart.png"]
+    assert json.loads(spec.read_text(encoding="utf-8")) == chart.to_dict()  # type: ignore[attr-defined]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["chart.html", "chart.json", "chart.png"]
 
 
 def test_a_chart_that_fails_leaves_nothing(tmp_path: Path) -> None:

@@ -295,11 +295,15 @@ def _title(title: str, subtitle: str) -> alt.TitleParams:
 
 
 def save(chart: Any, stem: Path) -> list[Path]:
-    """Writes `<stem>.html`, which needs no network, and `<stem>.png`; each is whole or not there."""
-    html, png = stem.with_name(f"{stem.name}.html"), stem.with_name(f"{stem.name}.png")
+    """Writes `<stem>.html`, which needs no network, `<stem>.png`, and `<stem>.json`, its Vega-Lite specification.
+
+    Each is whole or not there.
+    """
+    html, png, spec = (stem.with_name(f"{stem.name}.{kind}") for kind in ("html", "png", "json"))
     for target, write in (
         (html, lambda file: file.write_text(_offline_html(chart), encoding="utf-8")),
         (png, lambda file: chart.save(file, scale_factor=2)),
+        (spec, lambda file: file.write_text(json.dumps(chart.to_dict()), encoding="utf-8")),
     ):
         temporary = stem.with_name(f".{target.name}.part{target.suffix}")
         try:
@@ -307,7 +311,7 @@ def save(chart: Any, stem: Path) -> list[Path]:
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
-    return [html, png]
+    return [html, png, spec]
 
 
 def _offline_html(chart: Any) -> str:
