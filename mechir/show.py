@@ -10,8 +10,9 @@ import torch
 
 from mechir.errors import MechirError
 from mechir.methods.attention import pair_attention
+from mechir.methods.patching import heads_of
 from mechir.pairs import Pair
-from mechir.sites import Head, parse_site
+from mechir.sites import Head
 from mechir.views.attention import Attention, grids, strips
 
 ENGINES = ("mechir", "circuitsvis")
@@ -49,7 +50,7 @@ def attention(
     rows = pair_attention(model, batch.pairs, listed)
     if engine == "mechir":
         return strips(rows)
-    sites = [head if isinstance(head, Head) else parse_site(head) for head in listed]
+    sites = heads_of(model, listed)
     names = [f"blocks.{site.layer}.attn.hook_pattern" for site in sites]
     with torch.no_grad():
         _, cache = model.run_with_cache(batch, names_filter=names, last_rows="all")

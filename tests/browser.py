@@ -81,7 +81,9 @@ class Browser:
         told = message.get("params", {})
         match message.get("method"):
             case "Runtime.consoleAPICalled":
-                self.logged.append(f"{told['type']}: {[one.get('value', one.get('description')) for one in told['args']]}")
+                self.logged.append(
+                    f"{told['type']}: {[one.get('value', one.get('description')) for one in told['args']]}"
+                )
             case "Runtime.exceptionThrown":
                 self.logged.append(f"exception: {told['exceptionDetails']}")
             case "Log.entryAdded":
