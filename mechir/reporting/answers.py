@@ -238,7 +238,7 @@ def dependence(known: Known) -> list[Sentence]:
         mean = drawn["change"].mean()
         random: Sentence = [
             f"Without as many random heads of the same layers it changes by {_number(mean)} on average of {len(drawn)} "
-            f"sets (share that loses as much: {_p(cut['p_draws'])})."
+            f"sets; that they lose as much has {_p(cut['p_draws'])}."
         ]
         return [said, random]
     return [said]

@@ -17,6 +17,8 @@ const CONFIG = {
   view: { stroke: line },
 };
 
+const SHRINK = 1.3; // a chart that is wider than so many times its place is scrolled rather than shrunk
+
 async function figures(section) {
   const list = $("figures-list");
   list.replaceChildren(...section.figures.map(figure));
@@ -27,6 +29,7 @@ async function figures(section) {
     const spec = JSON.parse(JSON.stringify(one.chart));
     await vegaEmbed(at, spec, { mode: "vega-lite", ast: true, actions: false, renderer: "svg", defaultStyle: false,
       loader: LOADER, config: CONFIG, tooltip: { disableDefaultStyle: true } });
+    at.classList.toggle("wide", at.querySelector("svg").width.baseVal.value > SHRINK * at.clientWidth);
     at.dataset.drawn = "";
   }
 }
@@ -44,7 +47,8 @@ function figure(one) {
 }
 
 function command(text) {
-  const code = make("code", "", {}, text), button = make("button", "", { type: "button" }, "Copy");
+  const words = text.split(" ").flatMap((word, k) => [k ? " " : "", make("span", "whole", {}, word)]);
+  const code = make("code", "", {}, ...words), button = make("button", "", { type: "button" }, "Copy");
   button.addEventListener("click", async () => {
     try {
       await navigator.clipboard.writeText(text);

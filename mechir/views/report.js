@@ -95,7 +95,7 @@ function told(section, [k, value, low, high, p, holds, queries, label, least]) {
 function valued(one, unit) {
   if (!one || one.value === null) return "";
   return [make(one.holds ? "strong" : "span", one.holds ? "" : "weak", {}, number(one.value)),
-    make("span", "interval", {}, `${between(one.low, one.high)} ${unit || ""}`)];
+    make("span", "interval", {}, between(one.low, one.high)), unit ? make("span", "interval unit", {}, unit) : null];
 }
 
 function links(section) {
