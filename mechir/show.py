@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +20,9 @@ ENGINES = ("mechir", "circuitsvis")
 
 def attention(
     model: Any,
-    pair: Pair | tuple[str, str],
+    pair: Pair | Sequence[Any],
     heads: Sequence[Head | str] | Head | str,
-    engine: Literal["mechir", "circuitsvis"] = "mechir",
+    engine: str = "mechir",
 ) -> Attention:
     """What heads look at on one pair: `show.attention(model, pair, heads=("h8.1", "h2.9"))`.
 

@@ -109,25 +109,26 @@ class Browser:
         return answer["result"].get("value")
 
     def until(self, script: str) -> Any:
-        """The value of an expression once it is true."""
+        """The value of an expression once it is true; elements have no value."""
         end = time.monotonic() + SECONDS
         while not (value := self.run(script)):
             assert time.monotonic() < end, f"never true: {script}"
             time.sleep(0.01)
         return value
 
-    def at(self, selector: str) -> tuple[float, float]:
-        """The middle of the first element that matches, brought into view."""
-        x, y = self.run(
+    def at(self, selector: str, *, corner: bool = False) -> tuple[float, float]:
+        """The middle, or just inside the corner, of the first element that matches, brought into view."""
+        x, y, width, height = self.run(
             f"(() => {{ const one = document.querySelector({json.dumps(selector)}); one.scrollIntoView({{block: 'center'}});"
-            "const box = one.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]; })()"
+            "const box = one.getBoundingClientRect(); return [box.x, box.y, box.width, box.height]; })()"
         )
-        return x, y
+        return (x + 3, y + 3) if corner else (x + width / 2, y + height / 2)
 
-    def hover(self, selector: str) -> None:
-        """Moves the mouse there."""
-        x, y = self.at(selector)
-        self("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    def hover(self, selector: str, *, corner: bool = False) -> None:
+        """Moves the mouse there; `corner`: to the upper left corner."""
+        x, y = self.at(selector, corner=corner)
+        for aside in (1, 0):  # a mouse does not jump
+            self("Input.dispatchMouseEvent", type="mouseMoved", x=x + aside, y=y)
 
     def click(self, selector: str) -> None:
         """Clicks there."""

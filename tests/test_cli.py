@@ -45,6 +45,7 @@ def test_run_alone_prints_table_1_and_stores_it(capsys: pytest.CaptureFixture[st
     (run,) = (tmp_path / "mechir-registry" / "runs").iterdir()
     assert {file.name for file in run.iterdir()} == {
         "run.json", "judged.parquet", "part-00000.parquet", "summary.parquet", "chart.html", "chart.png",
+        "chart.json",
     }  # fmt: skip
     code, again, err = call(capsys, "run")
     assert (code, again) == (0, out)

@@ -55,7 +55,7 @@ class Known:
 
     def linked(self, term: str) -> pd.DataFrame:
         """The rows of `links` of components that are linked to a term."""
-        return self.links[self.links["links"].str.split(",").map(lambda names: term in names)]
+        return self.links.loc[[term in names.split(",") for names in self.links["links"]]]
 
     def not_measured(self, experiment: str, *options: str) -> Sentence:
         """That something was not measured, and the command that does."""
@@ -88,8 +88,7 @@ def answers(known: Known) -> list[dict[str, Any]]:
 
 def lead(known: Known) -> Sentence:
     """The links in one sentence."""
-    heads = [name for name in known.linked("tf")["site"]]
-    vectors, writers = list(known.linked("idf")["site"]), list(known.linked("scoring")["site"])
+    heads, vectors, writers = (known.linked(term)["site"] for term in ("tf", "idf", "scoring"))
     counts = [
         f"{_count(len(heads), 'head is', 'heads are')} linked to term frequency",
         f"{_count(len(vectors), 'direction of the word embeddings', 'directions of the word embeddings')} to IDF",

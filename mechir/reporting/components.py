@@ -11,7 +11,7 @@ import pandas as pd
 
 from mechir.registry.dossier import dossier
 from mechir.registry.entries import latest
-from mechir.registry.findings import COLUMNS
+from mechir.registry.findings import checked
 from mechir.registry.links import BEHIND, EVIDENCE, held
 from mechir.registry.queries import matching, sql
 from mechir.registry.runs import Run
@@ -30,7 +30,8 @@ OF_FINDING = ["value", "low", "high", "p_all", "holds", "n_queries", "label", "l
 def known(registry: Path) -> pd.DataFrame:
     """The newest findings of all models and collections, `held`, sites as text; without single neurons."""
     if not latest(registry):
-        return pd.DataFrame(columns=[*COLUMNS, "families", "p_all", "holds"])
+        none = checked(pd.DataFrame(columns=["site", "measure", "value", "unit"]), {})
+        return none.assign(families=0, p_all=0.0, holds=False)
     found = held(matching(registry, newest=True)).sort_values(["written", "run_id"], kind="stable")
     of = ["model_fingerprint", "collection", "site", "measure"]
     return found[found["run_id"] == found.groupby(of)["run_id"].transform("last")]  # an older one had another label

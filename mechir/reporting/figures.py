@@ -89,10 +89,10 @@ def figure(run: Run) -> dict[str, Any]:
 def _chart(run: Run) -> tuple[dict[str, Any] | None, str]:
     file = run.path / "chart.json"
     if not file.is_file():
-        return None, f"This run stored no specification of its chart, only {run.path / 'chart.html'}."
+        return None, f"This run stored no specification of its chart, only runs/{run.id}/chart.html in the registry."
     text = file.read_text(encoding="utf-8")
     if len(text) > CHART:
-        return None, f"Too large for this page: see {run.path / 'chart.html'}."
+        return None, f"Too large for this page: see runs/{run.id}/chart.html in the registry."
     spec = json.loads(text)
     spec.pop("usermeta", None)  # may set options of the page's own drawing
     return spec, ""

@@ -120,4 +120,5 @@ def _links(at: Section, found: pd.DataFrame, registry: Path) -> pd.DataFrame:
     """The rows of `links`, sites as text; none where there are no findings."""
     if found.empty:
         return pd.DataFrame(columns=["site", "links", *BEHIND, *EVIDENCE, "conductance_rank"])
-    return as_text(links(model=at.fingerprint, collection=at.collection, registry=registry))
+    found = as_text(links(model=at.fingerprint, collection=at.collection, registry=registry))
+    return found.astype({"site": str, "links": str})

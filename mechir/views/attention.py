@@ -110,7 +110,7 @@ def pairs_of(rows: pd.DataFrame) -> list[dict[str, Any]]:
     return found
 
 
-def _whole(weights: Sequence[float]) -> list[int]:
+def _whole(weights: Any) -> list[int]:
     return np.rint(np.asarray(weights, dtype=float) * SCALE).astype(int).tolist()
 
 

@@ -167,14 +167,14 @@ function map(section) {
     const queries = Math.max(...[...cells.values()].map((cell) => cell.queries));
     about.textContent = `${one.unit}; ${queries ? `${queries} queries` : "weights alone"}; ${one.causal ? "causal" : "not causal"}`
       + `${one.sign === -1 ? "; negative values speak for it" : ""}; ${one.experiment}`;
-    view.replaceChildren(grid(size, cells, top), legend(top));
+    view.replaceChildren(grid(size, cells, top, sites), legend(top));
   };
   select.addEventListener("change", draw);
   draw();
   $("map-view").replaceChildren(make("p", "controls", {}, make("label", "", { for: "evidence" }, "Evidence"), select), about, view);
 }
 
-function grid([layers, heads], cells, top) {
+function grid([layers, heads], cells, top, sites) {
   const body = make("div", "grid", { role: "grid", "aria-label": "Layers and heads" });
   body.style.setProperty("--heads", heads);
   const row = (name, children) => make("div", "row", { role: "row" }, make("span", "axis", { role: "rowheader" }, name), ...children);
@@ -193,6 +193,7 @@ function grid([layers, heads], cells, top) {
         button.textContent = short(one.value, top);
       }
       const words = one ? `${number(one.value)} ${between(one.low, one.high)} ${one.holds ? "holds" : "does not hold"}` : "not measured";
+      if (!sites[site]) button.setAttribute("aria-disabled", "true");
       button.setAttribute("aria-label", `${site}: ${words}`);
       button.title = `${site}: ${words}${one && one.label ? `, ${one.label}` : ""}`;
       buttons.push(button);
@@ -201,7 +202,7 @@ function grid([layers, heads], cells, top) {
   }
   body.addEventListener("click", (event) => {
     const button = event.target.closest(".cell");
-    if (button) location.hash = address(button.dataset.site);
+    if (button && sites[button.dataset.site]) location.hash = address(button.dataset.site);
   });
   body.addEventListener("keydown", (event) => {
     const at = buttons.indexOf(event.target);

@@ -2,7 +2,7 @@
    Texts are hostile: they go into textContent and nowhere else. */
 const mechirStrips = (() => {
   "use strict";
-  const SCALE = 10000, TOLD = 5, SIDES = ["query", "doc"], NAMES = { query: "query", doc: "document" };
+  const SCALE = 10000, TOLD = 5, CLIP = 20, SIDES = ["query", "doc"], NAMES = { query: "query", doc: "document" };
   const WAYS = { at: "looks at", by: "is looked at by" };
 
   const make = (tag, name, text) => {
@@ -12,6 +12,7 @@ const mechirStrips = (() => {
     return made;
   };
   const other = (side) => (side === "query" ? "doc" : "query");
+  const clipped = (text) => (text.length > CLIP ? `${text.slice(0, CLIP)}\u2026` : text);
   const written = (weight) => (weight / SCALE).toFixed(3).replace(/^0/, "");
 
   /* What piece `at` of `side` gives to (way "at") or gets from ("by") each piece of the other text. */
@@ -108,9 +109,9 @@ const mechirStrips = (() => {
     const said = (from) => {
       const values = weights(pair, state.site, from.side, from.at, state.way);
       const order = values.map((_, k) => k).sort((a, b) => values[b] - values[a]).slice(0, TOLD);
-      const listed = order.map((k) => `${pair[other(from.side)][k][0]} ${written(values[k])}`).join(", ");
+      const listed = order.map((k) => `${clipped(pair[other(from.side)][k][0])} ${written(values[k])}`).join(", ");
       const sum = state.way === "at" ? `; ${written(values.reduce((a, b) => a + b, 0))} of its attention in all` : "";
-      return `${state.site}: ${NAMES[from.side]} piece \u201c${pair[from.side][from.at][0]}\u201d ${WAYS[state.way]} ${listed}${sum}`;
+      return `${state.site}: ${NAMES[from.side]} piece \u201c${clipped(pair[from.side][from.at][0])}\u201d ${WAYS[state.way]} ${listed}${sum}`;
     };
 
     const controls = make("div", "controls");
