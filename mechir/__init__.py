@@ -46,6 +46,7 @@ _LATER = {
     "load": "mechir.encoder.default",
     "diagnostic": "mechir.diagnostic_sets",
     "run": "mechir.experiment",
+    "report": "mechir.reporting.report",
     "Finding": "mechir.registry.findings",
     "findings": "mechir.registry.queries",
     "sql": "mechir.registry.queries",

@@ -55,3 +55,11 @@ def real_pairs(shared: Path) -> list[Pair]:
 
     found = collection(shared / "data" / "dl19").pairs()
     return [found[int(i)] for i in torch.randperm(len(found), generator=torch.Generator().manual_seed(0))]
+
+
+@pytest.fixture(scope="session")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry with something of everything that a report shows; only read."""
+    from tests import reports
+
+    return reports.everything(tmp_path_factory.mktemp("told") / "registry")

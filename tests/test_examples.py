@@ -60,6 +60,8 @@ def test_the_wheel_carries_the_experiments_and_the_data(tmp_path: Path) -> None:
         "mechir/_analyses/vast2025/direction_ablation.py",
         "mechir/data/embedded/docs.tsv",
         "mechir/data/default/difference.safetensors",
+        *(f"mechir/views/{name}" for name in ("report.html", "report.css", "report.js", "dossier.js", "start.js")),
+        *(f"mechir/views/{name}" for name in ("strips.css", "strips.js")),
     } <= names
     # In an empty folder, from the wheel alone: nothing of the checkout is on the path.
     with zipfile.ZipFile(wheel) as opened:

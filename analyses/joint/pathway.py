@@ -78,8 +78,8 @@ def prepare(
     for name, chosen in CAUSAL.items():
         run(name, source=contrasts, pool=Pool(), **chosen)
     for name, chosen in _acts(as_text(links(**asked)), filler, idf, draws):
-        few = {"limit_queries": min(n, FEW)} if name == "vast2025/qk_projection" else {}
-        run(name, pool=replace(learn, **few), **chosen)
+        most = min(n, FEW) if name == "vast2025/qk_projection" else n
+        run(name, pool=replace(learn, limit_queries=most), **chosen)
     found = as_text(links(**asked))
     heads = _of(found, "tf")
     sets = [{"name": LINKED, "sites": ",".join(heads)}] if heads else []

@@ -1,4 +1,4 @@
-"""Commands that ask the registry: `show`, `findings`, `export`, `delete`."""
+"""Commands that ask the registry: `show`, `findings`, `report`, `export`, `delete`."""
 
 from __future__ import annotations
 
@@ -110,6 +110,16 @@ def findings(registry: Path, how: str, **asked: Any) -> None:
     else:
         click.echo(tables.summary(found[SHOWN]))
         click.echo(f"{len(found)} findings of {found['run_id'].nunique()} runs")
+
+
+@click.command()
+@REGISTRY
+@click.option("--out", type=click.Path(path_type=Path), help="The file [default: report.html in the registry].")
+def report(registry: Path, out: Path | None) -> None:
+    """Writes what the registry holds as one HTML file that needs no network."""
+    from mechir.reporting.report import report as write
+
+    click.echo(f"Wrote {write(registry=registry, out=out)}")
 
 
 @click.command()

@@ -186,8 +186,8 @@ def lines(
     layers.append(drawn.encode(x=axis, color=hue, tooltip=[colour, f"{x}:Q", f"{y}:Q"]))
     for name in rule or {}:
         height = alt.Y(f"mean(rule {name}):Q", title=y)
-        layers.append(base.mark_rule(strokeDash=[5, 4], color="#555").encode(y=height))
-        label = base.mark_text(align="right", dy=-6, color="#555", fontSize=10, text=name)
+        layers.append(base.mark_rule(strokeDash=[5, 4], color="#777").encode(y=height))
+        label = base.mark_text(align="right", dy=-6, color="#777", fontSize=10, text=name)
         layers.append(label.encode(x=f"max({x}):Q", y=height))
     chart: Any = alt.layer(*layers).properties(width=250, height=170)
     if column and not row and shown[column].nunique() > BESIDE:
@@ -226,8 +226,8 @@ def scatter(
     zero: dict[str, Any] = {"strokeDash": [3, 3], "color": "#999"}
     points = base.mark_circle(size=46, opacity=0.85, stroke="#333", strokeWidth=0.4)
     layers: list[Any] = [
-        base.mark_rule(**zero).encode(x=alt.datum(0), y=alt.Y()),
-        base.mark_rule(**zero).encode(y=alt.datum(0), x=alt.X()),
+        alt.Chart(shown).mark_rule(**zero).encode(x=alt.datum(0)),
+        alt.Chart(shown).mark_rule(**zero).encode(y=alt.datum(0)),
         points.encode(color=hue, tooltip=[name for name in shown.columns if name != named]),
     ]
     if label:
@@ -277,7 +277,7 @@ def strips(
     height = alt.Y(f"{y}:Q", title=y, scale=alt.Scale(zero=False, nice=True))
     whole, single = (base.transform_filter(f"datum['{faint}'] {sign} 0") for sign in ("<", ">="))
     layers = [
-        plain.mark_rule(strokeDash=[5, 4], color="#555").encode(y=alt.Y(f"mean({rule}):Q", title=y)),
+        plain.mark_rule(strokeDash=[5, 4], color="#777").encode(y=alt.Y(f"mean({rule}):Q", title=y)),
         single.mark_tick(opacity=0.5, thickness=1, width=14).encode(y=height, color=hue),
         whole.mark_line(point=alt.OverlayMarkDef(size=40), strokeWidth=1.6).encode(y=height, color=hue, tooltip=[x, y]),
     ]

@@ -1,0 +1,1 @@
+"""The report of a registry: what is known, in words, tables and figures, on one page."""

@@ -1,0 +1,323 @@
+"""The report's summary in words: questions, and answers computed from what the registry holds.
+
+A sentence is a list of parts: text, `{"site": "h8.1"}` (a component), `{"code": "mechir run ..."}`, `{"strong": text}`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from mechir.registry.conflicts import LEVEL
+from mechir.registry.links import ACTS, LOOKS, SCORES
+from mechir.reporting.figures import source_words
+
+Part = str | dict[str, str]
+Sentence = list[Part]
+NAMED = 4
+"""Components that a sentence names."""
+KINDS = {
+    "dead": "look the part and no causal measure of them holds",
+    "one collection": "hold on one collection only",
+    "signs": "have findings of opposite signs",
+}
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of one model on one collection.
+
+    `found`: its newest findings, `held`, sites as text; `links`: its rows of `links`; `conflicts`: its rows of
+    `conflicts`; `pathway`: the summary of its newest run of `joint/pathway`, or None; `identity` and `model`: of a run.
+    """
+
+    model: str
+    collection: str
+    found: pd.DataFrame
+    links: pd.DataFrame
+    conflicts: pd.DataFrame
+    pathway: pd.DataFrame | None
+
+    def of(self, role: str, begins: str = "", *, heads: bool = True) -> pd.DataFrame:
+        """The findings of a role whose measure begins so, the largest |value| first."""
+        kept = self.found[(self.found["role"] == role) & self.found["measure"].str.startswith(begins)]
+        kept = kept[kept["site"].str.fullmatch(r"h\d+\.\d+")] if heads else kept
+        return kept.loc[kept["value"].abs().sort_values(ascending=False, kind="stable").index]
+
+    def acting(self, term: str) -> pd.DataFrame:
+        """The causal findings of a term that a link to it may rest on."""
+        kept = self.of(ACTS[term], heads=term != "idf")
+        return kept[kept["causal"] & (kept["term"] == term)]
+
+    def linked(self, term: str) -> pd.DataFrame:
+        """The rows of `links` of components that are linked to a term."""
+        return self.links.loc[[term in names.split(",") for names in self.links["links"]]]
+
+    def not_measured(self, experiment: str, *options: str) -> Sentence:
+        """That something was not measured, and the command that does."""
+        return ["Not measured: run ", {"code": self.command(experiment, *options)}, "."]
+
+    def command(self, experiment: str, *options: str) -> str:
+        """The command that runs an experiment on this model and collection."""
+        identity: dict[str, Any] = {"collection": self.collection}
+        if "--diagnostic" in options:
+            identity |= {"fillers": ["a", "the"], "axiom": "tfc1", "perturbed": self.collection, "swap": False}
+            identity["collection"] = f"tfc1 of {self.collection}"
+        given = list(options) if "--diagnostic" not in options else []
+        return shlex.join(["mechir", "run", experiment, *source_words(self.model, identity), *given])
+
+
+def answers(known: Known) -> list[dict[str, Any]]:
+    """Questions with their answers: `question`, `sentences`."""
+    told: dict[str, Callable[[Known], list[Sentence]]] = {
+        "Which heads match?": matches,
+        "Is it term frequency?": frequency,
+        "Is IDF involved?": rarity,
+        "Which heads write the score?": scoring,
+        "How much of the score is it?": fit,
+        "Does the ranking depend on them?": dependence,
+        "How sure is this?": certainty,
+        "What disagrees?": disagreement,
+    }
+    return [{"question": question, "sentences": answer(known)} for question, answer in told.items()]
+
+
+def lead(known: Known) -> Sentence:
+    """The links in one sentence."""
+    heads, vectors, writers = (known.linked(term)["site"] for term in ("tf", "idf", "scoring"))
+    counts = [
+        f"{_count(len(heads), 'head is', 'heads are')} linked to term frequency",
+        f"{_count(len(vectors), 'direction of the word embeddings', 'directions of the word embeddings')} to IDF",
+        f"{_count(len(writers), 'head writes', 'heads write')} the score",
+    ]
+    tests = _verification(known)
+    lost: Sentence = []
+    if len(tests):
+        lost = [f" Without the former nDCG@10 changes by {_number(tests['change'].iloc[0])} on held-out queries."]
+    return [f"{counts[0]}, {counts[1]}; {counts[2]}.", *lost]
+
+
+def _verification(known: Known) -> pd.DataFrame:
+    """What the ranking loses without the linked heads, and under it without random sets; empty where not measured."""
+    if known.pathway is None or "kind" not in known.pathway:
+        return pd.DataFrame()
+    return known.pathway[known.pathway["kind"] == "verification"]
+
+
+def matches(known: Known) -> list[Sentence]:
+    """Which heads match."""
+    looks = known.of(*LOOKS["tf"])
+    if looks.empty:
+        return [known.not_measured("vast2025/attention_contrast", "--easy-negatives", "10")]
+    n, holds = looks["site"].nunique(), looks[looks["holds"]]
+    if holds.empty:
+        best = looks.loc[looks["p_all"].idxmin()]
+        return [[f"None of {n} heads, as far as can be told: no contrast holds; the surest is ", *_told(best), "."]]
+    strongest = holds.drop_duplicates("site")
+    return [
+        [
+            {"strong": f"{len(strongest)} of {n} heads"},
+            " look at the other text more in relevant documents than in weak ones"
+            f" (the contrast holds; {_queries(holds)}). The strongest: ",
+            *_list(strongest),
+            ".",
+        ]
+    ]
+
+
+def frequency(known: Known) -> list[Sentence]:
+    """Which of the matching heads carry term frequency, and how their attention rises with it."""
+    acts = known.acting("tf")
+    if acts.empty:
+        return [known.not_measured("chen2024/head_maps", "--diagnostic")]
+    linked, matching = list(known.linked("tf")["site"]), known.of(*LOOKS["tf"])
+    matching = matching[matching["holds"]]["site"].unique()
+    if linked:
+        rows = acts[acts["holds"] & acts["site"].isin(linked)].drop_duplicates("site")
+        what = " matches and also carries" if len(rows) == 1 else " match and also carry"
+        said: Sentence = [
+            {"strong": f"Yes: {_count(len(rows), 'head', 'heads')}"},
+            f"{what} the effect of term frequency on the score: ",
+            *_list(rows),
+            ".",
+        ]
+        return [said, *_rise(known, linked)]
+    best = acts[acts["site"].isin(matching)] if len(matching) else acts
+    said = [{"strong": "No link holds."}, f" Of {_count(len(matching), 'head that matches', 'heads that match')}, "]
+    if best.empty:
+        return [[*said, "none was tested: ", *known.not_measured("chen2024/head_maps", "--diagnostic")]]
+    said += ["none carries an effect of term frequency that holds; the largest is ", *_told(best.iloc[0]), "."]
+    return [said]
+
+
+def _rise(known: Known, linked: Sequence[str]) -> list[Sentence]:
+    rises = known.of("soft-tf", "rise of attention, tf")
+    rises = rises[rises["site"].isin(linked)]
+    if rises.empty:
+        return [["How their attention rises with tf: ", *known.not_measured("lu2025/soft_tf")]]
+    said: Sentence = ["From no occurrence of a word to eight, their attention to it changes by ", *_list(rises), "."]
+    saturation = known.of("soft-tf", "k1 of attention")
+    saturation = saturation[saturation["site"].isin(rises.loc[rises["holds"], "site"])]
+    if saturation.empty:
+        return [[*said, " No rise holds."]] if not rises["holds"].any() else [said]
+    return [[*said, " Where the rise holds it saturates: k1 is ", *_list(saturation), "."]]
+
+
+def rarity(known: Known) -> list[Sentence]:
+    """Whether IDF is involved."""
+    looks, acts, linked = known.of(*LOOKS["idf"], heads=False), known.acting("idf"), known.linked("idf")["site"]
+    if looks.empty:
+        return [known.not_measured("lu2025/idf_direction")]
+    holds = looks[looks["holds"]]
+    if holds.empty:
+        return [
+            ["No singular vector of W_E, the word embeddings, goes with IDF; first is ", *_told(looks.iloc[0]), "."]
+        ]
+    goes: Sentence = [f"{_count(len(holds), 'direction goes', 'directions go')} with IDF: ", *_list(holds), "."]
+    if acts.empty:
+        return [goes, ["Whether scaling words along them acts: ", *known.not_measured("lu2025/idf_edit")]]
+    if len(linked):
+        rows = acts[acts["holds"] & acts["site"].isin(linked)].drop_duplicates("site")
+        yes: Sentence = [
+            {"strong": "Yes."},
+            " Scaling a word along it as if it were rarer does what BM25 would: ",
+            *_list(rows),
+            ".",
+        ]
+        return [yes, goes]
+    no: Sentence = [{"strong": "No link holds."}, " Scaling words along them does nothing that holds; the largest is "]
+    return [[*no, *_told(acts.iloc[0]), "."], goes]
+
+
+def scoring(known: Known) -> list[Sentence]:
+    """Which heads write the score."""
+    paths = known.of("scoring", SCORES)
+    paths = paths[paths["causal"]]
+    if paths.empty:
+        return [known.not_measured("lu2025/head_to_score", "--diagnostic")]
+    holds = paths[paths["holds"]].drop_duplicates("site")
+    if holds.empty:
+        return [["No path from a head to the score holds; the largest is ", *_told(paths.iloc[0]), "."]]
+    count = f"{len(holds)} of {paths['site'].nunique()} heads"
+    return [[{"strong": count}, " have a path to the score that holds: ", *_list(holds), "."]]
+
+
+def fit(known: Known) -> list[Sentence]:
+    """How well a BM25 of the matching heads predicts the score."""
+    whole = known.found[known.found["measure"] == "semantic BM25"]
+    if whole.empty:
+        return [known.not_measured("lu2025/semantic_bm25")]
+    row = whole.iloc[0]
+    return [
+        [
+            "A linear BM25 made of the matching heads' soft term frequency and IDF correlates with the score: r = ",
+            {"strong": _number(row["value"])},
+            f"{_interval(row)} on held-out queries ({row['n_queries']} queries).",
+        ]
+    ]
+
+
+def dependence(known: Known) -> list[Sentence]:
+    """What the ranking loses without the linked heads, beside random sets."""
+    if known.pathway is None:
+        return [known.not_measured("joint/pathway")]
+    tests = _verification(known)
+    if tests.empty:
+        return [["No head was linked to term frequency, so there was none to take out."]]
+    cut, drawn = tests.iloc[0], tests.iloc[1:]
+    sites = str(cut["site"]).split(",")
+    said: Sentence = ["Without ", *_commas([{"site": site} for site in sites]), " nDCG@10 changes by "]
+    said += [{"strong": _number(cut["change"])}, f"{_interval(cut)}, {_p(cut['p_paired'])}"]
+    said += [f", on {int(cut['queries'])} queries that nothing else has seen."]
+    if len(drawn) and "p_draws" in cut:
+        mean = drawn["change"].mean()
+        random: Sentence = [
+            f"Without as many random heads of the same layers it changes by {_number(mean)} on average of {len(drawn)} "
+            f"sets; that they lose as much has {_p(cut['p_draws'])}."
+        ]
+        return [said, random]
+    return [said]
+
+
+def certainty(known: Known) -> list[Sentence]:
+    """By what rule findings hold, and on how much."""
+    found = known.found
+    tested = found[found["p_corrected"].notna()]
+    if tested.empty:
+        return [["No finding here has a test, so nothing holds and nothing is linked."]]
+    queries = found.loc[found["n_queries"] > 0, "n_queries"]
+    linked = known.links[known.links["links"] != ""]
+    said: list[Sentence] = [
+        [
+            f"A finding holds where p, corrected within its family and then over all {int(tested['families'].max())} "
+            f"families of tests of this model and collection, is below {LEVEL:g}, and its value reaches what counts. "
+            "A link needs that of what a component looks like and of what changing it does."
+        ]
+    ]
+    if len(linked):
+        worst = linked.loc[linked["p_all"].idxmax()]
+        said.append(["The least sure link is that of ", {"site": worst["site"]}, f": {_p(worst['p_all'])}."])
+    if len(queries):
+        span = f"{queries.min()} to {queries.max()}" if queries.min() < queries.max() else f"{queries.max()}"
+        said.append([f"Measured on {span} queries; scores agree with Hugging Face to {found['parity'].max():.0e}."])
+    return said
+
+
+def disagreement(known: Known) -> list[Sentence]:
+    """The conflicts, by kind."""
+    if known.conflicts.empty:
+        return [["No conflict among the findings."]]
+    said: list[Sentence] = []
+    for kind, part in known.conflicts.groupby("kind", sort=False):
+        sites: list[Part] = [{"site": site} for site in part["site"].unique()]
+        rest = f" and {len(sites) - NAMED} more" if len(sites) > NAMED else ""
+        count = f"{_count(len(sites), 'component', 'components')} "
+        said.append([{"strong": count}, f"{KINDS[str(kind)]}: ", *_commas(sites[:NAMED]), f"{rest}."])
+    return said
+
+
+def _told(row: Mapping[str, Any] | pd.Series) -> Sentence:
+    """A component with its value, interval, unit, and p over all families."""
+    tested = f", {_p(row['p_all'])}" if pd.notna(row["p_all"]) else ""
+    return [{"site": row["site"]}, f" {_number(row['value'])}{_interval(row)} {row['unit']}{tested}"]
+
+
+def _list(rows: pd.DataFrame) -> Sentence:
+    """The first components, the unit said once."""
+    first = rows.head(NAMED)
+    unit, rest = first["unit"].iloc[0], f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+    flat: Sentence = []
+    for _, row in first.iterrows():
+        flat += [", " if flat else "", {"site": row["site"]}, f" {_number(row['value'])}{_interval(row)}"]
+    return [*flat, f"{rest} ({unit})"]
+
+
+def _commas(parts: Sequence[Part]) -> Sentence:
+    flat: Sentence = []
+    for place, part in enumerate(parts):
+        flat += [", " if place else "", part]
+    return flat
+
+
+def _queries(rows: pd.DataFrame) -> str:
+    return _count(int(rows["n_queries"].max()), "query", "queries")
+
+
+def _count(n: int, one: str, several: str) -> str:
+    return f"{n or 'No'} {one if n == 1 else several}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}".replace("-", "\u2212")
+
+
+def _interval(row: Mapping[str, Any] | pd.Series) -> str:
+    return f" [{_number(row['low'])}, {_number(row['high'])}]" if pd.notna(row["low"]) else ""
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"

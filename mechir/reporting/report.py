@@ -1,0 +1,124 @@
+"""The report: everything that a registry holds, on one page that needs nothing else."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from mechir.errors import MechirError
+from mechir.registry.conflicts import conflicts
+from mechir.registry.entries import refuse_other
+from mechir.registry.frames import as_text
+from mechir.registry.links import BEHIND, EVIDENCE, links
+from mechir.registry.runs import DEFAULT, Run, runs, whole
+from mechir.reporting import answers
+from mechir.reporting.components import components, examples, known, neurons, table
+from mechir.reporting.figures import figure, newest
+from mechir.views.report import page
+
+SIZE = 8_000_000
+"""Bytes that a page may have."""
+
+
+class Section(NamedTuple):
+    """One model, by its fingerprint, on one collection."""
+
+    fingerprint: str
+    collection: str
+
+
+def report(*, registry: Path | str = DEFAULT, out: Path | str | None = None) -> Path:
+    """Writes what a registry holds as one HTML file that needs no network.
+
+    Args:
+        registry: where the runs are.
+        out: the file; by default `report.html` in the registry.
+
+    Returns:
+        The file.
+
+    Raises:
+        MechirError: for a path that is no registry, one without runs, a file that cannot be written.
+    """
+    registry = Path(registry)
+    file = registry / "report.html" if out is None else Path(out)
+    written = page(gathered(registry))
+    try:
+        with whole(file) as temporary:
+            temporary.write_text(written, encoding="utf-8")
+    except OSError as error:
+        raise MechirError(f"Cannot write '{file}' ({error.strerror}): give --out FILE.") from error
+    return file
+
+
+def gathered(registry: Path) -> dict[str, Any]:
+    """What the page shows: `registry`, `version`, `made`, and `sections`, a dict for each model and collection.
+
+    Raises:
+        MechirError: for a path that is no registry, or one without runs.
+    """
+    refuse_other(registry)
+    found, stored = known(registry), runs(registry)
+    if found.empty and not stored:
+        raise MechirError(f"'{registry}' holds no run yet: write `mechir run` first, or give --registry DIR.")
+    by_section: dict[Section, list[Run]] = {}
+    for run in stored:
+        identity = run.record["identity"]
+        at = Section(identity["model_fingerprint"], identity.get("perturbed", identity["collection"]))
+        by_section.setdefault(at, []).append(run)
+    for row in found[["model_fingerprint", "collection"]].drop_duplicates().itertuples(index=False):
+        by_section.setdefault(Section(*row), [])
+    told = conflicts(found)
+    sections = [_section(at, own, found, told, registry) for at, own in by_section.items()]
+    return {
+        "registry": registry.resolve().name,
+        "version": metadata.version("mechir-encoders"),
+        "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
+        "sections": sorted(sections, key=lambda one: -len(one["components"]["sites"])),
+    }
+
+
+def _section(
+    at: Section, stored: Sequence[Run], every: pd.DataFrame, told: pd.DataFrame, registry: Path
+) -> dict[str, Any]:
+    """What is known of one model on one collection."""
+    found, told = (_of(at, frame) for frame in (every, told))
+    model = found["model"].iloc[0] if len(found) else stored[0].record["model"]
+    linked = _links(at, found, registry)
+    shown, others = newest(stored)
+    pathway = next((run.summary for run in shown if run.record["identity"]["experiment"] == "joint/pathway"), None)
+    about = answers.Known(model, at.collection, found, linked, told, pathway)
+    looked = [run for run in stored if run.record["identity"]["experiment"] == "joint/examples"]
+    looked = [run for run in looked if (run.path / "summary.parquet").is_file()]
+    alone = neurons(registry, *at) if len(found) else pd.DataFrame()
+    return {
+        "model": model,
+        "fingerprint": at.fingerprint,
+        "collection": at.collection,
+        "lead": answers.lead(about),
+        "answers": answers.answers(about),
+        "links": table(linked),
+        "components": components(found, told, linked.loc[linked["links"] != "", "site"].to_list(), registry),
+        "neurons": alone.to_dict("records"),
+        "examples": examples(looked) | {"command": about.command("joint/examples", "--heads", "HEAD")},
+        "figures": [figure(run) for run in shown],
+        "others": [{"run": run.id, "experiment": run.record["identity"]["experiment"], "why": why,
+                    "started": run.record["started"]} for run, why in others],
+    }  # fmt: skip
+
+
+def _of(at: Section, frame: pd.DataFrame) -> pd.DataFrame:
+    return frame[(frame["model_fingerprint"] == at.fingerprint) & (frame["collection"] == at.collection)]
+
+
+def _links(at: Section, found: pd.DataFrame, registry: Path) -> pd.DataFrame:
+    """The rows of `links`, sites as text; none where there are no findings."""
+    if found.empty:
+        return pd.DataFrame(columns=["site", "links", *BEHIND, *EVIDENCE, "conductance_rank"])
+    found = as_text(links(model=at.fingerprint, collection=at.collection, registry=registry))
+    return found.astype({"site": str, "links": str})

@@ -1,0 +1,130 @@
+"""What heads look at on one pair: its query and document as two strips of word pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mechir.views import page
+from mechir.views.tokens import _mark, _shown
+
+SCALE = 10_000
+"""A weight of 1, in the whole numbers that pages hold."""
+TOLD = 5
+"""Pairs of pieces that a terminal is told of each head."""
+LIGHT = """.mechir-attention { --ink: #1f2328; --faint: #59636e; --line: #d4d9df; --ground: #fff; --shade: #2166ac;
+  --on-shade: #fff; background: #fff; color-scheme: light; padding: 16px 20px; max-width: 920px; box-sizing: border-box;
+  font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; text-align: left; }
+.mechir-attention pre { white-space: pre-wrap; }
+"""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The attention of heads on one pair, which a notebook shows; as text, of each head the largest weights.
+
+    `body` and `script`: HTML that needs nothing else, and what makes it move.
+    """
+
+    body: str = field(repr=False)
+    script: str = field(repr=False)
+    text: str
+    title: str = "Attention"
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return f"{self.body}\n<script>{self.script}</script>"
+
+    def save(self, file: Path) -> Path:
+        """Writes a page that needs no network and runs no script but its own; it is whole or not there.
+
+        Raises:
+            MechirError: where it cannot be written.
+        """
+        return page.write(file, page.document(self.title, "body { margin: 0; }\n", self.body, [self.script]))
+
+
+def strips(rows: pd.DataFrame) -> Attention:
+    """The strips of one pair: point at a word piece to see what it looks at in the other text, and what looks at it.
+
+    Args:
+        rows: of `pair_attention`, of one pair, a row per head.
+    """
+    (pair,) = pairs_of(rows)
+    text = "\n".join(_told(row) for _, row in rows.iterrows())
+    body = (
+        f'<div class="mechir-attention">\n<style>\n{LIGHT}{page.static("strips.css")}</style>\n'
+        f'<div class="mechir-strips"><pre>{escape(text)}</pre></div>\n'
+        f'<script type="application/json">{page.as_json(pair)}</script>\n</div>'
+    )
+    return Attention(body, page.static("strips.js"), text, f"Attention on {pair['query_id']}/{pair['doc_id']}")
+
+
+def grids(tokens: Sequence[str], patterns: np.ndarray, heads: Sequence[str], rows: pd.DataFrame) -> Attention:
+    """Whole patterns, special tokens included, drawn by CircuitsVis in the form that needs no network.
+
+    Args:
+        tokens: of the pair, n of them.
+        patterns: [head, n, n], what reader (row) takes from source (column).
+        heads: their names.
+        rows: of `pair_attention`, for the text.
+    """
+    from circuitsvis.attention import attention_heads
+
+    drawn = attention_heads(np.round(patterns, 3), list(tokens), list(heads), mask_upper_tri=False).local_src
+    start, end = drawn.index("<script"), drawn.rindex("</script>")
+    library, call, told = drawn[drawn.index(">", start) + 1 : end].rpartition("\n    CircuitsVis.render(\n")
+    script = library + call + told.replace("<", "\\u003c")  # the tokens are in there
+    text = "\n".join(_told(row) for _, row in rows.iterrows())
+    title = f"Attention on {rows['query_id'].iloc[0]}/{rows['doc_id'].iloc[0]}"
+    return Attention(drawn[:start].replace("/>", "></div>"), script, text, title)
+
+
+def pairs_of(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """The pairs as `strips.js` draws them, in their order.
+
+    Args:
+        rows: of `pair_attention`; of each pair a row per head.
+
+    Returns:
+        `query_id`, `doc_id`, `grade`, `score`; `query`, `doc`: for each word piece how it reads and whether it goes on
+        with the word before; `heads`: site -> the weights of query<-doc and of doc<-query, 10000 for 1.
+    """
+    found = []
+    for _, part in rows.groupby(["query_id", "doc_id"], sort=False):
+        first = part.iloc[0]
+        told = {name: first[name] for name in ("query_id", "doc_id", "grade", "score")}
+        told["grade"] = None if pd.isna(told["grade"]) else int(told["grade"])
+        mark = _mark([*first["query"], *first["doc"]])
+        pieces = {side: [_shown(str(piece), mark) for piece in first[side]] for side in ("query", "doc")}
+        heads = {row["site"]: [_whole(row[name]) for name in ("query_doc", "doc_query")] for _, row in part.iterrows()}
+        found.append(told | pieces | {"heads": heads})
+    return found
+
+
+def _whole(weights: Any) -> list[int]:
+    return np.rint(np.asarray(weights, dtype=float) * SCALE).astype(int).tolist()
+
+
+def _told(row: pd.Series) -> str:
+    """The largest weights of one head: of which piece, to which."""
+    lines = [f"{row['site']} on {row['query_id']}/{row['doc_id']}, score {row['score']:.2f}"]
+    for name, reader, source in (("query_doc", "query", "doc"), ("doc_query", "doc", "query")):
+        listed = ", ".join(f"{a} \u2192 {b} {weight:.2f}" for a, b, weight in _largest(row, name, reader, source))
+        lines.append(f"  {reader}<-{source}: {listed}")
+    return "\n".join(lines)
+
+
+def _largest(row: pd.Series, name: str, reader: str, source: str) -> Iterator[tuple[str, str, float]]:
+    weights = np.asarray(row[name], dtype=float)
+    for place in np.argsort(-weights, kind="stable")[:TOLD]:
+        at, to = divmod(int(place), len(row[source]))
+        yield str(row[reader][at]), str(row[source][to]), float(weights[place])

@@ -1,0 +1,32 @@
+"""The report's page: data in, one HTML file out, which asks for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import altair as alt
+import vl_convert
+
+from mechir.views import page as pages
+
+
+def page(data: Mapping[str, Any]) -> str:
+    """The page of what `mechir.reporting.report.gathered` gathered."""
+    title = f"mechir report: {data['registry']}"
+    style = "".join(pages.static(name) for name in ("report.css", "strips.css"))
+    body = pages.static("report.html")
+    body += f'<script type="application/json" id="data">{pages.as_json(data)}</script>'
+    parts = "\n".join(pages.static(name) for name in ("strips.js", "report.js", "dossier.js", "start.js"))
+    own = f'(() => {{\n"use strict";\n{parts}}})();'  # Vega's script takes many names
+    return pages.document(title, style, body, [vega(), own])
+
+
+@cache
+def vega() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script, of the version that Altair's charts are written for."""
+    version = ".".join(alt.VEGALITE_VERSION.removeprefix("v").split(".")[:2])
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
+    assert not {"</script", "<!--", "\r"} & {found for found in ("</script", "<!--", "\r") if found in bundle}
+    return bundle

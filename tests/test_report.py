@@ -1,0 +1,322 @@
+"""The report: what it says in words, what it holds, what it leaves out, and that no text becomes markup."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import mechir as mi
+from mechir.errors import MechirError
+from mechir.registry.runs import runs
+from mechir.reporting import components, figures
+from mechir.reporting.report import gathered
+from mechir.views import page
+from tests.models import PAIRS, TOY, TOY_MODEL
+from tests.reports import EVIL, SEPARATED, looked_at, planted, record, stored, verification
+from tests.test_cli import call
+from tests.test_links import CONTRAST, NOT, one, row, tell
+
+
+def words(sentence: list[str | dict[str, str]]) -> str:
+    return "".join(part if isinstance(part, str) else next(iter(part.values())) for part in sentence)
+
+
+def summary(section: Mapping[str, Any]) -> dict[str, str]:
+    return {one["question"]: " ".join(map(words, one["sentences"])) for one in section["answers"]}
+
+
+def only(registry: Path) -> dict[str, Any]:
+    (section,) = gathered(registry)["sections"]
+    return dict(section)
+
+
+def held(file: Path) -> dict[str, Any]:
+    """What stands in a page as data."""
+    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', file.read_text(encoding="utf-8"))
+    return dict(json.loads(text))
+
+
+def test_the_summary_answers_in_words_with_numbers(tmp_path: Path) -> None:
+    planted(tmp_path)
+    section = only(tmp_path)
+    assert words(section["lead"]) == (
+        "1 head is linked to term frequency, 1 direction of the word embeddings to IDF; 1 head writes the score. "
+        "Without the former nDCG@10 changes by \u22120.12 on held-out queries."
+    )
+    told = summary(section)
+    assert told["Which heads match?"] == (
+        "2 of 3 heads look at the other text more in relevant documents than in weak ones (the contrast holds; 13 "
+        "queries). The strongest: h0.0 0.3 [0.29, 0.31], h1.2 0.3 [0.29, 0.31] (attention)."
+    )
+    assert told["Is it term frequency?"].startswith(
+        "Yes: 1 head matches and also carries the effect of term frequency on the score: h1.2 0.9 [0.89, 0.91] (share of "
+        "the gap). How their attention rises with tf: Not measured: run mechir run lu2025/soft_tf"
+    )
+    assert told["Is IDF involved?"].startswith("Yes. Scaling a word along it as if it were rarer")
+    assert told["Which heads write the score?"].startswith("1 of 2 heads have a path to the score that holds: h3.1 0.9")
+    assert told["Does the ranking depend on them?"] == (
+        "Without h1.2 nDCG@10 changes by \u22120.12 [\u22120.2, \u22120.04], p = 0.004, on 10 queries that nothing else "
+        "has seen. Without as many random heads of the same layers it changes by 0.005 on average of 2 sets; that they "
+        "lose as much has p = 0.33."
+    )
+    assert "over all 6 families" in told["How sure is this?"] and "Measured on 13 queries" in told["How sure is this?"]
+    assert told["What disagrees?"].startswith("2 components look the part and no causal measure of them holds: ")
+
+
+def test_what_was_not_measured_is_said_with_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tell(tmp_path, "a1", [{"site": "mlp3", "measure": "m", "value": 0.1, "unit": "u"}], "embedded", model="embedded")
+    told = summary(only(tmp_path))
+    run = "Not measured: run mechir run"
+    assert told["Which heads match?"] == (
+        f"{run} vast2025/attention_contrast --collection embedded --easy-negatives 10."
+    )
+    assert told["Is it term frequency?"] == f"{run} chen2024/head_maps --diagnostic tfc1 --collection embedded."
+    assert told["Is IDF involved?"] == f"{run} lu2025/idf_direction --collection embedded."
+    assert (
+        told["Which heads write the score?"] == f"{run} lu2025/head_to_score --diagnostic tfc1 --collection embedded."
+    )
+    assert told["How much of the score is it?"] == f"{run} lu2025/semantic_bm25 --collection embedded."
+    assert told["Does the ranking depend on them?"] == f"{run} joint/pathway --collection embedded."
+    assert told["How sure is this?"] == "No finding here has a test, so nothing holds and nothing is linked."
+    assert told["What disagrees?"] == "No conflict among the findings."
+    # Every command that it gives can be given.
+    for command in re.findall(r"mechir (run .*?)\.(?: |$)", " ".join(told.values())):
+        code, out, err = call(capsys, *command.split(), "--help", defaults=True)
+        assert code == 0 and out.startswith("Usage: "), err
+
+
+def test_nothing_that_holds_is_said_to_hold(tmp_path: Path) -> None:
+    one(tmp_path, p=NOT)
+    told = summary(only(tmp_path))
+    assert told["Which heads match?"].startswith(
+        "None of 3 heads, as far as can be told: no contrast holds; the surest"
+    )
+    assert told["Is it term frequency?"].startswith("No link holds. Of No head")
+    assert told["Is IDF involved?"].startswith("No singular vector of W_E, the word embeddings, goes with IDF")
+    assert told["Which heads write the score?"].startswith(
+        "No path from a head to the score holds; the largest is h3.1"
+    )
+    assert words(only(tmp_path)["lead"]).startswith("No heads are linked to term frequency, No directions")
+
+
+def test_the_page_holds_findings_links_figures_and_examples(told: Path, tmp_path: Path) -> None:
+    file = mi.report(registry=told, out=tmp_path / "page.html")
+    data = held(file)
+    assert file.stat().st_size < 3_000_000 and [one["collection"] for one in data["sections"]] == ["toy", "c"]
+    toy, small = data["sections"]
+    drawn = [one["experiment"] for one in toy["figures"]]
+    assert drawn == ["vast2025/layer_sweep", "chen2024/head_maps", "joint/examples"]
+    assert all(one["chart"] and "usermeta" not in one["chart"] for one in toy["figures"])
+    table = toy["figures"][0]["table"]
+    assert {"name", "ndcg", "low", "high"} <= set(table["columns"]) and table["of"] == len(table["rows"]) == 6
+    assert {"h0.0", "h1.3", "doc<-query@0-0"} <= set(toy["components"]["sites"])
+    assert [pair["heads"].keys() for pair in toy["examples"]["pairs"]] == [{"h0.0"}] * 4 + [{"h1.1"}] * 4
+    own = small["components"]["sites"]["h1.2"]
+    assert own["agreements"][0].startswith("linked to tf, m on c: patching, tfc1 0.9 [0.89, 0.91] share of the gap")
+    assert small["components"]["sites"]["h0.0"]["conflicts"][0].startswith("flagged by its pattern but causally dead")
+    assert [one["why"] for one in small["others"]] == ["not finished: 0 of 1 units"]
+    assert [row["site"] for row in small["links"]["rows"]][:2] == ["h1.2", "h3.1"]
+    assert {one["name"] for one in small["links"]["columns"]} == {
+        "contrast",
+        "patching",
+        "to_score",
+        "r_idf",
+        "edit_score",
+    }
+    assert "k1" in small["links"]["missing"]
+
+
+def test_only_the_newest_run_of_an_experiment_is_drawn(tmp_path: Path) -> None:
+    frame = verification()
+    made = [stored(tmp_path, record("a/b", options={"k": k}), frame, rows=frame) for k in range(2)]
+    for k, run in enumerate(made):
+        os.utime(run.path / "run.json", (k, k))
+    stored(tmp_path, record("a/b", collection="other"), frame, rows=frame)
+    first, second = sorted(gathered(tmp_path)["sections"], key=lambda one: str(one["collection"]))
+    assert [one["run"] for one in first["figures"]] == [made[1].id] and len(second["figures"]) == 1
+    assert [(one["run"], one["why"]) for one in first["others"]] == [(made[0].id, f"older than run {made[1].id}")]
+    assert first["figures"][0]["note"].startswith("This run stored no specification of its chart")
+
+
+@pytest.mark.parametrize(
+    ("told", "command"),
+    [
+        ({"model": "embedded", "collection": "embedded"}, "mechir run vast2025/direction_ablation --collection embedded"),
+        (
+            {"collection": "vaswani", "pool": vars(mi.Pool(per_grade=2, easy_negatives=0, seed=3))},
+            "mechir run vast2025/direction_ablation --model m --collection vaswani --per-grade 2 --easy-negatives 0 "
+            "--seed 3",
+        ),
+        (
+            {"model": "a b; rm", "collection": "toy", "options": {"renormalise": True}, "device": "cuda"},
+            "mechir run vast2025/direction_ablation --model 'a b; rm' --collection PATH/toy --renormalise --device cuda",
+        ),
+        (
+            {"experiment": "vast2025/layer_sweep", "options": {"cut": "doc<-query", "renormalise": False}},
+            "mechir run vast2025/layer_sweep --model m --collection PATH/c --cut 'doc<-query'",
+        ),
+        (
+            {"experiment": "lu2025/soft_tf", "options": {"heads": "h1.2", "top": 10}, "asked": {"heads": "", "top": 4}},
+            "mechir run lu2025/soft_tf --model m --collection PATH/c --top 4",
+        ),
+        (
+            {"experiment": "chen2024/head_maps", "collection": "tfc1 of embedded", "perturbed": "embedded",
+             "axiom": "tfc1", "fillers": ["a"], "swap": True},
+            "mechir run chen2024/head_maps --model m --diagnostic tfc1 --collection embedded --filler a --swap",
+        ),
+        (
+            {"experiment": "vast2024/importance", "collection": "in:embedded+out:toy", "options": {"tol": 0.05, "take": 4}},
+            "mechir run vast2024/importance --model m --collection in:embedded --collection out:PATH/toy --tol 0.05",
+        ),
+    ],
+)  # fmt: skip
+def test_the_command_that_makes_a_run(told: dict[str, Any], command: str) -> None:
+    given = record(**{"experiment": "vast2025/direction_ablation"} | told)
+    assert figures.command(given) == command
+    assert ("PATH" in command) == ("PATH stands for the directory" in figures.remark(given))
+    assert ("fillers" in told) == ("How the diagnostic set was sampled" in figures.remark(given))
+
+
+def test_a_command_makes_its_run_again(told: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = [run for run in runs(told) if run.record["identity"]["collection"] == "toy"]
+    (swept,) = (run for run in own if run.record["identity"]["experiment"] == "vast2025/layer_sweep")
+    arguments = figures.command(swept.record).replace("PATH/toy", str(TOY)).replace("'", "").split()[1:]
+    arguments += ["--shard", "1/2"]  # of one unit: begun, not measured
+    code, _, _ = call(capsys, *arguments, "--registry", str(tmp_path / "again"), defaults=True)
+    assert code == 0 and [run.id for run in runs(tmp_path / "again")] == [swept.id]
+
+
+def test_no_text_becomes_markup(tmp_path: Path) -> None:
+    planted(tmp_path)
+    file = mi.report(registry=tmp_path)
+    text = re.sub("<script>.*?</script>", "<script></script>", file.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert file == tmp_path / "report.html" and "<img" not in text and "<script>window" not in text
+    assert re.findall(r"<script[^>]*>", text) == ['<script type="application/json" id="data">', "<script>", "<script>"]
+    assert text.count("</script>") == 3 and "\u2028" not in text
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
+    assert policy and policy[1].startswith("default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-")
+    assert "unsafe-inline" not in policy[1].partition("script-src")[2]
+    assert not re.search(r'(src|href)="(?!#)', text.partition("<script>")[0])
+    (section,) = held(file)["sections"]
+    assert section["examples"]["pairs"][0]["query_id"] == EVIL
+    assert [EVIL, False] in section["examples"]["pairs"][0]["doc"] and [SEPARATED, False] in section["examples"][
+        "pairs"
+    ][0]["doc"]
+    assert [one["chart"]["title"]["text"] for one in section["figures"] if one["chart"]] == [EVIL]
+
+
+def test_data_is_plain_and_safe() -> None:
+    told = page.as_json({"a<b>&": [1.23456789, float("nan"), float("inf"), None, True, 7, pd.NA, "\u2028", "\ud800"]})
+    assert told == '{"a\\u003cb\\u003e\\u0026":[1.23457,null,null,null,true,7,"\\u003cNA\\u003e","\\u2028","\\ud800"]}'
+
+
+def test_a_page_has_no_room_for_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    neurons = [{"site": f"n0.{k}", "measure": "conductance", "value": k * (-1) ** k, "unit": "u"} for k in range(99)]
+    edges = [row({"measure": "path", "unit": "u"}, f"h0.{k}->h1.1.v", k, NOT) for k in range(40)]
+    tell(tmp_path, "a1", neurons + edges)
+    frame = verification()
+    run = stored(tmp_path, record("a/b"), frame, rows=frame)
+    (run.path / "chart.json").write_text(json.dumps({"description": "x" * 400_000}))
+    looks = pd.concat([looked_at(["a"], ["b"], site=f"h0.{k}") for k in range(3)])
+    stored(tmp_path, record("joint/examples"), frame, rows=looks)
+    monkeypatch.setattr(components, "EXAMPLES", 300)
+    section = only(tmp_path)
+    assert [one["site"] for one in section["neurons"]] == [f"n0.{k}" for k in range(98, 68, -1)]
+    assert sorted(section["components"]["sites"]) == sorted(f"h0.{k}->h1.1.v" for k in range(10, 40))
+    assert section["figures"][0]["chart"] is None and section["figures"][0]["note"].startswith(
+        "Too large for this page"
+    )
+    assert section["examples"]["left_out"] == ["h0.2"] and len(section["examples"]["pairs"]) == 2
+
+
+def test_an_older_run_with_another_label_does_not_count(tmp_path: Path) -> None:
+    tell(tmp_path, "a1", [row(CONTRAST, "h1.2", 0.3, 0.001, label="lexical")], written="2026-01-01")
+    tell(tmp_path, "b1", [row(CONTRAST, "h1.2", 0.0, NOT, label="undecided")], written="2026-01-02")
+    section = only(tmp_path)
+    assert [one[1] for one in section["components"]["sites"]["h1.2"]["findings"]] == [0.0]
+    assert summary(section)["Which heads match?"].startswith("None of 1 heads")
+
+
+def test_what_is_no_registry_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(MechirError, match="holds no run yet: write `mechir run` first, or give --registry DIR"):
+        mi.report(registry=tmp_path / "none")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(MechirError, match="is no registry: it holds no runs"):
+        mi.report(registry=tmp_path)
+    code, _, err = call(capsys, "report", "--registry", str(tmp_path / "none"))
+    assert code == 2 and "holds no run yet" in err and "Traceback" not in err
+
+
+def test_a_file_that_cannot_be_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one(tmp_path / "r")
+    code, _, err = call(capsys, "report", "--registry", str(tmp_path / "r"), "--out", str(tmp_path / "no" / "a.html"))
+    assert (
+        code == 2
+        and f"Cannot write '{tmp_path / 'no' / 'a.html'}' (No such file or directory): give --out FILE." in err
+    )
+    with pytest.raises(MechirError, match="Is a directory"):
+        mi.report(registry=tmp_path / "r", out=tmp_path)
+    code, out, _ = call(capsys, "report", "--registry", str(tmp_path / "r"))
+    assert code == 0 and out == f"Wrote {tmp_path / 'r' / 'report.html'}\n"
+    before = (tmp_path / "r" / "report.html").read_bytes()
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(MechirError, match="The disk is full"):
+        mi.report(registry=tmp_path / "r")
+    assert (tmp_path / "r" / "report.html").read_bytes() == before
+    assert sorted(file.name for file in (tmp_path / "r").iterdir()) == ["findings", "report.html"]
+
+
+def test_attention_is_shown_as_text_and_as_a_fragment(tmp_path: Path) -> None:
+    model = mi.load(TOY_MODEL)
+    shown = mi.show.attention(model, ("how do goldfish grow", "the goldfish grow in a tank"), heads=("h0.1", "h1.2"))
+    first, second, third = repr(shown).splitlines()[:3]
+    assert first.startswith("h0.1 on q/d, score ") and second.startswith("  query<-doc: ") and " \u2192 " in third
+    assert second.count("\u2192") == 5
+    html = shown._repr_html_()
+    (data,) = re.findall(r'<script type="application/json">(.*?)</script>', html)
+    pair = json.loads(data)
+    assert list(pair["heads"]) == ["h0.1", "h1.2"] and pair["query"][2] == ["goldfish", False] and pair["grade"] is None
+    assert (
+        len(pair["heads"]["h0.1"][0]) == len(pair["query"]) * len(pair["doc"])
+        and max(pair["heads"]["h0.1"][0]) <= 10_000
+    )
+    assert "http" not in html.replace("http-equiv", "")
+    page_ = shown.save(tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "default-src 'none'" in page_ and page_.count("<script") == 2
+
+
+def test_attention_by_circuitsvis_needs_no_network_and_escapes(tmp_path: Path) -> None:
+    pair = mi.Pair("</script><script>1</script>", "a </script> b CircuitsVis.render( ", "q", "d")
+    shown = mi.show.attention(mi.load(TOY_MODEL), pair, heads="h0.1", engine="circuitsvis")
+    html = shown._repr_html_()
+    assert html.count("</script>") == 1 and "unpkg.com" not in html and "AttentionHeads" in html
+    assert repr(shown).startswith("h0.1 on q/d")
+
+
+def test_what_cannot_be_shown_is_refused(tmp_path: Path) -> None:
+    model = mi.load(TOY_MODEL)
+    with pytest.raises(MechirError, match=r"mi\.show\.attention draws one pair, and you gave 8: give one of them"):
+        mi.show.attention(model, PAIRS, heads="h0.1")
+    with pytest.raises(MechirError, match="Unknown engine 'bertviz': write mechir or circuitsvis"):
+        mi.show.attention(model, PAIRS[0], heads="h0.1", engine="bertviz")
+    with pytest.raises(MechirError, match="There is no head to draw"):
+        mi.show.attention(model, PAIRS[0], heads=())
+    with pytest.raises(MechirError, match="has no attention: write heads"):
+        mi.show.attention(model, PAIRS[0], heads="mlp1")
+    shown = mi.show.attention(model, PAIRS[0], heads="h0.1")
+    with pytest.raises(MechirError, match="Cannot write"):
+        shown.save(tmp_path / "no" / "a.html")
