@@ -64,7 +64,7 @@ def test_a_folder_is_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert all(f"| {name.replace('_', chr(92) + '_')} |" in card for name in COLUMNS)
     assert "the upper end of it" in card and "<b>" not in card and "</script>" not in card
     mi.export(mi.links(registry=tmp_path / "r"), tmp_path / "links")
-    assert "the value of the measure: patching, tfc1" in (tmp_path / "links" / "README.md").read_text().replace(
+    assert "the value of the measure: patching, tfc1, at query|doc" in (tmp_path / "links" / "README.md").read_text().replace(
         "\\", ""
     )
     empty = tmp_path / "empty"
@@ -177,7 +177,7 @@ def test_the_command_line_exports(tmp_path: Path, capsys: pytest.CaptureFixture[
     code, said, _ = call(capsys, "export", "--role", "matching", str(out / "x.csv"), *at)
     assert code == 0 and said == f"Wrote {out / 'x.csv'}\n"
     assert set(pd.read_csv(out / "x.csv")["role"]) == {"matching"}
-    call(capsys, "export", str(out / "x.tex"), "--measure", "patching, tfc1", *at)
+    call(capsys, "export", str(out / "x.tex"), "--measure", "patching, tfc1, at query|doc", *at)
     assert (
         r"n\_queries & model & collection" in (out / "x.tex").read_text()
         and "0.90 [0.89, 0.91]" in (out / "x.tex").read_text()

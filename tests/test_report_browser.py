@@ -122,7 +122,7 @@ def test_the_map_switches_evidence_and_opens_dossiers(page: Browser) -> None:
     page.click('[data-site="h1.2"]')
     assert page.run("location.hash") == "#h1.2"
     text = page.until("!document.querySelector('#dossier').hidden && document.querySelector('#dossier').textContent")
-    assert "linked to tf, m on c: patching, tfc1 0.9 [0.89, 0.91]" in text and EVIL in text
+    assert "linked to tf, m on c: patching, tfc1, at query|doc 0.9 [0.89, 0.91]" in text and EVIL in text
     assert page.run("document.activeElement.id") == "dossier-heading"
     page.press("Escape")
     assert page.run("document.querySelector('#dossier').hidden && location.hash") == "#map"
