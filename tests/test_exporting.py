@@ -64,9 +64,9 @@ def test_a_folder_is_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert all(f"| {name.replace('_', chr(92) + '_')} |" in card for name in COLUMNS)
     assert "the upper end of it" in card and "<b>" not in card and "</script>" not in card
     mi.export(mi.links(registry=tmp_path / "r"), tmp_path / "links")
-    assert "the value of the measure: patching, tfc1, at query|doc" in (tmp_path / "links" / "README.md").read_text().replace(
-        "\\", ""
-    )
+    assert "the value of the measure: patching, tfc1, at query|doc" in (
+        tmp_path / "links" / "README.md"
+    ).read_text().replace("\\", "")
     empty = tmp_path / "empty"
     empty.mkdir()
     mi.export(pd.DataFrame({"x": [1]}), empty)

@@ -88,7 +88,8 @@ def test_run_alone_takes_the_whole_chain_and_says_where_nothing_is_linked(
     assert whole.summary.empty and whole.record["queries"] == 3  # a random model: nothing holds
     assert len(kept) >= 10 and len({run.record["identity"]["experiment"] for run in kept}) == len(kept)
     assert max(run.record["queries"] for run in kept) == 6
-    assert "no rows" in out and (whole.path / "chart.png").is_file()
+    assert "no rows" in out and out.splitlines()[-1] == "Report: mechir-registry/report.html"
+    assert (tmp_path / "mechir-registry" / "report.html").is_file() and (whole.path / "chart.png").is_file()
 
 
 def test_too_few_queries_or_grades_are_refused(tmp_path: Path) -> None:

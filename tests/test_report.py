@@ -120,7 +120,9 @@ def test_the_page_holds_findings_links_figures_and_examples(told: Path, tmp_path
     assert {"h0.0", "h1.3", "doc<-query@0-0"} <= set(toy["components"]["sites"])
     assert [pair["heads"].keys() for pair in toy["examples"]["pairs"]] == [{"h0.0"}] * 4 + [{"h1.1"}] * 4
     own = small["components"]["sites"]["h1.2"]
-    assert own["agreements"][0].startswith("linked to tf, m on c: patching, tfc1, at query|doc 0.9 [0.89, 0.91] share of the gap")
+    assert own["agreements"][0].startswith(
+        "linked to tf, m on c: patching, tfc1, at query|doc 0.9 [0.89, 0.91] share of the gap"
+    )
     assert small["components"]["sites"]["h0.0"]["conflicts"][0].startswith("flagged by its pattern but causally dead")
     assert [one["why"] for one in small["others"]] == ["not finished: 0 of 1 units"]
     assert [row["site"] for row in small["links"]["rows"]][:2] == ["h1.2", "h3.1"]

@@ -76,7 +76,9 @@ def test_frames_of_sites_are_sorted_grouped_and_written_by_their_text(tmp_path: 
 def test_the_map_of_heads(tmp_path: Path) -> None:
     one(tmp_path)
     shown = mi.show.heads(mi.findings(measure="patching, tfc1, at query|doc", registry=tmp_path))
-    assert repr(shown).splitlines()[0] == ("patching, tfc1, at query|doc, share of the gap (layer x head; *: p_corrected < 0.05)")
+    assert repr(shown).splitlines()[0] == (
+        "patching, tfc1, at query|doc, share of the gap (layer x head; *: p_corrected < 0.05)"
+    )
     assert shown.text.count("0.9*") == 2 and "\n0      0 " in shown.text
     rows = next(iter(shown.chart.to_dict()["datasets"].values()))
     assert {(row["layer"], row["head"], row["significant"]) for row in rows} == {

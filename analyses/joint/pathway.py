@@ -33,6 +33,8 @@ from mechir.views import charts
 ORIGINAL, LINKED = "original", "linked heads"
 EMBEDDED = {"limit_queries": 61, "per_grade": 2, "easy_negatives": 4}
 """What is taken of the embedded collection by default: all queries, for tests need many, and few documents of each."""
+REPORT = True
+"""A report of the registry is written at its end."""
 LEARN = 2 / 3
 """The share of the queries that the links are found on."""
 CAUSAL = {

@@ -164,6 +164,10 @@ def _run(
         done += [stored] if _print_run(stored) else []
     if len(done) > 1:
         _print_across(module, done)
+    if done and getattr(module, "REPORT", False):
+        from mechir.reporting.report import report
+
+        click.echo(f"Report: {report(registry=registry)}")
 
 
 def _print_run(stored: Any) -> bool:
