@@ -56,6 +56,10 @@ def test_the_planted_circuit_is_linked_and_the_traps_are_named(tmp_path: Path) -
     assert max(learned) == 24  # nothing else has seen the last third
     told = shown("joint/pathway", stored.summary)
     assert len(told) == len(found) + 1 and "p_draws" in told and "kind" not in told
+    (cut,) = mi.findings(measure="nDCG@10 without the heads linked to tf", registry=stored.path.parents[1]).to_dict(
+        "records"
+    )
+    assert (cut["site"], cut["label"], cut["p"]) == (None, "h1.2", pytest.approx(1 / 21)) and cut["value"] < -0.05
     table = mi.links(registry=stored.path.parents[1])
     assert sorted(map(str, table["site"])) == sorted(found.index)
 

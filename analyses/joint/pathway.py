@@ -26,7 +26,7 @@ from mechir.methods.schemes import random_like
 from mechir.methods.statistics import compare
 from mechir.pairs import Pair
 from mechir.registry.frames import as_text
-from mechir.registry.links import links
+from mechir.registry.links import BEHIND, links
 from mechir.sweep import sweep
 from mechir.views import charts
 
@@ -170,24 +170,19 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame, linked: pd.DataFrame, se
     return pd.concat([linked.assign(kind="link"), tests], ignore_index=True)
 
 
+def findings(summary: pd.DataFrame) -> pd.DataFrame:
+    """What the ranking loses without the heads linked to TF. It has no family: it tests no link, but what follows."""
+    cut = summary[summary["set"] == LINKED] if "set" in summary else pd.DataFrame(columns=["change"])
+    told = {"measure": "nDCG@10 without the heads linked to tf", "unit": "nDCG@10", "role": "soft-tf", "term": "tf"}
+    cut = cut.rename(columns={"site": "label", "change": "value", "p_draws": "p", "queries": "n_queries"})
+    return cut.assign(**told, site="", sign=-1, causal=True)
+
+
 def table(summary: pd.DataFrame) -> pd.DataFrame:
     """The links with the evidence that most have, and the verification."""
     shown = summary[(summary["kind"] == "link") | (summary.get("set", "") == LINKED)]
-    names = [
-        "site",
-        "links",
-        "effect",
-        "low",
-        "high",
-        "unit",
-        "p_all",
-        "contrast",
-        "rise",
-        "k1",
-        "patching",
-        "to_score",
-    ]
-    names += ["conductance_rank", "weight", "r_idf", "edit_score", "change", "random", "p_draws"]
+    evidence = ["contrast", "rise", "patching", "to_score", "r_idf", "edit_score", "edit_attention"]
+    names = ["site", "links", *BEHIND, *evidence, "change", "random", "p_draws"]
     return shown[[name for name in names if name in shown]].dropna(axis=1, how="all")
 
 
