@@ -99,12 +99,12 @@ def test_nothing_that_holds_is_said_to_hold(tmp_path: Path) -> None:
     assert told["Which heads match?"].startswith(
         "None of 3 heads, as far as can be told: no contrast holds; the surest"
     )
-    assert told["Is it term frequency?"].startswith("No link holds. Of No head")
+    assert told["Is it term frequency?"].startswith("No link holds: no head matches. The largest effect is h1.2 0.9")
     assert told["Is IDF involved?"].startswith("No singular vector of W_E, the word embeddings, goes with IDF")
     assert told["Which heads write the score?"].startswith(
         "No path from a head to the score holds; the largest is h3.1"
     )
-    assert words(only(tmp_path)["lead"]).startswith("No heads are linked to term frequency, No directions")
+    assert words(only(tmp_path)["lead"]).startswith("No heads are linked to term frequency, no directions")
 
 
 def test_the_page_holds_findings_links_figures_and_examples(told: Path, tmp_path: Path) -> None:

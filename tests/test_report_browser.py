@@ -13,7 +13,7 @@ import pytest
 import mechir as mi
 from tests.browser import Browser, chromium
 from tests.models import TOY_MODEL
-from tests.reports import EVIL, SEPARATED
+from tests.reports import EVIL, SEPARATED, record, stored, verification
 
 READY = "document.documentElement.dataset.ready === ''"
 DRAWN = "document.querySelector('.chart') && !document.querySelector('.chart:not([data-drawn])')"
@@ -195,6 +195,26 @@ def test_the_policy_stops_what_would_get_in(page: Browser) -> None:
     page.run("1")
     page.logged.clear()
     page.requests[1:] = []
+
+
+def test_a_chart_loads_nothing(browser: Browser, tmp_path: Path) -> None:
+    frame = verification()
+    at = {"value": "http://127.0.0.1:9/there"}
+    inside = {"data": {"values": [{"a": 1}]}, "mark": "image", "encoding": {"url": at, "href": at, "x": {"field": "a"}}}
+    asked = {"usermeta": {"embedOptions": {"ast": False, "patch": at["value"], "loader": {}}}}
+    for name, spec in (("a", inside | asked), ("b", inside | {"data": {"url": at["value"]}}), ("c", {"mark": 3})):
+        run = stored(tmp_path, record(name), frame, rows=frame)
+        (run.path / "chart.json").write_text(json.dumps(spec))
+    file = mi.report(registry=tmp_path)
+    browser.open(file)
+    browser.until(READY)
+    browser.run(
+        "document.querySelectorAll('svg image').forEach((one) => one.dispatchEvent(new MouseEvent('click', { bubbles: true })))"
+    )
+    assert browser.run("location.href") == file.as_uri() and browser.requests == [file.as_uri()]
+    images = browser.run("[...document.querySelectorAll('svg image')].map((one) => one.getAttribute('href'))")
+    assert images and not any(images)
+    assert browser.run("document.querySelectorAll('.chart')[2].textContent").startswith("This chart cannot be drawn: ")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -98,7 +98,8 @@ def lead(known: Known) -> Sentence:
     lost: Sentence = []
     if len(tests):
         lost = [f" Without the former nDCG@10 changes by {_number(tests['change'].iloc[0])} on held-out queries."]
-    return [f"{counts[0]}, {counts[1]}; {counts[2]}.", *lost]
+    said = f"{counts[0]}, {counts[1]}; {counts[2]}."
+    return [said[0].upper() + said[1:], *lost]
 
 
 def _verification(known: Known) -> pd.DataFrame:
@@ -146,7 +147,9 @@ def frequency(known: Known) -> list[Sentence]:
             ".",
         ]
         return [said, *_rise(known, linked)]
-    best = acts[acts["site"].isin(matching)] if len(matching) else acts
+    if not len(matching):
+        return [[{"strong": "No link holds"}, ": no head matches. The largest effect is ", *_told(acts.iloc[0]), "."]]
+    best = acts[acts["site"].isin(matching)]
     said = [{"strong": "No link holds."}, f" Of {_count(len(matching), 'head that matches', 'heads that match')}, "]
     if best.empty:
         return [[*said, "none was tested: ", *known.not_measured("chen2024/head_maps", "--diagnostic")]]
@@ -308,7 +311,7 @@ def _queries(rows: pd.DataFrame) -> str:
 
 
 def _count(n: int, one: str, several: str) -> str:
-    return f"{n or 'No'} {one if n == 1 else several}"
+    return f"{n or 'no'} {one if n == 1 else several}"
 
 
 def _number(value: float) -> str:

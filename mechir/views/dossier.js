@@ -26,10 +26,13 @@ async function figures(section) {
   for (const [k, one] of section.figures.entries()) {
     const at = list.children[k] && list.children[k].querySelector(".chart");
     if (!at || !one.chart) continue;
-    const spec = JSON.parse(JSON.stringify(one.chart));
-    await vegaEmbed(at, spec, { mode: "vega-lite", ast: true, actions: false, renderer: "svg", defaultStyle: false,
-      loader: LOADER, config: CONFIG, tooltip: { disableDefaultStyle: true } });
-    at.classList.toggle("wide", at.querySelector("svg").width.baseVal.value > SHRINK * at.clientWidth);
+    try {
+      await vegaEmbed(at, structuredClone(one.chart), { mode: "vega-lite", ast: true, actions: false, renderer: "svg",
+        defaultStyle: false, loader: LOADER, config: CONFIG, tooltip: { disableDefaultStyle: true } });
+      at.classList.toggle("wide", at.querySelector("svg").width.baseVal.value > SHRINK * at.clientWidth);
+    } catch (error) {
+      at.replaceChildren(make("p", "note", {}, `This chart cannot be drawn: ${error.message}.`));
+    }
     at.dataset.drawn = "";
   }
 }
