@@ -225,6 +225,7 @@ def _measured(
 ) -> tuple[Run, dict[str, Any]]:
     """The run of what is `asked` with the units of this shard in it, and the options with those that it found."""
     model, source, pool, say = (asked[name] for name in ("model", "source", "pool", "say"))
+    given = chosen
     if hasattr(module, "interventions"):
         forwards(model, module.interventions(model, **chosen))  # refuses what does not fit before writing
     material, skipped = material_of(module, model, source, pool)
@@ -240,7 +241,7 @@ def _measured(
 
     def begin(stored: Run) -> None:
         frames = _frames(source, material, pool, skipped, chosen)
-        provenance.begin(stored, identity, module, model, pairs_of(material), frames, len(cut))
+        provenance.begin(stored, identity, module, model, pairs_of(material), frames, len(cut), given)
 
     stored = open_run(asked["registry"], identity, begin)
     queries = len({one.query_id for one in material})

@@ -84,8 +84,12 @@ def begin(
     pairs: Sequence[Pair],
     frames: Mapping[str, pd.DataFrame],
     n_units: int,
+    asked: Mapping[str, Any],
 ) -> None:
-    """Writes the record of a run and the frames that belong to it, before anything is measured."""
+    """Writes the record of a run and the frames that belong to it, before anything is measured.
+
+    `asked`: the options as they were given, without those that the run found.
+    """
     certified = list(pairs[:: max(1, len(pairs) // CERTIFIED)])[:CERTIFIED]
     encoded = model.encode(pairs)
     for name, frame in frames.items():
@@ -94,6 +98,7 @@ def begin(
         {
             "id": stored.id,
             "identity": dict(identity),
+            "asked": dict(asked),
             "model": model.cfg.model_name,
             "model_revision": model.revision,
             "units": n_units,

@@ -116,6 +116,8 @@ def test_a_newer_run_supersedes_an_older_one(tmp_path: Path) -> None:
     assert mi.links(registry=tmp_path)["links"].tolist() == [""]
     told = mi.dossier("h1.2", registry=tmp_path).findings.set_index("run_id")
     assert len(told) == 3 and pd.isna(told.loc["a2", "holds"]) and not told.loc["b2", "holds"]
+    tell(tmp_path, "b1", [row(CONTRAST, "h1.2", 0.0, NOT, label="semantic")], written="2026-01-02")
+    assert mi.links(registry=tmp_path).empty  # what the head is called has changed, and the older contrast with it
 
 
 def test_collections_and_signs_conflict(tmp_path: Path) -> None:

@@ -268,6 +268,11 @@ def test_a_file_that_cannot_be_written_is_refused(
     )
     with pytest.raises(MechirError, match="Is a directory"):
         mi.report(registry=tmp_path / "r", out=tmp_path)
+    with monkeypatch.context() as small:
+        small.setattr("mechir.reporting.report.SIZE", 10_000)
+        with pytest.raises(MechirError, match=r"would have \d\.\d MB, more than 0: keep models and collections in reg"):
+            mi.report(registry=tmp_path / "r", out=tmp_path / "b.html")
+    assert not (tmp_path / "b.html").exists()
     code, out, _ = call(capsys, "report", "--registry", str(tmp_path / "r"))
     assert code == 0 and out == f"Wrote {tmp_path / 'r' / 'report.html'}\n"
     before = (tmp_path / "r" / "report.html").read_bytes()

@@ -18,8 +18,8 @@ from mechir.registry.runs import DEFAULT
 TRIES = 3
 _THEIRS = (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException, duckdb.PermissionException)
 """The asker's mistakes: no reason to look for damage."""
-NEWEST = """qualify row_number() over (
-    partition by model_fingerprint, collection, site, measure, label order by written desc, run_id) = 1"""
+NEWEST = """qualify run_id = first_value(run_id) over (
+    partition by model_fingerprint, collection, site, measure order by written desc, run_id)"""
 _SQL = {"str": "VARCHAR", "float64": "DOUBLE", "int64": "BIGINT", "bool": "BOOLEAN"}
 
 

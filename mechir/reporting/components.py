@@ -32,9 +32,7 @@ def known(registry: Path) -> pd.DataFrame:
     if not latest(registry):
         none = checked(pd.DataFrame(columns=["site", "measure", "value", "unit"]), {})
         return none.assign(families=0, p_all=0.0, holds=False)
-    found = held(matching(registry, newest=True)).sort_values(["written", "run_id"], kind="stable")
-    of = ["model_fingerprint", "collection", "site", "measure"]
-    return found[found["run_id"] == found.groupby(of)["run_id"].transform("last")]  # an older one had another label
+    return held(matching(registry, newest=True))
 
 
 def neurons(registry: Path, fingerprint: str, collection: str) -> pd.DataFrame:

@@ -43,11 +43,17 @@ def report(*, registry: Path | str = DEFAULT, out: Path | str | None = None) -> 
         The file.
 
     Raises:
-        MechirError: for a path that is no registry, one without runs, a file that cannot be written.
+        MechirError: for a path that is no registry, one without runs, a page of more than 8 MB, a file that cannot be
+            written.
     """
     registry = Path(registry)
     file = registry / "report.html" if out is None else Path(out)
     written = page(gathered(registry))
+    if (size := len(written.encode("utf-8", "replace"))) > SIZE:
+        raise MechirError(
+            f"The page of '{registry}' would have {size / 1e6:.1f} MB, more than {SIZE / 1e6:.0f}: "
+            "keep models and collections in registries of their own."
+        )
     try:
         with whole(file) as temporary:
             temporary.write_text(written, encoding="utf-8")

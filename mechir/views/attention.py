@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from mechir.views import page
-from mechir.views.tokens import _mark, _shown
+from mechir.views.tokens import as_read, word_mark
 
 SCALE = 10_000
 """A weight of 1, in the whole numbers that pages hold."""
@@ -103,8 +103,8 @@ def pairs_of(rows: pd.DataFrame) -> list[dict[str, Any]]:
         first = part.iloc[0]
         told = {name: first[name] for name in ("query_id", "doc_id", "grade", "score")}
         told["grade"] = None if pd.isna(told["grade"]) else int(told["grade"])
-        mark = _mark([*first["query"], *first["doc"]])
-        pieces = {side: [_shown(str(piece), mark) for piece in first[side]] for side in ("query", "doc")}
+        mark = word_mark([*first["query"], *first["doc"]])
+        pieces = {side: [as_read(str(piece), mark) for piece in first[side]] for side in ("query", "doc")}
         heads = {row["site"]: [_whole(row[name]) for name in ("query_doc", "doc_query")] for _, row in part.iterrows()}
         found.append(told | pieces | {"heads": heads})
     return found

@@ -125,7 +125,7 @@ def coloured(rows: pd.DataFrame, *, title: str = "") -> Coloured:
             pairs of the same ids.
     """
     _refuse(rows)
-    mark = _mark(rows["token"])
+    mark = word_mark(rows["token"])
     pairs = [part.sort_values("position") for _, part in rows.groupby(["query_id", "doc_id"], sort=False, dropna=False)]
     heading = f'<div class="title" role="heading" aria-level="2">{escape(title)}</div>\n' if title else ""
     body = "\n".join(_pair(part, mark) for part in pairs)
@@ -212,7 +212,7 @@ def _text(own: pd.DataFrame, mark: str, size: float) -> str:
     before = ""
     for row in own.itertuples():
         token, segment = str(row.token), str(row.segment)
-        shown, joined = _shown(token, mark)
+        shown, joined = as_read(token, mark)
         piece = _piece(token if segment in SPECIAL else shown, row, size)
         if joined and segment == before and segment not in SPECIAL:
             words[-1].append(piece)
@@ -234,7 +234,7 @@ def _piece(shown: str, row: Any, size: float) -> str:
     return f'<span class="t{faint}" style="{style}" title="{escape(tip)}">{escape(shown)}</span>'
 
 
-def _mark(tokens: Iterable[object]) -> str:
+def word_mark(tokens: Iterable[object]) -> str:
     """Which of `MARKS` the tokenizer writes: the one that most tokens begin with."""
     written = [str(token) for token in tokens]
     # "##" with no letter after it is a word of the text.
@@ -242,7 +242,7 @@ def _mark(tokens: Iterable[object]) -> str:
     return max(MARKS, key=lambda mark: counts[mark])
 
 
-def _shown(token: str, mark: str) -> tuple[str, bool]:
+def as_read(token: str, mark: str) -> tuple[str, bool]:
     """What is read of a word piece, and whether it goes on with the word before."""
     if mark == "##":
         joined = token.startswith(mark) and len(token) > len(mark)
