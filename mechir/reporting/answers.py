@@ -18,6 +18,7 @@ from mechir.reporting.figures import source_words
 
 Part = str | dict[str, str]
 Sentence = list[Part]
+AT_TEXT = ("--diagnostic", "--at", "query|doc")
 NAMED = 4
 """Components that a sentence names."""
 KINDS = {
@@ -67,7 +68,7 @@ class Known:
         if "--diagnostic" in options:
             identity |= {"fillers": ["a", "the"], "axiom": "tfc1", "perturbed": self.collection, "swap": False}
             identity["collection"] = f"tfc1 of {self.collection}"
-        given = list(options) if "--diagnostic" not in options else []
+        given = [option for option in options if option != "--diagnostic"]
         return shlex.join(["mechir", "run", experiment, *source_words(self.model, identity), *given])
 
 
@@ -134,7 +135,7 @@ def frequency(known: Known) -> list[Sentence]:
     """Which of the matching heads carry term frequency, and how their attention rises with it."""
     acts = known.acting("tf")
     if acts.empty:
-        return [known.not_measured("chen2024/head_maps", "--diagnostic")]
+        return [known.not_measured("chen2024/head_maps", *AT_TEXT)]
     linked, matching = list(known.linked("tf")["site"]), known.of(*LOOKS["tf"])
     matching = matching[matching["holds"]]["site"].unique()
     if linked:
@@ -152,7 +153,7 @@ def frequency(known: Known) -> list[Sentence]:
     best = acts[acts["site"].isin(matching)]
     said = [{"strong": "No link holds."}, f" Of {_count(len(matching), 'head that matches', 'heads that match')}, "]
     if best.empty:
-        return [[*said, "none was tested: ", *known.not_measured("chen2024/head_maps", "--diagnostic")]]
+        return [[*said, "none was tested: ", *known.not_measured("chen2024/head_maps", *AT_TEXT)]]
     said += ["none carries an effect of term frequency that holds; the largest is ", *_told(best.iloc[0]), "."]
     return [said]
 
