@@ -78,7 +78,10 @@ def test_what_was_not_measured_is_said_with_the_command(tmp_path: Path, capsys: 
     assert told["Which heads match?"] == (
         f"{run} vast2025/attention_contrast --collection embedded --easy-negatives 10."
     )
-    assert told["Is it term frequency?"] == f"{run} chen2024/head_maps --diagnostic tfc1 --collection embedded --at 'query|doc'."
+    assert (
+        told["Is it term frequency?"]
+        == f"{run} chen2024/head_maps --diagnostic tfc1 --collection embedded --at 'query|doc'."
+    )
     assert told["Is IDF involved?"] == f"{run} lu2025/idf_direction --collection embedded."
     assert (
         told["Which heads write the score?"] == f"{run} lu2025/head_to_score --diagnostic tfc1 --collection embedded."
