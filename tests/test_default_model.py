@@ -157,6 +157,7 @@ def test_it_beats_bm25_on_the_embedded_collection(model: mi.HookedEncoder) -> No
     assert found["model"] > found["bm25"] + 0.05, found
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_it_passes_its_exam_on_dl19(model: mi.HookedEncoder, shared: Path) -> None:
     collection = mi.collection(shared / "data" / "dl19")

@@ -80,7 +80,7 @@ def test_the_wheel_carries_the_experiments_and_the_data(tmp_path: Path) -> None:
     run = [
         sys.executable,
         "-c",
-        "from mechir.cli import main; main(['run', '--limit-queries', '1', '--per-grade', '1'])",
+        "from mechir.cli import main; main(['run', 'vast2025/direction_ablation', '--limit-queries', '1', '--per-grade', '1'])",
     ]
     done = subprocess.run(
         run, cwd=tmp_path / "empty", env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin"},
