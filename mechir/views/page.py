@@ -79,6 +79,7 @@ def write(file: Path, page: str) -> Path:
     temporary = file.parent / f".{file.name}.part"
     try:
         try:
+            # What was read from JSON may hold half of a surrogate pair, which UTF-8 cannot say.
             temporary.write_bytes(page.encode("utf-8", "xmlcharrefreplace"))
             temporary.replace(file)
         finally:

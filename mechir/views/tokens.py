@@ -14,6 +14,7 @@ import pandas as pd
 
 from mechir.errors import MechirError
 from mechir.segments import FIVE, Segment
+from mechir.views.page import write
 
 COLUMNS = ("query_id", "doc_id", "position", "token", "segment", "attribution")
 NAMES = tuple(str(segment) for segment in FIVE)
@@ -96,17 +97,7 @@ class Coloured:
             f"<title>{escape(self.title)}</title>\n<style>body {{ margin: 0; background: #fff; }}</style>\n</head>\n"
             f"<body>\n{self.html}\n</body>\n</html>\n"
         )
-        temporary = file.parent / f".{file.name}.part"
-        try:
-            try:
-                # What was read from JSON may hold half of a surrogate pair, which UTF-8 cannot say.
-                temporary.write_bytes(page.encode("utf-8", "xmlcharrefreplace"))
-                temporary.replace(file)
-            finally:
-                temporary.unlink(missing_ok=True)
-        except OSError as error:
-            raise MechirError(f"Cannot write '{file}' ({error.strerror}): give another file to write.") from error
-        return file
+        return write(file, page)
 
 
 def coloured(rows: pd.DataFrame, *, title: str = "") -> Coloured:
