@@ -8,7 +8,7 @@ together, beside random sets of as many heads of the same layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,9 @@ CAUSAL = {
 """The experiments on contrasts of term frequency, with their options."""
 CUT, EDITED, SHOWN = 3, 2, 12
 """Matching heads whose W_QK is cut; singular vectors that are edited; heads whose attention is stored to look at."""
-FEW = 12
-"""Queries that W_QK is cut on, which takes a forward for each head and each random set."""
+SOME, FEW = 24, 12
+"""Queries of what takes many forwards for each pair: of patching, paths and conductance; of W_QK cut."""
+AT_MOST = {"vast2024/importance": SOME, "vast2025/qk_projection": FEW}
 
 
 def cost(model: Any, *, draws: int = 20, **options: Any) -> float:
@@ -72,16 +73,20 @@ def prepare(
     n = round(LEARN * len(queries))
     if n < 6 or len(queries) - n < 2:
         raise MechirError(f"{len(queries)} queries cannot both link heads and test them: take 8 or more.")
-    learn = replace(pool, limit_queries=n)
     asked = {"model": model.fingerprint, "collection": collection.id, "registry": registry}
-    for name, chosen in _looks(pairs, filler, idf):
-        run(name, pool=learn, **chosen)
-    contrasts = diagnostic("tfc1", collection, fillers=(filler,), model=model, limit_queries=n, per_grade=1, seed=seed)
+
+    def on_pairs(steps: Iterable[tuple[str, dict[str, Any]]]) -> None:
+        for name, chosen in steps:
+            run(name, pool=replace(pool, limit_queries=min(n, AT_MOST.get(name, n))), **chosen)
+
+    on_pairs(_looks(pairs, filler, idf))
+    some = min(n, SOME)
+    contrasts = diagnostic(
+        "tfc1", collection, fillers=(filler,), model=model, limit_queries=some, per_grade=1, seed=seed
+    )
     for name, chosen in CAUSAL.items():
         run(name, source=contrasts, pool=Pool(), **chosen)
-    for name, chosen in _acts(as_text(links(**asked)), filler, idf, draws):
-        most = min(n, FEW) if name == "vast2025/qk_projection" else n
-        run(name, pool=replace(learn, limit_queries=most), **chosen)
+    on_pairs(_acts(as_text(links(**asked)), filler, idf, draws))
     found = as_text(links(**asked))
     heads = _of(found, "tf")
     sets = [{"name": LINKED, "sites": ",".join(heads)}] if heads else []
@@ -116,7 +121,7 @@ def _acts(found: pd.DataFrame, filler: str, idf: str, draws: int) -> Iterator[tu
     scoring = ",".join(_of(found, "scoring"))
     for vector in vectors[:EDITED]:
         chosen = {"vector": int(vector), "heads": scoring, "idf": idf, "filler": filler}
-        yield "lu2025/idf_edit", chosen | {"factors": "3", "draws": draws, "per_query": 3}
+        yield "lu2025/idf_edit", chosen | {"factors": "", "draws": draws, "per_query": 1}
     if len(heads):
         yield "joint/examples", {"heads": ",".join(heads["site"][:SHOWN])}
 

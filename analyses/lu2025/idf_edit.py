@@ -36,7 +36,7 @@ FACTORS = "1,3,5,8,10,15,25"
 
 def cost(model: Any, *, factors: str = FACTORS, draws: int = 20, **options: Any) -> float:
     """Full forwards per pair that is taken."""
-    return 1 + len(factors.split(",")) * (4 + draws) + 2 * (1 + draws)
+    return 1 + len([*filter(None, factors.split(","))]) * (4 + draws) + 2 * (1 + draws)
 
 
 def prepare(
@@ -81,10 +81,11 @@ def measure(
     """The rows of `dose_response` for `doses` and `shifts`, on the first `per_query` pairs of each query.
 
     `heads`, `vector` (of W_E, 0 the first) and `sign` are found by the run where none are given; `idf` is a table of
-    lines word<TAB>idf, `filler` a word of one word piece for the contrasts that find the heads.
+    lines word<TAB>idf, `filler` a word of one word piece for the contrasts that find the heads. Without `factors` ("")
+    only steps are taken.
     """
     direction = singular_direction(model, vector, sign)
-    steps = [float(factor) for factor in factors.split(",")]
+    steps = [float(factor) for factor in factors.split(",") if factor]
     some = first_of_each(pairs, per_query)
     edits = doses(model, direction, steps, draws) | shifts(model, direction, draws)
     return dose_response(model, some, edits, heads.split(","), seed=seed)
@@ -149,24 +150,22 @@ def findings(rows: pd.DataFrame, *, vector: int = -1) -> pd.DataFrame:
 
 
 def chart(summary: pd.DataFrame) -> Any:
-    """Change of score and attention by dose."""
-    shown = summary[~summary["along"].str.startswith("shift")].sort_values(["along", "factor"])
-    titles = {
-        "score": ("A query term scaled along the IDF direction: change of the score", "logits"),
-        "attention": ("Change of the scoring heads' attention to the term", "weight"),
-    }
-    return charts.stacked(
-        *(
-            charts.lines(
-                shown[shown["measure"] == what].rename(columns={"estimate": unit}),
-                "factor",
-                unit,
-                "along",
-                title=title,
-                subtitle="negative factors point down the direction; bands: 95 % over queries, random: range of draws",
-                low="low",
-                high="high",
-            )
-            for what, (title, unit) in titles.items()
-        )
-    )
+    """Change of score and attention by dose; without doses, that of a step."""
+    steps = summary["along"].str.startswith("shift")
+    shown = summary[steps if steps.all() else ~steps].sort_values(["along", "factor"])
+    how: dict[str, Any] = {"low": "low", "high": "high"}
+    if steps.all():
+        how["subtitle"] = "one step up less one down, halved; shift random: the range of the draws"
+    else:
+        how["subtitle"] = "negative factors point down the direction; bands: 95 % over queries, random: range of draws"
+    parts = []
+    for what, unit, title in (
+        ("score", "logits", "A query term moved along the IDF direction: change of the score"),
+        ("attention", "weight", "Change of the scoring heads' attention to the term"),
+    ):
+        own = shown[shown["measure"] == what].rename(columns={"estimate": unit})
+        if steps.all():
+            parts.append(charts.bars(own, unit, "along", title=title, **how))
+        else:
+            parts.append(charts.lines(own, "factor", unit, "along", title=title, **how))
+    return charts.stacked(*parts)
