@@ -149,3 +149,10 @@ def test_named_heads_leave_every_query(toy: HookedEncoder, tmp_path: Path) -> No
         "lu2025/idf_edit", toy, mi.collection(TOY), pool=Pool(per_grade=1), registry=tmp_path, **options
     )
     assert stored.record["identity"]["options"]["vector"] == 2 and stored.summary["queries"].max() == 6
+
+
+def test_steps_alone_are_taken_and_drawn(toy: HookedEncoder, tmp_path: Path) -> None:
+    options = QUICK["lu2025/idf_edit"] | {"heads": "h1.0", "vector": 2, "factors": ""}
+    stored = experiment.run("lu2025/idf_edit", toy, mi.collection(TOY), registry=tmp_path, **options)
+    assert set(stored.summary["along"]) == {"shift", "shift random"} and (stored.path / "chart.png").is_file()
+    assert len(mi.findings(registry=tmp_path)) == 2

@@ -158,7 +158,7 @@ def chart(summary: pd.DataFrame) -> Any:
         how["subtitle"] = "one step up less one down, halved; shift random: the range of the draws"
     else:
         how["subtitle"] = "negative factors point down the direction; bands: 95 % over queries, random: range of draws"
-    parts = []
+    parts: list[Any] = []
     for what, unit, title in (
         ("score", "logits", "A query term moved along the IDF direction: change of the score"),
         ("attention", "weight", "Change of the scoring heads' attention to the term"),
