@@ -7,6 +7,7 @@ the donor. Where one of the two texts has more word pieces, the other is given a
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mechir.errors import MechirError
-from mechir.pairs import Batch, Encoded, Pair, encode, pairs_hash
+from mechir.pairs import SHOWN, Batch, Encoded, Pair, encode, pairs_hash
 from mechir.segments import Segment
 
 Perturbation = Callable[[Pair], Pair]
@@ -28,6 +29,9 @@ Perturbation = Callable[[Pair], Pair]
 ROLES = ("cls", "query match", "query other", "injected", "doc match", "doc other", "sep")
 """What a position is to the edit: `injected` where base and donor differ; `match` where a token of the query or of the
 document is one of the injected word pieces; `other` where it is not. Padding has none (-1)."""
+
+AROUND = 4
+"""Words before and after the first difference that a contrast shows of itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,16 @@ class Contrast:
 
     def __str__(self) -> str:
         return str(self.base)
+
+    def __repr__(self) -> str:
+        """The words around the first difference, of the query or the document."""
+        sides = (self.base, self.donor)
+        edited = "query" if self.base.query != self.donor.query else "document"
+        words = [getattr(pair, edited).split() for pair in sides]
+        same = sum(1 for _ in itertools.takewhile(lambda two: two[0] == two[1], zip(*words, strict=False)))
+        base, donor = (" ".join(text[max(0, same - AROUND) : same + AROUND]) for text in words)
+        ids = f"{self.query_id!r}, {self.doc_id!r}, grade {self.grade}"
+        return f"Contrast({ids}: {base[:SHOWN]!r} -> {donor[:SHOWN]!r}, filler {self.filler!r})"
 
 
 def contrasts_hash(contrasts: Iterable[Contrast]) -> str:

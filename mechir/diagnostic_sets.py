@@ -31,6 +31,9 @@ class Aligned(NamedTuple):
     contrasts: list[Contrast]
     skipped: pd.DataFrame
 
+    def __repr__(self) -> str:
+        return f"Aligned({len(self.contrasts)} contrasts, {len(self.skipped)} skipped)"
+
     @property
     def bases(self) -> list[Pair]:
         """What runs are on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from mechir.errors import MechirError
 from mechir.methods.tokens import token_attribution
 from mechir.methods.walk import Way
 from mechir.registry.entries import record
+from mechir.registry.runs import Run
 from tests.models import PAIRS
 from tests.test_findings import frame
 from tests.test_links import one
@@ -26,6 +28,38 @@ def test_a_pair_shows_its_beginning() -> None:
     assert len(repr(pair)) < 200 and repr(pair).startswith("Pair('q1', 'd2', grade 3: 'rare words' | '</script><img")
     assert "\x1b" not in repr(pair) and repr(pair).endswith("\u2026')")
     assert repr([mi.Pair("a", "b")]) == "[Pair('q', 'd', grade None: 'a' | 'b')]"
+
+
+def test_a_contrast_shows_what_differs(tiny: HookedEncoder) -> None:
+    pair = mi.Pair("rare words", "one two three four five six", "q1", "d2", 3)
+    added = mi.Contrast(
+        replace(pair, document=f"{pair.document} a"), replace(pair, document=f"{pair.document} rare"), "a"
+    )
+    assert (
+        repr(added)
+        == "Contrast('q1', 'd2', grade 3: 'three four five six a' -> 'three four five six rare', filler 'a')"
+    )
+    swapped = mi.Contrast(pair, replace(pair, query="rare things"))
+    assert repr(swapped) == "Contrast('q1', 'd2', grade 3: 'rare words' -> 'rare things', filler '')"
+    long = mi.Contrast(replace(pair, document="x" * 500), replace(pair, document=EVIL))
+    assert len(repr(long)) < 250 and "\x1b" not in repr(long)
+    aligned = mi.diagnostic("tfc1", limit_queries=1, per_grade=1).align(mi.load(), "a")
+    assert repr(aligned) == f"Aligned({len(aligned.contrasts)} contrasts, 0 skipped)"
+
+
+def test_a_run_shows_what_it_is(tmp_path: Path) -> None:
+    run = Run(tmp_path / "ab")
+    assert repr(run) == f"Run('{tmp_path / 'ab'}')"
+    run.path.mkdir()
+    run.write_record({"identity": {"experiment": "a/b", "collection": "c"}, "model": "m", "units": 2})
+    assert repr(run) == "Run(ab: a/b, m on c, 0 of 2 units)"
+
+
+def test_a_dossier_as_html_is_text(tmp_path: Path) -> None:
+    record(tmp_path, "aa", frame({"site": "h0.1", "unit": EVIL, "collection": EVIL, "value": 0.123456}))
+    shown = mi.dossier("h0.1", registry=tmp_path)._repr_html_()
+    assert shown.startswith("h0.1: 1 findings of 1 runs<br>") and "<td>0.123</td>" in shown
+    assert "<img" not in shown and "&lt;img" in shown
 
 
 def test_a_model_shows_its_parity_once_it_is_certified(checkpoints: object, tiny: HookedEncoder) -> None:
@@ -80,6 +114,8 @@ def test_the_map_of_heads(tmp_path: Path) -> None:
         "patching, tfc1, at query|doc, share of the gap (layer x head; *: p_corrected < 0.05)"
     )
     assert shown.text.count("0.9*") == 2 and "\n0      0 " in shown.text
+    small = pd.DataFrame({"site": ["h0.0", "h0.1", "h0.2"], "value": [0.2, -0.01234567, -1e-7]})
+    assert mi.show.heads(small).text.splitlines()[-1].split() == ["0", "0.2", "-0.012", "0"]
     rows = next(iter(shown.chart.to_dict()["datasets"].values()))
     assert {(row["layer"], row["head"], row["significant"]) for row in rows} == {
         (1, 2, True), (0, 0, False), (3, 1, True),

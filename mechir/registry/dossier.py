@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from mechir.registry.findings import address, printed
 from mechir.registry.links import held, linked
 from mechir.registry.queries import matching
 from mechir.registry.runs import DEFAULT
+
+SHOWN = ["measure", "value", "low", "high", "unit", "p_all", "holds", "n_queries", "collection"]
+"""Of the findings, what a dossier prints."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +33,22 @@ class Dossier:
     conflicts: tuple[str, ...]
 
     def __str__(self) -> str:
-        told = self.findings[["measure", "value", "low", "high", "unit", "p_all", "holds", "n_queries", "collection"]]
-        parts = [f"{self.site}: {len(told)} findings of {self.findings['run_id'].nunique()} runs"]
-        parts += [f"  {sentence}" for sentence in self.agreements]
-        parts += [f"  ! {sentence}" for sentence in self.conflicts]
-        return "\n".join([*parts, told.to_string(index=False, na_rep="", float_format=lambda x: f"{x:.3g}")])
+        table = self.findings[SHOWN].to_string(index=False, na_rep="", float_format=_three_digits)
+        return "\n".join([*self._sentences(), table])
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        table = self.findings[SHOWN].to_html(index=False, na_rep="", float_format=_three_digits, border=0)
+        return "<br>\n".join([*map(escape, self._sentences()), table])
+
+    def _sentences(self) -> list[str]:
+        first = f"{self.site}: {len(self.findings)} findings of {self.findings['run_id'].nunique()} runs"
+        return [first, *(f"  {one}" for one in self.agreements), *(f"  ! {one}" for one in self.conflicts)]
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.3g}"
 
 
 def dossier(

@@ -35,6 +35,15 @@ class Run:
 
     path: Path
 
+    def __repr__(self) -> str:
+        """Which experiment, on what; where nothing is stored yet, where it will be."""
+        try:
+            told = self.record
+        except OSError:
+            return f"Run({str(self.path)!r})"
+        of = f"{told['identity']['experiment']}, {told['model']} on {told['identity']['collection']}"
+        return f"Run({self.id}: {of}, {len(self.done())} of {told['units']} units)"
+
     @property
     def id(self) -> str:
         """The first 16 hex digits of the SHA-256 of everything that decides the numbers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,9 +99,12 @@ def _refuse_twice(part: pd.DataFrame, measure: str) -> None:
 
 
 def _text(part: pd.DataFrame, value: str, title: str, ring: str) -> str:
-    """The map in columns, with a star where there is a ring."""
+    """The map in columns, to three digits of the largest, with a star where there is a ring."""
     stars = ["*" if ring and one else "" for one in part["significant"]] if ring else [""] * len(part)
-    written = part.assign(written=[f"{number:.3g}{star}" for number, star in zip(part[value], stars, strict=True)])
+    size = float(part[value].abs().max())
+    digits = max(0, 2 - math.floor(math.log10(size))) if size else 0
+    shown = [f"{round(number, digits) + 0.0:.6g}{star}" for number, star in zip(part[value], stars, strict=True)]
+    written = part.assign(written=shown)
     table = written.pivot(index="layer", columns="head", values="written").fillna("")
     told = f"{title} (layer x head{f'; *: {ring}' if ring else ''})"
     return f"{told}\n{table.to_string()}"
