@@ -52,7 +52,7 @@ def test_html_needs_no_network_and_runs_no_foreign_markup(chart: Any, tmp_path: 
     html, png, spec = charts.save(chart, tmp_path / "chart")
     page = html.read_text(encoding="utf-8")
     assert "<img src=x" not in page
-    assert r"\u003c/script>\u003cimg" in page
+    assert r"\u003c/script\u003e\u003cimg" in page
     assert "https://cdn" not in page
     assert 'src="http' not in page
     assert png.read_bytes().startswith(b"\x89PNG")

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from mechir.methods.statistics import (
     bootstrap_mean,
@@ -68,6 +69,8 @@ def test_equal_samples_give_1_and_one_query_gives_nan() -> None:
 def test_holm_by_hand() -> None:
     np.testing.assert_allclose(holm([0.01, math.nan, 0.04, 0.03]), [0.03, math.nan, 0.06, 0.06])
     assert np.isnan(holm([math.nan])).all()
+    drawn = np.random.default_rng(0).uniform(size=40) ** 4
+    np.testing.assert_allclose(holm(drawn), multipletests(drawn, method="holm")[1])
 
 
 def test_simultaneous_intervals_hold_together_about_as_often_as_they_say() -> None:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 RESAMPLES = 10_000
 
@@ -88,8 +87,10 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     p_values = np.asarray(p_values, dtype=float)
     known = ~np.isnan(p_values)
     corrected = np.full(len(p_values), np.nan)
-    if known.any():
-        corrected[known] = multipletests(p_values[known], method="holm")[1]
+    order = np.flatnonzero(known)[np.argsort(p_values[known], kind="stable")]
+    # statsmodels' multipletests has the same numbers and collects garbage at every call, which takes 0.3 s.
+    steps = np.arange(len(order), 0, -1) * p_values[order]
+    corrected[order] = np.maximum.accumulate(steps).clip(max=1)
     return corrected
 
 

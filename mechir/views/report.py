@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
-
-import altair as alt
-import vl_convert
 
 from mechir.views import page as pages
 
@@ -20,13 +16,4 @@ def page(data: Mapping[str, Any]) -> str:
     body += f'<script type="application/json" id="data">{pages.as_json(data)}</script>'
     parts = "\n".join(pages.static(name) for name in ("strips.js", "report.js", "dossier.js", "start.js"))
     own = f'(() => {{\n"use strict";\n{parts}}})();'  # Vega's script takes many names
-    return pages.document(title, style, body, [vega(), own])
-
-
-@cache
-def vega() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script, of the version that Altair's charts are written for."""
-    version = ".".join(alt.VEGALITE_VERSION.removeprefix("v").split(".")[:2])
-    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
-    assert not {"</script", "<!--", "\r"} & {found for found in ("</script", "<!--", "\r") if found in bundle}
-    return bundle
+    return pages.document(title, style, body, [pages.vega(), own])
