@@ -49,7 +49,7 @@ def test_the_summary_answers_in_words_with_numbers(tmp_path: Path) -> None:
     section = only(tmp_path)
     assert words(section["lead"]) == (
         "1 head is linked to term frequency, 1 direction of the word embeddings to IDF; 1 head writes the score. "
-        "Without the former nDCG@10 changes by \u22120.12 on held-out queries."
+        "Without the former nDCG@10 changes by \u22120.12 [\u22120.2, \u22120.04] on held-out queries."
     )
     told = summary(section)
     assert told["Which heads match?"] == (
@@ -60,7 +60,7 @@ def test_the_summary_answers_in_words_with_numbers(tmp_path: Path) -> None:
         "Yes: 1 head matches and also carries the effect of term frequency on the score: h1.2 0.9 [0.89, 0.91] (share of "
         "the gap). How their attention rises with tf: Not measured: run mechir run lu2025/soft_tf"
     )
-    assert told["Is IDF involved?"].startswith("Yes. Scaling a word along it as if it were rarer")
+    assert told["Is IDF involved?"].startswith("Yes. Moving a word along it as if it were rarer")
     assert told["Which heads write the score?"].startswith("1 of 2 heads have a path to the score that holds: h3.1 0.9")
     assert told["Does the ranking depend on them?"] == (
         "Without h1.2 nDCG@10 changes by \u22120.12 [\u22120.2, \u22120.04], p = 0.004, on 10 queries that nothing else "

@@ -98,7 +98,8 @@ def lead(known: Known) -> Sentence:
     tests = _verification(known)
     lost: Sentence = []
     if len(tests):
-        lost = [f" Without the former nDCG@10 changes by {_number(tests['change'].iloc[0])} on held-out queries."]
+        cut = tests.iloc[0]
+        lost = [f" Without the former nDCG@10 changes by {_number(cut['change'])}{_interval(cut)} on held-out queries."]
     said = f"{counts[0]}, {counts[1]}; {counts[2]}."
     return [said[0].upper() + said[1:], *lost]
 
@@ -183,17 +184,17 @@ def rarity(known: Known) -> list[Sentence]:
         ]
     goes: Sentence = [f"{_count(len(holds), 'direction goes', 'directions go')} with IDF: ", *_list(holds), "."]
     if acts.empty:
-        return [goes, ["Whether scaling words along them acts: ", *known.not_measured("lu2025/idf_edit")]]
+        return [goes, ["Whether moving words along them acts: ", *known.not_measured("lu2025/idf_edit")]]
     if len(linked):
         rows = acts[acts["holds"] & acts["site"].isin(linked)].drop_duplicates("site")
         yes: Sentence = [
             {"strong": "Yes."},
-            " Scaling a word along it as if it were rarer does what BM25 would: ",
+            " Moving a word along it as if it were rarer does what BM25 would: ",
             *_list(rows),
             ".",
         ]
         return [yes, goes]
-    no: Sentence = [{"strong": "No link holds."}, " Scaling words along them does nothing that holds; the largest is "]
+    no: Sentence = [{"strong": "No link holds."}, " Moving words along them does nothing that holds; the largest is "]
     return [[*no, *_told(acts.iloc[0]), "."], goes]
 
 
