@@ -162,3 +162,11 @@ def test_a_change_of_its_own_attention_is_no_effect(tmp_path: Path) -> None:
     told = mi.dossier("h0.0", registry=tmp_path)
     assert told.findings.set_index("measure").loc["attention without aligned directions", "holds"]
     assert told.conflicts[0].startswith("flagged by its pattern but causally dead")
+
+
+def test_links_of_some_runs_alone(tmp_path: Path) -> None:
+    one(tmp_path)
+    tell(tmp_path, "b2", [row(PATCHING, "h1.2", 0.0, NOT)], written="later")
+    assert "tf" not in mi.links(registry=tmp_path)["links"].to_list()
+    assert mi.links(runs=["a1", "a2"], registry=tmp_path)["links"].to_list() == ["tf", ""]
+    assert mi.links(runs=[], registry=tmp_path).empty

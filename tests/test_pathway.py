@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -10,10 +12,12 @@ import mechir as mi
 from mechir import cli, planted
 from mechir.collection import Collection
 from mechir.errors import MechirError
-from mechir.experiment import load_experiment, shown
+from mechir.experiment import Pool, load_experiment, shown
 from mechir.methods import statistics
+from mechir.registry.frames import as_text
 from mechir.registry.runs import Run, runs
 from tests.models import TOY, TOY_MODEL, graded
+from tests.test_links import CONTRAST, NOT, PATCHING, SURE, row, tell
 
 
 def files(model: planted.PlantedEncoder, folder: Path, queries: int) -> tuple[Collection, str]:
@@ -103,3 +107,28 @@ def test_too_few_queries_or_grades_are_refused(tmp_path: Path) -> None:
     alike = [mi.Pair("q", "d", f"q{k}", "d", 1) for k in range(9)]
     with pytest.raises(MechirError, match="All pairs have one grade, so nothing matches more than anything"):
         list(module._looks(alike, "a", ""))
+
+
+def test_what_others_have_found_is_no_reason_for_a_link(tmp_path: Path) -> None:
+    """Runs by hand may have seen the queries that are held out."""
+    toy, collection, module = mi.load(TOY_MODEL), mi.collection(TOY), load_experiment("joint/pathway")
+    ids = {"vast2025/attention_contrast": "a1", "chen2024/head_maps": "a2"}
+    own = {
+        "a1": [row(CONTRAST, "h1.1", 0.3, SURE), row(CONTRAST, "h0.0", 0.3, SURE)],
+        "a2": [row(PATCHING, "h1.1", 0.9, SURE), row(PATCHING, "h0.0", 0.0, NOT)],
+    }
+    by_hand = [row(PATCHING, "h1.1", 0.0, NOT), row(PATCHING, "h0.0", 0.9, SURE)]
+    tell(tmp_path, "b1", by_hand, collection.id, model_fingerprint=toy.fingerprint, written="later")
+
+    def run(name: str, **options: Any) -> SimpleNamespace:
+        if name in ids:
+            tell(tmp_path, ids[name], own[ids[name]], collection.id, model_fingerprint=toy.fingerprint)
+        return SimpleNamespace(id=ids.get(name, "c1"))
+
+    pairs = [mi.Pair("q", "d", f"q{k}", f"d{k}", k % 2) for k in range(9)]
+    options = {"filler": "a", "idf": "", "draws": 2, "seed": 0}
+    rest, frames = module.prepare(toy, pairs, collection, Pool(), tmp_path, run, **options)
+    assert [pair.query_id for pair in rest] == ["q6", "q7", "q8"]
+    assert frames["linked"].set_index("site")["links"].to_dict() == {"h1.1": "tf", "h0.0": ""}
+    assert frames["sets"].iloc[0].to_dict() == {"name": "linked heads", "sites": "h1.1"}
+    assert as_text(mi.links(registry=tmp_path)).set_index("site")["links"].to_dict() == {"h0.0": "tf", "h1.1": ""}

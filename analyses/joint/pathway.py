@@ -73,11 +73,11 @@ def prepare(
     n = round(LEARN * len(queries))
     if n < 6 or len(queries) - n < 2:
         raise MechirError(f"{len(queries)} queries cannot both link heads and test them: take 8 or more.")
-    asked = {"model": model.fingerprint, "collection": collection.id, "registry": registry}
+    own: list[str] = []  # what others have told the registry may come from the queries that are held out
 
     def on_pairs(steps: Iterable[tuple[str, dict[str, Any]]]) -> None:
         for name, chosen in steps:
-            run(name, pool=replace(pool, limit_queries=min(n, AT_MOST.get(name, n))), **chosen)
+            own.append(run(name, pool=replace(pool, limit_queries=min(n, AT_MOST.get(name, n))), **chosen).id)
 
     on_pairs(_looks(pairs, filler, idf))
     some = min(n, SOME)
@@ -85,9 +85,9 @@ def prepare(
         "tfc1", collection, fillers=(filler,), model=model, limit_queries=some, per_grade=1, seed=seed
     )
     for name, chosen in CAUSAL.items():
-        run(name, source=contrasts, pool=Pool(), **chosen)
-    on_pairs(_acts(as_text(links(**asked)), filler, idf, draws))
-    found = as_text(links(**asked))
+        own.append(run(name, source=contrasts, pool=Pool(), **chosen).id)
+    on_pairs(_acts(as_text(links(runs=own, registry=registry)), filler, idf, draws))
+    found = as_text(links(runs=own, registry=registry))
     heads = _of(found, "tf")
     sets = [{"name": LINKED, "sites": ",".join(heads)}] if heads else []
     drawn = random_like(heads, sizes(model), draws, seed=seed)[0] if heads else []
@@ -113,9 +113,8 @@ def _looks(pairs: Sequence[Pair], filler: str, idf: str) -> Iterator[tuple[str, 
 def _acts(found: pd.DataFrame, filler: str, idf: str, draws: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """The experiments that follow from the links so far: what is matched, weighed and looked at, by which heads."""
     heads = found[found["site"].str.startswith("h")]
-    matching = heads.loc[heads["contrast"].abs().sort_values(ascending=False, kind="stable").index, "site"]
-    matching = matching[matching.isin(heads.loc[heads["contrast"].notna(), "site"])].tolist()
-    if matching:
+    matching = heads.dropna(subset="contrast").sort_values("contrast", key=abs, ascending=False, kind="stable")["site"]
+    if len(matching):
         yield "vast2025/qk_projection", {"heads": ",".join(matching[:CUT]), "draws": draws}
     vectors = found.loc[found["site"].str.startswith("embed.u"), "site"].str.removeprefix("embed.u")
     scoring = ",".join(_of(found, "scoring"))

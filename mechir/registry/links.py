@@ -5,7 +5,7 @@ A link needs what the component looks like and what it does. Over one model and 
 * **tf**: a head matches (its attention contrast holds), and the term frequency's effect on the score passes through
   what it writes at query and document (a causal measure of the role soft-tf holds). What a head of the last layer
   writes there nobody reads, and what it carries to CLS is no count of matches.
-* **idf**: a singular vector of W_E goes with IDF (its r holds), and scaling words along it acts (a causal measure of
+* **idf**: a singular vector of W_E goes with IDF (its r holds), and moving words along it acts (a causal measure of
   the term idf holds).
 * **scoring**: the path from a head to the score holds.
 
@@ -70,12 +70,19 @@ def held(found: pd.DataFrame) -> pd.DataFrame:
     return found.assign(families=families, p_all=p_all, holds=holds)
 
 
-def links(*, model: str | None = None, collection: str | None = None, registry: Path | str = DEFAULT) -> SiteFrame:
+def links(
+    *,
+    model: str | None = None,
+    collection: str | None = None,
+    runs: Sequence[str] | None = None,
+    registry: Path | str = DEFAULT,
+) -> SiteFrame:
     """The table of components that match, go with IDF or write the score, and what is known of each.
 
     Args:
         model: as in `findings`; by default all.
         collection: its id; by default all.
+        runs: only what these say, by their ids; by default all.
         registry: where the runs are.
 
     Returns:
@@ -88,7 +95,12 @@ def links(*, model: str | None = None, collection: str | None = None, registry: 
     It misleads where a component without a link is read as one without the part: only what was run can hold, with the
     number of queries that it had.
     """
-    found = held(matching(Path(registry), {"collection": collection}, model=model, newest=True))
+    found = held(matching(Path(registry), {"collection": collection}, model=model, runs=runs, newest=True))
+    return with_sites(link_table(found))
+
+
+def link_table(found: pd.DataFrame) -> pd.DataFrame:
+    """The table of `links`, sites as text, of findings that are `held`."""
     of = ["model_fingerprint", "collection", "site"]
     rows = []
     if _shown(found).any():
@@ -104,7 +116,7 @@ def links(*, model: str | None = None, collection: str | None = None, registry: 
     table = table.rename(columns={"rank": "conductance_rank"})
     strength = table["effect"].abs().fillna(0) + 10 * (table["links"] != "")
     table = table.loc[strength.sort_values(ascending=False, kind="stable").index].reset_index(drop=True)
-    return with_sites(table)
+    return table
 
 
 def linked(part: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +71,13 @@ def matching(
     causal: bool | None = None,
     min_effect: float | None = None,
     corrected_p: float | None = None,
+    runs: Sequence[str] | None = None,
     newest: bool = False,
 ) -> pd.DataFrame:
     """`findings` with sites as text.
 
-    `asked`: columns and what they must be, None for anything. `newest`: of a component by a measure, on one model and
-    collection, the newest run's alone, and no single neurons.
+    `asked`: columns and what they must be, None for anything. `runs`: only what these say, by their ids. `newest`: of a
+    component by a measure, on one model and collection, the newest run's alone, and no single neurons.
     """
     wanted = {name: value for name, value in (asked or {}).items() if value is not None}
     refuse_unknown(wanted.get("role"), wanted.get("term"))
@@ -87,7 +88,8 @@ def matching(
         clauses.append("causal" if causal else "not causal")
     clauses += ["abs(value) >= $min_effect"] if min_effect is not None else []
     clauses += ["p_corrected < $corrected_p"] if corrected_p is not None else []
-    numbers = {"model": model, "min_effect": min_effect, "corrected_p": corrected_p}
+    clauses += ["list_contains($runs, run_id)"] if runs is not None else []
+    numbers = {"model": model, "min_effect": min_effect, "corrected_p": corrected_p, "runs": runs}
     wanted |= {name: value for name, value in numbers.items() if value is not None}
     clauses += ["site not like 'n%'"] if newest else []
     where = f"where {' and '.join(clauses)}" if clauses else ""
