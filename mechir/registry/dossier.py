@@ -71,10 +71,11 @@ def dossier(
     every = held(matching(Path(registry), asked, model=model, newest=True))
     here = every[every["site"] == text]
     verdicts = own.merge(here[["run_id", "measure", "label", "collection", "p_all", "holds"]], "left")
-    return Dossier(address(text), verdicts, _agreements(here), tuple(dict.fromkeys(conflicts(here)["conflict"])))
+    return Dossier(address(text), verdicts, agreements(here), tuple(dict.fromkeys(conflicts(here)["conflict"])))
 
 
-def _agreements(here: pd.DataFrame) -> tuple[str, ...]:
+def agreements(here: pd.DataFrame) -> tuple[str, ...]:
+    """The links of one component in words, by model and collection; `here`: its findings, `held`."""
     sentences = []
     for (model, collection), part in here.groupby(["model", "collection"], sort=False):
         links = linked(part.to_dict("records"))

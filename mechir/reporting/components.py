@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from mechir.registry.dossier import dossier
+from mechir.registry.dossier import agreements
 from mechir.registry.entries import latest
 from mechir.registry.findings import checked
 from mechir.registry.links import BEHIND, EVIDENCE, held
@@ -47,14 +47,13 @@ def neurons(registry: Path, fingerprint: str, collection: str) -> pd.DataFrame:
     )
 
 
-def components(found: pd.DataFrame, told: pd.DataFrame, linked: Sequence[str], registry: Path) -> dict[str, Any]:
+def components(found: pd.DataFrame, told: pd.DataFrame, linked: Sequence[str]) -> dict[str, Any]:
     """Findings by component, of one model and collection.
 
     Args:
         found: as `known` gives them.
         told: the rows of `conflicts`.
         linked: sites that have links.
-        registry: where the runs are.
 
     Returns:
         `measures`: rows of `OF_MEASURE` and the experiment; `sites`: by site `findings` (the number of the measure,
@@ -70,9 +69,7 @@ def components(found: pd.DataFrame, told: pd.DataFrame, linked: Sequence[str], r
     for row in told[told["site"].isin(sites)].to_dict("records"):
         sites[row["site"]]["conflicts"].append(row["conflict"])
     for site in linked:
-        first = found.iloc[0]
-        asked = {"model": first["model_fingerprint"], "collection": first["collection"]}
-        sites[site]["agreements"] = list(dossier(site, **asked, registry=registry).agreements)
+        sites[site]["agreements"] = list(agreements(found[found["site"] == site]))
     return {"measures": measures.to_dict("records"), "sites": sites}
 
 

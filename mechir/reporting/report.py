@@ -13,8 +13,7 @@ import pandas as pd
 from mechir.errors import MechirError
 from mechir.registry.conflicts import conflicts
 from mechir.registry.entries import refuse_other
-from mechir.registry.frames import as_text
-from mechir.registry.links import BEHIND, EVIDENCE, links
+from mechir.registry.links import link_table
 from mechir.registry.runs import DEFAULT, Run, runs, whole
 from mechir.reporting import answers
 from mechir.reporting.components import components, examples, known, neurons, table
@@ -95,7 +94,7 @@ def _section(
     """What is known of one model on one collection."""
     found, told = (_of(at, frame) for frame in (every, told))
     model = found["model"].iloc[0] if len(found) else stored[0].record["model"]
-    linked = _links(at, found, registry)
+    linked = link_table(found)
     shown, others = newest(stored)
     pathway = next((run.summary for run in shown if run.record["identity"]["experiment"] == "joint/pathway"), None)
     about = answers.Known(model, at.collection, found, linked, told, pathway)
@@ -109,7 +108,7 @@ def _section(
         "lead": answers.lead(about),
         "answers": answers.answers(about),
         "links": table(linked),
-        "components": components(found, told, linked.loc[linked["links"] != "", "site"].to_list(), registry),
+        "components": components(found, told, linked.loc[linked["links"] != "", "site"].to_list()),
         "neurons": alone.to_dict("records"),
         "examples": examples(looked) | {"command": about.command("joint/examples", "--heads", "HEAD")},
         "figures": [figure(run) for run in shown],
@@ -120,11 +119,3 @@ def _section(
 
 def _of(at: Section, frame: pd.DataFrame) -> pd.DataFrame:
     return frame[(frame["model_fingerprint"] == at.fingerprint) & (frame["collection"] == at.collection)]
-
-
-def _links(at: Section, found: pd.DataFrame, registry: Path) -> pd.DataFrame:
-    """The rows of `links`, sites as text; none where there are no findings."""
-    if found.empty:
-        return pd.DataFrame(columns=["site", "links", *BEHIND, *EVIDENCE, "conductance_rank"])
-    found = as_text(links(model=at.fingerprint, collection=at.collection, registry=registry))
-    return found.astype({"site": str, "links": str})
