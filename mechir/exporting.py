@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
+from mechir.atomic import written
 from mechir.errors import MechirError
 from mechir.registry.dataset import write_dataset
 from mechir.registry.frames import as_text
-from mechir.registry.runs import Run, whole
+from mechir.registry.runs import Run
 
 TABLES = (".csv", ".jsonl", ".tex")
 PICTURES = (".png", ".svg", ".pdf")
@@ -43,8 +43,8 @@ def export(what: pd.DataFrame | Run, to: Path | str, *, digits: int = 2) -> Path
     frame = as_text(what.summary if isinstance(what, Run) else what)  # refuses a run that is not finished
     if target.suffix in PICTURES and not folder:
         picture = _picture(what, target)
-        return _written(target, lambda file: file.write_bytes(picture))
-    return _dataset(frame, target) if folder else _written(target, lambda file: _table(frame, file, target, digits))
+        return written(target, lambda file: file.write_bytes(picture))
+    return _dataset(frame, target) if folder else written(target, lambda file: _table(frame, file, target, digits))
 
 
 def _table(frame: pd.DataFrame, file: Path, target: Path, digits: int) -> None:
@@ -67,16 +67,6 @@ def _picture(what: pd.DataFrame | Run, target: Path) -> bytes:
     from mechir.views import charts
 
     return charts.picture(json.loads(spec.read_text(encoding="utf-8")), target.suffix)
-
-
-def _written(target: Path, write: Callable[[Path], object]) -> Path:
-    """The file, whole or not there."""
-    try:
-        with whole(target) as file:
-            write(file)
-    except OSError as error:
-        raise MechirError(f"Cannot write '{target}' ({error.strerror}): give another file to write.") from error
-    return target
 
 
 def _dataset(frame: pd.DataFrame, target: Path) -> Path:

@@ -267,7 +267,7 @@ def test_a_file_that_cannot_be_written_is_refused(
     code, _, err = call(capsys, "report", "--registry", str(tmp_path / "r"), "--out", str(tmp_path / "no" / "a.html"))
     assert (
         code == 2
-        and f"Cannot write '{tmp_path / 'no' / 'a.html'}' (No such file or directory): give --out FILE." in err
+        and f"Cannot write '{tmp_path / 'no' / 'a.html'}' (No such file or directory): give another file" in err
     )
     with pytest.raises(MechirError, match="Is a directory"):
         mi.report(registry=tmp_path / "r", out=tmp_path)

@@ -11,6 +11,7 @@ import ir_measures
 import numpy as np
 import pandas as pd
 
+from mechir.atomic import written
 from mechir.errors import MechirError
 from mechir.pairs import Pair
 
@@ -117,14 +118,8 @@ def write_trec_run(file: Path, pairs: Sequence[Pair], scores: Sequence[float], t
         f"{row.query_id} Q0 {row.doc_id} {place} {row.score:.9g} {tag}"
         for row, place in zip(frame.itertuples(), rank, strict=True)
     ]
-    temporary = file.with_name(f".{file.name}.part")
-    try:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        temporary.replace(file)
-    except OSError as error:
-        raise MechirError(f"Cannot write '{file}' ({error.strerror}): give another file to write.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    text = "\n".join(lines) + "\n"
+    written(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _relevant(judged: pd.DataFrame, lowest: int = 1) -> set[str]:

@@ -20,8 +20,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mechir.atomic import whole
 from mechir.errors import MechirError
-from mechir.registry.runs import Run, runs, whole
+from mechir.registry.runs import Run, runs
 
 SCHEMA = 1
 """Of the entries that this version writes; it reads all up to it. To add a column, raise it: older entries lack it."""

@@ -8,14 +8,10 @@ lock and no database; any number of processes may fill one run.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
-import os
 import re
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mechir.atomic import whole
 from mechir.errors import MechirError, closest
 
 DEFAULT = Path("mechir-registry")
@@ -159,32 +156,3 @@ def find_run(registry: Path, name: str) -> Run:
         raise MechirError(f"'{name}' begins {len(matches)} run ids: write more of it, e.g. {', '.join(matches[:2])}.")
     known = f"the closest are {closest(name, ids)}" if ids else "it holds no run yet"
     raise MechirError(f"There is no run '{name}' in '{registry}': {known}.")
-
-
-@contextlib.contextmanager
-def whole(target: Path, *, once: bool = False) -> Iterator[Path]:
-    """A temporary file that becomes `target` at the end, synced first; on any error nothing is left behind.
-
-    `once`: FileExistsError where `target` is there by then, which is not touched.
-    """
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        if once:
-            os.link(temporary, target)
-        else:
-            temporary.replace(target)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise MechirError(
-                f"The disk is full: '{target}' was not written; free some space and start the same command again, "
-                "which computes only what is missing."
-            ) from error
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)

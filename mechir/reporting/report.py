@@ -14,10 +14,11 @@ from mechir.errors import MechirError
 from mechir.registry.conflicts import conflicts
 from mechir.registry.entries import refuse_other
 from mechir.registry.links import link_table
-from mechir.registry.runs import DEFAULT, Run, runs, whole
+from mechir.registry.runs import DEFAULT, Run, runs
 from mechir.reporting import answers
 from mechir.reporting.components import components, examples, known, neurons, table
 from mechir.reporting.figures import figure, newest
+from mechir.views.page import write
 from mechir.views.report import page
 
 SIZE = 8_000_000
@@ -53,12 +54,7 @@ def report(*, registry: Path | str = DEFAULT, out: Path | str | None = None) -> 
             f"The page of '{registry}' would have {size / 1e6:.1f} MB, more than {SIZE / 1e6:.0f}: "
             "keep models and collections in registries of their own."
         )
-    try:
-        with whole(file) as temporary:
-            temporary.write_text(written, encoding="utf-8")
-    except OSError as error:
-        raise MechirError(f"Cannot write '{file}' ({error.strerror}): give --out FILE.") from error
-    return file
+    return write(file, written)
 
 
 def gathered(registry: Path) -> dict[str, Any]:

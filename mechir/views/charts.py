@@ -12,6 +12,7 @@ import altair as alt
 import pandas as pd
 import vl_convert
 
+from mechir.atomic import whole
 from mechir.views.page import as_json, document, vega
 
 CELL = 46
@@ -317,12 +318,8 @@ def save(chart: Any, stem: Path) -> list[Path]:
         (png, lambda file: file.write_bytes(picture(chart.to_dict(), ".png"))),
         (spec, lambda file: file.write_text(json.dumps(chart.to_dict(), allow_nan=False), encoding="utf-8")),
     ):
-        temporary = stem.with_name(f".{target.name}.part{target.suffix}")
-        try:
+        with whole(target) as temporary:
             write(temporary)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
     return [html, png, spec]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from mechir.errors import MechirError
+from mechir.atomic import written
 
 DIGITS = 6
 """Significant digits that are kept of a number: more than any chart or table shows."""
@@ -60,7 +60,7 @@ def document(title: str, style: str, body: str, scripts: Sequence[str]) -> str:
         scripts: each without `</script`.
     """
     hashes = [base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in scripts]
-    own = " ".join(f"'sha256-{one}'" for one in hashes)
+    own = " ".join(f"'sha256-{one}'" for one in hashes) or "'none'"
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src {own}; base-uri 'none'; form-action 'none'"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -88,14 +88,5 @@ def write(file: Path, page: str) -> Path:
     Raises:
         MechirError: where it cannot be written.
     """
-    temporary = file.parent / f".{file.name}.part"
-    try:
-        try:
-            # What was read from JSON may hold half of a surrogate pair, which UTF-8 cannot say.
-            temporary.write_bytes(page.encode("utf-8", "xmlcharrefreplace"))
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise MechirError(f"Cannot write '{file}' ({error.strerror}): give another file to write.") from error
-    return file
+    # What was read from JSON may hold half of a surrogate pair, which UTF-8 cannot say.
+    return written(file, lambda temporary: temporary.write_bytes(page.encode("utf-8", "xmlcharrefreplace")))

@@ -14,7 +14,7 @@ import pandas as pd
 
 from mechir.errors import MechirError
 from mechir.segments import FIVE, Segment
-from mechir.views.page import write
+from mechir.views import page
 
 COLUMNS = ("query_id", "doc_id", "position", "token", "segment", "attribution")
 NAMES = tuple(str(segment) for segment in FIVE)
@@ -90,14 +90,7 @@ class Coloured:
         Raises:
             MechirError: where it cannot be written.
         """
-        page = (
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{escape(self.title)}</title>\n<style>body {{ margin: 0; background: #fff; }}</style>\n</head>\n"
-            f"<body>\n{self.html}\n</body>\n</html>\n"
-        )
-        return write(file, page)
+        return page.write(file, page.document(self.title, "body { margin: 0; background: #fff; }\n", self.html, []))
 
 
 def coloured(rows: pd.DataFrame, *, title: str = "") -> Coloured:

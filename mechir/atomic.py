@@ -1,0 +1,55 @@
+"""Files that are whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mechir.errors import MechirError
+
+
+@contextlib.contextmanager
+def whole(target: Path, *, once: bool = False) -> Iterator[Path]:
+    """A temporary file that becomes `target` at the end, synced first; on any error nothing is left behind.
+
+    `once`: FileExistsError where `target` is there by then, which is not touched.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        if once:
+            os.link(temporary, target)
+        else:
+            temporary.replace(target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise MechirError(
+                f"The disk is full: '{target}' was not written; free some space and start the same command again, "
+                "which computes only what is missing."
+            ) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def written(target: Path, write: Callable[[Path], object]) -> Path:
+    """The file that the user asked for, as `write` leaves it.
+
+    Raises:
+        MechirError: where it cannot be written.
+    """
+    try:
+        with whole(target) as file:
+            write(file)
+    except OSError as error:
+        raise MechirError(f"Cannot write '{target}' ({error.strerror}): give another file to write.") from error
+    return target
