@@ -119,13 +119,13 @@ def begin(
     )
 
 
-_CERTIFICATES: WeakKeyDictionary[Any, dict[str, dict[str, Any]]] = WeakKeyDictionary()
+_CERTIFICATES: WeakKeyDictionary[Any, dict[tuple[str, ...], dict[str, Any]]] = WeakKeyDictionary()
 
 
 def _certificate(model: Any, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """The parity certificate over these pairs, made once in the life of a loaded model."""
+    """The parity certificate over these pairs, made once in the life of a loaded model, where and as exact as it is."""
     known = _CERTIFICATES.setdefault(model, {})
-    key = pairs_hash(pairs)
+    key = (pairs_hash(pairs), str(model.dtype), str(model.device))  # `to` changes a model in place
     if key not in known:
         known[key] = model.certify(pairs)
     return known[key]

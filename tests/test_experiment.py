@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 import mechir as mi
 from mechir import experiment
@@ -112,6 +113,14 @@ def test_the_identity_follows_everything_that_decides_the_numbers(toy: HookedEnc
     assert record["identity"]["model_fingerprint"] == toy.fingerprint
     assert record["truncated_documents"] == 0
     assert record["pairs"] == 72
+
+
+def test_a_model_that_changes_in_place_is_certified_anew(tmp_path: Path) -> None:
+    model = mi.load(TOY_MODEL)
+    before = run(model, tmp_path).record["certificate"]
+    after = run(model.to(torch.float64), tmp_path).record
+    assert after["identity"]["dtype"] == "float64"
+    assert (before["dtype"], after["certificate"]["dtype"]) == ("float32", "float64")
 
 
 def test_table_1_has_its_rows_and_the_random_ranking(toy: HookedEncoder, tmp_path: Path) -> None:
