@@ -23,6 +23,9 @@ from mechir.pairs import Batch
 from mechir.segments import Direction, Segment
 from mechir.sites import Attn, Head, Mlp, Neuron, Resid, Site, parse_site
 
+RENORMALISED = " renormalised"
+"""Ends the name of a direction that is cut before the softmax."""
+
 
 @dataclass(frozen=True)
 class Mask:
@@ -71,7 +74,7 @@ class Mask:
         parts = list(map(str, self.heads if self.heads is not None else self.layers or ()))
         if self.heads is None and self.layers and self.layers == tuple(range(self.layers[0], self.layers[-1] + 1)):
             parts = [f"{self.layers[0]}-{self.layers[-1]}"]
-        return f"{self.direction}{'@' * bool(parts)}{','.join(parts)}{' renormalised' if self.renormalise else ''}"
+        return f"{self.direction}{'@' * bool(parts)}{','.join(parts)}{RENORMALISED if self.renormalise else ''}"
 
     @classmethod
     def parse(cls, text: str, *, renormalise: bool = False) -> Mask:

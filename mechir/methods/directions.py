@@ -7,14 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mechir.interventions import RENORMALISED
 from mechir.methods import ranking, statistics
 
 DRAWS = 1000
 """Random rankings behind the row `random`, as in the paper."""
-
-
-RENORMALISED = " renormalised"
-"""Ends the name of a direction that is cut before the softmax, among findings."""
 LEAST = 0.01
 """A change of nDCG below this is called nothing, whatever its p."""
 

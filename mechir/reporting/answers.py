@@ -33,7 +33,7 @@ class Known:
     """What is known of one model on one collection.
 
     `found`: its newest findings, `held`, sites as text; `links`: its rows of `links`; `conflicts`: its rows of
-    `conflicts`; `pathway`: the summary of its newest run of `joint/pathway`, or None; `identity` and `model`: of a run.
+    `conflicts`; `pathway`: the summary of its newest run of `joint/pathway`, or None.
     """
 
     model: str
