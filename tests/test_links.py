@@ -109,6 +109,15 @@ def test_the_rule_counts_families_sizes_and_signs(
     assert (own["links"] == "tf") is linked
 
 
+@pytest.mark.parametrize(("queries", "verdict"), [(6, "causally dead"), (5, "no causal effect shown")])
+def test_none_is_dead_on_fewer_queries_than_a_test_needs(tmp_path: Path, queries: int, verdict: str) -> None:
+    one(tmp_path)
+    patched = [row(PATCHING, "h0.0", 0.0, 1.0, n_queries=queries), row(PATCHING, "h1.2", 0.9, SURE)]
+    tell(tmp_path, "b2", patched, written="later")
+    (sentence,) = mi.dossier("h0.0", registry=tmp_path).conflicts
+    assert sentence.startswith(f"flagged by its pattern but {verdict}: ")
+
+
 def test_a_newer_run_supersedes_an_older_one(tmp_path: Path) -> None:
     tell(tmp_path, "a1", [row(CONTRAST, "h1.2", 0.3, SURE)], written="2026-01-01")
     tell(tmp_path, "a2", [row(PATCHING, "h1.2", 0.9, SURE)], written="2026-01-01")

@@ -9,6 +9,8 @@ import pandas as pd
 
 LEVEL = 0.05
 """A p below this counts."""
+FEWEST = 6
+"""Queries below which a test of signs cannot reach `LEVEL`, whatever the effect: 2^(1 - 5) is .0625."""
 COLUMNS = ["model_fingerprint", "collection", "site", "kind", "conflict"]
 
 
@@ -21,7 +23,8 @@ def conflicts(found: pd.DataFrame) -> pd.DataFrame:
     Returns:
         `model_fingerprint`, `collection`, `site`, `kind`, `conflict` (a sentence). Kinds: **dead**: it looks the part
         (its attention contrast, or its r with IDF, holds) and no causal measure of it holds, of which the sentence says
-        whether they exclude what would count or are only too wide to tell; **one collection**: a measure holds on one
+        whether they exclude what would count ("causally dead", on `FEWEST` queries or more) or are too wide or too few
+        to tell ("no causal effect shown"); **one collection**: a measure holds on one
         and not on another; **signs**: two findings hold with opposite signs, of one measure on two collections, or for
         one term by two causal measures.
     """
@@ -41,7 +44,7 @@ def _dead(found: pd.DataFrame) -> Iterator[tuple[str, str, str, str, str]]:
     some = there.groupby(of)[["acts", "seen", "works"]].transform("any")
     for (model, collection, site), part in there[some["acts"] & some["seen"] & ~some["works"]].groupby(of):
         causal, first = part[part["acts"]], part[part["seen"]].iloc[0]
-        bound = causal[["low", "high"]].abs().max(axis=1) < causal["least"]
+        bound = (causal[["low", "high"]].abs().max(axis=1) < causal["least"]) & (causal["n_queries"] >= FEWEST)
         shown = f"{_told(first)}, yet {_told(causal.loc[causal['value'].abs().idxmax()])}"
         flagged = "flagged by its pattern" if first["role"] == "matching" else "goes with IDF"
         verdict = "causally dead" if bound.all() else "no causal effect shown"
