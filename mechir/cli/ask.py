@@ -55,23 +55,6 @@ def show(run_id: str | None, registry: Path) -> None:
         )
 
 
-SHOWN = [
-    "site",
-    "role",
-    "term",
-    "measure",
-    "value",
-    "low",
-    "high",
-    "unit",
-    "p_corrected",
-    "n_queries",
-    "model",
-    "collection",
-]
-"""The columns of the table; csv and json hold all."""
-
-
 ASKED = (
     click.option("--role", help="matching, soft-tf, idf, query-context, scoring, no-op or relevance-neuron."),
     click.option("--term", help="tf, idf, length or saturation."),
@@ -100,6 +83,7 @@ def _asked(registry: Path, asked: dict[str, Any]) -> Any:
 @REGISTRY
 def findings(registry: Path, how: str, **asked: Any) -> None:
     """Prints what the runs say of components; csv and json (a line each) with every column."""
+    from mechir.registry.findings import VIEW
     from mechir.views import tables
 
     found = _asked(registry, asked)
@@ -108,7 +92,7 @@ def findings(registry: Path, how: str, **asked: Any) -> None:
     elif how == "json":
         click.echo(found.to_json(orient="records", lines=True, force_ascii=False), nl=False)
     else:
-        click.echo(tables.summary(found[SHOWN]))
+        click.echo(tables.summary(found[VIEW]))
         click.echo(f"{len(found)} findings of {found['run_id'].nunique()} runs")
 
 
@@ -135,6 +119,7 @@ def export(out: str, run_id: str | None, links: bool, digits: int, registry: Pat
     With --run RUN the table of a run, or as .png, .svg or .pdf its chart; with --links the table of links.
     """
     from mechir.exporting import export as export_
+    from mechir.registry.findings import VIEW
     from mechir.registry.links import links as links_
     from mechir.registry.runs import find_run
 
@@ -149,7 +134,7 @@ def export(out: str, run_id: str | None, links: bool, digits: int, registry: Pat
         what = links_(model=asked["model"], collection=asked["collection"], registry=registry)
     else:
         what = _asked(registry, asked)
-        what = what[SHOWN] if out.endswith(".tex") else what
+        what = what[VIEW] if out.endswith(".tex") else what
     click.echo(f"Wrote {export_(what, out, digits=digits)}")
 
 

@@ -13,8 +13,7 @@ from typing import Any
 import pandas as pd
 
 from mechir.errors import MechirError, closest
-from mechir.interventions import Mask
-from mechir.methods.directions import RENORMALISED
+from mechir.interventions import RENORMALISED, Mask
 from mechir.sites import Edge, Singular, Site, parse_edge, parse_site
 
 ROLES = ("matching", "soft-tf", "idf", "query-context", "scoring", "no-op", "relevance-neuron")
@@ -95,6 +94,9 @@ MEANINGS = {
     for name, told in re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", inspect.getdoc(Finding) or "", re.MULTILINE)
 }
 """What each column says: the attributes of `Finding`."""
+VIEW = ["site", "measure", "value", "low", "high", "unit", "p_corrected", "n_queries", "role", "term"]
+VIEW += ["model", "collection"]
+"""The columns that a terminal and a notebook show; files have all."""
 TYPES = {"str": "str", "float": "float64", "int": "int64", "bool": "bool"}
 
 

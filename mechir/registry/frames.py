@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Sequence
+from html import escape
 from typing import Any
 
 import pandas as pd
@@ -22,6 +24,32 @@ def _of_text(name: str, of: type = pd.DataFrame) -> Callable[..., Any]:
         return getattr(as_text(self), name)(*arguments, **options)
 
     return method
+
+
+def _in_view(name: str, note: Callable[[str], str]) -> Callable[[Any], Any]:
+    """How pandas shows a frame, by the columns in view; `note` makes what is said of the others part of it."""
+
+    @functools.wraps(getattr(pd.DataFrame, name))
+    def method(self: Any) -> Any:
+        if not len(self):
+            return note(f"no rows; columns: {', '.join(map(str, self.columns))}")
+        hidden = _hidden(self)
+        first = [column for column in self.attrs.get("view", ()) if column not in hidden] if hidden else []
+        rest = [column for column in self.columns if column not in {*first, *hidden}]
+        shown = getattr(as_text(self)[first + rest] if hidden else as_text(self), name)()
+        told = f"and {len(hidden)} more columns: {', '.join(hidden)}"
+        return f"{shown}\n{note(told)}" if hidden and shown is not None else shown
+
+    return method
+
+
+def _hidden(frame: pd.DataFrame) -> list[str]:
+    """Columns that are not shown: none of a frame that somebody has chosen columns of."""
+    view, made = frame.attrs.get("view", ()), frame.attrs.get("columns", ())
+    if not set(made) <= set(frame.columns):
+        return []
+    same = [name for name in ("model", "collection") if name in view and frame[name].nunique() == 1]
+    return [name for name in made if name not in view or name in same]
 
 
 class SiteSeries(pd.Series):
@@ -46,6 +74,7 @@ class SiteFrame(pd.DataFrame):
     """A frame with sites, which are objects and print as text.
 
     Whatever makes an index of them, or a file, takes them as text: `groupby("site")` and `pivot` have the names h8.1.
+    What has many columns shows the first to look at, and names the others.
     """
 
     @property
@@ -56,8 +85,8 @@ class SiteFrame(pd.DataFrame):
     def _constructor_sliced(self) -> type[SiteSeries]:
         return SiteSeries
 
-    __repr__ = _of_text("__repr__")
-    _repr_html_ = _of_text("_repr_html_")
+    __repr__ = _in_view("__repr__", lambda told: textwrap.fill(told, 100))
+    _repr_html_ = _in_view("_repr_html_", lambda told: f"<p>{escape(told)}</p>")
     to_string = _of_text("to_string")
     to_html = _of_text("to_html")
     to_csv = _of_text("to_csv")
@@ -76,10 +105,16 @@ class SiteFrame(pd.DataFrame):
         return super().sort_values(by, key=key or _in_order, **options)
 
 
-def with_sites(frame: pd.DataFrame) -> SiteFrame:
-    """The frame with its column `site`, which is text, as objects."""
+def with_sites(frame: pd.DataFrame, view: Sequence[str] = ()) -> SiteFrame:
+    """The frame with its column `site`, which is text, as objects; `view`: the columns that it shows, in their order.
+
+    Columns of the view that say one model or one collection are not shown; those that are added are.
+    """
     sites = pd.Series([address(text) for text in frame["site"]], index=frame.index, dtype=object)
-    return SiteFrame(frame.assign(site=sites))
+    made = SiteFrame(frame.assign(site=sites))
+    if view:
+        made.attrs = {"view": list(view), "columns": list(made.columns)}
+    return made
 
 
 def as_text(frame: Any) -> Any:

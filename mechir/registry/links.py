@@ -96,7 +96,7 @@ def links(
     number of queries that it had.
     """
     found = held(matching(Path(registry), {"collection": collection}, model=model, runs=runs, newest=True))
-    return with_sites(link_table(found))
+    return with_sites(link_table(found), ["site", "links", *BEHIND, "conflicts", "model", "collection"])
 
 
 def link_table(found: pd.DataFrame) -> pd.DataFrame:

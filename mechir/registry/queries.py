@@ -11,7 +11,7 @@ import pandas as pd
 
 from mechir.errors import MechirError, closest
 from mechir.registry.entries import latest, refuse_other, set_damaged_aside
-from mechir.registry.findings import COLUMNS, TYPES, printed, refuse_unknown
+from mechir.registry.findings import COLUMNS, TYPES, VIEW, printed, refuse_unknown
 from mechir.registry.frames import SiteFrame, with_sites
 from mechir.registry.runs import DEFAULT
 
@@ -60,7 +60,7 @@ def findings(
     asked = {"role": role, "term": term, "collection": collection, "measure": measure}
     asked |= {"site": None if site is None else printed(site)}
     found = matching(Path(registry), asked, model=model, causal=causal, min_effect=min_effect, corrected_p=corrected_p)
-    return with_sites(found)
+    return with_sites(found, VIEW)
 
 
 def matching(
