@@ -148,13 +148,24 @@ def test_sql_asks_and_does_nothing_else(tmp_path: Path) -> None:
     assert not (tmp_path / "x.csv").exists()
 
 
-def test_what_is_no_registry_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_registry_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(MechirError, match="holds no findings yet: write `mechir run`"):
         mi.findings(registry=tmp_path / "nothing")
     (tmp_path / "file").write_text("")
     for path in (tmp_path, tmp_path / "file"):
         with pytest.raises(MechirError, match="is no registry: it holds no runs; give --registry DIR"):
             mi.findings(registry=path)
+        for command in (
+            "findings",
+            "show",
+            "show ab",
+            "delete ab --reason x",
+            "report",
+            "export x.csv",
+            "export x --run a",
+        ):
+            code, _, err = call(capsys, *command.split(), "--registry", str(path))
+            assert code == 2 and err.startswith(f"mechir: '{path}' is no registry: ")
 
 
 def test_the_first_findings_of_a_run_stay_until_they_are_corrected(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from mechir.atomic import whole
 from mechir.errors import MechirError
-from mechir.registry.runs import Run, runs
+from mechir.registry.runs import Run, refuse_other, runs
 
 SCHEMA = 1
 """Of the entries that this version writes; it reads all up to it. To add a column, raise it: older entries lack it."""
@@ -60,20 +60,6 @@ def entries(registry: Path) -> list[Entry]:
 def latest(registry: Path) -> list[Entry]:
     """The entry that counts of each run; deleted runs have an empty one."""
     return list({entry.run_id: entry for entry in entries(registry)}.values())
-
-
-def refuse_other(registry: Path) -> None:
-    """Refuses a path that is there and is no registry.
-
-    Raises:
-        MechirError: for a file, or for a directory that holds something else.
-    """
-    if not registry.exists() or (registry.is_dir() and not any(registry.iterdir())):
-        return
-    if not registry.is_dir() or not ((registry / "runs").is_dir() or (registry / "findings").is_dir()):
-        raise MechirError(
-            f"'{registry}' is no registry: it holds no runs; give --registry DIR, by default mechir-registry."
-        )
 
 
 def has_findings(registry: Path, run_id: str) -> bool:

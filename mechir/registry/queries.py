@@ -10,7 +10,7 @@ import duckdb
 import pandas as pd
 
 from mechir.errors import MechirError, closest
-from mechir.registry.entries import latest, refuse_other, set_damaged_aside
+from mechir.registry.entries import latest, set_damaged_aside
 from mechir.registry.findings import COLUMNS, TYPES, VIEW, printed, refuse_unknown
 from mechir.registry.frames import SiteFrame, with_sites
 from mechir.registry.runs import DEFAULT
@@ -123,7 +123,6 @@ def _answer(registry: Path, question: str, parameters: Mapping[str, Any]) -> pd.
     Raises:
         MechirError: for a path that is no registry, or one without findings.
     """
-    refuse_other(registry)
     for attempt in range(TRIES):
         with duckdb.connect() as connection:
             try:

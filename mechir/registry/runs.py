@@ -136,8 +136,27 @@ def open_run(registry: Path, identity: Mapping[str, Any], write: Callable[[Run],
     return run
 
 
+def refuse_other(registry: Path) -> None:
+    """Refuses a path that is there and is no registry.
+
+    Raises:
+        MechirError: for a file, or for a directory that holds something else.
+    """
+    if not registry.exists() or (registry.is_dir() and not any(registry.iterdir())):
+        return
+    if not registry.is_dir() or not ((registry / "runs").is_dir() or (registry / "findings").is_dir()):
+        raise MechirError(
+            f"'{registry}' is no registry: it holds no runs; give --registry DIR, by default mechir-registry."
+        )
+
+
 def runs(registry: Path) -> list[Run]:
-    """Every run of a registry, the newest first."""
+    """Every run of a registry, the newest first.
+
+    Raises:
+        MechirError: for a path that is no registry.
+    """
+    refuse_other(registry)
     found = [Run(file.parent) for file in (registry / "runs").glob("*/run.json")]
     return sorted(found, key=lambda run: (run.path / "run.json").stat().st_mtime, reverse=True)
 

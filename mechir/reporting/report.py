@@ -12,7 +12,6 @@ import pandas as pd
 
 from mechir.errors import MechirError
 from mechir.registry.conflicts import conflicts
-from mechir.registry.entries import refuse_other
 from mechir.registry.links import link_table
 from mechir.registry.runs import DEFAULT, Run, runs
 from mechir.reporting import answers
@@ -63,7 +62,6 @@ def gathered(registry: Path) -> dict[str, Any]:
     Raises:
         MechirError: for a path that is no registry, or one without runs.
     """
-    refuse_other(registry)
     found, stored = known(registry), runs(registry)
     if found.empty and not stored:
         raise MechirError(f"'{registry}' holds no run yet: write `mechir run` first, or give --registry DIR.")
