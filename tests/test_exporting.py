@@ -179,7 +179,7 @@ def test_the_command_line_exports(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert set(pd.read_csv(out / "x.csv")["role"]) == {"matching"}
     call(capsys, "export", str(out / "x.tex"), "--measure", "patching, tfc1, at query|doc", *at)
     assert (
-        r"n\_queries & model & collection" in (out / "x.tex").read_text()
+        r"n\_queries & role & term & model & collection" in (out / "x.tex").read_text()
         and "0.90 [0.89, 0.91]" in (out / "x.tex").read_text()
     )
     call(capsys, "export", "--links", str(out / "links.csv"), *at)

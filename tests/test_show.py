@@ -125,6 +125,8 @@ def test_a_frame_shows_the_first_columns_to_look_at_and_names_the_others(tmp_pat
     assert repr(both).count("<other>") == 12 and "&lt;other&gt;" in both._repr_html_()
     none = both[both["value"] > 2]
     assert repr(none).startswith("no rows; columns: site, measure, ") and "<p>no rows; columns" in none._repr_html_()
+    beside = repr(pd.concat([links, links], axis=1))
+    assert "more columns" not in beside and "h1.2" in beside
     assert list(both.columns) == list(COLUMNS) and pd.DataFrame(both).shape == (24, 27)
 
 

@@ -46,7 +46,7 @@ def _in_view(name: str, note: Callable[[str], str]) -> Callable[[Any], Any]:
 def _hidden(frame: pd.DataFrame) -> list[str]:
     """Columns that are not shown: none of a frame that somebody has chosen columns of."""
     view, made = frame.attrs.get("view", ()), frame.attrs.get("columns", ())
-    if not set(made) <= set(frame.columns):
+    if not (frame.columns.is_unique and set(made) <= set(frame.columns)):
         return []
     same = [name for name in ("model", "collection") if name in view and frame[name].nunique() == 1]
     return [name for name in made if name not in view or name in same]
