@@ -98,7 +98,7 @@ function dossier(section, site) {
   const said = (name, sentences, text) => sentences.length ? [make("h3", "", {}, name), make("ul", text, {}, ...sentences.map((one) => make("li", "", {}, one)))] : [];
   const heading = make("h2", "", { id: "dossier-heading", tabindex: "-1" }, site);
   $("dossier").replaceChildren(shut, heading,
-    make("p", "faint", {}, `${rows.length} findings on ${section.model}, ${section.collection}; ${rows.filter((one) => one.holds).length} hold.`),
+    make("p", "faint", {}, `${rows.length} findings of ${section.model} on ${section.collection}; ${rows.filter((one) => one.holds).length} hold.`),
     ...said("What it is linked to", agreements, "agreements"), ...said("Conflicts", conflicts, "conflicts"),
     make("h3", "", {}, "Findings"),
     table([
