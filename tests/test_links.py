@@ -13,6 +13,8 @@ import mechir as mi
 from mechir.errors import MechirError
 from mechir.registry.entries import record
 from mechir.registry.findings import checked
+from mechir.registry.links import held, link_table
+from mechir.registry.queries import matching
 
 OF = {"model": "m", "model_fingerprint": "f" * 64, "n_queries": 13, "n_pairs": 90}
 SURE, NOT = 0.001, 0.6
@@ -177,5 +179,6 @@ def test_links_of_some_runs_alone(tmp_path: Path) -> None:
     one(tmp_path)
     tell(tmp_path, "b2", [row(PATCHING, "h1.2", 0.0, NOT)], written="later")
     assert "tf" not in mi.links(registry=tmp_path)["links"].to_list()
-    assert mi.links(runs=["a1", "a2"], registry=tmp_path)["links"].to_list() == ["tf", ""]
-    assert mi.links(runs=[], registry=tmp_path).empty
+    found = link_table(held(matching(tmp_path, runs=["a1", "a2"], newest=True)))
+    assert found[["site", "links"]].to_numpy().tolist() == [["h1.2", "tf"], ["h0.0", ""]]
+    assert link_table(held(matching(tmp_path, runs=[], newest=True))).empty

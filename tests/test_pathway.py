@@ -19,6 +19,8 @@ from mechir.registry.runs import Run, runs
 from tests.models import TOY, TOY_MODEL, graded
 from tests.test_links import CONTRAST, NOT, PATCHING, SURE, row, tell
 
+FLAGGED = "flagged by its pattern but causally dead: "
+
 
 def files(model: planted.PlantedEncoder, folder: Path, queries: int) -> tuple[Collection, str]:
     """Planted pairs with the grades 3, 0 and 1, and the table of IDF that the model holds."""
@@ -46,7 +48,7 @@ def test_the_planted_circuit_is_linked_and_the_traps_are_named(tmp_path: Path) -
     assert heads["links"].to_dict() == {"h1.2": "tf", "h3.1": "scoring", "h0.0": "", "h2.3": ""}
     assert heads.loc[["h1.2", "h3.1"], "conflicts"].eq("").all()
     for trap in ("h0.0", "h2.3"):
-        assert heads.loc[trap, "conflicts"].startswith("flagged by its pattern but causally dead: contrast, query<-doc")
+        assert heads.loc[trap, "conflicts"].startswith(f"{FLAGGED}contrast, query<-doc")
     assert found.loc[["embed.u0", "embed.u1"], "links"].tolist() == ["idf", ""] and "embed.u2" not in found.index
     assert found.loc["embed.u0", "conflicts"] == "" and found.loc["embed.u0", "edit_attention"] > 0.05
     assert found.loc["embed.u1", "conflicts"].startswith("goes with IDF but causally dead: r with IDF 0.9")
@@ -72,8 +74,12 @@ def test_the_planted_circuit_is_linked_and_the_traps_are_named(tmp_path: Path) -
 @pytest.mark.parametrize("seed", range(1, 11))
 def test_ten_seeds_have_no_other_link(seed: int, tmp_path: Path) -> None:
     summary = chain(seed, tmp_path).summary
-    found = summary[summary["kind"] == "link"].set_index("site")["links"]
-    assert found[found != ""].to_dict() == {"h1.2": "tf", "h3.1": "scoring", "embed.u0": "idf"}
+    found = summary[summary["kind"] == "link"].set_index("site")
+    linked = found.loc[found["links"] != "", "links"].to_dict()
+    assert linked == {"h1.2": "tf", "h3.1": "scoring", "embed.u0": "idf"}
+    assert found.loc[list(linked), "conflicts"].eq("").all()
+    for trap, words in {"h0.0": FLAGGED, "h2.3": FLAGGED, "embed.u1": "goes with IDF but causally dead: "}.items():
+        assert found.loc[trap, "conflicts"].startswith(words)
 
 
 def test_run_alone_takes_the_whole_chain_and_says_where_nothing_is_linked(

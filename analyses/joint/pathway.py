@@ -25,8 +25,8 @@ from mechir.methods.ranking import ndcg
 from mechir.methods.schemes import random_like
 from mechir.methods.statistics import compare
 from mechir.pairs import Pair
-from mechir.registry.frames import as_text
-from mechir.registry.links import BEHIND, links
+from mechir.registry.links import BEHIND, held, link_table
+from mechir.registry.queries import matching
 from mechir.sweep import sweep
 from mechir.views import charts
 
@@ -86,14 +86,19 @@ def prepare(
     )
     for name, chosen in CAUSAL.items():
         own.append(run(name, source=contrasts, pool=Pool(), **chosen).id)
-    on_pairs(_acts(as_text(links(runs=own, registry=registry)), filler, idf, draws))
-    found = as_text(links(runs=own, registry=registry))
+    on_pairs(_acts(_linked(registry, own), filler, idf, draws))
+    found = _linked(registry, own)
     heads = _of(found, "tf")
     sets = [{"name": LINKED, "sites": ",".join(heads)}] if heads else []
     drawn = random_like(heads, sizes(model), draws, seed=seed)[0] if heads else []
     sets += [{"name": f"random {k}", "sites": ",".join(one)} for k, one in enumerate(drawn)]
     rest = [pair for pair in pairs if pair.query_id in queries[n:]]
     return rest, {"linked": found, "sets": pd.DataFrame(sets, columns=["name", "sites"], dtype=str)}
+
+
+def _linked(registry: Path, own: Sequence[str]) -> pd.DataFrame:
+    """The table of links by what these runs say, sites as text."""
+    return link_table(held(matching(registry, runs=own, newest=True)))
 
 
 def _looks(pairs: Sequence[Pair], filler: str, idf: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -70,19 +70,12 @@ def held(found: pd.DataFrame) -> pd.DataFrame:
     return found.assign(families=families, p_all=p_all, holds=holds)
 
 
-def links(
-    *,
-    model: str | None = None,
-    collection: str | None = None,
-    runs: Sequence[str] | None = None,
-    registry: Path | str = DEFAULT,
-) -> SiteFrame:
+def links(*, model: str | None = None, collection: str | None = None, registry: Path | str = DEFAULT) -> SiteFrame:
     """The table of components that match, go with IDF or write the score, and what is known of each.
 
     Args:
         model: as in `findings`; by default all.
         collection: its id; by default all.
-        runs: only what these say, by their ids; by default all.
         registry: where the runs are.
 
     Returns:
@@ -95,7 +88,7 @@ def links(
     It misleads where a component without a link is read as one without the part: only what was run can hold, with the
     number of queries that it had.
     """
-    found = held(matching(Path(registry), {"collection": collection}, model=model, runs=runs, newest=True))
+    found = held(matching(Path(registry), {"collection": collection}, model=model, newest=True))
     return with_sites(link_table(found), ["site", "links", *BEHIND, "conflicts", "model", "collection"])
 
 
