@@ -118,9 +118,9 @@ def _looks(pairs: Sequence[Pair], filler: str, idf: str) -> Iterator[tuple[str, 
 def _acts(found: pd.DataFrame, filler: str, idf: str, draws: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """The experiments that follow from the links so far: what is matched, weighed and looked at, by which heads."""
     heads = found[found["site"].str.startswith("h")]
-    matching = heads.dropna(subset="contrast").sort_values("contrast", key=abs, ascending=False, kind="stable")["site"]
-    if len(matching):
-        yield "vast2025/qk_projection", {"heads": ",".join(matching[:CUT]), "draws": draws}
+    matched = heads.dropna(subset="contrast").sort_values("contrast", key=abs, ascending=False, kind="stable")["site"]
+    if len(matched):
+        yield "vast2025/qk_projection", {"heads": ",".join(matched[:CUT]), "draws": draws}
     vectors = found.loc[found["site"].str.startswith("embed.u"), "site"].str.removeprefix("embed.u")
     scoring = ",".join(_of(found, "scoring"))
     for vector in vectors[:EDITED]:

@@ -24,9 +24,9 @@ def conflicts(found: pd.DataFrame) -> pd.DataFrame:
         `model_fingerprint`, `collection`, `site`, `kind`, `conflict` (a sentence). Kinds: **dead**: it looks the part
         (its attention contrast, or its r with IDF, holds) and no causal measure of it holds, of which the sentence says
         whether they exclude what would count ("causally dead", on `FEWEST` queries or more) or are too wide or too few
-        to tell ("no causal effect shown"); **one collection**: a measure holds on one
-        and not on another; **signs**: two findings hold with opposite signs, of one measure on two collections, or for
-        one term by two causal measures.
+        to tell ("no causal effect shown"); **one collection**: a measure holds on one and not on another; **signs**:
+        two findings hold with opposite signs, of one measure on two collections, or for one term by two causal
+        measures.
     """
     rows = [*_dead(found), *_one_collection(found), *_signs(found)] if found["holds"].any() else []
     return pd.DataFrame(rows, columns=COLUMNS).drop_duplicates(ignore_index=True)
