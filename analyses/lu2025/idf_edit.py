@@ -36,7 +36,11 @@ FACTORS = "1,3,5,8,10,15,25"
 
 def cost(model: Any, *, factors: str = FACTORS, draws: int = 20, **options: Any) -> float:
     """Full forwards per pair that is taken."""
-    return 1 + len([*filter(None, factors.split(","))]) * (4 + draws) + 2 * (1 + draws)
+    return 1 + len(_factors(factors)) * (4 + draws) + 2 * (1 + draws)
+
+
+def _factors(text: str) -> list[float]:
+    return [float(factor) for factor in text.split(",") if factor]
 
 
 def prepare(
@@ -85,9 +89,8 @@ def measure(
     only steps are taken.
     """
     direction = singular_direction(model, vector, sign)
-    steps = [float(factor) for factor in factors.split(",") if factor]
     some = first_of_each(pairs, per_query)
-    edits = doses(model, direction, steps, draws) | shifts(model, direction, draws)
+    edits = doses(model, direction, _factors(factors), draws) | shifts(model, direction, draws)
     return dose_response(model, some, edits, heads.split(","), seed=seed)
 
 
@@ -151,21 +154,25 @@ def findings(rows: pd.DataFrame, *, vector: int = -1) -> pd.DataFrame:
 
 def chart(summary: pd.DataFrame) -> Any:
     """Change of score and attention by dose; without doses, that of a step."""
-    steps = summary["along"].str.startswith("shift")
-    shown = summary[steps if steps.all() else ~steps].sort_values(["along", "factor"])
-    how: dict[str, Any] = {"low": "low", "high": "high"}
-    if steps.all():
-        how["subtitle"] = "one step up less one down, halved; shift random: the range of the draws"
-    else:
-        how["subtitle"] = "negative factors point down the direction; bands: 95 % over queries, random: range of draws"
-    parts: list[Any] = []
-    for what, unit, title in (
-        ("score", "logits", "A query term moved along the IDF direction: change of the score"),
-        ("attention", "weight", "Change of the scoring heads' attention to the term"),
-    ):
-        own = shown[shown["measure"] == what].rename(columns={"estimate": unit})
-        if steps.all():
-            parts.append(charts.bars(own, unit, "along", title=title, **how))
-        else:
-            parts.append(charts.lines(own, "factor", unit, "along", title=title, **how))
-    return charts.stacked(*parts)
+    summary = summary.sort_values(["along", "factor"])
+    scaled = summary[~summary["along"].str.startswith("shift")]
+    shown, panel = (scaled, _by_dose) if len(scaled) else (summary, _of_step)
+    return charts.stacked(
+        *(
+            panel(shown[shown["measure"] == what].rename(columns={"estimate": unit}), unit, title)
+            for what, unit, title in (
+                ("score", "logits", "A query term moved along the IDF direction: change of the score"),
+                ("attention", "weight", "Change of the scoring heads' attention to the term"),
+            )
+        )
+    )
+
+
+def _by_dose(own: pd.DataFrame, unit: str, title: str) -> Any:
+    told = "negative factors point down the direction; bands: 95 % over queries, random: range of draws"
+    return charts.lines(own, "factor", unit, "along", title=title, subtitle=told, low="low", high="high")
+
+
+def _of_step(own: pd.DataFrame, unit: str, title: str) -> Any:
+    told = "one step up less one down, halved; shift random: the range of the draws"
+    return charts.bars(own, unit, "along", title=title, subtitle=told, low="low", high="high")
