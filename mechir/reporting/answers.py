@@ -14,11 +14,10 @@ import pandas as pd
 
 from mechir.registry.conflicts import LEVEL
 from mechir.registry.links import ACTS, LOOKS, SCORES
-from mechir.reporting.figures import source_words
+from mechir.reporting.figures import collection_words, model_words
 
 Part = str | dict[str, str]
 Sentence = list[Part]
-AT_TEXT = ("--diagnostic", "--at", "query|doc")
 NAMED = 4
 """Components that a sentence names."""
 KINDS = {
@@ -58,18 +57,14 @@ class Known:
         """The rows of `links` of components that are linked to a term."""
         return self.links.loc[[term in names.split(",") for names in self.links["links"]]]
 
-    def not_measured(self, experiment: str, *options: str) -> Sentence:
+    def not_measured(self, experiment: str, *options: str, tf: bool = False) -> Sentence:
         """That something was not measured, and the command that does."""
-        return ["Not measured: run ", {"code": self.command(experiment, *options)}, "."]
+        return ["Not measured: run ", {"code": self.command(experiment, *options, tf=tf)}, "."]
 
-    def command(self, experiment: str, *options: str) -> str:
-        """The command that runs an experiment on this model and collection."""
-        identity: dict[str, Any] = {"collection": self.collection}
-        if "--diagnostic" in options:
-            identity |= {"fillers": ["a", "the"], "axiom": "tfc1", "perturbed": self.collection, "swap": False}
-            identity["collection"] = f"tfc1 of {self.collection}"
-        given = [option for option in options if option != "--diagnostic"]
-        return shlex.join(["mechir", "run", experiment, *source_words(self.model, identity), *given])
+    def command(self, experiment: str, *options: str, tf: bool = False) -> str:
+        """The command that runs an experiment on this model and collection; `tf`: on contrasts of term frequency."""
+        on = [*model_words(self.model), *(["--diagnostic", "tfc1"] if tf else []), *collection_words(self.collection)]
+        return shlex.join(["mechir", "run", experiment, *on, *options])
 
 
 def answers(known: Known) -> list[dict[str, Any]]:
@@ -136,7 +131,7 @@ def frequency(known: Known) -> list[Sentence]:
     """Which of the matching heads carry term frequency, and how their attention rises with it."""
     acts = known.acting("tf")
     if acts.empty:
-        return [known.not_measured("chen2024/head_maps", *AT_TEXT)]
+        return [known.not_measured("chen2024/head_maps", "--at", "query|doc", tf=True)]
     linked, matching = list(known.linked("tf")["site"]), known.of(*LOOKS["tf"])
     matching = matching[matching["holds"]]["site"].unique()
     if linked:
@@ -154,7 +149,7 @@ def frequency(known: Known) -> list[Sentence]:
     best = acts[acts["site"].isin(matching)]
     said = [{"strong": "No link holds."}, f" Of {_count(len(matching), 'head that matches', 'heads that match')}, "]
     if best.empty:
-        return [[*said, "none was tested: ", *known.not_measured("chen2024/head_maps", *AT_TEXT)]]
+        return [[*said, "none was tested: ", *known.not_measured("chen2024/head_maps", "--at", "query|doc", tf=True)]]
     said += ["none carries an effect of term frequency that holds; the largest is ", *_told(best.iloc[0]), "."]
     return [said]
 
@@ -203,7 +198,7 @@ def scoring(known: Known) -> list[Sentence]:
     paths = known.of("scoring", SCORES)
     paths = paths[paths["causal"]]
     if paths.empty:
-        return [known.not_measured("lu2025/head_to_score", "--diagnostic")]
+        return [known.not_measured("lu2025/head_to_score", tf=True)]
     holds = paths[paths["holds"]].drop_duplicates("site")
     if holds.empty:
         return [["No path from a head to the score holds; the largest is ", *_told(paths.iloc[0]), "."]]

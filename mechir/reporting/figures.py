@@ -172,8 +172,7 @@ def experiment_word(name: str) -> str:
 
 def source_words(model: str, identity: Mapping[str, Any]) -> Iterator[str]:
     """The options that name the model and what it was run on."""
-    if model != "embedded":
-        yield from ("--model", model)
+    yield from model_words(model)
     if "fillers" not in identity:
         yield from collection_words(identity["collection"])
         return
@@ -187,6 +186,11 @@ def source_words(model: str, identity: Mapping[str, Any]) -> Iterator[str]:
             yield from ("--filler", filler)
     if identity["swap"]:
         yield "--swap"
+
+
+def model_words(model: str) -> Sequence[str]:
+    """The option that names a model."""
+    return () if model == "embedded" else ("--model", model)
 
 
 def collection_words(collection: str) -> Iterator[str]:
