@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pandas as pd
 import vl_convert
 
 from mechir.atomic import whole
-from mechir.views.page import as_json, document, vega
+from mechir.views.page import as_json, document
 
 CELL = 46
 DRAW = """
@@ -341,6 +342,15 @@ def _drawable(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {_drawable(name): _drawable(one) for name, one in value.items()}
     return [_drawable(one) for one in value] if isinstance(value, list) else value
+
+
+@cache
+def vega() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script, of the version that Altair's charts are written for."""
+    version = ".".join(alt.VEGALITE_VERSION.removeprefix("v").split(".")[:2])
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
+    assert not any(text in bundle for text in ("</script", "<!--", "\r")), "Vega's bundle would end its script"
+    return bundle
 
 
 def _offline_html(chart: Any) -> str:

@@ -12,9 +12,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import altair as alt
-import vl_convert
-
 from mechir.atomic import written
 
 DIGITS = 6
@@ -71,15 +68,6 @@ def document(title: str, style: str, body: str, scripts: Sequence[str]) -> str:
         + "".join(f"<script>{one}</script>\n" for one in scripts)
         + "</body>\n</html>\n"
     )
-
-
-@cache
-def vega() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script, of the version that Altair's charts are written for."""
-    version = ".".join(alt.VEGALITE_VERSION.removeprefix("v").split(".")[:2])
-    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
-    assert not {"</script", "<!--", "\r"} & {found for found in ("</script", "<!--", "\r") if found in bundle}
-    return bundle
 
 
 def write(file: Path, page: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mechir.views import charts
 from mechir.views import page as pages
 
 
@@ -16,4 +17,4 @@ def page(data: Mapping[str, Any]) -> str:
     body += f'<script type="application/json" id="data">{pages.as_json(data)}</script>'
     parts = "\n".join(pages.static(name) for name in ("strips.js", "report.js", "dossier.js", "start.js"))
     own = f'(() => {{\n"use strict";\n{parts}}})();'  # Vega's script takes many names
-    return pages.document(title, style, body, [pages.vega(), own])
+    return pages.document(title, style, body, [charts.vega(), own])
