@@ -18,6 +18,8 @@ import nbformat
 from jupyter_client.kernelspec import KernelSpecManager
 from nbclient import NotebookClient
 
+from mechir.atomic import whole
+
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "notebooks"
 SECONDS = 600
@@ -40,12 +42,8 @@ def main() -> None:
     for file in arguments.notebooks:
         target = (arguments.into or file.parent) / file.name
         notebook = executed(nbformat.read(file, as_version=4))
-        part = target.with_name(f".{target.name}.part")
-        try:
+        with whole(target) as part:
             nbformat.write(notebook, part)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
         print(target)
 
 
