@@ -27,29 +27,30 @@ def _of_text(name: str, of: type = pd.DataFrame) -> Callable[..., Any]:
 
 
 def _in_view(name: str, note: Callable[[str], str]) -> Callable[[Any], Any]:
-    """How pandas shows a frame, by the columns in view; `note` makes what is said of the others part of it."""
+    """How pandas shows a frame, by its columns in view; `note` makes what is said of the others part of it."""
 
     @functools.wraps(getattr(pd.DataFrame, name))
     def method(self: Any) -> Any:
         if not len(self):
             return note(f"no rows; columns: {', '.join(map(str, self.columns))}")
-        hidden = _hidden(self)
-        first = [column for column in self.attrs.get("view", ()) if column not in hidden] if hidden else []
-        rest = [column for column in self.columns if column not in {*first, *hidden}]
-        shown = getattr(as_text(self)[first + rest] if hidden else as_text(self), name)()
+        seen = _seen(self)
+        hidden = [column for column in self.columns if column not in seen]
+        if not hidden:
+            return getattr(as_text(self), name)()
+        shown = getattr(as_text(self)[seen], name)()
         told = f"and {len(hidden)} more columns: {', '.join(hidden)}"
-        return f"{shown}\n{note(told)}" if hidden and shown is not None else shown
+        return shown and f"{shown}\n{note(told)}"  # pandas has no HTML where its option says so
 
     return method
 
 
-def _hidden(frame: pd.DataFrame) -> list[str]:
-    """Columns that are not shown: none of a frame that somebody has chosen columns of."""
-    view, made = frame.attrs.get("view", ()), frame.attrs.get("columns", ())
-    if not (frame.columns.is_unique and set(made) <= set(frame.columns)):
-        return []
-    same = [name for name in ("model", "collection") if name in view and frame[name].nunique() == 1]
-    return [name for name in made if name not in view or name in same]
+def _seen(frame: pd.DataFrame) -> list[Any]:
+    """The columns to show: all of a frame that somebody has chosen columns of."""
+    view, made = frame.attrs.get("view", []), frame.attrs.get("columns", [])
+    if not (view and frame.columns.is_unique and set(made) <= set(frame.columns)):
+        return list(frame.columns)
+    view = [name for name in view if name not in ("model", "collection") or frame[name].nunique() > 1]
+    return view + [name for name in frame.columns if name not in made]
 
 
 class SiteSeries(pd.Series):

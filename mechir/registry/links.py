@@ -108,8 +108,7 @@ def link_table(found: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=columns).astype({name: "str" if name in TEXTS else float for name in columns})
     table = table.rename(columns={"rank": "conductance_rank"})
     strength = table["effect"].abs().fillna(0) + 10 * (table["links"] != "")
-    table = table.loc[strength.sort_values(ascending=False, kind="stable").index].reset_index(drop=True)
-    return table
+    return table.loc[strength.sort_values(ascending=False, kind="stable").index].reset_index(drop=True)
 
 
 def linked(part: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
