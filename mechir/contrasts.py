@@ -18,8 +18,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mechir.encoding import Encoded, encode
 from mechir.errors import MechirError
-from mechir.pairs import SHOWN, Batch, Encoded, Pair, encode, pairs_hash
+from mechir.pairs import SHOWN, Batch, Pair, pairs_hash
 from mechir.segments import Segment
 
 Perturbation = Callable[[Pair], Pair]

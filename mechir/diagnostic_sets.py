@@ -107,7 +107,7 @@ class Diagnostic:
         for word in fillers:
             single_piece(model.tokenizer, word)
         contrasts, skipped = [], [(pair.query_id, pair.doc_id, "", reason) for pair, reason in self.refused]
-        limit = model.cfg.n_ctx
+        limit = model.max_length
         for base, donor in self.cases:
             for word in fillers:
                 try:

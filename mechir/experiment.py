@@ -22,7 +22,7 @@ import inspect
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -36,6 +36,7 @@ from mechir.collection import Collection
 from mechir.collection_groups import Collections
 from mechir.contrasts import Contrast
 from mechir.diagnostic_sets import Diagnostic
+from mechir.encoder.intact import refuse_altered
 from mechir.errors import MechirError, closest
 from mechir.pairs import Pair
 from mechir.registry import entries
@@ -65,10 +66,12 @@ class Pool:
     run: str | None = None
     limit_queries: int | None = None
     seed: int = 0
+    max_length: int | None = None
+    """Word pieces of a pair that are read; by default what the model says."""
 
     def pairs(self, collection: Source) -> list[Pair]:
         """The pairs, whole queries one after the other."""
-        return collection.pairs(**vars(self))
+        return collection.pairs(**{name: value for name, value in vars(self).items() if name != "max_length"})
 
 
 @dataclass(frozen=True)
@@ -203,10 +206,13 @@ def run(
         chosen: options of the experiment.
 
     Raises:
-        MechirError: for unknown options, an empty pool, or what the model refuses.
+        MechirError: for unknown options, an empty pool, what the model refuses, and a model that is not the one that
+            its fingerprint names or does not score as Hugging Face's does.
     """
     module = load_experiment(experiment) if isinstance(experiment, str) else experiment
     say, shard, pool, registry = say or (lambda line: None), shard or Shard(), pool or Pool(), Path(registry)
+    refuse_altered(model)
+    model = model.limited(pool.max_length)
     chosen = with_defaults(module, chosen)
     source = source_of(module, source)
     asked = {"model": model, "source": source, "pool": pool, "registry": registry, "say": say}
@@ -229,6 +235,7 @@ def _measured(
     if hasattr(module, "interventions"):
         forwards(model, module.interventions(model, **chosen))  # refuses what does not fit before writing
     material, skipped = material_of(module, model, source, pool)
+    provenance.certificate(model, pairs_of(material))
     if hasattr(module, "prepare"):
         known = {"collection": source, "collections": source, "pool": pool, "registry": asked["registry"]}
         known["run"] = partial(run, **asked)
@@ -296,7 +303,7 @@ def material_of(module: ModuleType, model: Any, source: Source, pool: Pool) -> t
     if isinstance(source, Diagnostic):
         if not takes_contrasts(module):
             raise MechirError(f"'{module.name}' runs on pairs, not on contrasts: give a collection.")
-        if pool != Pool():
+        if replace(pool, max_length=None) != Pool():
             raise MechirError("A diagnostic set is sampled when it is made: write diagnostic(..., limit_queries=20).")
         return source.align(model)
     if takes_contrasts(module):

@@ -5,11 +5,10 @@ from __future__ import annotations
 import ctypes
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -21,12 +20,8 @@ Item = TypeVar("Item", bound=Any)
 """Whatever has a `query_id`: a pair or a contrast."""
 EASY = -1
 """The grade of an easy negative: drawn at random from the collection, unjudged for that query."""
-REAL = 0.9
-"""The least share of a batch that is text and no padding: a longer batch is not worth its arithmetic."""
 SHOWN = 60
 """Of a text, characters that a pair shows of itself."""
-TRIM = 32
-"""After so many batches freed memory is given back to the system."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +41,41 @@ class Pair:
         """Both texts to their first `SHOWN` characters, so that a list of pairs can be looked at."""
         texts = [text if len(text) <= SHOWN else f"{text[:SHOWN]}\u2026" for text in (self.query, self.document)]
         return f"Pair({self.query_id!r}, {self.doc_id!r}, grade {self.grade}: {texts[0]!r} | {texts[1]!r})"
+
+
+def as_pairs(inputs: Any) -> list[Pair]:
+    """One pair or several, given as pairs or as tuples `(query, document)`, as a list of pairs.
+
+    Raises:
+        MechirError: for what is no pair: a text, a frame, a dataset, a mapping, a list of texts.
+    """
+    if isinstance(inputs, Pair) or _is_tuple_of_texts(inputs):
+        return [_as_pair(inputs)]
+    if isinstance(inputs, str | bytes | Mapping) or not isinstance(inputs, Sequence):
+        raise _no_pairs(inputs)
+    return [_as_pair(one) for one in inputs]
+
+
+def _as_pair(one: Any) -> Pair:
+    if isinstance(one, Pair):
+        return one
+    if not _is_tuple_of_texts(one):
+        raise _no_pairs(one)
+    return Pair(*one)
+
+
+def _is_tuple_of_texts(one: Any) -> bool:
+    """Whether this is `(query, document)` or `(query, document, query_id, doc_id)`."""
+    return isinstance(one, tuple) and 2 <= len(one) <= 4 and all(isinstance(part, str) for part in one)
+
+
+def _no_pairs(given: Any) -> MechirError:
+    kind = type(given).__name__
+    shown = repr(given)[:SHOWN] if isinstance(given, str | int | float | tuple | None) else f"a {kind}"
+    return MechirError(
+        f"{shown} is no pair of query and document: write Pair(query, document, query_id, doc_id), a tuple "
+        "(query, document), or a list of these."
+    )
 
 
 def pairs_hash(pairs: Iterable[Pair]) -> str:
@@ -123,70 +153,6 @@ def shares(member: Bool[Tensor, "*axes pos"], dtype: torch.dtype = torch.float32
     return weights / weights.sum(-1, keepdim=True).clamp(min=1)
 
 
-@dataclass(frozen=True, eq=False)
-class Encoded:
-    """Pairs as token ids, not padded; `truncated` counts the documents that were cut to fit."""
-
-    pairs: tuple[Pair, ...]
-    ids: tuple[np.ndarray, ...] = field(repr=False)
-    types: tuple[np.ndarray, ...] = field(repr=False)
-    segments: tuple[np.ndarray, ...] = field(repr=False)
-    truncated: int
-    pad_id: int
-    pad_type: int = 0
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Word pieces of each pair, special tokens included."""
-        return np.array([len(ids) for ids in self.ids], dtype=np.int64)
-
-    def take(self, index: np.ndarray) -> Encoded:
-        """Some of the pairs."""
-        some = ([rows[k] for k in index] for rows in (self.pairs, self.ids, self.types, self.segments))
-        pairs, ids, types, segments = map(tuple, some)
-        return replace(self, pairs=pairs, ids=ids, types=types, segments=segments)
-
-    def batch(self, index: Sequence[int] | np.ndarray) -> Batch:
-        """The pairs at `index`, padded to the longest of them."""
-        width = max(len(self.ids[i]) for i in index)
-
-        def padded(rows: tuple[np.ndarray, ...], fill: int) -> Tensor:
-            out = np.full((len(index), width), fill, dtype=np.int64)
-            for row, i in enumerate(index):
-                out[row, : len(rows[i])] = rows[i]
-            return torch.from_numpy(out)
-
-        segment = padded(self.segments, Segment.PAD.value)
-        return Batch(
-            input_ids=padded(self.ids, self.pad_id),
-            token_type_ids=padded(self.types, self.pad_type),
-            attention_mask=segment != Segment.PAD.value,
-            segment=segment,
-            pairs=tuple(self.pairs[i] for i in index),
-        )
-
-    def buckets(self, max_rows: int = 64, max_tokens: int = 4096) -> Iterator[tuple[np.ndarray, Batch]]:
-        """Batches of pairs of like length, longest first, with the index of each row among the pairs.
-
-        The longest come first so that a lack of memory shows at once and the estimate of the time left is high
-        rather than low.
-        """
-        order = np.argsort(-self.lengths, kind="stable")
-        sorted_lengths, start, batches = self.lengths[order], 0, 0
-        while start < len(order):
-            width = sorted_lengths[start]
-            lengths = sorted_lengths[start : start + max(1, min(max_rows, max_tokens // width))]
-            real = lengths.cumsum() / (width * np.arange(1, len(lengths) + 1))
-            index = order[start : start + int((real >= REAL).sum())]
-            yield index, self.batch(index)
-            start, batches = start + len(index), batches + 1
-            if batches % TRIM == 0:
-                give_back()
-
-
 def give_back() -> None:
     """Gives freed memory back to the system, where its allocator can (glibc).
 
@@ -195,70 +161,6 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-
-
-def encode(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> Encoded:
-    """The pairs as the model reads them: `[CLS] query [SEP] document [SEP]`, documents cut to `max_length`.
-
-    Queries are never truncated. `tokenizer` is a fast tokenizer of `transformers`.
-
-    Raises:
-        MechirError: for an empty query or document, or a query that leaves no room for a document.
-    """
-    for pair in pairs:
-        if not pair.query.strip():
-            raise MechirError(f"Query '{pair.query_id}' is empty: give it a text or leave it out.")
-        if not pair.document.strip():
-            raise MechirError(f"Document '{pair.doc_id}' (query '{pair.query_id}') is empty: leave it out.")
-    if not pairs:
-        raise MechirError("There are no pairs to encode: the pool is empty.")
-    _refuse_long_queries(tokenizer, pairs, max_length)
-    read = tokenizer(
-        [pair.query for pair in pairs],
-        [pair.document for pair in pairs],
-        truncation="only_second",
-        max_length=max_length,
-        return_token_type_ids=True,
-    )
-    encodings = read.encodings
-    segments = tuple(_segments(encoding, pair) for encoding, pair in zip(encodings, pairs, strict=True))
-    return Encoded(
-        pairs=tuple(pairs),
-        ids=tuple(np.asarray(ids, dtype=np.int64) for ids in read["input_ids"]),
-        types=tuple(np.asarray(types, dtype=np.int64) for types in read["token_type_ids"]),
-        segments=segments,
-        truncated=sum(bool(encoding.overflowing) for encoding in encodings),
-        pad_id=tokenizer.pad_token_id,
-        pad_type=tokenizer.pad_token_type_id,
-    )
-
-
-def _refuse_long_queries(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> None:
-    special = tokenizer.num_special_tokens_to_add(pair=True)
-    queries = {pair.query: pair.query_id for pair in pairs}
-    lengths = [len(ids) for ids in tokenizer(list(queries), add_special_tokens=False)["input_ids"]]
-    for query_id, length in zip(queries.values(), lengths, strict=True):
-        if length + special >= max_length:
-            raise MechirError(
-                f"Query '{query_id}' has {length} word pieces and alone fills the model, which reads {max_length} "
-                f"with {special} special ones: queries are never truncated, so leave it out."
-            )
-
-
-def _segments(encoding: Any, pair: Pair) -> np.ndarray:
-    """The segment of each position, from the tokenizer's own account of which text each token came from."""
-    text = np.array([-1 if i is None else i for i in encoding.sequence_ids], dtype=np.int64)
-    query, document = np.flatnonzero(text == 0), np.flatnonzero(text == 1)
-    for part, where in (("Query", query), ("Document", document)):
-        if not len(where):
-            named = pair.query_id if part == "Query" else pair.doc_id
-            raise MechirError(f"{part} '{named}' holds no word piece of this tokenizer: leave it out.")
-    segment = np.full(len(text), Segment.SEP2.value, dtype=np.int64)
-    segment[: query[0]] = Segment.CLS.value
-    segment[query[0] : query[-1] + 1] = Segment.QUERY.value
-    segment[query[-1] + 1 : document[0]] = Segment.SEP1.value
-    segment[document[0] : document[-1] + 1] = Segment.DOC.value
-    return segment
 
 
 def progress_bar(total: int, show: bool | None) -> Any:

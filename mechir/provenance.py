@@ -7,6 +7,7 @@ import hashlib
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,7 @@ import torch
 
 from mechir.contrasts import contrasts_hash
 from mechir.diagnostic_sets import Diagnostic
+from mechir.encoder.certify import refuse_unlike
 from mechir.pairs import Pair, pairs_hash
 from mechir.registry.runs import Run
 
@@ -90,7 +92,6 @@ def begin(
 
     `asked`: the options as they were given, without those that the run found.
     """
-    certified = list(pairs[:: max(1, len(pairs) // CERTIFIED)])[:CERTIFIED]
     encoded = model.encode(pairs)
     for name, frame in frames.items():
         stored.write_frame(name, frame)
@@ -106,7 +107,8 @@ def begin(
             "queries": len({pair.query_id for pair in pairs}),
             "skipped": len(frames.get("skipped", ())),
             "truncated_documents": encoded.truncated,
-            "certificate": _certificate(model, certified),
+            "reading": asdict(model.reading),
+            "certificate": certificate(model, pairs),
             "versions": {
                 name: metadata.version(name) for name in ("torch", "transformers", "transformer-lens", "pandas")
             },
@@ -122,12 +124,19 @@ def begin(
 _CERTIFICATES: WeakKeyDictionary[Any, dict[tuple[str, ...], dict[str, Any]]] = WeakKeyDictionary()
 
 
-def _certificate(model: Any, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """The parity certificate over these pairs, made once in the life of a loaded model, where and as exact as it is."""
+def certificate(model: Any, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """The parity certificate over some of these pairs, made once in the life of a model, where and as exact as it is.
+
+    Raises:
+        MechirError: for a model that reads or scores otherwise than Hugging Face's does.
+    """
+    some = list(pairs[:: max(1, len(pairs) // CERTIFIED)])[:CERTIFIED]
     known = _CERTIFICATES.setdefault(model, {})
-    key = (pairs_hash(pairs), str(model.dtype), str(model.device))  # `to` changes a model in place
+    key = (pairs_hash(some), str(model.dtype), str(model.device))  # `to` changes a model in place
     if key not in known:
-        known[key] = model.certify(pairs)
+        found = model.certify(some)
+        refuse_unlike(found, model.cfg.model_name)
+        known[key] = found
     return known[key]
 
 

@@ -20,9 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechir.encoding import Encoded
 from mechir.errors import MechirError
 from mechir.hooks import Edit, Hook, edits
-from mechir.pairs import Batch, Encoded, Pair, progress_bar
+from mechir.pairs import Batch, Pair, progress_bar
 
 READ = (
     "hook_resid_pre",

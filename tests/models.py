@@ -84,8 +84,10 @@ def tokenizer(family: str) -> PreTrainedTokenizerFast:
         pair=f"{cls} $A {sep} {sep} $B {sep}" if roberta else f"{cls} $A {sep} $B:1 {sep}:1",
         special_tokens=[(cls, words.index(cls)), (sep, words.index(sep))],
     )
+    inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if family in ("bert", "electra") else [])]
+    special = {"cls_token": cls, "sep_token": sep, "pad_token": pad, "unk_token": unk}
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, cls_token=cls, sep_token=sep, pad_token=pad, unk_token=unk, model_max_length=62
+        tokenizer_object=backend, model_max_length=62 if roberta else 64, model_input_names=inputs, **special
     )
 
 

@@ -15,8 +15,9 @@ import mechir as mi
 from mechir.contrasts import ROLES, Contrast, align, contrasts_hash, encode_contrasts, refuse_unaligned
 from mechir.diagnostics import QuerySwap, Tfc1
 from mechir.encoder import HookedEncoder
+from mechir.encoding import Encoded, encode
 from mechir.errors import MechirError
-from mechir.pairs import Encoded, Pair, encode
+from mechir.pairs import Pair
 from mechir.segments import Segment
 from tests.models import FAMILIES, Checkpoints
 from tests.test_contrasts import (

@@ -61,7 +61,8 @@ def prepare(
         return pairs, found
     chosen, rest = split_queries(pairs, SELECTION)
     contrasts = [
-        align(pair, Tfc1(), model.tokenizer, filler, max_length=model.cfg.n_ctx) for pair in first_of_each(chosen, SOME)
+        align(pair, Tfc1(), model.tokenizer, filler, max_length=model.max_length)
+        for pair in first_of_each(chosen, SOME)
     ]
     scoring = largest(path_patch(model, contrasts, all_heads(model)), "sender", top)
     return rest, found | {"heads": ",".join(scoring)}

@@ -20,6 +20,8 @@ def score(
     model: str | None,
     device: str | None,
     dtype: str,
+    relevant_label: str | None,
+    max_length: int | None,
     collection: str | None,
     limit_queries: int | None,
     mask: tuple[str, ...],
@@ -33,10 +35,13 @@ def score(
     from mechir import collection as open_collection
     from mechir.encoder.default import load
     from mechir.methods.ranking import write_trec_run
+    from mechir.provenance import certificate
 
     do = [*(Mask.parse(text, renormalise=renormalise) for text in mask), *(Ablate(site) for site in ablate)]
     pairs = open_collection(collection or "embedded").pairs(limit_queries=limit_queries, easy_negatives=0)
-    scores = load(model, dtype=dtype, device=device).score(pairs, do, readout=readout)
+    reranker = load(model, dtype=dtype, device=device, relevant_label=relevant_label, max_length=max_length)
+    certificate(reranker, pairs)
+    scores = reranker.score(pairs, do, readout=readout)
     said = ["mechir", readout, *mask, *(["renormalised"] if renormalise else []), *ablate]
     write_trec_run(out, pairs, scores.tolist(), tag="-".join(said).replace(" ", ""))
     click.echo(f"Wrote {out}: {len(pairs)} pairs by {readout}")

@@ -26,6 +26,10 @@ MODEL = (
     ),
     click.option("--device", help="cpu, cuda, cuda:1 [default: a GPU where there is one]."),
     click.option("--dtype", default="float32", show_default=True, help="float32, float64 or bfloat16."),
+    click.option("--relevant-label", help="Which label means relevance, by number or name [default: the usual one]."),
+    click.option(
+        "--max-length", type=click.IntRange(min=1), help="Word pieces read of a pair [default: what the model says]."
+    ),
 )
 LIMIT = click.option("--limit-queries", type=click.IntRange(min=1), help="Only the first Q judged queries.")
 

@@ -131,6 +131,7 @@ def _run(
     model: str | None,
     device: str | None,
     dtype: str,
+    relevant_label: str | None,
     registry: Path,
     shard: str,
     fresh: bool,
@@ -149,13 +150,13 @@ def _run(
         rest |= {name: n for name, n in asks.items() if rest[name] is None}
         taken, n = asks["limit_queries"], len(open_collection("embedded").queries)
         _say(f"The first {taken} of {n} queries; --limit-queries {n} takes all." if taken < n else f"All {n} queries.")
-    reranker = load(model, dtype=dtype, device=device)
+    reranker = load(model, dtype=dtype, device=device, relevant_label=relevant_label)
     sources = _sources(module, collections, asked, rest, reranker)  # a wrong name is told before any work
     done = []
     for source, pool in sources:
         if dry_run:
             source = experiment.source_of(module, source)
-            material, _ = experiment.material_of(module, reranker, source, pool)
+            material, _ = experiment.material_of(module, reranker.limited(pool.max_length), source, pool)
             _print_estimate(estimate(module, reranker, material, **chosen))
             continue
         stored = experiment.run(
@@ -220,15 +221,16 @@ def _source(collection: str | None, asked: dict[str, Any], pool: dict[str, Any],
         raise MechirError("--data reads a published set and --collection perturbs a collection: give one of them.")
     if asked["data"] is not None and not asked["data"].is_dir():
         raise MechirError(f"There is no directory '{asked['data']}': give that of the published files.")
+    sampled = {name: value for name, value in pool.items() if name != "max_length"}
     found = diagnostic(
         asked["diagnostic"] or "tfc1",
         asked["data"] or collection or "embedded",
         fillers=asked["filler"] or FILLERS,
         swap=asked["swap"],
         model=model,
-        **pool,
+        **sampled,
     )
-    return found, Pool()
+    return found, Pool(max_length=pool["max_length"])
 
 
 def _say(line: str) -> None:

@@ -1,8 +1,8 @@
-"""The parity certificate: Hugging Face's own model run beside ours on the same batch."""
+"""The parity certificate: Hugging Face's own tokenizer and model run beside ours on the same texts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,24 +10,36 @@ import transformers
 from torch import Tensor
 
 from mechir.encoder.hooked import HookedEncoder
+from mechir.errors import MechirError
 from mechir.pairs import Batch, Pair
+
+BOUNDS = {"float32": 1e-4, "float64": 1e-4, "bfloat16": 5e-2}
+"""The largest relative difference of scores with which a run is begun. A bfloat16 has 8 bits: on a trained reranker of
+6 layers the same sums in another order differ by 1e-2 of the largest logit."""
 
 
 @torch.no_grad()
 def certify(model: HookedEncoder, pairs: Sequence[Pair], *, max_rows: int = 16) -> dict[str, Any]:
-    """The largest differences from Hugging Face over these pairs: scores, hidden states, patterns.
+    """The largest differences from Hugging Face over these pairs: inputs, scores, hidden states, patterns.
 
-    `score` is relative to the largest absolute logit and compares like with like: explicit attention with their eager
-    one, fused attention with their default one. `score_cls_only` compares the plan that scoring runs, which computes
-    the CLS row alone in the last layer, with their default one: the same sums in another order. `hidden` (every layer)
-    and `pattern` are absolute, over real tokens only. `segments_matter` is the largest change of a logit when all
-    segment ids are 0: above 0 it shows that they reach the model.
+    Hugging Face reads the texts by itself: its ids, token types and mask, `tokenizer(query, document, padding=True,
+    truncation=True)`, go into its model. `input` is how many pairs it reads otherwise than we do. `score` is relative
+    to the largest absolute logit and compares like with like: explicit attention with their eager one, fused attention
+    with their default one. `score_cls_only` compares the plan that scoring runs, which computes the CLS row alone in
+    the last layer, with their default one: the same sums in another order. `hidden` (every layer) and `pattern` are
+    absolute, over real tokens only. `segments_matter` is the largest change of a logit when all segment ids are 0:
+    above 0 it shows that they reach the model.
     """
     worst = {"score": 0.0, "score_cls_only": 0.0, "hidden": 0.0, "pattern": 0.0, "segments_matter": 0.0}
-    scale = 0.0
+    scale, other_inputs = 0.0, 0
     for _, batch in model.encode(pairs).buckets(max_rows):
         batch = batch.to(model.device)
-        theirs, their_logits = _theirs(model, batch)
+        inputs = _read(model, batch)
+        other = _differing(batch, inputs)
+        other_inputs += int(other.sum())
+        if bool(other.any()):
+            continue
+        theirs, their_logits = _theirs(model, inputs)
         logits, cache = model.run_with_cache(batch, return_type="logits", names_filter=_compared, last_rows="all")
         real = batch.attention_mask
         scale = max(scale, float(theirs.logits.abs().max()))
@@ -48,6 +60,7 @@ def certify(model: HookedEncoder, pairs: Sequence[Pair], *, max_rows: int = 16) 
             worst["segments_matter"], _largest(logits - model(flat, return_type="logits", last_rows="all"))
         )
     return {
+        "input": other_inputs,
         **worst,
         "score": worst["score"] / (scale or 1.0),
         "score_cls_only": worst["score_cls_only"] / (scale or 1.0),
@@ -58,18 +71,60 @@ def certify(model: HookedEncoder, pairs: Sequence[Pair], *, max_rows: int = 16) 
     }
 
 
-def _theirs(model: HookedEncoder, batch: Batch) -> tuple[Any, Tensor]:
-    """The same batch through `model.hf`: everything with eager attention, which alone gives the patterns; the logits
-    with its default attention.
+def refuse_unlike(certificate: Mapping[str, Any], name: str) -> None:
+    """Raises for a model that reads or scores otherwise than Hugging Face does.
+
+    Args:
+        certificate: of `certify`.
+        name: of the model.
+
+    Raises:
+        MechirError: with the difference and the bound.
     """
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask.long()}
-    if model.parts.embeddings.token_type is not None:
-        inputs["token_type_ids"] = batch.token_type_ids
+    if certificate["input"]:
+        raise MechirError(
+            f"Hugging Face's tokenizer reads {certificate['input']} of {certificate['n_pairs']} pairs otherwise than "
+            f"'{name}' does here (ids, token types or mask): do not use this model, and report it."
+        )
+    worst, bound = max(certificate["score"], certificate["score_cls_only"]), BOUNDS[certificate["dtype"]]
+    if not worst <= bound:  # NaN is no parity either
+        raise MechirError(
+            f"The scores of '{name}' differ from Hugging Face's by {worst:.1e} of the largest logit, more than "
+            f"{bound:.0e}, the bound of {certificate['dtype']}: load it anew, and look at its family's row."
+        )
+
+
+def _read(model: HookedEncoder, batch: Batch) -> dict[str, Tensor]:
+    """What Hugging Face's tokenizer makes of the same texts, called as its users call it."""
+    texts = [[pair.query for pair in batch.pairs], [pair.document for pair in batch.pairs]]
+    options: dict[str, Any] = {"padding": True, "truncation": True, "max_length": model.max_length}
+    options |= {"return_tensors": "pt", "padding_side": "right"}
+    return dict(model.tokenizer(*texts, **options).to(model.device))
+
+
+def _differing(batch: Batch, inputs: Mapping[str, Tensor]) -> Tensor:
+    """True at the pairs of which Hugging Face reads other ids, types or positions than we do."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    if ids.shape != batch.input_ids.shape:
+        return torch.ones(len(batch), dtype=torch.bool)
+    types = inputs.get("token_type_ids", torch.zeros_like(ids))
+    real = batch.attention_mask
+    other = (mask != real.long()) | (real & ((ids != batch.input_ids) | (types != batch.token_type_ids)))
+    return other.any(1).cpu()
+
+
+def _theirs(model: HookedEncoder, inputs: Mapping[str, Tensor]) -> tuple[Any, Tensor]:
+    """Hugging Face's model on its own inputs: everything with eager attention, which alone gives the patterns; the
+    logits with its default attention.
+    """
+    known = {name: value for name, value in inputs.items() if name != "token_type_ids"}
+    if model.parts.embeddings.token_type is not None and "token_type_ids" in inputs:
+        known["token_type_ids"] = inputs["token_type_ids"]
     default = model.hf.config._attn_implementation
-    logits = model.hf(**inputs).logits
+    logits = model.hf(**known).logits
     model.hf.set_attn_implementation("eager")
     try:
-        return model.hf(**inputs, output_hidden_states=True, output_attentions=True), logits
+        return model.hf(**known, output_hidden_states=True, output_attentions=True), logits
     finally:
         model.hf.set_attn_implementation(default)
 

@@ -11,37 +11,40 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from mechir.encoder.loading import SMALL_FILES, from_hub, sha256
+from mechir.encoder.checkpoint import INDEX, SMALL_FILES, WEIGHTS, from_hub, pickle_files, sha256
+from mechir.encoder.cross_encoder import OLD_FOLDER
 from mechir.errors import MechirError
 
 
 def convert(name_or_path: str | Path, out: Path) -> dict[str, Any]:
     """Writes `out/model.safetensors` beside copies of the config and tokenizer files, and what it was made from.
 
-    The pickle is read by `torch.load(weights_only=True)`: tensors, no code. Tensors keep their names and number type.
+    The pickle is the one that Hugging Face would read: pytorch_model.bin, else the files of its index, else the only
+    one there (files of a trainer aside). It is read by `torch.load(weights_only=True)`: tensors, no code. Tensors keep
+    their names and number type.
 
     Returns:
         What is also in `out/conversion.json`: the source, the SHA-256 of each pickle and of the result, tensors, bytes.
 
     Raises:
-        MechirError: when there is no pickle, when it holds more than weights, or when `out` exists.
+        MechirError: when there is no pickle or several, when it holds more than weights, or when `out` exists.
     """
     if out.exists():
         raise MechirError(f"'{out}' exists: give --out a directory that does not.")
     source = Path(name_or_path).expanduser()
     if not source.is_dir():
         source = from_hub(str(name_or_path), ["*.bin", *SMALL_FILES])
-    pickles = sorted(source.glob("pytorch_model*.bin")) or sorted(source.glob("*.pt")) or sorted(source.glob("*.pth"))
-    if not pickles:
-        raise MechirError(f"'{name_or_path}' holds no pickle (pytorch_model.bin): there is nothing to convert.")
-    tensors: dict[str, torch.Tensor] = {}
-    for file in pickles:
-        tensors |= _read(file)
+    if not (source / "config.json").is_file() and (source / OLD_FOLDER).is_dir():
+        source = source / OLD_FOLDER
+    if there := [name for name in (WEIGHTS, INDEX) if (source / name).is_file()]:
+        raise MechirError(f"'{source}' holds {there[0]}, which Hugging Face reads first: there is nothing to convert.")
+    pickles = pickle_files(source)
+    tensors = _tensors(pickles)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
         made = Path(scratch) / "converted"
         made.mkdir()
-        save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, made / WEIGHTS, metadata={"format": "pt"})
         for pattern in SMALL_FILES:
             for file in source.glob(pattern):
                 if not file.name.endswith(".index.json"):
@@ -49,13 +52,33 @@ def convert(name_or_path: str | Path, out: Path) -> dict[str, Any]:
         record = {
             "source": str(name_or_path),
             "pickle_sha256": {file.name: sha256(file) for file in pickles},
-            "safetensors_sha256": sha256(made / "model.safetensors"),
+            "safetensors_sha256": sha256(made / WEIGHTS),
             "tensors": len(tensors),
             "bytes": sum(tensor.nbytes for tensor in tensors.values()),
         }
         (made / "conversion.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         made.rename(out)
     return record
+
+
+def _tensors(pickles: list[Path]) -> dict[str, torch.Tensor]:
+    """The tensors of all files, each name once.
+
+    Raises:
+        MechirError: for a name that stands in two files, or names as DataParallel writes them.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for file in pickles:
+        read = _read(file)
+        if twice := sorted(tensors.keys() & read.keys()):
+            raise MechirError(f"'{twice[0]}' is in {file.name} and in a file before it: keep one.")
+        tensors |= read
+    if all(name.startswith("module.") for name in tensors):
+        raise MechirError(
+            f"Every tensor of '{pickles[0]}' is called module.(...), as DataParallel wraps a model: save "
+            "model.module.state_dict() instead."
+        )
+    return tensors
 
 
 def _read(file: Path) -> dict[str, torch.Tensor]:
@@ -66,16 +89,28 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
             f"'{file}' is no pickle of plain weights ({type(error).__name__}), and nothing else is read: "
             "save its state_dict() with torch.save first."
         ) from error
-    if not isinstance(loaded, dict) or not any(isinstance(value, torch.Tensor) for value in loaded.values()):
+    if not isinstance(loaded, dict) or not loaded or not any(_holds_tensors(value) for value in loaded.values()):
         raise MechirError(f"'{file}' holds no tensors by name: save its state_dict() with torch.save first.")
+    others = [name for name, value in loaded.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        listed = ", ".join(map(str, others[:3]))
+        raise MechirError(
+            f"'{file}' holds more than tensors by name ({listed}), as a trainer's checkpoint does: save the model's "
+            "state_dict() alone with torch.save first."
+        )
     # Tied weights share memory in a pickle, which safetensors does not store: each gets its own.
-    return {name: value.contiguous().clone() for name, value in loaded.items() if isinstance(value, torch.Tensor)}
+    return {name: value.contiguous().clone() for name, value in loaded.items()}
+
+
+def _holds_tensors(value: Any) -> bool:
+    nested = value.values() if isinstance(value, dict) else (value,)
+    return any(isinstance(one, torch.Tensor) for one in nested)
 
 
 def fetch_model(name: str) -> str:
     """Downloads a model of the hub for machines without a network, and says what to type next."""
     folder = from_hub(name, ["*.safetensors", "*.safetensors.index.json", *SMALL_FILES])
-    if list(folder.glob("*.safetensors")):
+    if list(folder.rglob("*.safetensors")):
         return f"'{name}' is in {folder}: mechir reads it by its name, or by this directory."
     from_hub(name, ["*.bin", *SMALL_FILES])
     return f"'{name}' has no safetensors, its pickle is in {folder}: now run `mechir convert {name} --out DIR`."

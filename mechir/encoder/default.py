@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,12 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mechir.encoder.checkpoint import read_json, sha256
 from mechir.encoder.families import FAMILIES
+from mechir.encoder.fingerprint import digests
 from mechir.encoder.hooked import HookedEncoder
-from mechir.encoder.loading import assemble, sha256
+from mechir.encoder.loading import assemble
+from mechir.encoder.reading import Reading
 from mechir.errors import MechirError
 
 NAME = "embedded"
@@ -41,8 +42,7 @@ def load(name_or_path: str | Path | None = None, **options: Any) -> HookedEncode
 
 def embedded(folder: Path = FOLDER, **options: Any) -> HookedEncoder:
     """The model that `folder` holds the difference of; its manifest names the checksum of every file it is made of."""
-    text = (folder / "manifest.json").read_text(encoding="utf-8")
-    manifest, difference = json.loads(text), folder / "difference.safetensors"
+    manifest, difference = read_json(folder / "manifest.json"), folder / "difference.safetensors"
     if not difference.is_file():
         raise MechirError(f"'{difference}' is missing: install mechir again.")
     if sha256(difference) != manifest["difference"]:
@@ -51,8 +51,8 @@ def embedded(folder: Path = FOLDER, **options: Any) -> HookedEncoder:
     hf = transformers.BertForSequenceClassification(transformers.BertConfig(**manifest["config"]))
     hf.load_state_dict(merged(load_file(below / "model.safetensors"), load_file(difference)), strict=True)
     tokenizer = transformers.BertTokenizer(str(below / "vocab.txt"), model_max_length=hf.config.max_position_embeddings)
-    fingerprint = hashlib.sha256(text.encode()).hexdigest()
-    return assemble(hf, tokenizer, FAMILIES["bert"], name=NAME, fingerprint=fingerprint, **options)
+    reading = Reading(weights=(difference.name, "model.safetensors of the backbone"))
+    return assemble(hf, tokenizer, FAMILIES["bert"], name=NAME, tensors=digests(hf), reading=reading, **options)
 
 
 def merged(backbone: Mapping[str, Tensor], difference: Mapping[str, Tensor]) -> dict[str, Tensor]:

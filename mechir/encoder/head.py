@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -20,15 +23,10 @@ class ClassificationHead(nn.Module):
     `logit[r] - logsumexp(others)` with more. It ranks exactly as p(relevant) does, without saturating.
     """
 
-    def __init__(self, n_labels: int, relevant_label: int | None) -> None:
+    def __init__(self, labels: Sequence[str], relevant_label: int | str | None) -> None:
         super().__init__()
-        if relevant_label is None and n_labels <= 2:
-            relevant_label = n_labels - 1
-        if relevant_label is not None and not 0 <= relevant_label < n_labels:
-            raise MechirError(
-                f"relevant_label={relevant_label} is out of range: the model has labels 0-{n_labels - 1}."
-            )
-        self.n_labels, self.relevant_label = n_labels, relevant_label
+        self.labels, self.n_labels = tuple(labels), len(labels)
+        self.relevant_label = relevant(self.labels, relevant_label)
         self.hook_pooled, self.hook_logits, self.hook_score = HookPoint(), HookPoint(), HookPoint()
 
     def forward(self, parts: Parts, cls: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch label"]:
@@ -40,19 +38,69 @@ class ClassificationHead(nn.Module):
         """The log-odds of relevance, in float32 or better.
 
         Raises:
-            MechirError: for 3 or more labels when none was named as the relevant one.
+            MechirError: when it is not stated which label is relevance.
+        """
+        chosen = self.stated_label()
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if self.n_labels == 1:
+            return self.hook_score(logits[:, chosen])
+        others = [label for label in range(self.n_labels) if label != chosen]
+        return self.hook_score(logits[:, chosen] - logits[:, others].logsumexp(1))
+
+    def stated_label(self) -> int:
+        """The number of the label that means relevance.
+
+        Raises:
+            MechirError: when nobody has said which one it is.
         """
         if self.relevant_label is None:
+            listed = ", ".join(f"{number} ('{name}')" for number, name in enumerate(self.labels))
             raise MechirError(
                 f"The model has {self.n_labels} labels and no score until you say which one is relevance: "
-                "load it with relevant_label=0, 1, ..."
+                f"load it with relevant_label= (on the command line --relevant-label) one of {listed}."
             )
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        relevant = logits[:, self.relevant_label]
+        return self.relevant_label
+
+    def __str__(self) -> str:
+        """Which output is the score, in words."""
+        if self.relevant_label is None:
+            return f"not stated which of {self.n_labels} labels it is"
         if self.n_labels == 1:
-            return self.hook_score(relevant)
-        others = [label for label in range(self.n_labels) if label != self.relevant_label]
-        return self.hook_score(relevant - logits[:, others].logsumexp(1))
+            return "the logit of the only label"
+        return f"log-odds of label {self.relevant_label} ('{self.labels[self.relevant_label]}')"
+
+
+def label_names(config: Any, n: int) -> tuple[str, ...]:
+    """The names of a model's labels, LABEL_0, ... where its configuration gives none."""
+    named = {int(number): str(name) for number, name in (config.id2label or {}).items()}
+    return tuple(named.get(number, f"LABEL_{number}") for number in range(n))
+
+
+def relevant(labels: Sequence[str], asked: int | str | None) -> int | None:
+    """The number of the label that means relevance; None where it has to be said.
+
+    Without a word it is the only label, or label 1 of LABEL_0 and LABEL_1, which is how rerankers are trained. Labels
+    with names of their own may stand in any order (of "entailment" and "not_entailment" the first is relevance).
+
+    Args:
+        labels: their names.
+        asked: a number, or a name as it stands in the configuration.
+
+    Raises:
+        MechirError: for a number or a name that the model does not have.
+    """
+    if asked is None:
+        usual = len(labels) == 1 or tuple(labels) == ("LABEL_0", "LABEL_1")
+        return len(labels) - 1 if usual else None
+    if isinstance(asked, str) and asked in labels:
+        if labels.count(asked) > 1:
+            raise MechirError(f"relevant_label='{asked}' is the name of several labels: give its number.")
+        return labels.index(asked)
+    if isinstance(asked, str) and not asked.isdecimal():
+        raise MechirError(f"relevant_label='{asked}' is no label: the model has {', '.join(labels)}.")
+    if not 0 <= int(asked) < len(labels):
+        raise MechirError(f"relevant_label={asked} is out of range: the model has labels 0-{len(labels) - 1}.")
+    return int(asked)
 
 
 def read_out(score: Float[Tensor, "batch"], readout: str) -> Float[Tensor, "batch"]:

@@ -3,44 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import ActivationCache, FactoredMatrix
+from transformer_lens import FactoredMatrix
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 
 from mechir.encoder import forward as fw
+from mechir.encoder.cache import PostNormCache
+from mechir.encoder.dimensions import dimensions
 from mechir.encoder.families import Family, parts
-from mechir.encoder.head import ClassificationHead, read_out
+from mechir.encoder.fingerprint import digests, fingerprint
+from mechir.encoder.head import ClassificationHead, label_names, read_out
+from mechir.encoder.reading import Reading, length_limit, token_types
+from mechir.encoder.tokenizing import refuse_unfit
+from mechir.encoding import Encoded, encode
 from mechir.errors import MechirError, closest
 from mechir.hooks import Edit, Hook, edits
-from mechir.pairs import Batch, Encoded, Pair, encode, progress_bar
+from mechir.pairs import Batch, Pair, as_pairs, progress_bar
 
+RETURN_TYPES = ("score", "logits", "resid")
 Input = Batch | Pair | tuple[str, str] | Sequence[Pair] | Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Dimensions:
-    """The sizes of a model, under the names of TransformerLens's `cfg`."""
-
-    model_name: str
-    family: str
-    n_layers: int
-    n_heads: int
-    d_model: int
-    d_head: int
-    d_mlp: int
-    d_vocab: int
-    n_ctx: int
-    n_labels: int
-    act_fn: str
 
 
 class HookedEncoder(HookedRootModule):
@@ -58,23 +49,84 @@ class HookedEncoder(HookedRootModule):
         family: Family,
         *,
         name: str = "in memory",
-        fingerprint: str = "",
+        tensors: Mapping[str, str] | None = None,
         revision: str = "",
-        relevant_label: int | None = None,
+        relevant_label: int | str | None = None,
+        max_length: int | None = None,
+        reading: Reading | None = None,
     ) -> None:
+        """Wraps Hugging Face's model.
+
+        Args:
+            hf: the model, whose parameters are shared.
+            tokenizer: its tokenizer; None where only token ids are read.
+            family: its row of `FAMILIES`.
+            name: what it is called.
+            tensors: the digest of each tensor as stored (`fingerprint.stored_digests`); by default as it is now.
+            revision: on the hub, where it came from there.
+            relevant_label: as in `from_pretrained`.
+            max_length: likewise.
+            reading: what is known of how it was read.
+        """
         super().__init__()
         self.hf = hf.eval().requires_grad_(False)
-        self.tokenizer, self.family = tokenizer, family
-        self.fingerprint, self.revision = fingerprint, revision
+        self.tokenizer, self.family, self.revision = tokenizer, family, revision
         self.parity: float | None = None
         self.parts = parts(hf, family)
-        self.cfg = _dimensions(hf, family, name, self.parts)
+        self.cfg = dimensions(hf.config, family, name, self.parts)
         self._positions_after = hf.config.pad_token_id if family.positions_from_padding else None
+        if tokenizer is not None:
+            refuse_unfit(tokenizer, self.parts.embeddings, name, shifts=not family.positions_from_padding)
         self.embed = fw.EmbedHooks()
         self.hook_full_embed = HookPoint()
         self.blocks = torch.nn.ModuleList([fw.BlockHooks() for _ in self.parts.layers])
-        self.head = ClassificationHead(self.cfg.n_labels, relevant_label)
+        self.head = ClassificationHead(label_names(hf.config, self.cfg.n_labels), relevant_label)
+        self._digests = digests(hf)
+        self._stored = dict(self._digests if tensors is None else tensors)
+        self._read(max_length, reading or Reading())
         self.setup()
+
+    def _read(self, max_length: int | None, reading: Reading) -> None:
+        """Sets how many word pieces are read, and what follows from it: the fingerprint, and how the model is read."""
+        self.max_length, limited_by = length_limit(self.cfg.n_ctx, self.tokenizer, max_length)
+        self.fingerprint = fingerprint(self._stored, self.hf, self.tokenizer, self.max_length)
+        types = self.parts.embeddings.token_type
+        self.reading = replace(
+            reading,
+            tokenizer=type(self.tokenizer).__name__,
+            max_length=self.max_length,
+            limited_by=limited_by,
+            token_types=token_types(self.tokenizer, 0 if types is None else types.num_embeddings),
+            relevance=str(self.head),
+        )
+
+    def limited(self, max_length: int | None) -> HookedEncoder:
+        """The same model, parameters and hooks shared, that reads at most so many word pieces of a pair.
+
+        Its fingerprint is another one, for its scores are. None: this model itself.
+
+        Raises:
+            MechirError: for a length that the model has no positions for.
+        """
+        if max_length is None:
+            return self
+        model = copy.copy(self)
+        model._read(max_length, self.reading)
+        return model
+
+    def changed(self) -> list[str]:
+        """The parameters that are not what they were when the model was loaded, by name."""
+        now = digests(self.hf)
+        return [name for name in (self._digests | now) if self._digests.get(name) != now.get(name)]
+
+    def _apply(self, *arguments: Any, **options: Any) -> HookedEncoder:
+        """As torch's, which `to` calls: a conversion of the number type is no change of the model."""
+        before = self.dtype
+        intact = not self.changed()
+        super()._apply(*arguments, **options)
+        if intact and self.dtype != before:
+            self._digests = digests(self.hf)
+        return self
 
     @classmethod
     def from_pretrained(
@@ -83,7 +135,8 @@ class HookedEncoder(HookedRootModule):
         *,
         dtype: str | torch.dtype = "float32",
         device: str | torch.device | None = None,
-        relevant_label: int | None = None,
+        relevant_label: int | str | None = None,
+        max_length: int | None = None,
     ) -> HookedEncoder:
         """The checkpoint in a directory or on the hub, read from safetensors only.
 
@@ -91,14 +144,17 @@ class HookedEncoder(HookedRootModule):
             name_or_path: a directory, or the name of a model on the Hugging Face hub.
             dtype: float32, float64 or bfloat16. Effects measured in bfloat16 are noisy: certify before use.
             device: e.g. `cuda:1`; by default a GPU where there is one.
-            relevant_label: which label means relevance, needed with 3 labels or more.
+            relevant_label: which label means relevance, by number or name; needed but for one label, or for two that
+                are called LABEL_0 and LABEL_1 (then it is label 1).
+            max_length: word pieces of a pair that are read; by default what the checkpoint says.
 
         Raises:
             MechirError: for anything that cannot be reproduced exactly, by name.
         """
         from mechir.encoder.loading import load
 
-        return load(name_or_path, dtype=dtype, device=device, relevant_label=relevant_label)
+        options: dict[str, Any] = {"relevant_label": relevant_label, "max_length": max_length}
+        return load(name_or_path, dtype=dtype, device=device, **options)
 
     def __repr__(self) -> str:
         c, n = self.cfg, sum(one.numel() for one in self.hf.parameters())
@@ -162,14 +218,13 @@ class HookedEncoder(HookedRootModule):
         return torch.stack(found).unflatten(1, (self.cfg.n_heads, -1))
 
     def encode(self, pairs: Sequence[Pair], max_length: int | None = None) -> Encoded:
-        """The pairs as token ids; documents longer than the model (or `max_length`) are cut, queries never."""
-        return encode(self.tokenizer, pairs, min(max_length or self.cfg.n_ctx, self.cfg.n_ctx))
+        """The pairs as token ids; documents longer than is read (or `max_length`) are cut, queries never."""
+        return encode(self.tokenizer, pairs, min(max_length or self.max_length, self.cfg.n_ctx))
 
     def batch(self, inputs: Input) -> Batch:
         """One padded batch of the inputs, in their order, on the model's device."""
         if not isinstance(inputs, Batch):
-            listed: Any = [inputs] if isinstance(inputs, Pair) or _is_text_pair(inputs) else inputs
-            pairs = [pair if isinstance(pair, Pair) else Pair(*pair) for pair in listed]
+            pairs = as_pairs(inputs)
             inputs = self.encode(pairs).batch(range(len(pairs)))
         return inputs.to(self.device)
 
@@ -195,6 +250,8 @@ class HookedEncoder(HookedRootModule):
             explicit: layers whose attention is computed with scores and pattern in the open even when unseen.
             last_rows: `auto` computes only the CLS row of the last layer when nothing in it is hooked.
         """
+        if return_type not in RETURN_TYPES:
+            raise MechirError(f"Unknown return_type {return_type!r}: write one of {', '.join(RETURN_TYPES)}.")
         batch, n = self.batch(inputs), self.cfg.n_layers
         if start_at_layer and resid is None:
             raise MechirError(f"start_at_layer={start_at_layer} needs resid=, the residual stream to start from.")
@@ -292,18 +349,18 @@ class HookedEncoder(HookedRootModule):
             if point.fwd_hooks or point.bwd_hooks:
                 point.remove_hooks(*which, **options)
 
-    def run_with_cache(self, *inputs: Any, names_filter: Any = None, **options: Any) -> tuple[Tensor, ActivationCache]:
+    def run_with_cache(self, *inputs: Any, names_filter: Any = None, **options: Any) -> tuple[Tensor, PostNormCache]:
         """The output and an `ActivationCache` of every hook point, or of those that `names_filter` selects."""
         if names_filter is not None and not callable(names_filter):
             for name in [names_filter] if isinstance(names_filter, str) else names_filter:
                 self._check_name(name)
         output, cache = super().run_with_cache(*inputs, names_filter=names_filter, **options)
-        return output, ActivationCache(cache, self, has_batch_dim=not options.get("remove_batch_dim", False))
+        return output, PostNormCache(cache, self, has_batch_dim=not options.get("remove_batch_dim", False))
 
     @torch.no_grad()
     def score(
         self,
-        pairs: Sequence[Pair],
+        pairs: Sequence[Pair] | Input,
         do: Any = (),
         *,
         readout: str = "score",
@@ -320,6 +377,7 @@ class HookedEncoder(HookedRootModule):
         Raises:
             MechirError: for empty or too long queries, unknown hooks, and scores that are not finite (pair and layer).
         """
+        pairs = as_pairs(pairs)
         encoded = self.encode(pairs, max_length)
         out = torch.empty(len(pairs), dtype=torch.float64 if self.dtype == torch.float64 else torch.float32)
         with progress_bar(len(pairs), progress) as bar:
@@ -362,27 +420,3 @@ class HookedEncoder(HookedRootModule):
         found = certify(self, pairs)
         self.parity = found["score_cls_only"]
         return found
-
-
-def _is_text_pair(inputs: Any) -> bool:
-    return isinstance(inputs, tuple) and len(inputs) == 2 and all(isinstance(text, str) for text in inputs)
-
-
-def _dimensions(hf: Any, family: Family, name: str, of: Any) -> Dimensions:
-    config, layer = hf.config, of.layers[0]
-    d_model = layer.q.in_features
-    n_heads = config.num_attention_heads
-    n_ctx = of.embeddings.position.num_embeddings
-    return Dimensions(
-        model_name=name,
-        family=family.body,
-        n_layers=len(of.layers),
-        n_heads=n_heads,
-        d_model=d_model,
-        d_head=d_model // n_heads,
-        d_mlp=layer.mlp_in.out_features,
-        d_vocab=of.embeddings.word.num_embeddings,
-        n_ctx=n_ctx - config.pad_token_id - 1 if family.positions_from_padding else n_ctx,
-        n_labels=of.classifier.out_features,
-        act_fn=getattr(config, "hidden_act", None) or config.activation,
-    )

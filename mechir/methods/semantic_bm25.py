@@ -18,11 +18,12 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score, root_mean_squared_error
 from torch import Tensor
 
+from mechir.encoding import Encoded
 from mechir.errors import MechirError
 from mechir.hooks import EveryLayer
 from mechir.methods.patching import all_heads
 from mechir.methods.statistics import percentiles, resampled
-from mechir.pairs import Batch, Encoded, Pair
+from mechir.pairs import Batch, Pair
 from mechir.segments import Segment
 from mechir.subspaces import Subspace
 

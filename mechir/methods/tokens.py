@@ -16,12 +16,13 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
+from mechir.encoding import Encoded
 from mechir.errors import MechirError
 from mechir.methods.conductance import checked
 from mechir.methods.statistics import bootstrap_mean
 from mechir.methods.targets import Target
 from mechir.methods.walk import Way, walk
-from mechir.pairs import Batch, Encoded, Pair
+from mechir.pairs import Batch, Pair
 from mechir.segments import FIVE, Segment
 from mechir.subspaces import EMBED
 

@@ -19,11 +19,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mechir.encoding import Encoded
 from mechir.errors import MechirError
 from mechir.hooks import Hook
 from mechir.methods.patching import sites_of
 from mechir.methods.targets import Target
-from mechir.pairs import Batch, Encoded, Pair, give_back, progress_bar
+from mechir.pairs import Batch, Pair, give_back, progress_bar
 from mechir.segments import Segment
 from mechir.subspaces import EMBED
 

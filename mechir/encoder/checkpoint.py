@@ -1,0 +1,262 @@
+"""The files of a checkpoint: which ones are read, chosen as Hugging Face chooses them, and which cannot be read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import safe_open
+
+from mechir.encoder.quiet import quiet
+from mechir.errors import MechirError
+
+SMALL_FILES = ("*.json", "vocab.txt", "merges.txt", "bpe.codes", "*.model")
+"""What of a checkpoint is fetched and copied beside the weights."""
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "bpe.codes", "*.model")
+"""Files of which a tokenizer needs one."""
+SETTINGS = ("config.json", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
+"""Files beside the weights that decide the scores."""
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+TRAINING = ("optimizer", "scheduler", "rng_state", "training_args", "scaler", "random_states")
+"""How the names of pickles begin that a trainer leaves beside the weights."""
+MARKS = {b"\xef\xbb\xbf": "UTF-8", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+"""Byte order marks."""
+
+
+class Stored(NamedTuple):
+    """A tensor in a file: its shape, and its number type as safetensors writes it, such as F16."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    file: Path
+
+
+def resolve(name_or_path: str | Path) -> Path:
+    """The directory of a checkpoint: the one given, or the hub's snapshot of that name.
+
+    Raises:
+        MechirError: when there is no such directory and the hub does not give it.
+    """
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        return folder
+    name = str(name_or_path)
+    if folder.is_file():
+        raise MechirError(f"'{name}' is a file: give the directory of the checkpoint, '{folder.parent}'.")
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise MechirError(f"There is no directory '{name}': write the path of a checkpoint or a name on the hub.")
+    folder = from_hub(name, ["*.safetensors", "*.safetensors.index.json", *SMALL_FILES])
+    if not list(folder.rglob("*.safetensors")):
+        raise MechirError(
+            f"'{name}' has no safetensors on the hub, and mechir reads nothing else: "
+            f"run `mechir convert {name} --out DIR` once, then load DIR."
+        )
+    return folder
+
+
+def from_hub(name: str, patterns: list[str], folder: Path | None = None) -> Path:
+    """The hub's snapshot of `name`, limited to files that match `patterns`; asked for once, without retries."""
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        with quiet():
+            return Path(snapshot_download(name, allow_patterns=patterns, local_dir=folder))
+    except HFValidationError as error:
+        raise MechirError(f"'{name}' is neither a directory nor a name on the hub (namespace/name).") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
+        raise MechirError(
+            f"Cannot get '{name}' from the hub ({type(error).__name__}): run `mechir fetch {name}` where there is a "
+            f"network and make its cache visible here as HF_HOME (now {cache}), or give a directory."
+        ) from error
+
+
+def read_json(file: Path, kind: type[Any] = dict) -> Any:
+    """The object that a JSON file holds, or the list where `kind` is list.
+
+    Raises:
+        MechirError: for a file that is cut short, begins with a byte order mark, or holds something else.
+    """
+    refuse_unreadable(file)
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise MechirError(f"'{file}' is no whole JSON ({error}): download it again.") from error
+    if not isinstance(found, kind):
+        wanted = "list" if kind is list else "object"
+        raise MechirError(f"'{file}' holds no JSON {wanted} but a {type(found).__name__}: download it again.")
+    return found
+
+
+def refuse_unreadable(file: Path) -> None:
+    """Raises for a file that is empty, a pointer of Git LFS, a web page, or begins with a byte order mark.
+
+    Raises:
+        MechirError: with the file and what it is.
+    """
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(64)
+    except OSError as error:
+        raise MechirError(f"Cannot read '{file}' ({error.strerror}).") from error
+    if not start:
+        raise MechirError(f"'{file}' is empty: download it again.")
+    if start.startswith(b"version https://git-lfs"):
+        raise MechirError(f"'{file}' is a pointer of Git LFS and not the file: run `git lfs pull`, or download it.")
+    if start.lstrip()[:9].lower() in (b"<!doctype", b"<html>"):
+        raise MechirError(f"'{file}' is a web page and not the file: download it again.")
+    marks = [name for mark, name in MARKS.items() if start.startswith(mark)]
+    if marks and file.suffix != ".safetensors":
+        raise MechirError(f"'{file}' begins with a byte order mark ({marks[0]}): save it as UTF-8 without one.")
+
+
+def refuse_unreadable_settings(folder: Path) -> None:
+    """Raises for a damaged file among those beside the weights that decide the scores."""
+    for pattern in SETTINGS:
+        for file in sorted(folder.glob(pattern)):
+            read_json(file) if file.suffix == ".json" else refuse_unreadable(file)
+
+
+def refuse_adapters(folder: Path) -> None:
+    """Raises for a folder with an adapter, which would be left out without a word.
+
+    Raises:
+        MechirError: with the file's name.
+    """
+    for pattern in ("adapter_config.json", "adapter_model.*"):
+        for file in folder.glob(pattern):
+            raise MechirError(
+                f"'{folder}' holds an adapter ({file.name}), which mechir does not apply: merge it into the model "
+                "(merge_and_unload() of peft), save that, and load it; or take the adapter's files away."
+            )
+
+
+def weight_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
+    """The safetensors files of a checkpoint, as Hugging Face chooses them: one file first, then what an index names.
+
+    Args:
+        folder: the checkpoint.
+        config: its config.json; `transformers_weights` there names the file.
+
+    Raises:
+        MechirError: when there are none; if it is pickled, with the command that converts it.
+    """
+    named = config.get("transformers_weights")
+    if named is not None:
+        file = _inside(folder, str(named))
+        return _of_index(folder, file) if file.name.endswith(".index.json") else [file]
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).is_file():
+        return _of_index(folder, folder / INDEX)
+    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
+    pickles = [name for name in pickles if not name.startswith(TRAINING)]
+    if pickles:
+        raise MechirError(
+            f"'{folder}' holds only a pickle ({pickles[0]}), and mechir reads safetensors: "
+            f"run `mechir convert {folder} --out DIR` once, then load DIR."
+        )
+    others = sorted(file.name for file in folder.glob("*.safetensors"))
+    if others:
+        raise MechirError(
+            f"'{folder}' holds no {WEIGHTS}, and {', '.join(others)} has a name that Hugging Face does not read: "
+            f"rename it to {WEIGHTS} if it is the model."
+        )
+    raise MechirError(f"'{folder}' holds no {WEIGHTS}.")
+
+
+def _of_index(folder: Path, index: Path) -> list[Path]:
+    """The files that an index names."""
+    named = read_json(index).get("weight_map")
+    if not isinstance(named, dict) or not named:
+        raise MechirError(f"'{index}' names no weights (weight_map): download it again.")
+    names = sorted(set(map(str, named.values())))
+    files = [_inside(folder, name, must_exist=False) for name in names]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise MechirError(f"'{folder}' lacks {', '.join(missing)}, which its index names: download it whole.")
+    return files
+
+
+def _inside(folder: Path, name: str, *, must_exist: bool = True) -> Path:
+    """The file of this name in a checkpoint, and nowhere else."""
+    file = folder / name
+    if not file.absolute().is_relative_to(folder.absolute()) or ".." in Path(name).parts:
+        raise MechirError(f"'{folder}' names '{name}' as its weights, which lies outside of it.")
+    if must_exist and not file.is_file():
+        raise MechirError(f"'{folder}' lacks {name}, which its config.json names as its weights: download it whole.")
+    return file
+
+
+def stored_tensors(files: list[Path]) -> dict[str, Stored]:
+    """Every tensor of these files by name, in the order of the names.
+
+    Raises:
+        MechirError: for a file that is no safetensors, or a name that stands in two files.
+    """
+    found: dict[str, Stored] = {}
+    for file in files:
+        for name, shape, dtype in opened(file, _headers):
+            if name in found:
+                raise MechirError(
+                    f"'{name}' is in {found[name].file.name} and in {file.name} of '{file.parent}': keep one."
+                )
+            found[name] = Stored(shape, dtype, file)
+    return dict(sorted(found.items()))
+
+
+def _headers(reader: Any) -> list[tuple[str, tuple[int, ...], str]]:
+    slices = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118
+    return [(name, tuple(one.get_shape()), str(one.get_dtype())) for name, one in slices.items()]
+
+
+def opened(file: Path, read: Callable[[Any], Any]) -> Any:
+    """What `read` finds in a safetensors file.
+
+    Raises:
+        MechirError: for a file that is none.
+    """
+    refuse_unreadable(file)
+    try:
+        with safe_open(file, "pt") as reader:
+            return read(reader)
+    except Exception as error:
+        raise MechirError(f"Cannot read '{file}' as safetensors ({error}): download it again.") from error
+
+
+def sha256(file: Path) -> str:
+    """The SHA-256 of a file's content, in hex."""
+    with file.open("rb") as opened_file:
+        return hashlib.file_digest(opened_file, "sha256").hexdigest()
+
+
+def pickle_files(folder: Path) -> list[Path]:
+    """The pickles of a checkpoint, as Hugging Face chooses them; else the only one that is no file of a trainer's.
+
+    Raises:
+        MechirError: when there is none, when several could be meant, or when the index names one that is missing.
+    """
+    if (folder / "pytorch_model.bin").is_file():
+        return [folder / "pytorch_model.bin"]
+    if (folder / "pytorch_model.bin.index.json").is_file():
+        return _of_index(folder, folder / "pytorch_model.bin.index.json")
+    found = [file for file in _pickles(folder) if not file.name.startswith(TRAINING)]
+    if not found:
+        raise MechirError(f"'{folder}' holds no pickle (pytorch_model.bin): there is nothing to convert.")
+    if len(found) > 1:
+        raise MechirError(
+            f"'{folder}' holds several pickles ({', '.join(file.name for file in found)}) and no pytorch_model.bin or "
+            "index of it: call the one that is the model pytorch_model.bin."
+        )
+    return found
+
+
+def _pickles(folder: Path) -> Iterator[Path]:
+    for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt"):
+        yield from sorted(folder.glob(pattern))

@@ -1,0 +1,145 @@
+"""What sentence-transformers saves beside a cross-encoder, read as its `CrossEncoder` reads it, or refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from mechir.encoder.checkpoint import read_json
+from mechir.errors import MechirError
+
+OLD_FOLDER = "0_Transformer"
+"""Where older versions put the model."""
+MODULE_SETTINGS = tuple(
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+"""Settings of the model's module: the first that is there counts, and only beside a modules.json."""
+HARMLESS: dict[str, tuple[Any, ...] | None] = {
+    "transformer_task": ("sequence-classification",),
+    "unpad_inputs": (None, False, True),
+    "module_output_name": ("scores", "logits"),
+    "modality_config": None,
+    "query_length": None,
+    "document_length": None,
+    "query_expansion": (None,),
+    "processing_kwargs": (None, {}),
+    "tokenizer_name_or_path": (None,),
+}
+"""Settings that change no score of a pair, with the values that change none (None: any)."""
+LOADING = ("model_args", "model_kwargs", "config_args", "config_kwargs")
+HARMLESS_LOADING = (
+    "dtype",
+    "torch_dtype",
+    "attn_implementation",
+    "low_cpu_mem_usage",
+    "trust_remote_code",
+    "use_cache",
+)
+
+
+class Settings(NamedTuple):
+    """The part of a cross-encoder's settings that its scores follow.
+
+    `folder` holds the model; `max_length` counts word pieces; `lower_case` lowers texts before they are cut into
+    pieces; `files` are the files that said so.
+    """
+
+    folder: Path
+    max_length: int | None = None
+    lower_case: bool = False
+    files: tuple[str, ...] = ()
+
+
+def settings(folder: Path) -> Settings:
+    """The settings of a checkpoint's directory; where sentence-transformers saved none, those of a plain model.
+
+    Raises:
+        MechirError: for a setting that changes scores and is not followed: further modules, a default prompt, arguments
+            of the model or tokenizer.
+    """
+    if not (folder / "modules.json").is_file():
+        plain = (folder / "config.json").is_file() or not (folder / OLD_FOLDER / "config.json").is_file()
+        return Settings(_with_config(folder if plain else folder / OLD_FOLDER))
+    inner = _with_config(_model_module(folder))
+    _refuse_prompt(folder)
+    file = next((inner / name for name in MODULE_SETTINGS if (inner / name).is_file()), None)
+    files = ("modules.json",) if file is None else ("modules.json", file.name)
+    saved = {} if file is None else read_json(file)
+    length, lower_case = saved.pop("max_seq_length", None), saved.pop("do_lower_case", False)
+    for name in ("tokenizer_args", "processor_kwargs"):
+        given = saved.pop(name, None) or {}
+        length = given.pop("model_max_length", length)
+        _refuse_others(name, given, ("trust_remote_code", "use_fast"), file)
+    for name in LOADING:
+        _refuse_others(name, saved.pop(name, None) or {}, HARMLESS_LOADING, file)
+    for name, value in saved.items():
+        values = HARMLESS.get(name, ())
+        if values is not None and value not in values:
+            raise _not_followed(f"{name}={value!r}", file)
+    return Settings(inner, _length(length, file), bool(lower_case), files)
+
+
+def _with_config(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        raise MechirError(f"'{folder}' is no checkpoint: it holds no config.json.")
+    return folder
+
+
+def _model_module(folder: Path) -> Path:
+    """The directory of the model that modules.json names.
+
+    Raises:
+        MechirError: for further modules, or a path that leads out of the checkpoint.
+    """
+    modules = _modules(folder / "modules.json")
+    kinds = [str(one.get("type", "")).rpartition(".")[2] for one in modules]
+    if kinds != ["Transformer"]:
+        raise MechirError(
+            f"'{folder}' is made of {', '.join(kinds) or 'no modules'} (modules.json), and mechir reads a Transformer "
+            "alone: save the model without the rest."
+        )
+    path = PurePosixPath(str(modules[0].get("path", "")))
+    if path.is_absolute() or ".." in path.parts:
+        raise MechirError(f"modules.json of '{folder}' names '{path}', which lies outside of it.")
+    return folder / path
+
+
+def _modules(file: Path) -> list[dict[str, Any]]:
+    found = read_json(file, kind=list)
+    if not all(isinstance(one, dict) for one in found):
+        raise MechirError(f"'{file}' lists no modules: download it again.")
+    return found
+
+
+def _refuse_prompt(folder: Path) -> None:
+    """Raises for a prompt that `CrossEncoder` writes before every query."""
+    file = folder / "config_sentence_transformers.json"
+    if not file.is_file():
+        return
+    saved = read_json(file)
+    name = saved.get("default_prompt_name")
+    prompt = (saved.get("prompts") or {}).get(name, "") if name else ""
+    if prompt:
+        raise MechirError(
+            f"'{file}' has the default prompt {prompt!r}, which CrossEncoder writes before every query and mechir does "
+            "not: write it into the queries, and set default_prompt_name to null."
+        )
+
+
+def _refuse_others(where: str, given: dict[str, Any], harmless: tuple[str, ...], file: Path | None) -> None:
+    for name, value in given.items():
+        if name not in harmless:
+            raise _not_followed(f"{name}={value!r} in {where}", file)
+
+
+def _not_followed(setting: str, file: Path | None) -> MechirError:
+    return MechirError(f"'{file}' has {setting}, which mechir does not follow: take it out if the scores allow it.")
+
+
+def _length(length: Any, file: Path | None) -> int | None:
+    if length is None:
+        return None
+    if isinstance(length, bool) or not isinstance(length, int | float) or length != int(length) or length < 1:
+        raise MechirError(f"'{file}' has max_seq_length={length!r}: write a number of word pieces, or null.")
+    return int(length)

@@ -1,0 +1,109 @@
+"""What a model is, as one hash: its tensors as stored, its configuration as used, and its tokenizer as loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mechir.encoder.checkpoint import Stored, opened
+
+RULE = "mechir model 2"
+"""The rule by which fingerprints are made; another rule gives others, so that they are never taken for these."""
+NO_PROPERTY = (
+    "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "return_dict", "torchscript",
+    "chunk_size_feed_forward", "attn_implementation", "_attn_implementation", "_attn_implementation_internal",
+    "output_attentions", "output_hidden_states", "use_cache", "gradient_checkpointing", "problem_type", "use_bfloat16",
+    "sentence_transformers", "sbert_ce_default_activation_function",
+)  # fmt: skip
+"""Settings of a config.json that are no property of the weights: they are left out when a configuration is built."""
+
+
+def fingerprint(tensors: Mapping[str, str], hf: nn.Module, tokenizer: Any, max_length: int) -> str:
+    """SHA-256 over the digests of all tensors, the configuration, the tokenizer, and how many word pieces are read.
+
+    Args:
+        tensors: the digest of each tensor by name (`stored_digests` or `digests`).
+        hf: Hugging Face's model, whose configuration is used.
+        tokenizer: as loaded; None for a model that reads ids alone.
+        max_length: word pieces that are read.
+    """
+    settings: Any = hf.config
+    left_out = (*NO_PROPERTY, "transformers_weights")  # which file the tensors are from is no property either
+    used = {name: value for name, value in settings.to_diff_dict().items() if name not in left_out}
+    parts = [RULE, type(hf).__name__, _json(used), _json(dict(sorted(tensors.items())))]
+    parts += ["" if tokenizer is None else _json(described(tokenizer)), str(max_length)]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() + b"\0")
+    return digest.hexdigest()
+
+
+def described(tokenizer: Any) -> dict[str, Any]:
+    """Everything of a tokenizer that decides which ids it writes, in words that JSON holds.
+
+    The serialisation of a fast one, less what every call sets anew (truncation, padding); of one that is written in
+    Python its class, vocabulary and arguments.
+    """
+    if tokenizer.is_fast:
+        cut: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+        own = {name: value for name, value in cut.items() if name not in ("truncation", "padding")}
+    else:
+        arguments = {name: str(value) for name, value in sorted(tokenizer.init_kwargs.items()) if "file" not in name}
+        own = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "arguments": arguments}
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return own | {
+        "special": special,
+        "pad_token_id": tokenizer.pad_token_id,
+        "pad_token_type_id": tokenizer.pad_token_type_id,
+        "model_max_length": str(tokenizer.model_max_length),
+        "padding_side": tokenizer.padding_side,
+        "truncation_side": tokenizer.truncation_side,
+        "model_input_names": list(tokenizer.model_input_names),
+        "split_special_tokens": bool(getattr(tokenizer, "split_special_tokens", False)),
+    }
+
+
+def stored_digests(tensors: Mapping[str, Stored]) -> dict[str, str]:
+    """The digest of each tensor as it lies in its file: number type, shape and bytes."""
+    found: dict[str, str] = {}
+    by_file: dict[Path, list[str]] = {}
+    for name, one in tensors.items():
+        by_file.setdefault(one.file, []).append(name)
+    for file, names in by_file.items():
+        found |= opened(file, partial(_digests_of, names))
+    return found
+
+
+def _digests_of(names: Sequence[str], reader: Any) -> dict[str, str]:
+    return {name: digest(reader.get_tensor(name)) for name in names}
+
+
+def digests(model: nn.Module) -> dict[str, str]:
+    """The digest of each parameter of a model as it is now, in float32 where it holds fewer digits."""
+    return {name: digest(_exact(parameter)) for name, parameter in model.named_parameters()}
+
+
+def _exact(value: Tensor) -> Tensor:
+    """The same numbers in float32, unless they need float64."""
+    single = value.float()
+    return single if value.dtype != torch.float64 or bool((single.double() == value).all()) else value
+
+
+def digest(value: Tensor) -> str:
+    """The SHA-256 of number type, shape and bytes of a tensor, in hex."""
+    plain = value.detach().cpu().contiguous()
+    head = f"{str(plain.dtype).removeprefix('torch.')} {tuple(plain.shape)}".encode()
+    found = hashlib.sha256(head)
+    found.update(plain.flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=True, default=str)

@@ -1,0 +1,43 @@
+"""Whether a model is still the one that its fingerprint names: no hooks in it, nothing changed since it was loaded."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from mechir.encoder.hooked import HookedEncoder
+from mechir.errors import MechirError
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Where torch keeps the hooks of a module; those of TransformerLens are among them."""
+
+
+def refuse_altered(model: HookedEncoder) -> None:
+    """Raises for a model whose scores would be stored under the name of another one.
+
+    Raises:
+        MechirError: for hooks that were left in place, parameters that changed after loading, a model in training mode,
+            and one of which nobody has said which label is relevance.
+    """
+    model.head.stated_label()
+    hooked = [name or "the model" for name, module in model.named_modules() if _has_hooks(module)]
+    if hooked:
+        more = f" and {len(hooked) - 1} more" if len(hooked) > 1 else ""
+        raise MechirError(
+            f"Hooks were left in place at '{hooked[0]}'{more}, and a run is of the model that its fingerprint names: "
+            "call model.reset_hooks() (or remove() of what register_forward_hook gave), or give interventions to do=."
+        )
+    training = [name or "the model" for name, module in model.hf.named_modules() if module.training]
+    if training:
+        raise MechirError(f"'{training[0]}' is in training mode, where dropout changes scores: call model.eval().")
+    changed = model.changed()
+    if changed:
+        more = f" and {len(changed) - 1} more parameters" if len(changed) > 1 else ""
+        raise MechirError(
+            f"'{changed[0]}'{more} changed since '{model.cfg.model_name}' was loaded, and a run is of the model that "
+            "its fingerprint names: load it anew, or save the changed one (model.hf.save_pretrained and "
+            "model.tokenizer.save_pretrained) and load that."
+        )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any(getattr(module, kind) for kind in HOOKS)

@@ -1,0 +1,128 @@
+"""The tokenizer of a checkpoint, as Hugging Face loads it, and what of it a cross-encoder cannot do without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transformers
+from tokenizers.normalizers import Lowercase, Sequence
+
+from mechir.encoder.checkpoint import VOCABULARIES, refuse_unreadable_settings
+from mechir.encoder.families import Embeddings
+from mechir.encoder.quiet import quiet
+from mechir.encoding import segments_of, write
+from mechir.errors import MechirError
+from mechir.pairs import Pair
+
+PROBE = Pair("a", "a")
+"""A pair that shows which special tokens and types a tokenizer writes."""
+
+
+def load_tokenizer(folder: Path, *, lower_case: bool = False) -> Any:
+    """The tokenizer of a checkpoint.
+
+    `AutoTokenizer` tries first; where only a vocab.txt is there and no family is named, it is that of an uncased BERT.
+
+    Args:
+        folder: the checkpoint.
+        lower_case: lower texts first, whatever the tokenizer itself does.
+
+    Raises:
+        MechirError: when there is none, when it needs a package that is not installed, or when it cannot be built.
+    """
+    refuse_unreadable_settings(folder)
+    if not any(any(folder.glob(pattern)) for pattern in VOCABULARIES):
+        raise MechirError(f"'{folder}' holds no tokenizer: add tokenizer.json, or vocab.txt of a BERT model.")
+    more = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "bpe.codes")
+    words_alone = (folder / "vocab.txt").is_file() and not any((folder / name).is_file() for name in more)
+    tokenizer = _word_piece(folder) if words_alone else _automatic(folder)
+    if getattr(tokenizer, "demojizer", tokenizer) is None:
+        raise MechirError(f"The tokenizer of '{folder}' needs the package 'emoji': run `pip install emoji`.")
+    if lower_case:
+        _lower(tokenizer, folder)
+    return tokenizer
+
+
+def _automatic(folder: Path) -> Any:
+    try:
+        with quiet():
+            return transformers.AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
+    except ImportError as error:
+        said = " ".join(str(error).split())
+        raise MechirError(
+            f"The tokenizer of '{folder}' needs a package that is not installed ({said[:200]}): install it with pip."
+        ) from error
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise MechirError(
+            f"Hugging Face cannot build the tokenizer of '{folder}' ({type(error).__name__}: {said[:200]}): "
+            "download its files again, or add its tokenizer.json."
+        ) from error
+
+
+def _word_piece(folder: Path) -> Any:
+    words = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    if any(word != word.lower() for word in words if not word.startswith("[")):
+        raise MechirError(
+            f"'{folder}' has only a vocab.txt, and it is cased: add tokenizer_config.json that says do_lower_case."
+        )
+    with quiet():
+        return transformers.BertTokenizer.from_pretrained(folder)
+
+
+def _lower(tokenizer: Any, folder: Path) -> None:
+    """Makes the tokenizer lower texts before anything else, as sentence-transformers does for `do_lower_case`."""
+    if not tokenizer.is_fast:
+        raise MechirError(
+            f"'{folder}' asks for do_lower_case of a tokenizer that is not a fast one: add tokenizer.json."
+        )
+    backend = tokenizer.backend_tokenizer
+    normalizer = backend.normalizer
+    if normalizer is None:
+        backend.normalizer = Lowercase()
+    elif normalizer.normalize_str("A") != "a":
+        backend.normalizer = Sequence([Lowercase(), normalizer])
+
+
+def refuse_unfit(tokenizer: Any, embeddings: Embeddings, name: str, *, shifts: bool) -> None:
+    """Raises for a tokenizer with which Hugging Face could not score, or scores depend on what stands beside a pair.
+
+    Args:
+        tokenizer: of `transformers`.
+        embeddings: of the model.
+        name: of the model, for the message.
+        shifts: padding on the left moves the positions of a text (not where positions are counted from padding).
+
+    Raises:
+        MechirError: with what is missing.
+    """
+    n = embeddings.word.num_embeddings
+    if len(tokenizer) > n:
+        raise MechirError(
+            f"The tokenizer of '{name}' has {len(tokenizer)} word pieces, but the model embeds {n}: they do not belong "
+            "together."
+        )
+    if tokenizer.pad_token_id is None:
+        raise MechirError(f"The tokenizer of '{name}' has no padding token: name it as pad_token in its settings.")
+    if "attention_mask" not in tokenizer.model_input_names:
+        raise MechirError(
+            f"The tokenizer of '{name}' writes no attention_mask (model_input_names), so a score would depend on the "
+            "padding beside it: add it there."
+        )
+    if shifts and tokenizer.padding_side == "left":
+        raise MechirError(
+            f"The tokenizer of '{name}' pads on the left, which moves the positions of a text by what stands beside "
+            "it: set padding_side to right."
+        )
+    (probe,) = write(tokenizer, [PROBE], 1_000_000)
+    if len(np.intersect1d(probe.text, [0, 1])) != 2:
+        return  # 'a' is no word piece here: every pair is asked for its segments when it is encoded
+    segments_of(probe.text, name)
+    types = embeddings.token_type
+    if types is not None and max(probe.types.max(), tokenizer.pad_token_type_id) >= types.num_embeddings:
+        raise MechirError(
+            f"The tokenizer of '{name}' writes token type {probe.types.max()}, but the model embeds "
+            f"{types.num_embeddings} (type_vocab_size): take token_type_ids out of the tokenizer's model_input_names."
+        )

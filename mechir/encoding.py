@@ -1,0 +1,279 @@
+"""From pairs to token ids: what the model reads of them, which of them it cannot read, and batches of like length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mechir.errors import MechirError
+from mechir.pairs import Batch, Pair, give_back
+from mechir.segments import Segment
+
+REAL = 0.9
+"""The least share of a batch that is text and no padding: a longer batch is not worth its arithmetic."""
+TRIM = 32
+"""After so many batches freed memory is given back to the system."""
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Pairs as token ids, not padded; `truncated` counts the documents that were cut to fit."""
+
+    pairs: tuple[Pair, ...]
+    ids: tuple[np.ndarray, ...] = field(repr=False)
+    types: tuple[np.ndarray, ...] = field(repr=False)
+    segments: tuple[np.ndarray, ...] = field(repr=False)
+    truncated: int
+    pad_id: int
+    pad_type: int = 0
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Word pieces of each pair, special tokens included."""
+        return np.array([len(ids) for ids in self.ids], dtype=np.int64)
+
+    def take(self, index: np.ndarray) -> Encoded:
+        """Some of the pairs."""
+        some = ([rows[k] for k in index] for rows in (self.pairs, self.ids, self.types, self.segments))
+        pairs, ids, types, segments = map(tuple, some)
+        return replace(self, pairs=pairs, ids=ids, types=types, segments=segments)
+
+    def batch(self, index: Sequence[int] | np.ndarray) -> Batch:
+        """The pairs at `index`, padded to the longest of them."""
+        width = max(len(self.ids[i]) for i in index)
+
+        def padded(rows: tuple[np.ndarray, ...], fill: int) -> Tensor:
+            out = np.full((len(index), width), fill, dtype=np.int64)
+            for row, i in enumerate(index):
+                out[row, : len(rows[i])] = rows[i]
+            return torch.from_numpy(out)
+
+        segment = padded(self.segments, Segment.PAD.value)
+        return Batch(
+            input_ids=padded(self.ids, self.pad_id),
+            token_type_ids=padded(self.types, self.pad_type),
+            attention_mask=segment != Segment.PAD.value,
+            segment=segment,
+            pairs=tuple(self.pairs[i] for i in index),
+        )
+
+    def buckets(self, max_rows: int = 64, max_tokens: int = 4096) -> Iterator[tuple[np.ndarray, Batch]]:
+        """Batches of pairs of like length, longest first, with the index of each row among the pairs.
+
+        The longest come first so that a lack of memory shows at once and the estimate of the time left is high
+        rather than low.
+        """
+        order = np.argsort(-self.lengths, kind="stable")
+        sorted_lengths, start, batches = self.lengths[order], 0, 0
+        while start < len(order):
+            width = sorted_lengths[start]
+            lengths = sorted_lengths[start : start + max(1, min(max_rows, max_tokens // width))]
+            real = lengths.cumsum() / (width * np.arange(1, len(lengths) + 1))
+            index = order[start : start + int((real >= REAL).sum())]
+            yield index, self.batch(index)
+            start, batches = start + len(index), batches + 1
+            if batches % TRIM == 0:
+                give_back()
+
+
+class Unreadable(NamedTuple):
+    """Why a pair cannot be read: in a few words, and as a sentence that names the pair."""
+
+    reason: str
+    sentence: str
+
+
+TOO_LONG, CUT_QUERY = "query too long for the model", "query would be cut"
+NO_TEXT, EMPTY, NO_PIECE = "not a text", "empty text", "no word piece"
+"""Why pairs are not read."""
+
+
+def encode(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> Encoded:
+    """The pairs as Hugging Face's tokenizer writes them: `[CLS] query [SEP] document [SEP]`, documents cut to fit.
+
+    Queries are never cut. Token types are the tokenizer's own, and 0 everywhere where it writes none.
+
+    Args:
+        tokenizer: of `transformers`.
+        pairs: what to encode.
+        max_length: word pieces that the model reads, special ones included.
+
+    Raises:
+        MechirError: for no pairs, and for the first pair that cannot be read (see `encode_readable`).
+    """
+    if not pairs:
+        raise MechirError("There are no pairs to encode: the pool is empty.")
+    encoded, unreadable = encode_readable(tokenizer, pairs, max_length)
+    if unreadable:
+        raise MechirError(unreadable[min(unreadable)].sentence)
+    return encoded
+
+
+def encode_readable(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> tuple[Encoded, dict[int, Unreadable]]:
+    """The pairs that can be read, encoded, and by its place among all every pair that cannot.
+
+    Not read are pairs with a text or an id that is no text (None, NaN, half a surrogate pair), an empty text, one that
+    holds no word piece, a query that leaves no room for a document, and a query that would have to be cut: where query
+    and document together are too long, Hugging Face (`truncation=True`, the longest first) cuts a query that has more
+    than half of the room.
+    """
+    unreadable = {place: why for place, pair in enumerate(pairs) if (why := _not_text(pair)) is not None}
+    lengths = _query_lengths(tokenizer, [pair for place, pair in enumerate(pairs) if place not in unreadable])
+    special = tokenizer.num_special_tokens_to_add(pair=True)
+    for place, pair in enumerate(pairs):
+        if place not in unreadable and lengths[pair.query] + special >= max_length:
+            unreadable[place] = _too_long(pair, lengths[pair.query], special, max_length)
+    places = [place for place in range(len(pairs)) if place not in unreadable]
+    written = write(tokenizer, [pairs[place] for place in places], max_length)
+    rows: list[tuple[Pair, Written, np.ndarray]] = []
+    for place, one in zip(places, written, strict=True):
+        pair = pairs[place]
+        why = _spoilt(pair, one, lengths[pair.query], max_length)
+        if why is not None:
+            unreadable[place] = why
+        else:
+            rows.append((pair, one, segments_of(one.text)))
+    encoded = Encoded(
+        pairs=tuple(pair for pair, _, _ in rows),
+        ids=tuple(one.ids for _, one, _ in rows),
+        types=tuple(one.types for _, one, _ in rows),
+        segments=tuple(segments for _, _, segments in rows),
+        truncated=sum(one.cut for _, one, _ in rows),
+        pad_id=tokenizer.pad_token_id,
+        pad_type=tokenizer.pad_token_type_id,
+    )
+    return encoded, unreadable
+
+
+class Written(NamedTuple):
+    """One pair as a tokenizer writes it: ids, types, and which text each id is of (0 query, 1 document, -1 neither).
+
+    `cut` says that something was cut off.
+    """
+
+    ids: np.ndarray
+    types: np.ndarray
+    text: np.ndarray
+    cut: bool
+
+
+def write(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> list[Written]:
+    """The pairs as Hugging Face's users have them written: `tokenizer(query, document, truncation=True)`."""
+    if not pairs:
+        return []
+    texts = [[pair.query for pair in pairs], [pair.document for pair in pairs]]
+    read = tokenizer(*texts, truncation=True, max_length=max_length, verbose=False)
+    typed = "token_type_ids" in tokenizer.model_input_names
+    types = read["token_type_ids"] if typed else [[0] * len(ids) for ids in read["input_ids"]]
+    slow = read.encodings is None
+    origin = _origins(tokenizer, texts, read["input_ids"]) if slow else _said(read.encodings)
+    return [
+        Written(np.asarray(ids, dtype=np.int64), np.asarray(kinds, dtype=np.int64), np.asarray(text), cut)
+        for ids, kinds, (text, cut) in zip(read["input_ids"], types, origin, strict=True)
+    ]
+
+
+def _said(encodings: Sequence[Any]) -> Iterator[tuple[list[int], bool]]:
+    """Which text each id is of, as a fast tokenizer says it."""
+    for one in encodings:
+        yield [-1 if side is None else side for side in one.sequence_ids], bool(one.overflowing)
+
+
+def _origins(
+    tokenizer: Any, texts: Sequence[Sequence[str]], written: Sequence[Sequence[int]]
+) -> Iterator[tuple[list[int], bool]]:
+    """Which text each id is of, for a tokenizer written in Python, which does not say: its template around markers."""
+    queries, documents = (tokenizer(list(side), add_special_tokens=False, verbose=False)["input_ids"] for side in texts)
+    special = tokenizer.num_special_tokens_to_add(pair=True)
+    for query, document, ids in zip(queries, documents, written, strict=True):
+        kept = len(ids) - special - len(query)
+        template = tokenizer.build_inputs_with_special_tokens([-2] * len(query), [-1] * max(kept, 0))
+        text = [one + 2 if one < 0 else -1 for one in template]
+        expected = [query, document[:kept] if tokenizer.truncation_side == "right" else document[-kept:]]
+        found = [[one for one, side in zip(ids, text, strict=False) if side == which] for which in (0, 1)]
+        # Where the query was cut the template does not fit: no position is said to be the query's.
+        yield (text if found == expected else [-1] * len(ids)), kept < len(document)
+
+
+def _not_text(pair: Pair) -> Unreadable | None:
+    """Why a pair is no pair of texts, if it is none."""
+    fields = {"query": pair.query, "document": pair.document, "query id": pair.query_id, "document id": pair.doc_id}
+    for name, value in fields.items():
+        if not isinstance(value, str):
+            said = f"The {name} of pair {pair.query_id!r}/{pair.doc_id!r} is {value!r} and no text"
+            return Unreadable(NO_TEXT, f"{said}: give a string, or leave the pair out.")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            said = f"The {name} of pair {pair.query_id!r}/{pair.doc_id!r} holds half of a surrogate pair"
+            said += f" at position {error.start}, which is no character"
+            return Unreadable(NO_TEXT, f"{said}: repair the text, or leave the pair out.")
+    if not pair.query.strip():
+        return Unreadable(EMPTY, f"Query '{pair.query_id}' is empty: give it a text or leave it out.")
+    if not pair.document.strip():
+        return Unreadable(EMPTY, f"Document '{pair.doc_id}' (query '{pair.query_id}') is empty: leave it out.")
+    return None
+
+
+def _query_lengths(tokenizer: Any, pairs: Sequence[Pair]) -> dict[str, int]:
+    """Word pieces of every query, without special ones."""
+    queries = list(dict.fromkeys(pair.query for pair in pairs))
+    if not queries:
+        return {}
+    ids = tokenizer(queries, add_special_tokens=False, verbose=False)["input_ids"]
+    return dict(zip(queries, map(len, ids), strict=True))
+
+
+def _too_long(pair: Pair, length: int, special: int, max_length: int) -> Unreadable:
+    return Unreadable(
+        TOO_LONG,
+        f"Query '{pair.query_id}' has {length} word pieces and alone fills the model, which reads {max_length} "
+        f"with {special} special ones: queries are never truncated, so leave it out.",
+    )
+
+
+def _spoilt(pair: Pair, one: Written, query_length: int, max_length: int) -> Unreadable | None:
+    """Why a pair cannot be read as it was written, if it cannot."""
+    n_query, n_document = int((one.text == 0).sum()), int((one.text == 1).sum())
+    if one.cut and n_query < query_length:
+        return Unreadable(
+            CUT_QUERY,
+            f"Query '{pair.query_id}' has {query_length} word pieces, more than half of the {max_length} that are "
+            f"read, and beside document '{pair.doc_id}' it would be cut: queries are never truncated, so leave it out.",
+        )
+    for part, length, named in (("Query", n_query, pair.query_id), ("Document", n_document, pair.doc_id)):
+        if not length:
+            return Unreadable(NO_PIECE, f"{part} '{named}' holds no word piece of this tokenizer: leave it out.")
+    return None
+
+
+def segments_of(text: np.ndarray, name: str = "") -> np.ndarray:
+    """The segment of each position, from which text each token came; `name` is that of the model, for the message.
+
+    Raises:
+        MechirError: for a pair that lacks CLS or a separator.
+    """
+    query, document = np.flatnonzero(text == 0), np.flatnonzero(text == 1)
+    segment = np.full(len(text), Segment.SEP2.value, dtype=np.int64)
+    segment[: query[0]] = Segment.CLS.value
+    segment[query[0] : query[-1] + 1] = Segment.QUERY.value
+    segment[query[-1] + 1 : document[0]] = Segment.SEP1.value
+    segment[document[0] : document[-1] + 1] = Segment.DOC.value
+    gaps = {"before the query": query[0], "between query and document": document[0] - query[-1] - 1}
+    gaps["after the document"] = len(text) - 1 - document[-1]
+    missing = [where for where, size in gaps.items() if size < 1]
+    if missing:
+        of = f" of '{name}'" if name else ""
+        raise MechirError(
+            f"The tokenizer{of} writes no special token {missing[0]}, where [CLS] query [SEP] document [SEP] is read: "
+            "give it the post-processor that writes them (TemplateProcessing in tokenizer.json)."
+        )
+    return segment
