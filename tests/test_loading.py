@@ -265,12 +265,16 @@ def test_no_pairs_are_refused(tiny: HookedEncoder) -> None:
 
 
 def test_documents_are_truncated_and_counted_queries_never(tiny: HookedEncoder) -> None:
-    encoded = tiny.encode([mi.Pair("dog " * 40, "cat " * 100), mi.Pair("dog", "cat")])
+    encoded = tiny.encode([mi.Pair("dog " * 30, "cat " * 100), mi.Pair("dog", "cat")])
     assert encoded.truncated == 1
     assert list(encoded.lengths) == [64, 5]
     kept = [mi.Segment(int(value)) for value in encoded.segments[0]]
-    assert kept.count(mi.Segment.QUERY) == 40
-    assert kept.count(mi.Segment.DOC) == 64 - 43
+    assert kept.count(mi.Segment.QUERY) == 30
+    assert kept.count(mi.Segment.DOC) == 64 - 33
+    # With 61 places for both, a query of 31 is cut by Hugging Face (the longest first); 40 beside a short one is not.
+    assert list(tiny.encode([mi.Pair("dog " * 40, "cat " * 21)]).lengths) == [64]
+    with pytest.raises(MechirError, match=r"Query 'q' has 31 word pieces, more than half of the 64 .* would be cut"):
+        tiny.encode([mi.Pair("dog " * 31, "cat " * 100)])
 
 
 def test_special_tokens_in_a_text_stay_in_their_segment(tiny: HookedEncoder) -> None:

@@ -11,6 +11,14 @@ from mechir.cli.options import REGISTRY, shared
 from mechir.errors import MechirError
 
 
+def reading_lines(record: dict[str, Any]) -> list[str]:
+    """How the model of a run was read, in words; nothing of a run that is older than this record."""
+    from mechir.encoder.reading import Reading
+
+    read = {name: tuple(one) if isinstance(one, list) else one for name, one in record.get("reading", {}).items()}
+    return list(Reading(**read).lines()) if read else []
+
+
 def print_summary(stored: Any) -> None:
     """Prints the summary of a finished run and where it lies."""
     from mechir.experiment import shown
@@ -31,6 +39,8 @@ def print_summary(stored: Any) -> None:
         f"parity with Hugging Face on {certificate['n_pairs']} pairs: scores {certificate['score_cls_only']:.1e} "
         f"(relative), patterns {certificate['pattern']:.1e}; {record['truncated_documents']} documents truncated"
     )
+    for line in reading_lines(record):
+        click.echo(line)
     click.echo(f"Run {stored.id}: {stored.path}; chart: {stored.path / 'chart.html'}")
 
 

@@ -31,7 +31,8 @@ from mechir.hooks import Edit, Hook, edits
 from mechir.pairs import Batch, Pair, as_pairs, progress_bar
 
 RETURN_TYPES = ("score", "logits", "resid")
-Input = Batch | Pair | tuple[str, str] | Sequence[Pair] | Sequence[tuple[str, str]]
+Input = Any
+"""Pairs, tuples of texts, a list of these (what `as_pairs` reads), or a `Batch`: told apart when they are given."""
 
 
 class HookedEncoder(HookedRootModule):
@@ -108,7 +109,7 @@ class HookedEncoder(HookedRootModule):
         Raises:
             MechirError: for a length that the model has no positions for.
         """
-        if max_length is None:
+        if max_length is None or (max_length == self.max_length and not isinstance(max_length, bool)):
             return self
         model = copy.copy(self)
         model._read(max_length, self.reading)
@@ -232,7 +233,7 @@ class HookedEncoder(HookedRootModule):
         self,
         inputs: Input,
         *,
-        return_type: Literal["score", "logits", "resid"] = "score",
+        return_type: str = "score",
         resid: Float[Tensor, "batch pos d_model"] | None = None,
         start_at_layer: int = 0,
         stop_at_layer: int | None = None,
@@ -360,7 +361,7 @@ class HookedEncoder(HookedRootModule):
     @torch.no_grad()
     def score(
         self,
-        pairs: Sequence[Pair] | Input,
+        pairs: Any,
         do: Any = (),
         *,
         readout: str = "score",

@@ -40,4 +40,6 @@ def refuse_altered(model: HookedEncoder) -> None:
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    return any(getattr(module, kind) for kind in HOOKS)
+    hooks = (hook for kind in HOOKS for hook in getattr(module, kind).values())
+    # transformers keeps hooks of its own, which record hidden states and change nothing.
+    return any(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks)
