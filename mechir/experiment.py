@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -38,6 +38,7 @@ from mechir.contrasts import Contrast
 from mechir.diagnostic_sets import Diagnostic
 from mechir.errors import MechirError, closest
 from mechir.pairs import Pair
+from mechir.pools import Sample
 from mechir.registry import entries
 from mechir.registry.findings import checked, of_record
 from mechir.registry.runs import DEFAULT, Run, open_run
@@ -69,6 +70,10 @@ class Pool:
     def pairs(self, collection: Source) -> list[Pair]:
         """The pairs, whole queries one after the other."""
         return collection.pairs(**vars(self))
+
+    def sample(self, collection: Source) -> Sample:
+        """The pairs, and what was left out."""
+        return collection.sample(**vars(self))
 
 
 @dataclass(frozen=True)
@@ -228,7 +233,8 @@ def _measured(
     given = chosen
     if hasattr(module, "interventions"):
         forwards(model, module.interventions(model, **chosen))  # refuses what does not fit before writing
-    material, skipped = material_of(module, model, source, pool)
+    taken = material_of(module, model, source, pool)
+    material = taken.material
     if hasattr(module, "prepare"):
         known = {"collection": source, "collections": source, "pool": pool, "registry": asked["registry"]}
         known["run"] = partial(run, **asked)
@@ -240,8 +246,9 @@ def _measured(
     identity |= {"fresh": secrets.token_hex(8)} if fresh else {}
 
     def begin(stored: Run) -> None:
-        frames = _frames(source, material, pool, skipped, chosen)
-        provenance.begin(stored, identity, module, model, pairs_of(material), frames, len(cut), given)
+        frames = _frames(source, material, pool, taken, chosen)
+        held_back = len({one.query_id for one in taken.material} - {one.query_id for one in material})
+        provenance.begin(stored, identity, module, model, pairs_of(material), frames, len(cut), given, held_back)
 
     stored = open_run(asked["registry"], identity, begin)
     queries = len({one.query_id for one in material})
@@ -257,13 +264,15 @@ def pairs_of(material: Sequence[Any]) -> list[Pair]:
 
 
 def _frames(
-    source: Source, material: Material, pool: Pool, skipped: pd.DataFrame | None, chosen: Mapping[str, Any]
+    source: Source, material: Material, pool: Pool, taken: Taken, chosen: Mapping[str, Any]
 ) -> dict[str, pd.DataFrame]:
     """What is stored beside the rows: judgments, what was left out, and frames that `prepare` found."""
     full = pool.run is not None or pool.top_k is not None
     frames = {"judged": source.judged(pairs_of(material), full=full)}
     frames |= {name: one for name, one in chosen.items() if isinstance(one, pd.DataFrame)}
-    return frames if skipped is None else frames | {"skipped": skipped}
+    if taken.left_out is not None and len(taken.left_out):
+        frames["left_out"] = taken.left_out
+    return frames if taken.skipped is None else frames | {"skipped": taken.skipped}
 
 
 def _say_found(found: Mapping[str, Any], say: Callable[[str], None]) -> None:
@@ -287,7 +296,15 @@ def source_of(module: ModuleType, source: Source) -> Source:
     return source
 
 
-def material_of(module: ModuleType, model: Any, source: Source, pool: Pool) -> tuple[Material, pd.DataFrame | None]:
+class Taken(NamedTuple):
+    """What an experiment runs on, pairs that gave no contrast (`skipped`), and what the collection left out."""
+
+    material: Material
+    skipped: pd.DataFrame | None
+    left_out: pd.DataFrame | None
+
+
+def material_of(module: ModuleType, model: Any, source: Source, pool: Pool) -> Taken:
     """The pairs or contrasts that an experiment runs on, and which were left out and why.
 
     Raises:
@@ -298,10 +315,11 @@ def material_of(module: ModuleType, model: Any, source: Source, pool: Pool) -> t
             raise MechirError(f"'{module.name}' runs on pairs, not on contrasts: give a collection.")
         if pool != Pool():
             raise MechirError("A diagnostic set is sampled when it is made: write diagnostic(..., limit_queries=20).")
-        return source.align(model)
+        return Taken(*source.align(model), source.left_out)
     if takes_contrasts(module):
         raise MechirError(f"'{module.name}' runs on contrasts: give a diagnostic set such as diagnostic('tfc1').")
-    return pool.pairs(source), None
+    sample = pool.sample(source)
+    return Taken(sample.pairs, None, sample.left_out)
 
 
 def _compute(
@@ -331,7 +349,8 @@ def _finish(stored: Run, module: ModuleType, known: Mapping[str, Any]) -> None:
     if not (stored.path / "summary.parquet").is_file():
         summary = module.summarise(stored.rows, stored.judged, **_by_name(module.summarise, known))
         charts.save(module.chart(summary), stored.path / "chart")
-        stored.write_record(stored.record | {"seconds": round(stored.seconds, 1)})
+        measured = {"seconds": round(stored.seconds, 1), "quality": provenance.quality(stored)}
+        stored.write_record(stored.record | measured)
         stored.write_frame("summary", summary)
     registry = stored.path.parents[1]
     if hasattr(module, "findings") and not entries.has_findings(registry, stored.id):
