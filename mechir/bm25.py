@@ -13,8 +13,11 @@ def candidates(queries: Mapping[str, str], ids: Sequence[str], texts: Sequence[s
     import bm25s
 
     quiet = {"show_progress": False}
+    words = bm25s.tokenize(list(texts), stopwords="en", **quiet)
+    if not words.vocab:
+        return {query_id: [] for query_id in queries}
     retriever = bm25s.BM25(method="lucene", k1=0.9, b=0.4)
-    retriever.index(bm25s.tokenize(list(texts), stopwords="en", **quiet), **quiet)
+    retriever.index(words, **quiet)
     asked = bm25s.tokenize(list(queries.values()), stopwords="en", **quiet)
     places, scores = retriever.retrieve(asked, k=min(k, len(ids)), **quiet)
     return {

@@ -125,16 +125,15 @@ class Collection:
         _refuse_below(0, easy_negatives=easy_negatives)
         if per_grade is not None and (run is not None or top_k is not None):
             raise MechirError("per_grade samples judged documents and run/top_k takes a run's: give one or the other.")
-        asked = self._asked(limit_queries)
-        judged = [query_id for query_id in asked if query_id in self.judgments]
+        counted, asked = self.judgments, self._asked(limit_queries)
+        judged = [query_id for query_id in asked if query_id in counted]
         rows: list[Row] = []
         if run is not None:
             chosen, rows = self._of_run(run, top_k, judged)
         elif top_k is not None:
             chosen, rows = self._of_bm25(top_k, judged)
         else:
-            one = self.judgments
-            chosen = {key: pools.judged_documents(key, one[key], per_grade, seed) for key in judged}
+            chosen = {key: pools.judged_documents(key, counted[key], per_grade, seed) for key in judged}
         if not chosen:
             given = "the run names documents of none" if run is not None else "there are documents to score for none"
             raise MechirError(f"The pool of '{self.id}' is empty: {given} of its judged queries.")

@@ -169,6 +169,13 @@ def test_a_query_of_no_known_word_has_no_bm25_candidates(folder: Path) -> None:
     assert not found & {"q1", "q2"}
 
 
+def test_documents_without_a_word_have_no_bm25_candidates(folder: Path) -> None:
+    (folder / "docs.tsv").write_text("d0101\tthe of and\n")
+    (folder / "qrels.txt").write_text("q1 0 d0101 1\n")
+    with pytest.raises(MechirError, match=r"The pool of 'toy' is empty: there are documents to score for none of its"):
+        mi.collection(folder).pairs(top_k=3)
+
+
 def test_bm25_over_too_many_documents_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[Collection.__module__], "BM25_LIMIT", 71)  # the function hides the module
     with pytest.raises(MechirError, match=r"'toy' has 72 documents, too many for BM25 here: give .* --run FILE"):

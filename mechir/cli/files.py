@@ -46,9 +46,9 @@ def score(
     scores = load(model, dtype=dtype, device=device).score(pairs, do, readout=readout)
     said = ["mechir", readout, *mask, *(["renormalised"] if renormalise else []), *ablate]
     write_trec_run(out, pairs, scores.tolist(), tag="".join("-".join(said).split()), seed=seed)
+    click.echo(f"Wrote {out}: {len(pairs)} pairs by {readout}")
     for line in left_out.sentences(left_out.told(sample.left_out)):
         click.echo(line)
-    click.echo(f"Wrote {out}: {len(pairs)} pairs by {readout}")
 
 
 @click.command()
