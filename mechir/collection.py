@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from mechir import bm25, irds, left_out, pools, rules, text_lines, trec_files
+from mechir import bm25, collection_hash, irds, left_out, pools, text_lines, trec_files
 from mechir.errors import MechirError
 from mechir.left_out import Row
 from mechir.pairs import EASY, Pair
 from mechir.pools import Sample
-from mechir.rules import LEAVE_OUT, Counted
+from mechir.rules import (
+    DUPLICATES,
+    LEAVE_OUT,
+    Counted,
+    counted,
+    one_grade_each,
+    one_text_each,
+    refuse_beyond,
+    refuse_options,
+)
 
 FILES = ("queries.tsv", "docs.tsv", "qrels.txt")
 EMBEDDED = Path(__file__).parent / "data" / "embedded"
@@ -31,9 +40,9 @@ class Collection:
 
     `queries` and `docs` map ids to texts, in the order of their files; `qrels` maps query id -> document id -> grade,
     as it was read, and `judgments` those of them that count. `easy_negatives` is how many a pool has where none are
-    asked for (20 in the embedded collection, else 0); `leave_out` is the share that may be left out, `again` what was
-    read twice. `hash` is the SHA-256 of ids and texts of queries and documents and of the judgments; for ir_datasets
-    that of its id, queries and judgments alone.
+    asked for (20 in the embedded collection, else 0). `duplicates` and `leave_out` are the rules it was read by,
+    `again` what was read twice. `hash` is the SHA-256 of ids, texts and judgments; for ir_datasets that of its id,
+    queries and judgments alone.
     """
 
     id: str
@@ -43,6 +52,7 @@ class Collection:
     hash: str
     folder: Path | None = None
     easy_negatives: int = 0
+    duplicates: str = DUPLICATES[0]
     leave_out: float = LEAVE_OUT
     again: tuple[Row, ...] = ()
 
@@ -57,6 +67,13 @@ class Collection:
         return sum(not self.qrels.get(query_id) for query_id in self.queries)
 
     @property
+    def rules(self) -> dict[str, Any]:
+        """The rules it was read by, where they are not those by default: arguments of `collection`."""
+        told = {"duplicates": self.duplicates, "leave_out": self.leave_out}
+        default = {"duplicates": DUPLICATES[0], "leave_out": LEAVE_OUT}
+        return {name: value for name, value in told.items() if value != default[name]}
+
+    @property
     def judgments(self) -> Mapping[str, Mapping[str, int]]:
         """The judgments that count: grades of 0 and more, of queries and documents that are there and not empty.
 
@@ -68,7 +85,7 @@ class Collection:
     @cached_property
     def _counted(self) -> Counted:
         where = f"'{self.folder or self.id}'"
-        return rules.counted(self.qrels, self.queries, self.docs.many, where, self.leave_out)
+        return counted(self.qrels, self.queries, self.docs.many, where, self.leave_out)
 
     def pairs(
         self,
@@ -125,15 +142,15 @@ class Collection:
         _refuse_below(0, easy_negatives=easy_negatives)
         if per_grade is not None and (run is not None or top_k is not None):
             raise MechirError("per_grade samples judged documents and run/top_k takes a run's: give one or the other.")
-        counted, asked = self.judgments, self._asked(limit_queries)
-        judged = [query_id for query_id in asked if query_id in counted]
+        judgments, asked = self.judgments, self._asked(limit_queries)
+        judged = [query_id for query_id in asked if query_id in judgments]
         rows: list[Row] = []
         if run is not None:
             chosen, rows = self._of_run(run, top_k, judged)
         elif top_k is not None:
             chosen, rows = self._of_bm25(top_k, judged)
         else:
-            chosen = {key: pools.judged_documents(key, counted[key], per_grade, seed) for key in judged}
+            chosen = {key: pools.judged_documents(key, judgments[key], per_grade, seed) for key in judged}
         if not chosen:
             given = "the run names documents of none" if run is not None else "there are documents to score for none"
             raise MechirError(f"The pool of '{self.id}' is empty: {given} of its judged queries.")
@@ -215,7 +232,7 @@ class Collection:
             if kept:
                 chosen[query_id] = kept[:k]
         lost = [row for row in rows if row.reason in (left_out.RUN_MISSING, left_out.RUN_EMPTY)]
-        rules.refuse_beyond(lost, total, f"lines of the run '{run}'", self.leave_out)
+        refuse_beyond(lost, total, f"lines of the run '{run}'", self.leave_out)
         return {query_id: chosen[query_id] for query_id in judged if query_id in chosen}, rows
 
     def _run_file(self, run: str | Path) -> Path:
@@ -268,7 +285,7 @@ def collection(
         MechirError: for anything else, and for files that cannot be trusted.
     """
     leave_out = float(leave_out)
-    rules.refuse_options(duplicates, leave_out)
+    refuse_options(duplicates, leave_out)
     if str(name_or_path) == EMBEDDED.name:
         return replace(_directory(EMBEDDED, duplicates, leave_out), easy_negatives=20)
     folder = Path(name_or_path).expanduser()
@@ -291,11 +308,13 @@ def _dataset(name: str, duplicates: str, leave_out: float) -> Collection:
             "such as 'msmarco-passage/trec-dl-2019/judged' of 'msmarco-passage'."
         )
     lines = list(irds.queries(name, dataset))
-    queries, again = rules.one_text_each(lines, "query", f"'{name}', query")
-    qrels, twice = rules.one_grade_each(irds.qrels(name, dataset), f"'{name}', judgment", duplicates)
-    digest = _digest([name], _lines({key: text for _, key, text in lines}), _judgments(qrels))
+    queries, again = one_text_each(lines, "query", f"'{name}', query")
+    qrels, twice = one_grade_each(irds.qrels(name, dataset), f"'{name}', judgment", duplicates)
+    digest = collection_hash.of_dataset(name, {key: text for _, key, text in lines}, qrels)
     docs = irds.Documents(name, dataset)
-    return Collection(name, queries, docs, qrels, digest, leave_out=leave_out, again=(*again, *twice))
+    return Collection(
+        name, queries, docs, qrels, digest, duplicates=duplicates, leave_out=leave_out, again=(*again, *twice)
+    )
 
 
 def _directory(folder: Path, duplicates: str, leave_out: float) -> Collection:
@@ -305,19 +324,21 @@ def _directory(folder: Path, duplicates: str, leave_out: float) -> Collection:
         raise MechirError(f"'{folder}' is no collection: it holds no {' and no '.join(missing)}.")
     queries_file, docs_file, qrels_file = (file for file in files.values() if file is not None)
     lines = trec_files.read_texts(queries_file, "query")
-    queries, again = rules.one_text_each(lines, "query", f"{queries_file}, line")
+    queries, again = one_text_each(lines, "query", f"{queries_file}, line")
     lines = trec_files.read_texts(docs_file, "document")
-    docs, more = rules.one_text_each(lines, "document", f"{docs_file}, line")
-    qrels, twice = rules.one_grade_each(trec_files.read_qrels(qrels_file), f"{qrels_file}, line", duplicates)
-    known = {
-        query_id: {doc_id: grade for doc_id, grade in grades.items() if doc_id in docs}
-        for query_id, grades in qrels.items()
-        if query_id in queries
-    }
-    digest = _digest(_lines(queries), _lines(docs), _judgments(known))
-    name, again = folder.resolve().name, again + more + twice
+    docs, more = one_text_each(lines, "document", f"{docs_file}, line")
+    qrels, twice = one_grade_each(trec_files.read_qrels(qrels_file), f"{qrels_file}, line", duplicates)
+    digest = collection_hash.of_directory(queries, docs, qrels)
     read = Collection(
-        name, queries, trec_files.Texts(docs), qrels, digest, folder, leave_out=leave_out, again=tuple(again)
+        folder.resolve().name,
+        queries,
+        trec_files.Texts(docs),
+        qrels,
+        digest,
+        folder,
+        duplicates=duplicates,
+        leave_out=leave_out,
+        again=(*again, *more, *twice),
     )
     _ = read.judgments  # what cannot be trusted is refused before anything else is done
     return read
@@ -327,20 +348,3 @@ def _refuse_below(least: int, **options: int | None) -> None:
     for name, value in options.items():
         if value is not None and value < least:
             raise MechirError(f"{name}={value} asks for nothing: write {least} or more, or leave it out.")
-
-
-def _lines(texts: Mapping[str, str]) -> Iterator[str]:
-    return (f"{key}\t{text}" for key, text in texts.items())
-
-
-def _judgments(qrels: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
-    return (f"{query_id}\t{sorted(grades.items())}" for query_id, grades in qrels.items())
-
-
-def _digest(*parts: Iterable[str]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        for line in part:
-            digest.update(line.encode() + b"\n")
-        digest.update(b"\0")
-    return digest.hexdigest()

@@ -51,6 +51,11 @@ class Collections:
         return {one.id: group for group, one in self.members}
 
     @property
+    def rules(self) -> dict[str, Any]:
+        """The rules that all were read by, where they are not those by default."""
+        return self.members[0][1].rules
+
+    @property
     def queries(self) -> dict[str, str]:
         """The queries of all, one collection after the other."""
         return {_named(one, key): text for _, one in self.members for key, text in one.queries.items()}
@@ -70,7 +75,7 @@ class Collections:
             ]
             ids = {name: sample.left_out[name].map(lambda key, of=one: key and _named(of, key)) for name in IDS}
             frames.append(sample.left_out.assign(**ids))
-        return Sample(pairs, pd.concat(frames, ignore_index=True).sort_values("reason", kind="stable"))
+        return Sample(pairs, pd.concat(frames).sort_values("reason", kind="stable", ignore_index=True))
 
     def judged(self, pairs: Sequence[Pair], *, full: bool) -> pd.DataFrame:
         """As `Collection.judged`."""

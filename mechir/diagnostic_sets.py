@@ -52,7 +52,7 @@ class Diagnostic:
 
     `refused` are the pairs that the perturbation does not apply to, with the reason. With `swap`, runs are on the
     perturbed text and activations come from the other. `collection` is the id of the one that was perturbed, `left_out`
-    what its pool leaves out; empty for a published set.
+    what its pool leaves out, `rules` how it was read; empty for a published set.
     """
 
     id: str
@@ -63,6 +63,7 @@ class Diagnostic:
     swap: bool = False
     collection: str = ""
     left_out: pd.DataFrame | None = field(default=None, repr=False)
+    rules: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def axiom(self) -> str:
@@ -202,7 +203,7 @@ def _of_collection(name: str, source: Any, model: Any, pool: Mapping[str, Any]) 
         raise MechirError(f"A pool has no option '{unknown[0]}': it takes {', '.join(known)}.")
     sample = opened.sample(**{"easy_negatives": 0, **{k: v for k, v in pool.items() if v is not None}})
     found = perturbed(f"{name} of {opened.id}", sample.pairs, AXIOMS[name](opened, sample.pairs, model))
-    return replace(found, collection=opened.id, left_out=sample.left_out)
+    return replace(found, collection=opened.id, left_out=sample.left_out, rules=opened.rules)
 
 
 def _idf(opened: Collection) -> axioms.Idf:
@@ -224,7 +225,9 @@ def _others(opened: Collection) -> list[str]:
 
 def _documents(opened: Collection, pairs: Sequence[Pair]) -> list[str]:
     """Where noise comes from: the whole collection, or the pool where documents are read on demand."""
-    return list(opened.docs.values()) if isinstance(opened.docs, dict) else [pair.document for pair in pairs]
+    if not isinstance(opened.docs, dict):
+        return [pair.document for pair in pairs]
+    return [text for text in opened.docs.values() if text]
 
 
 AXIOMS: dict[str, Callable[[Collection, Sequence[Pair], Any], Perturbation]] = {

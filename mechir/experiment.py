@@ -247,8 +247,9 @@ def _measured(
 
     def begin(stored: Run) -> None:
         frames = _frames(source, material, pool, taken, chosen)
-        held_back = len({one.query_id for one in taken.material} - {one.query_id for one in material})
-        provenance.begin(stored, identity, module, model, pairs_of(material), frames, len(cut), given, held_back)
+        held_back = {one.query_id for one in taken.material} - {one.query_id for one in material}
+        more = {"rules": source.rules, "held_back": len(held_back)}  # queries on which `prepare` found something
+        provenance.begin(stored, identity, module, model, pairs_of(material), frames, len(cut), given, more)
 
     stored = open_run(asked["registry"], identity, begin)
     queries = len({one.query_id for one in material})

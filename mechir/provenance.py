@@ -94,11 +94,12 @@ def begin(
     frames: Mapping[str, pd.DataFrame],
     n_units: int,
     asked: Mapping[str, Any],
-    held_back: int = 0,
+    more: Mapping[str, Any],
 ) -> None:
     """Writes the record of a run and the frames that belong to it, before anything is measured.
 
-    `asked`: the options as they were given, without those that the run found; `held_back`: queries that found them.
+    `asked`: the options as they were given, without those that the run found; `more`: what else
+    the record says.
     """
     certified = list(pairs[:: max(1, len(pairs) // CERTIFIED)])[:CERTIFIED]
     encoded = model.encode(pairs)
@@ -109,12 +110,12 @@ def begin(
             "id": stored.id,
             "identity": dict(identity),
             "asked": dict(asked),
+            **more,
             "model": model.cfg.model_name,
             "model_revision": model.revision,
             "units": n_units,
             "pairs": len(pairs),
             "queries": len({pair.query_id for pair in pairs}),
-            "held_back": held_back,
             "skipped": len(frames.get("skipped", ())),
             "left_out": left_out.told(frames["left_out"]) if "left_out" in frames else {},
             "truncated_documents": encoded.truncated,
@@ -140,7 +141,7 @@ def quality(stored: Run) -> list[dict[str, Any]]:
     if not {"name", "query_id", "doc_id", "score"} <= set(rows) or INTACT not in set(rows["name"]):
         return []
     values = ranking.ndcg(rows[rows["name"] == INTACT], stored.judged).set_index("query_id")["value"]
-    silent = left_out.queries(stored.left_out, left_out.NO_PAIR) if not stored.record["held_back"] else []
+    silent = [] if stored.record.get("held_back") else left_out.queries(stored.left_out, left_out.NO_PAIR)
     every = pd.Series([*rows["query_id"].unique(), *silent])
     of = every.map(lambda key: collection_of(key) if BETWEEN in key else "")
     lines = []

@@ -17,6 +17,7 @@ from mechir import left_out
 from mechir.collection import Collection
 from mechir.collection_groups import collections
 from mechir.errors import MechirError
+from mechir.methods.importance import thresholds
 from mechir.pairs import EASY
 from tests.models import TOY
 
@@ -88,6 +89,15 @@ def test_a_query_with_two_texts_is_refused(folder: Path, opened: Opened) -> None
     append(folder / "queries.tsv", "q1\tanother\n")
     with pytest.raises(MechirError, match=r" 8: query id 'q1' stands here a second time, with another text"):
         opened()
+
+
+def test_a_document_listed_again_counts_once(folder: Path) -> None:
+    append(folder / "docs.tsv", (folder / "docs.tsv").read_text().split("\n")[3] + " \n")
+    assert rows(mi.collection(folder)) == [("document listed again with the same text", "", "d0103")]
+    assert mi.collection(folder).hash == mi.collection(TOY).hash
+    append(folder / "docs.tsv", "d0103\tanother\n")
+    with pytest.raises(MechirError, match=r"docs.tsv, line 74: document id 'd0103' stands here a second time, with"):
+        mi.collection(folder)
 
 
 @pytest.mark.parametrize(
@@ -311,3 +321,18 @@ def test_a_record_holds_twenty_of_each_reason_and_a_line_three() -> None:
     assert told["empty"]["n"] == 25 and told["empty"]["examples"][::19] == ["q/d0", "q/d19"]
     assert left_out.sentences(told) == ["left out: 1 x alone (q1)", "left out: 25 x empty (q/d0, q/d1, q/d2, ...)"]
     assert left_out.told(left_out.frame([])) == {} and left_out.sentences({}) == []
+
+
+def test_an_empty_document_makes_no_noise(folder: Path) -> None:
+    clean = mi.diagnostic("lnc1", TOY, limit_queries=2)
+    append(folder / "docs.tsv", "blank\t\n")
+    spoilt = mi.diagnostic("lnc1", folder, limit_queries=2)
+    assert spoilt.cases == clean.cases and spoilt.left_out is not None and spoilt.left_out.empty
+
+
+def test_the_highest_grade_is_of_the_judgments_that_count(folder: Path) -> None:
+    append(folder / "qrels.txt", "q1 0 nowhere 9\n")
+    with warnings.catch_warnings(action="ignore"):
+        groups = collections([f"in:{folder}"], leave_out=0.02)
+    assert thresholds(groups) == {"toy": 2}
+    assert groups.rules == {"leave_out": 0.02}
