@@ -95,15 +95,30 @@ def _quoted_line(text: str) -> int | None:
     Marks that a text holds by itself are not: a CSV writer would have doubled them. The quoting shows by a newline, a
     tab or doubled marks inside it, by an id in quotes, or by quotes around all of several texts.
     """
-    place, line, begins, shown, texts, whole = 0, 1, True, None, 0, 0
+    place, line, begins, texts, whole = 0, 1, True, 0, 0
+    signs, broken, shapes = [], [], set()
     while place < len(text):
         field = _FIELD.match(text, place)
         if field is None:
             return None
-        inside = field["inside"]
-        if inside is not None and (begins or re.search('[\n\t"]', inside)):
-            shown = shown or line
-        texts, whole = texts + (not begins), whole + (not begins and inside is not None)
+        inside = field["inside"] or ""
+        if begins:
+            shapes.add(_shape(field[0].rstrip("\t\n")))
+        else:
+            texts, whole = texts + 1, whole + (field["inside"] is not None)
+        if (begins and inside) or '"' in inside or ("\t" in inside and "\n" not in inside):
+            signs.append(line)
+        elif "\n" in inside:
+            broken.append((line, inside.split("\n")[1:]))
         line += field[0].count("\n")
         begins, place = field["end"] == "\n", field.end()
-    return shown or (1 if texts == whole > 1 else None)
+    # Where every line in between begins with an id like the others, two texts have one mark each of their own.
+    signs += [
+        at for at, lines in broken if any("\t" not in one or _shape(one.split("\t")[0]) not in shapes for one in lines)
+    ]
+    return min(signs) if signs else 1 if texts == whole > 1 else None
+
+
+def _shape(key: str) -> str:
+    """An id with its letters and numbers made alike: `d0101` and `d7` are `a9`."""
+    return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "9", key))

@@ -53,10 +53,11 @@ def with_pandas(quoting: int, **texts: str) -> Callable[[Path], None]:
         (changed("docs.tsv", lambda b: b"\xef\xbb\xbfdoc_id\turl\ttitle\tbody\r\n" + b), r"docs.tsv, line 1: 'doc_id\turl"),
         (changed("docs.tsv", lambda b: b'"_id"\t"title"\t"text"\n' + b), r"docs.tsv, line 1: '\"_id\""),
         (changed("queries.tsv", lambda b: b"Query ID\tQuery Text\n" + b), r"queries.tsv, line 1: 'Query ID"),
-        (with_pandas(0, new="one line\nand another"), rf"docs.tsv, line 73: {WRITTEN}"),
-        (with_pandas(0, new="one line\nx\tand a table"), rf"docs.tsv, line 73: {WRITTEN}"),
-        (with_pandas(0, new='he said "hi" to me'), rf"docs.tsv, line 73: {WRITTEN}"),
-        (with_pandas(0, new="a\ttab"), rf"docs.tsv, line 73: {WRITTEN}"),
+        (with_pandas(0, d9001="one line\nand another"), rf"docs.tsv, line 73: {WRITTEN}"),
+        (with_pandas(0, d9001="one line\nx\tand a table"), rf"docs.tsv, line 73: {WRITTEN}"),
+        (with_pandas(0, d9001="one line\n\nand another"), rf"docs.tsv, line 73: {WRITTEN}"),
+        (with_pandas(0, d9001='he said "hi" to me'), rf"docs.tsv, line 73: {WRITTEN}"),
+        (with_pandas(0, d9001="a\ttab"), rf"docs.tsv, line 73: {WRITTEN}"),
         (with_pandas(1), rf"docs.tsv, line 1: {WRITTEN}"),
         (changed("docs.tsv", lambda b: b.replace(b"\n", b"\r")), r"docs.tsv, line 1: a carriage return stands inside the line"),
         (changed("docs.tsv", lambda b: b + b"new\tone\rtwo\n"), r"docs.tsv, line 73: a carriage return .* 'new\\tone\\rtwo'; write each line with a newline at its end"),
@@ -109,6 +110,13 @@ def test_one_text_alone_may_hold_quotation_marks(folder: Path, text: str) -> Non
     with (folder / "docs.tsv").open("a") as file:
         file.write(f"new\t{text}\nlast\tanother\n")
     assert docs_of(folder)["new"] == text
+
+
+def test_a_quotation_may_go_on_in_the_next_document(folder: Path) -> None:
+    with (folder / "docs.tsv").open("a") as file:
+        file.write('d8001\t"So it begins\nd8002\tand so it ends."\n')
+    read = docs_of(folder)
+    assert (read["d8001"], read["d8002"]) == ('"So it begins', 'and so it ends."')
 
 
 def test_packed_files_are_read_by_their_content(folder: Path, tmp_path: Path) -> None:
