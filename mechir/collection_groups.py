@@ -13,7 +13,9 @@ import pandas as pd
 from mechir.collection import Collection, collection
 from mechir.errors import MechirError
 from mechir.pairs import Pair
+from mechir.pools import Sample
 
+IDS = ("query_id", "doc_id")
 BETWEEN = "::"
 """Between the name of a collection and the id of a query or document of it."""
 
@@ -49,17 +51,31 @@ class Collections:
         return {one.id: group for group, one in self.members}
 
     @property
+    def rules(self) -> dict[str, Any]:
+        """The rules that all were read by, where they are not those by default."""
+        return self.members[0][1].rules
+
+    @property
     def queries(self) -> dict[str, str]:
         """The queries of all, one collection after the other."""
         return {_named(one, key): text for _, one in self.members for key, text in one.queries.items()}
 
     def pairs(self, **pool: Any) -> list[Pair]:
         """The pools of all, each as `Collection.pairs` gives it: `limit_queries` counts in every collection."""
-        return [
-            replace(pair, query_id=_named(one, pair.query_id), doc_id=_named(one, pair.doc_id))
-            for _, one in self.members
-            for pair in one.pairs(**pool)
-        ]
+        return self.sample(**pool).pairs
+
+    def sample(self, **pool: Any) -> Sample:
+        """The pools of all, and what was left out of them."""
+        pairs, frames = [], []
+        for _, one in self.members:
+            sample = one.sample(**pool)
+            pairs += [
+                replace(pair, query_id=_named(one, pair.query_id), doc_id=_named(one, pair.doc_id))
+                for pair in sample.pairs
+            ]
+            ids = {name: sample.left_out[name].map(lambda key, of=one: key and _named(of, key)) for name in IDS}
+            frames.append(sample.left_out.assign(**ids))
+        return Sample(pairs, pd.concat(frames).sort_values("reason", kind="stable", ignore_index=True))
 
     def judged(self, pairs: Sequence[Pair], *, full: bool) -> pd.DataFrame:
         """As `Collection.judged`."""
@@ -72,7 +88,7 @@ class Collections:
                 if pair.query_id.startswith(one.id + BETWEEN)
             ]
             frame = one.judged(own, full=full)
-            found.append(frame.assign(**{key: one.id + BETWEEN + frame[key] for key in ("query_id", "doc_id")}))
+            found.append(frame.assign(**{key: one.id + BETWEEN + frame[key] for key in IDS}))
         return pd.concat(found, ignore_index=True)
 
     def texts(self, limit: int) -> Iterator[str]:
@@ -96,8 +112,12 @@ def in_group(text: str) -> bool:
     return bool(colon and group.isidentifier() and name)
 
 
-def collections(named: Sequence[str | Path]) -> Collections:
+def collections(named: Sequence[str | Path], **rules: Any) -> Collections:
     """Collections written `group:name`, such as `in:PATH` and `out:beir/nfcorpus/test`; see `collection`.
+
+    Args:
+        named: the collections.
+        rules: `duplicates` and `leave_out` of `collection`, for all of them.
 
     Raises:
         MechirError: where a group is missing, two collections have one name, or a collection is refused.
@@ -107,7 +127,7 @@ def collections(named: Sequence[str | Path]) -> Collections:
         group, _, name = text.partition(":")
         if not in_group(text):
             raise MechirError(f"Cannot read the collection '{text}': write group:name, such as in:PATH or out:PATH.")
-        members.append((group, collection(name)))
+        members.append((group, collection(name, **rules)))
     ids = [one.id for _, one in members]
     if twice := sorted({one for one in ids if ids.count(one) > 1}):
         raise MechirError(f"Two collections are called '{twice[0]}': give each once, under a name of its own.")

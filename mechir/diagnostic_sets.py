@@ -20,6 +20,7 @@ from mechir.collection import Collection
 from mechir.contrasts import Contrast, Perturbation, align_pair, sides, single_piece
 from mechir.errors import MechirError, closest
 from mechir.pairs import Pair, pairs_hash
+from mechir.text_lines import stored
 
 FILLERS = ("a", "the")
 """Two by default: what depends on the filler is not an effect of the perturbation."""
@@ -50,8 +51,8 @@ class Diagnostic:
     """Pairs and their perturbations, not aligned yet: that takes a model's tokenizer.
 
     `refused` are the pairs that the perturbation does not apply to, with the reason. With `swap`, runs are on the
-    perturbed text and activations come from the other. `collection` is the id of the one that was perturbed; empty for
-    a published set.
+    perturbed text and activations come from the other. `collection` is the id of the one that was perturbed, `left_out`
+    what its pool leaves out, `rules` how it was read; empty for a published set.
     """
 
     id: str
@@ -61,6 +62,8 @@ class Diagnostic:
     fillers: tuple[str, ...] = FILLERS
     swap: bool = False
     collection: str = ""
+    left_out: pd.DataFrame | None = field(default=None, repr=False)
+    rules: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def axiom(self) -> str:
@@ -175,7 +178,7 @@ def diagnostic(
         MechirError: for an unknown set, missing files, an empty pool.
     """
     folder = Path(source) if isinstance(source, str | Path) else None
-    if folder is not None and folder.is_dir() and not (folder / "qrels.txt").is_file():
+    if folder is not None and folder.is_dir() and not stored(folder, "qrels.txt"):
         if name not in PUBLISHED:
             raise MechirError(f"Unknown diagnostic set '{name}': in files there are {', '.join(PUBLISHED)}.")
         pool = {key: value for key, value in pool.items() if value is not None}
@@ -198,9 +201,9 @@ def _of_collection(name: str, source: Any, model: Any, pool: Mapping[str, Any]) 
     unknown = sorted(pool.keys() - known.keys())
     if unknown:
         raise MechirError(f"A pool has no option '{unknown[0]}': it takes {', '.join(known)}.")
-    pairs = opened.pairs(**{"easy_negatives": 0, **{k: v for k, v in pool.items() if v is not None}})
-    found = perturbed(f"{name} of {opened.id}", pairs, AXIOMS[name](opened, pairs, model))
-    return replace(found, collection=opened.id)
+    sample = opened.sample(**{"easy_negatives": 0, **{k: v for k, v in pool.items() if v is not None}})
+    found = perturbed(f"{name} of {opened.id}", sample.pairs, AXIOMS[name](opened, sample.pairs, model))
+    return replace(found, collection=opened.id, left_out=sample.left_out, rules=opened.rules)
 
 
 def _idf(opened: Collection) -> axioms.Idf:
@@ -222,7 +225,9 @@ def _others(opened: Collection) -> list[str]:
 
 def _documents(opened: Collection, pairs: Sequence[Pair]) -> list[str]:
     """Where noise comes from: the whole collection, or the pool where documents are read on demand."""
-    return list(opened.docs.values()) if isinstance(opened.docs, dict) else [pair.document for pair in pairs]
+    if not isinstance(opened.docs, dict):
+        return [pair.document for pair in pairs]
+    return [text for text in opened.docs.values() if text]
 
 
 AXIOMS: dict[str, Callable[[Collection, Sequence[Pair], Any], Perturbation]] = {

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -39,6 +39,7 @@ from mechir.diagnostic_sets import Diagnostic
 from mechir.encoder.intact import refuse_altered
 from mechir.errors import MechirError, closest
 from mechir.pairs import Pair
+from mechir.pools import Sample
 from mechir.registry import entries
 from mechir.registry.findings import checked, of_record
 from mechir.registry.runs import DEFAULT, Run, open_run
@@ -71,7 +72,11 @@ class Pool:
 
     def pairs(self, collection: Source) -> list[Pair]:
         """The pairs, whole queries one after the other."""
-        return collection.pairs(**{name: value for name, value in vars(self).items() if name != "max_length"})
+        return self.sample(collection).pairs
+
+    def sample(self, collection: Source) -> Sample:
+        """The pairs, and what was left out."""
+        return collection.sample(**{name: value for name, value in vars(self).items() if name != "max_length"})
 
 
 @dataclass(frozen=True)
@@ -234,7 +239,8 @@ def _measured(
     given = chosen
     if hasattr(module, "interventions"):
         forwards(model, module.interventions(model, **chosen))  # refuses what does not fit before writing
-    material, skipped = material_of(module, model, source, pool)
+    taken = material_of(module, model, source, pool)
+    material = taken.material
     provenance.certificate(model, pairs_of(material))
     if hasattr(module, "prepare"):
         known = {"collection": source, "collections": source, "pool": pool, "registry": asked["registry"]}
@@ -247,8 +253,10 @@ def _measured(
     identity |= {"fresh": secrets.token_hex(8)} if fresh else {}
 
     def begin(stored: Run) -> None:
-        frames = _frames(source, material, pool, skipped, chosen)
-        provenance.begin(stored, identity, module, model, pairs_of(material), frames, len(cut), given)
+        frames = _frames(source, material, pool, taken, chosen)
+        held_back = {one.query_id for one in taken.material} - {one.query_id for one in material}
+        more = {"rules": source.rules, "held_back": len(held_back)}  # queries on which `prepare` found something
+        provenance.begin(stored, identity, module, model, pairs_of(material), frames, len(cut), given, more)
 
     stored = open_run(asked["registry"], identity, begin)
     queries = len({one.query_id for one in material})
@@ -264,13 +272,15 @@ def pairs_of(material: Sequence[Any]) -> list[Pair]:
 
 
 def _frames(
-    source: Source, material: Material, pool: Pool, skipped: pd.DataFrame | None, chosen: Mapping[str, Any]
+    source: Source, material: Material, pool: Pool, taken: Taken, chosen: Mapping[str, Any]
 ) -> dict[str, pd.DataFrame]:
     """What is stored beside the rows: judgments, what was left out, and frames that `prepare` found."""
     full = pool.run is not None or pool.top_k is not None
     frames = {"judged": source.judged(pairs_of(material), full=full)}
     frames |= {name: one for name, one in chosen.items() if isinstance(one, pd.DataFrame)}
-    return frames if skipped is None else frames | {"skipped": skipped}
+    if taken.left_out is not None and len(taken.left_out):
+        frames["left_out"] = taken.left_out
+    return frames if taken.skipped is None else frames | {"skipped": taken.skipped}
 
 
 def _say_found(found: Mapping[str, Any], say: Callable[[str], None]) -> None:
@@ -294,7 +304,15 @@ def source_of(module: ModuleType, source: Source) -> Source:
     return source
 
 
-def material_of(module: ModuleType, model: Any, source: Source, pool: Pool) -> tuple[Material, pd.DataFrame | None]:
+class Taken(NamedTuple):
+    """What an experiment runs on, pairs that gave no contrast (`skipped`), and what the collection left out."""
+
+    material: Material
+    skipped: pd.DataFrame | None
+    left_out: pd.DataFrame | None
+
+
+def material_of(module: ModuleType, model: Any, source: Source, pool: Pool) -> Taken:
     """The pairs or contrasts that an experiment runs on, and which were left out and why.
 
     Raises:
@@ -305,10 +323,11 @@ def material_of(module: ModuleType, model: Any, source: Source, pool: Pool) -> t
             raise MechirError(f"'{module.name}' runs on pairs, not on contrasts: give a collection.")
         if replace(pool, max_length=None) != Pool():
             raise MechirError("A diagnostic set is sampled when it is made: write diagnostic(..., limit_queries=20).")
-        return source.align(model)
+        return Taken(*source.align(model), source.left_out)
     if takes_contrasts(module):
         raise MechirError(f"'{module.name}' runs on contrasts: give a diagnostic set such as diagnostic('tfc1').")
-    return pool.pairs(source), None
+    sample = pool.sample(source)
+    return Taken(sample.pairs, None, sample.left_out)
 
 
 def _compute(
@@ -338,7 +357,8 @@ def _finish(stored: Run, module: ModuleType, known: Mapping[str, Any]) -> None:
     if not (stored.path / "summary.parquet").is_file():
         summary = module.summarise(stored.rows, stored.judged, **_by_name(module.summarise, known))
         charts.save(module.chart(summary), stored.path / "chart")
-        stored.write_record(stored.record | {"seconds": round(stored.seconds, 1)})
+        measured = {"seconds": round(stored.seconds, 1), "quality": provenance.quality(stored)}
+        stored.write_record(stored.record | measured)
         stored.write_frame("summary", summary)
     registry = stored.path.parents[1]
     if hasattr(module, "findings") and not entries.has_findings(registry, stored.id):

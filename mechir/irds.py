@@ -56,19 +56,18 @@ def reachable(name: str) -> Iterator[None]:
         ) from error
 
 
-def queries(name: str, dataset: Any) -> dict[str, str]:
-    """Query id -> text."""
+def queries(name: str, dataset: Any) -> Iterator[tuple[int, str, str]]:
+    """Number, id and text of the queries."""
     with reachable(name):
-        return {query.query_id: query.default_text() for query in dataset.queries_iter()}
+        for number, query in enumerate(dataset.queries_iter(), 1):
+            yield number, query.query_id, query.default_text() or ""
 
 
-def qrels(name: str, dataset: Any) -> dict[str, dict[str, int]]:
-    """Query id -> document id -> grade."""
-    found: dict[str, dict[str, int]] = {}
+def qrels(name: str, dataset: Any) -> Iterator[tuple[int, str, str, int]]:
+    """Number, query id, document id and grade of the judgments."""
     with reachable(name):
-        for line in dataset.qrels_iter():
-            found.setdefault(line.query_id, {})[line.doc_id] = line.relevance
-    return found
+        for number, line in enumerate(dataset.qrels_iter(), 1):
+            yield number, line.query_id, line.doc_id, line.relevance
 
 
 class Documents:
@@ -92,28 +91,31 @@ class Documents:
             count = self.dataset.docs_count()
             return int(self.dataset.docs_store().count() if count is None else count)
 
-    def many(self, doc_ids: Iterable[str]) -> dict[str, str]:
-        """The texts of these documents, in one go.
-
-        Raises:
-            KeyError: for a document that is not there.
-        """
-        wanted = list(doc_ids)
+    def many(self, ids: Iterable[str]) -> dict[str, str]:
+        """The texts of those of these documents that there are, in one go."""
+        wanted = list(ids)
         with reachable(self.name):
             found = self.dataset.docs_store().get_many(wanted)
-        return {doc_id: found[doc_id].default_text() for doc_id in wanted}
+        return {doc_id: _text(found[doc_id]) for doc_id in wanted if doc_id in found}
 
-    def ids_at(self, places: Iterable[int]) -> list[str]:
-        """The ids of the documents at these places of the collection's order."""
+    def at(self, places: Iterable[int]) -> list[tuple[str, str]]:
+        """Id and text of the documents at these places of the collection's order."""
         with reachable(self.name):
             iterator = self.dataset.docs_iter()
-            return [iterator[int(place)].doc_id for place in places]
+            found = [iterator[int(place)] for place in places]
+        return [(doc.doc_id, _text(doc)) for doc in found]
+
+
+def _text(doc: Any) -> str:
+    """A document's text as a directory's is read: without white space around it."""
+    return (doc.default_text() or "").strip()
 
 
 def fetch_dataset(name: str) -> str:
     """Downloads queries, judgments and documents, and says where they are."""
     dataset = open_dataset(name)
-    n_queries, n_qrels = len(queries(name, dataset)), sum(map(len, qrels(name, dataset).values()))
+    n_queries = len({query_id for _, query_id, _ in queries(name, dataset)})
+    n_qrels = len({(query_id, doc_id) for _, query_id, doc_id, _ in qrels(name, dataset)})
     documents = Documents(name, dataset)
     with reachable(name):
         dataset.docs_store().get(next(iter(documents)))

@@ -17,12 +17,19 @@ from weakref import WeakKeyDictionary
 import pandas as pd
 import torch
 
+from mechir import left_out
+from mechir.collection_groups import BETWEEN, collection_of
 from mechir.contrasts import contrasts_hash
 from mechir.diagnostic_sets import Diagnostic
 from mechir.encoder.certify import refuse_unlike
+from mechir.methods import ranking
 from mechir.pairs import Pair, pairs_hash
 from mechir.registry.runs import Run
 
+INTACT = "original"
+"""The name of the intact model's rows."""
+FRAMES = ("judged", "skipped", "left_out")
+"""What is stored beside the rows of a run, and of a run that summarises them."""
 CERTIFIED = 8
 """Pairs on which each run compares the model with Hugging Face before anything is measured."""
 
@@ -39,7 +46,9 @@ def again(module: ModuleType, of: Run) -> dict[str, Any]:
 
 def follow(stored: Run, module: ModuleType, of: Run) -> None:
     """Writes the record of a run that summarises the rows of another, and the frames that belong to it."""
-    stored.write_frame("judged", of.judged)
+    for name in FRAMES:
+        if (of.path / f"{name}.parquet").is_file():
+            stored.write_frame(name, pd.read_parquet(of.path / f"{name}.parquet"))
     record = of.record | {"id": stored.id, "identity": again(module, of), "rows_of": of.id}
     stored.write_record(record | {"commit": _commit(Path(str(module.__file__)).parent)})
 
@@ -87,10 +96,12 @@ def begin(
     frames: Mapping[str, pd.DataFrame],
     n_units: int,
     asked: Mapping[str, Any],
+    more: Mapping[str, Any],
 ) -> None:
     """Writes the record of a run and the frames that belong to it, before anything is measured.
 
-    `asked`: the options as they were given, without those that the run found.
+    `asked`: the options as they were given, without those that the run found; `more`: what else
+    the record says.
     """
     encoded = model.encode(pairs)
     for name, frame in frames.items():
@@ -100,12 +111,14 @@ def begin(
             "id": stored.id,
             "identity": dict(identity),
             "asked": dict(asked),
+            **more,
             "model": model.cfg.model_name,
             "model_revision": model.revision,
             "units": n_units,
             "pairs": len(pairs),
             "queries": len({pair.query_id for pair in pairs}),
             "skipped": len(frames.get("skipped", ())),
+            "left_out": left_out.told(frames["left_out"]) if "left_out" in frames else {},
             "truncated_documents": encoded.truncated,
             "reading": asdict(model.reading),
             "certificate": certificate(model, pairs),
@@ -119,6 +132,26 @@ def begin(
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
     )
+
+
+def quality(stored: Run) -> list[dict[str, Any]]:
+    """The mean nDCG@10 of the intact model, of each collection, where the rows tell it.
+
+    `n` of `queries` count; `over_all` is the mean with the others as 0, as ir_measures has it over all judgments.
+    """
+    rows = stored.rows
+    if not {"name", "query_id", "doc_id", "score"} <= set(rows) or INTACT not in set(rows["name"]):
+        return []
+    values = ranking.ndcg(rows[rows["name"] == INTACT], stored.judged).set_index("query_id")["value"]
+    silent = [] if stored.record.get("held_back") else left_out.queries(stored.left_out, left_out.NO_PAIR)
+    every = pd.Series([*rows["query_id"].unique(), *silent])
+    of = every.map(lambda key: collection_of(key) if BETWEEN in key else "")
+    lines = []
+    for name, ids in every.groupby(of, sort=False):
+        here = values[values.index.isin(ids)]
+        line = {"collection": name, "measure": "nDCG@10", "value": float(here.mean()) if len(here) else None}
+        lines.append(line | {"n": len(here), "queries": len(ids), "over_all": float(here.sum() / len(ids))})
+    return lines
 
 
 _CERTIFICATES: WeakKeyDictionary[Any, dict[tuple[str, ...], dict[str, Any]]] = WeakKeyDictionary()

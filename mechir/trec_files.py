@@ -3,60 +3,60 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Collection as Known
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 from mechir.errors import MechirError
-
-Qrels = dict[str, dict[str, int]]
-UNKNOWN_SHARE = 0.01
-"""Judgments or run lines that name unknown queries or documents are dropped and counted up to this share."""
+from mechir.text_lines import numbered_lines
 
 
-def read_texts(file: Path, what: str) -> dict[str, str]:
-    """Id -> text of `id<tab>text` lines, in file order.
+class Texts(dict[str, str]):
+    """Id -> text of documents in memory, in the order of their file."""
+
+    def many(self, ids: Iterable[str]) -> dict[str, str]:
+        """The texts of those of these documents that there are."""
+        return {one: self[one] for one in ids if one in self}
+
+    def at(self, places: Iterable[int]) -> list[tuple[str, str]]:
+        """Id and text of the documents at these places of the order."""
+        ids = [self._ids[place] for place in places]
+        return [(one, self[one]) for one in ids]
+
+    @cached_property
+    def _ids(self) -> list[str]:
+        return list(self)
+
+
+def read_texts(file: Path, what: str) -> Iterator[tuple[int, str, str]]:
+    """Number, id and text of `id<tab>text` lines, in file order; a text may be empty.
 
     Raises:
-        MechirError: for a line without a tab, an empty id or text, a duplicate id, or bytes that are not UTF-8.
+        MechirError: for a line without a tab, an empty id, a line of column names, or CSV's quotation marks.
     """
-    texts: dict[str, str] = {}
-    for number, line in _lines(file):
+    for number, line in numbered_lines(file, columns=True):
         key, tab, text = line.partition("\t")
         key = key.strip()
         if not tab or not key:
             raise MechirError(f"{file}, line {number}: cannot read '{line[:60]}'; write {what}_id<tab>text.")
-        if not text.strip():
-            raise MechirError(f"{file}, line {number}: {what} '{key}' is empty; give it a text or leave it out.")
-        if key in texts:
-            raise MechirError(f"{file}, line {number}: {what} id '{key}' stands here a second time; ids are unique.")
-        texts[key] = text.strip()
-    return texts
+        yield number, key, text
 
 
-def read_qrels(file: Path) -> Qrels:
-    """Query id -> document id -> grade of TREC judgments (`query_id 0 doc_id grade`).
+def read_qrels(file: Path) -> Iterator[tuple[int, str, str, int]]:
+    """Number, query id, document id and grade of TREC judgments (`query_id 0 doc_id grade`).
 
     Raises:
-        MechirError: for a malformed line, or two grades for one pair.
+        MechirError: for a malformed line.
     """
-    qrels: Qrels = {}
-    for number, line in _lines(file):
+    for number, line in numbered_lines(file):
         try:
             query_id, _, doc_id, written = line.split()
             grade = int(written)
         except ValueError:
             raise MechirError(
-                f"{file}, line {number}: cannot read '{line[:60]}'; write query_id 0 doc_id grade."
+                f"{file}, line {number}: cannot read '{line[:60]}'; write query_id 0 doc_id grade, ids without spaces."
             ) from None
-        grades = qrels.setdefault(query_id, {})
-        if grades.setdefault(doc_id, grade) != grade:
-            raise MechirError(
-                f"{file}, line {number}: document '{doc_id}' has grade {grade} for query '{query_id}' here "
-                f"and {grades[doc_id]} above; keep one."
-            )
-    return qrels
+        yield number, query_id, doc_id, grade
 
 
 def read_run(file: Path) -> dict[str, list[str]]:
@@ -70,7 +70,7 @@ def read_run(file: Path) -> dict[str, list[str]]:
     if not file.is_file():
         raise MechirError(f"There is no run file '{file}'.")
     scored: dict[str, dict[str, tuple[float, int]]] = {}
-    for number, line in _lines(file):
+    for number, line in numbered_lines(file):
         try:
             query_id, _, doc_id, rank, score, _ = line.split()
             place = (-float(score), int(rank))
@@ -78,48 +78,10 @@ def read_run(file: Path) -> dict[str, list[str]]:
                 raise ValueError
         except ValueError:
             raise MechirError(
-                f"{file}, line {number}: cannot read '{line[:60]}'; write query_id Q0 doc_id rank score tag."
+                f"{file}, line {number}: cannot read '{line[:60]}'; write query_id Q0 doc_id rank score tag, "
+                "ids without spaces."
             ) from None
         if doc_id in scored.setdefault(query_id, {}):
             raise MechirError(f"{file}, line {number}: document '{doc_id}' stands twice for query '{query_id}'.")
         scored[query_id][doc_id] = place
     return {query_id: sorted(places, key=lambda doc_id: places[doc_id]) for query_id, places in scored.items()}
-
-
-def known_only(
-    found: Mapping[str, Mapping[str, int]] | Mapping[str, list[str]],
-    queries: Known[str],
-    docs: Known[str],
-    where: str,
-) -> int:
-    """How many lines of `found` name a query or document that the collection lacks; warns about them.
-
-    Raises:
-        MechirError: when they are over 1 % of the lines.
-    """
-    total = sum(len(one) for one in found.values())
-    unknown = [
-        (query_id, doc_id)
-        for query_id, one in found.items()
-        for doc_id in one
-        if query_id not in queries or doc_id not in docs
-    ]
-    if not unknown:
-        return 0
-    listed = ", ".join(f"{query_id}/{doc_id}" for query_id, doc_id in unknown[:3])
-    sentence = f"{len(unknown)} of {total} lines of {where} name unknown queries or documents ({listed}, ...)"
-    if len(unknown) > UNKNOWN_SHARE * total:
-        raise MechirError(f"{sentence}: over 1 %, so the files do not belong together.")
-    warnings.warn(f"{sentence}; they are left out.", stacklevel=4)
-    return len(unknown)
-
-
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines, split at newlines alone: texts may hold any other character, exotic separators too."""
-    try:
-        lines = file.read_bytes().decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise MechirError(f"{file} is not UTF-8 (byte {error.start}): convert it first.") from error
-    for number, line in enumerate(lines, 1):
-        if line.strip("\r"):
-            yield number, line.rstrip("\r")

@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import ir_measures
+import pandas as pd
 import pytest
 
 import mechir as mi
-from mechir import cli, experiment
+from mechir import cli, experiment, left_out
+from mechir.collection import Collection
+from mechir.methods import ranking
+from mechir.pools import Sample
+from mechir.reporting import figures
 from tests.models import TOY, TOY_MODEL, Checkpoints
 
 TABLE_1 = "vast2025/direction_ablation"
@@ -43,7 +50,10 @@ def test_a_run_prints_its_table_and_stores_it(capsys: pytest.CaptureFixture[str]
     assert "doc<-query" in out
     assert "random_analytic" in out
     assert "parity with Hugging Face on 8 pairs" in out
+    assert "left out" not in out and "that count" not in out
     (run,) = (tmp_path / "mechir-registry" / "runs").iterdir()
+    record = json.loads((run / "run.json").read_text())
+    assert record["left_out"] == {} and record["quality"][0]["n"] == record["quality"][0]["queries"] == 6
     assert {file.name for file in run.iterdir()} == {
         "run.json", "judged.parquet", "part-00000.parquet", "summary.parquet", "chart.html", "chart.png", "chart.json",
     }  # fmt: skip
@@ -165,6 +175,140 @@ def test_score_writes_a_run_of_all_judged_pairs(capsys: pytest.CaptureFixture[st
     assert [line[3] for line in lines[:3]] == ["1", "2", "3"]
     assert lines[0][5] == "mechir-score-doc<-query@0-1-cls<-doc@h1.2-h0.3"  # what was cut and read out is recorded
     assert (tmp_path / "intact.run").read_text() != (tmp_path / "cut.run").read_text()
+
+
+def test_a_run_of_equal_scores_ranks_at_random(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    toy = mi.collection(TOY)
+    qrels = {query_id: dict(grades) for query_id, grades in toy.qrels.items()}
+    found, written = [], set()
+    for seed in range(6):
+        code, _, _ = call(capsys, "score", "--mask", "cls<-all", "--seed", str(seed), "--out", "tied.run")
+        assert code == 0
+        lines = [line.split() for line in Path("tied.run").read_text().splitlines()]
+        assert len({(line[0], line[4]) for line in lines}) == 6  # one score for all documents of a query
+        ranks = {query: {line[2]: -float(line[3]) for line in lines if line[0] == query} for query in qrels}
+        found.append(ir_measures.calc_aggregate([ir_measures.nDCG @ 10], qrels, ranks)[ir_measures.nDCG @ 10])
+        written.add(Path("tied.run").read_text())
+    judged = toy.judged(toy.pairs(), full=True)
+    random = ranking.random_ndcg(judged, judged)["value"].mean()
+    assert len(written) == 6
+    assert sum(found) / len(found) == pytest.approx(random, abs=0.05)
+    assert max(found) < 0.95
+    call(capsys, "score", "--mask", "cls<-all", "--seed", "5", "--out", "again.run")
+    assert Path("again.run").read_text() == Path("tied.run").read_text()
+
+
+def test_ids_with_spaces_are_refused_before_anything_is_scored(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spaced = [replace(pair, doc_id="d 1") for pair in mi.collection(TOY).pairs(limit_queries=1)]
+    monkeypatch.setattr(Collection, "sample", lambda self, **pool: Sample(spaced, left_out.frame([])))
+    code, _, err = call(capsys, "score", "--model", "./nowhere", "--out", "x.run")
+    said = "mechir: A TREC run has white space between its fields and cannot hold the document id 'd 1'"
+    assert (code, err) == (2, f"{said}: give ids without spaces.\n")
+    assert not Path("x.run").exists()
+
+
+CUT = ("vast2025/layer_sweep", "--cut", "doc<-query")
+RELEVANT_IN_4_OF_6 = (
+    "nDCG@10 of the intact model is {:.3f} over the 4 of 6 queries that count; with the others as 0 it is {:.3f}"
+)
+
+
+def test_what_is_left_out_is_recorded_and_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(TOY, tmp_path / "judged"))
+    lines = (folder / "qrels.txt").read_text().splitlines()
+    lines = [line.rsplit(" ", 1)[0] + " 0" if line.startswith(("q2 ", "q5 ")) else line for line in lines]
+    lines = [line.replace(" d0104 0", " d0104 -2") for line in lines]
+    (folder / "qrels.txt").write_text("\n".join([*lines, "q1 0 gone 1", "q1 7 d0101 1"]) + "\n")
+    on = ("run", *CUT, "--collection", str(folder))
+    code, _, err = call(capsys, *on)
+    assert code == 2 and "over 1 %; mend them, or leave them out with leave_out=0.02 (--leave-out 0.02)." in err
+    assert not Path("mechir-registry").exists()
+    with pytest.warns(UserWarning, match="they are left out"):
+        code, out, _ = call(capsys, *on, "--leave-out", "0.02")
+    assert code == 0
+    (run,) = Path("mechir-registry/runs").iterdir()
+    record = json.loads((run / "run.json").read_text())
+    assert record["left_out"] == {
+        "grade below 0": {"n": 1, "examples": ["q1/d0104"]},
+        "judged document that is missing": {"n": 1, "examples": ["q1/gone"]},
+        "pair judged again with the same grade": {"n": 1, "examples": ["q1/d0101"]},
+        "query without a relevant document, in no mean of ranking quality": {"n": 2, "examples": ["q2", "q5"]},
+    }
+    assert len(pd.read_parquet(run / "left_out.parquet")) == 5
+    (quality,) = record["quality"]
+    rows = pd.read_parquet(run / "part-00000.parquet")
+    intact = rows[rows["name"] == "original"]
+    qrels = pd.DataFrame([line.split() for line in lines], columns=["query_id", "_", "doc_id", "relevance"])
+    qrels = qrels.astype({"relevance": int})
+    theirs = ir_measures.calc_aggregate(
+        [ir_measures.nDCG @ 10], qrels.assign(relevance=qrels["relevance"].clip(0)), intact
+    )
+    assert quality["over_all"] == pytest.approx(theirs[ir_measures.nDCG @ 10])
+    assert (quality["n"], quality["queries"]) == (4, 6)
+    assert quality["value"] == pytest.approx(
+        pd.read_parquet(run / "summary.parquet").set_index("name")["ndcg"]["original"]
+    )
+    assert quality["value"] == pytest.approx(quality["over_all"] * 6 / 4)
+    assert RELEVANT_IN_4_OF_6.format(quality["value"], quality["over_all"]) in out
+    assert "left out: 1 x judged document that is missing (q1/gone)\n" in out
+    assert "left out: 2 x query without a relevant document, in no mean of ranking quality (q2, q5)\n" in out
+    assert call(capsys, "show", run.name)[1] == out
+    assert record["rules"] == {"leave_out": 0.02} and "--leave-out 0.02" in figures.command(record)
+    assert dict(figures.provenance(record))["left out"].startswith("1 x grade below 0 (q1/d0104); 1 x judged")
+
+
+def test_judged_queries_that_a_run_lacks_are_counted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    toy = mi.collection(TOY)
+    given = "".join(
+        f"{query} Q0 {doc_id} 1 {-k} t\n" for query in ("q1", "q3") for k, doc_id in enumerate(toy.qrels[query])
+    )
+    (tmp_path / "given.txt").write_text(given)
+    code, out, _ = call(capsys, "run", *CUT, "--run", "given.txt")
+    assert code == 0
+    (run,) = Path("mechir-registry/runs").iterdir()
+    (quality,) = json.loads((run / "run.json").read_text())["quality"]
+    qrels = {query_id: dict(grades) for query_id, grades in toy.qrels.items()}
+    rows = pd.read_parquet(run / "part-00000.parquet")
+    theirs = ir_measures.calc_aggregate(
+        [ir_measures.nDCG @ 10],
+        qrels,
+        {
+            query: dict(zip(one["doc_id"], one["score"], strict=True))
+            for query, one in rows[rows["name"] == "original"].groupby("query_id")
+        },
+    )
+    assert (quality["n"], quality["queries"]) == (2, 6)
+    assert quality["over_all"] == pytest.approx(theirs[ir_measures.nDCG @ 10])
+    assert "over the 2 of 6 queries that count" in out
+    assert "left out: 4 x judged query without a document in the pool (q2, q4, q5, ...)" in out
+
+
+def test_a_collection_s_rules_are_options_wherever_a_collection_is(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(TOY, tmp_path / "judged"))
+    with (folder / "qrels.txt").open("a") as file:
+        file.write("q1 1 d0101 3\n")
+    on = ("--collection", str(folder), "--limit-queries", "1")
+    for command in (("run", TABLE_1), ("score", "--out", "x.run"), ("run", "chen2024/head_maps")):
+        code, _, err = call(capsys, *command, *on)
+        assert code == 2 and "take the largest with duplicates='max' (--duplicates max)" in err
+        assert not Path("mechir-registry").exists() and not Path("x.run").exists()
+    code, out, _ = call(capsys, "score", "--out", "x.run", *on, "--duplicates", "max")
+    assert code == 0
+    assert out.endswith("left out: 1 x pair judged again with another grade, the largest counts (q1/d0101)\n")
+    several = ("run", "vast2024/importance", "--collection", f"in:{folder}", "--dry-run", "--limit-queries", "3")
+    assert call(capsys, *several)[0] == 2
+    assert call(capsys, *several, "--duplicates", "max")[0] == 0
+    code, _, err = call(
+        capsys, "run", "chen2024/head_maps", "--data", str(tmp_path), "--leave-out", "0.5", defaults=True
+    )
+    assert (code, err) == (2, "mechir: --data reads a published set without judgments: leave --leave-out out.\n")
+    for wrong in (("--duplicates", "last"), ("--leave-out", "2"), ("--leave-out", "nan"), ("--leave-out", "a")):
+        code, _, err = call(capsys, "score", "--out", "y.run", *wrong)
+        assert code == 2 and wrong[0] in err
 
 
 def test_convert_and_fetch(

@@ -11,6 +11,7 @@ from typing import Any
 
 import ir_datasets
 import ir_measures
+import pandas as pd
 import pytest
 import requests
 
@@ -37,6 +38,10 @@ def dataset(folder: Path) -> str:
     )
     ir_datasets.registry.register(name, made)
     return name
+
+
+def rows(left_out: pd.DataFrame) -> list[tuple[str, str, str]]:
+    return list(left_out.itertuples(index=False, name=None))
 
 
 def append(file: str, line: str) -> Callable[[Path], object]:
@@ -66,7 +71,6 @@ def test_texts_keep_every_character_but_the_newline(folder: Path) -> None:
     ("spoil", "message"),
     [
         (append("queries.tsv", "q9 no tab\n"), r"queries.tsv, line 7: cannot read 'q9 no tab'; write query_id<tab>text"),
-        (append("docs.tsv", "d9\t \n"), r"docs.tsv, line 73: document 'd9' is empty"),
         (append("queries.tsv", "q1\tagain\n"), r"queries.tsv, line 7: query id 'q1' stands here a second time"),
         (append("docs.tsv", "d0101\tagain\n"), r"docs.tsv, line 73: document id 'd0101' stands here a second time"),
         (append("qrels.txt", "q1 0 d0101\n"), r"qrels.txt, line 73: cannot read 'q1 0 d0101'; write query_id 0 doc_id grade"),
@@ -76,7 +80,8 @@ def test_texts_keep_every_character_but_the_newline(folder: Path) -> None:
         (append("qrels.txt", "q1 0 d0101 2\n"), r"document 'd0101' has grade 2 for query 'q1' here and 1 above; keep one"),
         (lambda f: (f / "docs.tsv").write_bytes(b"d\xff\t"), r"docs.tsv is not UTF-8 \(byte 1\)"),
         (lambda f: (f / "qrels.txt").unlink(), r"is no collection: it holds no qrels.txt"),
-        (append("qrels.txt", "q1 0 x1 1\nq8 0 d0101 1\n"), r"2 of 74 lines of .*qrels.txt name unknown .*\(q1/x1, q8/d0101, ...\): over 1 %"),
+        (append("qrels.txt", "q1 0 x1 1\nq8 0 d0101 1\n"), r"2 of 74 judgments of '.*/toy' cannot be used \(judged document that is missing; judgment of an unknown query: q1/x1, q8/d0101\): over 1 %; mend them, or leave them out with leave_out=0.03 \(--leave-out 0.03\)"),
+        (lambda f: (f / "docs.tsv").write_text("d9\ta\n"), r"72 of 72 judgments .*: over 1 %; mend them, for nothing would be left: the files do not belong together"),
         (lambda f: (f / "qrels.txt").write_text("\n"), r"The pool of 'toy' is empty"),
     ],
 )  # fmt: skip
@@ -86,12 +91,12 @@ def test_a_file_that_cannot_be_trusted_is_refused(folder: Path, spoil: Callable[
         mi.collection(folder).pairs()
 
 
-def test_few_unknown_judgments_are_dropped_counted_and_said(folder: Path) -> None:
+def test_few_unknown_judgments_are_left_out_counted_and_said(folder: Path) -> None:
     many = "".join(f"q1 0 d{q:02d}{d:02d} 0\n" for q in range(2, 7) for d in range(12))
     append("qrels.txt", many + "q1 0 nowhere 3\n")(folder)
-    with pytest.warns(UserWarning, match=r"1 of 133 lines of .* \(q1/nowhere, ...\); they are left out"):
+    with pytest.warns(UserWarning, match=r"1 of 133 judgments of .*: q1/nowhere\); they are left out"):
         read = mi.collection(folder)
-    assert read.dropped == 1
+    assert rows(read.sample().left_out) == [("judged document that is missing", "q1", "nowhere")]
     assert "nowhere" not in {pair.doc_id for pair in read.pairs()}
 
 
@@ -164,6 +169,13 @@ def test_a_query_of_no_known_word_has_no_bm25_candidates(folder: Path) -> None:
     assert not found & {"q1", "q2"}
 
 
+def test_documents_without_a_word_have_no_bm25_candidates(folder: Path) -> None:
+    (folder / "docs.tsv").write_text("d0101\tthe of and\n")
+    (folder / "qrels.txt").write_text("q1 0 d0101 1\n")
+    with pytest.raises(MechirError, match=r"The pool of 'toy' is empty: there are documents to score for none of its"):
+        mi.collection(folder).pairs(top_k=3)
+
+
 def test_bm25_over_too_many_documents_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[Collection.__module__], "BM25_LIMIT", 71)  # the function hides the module
     with pytest.raises(MechirError, match=r"'toy' has 72 documents, too many for BM25 here: give .* --run FILE"):
@@ -209,14 +221,6 @@ def test_a_document_s_text_is_part_of_the_hash(folder: Path) -> None:
     text = (folder / "docs.tsv").read_text()
     (folder / "docs.tsv").write_text(text.rstrip("\n") + " more\n")
     assert mi.collection(folder).hash != mi.collection(TOY).hash
-
-
-def test_negative_grades_are_hard_negatives(folder: Path) -> None:
-    text = (folder / "qrels.txt").read_text()
-    (folder / "qrels.txt").write_text(text.replace("d0104 0", "d0104 -2"))
-    assert next(pair.grade for pair in mi.collection(folder).pairs() if pair.doc_id == "d0104") == 0
-    sample = mi.collection(folder).pairs(per_grade=2, limit_queries=1)
-    assert Counter(pair.grade for pair in sample) == {3: 2, 2: 2, 1: 2, 0: 2}
 
 
 def test_a_run_s_top_is_a_pool_with_its_judgments(folder: Path) -> None:
@@ -271,7 +275,10 @@ def test_pools_that_cannot_be_are_refused(options: dict[str, Any], message: str)
         ("q1 Q0 d0101 1 x t\n", r"run.bad.txt, line 1: cannot read 'q1 Q0 d0101 1 x t'; write query_id Q0 doc_id rank"),
         ("q1 Q0 d0101 1 nan t\n", r"run.bad.txt, line 1: cannot read 'q1 Q0 d0101 1 nan t'"),
         ("q1 Q0 d0101 1 2 t\nq1 Q0 d0101 2 1 t\n", r"line 2: document 'd0101' stands twice for query 'q1'"),
-        ("q1 Q0 x 1 2 t\n", r"1 of 1 lines of the run 'bad' name unknown"),
+        (
+            "q1 Q0 x 1 2 t\n",
+            r"1 of 1 lines of the run 'bad' cannot be used \(document of the run that is missing: q1/x\): over 1 %",
+        ),
     ],
 )
 def test_a_run_that_cannot_be_trusted_is_refused(folder: Path, run: str, message: str) -> None:
@@ -284,7 +291,7 @@ def test_few_unknown_lines_of_a_run_are_left_out_and_said(folder: Path) -> None:
     known = "".join(f"q1 Q0 d{q:02d}{d:02d} 1 {-q - d / 100} t\n" for q in range(1, 7) for d in range(12))
     other = known.replace("q1 ", "q2 ")
     append("run.mine.txt", known + other + "q1 Q0 nowhere 1 9 t\n")(folder)
-    with pytest.warns(UserWarning, match=r"1 of 145 lines of the run 'mine' .* \(q1/nowhere, ...\); they are left out"):
+    with pytest.warns(UserWarning, match=r"1 of 145 lines of the run 'mine' .*: q1/nowhere\); they are left out"):
         pairs = mi.collection(folder).pairs(run="mine", top_k=1)
     assert [pair.doc_id for pair in pairs] == ["d0100", "d0100"]
 
@@ -332,10 +339,12 @@ def test_a_dataset_without_judgments_is_refused_before_anything_is_fetched() -> 
 
 def test_a_document_that_a_dataset_lacks_is_named(dataset: str, folder: Path) -> None:
     append("foreign.txt", "q1 Q0 nope 1 2 t\n")(folder)
-    with pytest.raises(MechirError, match=r"has no document 'nope', which its judgments or the run name"):
+    with pytest.raises(MechirError, match=r"1 of 1 lines of the run '.*' cannot be used .*: q1/nope\): over 1 %"):
         mi.collection(dataset).pairs(run=folder / "foreign.txt")
     append("qrels.txt", "q1 0 nowhere 2\n")(folder)
-    with pytest.raises(MechirError, match=r"has no document 'nowhere', which its judgments or the run name"):
+    with pytest.raises(
+        MechirError, match=rf"1 of 73 judgments of '{dataset}' cannot be used .*: q1/nowhere\): over 1 %"
+    ):
         mi.collection(dataset).pairs()
 
 
@@ -366,7 +375,7 @@ def test_titles_are_part_of_a_beir_document() -> None:
 def test_real_collections_are_whole(shared: Path, name: str, sizes: tuple[int, int, int]) -> None:
     read = mi.collection(shared / "data" / name)
     assert (len(read.queries), len(read.docs), sum(map(len, read.qrels.values()))) == sizes
-    assert read.dropped == 0
+    assert read.sample().left_out.empty
     assert len(read.pairs(per_grade=1, easy_negatives=1)) > len(read.queries)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from pathlib import Path
 
 import ir_measures
@@ -112,6 +113,42 @@ def test_a_run_is_written_best_first_and_whole(tmp_path: Path) -> None:
     with pytest.raises(MechirError, match=r"Cannot write '.*' \(No such file or directory\): give another file"):
         ranking.write_trec_run(tmp_path / "no" / "run", pairs, [0.0] * 4, "tag")
     assert [file.name for file in tmp_path.iterdir()] == ["run"]
+
+
+def written(file: Path, pairs: list[mi.Pair], scores: list[float], seed: int = 0) -> list[list[str]]:
+    ranking.write_trec_run(file, pairs, scores, "tag", seed=seed)
+    return [line.split() for line in file.read_text().splitlines()]
+
+
+def test_ties_of_a_run_are_broken_by_the_seed_and_nothing_else(tmp_path: Path) -> None:
+    pairs = [mi.Pair("x", "y", query, f"d{k}", 3 - k % 4) for query in ("q2", "q1") for k in range(12)]
+    scores = [1.0 + 4e-6 * (k % 3) for k in range(24)]  # a chain of ties
+    lines = written(tmp_path / "run", pairs, scores)
+    assert {line[4] for line in lines} == {f"{1.000008:.9g}"}  # a tool that sorts by score sees the tie
+    order = np.random.default_rng(1).permutation(24)
+    again = written(tmp_path / "run", [pairs[k] for k in order], [scores[k] for k in order])
+    by_query = {query: [line for line in lines if line[0] == query] for query in ("q1", "q2")}
+    assert {query: [line for line in again if line[0] == query] for query in ("q1", "q2")} == by_query
+    assert [line[0] for line in again] == [pairs[order[0]].query_id] * 12 + [again[-1][0]] * 12
+    orders = {tuple(line[2] for line in lines if line[0] == query) for query in ("q1", "q2")}
+    assert len(orders) == 2 and tuple(f"d{k}" for k in range(12)) not in orders
+    assert written(tmp_path / "run", pairs, scores, seed=1) != lines
+    apart = written(tmp_path / "run", pairs[:3], [1.0, 1.00002, 1.00004])
+    assert [(line[2], line[4]) for line in apart] == [("d2", "1.00004"), ("d1", "1.00002"), ("d0", "1")]
+
+
+@pytest.mark.parametrize("key", ["d 1", "", " d1", "d1\n", "d\t1", "d\u20281", "\u3000"])
+@pytest.mark.parametrize("what", ["query", "document"])
+def test_an_id_that_a_run_cannot_hold_is_refused_and_nothing_is_written(tmp_path: Path, key: str, what: str) -> None:
+    ids = (key, "d1") if what == "query" else ("q1", key)
+    pairs = [mi.Pair("x", "y", "q1", "d0"), mi.Pair("x", "y", *ids)]
+    with pytest.raises(
+        MechirError, match=rf"cannot hold the {what} id {re.escape(ascii(key))}: give ids without spaces"
+    ):
+        ranking.write_trec_run(tmp_path / "run", pairs, [1.0, 2.0], "tag")
+    with pytest.raises(MechirError, match="The score of pair q1/d0 is not finite"):
+        ranking.write_trec_run(tmp_path / "run", pairs[:1], [float("nan")], "tag")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_table_compares_every_condition_with_the_original() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ def reading_lines(record: dict[str, Any]) -> list[str]:
     """How the model of a run was read, in words; nothing of a run that is older than this record."""
     from mechir.encoder.reading import Reading
 
-    read = {name: tuple(one) if isinstance(one, list) else one for name, one in record.get("reading", {}).items()}
-    return list(Reading(**read).lines()) if read else []
+    return list(Reading.of(record["reading"]).lines()) if "reading" in record else []
 
 
 def print_summary(stored: Any) -> None:
     """Prints the summary of a finished run and where it lies."""
+    from mechir import left_out
     from mechir.experiment import shown
     from mechir.views import tables
 
@@ -34,6 +35,8 @@ def print_summary(stored: Any) -> None:
     if record.get("skipped"):
         skipped = stored.skipped
         click.echo(f"{len(skipped)} pairs gave none, e.g.: {skipped['reason'].iloc[0]} (all: skipped.parquet)")
+    for line in (*_quality(record.get("quality", [])), *left_out.sentences(record.get("left_out", {}))):
+        click.echo(line)
     certificate = record["certificate"]
     click.echo(
         f"parity with Hugging Face on {certificate['n_pairs']} pairs: scores {certificate['score_cls_only']:.1e} "
@@ -42,6 +45,18 @@ def print_summary(stored: Any) -> None:
     for line in reading_lines(record):
         click.echo(line)
     click.echo(f"Run {stored.id}: {stored.path}; chart: {stored.path / 'chart.html'}")
+
+
+def _quality(means: list[dict[str, Any]]) -> Iterator[str]:
+    """How many queries count where not all do, and what the mean over all is."""
+    for one in means:
+        if one["n"] < one["queries"]:
+            name = f"{one['collection']}: " if one["collection"] else ""
+            mean = "no mean" if one["value"] is None else f"{one['value']:.3f}"
+            yield (
+                f"{name}{one['measure']} of the intact model is {mean} over the {one['n']} of {one['queries']} queries "
+                f"that count; with the others as 0 it is {one['over_all']:.3f}"
+            )
 
 
 @click.command()

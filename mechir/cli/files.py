@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from mechir.cli.options import MODEL, collection_option, shared
+from mechir.cli.options import MODEL, collection_option, rules_of, shared
 
 
 @click.command()
@@ -15,6 +16,7 @@ from mechir.cli.options import MODEL, collection_option, shared
 @click.option("--ablate", multiple=True, help="h8.1, n5.1203, mlp3 or attn3; may be repeated.")
 @click.option("--renormalise", is_flag=True, help="Mask before the softmax instead of after it.")
 @click.option("--readout", default="score", show_default=True, help="score, log_p or p.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the order of documents with tied scores.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Where the TREC run goes.")
 def score(
     model: str | None,
@@ -28,23 +30,30 @@ def score(
     ablate: tuple[str, ...],
     renormalise: bool,
     readout: str,
+    seed: int,
     out: Path,
+    **rules: Any,
 ) -> None:
     """Writes a TREC run of all judged pairs, intact or under masks and ablations."""
-    from mechir import Ablate, Mask
+    from mechir import Ablate, Mask, left_out
     from mechir import collection as open_collection
     from mechir.encoder.default import load
-    from mechir.methods.ranking import write_trec_run
+    from mechir.methods.ranking import refuse_spaces, write_trec_run
     from mechir.provenance import certificate
 
     do = [*(Mask.parse(text, renormalise=renormalise) for text in mask), *(Ablate(site) for site in ablate)]
-    pairs = open_collection(collection or "embedded").pairs(limit_queries=limit_queries, easy_negatives=0)
+    opened = open_collection(collection or "embedded", **rules_of(rules))
+    sample = opened.sample(limit_queries=limit_queries, easy_negatives=0)
+    refuse_spaces(sample.pairs)
     reranker = load(model, dtype=dtype, device=device, relevant_label=relevant_label, max_length=max_length)
+    pairs = sample.pairs
     certificate(reranker, pairs)
     scores = reranker.score(pairs, do, readout=readout)
     said = ["mechir", readout, *mask, *(["renormalised"] if renormalise else []), *ablate]
-    write_trec_run(out, pairs, scores.tolist(), tag="-".join(said).replace(" ", ""))
+    write_trec_run(out, pairs, scores.tolist(), tag="".join("-".join(said).split()), seed=seed)
     click.echo(f"Wrote {out}: {len(pairs)} pairs by {readout}")
+    for line in left_out.sentences(left_out.told(sample.left_out)):
+        click.echo(line)
 
 
 @click.command()

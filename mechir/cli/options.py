@@ -32,12 +32,31 @@ MODEL = (
     ),
 )
 LIMIT = click.option("--limit-queries", type=click.IntRange(min=1), help="Only the first Q judged queries.")
+RULES = (
+    click.option(
+        "--duplicates",
+        type=click.Choice(["refuse", "max"]),
+        help="Of a pair judged twice with different grades: refuse it, or take the largest [default: refuse].",
+    ),
+    click.option(
+        "--leave-out",
+        type=click.FloatRange(min=0, max=1),
+        metavar="SHARE",
+        help="The share of judgments that may name what is missing or empty [default: 0.01].",
+    ),
+)
 
 
 def collection_option(more: str = "") -> tuple[Callable[[Any], Any], ...]:
-    """`--collection`, which may be repeated where `more` says what that means, and `--limit-queries`."""
+    """`--collection`, which may be repeated where `more` says what that means, its rules, and `--limit-queries`."""
     told = f"A directory or an ir_datasets id [default: the one that ships]{more}."
-    return click.option("--collection", "-c", multiple=bool(more), help=told), LIMIT
+    return click.option("--collection", "-c", multiple=bool(more), help=told), *RULES, LIMIT
+
+
+def rules_of(given: dict[str, Any]) -> dict[str, Any]:
+    """Takes what `RULES` were given out of the options: the arguments of `collection`."""
+    found = {name: given.pop(name) for name in ("duplicates", "leave_out")}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 REGISTRY = click.option(

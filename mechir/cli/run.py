@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from mechir.cli.ask import print_summary
-from mechir.cli.options import MODEL, REGISTRY, collection_option, shared
+from mechir.cli.options import MODEL, REGISTRY, collection_option, rules_of, shared
 from mechir.errors import MechirError
 
 DEFAULT_EXPERIMENT = "joint/pathway"
@@ -143,6 +143,7 @@ def _run(
     from mechir.encoder.default import load
     from mechir.estimate import estimate
 
+    rules = rules_of(rest)
     asked: dict[str, Any] = {key: rest.pop(key) for key in ("diagnostic", "data", "filler", "swap") if key in rest}
     part = experiment.Shard.parse(shard)
     if collections == (None,) and asked.get("data") is None and rest["limit_queries"] is None:
@@ -151,12 +152,12 @@ def _run(
         taken, n = asks["limit_queries"], len(open_collection("embedded").queries)
         _say(f"The first {taken} of {n} queries; --limit-queries {n} takes all." if taken < n else f"All {n} queries.")
     reranker = load(model, dtype=dtype, device=device, relevant_label=relevant_label)
-    sources = _sources(module, collections, asked, rest, reranker)  # a wrong name is told before any work
+    sources = _sources(module, collections, rules, asked, rest, reranker)  # a wrong name is told before any work
     done = []
     for source, pool in sources:
         if dry_run:
             source = experiment.source_of(module, source)
-            material, _ = experiment.material_of(module, reranker.limited(pool.max_length), source, pool)
+            material = experiment.material_of(module, reranker.limited(pool.max_length), source, pool).material
             _print_estimate(estimate(module, reranker, material, **chosen))
             continue
         stored = experiment.run(
@@ -193,7 +194,12 @@ def _print_across(module: ModuleType, done: Sequence[Any]) -> None:
 
 
 def _sources(
-    module: ModuleType, names: Sequence[str | None], asked: dict[str, Any], pool: dict[str, Any], model: Any
+    module: ModuleType,
+    names: Sequence[str | None],
+    rules: dict[str, Any],
+    asked: dict[str, Any],
+    pool: dict[str, Any],
+    model: Any,
 ) -> list[tuple[Any, Any]]:
     """What is run on, one after the other; collections in groups are one."""
     from mechir.collection_groups import collections, in_group
@@ -201,30 +207,36 @@ def _sources(
 
     given = [name for name in names if name is not None]
     if takes_groups(module) and (len(given) > 1 or any(map(in_group, given))):
-        return [(collections(given), Pool(**pool))]
-    sources = [_source(name, asked, pool, model) for name in names]
+        return [(collections(given, **rules), Pool(**pool))]
+    sources = [_source(name, rules, asked, pool, model) for name in names]
     ids = [source.id for source, _ in sources]
     if twice := sorted({name for name in ids if ids.count(name) > 1}):
         raise MechirError(f"--collection names '{twice[0]}' more than once: give each once, under a name of its own.")
     return sources
 
 
-def _source(collection: str | None, asked: dict[str, Any], pool: dict[str, Any], model: Any) -> tuple[Any, Any]:
+def _source(
+    collection: str | None, rules: dict[str, Any], asked: dict[str, Any], pool: dict[str, Any], model: Any
+) -> tuple[Any, Any]:
     """What is run on: a collection and the pool of it, or a diagnostic set that is sampled already."""
     from mechir import collection as open_collection
     from mechir.diagnostic_sets import FILLERS, diagnostic
     from mechir.experiment import Pool
 
     if not asked:
-        return open_collection(collection or "embedded"), Pool(**pool)
+        return open_collection(collection or "embedded", **rules), Pool(**pool)
     if asked["data"] is not None and collection is not None:
         raise MechirError("--data reads a published set and --collection perturbs a collection: give one of them.")
+    if asked["data"] is not None and rules:
+        raise MechirError(
+            f"--data reads a published set without judgments: leave --{next(iter(rules)).replace('_', '-')} out."
+        )
     if asked["data"] is not None and not asked["data"].is_dir():
         raise MechirError(f"There is no directory '{asked['data']}': give that of the published files.")
     sampled = {name: value for name, value in pool.items() if name != "max_length"}
     found = diagnostic(
         asked["diagnostic"] or "tfc1",
-        asked["data"] or collection or "embedded",
+        asked["data"] or open_collection(collection or "embedded", **rules),
         fillers=asked["filler"] or FILLERS,
         swap=asked["swap"],
         model=model,

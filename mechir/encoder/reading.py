@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,11 @@ class Reading:
     relevance: str = ""
     settings: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Reading:
+        """The value that a record holds, where JSON has made lists of tuples."""
+        return cls(**{name: tuple(one) if isinstance(one, list) else one for name, one in record.items()})
 
     def lines(self) -> Iterator[str]:
         """The same in words, a line each."""

@@ -45,7 +45,7 @@ def thresholds(collections: Collections, text: str = "") -> dict[str, int]:
         raise MechirError(f"Cannot read --relevant '{text}': write a grade above 0, or NAME:GRADE with commas.")
     found = {}
     for one in members:
-        highest = max((grade for grades in one.qrels.values() for grade in grades.values()), default=0)
+        highest = max((grade for grades in one.judgments.values() for grade in grades.values()), default=0)
         lowest = int(told.get(one.id, told.get("", math.ceil(highest / 2))))
         if not 0 < lowest <= highest:
             raise MechirError(f"'{one.id}' has no relevant document: its highest grade is {highest}, not {lowest}.")

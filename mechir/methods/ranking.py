@@ -51,9 +51,7 @@ def mrr(scores: pd.DataFrame, judged: pd.DataFrame, relevant: int = 1, *, seed: 
 
 def _quality(scores: pd.DataFrame, judged: pd.DataFrame, measure: Any, lowest: int, seed: int) -> pd.DataFrame:
     """A measure of each query, ties broken at random; `lowest`: the grade that a query must have."""
-    bad = scores[~np.isfinite(scores["score"].to_numpy(dtype=float))]
-    if len(bad):
-        raise MechirError(f"The score of pair {bad['query_id'].iloc[0]}/{bad['doc_id'].iloc[0]} is not finite.")
+    _refuse_infinite(scores)
     scores = scores[scores["query_id"].isin(_relevant(judged, lowest))]
     orders: dict[tuple[str, int], list[str]] = {}
     tied: dict[str, float] = {}
@@ -67,6 +65,12 @@ def _quality(scores: pd.DataFrame, judged: pd.DataFrame, measure: Any, lowest: i
             order = np.lexsort((generator.permutation(len(ids)), groups))
             orders[query_id, draw] = ids[order].tolist()
     return _mean(orders, judged, measure).assign(tied=lambda frame: frame["query_id"].map(tied))
+
+
+def _refuse_infinite(scores: pd.DataFrame) -> None:
+    bad = scores[~np.isfinite(scores["score"].to_numpy(dtype=float))]
+    if len(bad):
+        raise MechirError(f"The score of pair {bad['query_id'].iloc[0]}/{bad['doc_id'].iloc[0]} is not finite.")
 
 
 def _tie_groups(values: np.ndarray) -> np.ndarray:
@@ -106,20 +110,47 @@ def random_draws(
     return total / pools.ngroups
 
 
-def write_trec_run(file: Path, pairs: Sequence[Pair], scores: Sequence[float], tag: str) -> None:
-    """A TREC run, best first within each query; equal scores keep the order of the pairs. Whole or not at all."""
+def write_trec_run(file: Path, pairs: Sequence[Pair], scores: Sequence[float], tag: str, *, seed: int = 0) -> None:
+    """A TREC run, best first within each query. Whole or not at all.
+
+    Scores within 1e-5 of each other are ties, as in `ndcg`: their order is random, by the seed, and they are written
+    as one score, the largest of them, so that a tool that sorts by score sees the tie. Neither the order of the pairs
+    nor the ids decide anything.
+
+    Raises:
+        MechirError: for an id that is empty or holds white space, a score that is not finite, a file that cannot be
+            written.
+    """
+    refuse_spaces(pairs)
     frame = pd.DataFrame(
         {"query_id": [pair.query_id for pair in pairs], "doc_id": [pair.doc_id for pair in pairs], "score": scores}
     )
-    frame["order"] = frame["query_id"].map({query_id: i for i, query_id in enumerate(frame["query_id"].unique())})
-    frame = frame.sort_values(["order", "score"], ascending=[True, False], kind="stable")
-    rank = frame.groupby("query_id").cumcount() + 1
-    lines = [
-        f"{row.query_id} Q0 {row.doc_id} {place} {row.score:.9g} {tag}"
-        for row, place in zip(frame.itertuples(), rank, strict=True)
-    ]
+    _refuse_infinite(frame)
+    lines = []
+    for query_id, found in frame.groupby("query_id", sort=False):
+        found = found.sort_values("doc_id", kind="stable")
+        ids, values = found["doc_id"].to_numpy(), found["score"].to_numpy(dtype=float)
+        groups = _tie_groups(values)
+        order = np.lexsort((_generator(seed, query_id).permutation(len(ids)), groups))
+        best = pd.Series(values).groupby(groups).max()
+        lines += [f"{query_id} Q0 {ids[i]} {rank} {best[groups[i]]:.9g} {tag}" for rank, i in enumerate(order, 1)]
     text = "\n".join(lines) + "\n"
     written(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def refuse_spaces(pairs: Sequence[Pair]) -> None:
+    """Refuses what the fields of a TREC run, with white space between them, cannot hold.
+
+    Raises:
+        MechirError: for an id that is empty or holds white space.
+    """
+    for pair in pairs:
+        for what, key in (("query", pair.query_id), ("document", pair.doc_id)):
+            if key.split() != [key]:
+                raise MechirError(
+                    f"A TREC run has white space between its fields and cannot hold the {what} id {key!a}: "
+                    "give ids without spaces."
+                )
 
 
 def _relevant(judged: pd.DataFrame, lowest: int = 1) -> set[str]:

@@ -67,6 +67,12 @@ class Run:
         return pd.read_parquet(self.path / "skipped.parquet")
 
     @property
+    def left_out(self) -> pd.DataFrame:
+        """`reason`, `query_id`, `doc_id`: what the collection and the pool left out; empty where nothing was."""
+        file = self.path / "left_out.parquet"
+        return pd.read_parquet(file) if file.is_file() else pd.DataFrame(columns=["reason", "query_id", "doc_id"])
+
+    @property
     def rows(self) -> pd.DataFrame:
         """The rows of every finished unit, in the order of the units."""
         units = [self.part(unit) for unit in sorted(self.done())]

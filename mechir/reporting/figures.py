@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from mechir import left_out
 from mechir.diagnostic_sets import FILLERS
 from mechir.experiment import experiments, load_experiment, options, shown
 from mechir.irds import is_dataset
@@ -132,6 +133,8 @@ def provenance(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "model", f"{record['model']}, fingerprint {identity['model_fingerprint'][:12]}{revision}"
     yield "collection", f"{identity['collection']}, SHA-256 {identity['collection_sha256'][:12]}"
     yield "measured on", f"{record['queries']} queries, {record['pairs']} {what}{skipped}"
+    if told := left_out.sentences(record.get("left_out", {})):
+        yield "left out", "; ".join(line.removeprefix("left out: ") for line in told)
     yield "documents cut short", str(record["truncated_documents"])
     yield "seed", str(identity["options"].get("seed", identity["pool"]["seed"]))
     yield (
@@ -153,7 +156,7 @@ def command(record: Mapping[str, Any]) -> str:
     words = ["mechir", "run", experiment_word(identity["experiment"]), *source_words(record["model"], identity)]
     pool = dict(identity["pool"])
     pool["seed"] = pool["seed"] or None
-    words += _flags(pool)
+    words += _flags(record.get("rules", {}) | pool)
     name = identity["experiment"]
     asked = record.get("asked", identity["options"])
     if name in experiments():

@@ -1,0 +1,40 @@
+"""The hash of a collection: the SHA-256 of what is in it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+
+Qrels = Mapping[str, Mapping[str, int]]
+
+
+def of_directory(queries: Mapping[str, str], docs: Mapping[str, str], qrels: Qrels) -> str:
+    """Of ids and texts, and of the judgments of queries and documents that are there."""
+    known = {
+        query_id: {doc_id: grade for doc_id, grade in grades.items() if doc_id in docs}
+        for query_id, grades in qrels.items()
+        if query_id in queries
+    }
+    return _digest(_texts(queries), _texts(docs), _judgments(known))
+
+
+def of_dataset(name: str, queries: Mapping[str, str], qrels: Qrels) -> str:
+    """Of the id in ir_datasets, queries and judgments: the documents are not here."""
+    return _digest([name], _texts(queries), _judgments(qrels))
+
+
+def _texts(texts: Mapping[str, str]) -> Iterator[str]:
+    return (f"{key}\t{text}" for key, text in texts.items())
+
+
+def _judgments(qrels: Qrels) -> Iterator[str]:
+    return (f"{query_id}\t{sorted(grades.items())}" for query_id, grades in qrels.items())
+
+
+def _digest(*parts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        for line in part:
+            digest.update(line.encode() + b"\n")
+        digest.update(b"\0")
+    return digest.hexdigest()

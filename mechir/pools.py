@@ -1,0 +1,130 @@
+"""What a pool is made of: the judged documents of a query, those drawn at random, those of a ranking."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from mechir import irds, left_out
+from mechir.errors import MechirError
+from mechir.left_out import Row
+from mechir.pairs import Pair
+from mechir.rules import is_query, numbered, plain
+from mechir.trec_files import Texts
+
+Documents = Texts | irds.Documents
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A pool as it was drawn.
+
+    `pairs`: whole queries one after the other; `left_out`: `reason`, `query_id`, `doc_id`, of the collection and of
+    this pool.
+    """
+
+    pairs: list[Pair] = field(repr=False)
+    left_out: pd.DataFrame = field(repr=False)
+
+    def __repr__(self) -> str:
+        return f"Sample({len(self.pairs)} pairs, {len(self.left_out)} left out)"
+
+
+def judged_documents(query_id: str, grades: Mapping[str, int], per_grade: int | None, seed: int) -> list[str]:
+    """The judged documents of a query by falling grade; of each grade at most so many, drawn at random."""
+    by_grade: dict[int, list[str]] = {}
+    for doc_id, grade in sorted(grades.items()):
+        by_grade.setdefault(grade, []).append(doc_id)
+    sampled: list[str] = []
+    for grade in sorted(by_grade, reverse=True):
+        ids = by_grade[grade]
+        if per_grade is not None and len(ids) > per_grade:
+            ids = sorted(_generator(seed, query_id, str(grade)).choice(ids, per_grade, replace=False).tolist())
+        sampled += ids
+    return sampled
+
+
+def easy_negatives(
+    name: str, docs: Documents, query_id: str, query: str, taken: Iterable[str], n: int, seed: int
+) -> tuple[dict[str, str], list[Row]]:
+    """So many documents drawn from the whole collection, id -> text, and those that were passed over.
+
+    Args:
+        name: the collection's.
+        docs: its documents.
+        query_id: the query that they are negatives of.
+        query: its text; neither this nor an empty document is drawn.
+        taken: documents that are not drawn: judged for the query, or in its pool.
+        n: how many.
+        seed: of the draw.
+
+    Raises:
+        MechirError: where there are too few.
+    """
+    size = len(docs)
+    known, seen, generator = set(taken), set[int](), _generator(seed, query_id, "easy")
+    drawn, passed = dict[str, str](), dict[Row, None]()
+    while len(drawn) < n:
+        if len(seen) == size:
+            raise MechirError(
+                f"'{name}' has {size} documents, {size - len(drawn)} of them judged, pooled or empty for query "
+                f"'{query_id}': too few for {n} easy negatives."
+            )
+        places = generator.integers(size, size=2 * n).tolist()
+        seen.update(places)
+        for doc_id, text in docs.at(places):
+            if len(drawn) == n or doc_id in known:
+                continue
+            if not text:
+                passed[Row(left_out.PASSED_OVER, query_id, doc_id)] = None
+            elif is_query(query_id, query, doc_id, text):
+                passed[Row(left_out.ITSELF, query_id, doc_id)] = None
+            else:
+                drawn[doc_id] = text
+    return drawn, list(passed)
+
+
+def of_ranking(
+    query_id: str, query: str, ranked: Iterable[str], excluded: Mapping[str, int], texts: Mapping[str, str]
+) -> tuple[list[str], list[Row]]:
+    """The documents of a ranking that can be scored, in its order, and those that are left out.
+
+    Left out are documents that are missing, empty, or the query itself, judged or not, as BEIR leaves them out.
+    Documents of a grade below 0 (`excluded`) are passed over: they are told of with the judgments.
+    """
+    kept, rows = [], []
+    for doc_id in ranked:
+        if doc_id not in texts:
+            rows.append(Row(left_out.RUN_MISSING, query_id, doc_id))
+        elif not texts[doc_id]:
+            rows.append(Row(left_out.RUN_EMPTY, query_id, doc_id))
+        elif is_query(query_id, query, doc_id, texts[doc_id]):
+            rows.append(Row(left_out.ITSELF, query_id, doc_id))
+        elif excluded.get(doc_id, 0) >= 0:
+            kept.append(doc_id)
+    return kept, rows
+
+
+def passed_over(queries: Mapping[str, str], qrels: Mapping[str, Mapping[str, int]], texts: Mapping[str, str]) -> int:
+    """How many documents at most `of_ranking` leaves out of the ranking of one of these queries."""
+    wanted = {plain(query) for query in queries.values()}
+    same = Counter(found for found in map(plain, texts.values()) if found in wanted)
+    return max(
+        (
+            same[plain(query)]
+            + (query_id in texts and not numbered(query_id))
+            + sum(g < 0 for g in qrels[query_id].values())
+            for query_id, query in queries.items()
+        ),
+        default=0,
+    )
+
+
+def _generator(seed: int, *key: str) -> np.random.Generator:
+    digest = hashlib.sha256("\0".join([str(seed), *key]).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16]))

@@ -1,0 +1,188 @@
+"""The rules for queries, documents and judgments, the same whatever they are read from."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from mechir import left_out
+from mechir.errors import MechirError
+from mechir.left_out import Row
+
+Qrels = dict[str, dict[str, int]]
+DUPLICATES = ("refuse", "max")
+LEAVE_OUT = 0.01
+"""Judgments, queries or lines of a run that cannot be used are left out up to this share of them."""
+
+
+class Counted(NamedTuple):
+    """The judgments that count, query id -> document id -> grade (0 or more), and those that do not."""
+
+    qrels: Qrels
+    left_out: list[Row]
+
+
+def refuse_options(duplicates: str, leave_out: float) -> None:
+    """Refuses options that say nothing.
+
+    Raises:
+        MechirError: for an unknown rule for duplicates, or a share that is none.
+    """
+    if duplicates not in DUPLICATES:
+        raise MechirError(
+            f"Cannot take duplicates='{duplicates}' (--duplicates): write 'refuse', or 'max' for the largest grade."
+        )
+    if not 0 <= leave_out <= 1:
+        raise MechirError(f"leave_out={leave_out} (--leave-out) is no share: write a number from 0 to 1, such as 0.05.")
+
+
+def one_text_each(lines: Iterable[tuple[int, str, str]], what: str, place: str) -> tuple[dict[str, str], list[Row]]:
+    """Id -> text without white space around it, in order; an id that comes again with the same text counts once.
+
+    Args:
+        lines: number, id and text.
+        what: "query" or "document".
+        place: what stands before a number to say where it is: "queries.tsv, line".
+
+    Raises:
+        MechirError: for one id with two texts.
+    """
+    texts: dict[str, str] = {}
+    again = []
+    for number, key, text in lines:
+        text = text.strip()
+        if texts.setdefault(key, text) != text:
+            raise MechirError(
+                f"{place} {number}: {what} id '{key}' stands here a second time, with another text; ids are unique."
+            )
+        again.append(key)
+    return texts, _repeated(again, what)
+
+
+def _repeated(keys: Sequence[str], what: str) -> list[Row]:
+    seen, rows = set[str](), []
+    for key in keys:
+        if key in seen:
+            rows.append(
+                Row(left_out.QUERY_AGAIN, key, "") if what == "query" else Row(left_out.DOCUMENT_AGAIN, "", key)
+            )
+        seen.add(key)
+    return rows
+
+
+def one_grade_each(
+    lines: Iterable[tuple[int, str, str, int]], place: str, duplicates: str = "refuse"
+) -> tuple[Qrels, list[Row]]:
+    """Query id -> document id -> grade; a pair that is judged again with the same grade counts once.
+
+    Args:
+        lines: number, query id, document id and grade; subtopics and iterations are no part of it.
+        place: what stands before a number to say where it is: "qrels.txt, line".
+        duplicates: what to do where the grades differ: "refuse", or "max" for the largest.
+
+    Raises:
+        MechirError: for one pair with two grades, where they are refused.
+    """
+    qrels: Qrels = {}
+    rows = []
+    for number, query_id, doc_id, grade in lines:
+        grades = qrels.setdefault(query_id, {})
+        if doc_id not in grades:
+            grades[doc_id] = grade
+        elif grades[doc_id] == grade:
+            rows.append(Row(left_out.SAME_GRADE, query_id, doc_id))
+        elif duplicates == "max":
+            rows.append(Row(left_out.LARGEST_GRADE, query_id, doc_id))
+            grades[doc_id] = max(grade, grades[doc_id])
+        else:
+            raise MechirError(
+                f"{place} {number}: document '{doc_id}' has grade {grade} for query '{query_id}' here and "
+                f"{grades[doc_id]} above; keep one, or take the largest with duplicates='max' (--duplicates max)."
+            )
+    return qrels, rows
+
+
+def counted(
+    qrels: Mapping[str, Mapping[str, int]],
+    queries: Mapping[str, str],
+    find: Callable[[Iterable[str]], Mapping[str, str]],
+    where: str,
+    leave_out: float,
+) -> Counted:
+    """Which judgments count: not those of a grade below 0, nor where the query or document is empty or missing.
+
+    Args:
+        qrels: one grade for each pair.
+        queries: id -> text.
+        find: the texts of those documents that there are, by id.
+        where: the collection, as it is said.
+        leave_out: the share of judgments, and of judged queries, that may be left out.
+
+    Raises:
+        MechirError: where more would be.
+    """
+    known = {query_id: grades for query_id, grades in qrels.items() if query_id in queries}
+    texts = find({doc_id: None for grades in known.values() for doc_id, grade in grades.items() if grade >= 0})
+    count: Qrels = {}
+    rows = []
+    for query_id, grades in qrels.items():
+        for doc_id, grade in grades.items():
+            if reason := _why_not(query_id in known, doc_id, grade, texts):
+                rows.append(Row(reason, query_id, doc_id))
+            elif queries[query_id]:
+                count.setdefault(query_id, {})[doc_id] = grade
+    lost = [row for row in rows if row.reason != left_out.NEGATIVE]
+    refuse_beyond(lost, sum(map(len, qrels.values())), f"judgments of {where}", leave_out)
+    empty = [Row(left_out.EMPTY_QUERY, query_id, "") for query_id in known if not queries[query_id]]
+    refuse_beyond(empty, len(known), f"judged queries of {where}", leave_out)
+    return Counted(count, rows + empty)
+
+
+def _why_not(known: bool, doc_id: str, grade: int, texts: Mapping[str, str]) -> str:
+    """The reason why a judgment does not count; empty where it does."""
+    if not known:
+        return left_out.UNKNOWN_QUERY
+    if grade < 0:
+        return left_out.NEGATIVE
+    if doc_id not in texts:
+        return left_out.MISSING
+    return "" if texts[doc_id] else left_out.EMPTY
+
+
+def refuse_beyond(lost: Sequence[Row], total: int, of: str, leave_out: float) -> None:
+    """Warns of what is left out.
+
+    Raises:
+        MechirError: where it is more than the share that may be.
+    """
+    if not lost:
+        return
+    reasons = "; ".join(dict.fromkeys(row.reason for row in lost))
+    listed = ", ".join(map(str, lost[:3]))
+    sentence = f"{len(lost)} of {total} {of} cannot be used ({reasons}: {listed}{', ...' if len(lost) > 3 else ''})"
+    if len(lost) / total > leave_out:
+        enough = -(-100 * len(lost) // total) / 100
+        advice = f"or leave them out with leave_out={enough:g} (--leave-out {enough:g})"
+        if len(lost) == total:
+            advice = "for nothing would be left: the files do not belong together"
+        raise MechirError(f"{sentence}: over {100 * leave_out:g} %; mend them, {advice}.")
+    warnings.warn(f"{sentence}; they are left out.", stacklevel=2)
+
+
+def is_query(query_id: str, query: str, doc_id: str, text: str) -> bool:
+    """Whether a document is the query itself: by its text, white space and case aside, or by its id.
+
+    Ids that are plain running numbers say nothing: document 1 of Cranfield is not its query 1.
+    """
+    return (doc_id == query_id and not numbered(query_id)) or plain(text) == plain(query)
+
+
+def numbered(key: str) -> bool:
+    """Whether an id is a plain running number."""
+    return key.isascii() and key.isdigit()
+
+
+def plain(text: str) -> str:
+    """The text without regard to white space and case."""
+    return " ".join(text.casefold().split())
