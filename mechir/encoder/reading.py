@@ -38,7 +38,8 @@ class Reading:
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Reading:
         """The value that a record holds, where JSON has made lists of tuples."""
-        return cls(**{name: tuple(one) if isinstance(one, list) else one for name, one in record.items()})
+        fields: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in record.items()}
+        return cls(**fields)
 
     def lines(self) -> Iterator[str]:
         """The same in words, a line each."""
