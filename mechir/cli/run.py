@@ -185,10 +185,12 @@ def _print_run(stored: Any) -> bool:
 def _print_across(module: ModuleType, done: Sequence[Any]) -> None:
     import pandas as pd
 
+    from mechir.registry.names import named, on, shown
     from mechir.views import tables
 
-    named = [stored.summary.assign(collection=stored.record["identity"]["collection"]) for stored in done]
-    click.echo(f"\n{tables.summary(module.across(pd.concat(named, ignore_index=True)))}")
+    names = shown(named(stored.record) for stored in done)
+    told = [stored.summary.assign(collection=on(stored.record, names)) for stored in done]
+    click.echo(f"\n{tables.summary(module.across(pd.concat(told, ignore_index=True)))}")
 
 
 def _sources(
@@ -202,8 +204,8 @@ def _sources(
     if takes_groups(module) and (len(given) > 1 or any(map(in_group, given))):
         return [(collections(given), Pool(**pool))]
     sources = [_source(name, asked, pool, model) for name in names]
-    ids = [source.id for source, _ in sources]
-    if twice := sorted({name for name in ids if ids.count(name) > 1}):
+    known = [(source.id, source.hash) for source, _ in sources]
+    if twice := sorted({name for name, hash_ in known if known.count((name, hash_)) > 1}):
         raise MechirError(f"--collection names '{twice[0]}' more than once: give each once, under a name of its own.")
     return sources
 

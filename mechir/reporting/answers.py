@@ -1,6 +1,7 @@
 """The report's summary in words: questions, and answers computed from what the registry holds.
 
-A sentence is a list of parts: text, `{"site": "h8.1"}` (a component), `{"code": "mechir run ..."}`, `{"strong": text}`.
+A sentence is a list of parts: text, `{"site": "h8.1"}` (a component), `{"code": "mechir run ..."}`, `{"strong": text}`,
+`{"run": id}` (the run that a number stands on).
 """
 
 from __future__ import annotations
@@ -13,13 +14,30 @@ from typing import Any
 import pandas as pd
 
 from mechir.registry.conflicts import LEVEL
-from mechir.registry.links import ACTS, LOOKS, SCORES
-from mechir.reporting.figures import collection_words, model_words
+from mechir.registry.links import ACTS, LOOKS, SCORES, measured
+from mechir.registry.runs import Run
+from mechir.reporting.commands import flags
 
 Part = str | dict[str, str]
 Sentence = list[Part]
 NAMED = 4
 """Components that a sentence names."""
+LINKS = {
+    "tf": (
+        "head is linked to term frequency",
+        "heads are linked to term frequency",
+        "links of heads to term frequency",
+    ),
+    "idf": (
+        "direction of the word embeddings is linked to IDF",
+        "directions of the word embeddings are linked to IDF",
+        "links of directions of the word embeddings to IDF",
+    ),
+    "scoring": ("head writes the score", "heads write the score", "heads that write the score"),
+}
+"""How a link is said of one component, of several, and where it was not measured."""
+SIDES = {"looks": "what they look like", "acts": "what changing them does"}
+"""The sides of a link's rule."""
 KINDS = {
     "dead": "look the part and no causal measure of them holds",
     "one collection": "hold on one collection only",
@@ -31,16 +49,15 @@ KINDS = {
 class Known:
     """What is known of one model on one collection.
 
-    `found`: its newest findings, `held`, sites as text; `links`: its rows of `links`; `conflicts`: its rows of
-    `conflicts`; `pathway`: the summary of its newest run of `joint/pathway`, or None.
+    `on`: the options of the command line that name both; `found`: its newest findings, `held`, sites as text; `links`:
+    its rows of `links`; `conflicts`: its rows of `conflicts`; `pathway`: its newest run of `joint/pathway`, or None.
     """
 
-    model: str
-    collection: str
+    on: Mapping[str, Any]
     found: pd.DataFrame
     links: pd.DataFrame
     conflicts: pd.DataFrame
-    pathway: pd.DataFrame | None
+    pathway: Run | None
 
     def of(self, role: str, begins: str = "", *, heads: bool = True) -> pd.DataFrame:
         """The findings of a role whose measure begins so, the largest |value| first."""
@@ -63,8 +80,8 @@ class Known:
 
     def command(self, experiment: str, *options: str, tf: bool = False) -> str:
         """The command that runs an experiment on this model and collection; `tf`: on contrasts of term frequency."""
-        on = [*model_words(self.model), *(["--diagnostic", "tfc1"] if tf else []), *collection_words(self.collection)]
-        return shlex.join(["mechir", "run", experiment, *on, *options])
+        on = {"model": self.on["model"], "diagnostic": "tfc1" if tf else None, "collection": self.on["collection"]}
+        return shlex.join(["mechir", "run", experiment, *flags(on), *options])
 
 
 def answers(known: Known) -> list[dict[str, Any]]:
@@ -83,27 +100,30 @@ def answers(known: Known) -> list[dict[str, Any]]:
 
 
 def lead(known: Known) -> Sentence:
-    """The links in one sentence."""
-    heads, vectors, writers = (known.linked(term)["site"] for term in ("tf", "idf", "scoring"))
-    counts = [
-        f"{_count(len(heads), 'head is', 'heads are')} linked to term frequency",
-        f"{_count(len(vectors), 'direction of the word embeddings', 'directions of the word embeddings')} to IDF",
-        f"{_count(len(writers), 'head writes', 'heads write')} the score",
-    ]
+    """The links of what was measured, and what was not measured."""
+    sides = measured(known.found)
+    there = [term for term, side in sides.items() if all(side.values())]
+    counts = ", ".join(_count(len(known.linked(term)), *LINKS[term][:2]) for term in there)
+    said: Sentence = [f"{counts[0].upper()}{counts[1:]}."] if counts else []
     tests = _verification(known)
-    lost: Sentence = []
-    if len(tests):
+    if len(tests) and "tf" in there and known.pathway is not None:
         cut = tests.iloc[0]
-        lost = [f" Without the former nDCG@10 changes by {_number(cut['change'])}{_interval(cut)} on held-out queries."]
-    said = f"{counts[0]}, {counts[1]}; {counts[2]}."
-    return [said[0].upper() + said[1:], *lost]
+        change = f"nDCG@10 changes by {_number(cut['change'])}{_interval(cut)} on held-out queries"
+        said += [f" Without the heads linked to term frequency {change} (run ", {"run": known.pathway.id}, ")."]
+    missing = [LINKS[term][2] + _half(side) for term, side in sides.items() if term not in there]
+    return said + ([f"{' ' if said else ''}Not measured yet: {', '.join(missing)}."] if missing else [])
+
+
+def _half(sides: Mapping[str, bool]) -> str:
+    """Of a link of which one side was measured, the other."""
+    missing = [SIDES[side] for side, there in sides.items() if not there]
+    return f" ({missing[0]} is not known)" if len(missing) < len(sides) else ""
 
 
 def _verification(known: Known) -> pd.DataFrame:
     """What the ranking loses without the linked heads, and under it without random sets; empty where not measured."""
-    if known.pathway is None or "kind" not in known.pathway:
-        return pd.DataFrame()
-    return known.pathway[known.pathway["kind"] == "verification"]
+    summary = pd.DataFrame() if known.pathway is None else known.pathway.summary
+    return summary[summary["kind"] == "verification"] if "kind" in summary else pd.DataFrame()
 
 
 def matches(known: Known) -> list[Sentence]:
@@ -132,8 +152,8 @@ def frequency(known: Known) -> list[Sentence]:
     acts = known.acting("tf")
     if acts.empty:
         return [known.not_measured("chen2024/head_maps", "--at", "query|doc", tf=True)]
-    linked, matching = list(known.linked("tf")["site"]), known.of(*LOOKS["tf"])
-    matching = matching[matching["holds"]]["site"].unique()
+    linked, looks = list(known.linked("tf")["site"]), known.of(*LOOKS["tf"])
+    matching = looks[looks["holds"]]["site"].unique()
     if linked:
         rows = acts[acts["holds"] & acts["site"].isin(linked)].drop_duplicates("site")
         what = " matches and also carries" if len(rows) == 1 else " match and also carry"
@@ -144,6 +164,12 @@ def frequency(known: Known) -> list[Sentence]:
             ".",
         ]
         return [said, *_rise(known, linked)]
+    if looks.empty:
+        missing = known.not_measured("vast2025/attention_contrast", "--easy-negatives", "10")
+        return [
+            ["Which heads match is not known, so none is linked. ", *missing],
+            ["The largest effect is ", *_told(acts.iloc[0]), "."],
+        ]
     if not len(matching):
         return [[{"strong": "No link holds"}, ": no head matches. The largest effect is ", *_told(acts.iloc[0]), "."]]
     best = acts[acts["site"].isin(matching)]
@@ -216,7 +242,9 @@ def fit(known: Known) -> list[Sentence]:
         [
             "A linear BM25 made of the matching heads' soft term frequency and IDF correlates with the score: r = ",
             {"strong": _number(row["value"])},
-            f"{_interval(row)} on held-out queries ({row['n_queries']} queries).",
+            f"{_interval(row)} on held-out queries ({row['n_queries']} queries, ",
+            *_runs(whole.head(1)),
+            ").",
         ]
     ]
 
@@ -232,7 +260,7 @@ def dependence(known: Known) -> list[Sentence]:
     sites = str(cut["site"]).split(",")
     said: Sentence = ["Without ", *_commas([{"site": site} for site in sites]), " nDCG@10 changes by "]
     said += [{"strong": _number(cut["change"])}, f"{_interval(cut)}, {_p(cut['p_paired'])}"]
-    said += [f", on {int(cut['queries'])} queries that nothing else has seen."]
+    said += [f", on {int(cut['queries'])} queries that nothing else has seen (run ", {"run": known.pathway.id}, ")."]
     if len(drawn) and "p_draws" in cut:
         mean = drawn["change"].mean()
         random: Sentence = [
@@ -280,20 +308,27 @@ def disagreement(known: Known) -> list[Sentence]:
     return said
 
 
-def _told(row: Mapping[str, Any] | pd.Series) -> Sentence:
-    """A component with its value, interval, unit, and p over all families."""
+def _told(row: pd.Series) -> Sentence:
+    """A component with its value, interval, unit, p over all families, and the run that says so."""
     tested = f", {_p(row['p_all'])}" if pd.notna(row["p_all"]) else ""
-    return [{"site": row["site"]}, f" {_number(row['value'])}{_interval(row)} {row['unit']}{tested}"]
+    said: Sentence = [{"site": row["site"]}, f" {_number(row['value'])}{_interval(row)} {row['unit']}{tested} (run "]
+    return [*said, {"run": row["run_id"]}, ")"]
 
 
 def _list(rows: pd.DataFrame) -> Sentence:
-    """The first components, the unit said once."""
+    """The first components, the unit and the runs that say so once."""
     first = rows.head(NAMED)
     unit, rest = first["unit"].iloc[0], f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
     flat: Sentence = []
     for _, row in first.iterrows():
         flat += [", " if flat else "", {"site": row["site"]}, f" {_number(row['value'])}{_interval(row)}"]
-    return [*flat, f"{rest} ({unit})"]
+    return [*flat, f"{rest} ({unit}, ", *_runs(first), ")"]
+
+
+def _runs(rows: pd.DataFrame) -> Sentence:
+    """The runs that findings stand on."""
+    ids = list(rows["run_id"].unique())
+    return ["run " if len(ids) == 1 else "runs ", *_commas([{"run": id_} for id_ in ids])]
 
 
 def _commas(parts: Sequence[Part]) -> Sentence:
