@@ -203,7 +203,16 @@ def _quoted(text: str) -> str:
 
 
 def _pattern(path: Path) -> str:
-    """The path, written so that DuckDB, which reads every path as a pattern, takes it letter by letter."""
+    """The path, written so that DuckDB, which reads every path as a pattern, takes it letter by letter.
+
+    Raises:
+        MechirError: for one that cannot be written so: in a pattern a backslash parts folders.
+    """
+    if "\\" in str(path) and re.search(r"[*?\[]", str(path)):
+        raise MechirError(
+            f"Cannot read the registry in '{path.parent}', whose path holds a backslash and one of * ? [: move it, or "
+            "give --registry DIR."
+        )
     return re.sub(r"([*?\[])", r"[\1]", str(path))
 
 
