@@ -1,8 +1,4 @@
-"""The report's summary in words: questions, and answers computed from what the registry holds.
-
-A sentence is a list of parts: text, `{"site": "h8.1"}` (a component), `{"code": "mechir run ..."}`, `{"strong": text}`,
-`{"run": id}` (the run that a number stands on).
-"""
+"""The report's summary in words: questions, and answers computed from what the registry holds."""
 
 from __future__ import annotations
 
@@ -17,11 +13,21 @@ from mechir.registry.conflicts import LEVEL
 from mechir.registry.links import ACTS, LOOKS, SCORES, measured
 from mechir.registry.runs import Run
 from mechir.reporting.commands import flags
+from mechir.reporting.sentences import (
+    NAMED,
+    Part,
+    Sentence,
+    chance,
+    counted,
+    interval,
+    listed,
+    number,
+    of_runs,
+    queries,
+    told,
+    with_commas,
+)
 
-Part = str | dict[str, str]
-Sentence = list[Part]
-NAMED = 4
-"""Components that a sentence names."""
 LINKS = {
     "tf": (
         "head is linked to term frequency",
@@ -86,7 +92,7 @@ class Known:
 
 def answers(known: Known) -> list[dict[str, Any]]:
     """Questions with their answers: `question`, `sentences`."""
-    told: dict[str, Callable[[Known], list[Sentence]]] = {
+    asked: dict[str, Callable[[Known], list[Sentence]]] = {
         "Which heads match?": matches,
         "Is it term frequency?": frequency,
         "Is IDF involved?": rarity,
@@ -96,19 +102,19 @@ def answers(known: Known) -> list[dict[str, Any]]:
         "How sure is this?": certainty,
         "What disagrees?": disagreement,
     }
-    return [{"question": question, "sentences": answer(known)} for question, answer in told.items()]
+    return [{"question": question, "sentences": answer(known)} for question, answer in asked.items()]
 
 
 def lead(known: Known) -> Sentence:
     """The links of what was measured, and what was not measured."""
     sides = measured(known.found)
     there = [term for term, side in sides.items() if all(side.values())]
-    counts = ", ".join(_count(len(known.linked(term)), *LINKS[term][:2]) for term in there)
+    counts = ", ".join(counted(len(known.linked(term)), *LINKS[term][:2]) for term in there)
     said: Sentence = [f"{counts[0].upper()}{counts[1:]}."] if counts else []
     tests = _verification(known)
     if len(tests) and "tf" in there and known.pathway is not None:
         cut = tests.iloc[0]
-        change = f"nDCG@10 changes by {_number(cut['change'])}{_interval(cut)} on held-out queries"
+        change = f"nDCG@10 changes by {number(cut['change'])}{interval(cut)} on held-out queries"
         said += [f" Without the heads linked to term frequency {change} (run ", {"run": known.pathway.id}, ")."]
     missing = [LINKS[term][2] + _half(side) for term, side in sides.items() if term not in there]
     return said + ([f"{' ' if said else ''}Not measured yet: {', '.join(missing)}."] if missing else [])
@@ -134,14 +140,14 @@ def matches(known: Known) -> list[Sentence]:
     n, holds = looks["site"].nunique(), looks[looks["holds"]]
     if holds.empty:
         best = looks.loc[looks["p_all"].idxmin()]
-        return [[f"None of {n} heads, as far as can be told: no contrast holds; the surest is ", *_told(best), "."]]
+        return [[f"None of {n} heads, as far as can be told: no contrast holds; the surest is ", *told(best), "."]]
     strongest = holds.drop_duplicates("site")
     return [
         [
             {"strong": f"{len(strongest)} of {n} heads"},
             " look at the other text more in relevant documents than in weak ones"
-            f" (the contrast holds; {_queries(holds)}). The strongest: ",
-            *_list(strongest),
+            f" (the contrast holds; {queries(holds)}). The strongest: ",
+            *listed(strongest),
             ".",
         ]
     ]
@@ -158,9 +164,9 @@ def frequency(known: Known) -> list[Sentence]:
         rows = acts[acts["holds"] & acts["site"].isin(linked)].drop_duplicates("site")
         what = " matches and also carries" if len(rows) == 1 else " match and also carry"
         said: Sentence = [
-            {"strong": f"Yes: {_count(len(rows), 'head', 'heads')}"},
+            {"strong": f"Yes: {counted(len(rows), 'head', 'heads')}"},
             f"{what} the effect of term frequency on the score: ",
-            *_list(rows),
+            *listed(rows),
             ".",
         ]
         return [said, *_rise(known, linked)]
@@ -168,15 +174,15 @@ def frequency(known: Known) -> list[Sentence]:
         missing = known.not_measured("vast2025/attention_contrast", "--easy-negatives", "10")
         return [
             ["Which heads match is not known, so none is linked. ", *missing],
-            ["The largest effect is ", *_told(acts.iloc[0]), "."],
+            ["The largest effect is ", *told(acts.iloc[0]), "."],
         ]
     if not len(matching):
-        return [[{"strong": "No link holds"}, ": no head matches. The largest effect is ", *_told(acts.iloc[0]), "."]]
+        return [[{"strong": "No link holds"}, ": no head matches. The largest effect is ", *told(acts.iloc[0]), "."]]
     best = acts[acts["site"].isin(matching)]
-    said = [{"strong": "No link holds."}, f" Of {_count(len(matching), 'head that matches', 'heads that match')}, "]
+    said = [{"strong": "No link holds."}, f" Of {counted(len(matching), 'head that matches', 'heads that match')}, "]
     if best.empty:
         return [[*said, "none was tested: ", *known.not_measured("chen2024/head_maps", "--at", "query|doc", tf=True)]]
-    said += ["none carries an effect of term frequency that holds; the largest is ", *_told(best.iloc[0]), "."]
+    said += ["none carries an effect of term frequency that holds; the largest is ", *told(best.iloc[0]), "."]
     return [said]
 
 
@@ -185,12 +191,12 @@ def _rise(known: Known, linked: Sequence[str]) -> list[Sentence]:
     rises = rises[rises["site"].isin(linked)]
     if rises.empty:
         return [["How their attention rises with tf: ", *known.not_measured("lu2025/soft_tf")]]
-    said: Sentence = ["From no occurrence of a word to eight, their attention to it changes by ", *_list(rises), "."]
+    said: Sentence = ["From no occurrence of a word to eight, their attention to it changes by ", *listed(rises), "."]
     saturation = known.of("soft-tf", "k1 of attention")
     saturation = saturation[saturation["site"].isin(rises.loc[rises["holds"], "site"])]
     if saturation.empty:
         return [[*said, " No rise holds."]] if not rises["holds"].any() else [said]
-    return [[*said, " Where the rise holds it saturates: k1 is ", *_list(saturation), "."]]
+    return [[*said, " Where the rise holds it saturates: k1 is ", *listed(saturation), "."]]
 
 
 def rarity(known: Known) -> list[Sentence]:
@@ -200,10 +206,8 @@ def rarity(known: Known) -> list[Sentence]:
         return [known.not_measured("lu2025/idf_direction")]
     holds = looks[looks["holds"]]
     if holds.empty:
-        return [
-            ["No singular vector of W_E, the word embeddings, goes with IDF; first is ", *_told(looks.iloc[0]), "."]
-        ]
-    goes: Sentence = [f"{_count(len(holds), 'direction goes', 'directions go')} with IDF: ", *_list(holds), "."]
+        return [["No singular vector of W_E, the word embeddings, goes with IDF; first is ", *told(looks.iloc[0]), "."]]
+    goes: Sentence = [f"{counted(len(holds), 'direction goes', 'directions go')} with IDF: ", *listed(holds), "."]
     if acts.empty:
         return [goes, ["Whether moving words along them acts: ", *known.not_measured("lu2025/idf_edit")]]
     if len(linked):
@@ -211,12 +215,12 @@ def rarity(known: Known) -> list[Sentence]:
         yes: Sentence = [
             {"strong": "Yes."},
             " Moving a word along it as if it were rarer does what BM25 would: ",
-            *_list(rows),
+            *listed(rows),
             ".",
         ]
         return [yes, goes]
     no: Sentence = [{"strong": "No link holds."}, " Moving words along them does nothing that holds; the largest is "]
-    return [[*no, *_told(acts.iloc[0]), "."], goes]
+    return [[*no, *told(acts.iloc[0]), "."], goes]
 
 
 def scoring(known: Known) -> list[Sentence]:
@@ -227,9 +231,9 @@ def scoring(known: Known) -> list[Sentence]:
         return [known.not_measured("lu2025/head_to_score", tf=True)]
     holds = paths[paths["holds"]].drop_duplicates("site")
     if holds.empty:
-        return [["No path from a head to the score holds; the largest is ", *_told(paths.iloc[0]), "."]]
+        return [["No path from a head to the score holds; the largest is ", *told(paths.iloc[0]), "."]]
     count = f"{len(holds)} of {paths['site'].nunique()} heads"
-    return [[{"strong": count}, " have a path to the score that holds: ", *_list(holds), "."]]
+    return [[{"strong": count}, " have a path to the score that holds: ", *listed(holds), "."]]
 
 
 def fit(known: Known) -> list[Sentence]:
@@ -241,9 +245,9 @@ def fit(known: Known) -> list[Sentence]:
     return [
         [
             "A linear BM25 made of the matching heads' soft term frequency and IDF correlates with the score: r = ",
-            {"strong": _number(row["value"])},
-            f"{_interval(row)} on held-out queries ({row['n_queries']} queries, ",
-            *_runs(whole.head(1)),
+            {"strong": number(row["value"])},
+            f"{interval(row)} on held-out queries ({row['n_queries']} queries, ",
+            *of_runs(whole.head(1)),
             ").",
         ]
     ]
@@ -258,14 +262,14 @@ def dependence(known: Known) -> list[Sentence]:
         return [["No head was linked to term frequency, so there was none to take out."]]
     cut, drawn = tests.iloc[0], tests.iloc[1:]
     sites = str(cut["site"]).split(",")
-    said: Sentence = ["Without ", *_commas([{"site": site} for site in sites]), " nDCG@10 changes by "]
-    said += [{"strong": _number(cut["change"])}, f"{_interval(cut)}, {_p(cut['p_paired'])}"]
+    said: Sentence = ["Without ", *with_commas([{"site": site} for site in sites]), " nDCG@10 changes by "]
+    said += [{"strong": number(cut["change"])}, f"{interval(cut)}, {chance(cut['p_paired'])}"]
     said += [f", on {int(cut['queries'])} queries that nothing else has seen (run ", {"run": known.pathway.id}, ")."]
     if len(drawn) and "p_draws" in cut:
         mean = drawn["change"].mean()
         random: Sentence = [
-            f"Without as many random heads of the same layers it changes by {_number(mean)} on average of {len(drawn)} "
-            f"sets; that they lose as much has {_p(cut['p_draws'])}."
+            f"Without as many random heads of the same layers it changes by {number(mean)} on average of {len(drawn)} "
+            f"sets; that they lose as much has {chance(cut['p_draws'])}."
         ]
         return [said, random]
     return [said]
@@ -277,7 +281,7 @@ def certainty(known: Known) -> list[Sentence]:
     tested = found[found["p_corrected"].notna()]
     if tested.empty:
         return [["No finding here has a test, so nothing holds and nothing is linked."]]
-    queries = found.loc[found["n_queries"] > 0, "n_queries"]
+    sizes = found.loc[found["n_queries"] > 0, "n_queries"]
     linked = known.links[known.links["links"] != ""]
     said: list[Sentence] = [
         [
@@ -288,10 +292,12 @@ def certainty(known: Known) -> list[Sentence]:
     ]
     if len(linked):
         worst = linked.loc[linked["p_all"].idxmax()]
-        said.append(["The least sure link is that of ", {"site": worst["site"]}, f": {_p(worst['p_all'])}."])
-    if len(queries):
-        span = f"{queries.min()} to {queries.max()}" if queries.min() < queries.max() else f"{queries.max()}"
-        said.append([f"Measured on {span} queries; scores agree with Hugging Face to {found['parity'].max():.0e}."])
+        said.append(["The least sure link is that of ", {"site": worst["site"]}, f": {chance(worst['p_all'])}."])
+    if len(sizes):
+        span = f"{sizes.min()} to {sizes.max()}" if sizes.min() < sizes.max() else f"{sizes.max()}"
+        parity = found["parity"].max()
+        agrees = f"; scores agree with Hugging Face to {parity:.0e}" if pd.notna(parity) else ""
+        said.append([f"Measured on {span} queries{agrees}."])
     return said
 
 
@@ -303,56 +309,6 @@ def disagreement(known: Known) -> list[Sentence]:
     for kind, part in known.conflicts.groupby("kind", sort=False):
         sites: list[Part] = [{"site": site} for site in part["site"].unique()]
         rest = f" and {len(sites) - NAMED} more" if len(sites) > NAMED else ""
-        count = f"{_count(len(sites), 'component', 'components')} "
-        said.append([{"strong": count}, f"{KINDS[str(kind)]}: ", *_commas(sites[:NAMED]), f"{rest}."])
+        count = f"{counted(len(sites), 'component', 'components')} "
+        said.append([{"strong": count}, f"{KINDS[str(kind)]}: ", *with_commas(sites[:NAMED]), f"{rest}."])
     return said
-
-
-def _told(row: pd.Series) -> Sentence:
-    """A component with its value, interval, unit, p over all families, and the run that says so."""
-    tested = f", {_p(row['p_all'])}" if pd.notna(row["p_all"]) else ""
-    said: Sentence = [{"site": row["site"]}, f" {_number(row['value'])}{_interval(row)} {row['unit']}{tested} (run "]
-    return [*said, {"run": row["run_id"]}, ")"]
-
-
-def _list(rows: pd.DataFrame) -> Sentence:
-    """The first components, the unit and the runs that say so once."""
-    first = rows.head(NAMED)
-    unit, rest = first["unit"].iloc[0], f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
-    flat: Sentence = []
-    for _, row in first.iterrows():
-        flat += [", " if flat else "", {"site": row["site"]}, f" {_number(row['value'])}{_interval(row)}"]
-    return [*flat, f"{rest} ({unit}, ", *_runs(first), ")"]
-
-
-def _runs(rows: pd.DataFrame) -> Sentence:
-    """The runs that findings stand on."""
-    ids = list(rows["run_id"].unique())
-    return ["run " if len(ids) == 1 else "runs ", *_commas([{"run": id_} for id_ in ids])]
-
-
-def _commas(parts: Sequence[Part]) -> Sentence:
-    flat: Sentence = []
-    for place, part in enumerate(parts):
-        flat += [", " if place else "", part]
-    return flat
-
-
-def _queries(rows: pd.DataFrame) -> str:
-    return _count(int(rows["n_queries"].max()), "query", "queries")
-
-
-def _count(n: int, one: str, several: str) -> str:
-    return f"{n or 'no'} {one if n == 1 else several}"
-
-
-def _number(value: float) -> str:
-    return f"{value:.3g}".replace("-", "\u2212")
-
-
-def _interval(row: Mapping[str, Any] | pd.Series) -> str:
-    return f" [{_number(row['low'])}, {_number(row['high'])}]" if pd.notna(row["low"]) else ""
-
-
-def _p(value: float) -> str:
-    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
