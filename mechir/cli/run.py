@@ -188,8 +188,10 @@ def _print_across(module: ModuleType, done: Sequence[Any]) -> None:
     from mechir.registry.names import named, on, shown
     from mechir.views import tables
 
-    names = shown(named(stored.record) for stored in done)
-    told = [stored.summary.assign(collection=on(stored.record, names)) for stored in done]
+    records = [stored.record for stored in done]
+    ids, names = [one["identity"]["collection"] for one in records], shown(map(named, records))
+    rows = [id_ if ids.count(id_) == 1 else on(one, names) for id_, one in zip(ids, records, strict=True)]
+    told = [stored.summary.assign(collection=row) for row, stored in zip(rows, done, strict=True)]
     click.echo(f"\n{tables.summary(module.across(pd.concat(told, ignore_index=True)))}")
 
 
