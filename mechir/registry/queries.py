@@ -23,8 +23,11 @@ _THEIRS = (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserExcepti
 """The asker's mistakes: no reason to look for damage."""
 NEWEST = """qualify run_id = first_value(run_id) over (
     partition by model_fingerprint, collection, site, measure order by written desc, run_id)"""
-KNOWN = """coalesce(collection, ''), coalesce(collection_full_name, ''),
-    case when collection_full_name is null then '' else coalesce(collection_sha256, '') end"""
+KNOWN = (
+    "coalesce(collection, '')",
+    "coalesce(collection_full_name, '')",
+    "case when collection_full_name is null then '' else coalesce(collection_sha256, '') end",
+)
 """A collection as `Named`: an entry that lacks the longer name may have the hash of something else."""
 _SQL = {"str": "VARCHAR", "float64": "DOUBLE", "int64": "BIGINT", "bool": "BOOLEAN"}
 
@@ -173,13 +176,14 @@ def _view(connection: Any, registry: Path) -> dict[Named, str]:
         raise MechirError(f"'{registry}' holds no findings yet: write `mechir run`, or give --registry DIR.")
     listed = ", ".join(map(_quoted, files))
     source = f"read_parquet([{listed}], union_by_name = true, hive_partitioning = false)"
+    connection.execute("set parquet_metadata_cache = true")
     there = {row[0] for row in connection.execute(f"describe from {source}").fetchall()}
     columns = [
         name if name in there else f"cast(null as {_SQL[TYPES[str(one.type)]]}) as {name}"
         for name, one in COLUMNS.items()
     ]
     whole = f"(select {', '.join(columns)} from {source})"
-    known = connection.execute(f"select {KNOWN} from {whole} group by all order by max(written)").fetchall()
+    known = connection.execute(f"select {', '.join(KNOWN)} from {whole} group by all order by max(written)").fetchall()
     names = shown(Named(*row) for row in known)
     connection.execute(f"create view findings as select {_called(names)} from {whole}")
     folder = (registry / "findings").resolve()
@@ -194,8 +198,11 @@ def _called(names: Mapping[Named, str]) -> str:
     other = {one: name for one, name in names.items() if name != one.id}
     if not other:
         return "*"
-    cases = " ".join(f"when ({', '.join(map(_quoted, one))}) then {_quoted(name)}" for one, name in other.items())
-    return f"* replace (case ({KNOWN}) {cases} else collection end as collection)"
+    cases = []
+    for one, name in other.items():
+        same = " and ".join(f"{column} = {_quoted(text)}" for column, text in zip(KNOWN, one, strict=True))
+        cases.append(f"when {same} then {_quoted(name)}")
+    return f"* replace (case {' '.join(cases)} else collection end as collection)"
 
 
 def _quoted(text: str) -> str:
