@@ -62,6 +62,16 @@ class Collection:
         return f"Collection({self.id}: {len(self.queries)} queries, {documents}, {n} judgments, {self.hash[:12]})"
 
     @property
+    def full_name(self) -> str:
+        """Its id with the folder above it, `scifact/test`; of what lies in no folder of the reader's the id."""
+        return self.id if self.folder is None else f"{self.folder.resolve().parent.name}/{self.id}"
+
+    @property
+    def address(self) -> str:
+        """What `collection` opens it by from anywhere: the whole path of its folder, or its id."""
+        return self.id if self.folder is None else str(self.folder.resolve())
+
+    @property
     def unjudged(self) -> int:
         """How many queries have no judgments: they are left out of every pool, for their nDCG is undefined."""
         return sum(not self.qrels.get(query_id) for query_id in self.queries)
@@ -287,7 +297,7 @@ def collection(
     leave_out = float(leave_out)
     refuse_options(duplicates, leave_out)
     if str(name_or_path) == EMBEDDED.name:
-        return replace(_directory(EMBEDDED, duplicates, leave_out), easy_negatives=20)
+        return replace(_directory(EMBEDDED, duplicates, leave_out), folder=None, easy_negatives=20)
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
         return _directory(folder, duplicates, leave_out)

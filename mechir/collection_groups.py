@@ -40,6 +40,11 @@ class Collections:
         return "+".join(f"{group}:{one.id}" for group, one in self.members)
 
     @property
+    def full_name(self) -> str:
+        """Its id, with the folder above it in every name."""
+        return "+".join(f"{group}:{one.full_name}" for group, one in self.members)
+
+    @property
     def hash(self) -> str:
         """The SHA-256 of the members' groups, ids and hashes."""
         told = "\0".join(f"{group}\t{one.id}\t{one.hash}" for group, one in self.members)

@@ -51,8 +51,9 @@ class Diagnostic:
     """Pairs and their perturbations, not aligned yet: that takes a model's tokenizer.
 
     `refused` are the pairs that the perturbation does not apply to, with the reason. With `swap`, runs are on the
-    perturbed text and activations come from the other. `collection` is the id of the one that was perturbed, `left_out`
-    what its pool leaves out, `rules` how it was read; empty for a published set.
+    perturbed text and activations come from the other. `perturbed` is the collection that was, `left_out` what its pool
+    leaves out, `folder` that of a published set. `asked` is what `diagnostic` was asked for: `name`, and the options of
+    the pool that were given.
     """
 
     id: str
@@ -61,14 +62,32 @@ class Diagnostic:
     moves: bool = False
     fillers: tuple[str, ...] = FILLERS
     swap: bool = False
-    collection: str = ""
     left_out: pd.DataFrame | None = field(default=None, repr=False)
-    rules: Mapping[str, Any] = field(default_factory=dict)
+    perturbed: Collection | None = field(default=None, repr=False)
+    folder: Path | None = None
+    asked: Mapping[str, Any] | None = None
+
+    @property
+    def full_name(self) -> str:
+        """Its id with the folder above the collection, or of a published set with the one that it was read from."""
+        if self.perturbed is not None:
+            return f"{self.axiom} of {self.perturbed.full_name}"
+        return self.id if self.folder is None else f"{self.folder.resolve().name}/{self.id}"
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """The rules that the perturbed collection was read by, where they are not those by default."""
+        return {} if self.perturbed is None else self.perturbed.rules
 
     @property
     def axiom(self) -> str:
         """What is perturbed: the name of the diagnostic, without that of the collection."""
         return self.id.removesuffix(f" of {self.collection}")
+
+    @property
+    def collection(self) -> str:
+        """The id of the collection that was perturbed; empty for a published set."""
+        return "" if self.perturbed is None else self.perturbed.id
 
     def __repr__(self) -> str:
         queries = len({base.query_id for base, _ in self.cases})
@@ -81,7 +100,10 @@ class Diagnostic:
         return hashlib.sha256("".join(sides).encode()).hexdigest()
 
     def limited(self, *, limit_queries: int | None = None, per_grade: int | None = None, seed: int = 0) -> Diagnostic:
-        """The first so many queries; of each query and grade at most so many pairs, drawn at random."""
+        """The first so many queries; of each query and grade at most so many pairs, drawn at random.
+
+        What it was `asked` for is then no longer what it is.
+        """
         for name, value in {"limit_queries": limit_queries, "per_grade": per_grade}.items():
             if value is not None and value < 1:
                 raise MechirError(f"{name}={value} asks for nothing: write 1 or more, or leave it out.")
@@ -93,10 +115,10 @@ class Diagnostic:
         kept = sorted(place for key, places in groups.items() for place in _drawn(places, per_grade, seed, key))
         cases = tuple(self.cases[place] for place in kept)
         if limit_queries is None:
-            return replace(self, cases=cases)
+            return replace(self, cases=cases, asked=None)
         known = set(ids)
         refused = tuple((pair, reason) for pair, reason in self.refused if pair.query_id in known)
-        return replace(self, cases=cases, refused=refused)
+        return replace(self, cases=cases, refused=refused, asked=None)
 
     def align(self, model: Any, filler: str | Sequence[str] | None = None) -> Aligned:
         """The contrasts for this model, once per filler (by default the set's own two).
@@ -178,17 +200,18 @@ def diagnostic(
         MechirError: for an unknown set, missing files, an empty pool.
     """
     folder = Path(source) if isinstance(source, str | Path) else None
+    given = {key: value for key, value in pool.items() if value is not None}
     if folder is not None and folder.is_dir() and not stored(folder, "qrels.txt"):
         if name not in PUBLISHED:
             raise MechirError(f"Unknown diagnostic set '{name}': in files there are {', '.join(PUBLISHED)}.")
-        pool = {key: value for key, value in pool.items() if value is not None}
-        unknown = sorted(pool.keys() - {"limit_queries", "per_grade", "seed"})
+        unknown = sorted(given.keys() - {"limit_queries", "per_grade", "seed"})
         if unknown:
             raise MechirError(f"A set read from files has no {unknown[0]}: only limit_queries, per_grade and seed.")
-        found = PUBLISHED[name](folder).limited(**pool)
+        found = replace(PUBLISHED[name](folder).limited(**given), folder=folder)
     else:
         found = _of_collection(name, source, model, pool)
-    return replace(found, fillers=(fillers,) if isinstance(fillers, str) else tuple(fillers), swap=swap)
+    words = (fillers,) if isinstance(fillers, str) else tuple(fillers)
+    return replace(found, fillers=words, swap=swap, asked={"name": name, "seed": 0} | given)
 
 
 def _of_collection(name: str, source: Any, model: Any, pool: Mapping[str, Any]) -> Diagnostic:
@@ -203,7 +226,7 @@ def _of_collection(name: str, source: Any, model: Any, pool: Mapping[str, Any]) 
         raise MechirError(f"A pool has no option '{unknown[0]}': it takes {', '.join(known)}.")
     sample = opened.sample(**{"easy_negatives": 0, **{k: v for k, v in pool.items() if v is not None}})
     found = perturbed(f"{name} of {opened.id}", sample.pairs, AXIOMS[name](opened, sample.pairs, model))
-    return replace(found, collection=opened.id, left_out=sample.left_out, rules=opened.rules)
+    return replace(found, perturbed=opened, left_out=sample.left_out)
 
 
 def _idf(opened: Collection) -> axioms.Idf:

@@ -41,7 +41,7 @@ from mechir.errors import MechirError, closest
 from mechir.pairs import Pair
 from mechir.pools import Sample
 from mechir.registry import entries
-from mechir.registry.findings import checked, of_record
+from mechir.registry.findings import checked, of_record, placed
 from mechir.registry.runs import DEFAULT, Run, open_run
 from mechir.sweep import forwards
 
@@ -255,8 +255,9 @@ def _measured(
     def begin(stored: Run) -> None:
         frames = _frames(source, material, pool, taken, chosen)
         held_back = {one.query_id for one in taken.material} - {one.query_id for one in material}
-        more = {"rules": source.rules, "held_back": len(held_back)}  # queries on which `prepare` found something
-        provenance.begin(stored, identity, module, model, pairs_of(material), frames, len(cut), given, more)
+        told = provenance.asked_of(module, model, source, pool, given)
+        told |= {"held_back": len(held_back)}  # queries on which `prepare` found something
+        provenance.begin(stored, identity, module, model, pairs_of(material), frames, len(cut), told)
 
     stored = open_run(asked["registry"], identity, begin)
     queries = len({one.query_id for one in material})
@@ -365,7 +366,7 @@ def _finish(stored: Run, module: ModuleType, known: Mapping[str, Any]) -> None:
         of = of_record(stored.record)
         asks = {"summary": stored.summary, "rows": stored.rows} | of | dict(known)
         found = module.findings(**_by_name(module.findings, asks))
-        entries.record(registry, stored.id, checked(found, of))
+        entries.record(registry, stored.id, checked(placed(found, stored.record), of))
 
 
 def _by_name(function: Callable[..., Any], known: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,12 +18,14 @@ import pandas as pd
 import torch
 
 from mechir import left_out
-from mechir.collection_groups import BETWEEN, collection_of
+from mechir.collection_groups import BETWEEN, Collections, collection_of
 from mechir.contrasts import contrasts_hash
 from mechir.diagnostic_sets import Diagnostic
 from mechir.encoder.certify import refuse_unlike
+from mechir.encoder.head import relevant
 from mechir.methods import ranking
 from mechir.pairs import Pair, pairs_hash
+from mechir.registry.names import COLUMNS
 from mechir.registry.runs import Run
 
 INTACT = "original"
@@ -50,6 +52,7 @@ def follow(stored: Run, module: ModuleType, of: Run) -> None:
         if (of.path / f"{name}.parquet").is_file():
             stored.write_frame(name, pd.read_parquet(of.path / f"{name}.parquet"))
     record = of.record | {"id": stored.id, "identity": again(module, of), "rows_of": of.id}
+    record |= {"file": str(Path(str(module.__file__)).resolve())}
     stored.write_record(record | {"commit": _commit(Path(str(module.__file__)).parent)})
 
 
@@ -65,13 +68,13 @@ def identity_of(
     contrasts: dict[str, Any] = {}
     if isinstance(source, Diagnostic):
         contrasts = {"fillers": list(source.fillers), "swap": source.swap}
-        contrasts |= {"axiom": source.axiom, "perturbed": source.collection or source.id}
+        contrasts |= {"axiom": source.axiom, "perturbed": about(source).id, "perturbed_sha256": about(source).hash}
     return contrasts | {
         "experiment": module.name,
         "experiment_sha256": file_hash(module),
         "mechir": metadata.version("mechir-encoders"),
         "options": {name: frame_hash(one) if isinstance(one, pd.DataFrame) else one for name, one in chosen.items()},
-        "pool": vars(pool),
+        "pool": {name: one for name, one in vars(pool).items() if name != "max_length"} | {"run": _content(pool.run)},
         "model_fingerprint": model.fingerprint,
         "relevant_label": model.head.relevant_label,
         "collection": source.id,
@@ -80,6 +83,62 @@ def identity_of(
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
     }
+
+
+def about(source: Any) -> Any:
+    """The collection that findings on a source are about: the one perturbed, or the only one of a group."""
+    if isinstance(source, Diagnostic):
+        return source.perturbed or source
+    members = source.members if isinstance(source, Collections) else ()
+    return members[0][1] if len(members) == 1 else source
+
+
+def collections_of(source: Any) -> list[dict[str, str]]:
+    """The collection that findings on a source are about, and where it is several, each of them."""
+    whole = about(source)
+    several = [one for _, one in whole.members] if isinstance(whole, Collections) else []
+    return [dict(zip(COLUMNS, (one.id, one.full_name, one.hash), strict=True)) for one in (whole, *several)]
+
+
+def asked_of(module: ModuleType, model: Any, source: Any, pool: Any, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run was asked for, to ask for it again from anywhere; recorded, but no part of its identity.
+
+    `asked`: the options of the experiment as they were `chosen`, without those that it found; `given`: the other
+    options of the command line, of a diagnostic set made otherwise without those of a pool; `file`: the experiment's;
+    `collections`: what findings are about.
+    """
+    on, sample = source, dict(vars(pool))
+    given: dict[str, Any] = {"model": _whole(model.cfg.model_name), **source.rules}
+    label, length = model.head.relevant_label, model.max_length
+    given["relevant_label"] = None if label == relevant(model.head.labels, None) else label
+    del sample["max_length"]
+    given["max_length"] = length if model.reading.limited_by == f"max_length={length}" else None
+    if isinstance(source, Diagnostic):
+        on, sample = source.perturbed, dict(source.asked or {})
+        given["diagnostic"] = sample.pop("name", source.axiom)
+        given |= {"data": str(source.folder.resolve())} if source.folder is not None else {}
+    if isinstance(on, Collections):
+        given["collection"] = [f"{group}:{one.address}" for group, one in on.members]
+    elif on is not None:
+        given["collection"] = [on.address]
+    if isinstance(source, Diagnostic):
+        given |= {"filler": list(source.fillers), "swap": source.swap}
+    given |= sample | ({"run": _whole(sample["run"])} if sample.get("run") else {})
+    file = str(Path(str(module.__file__)).resolve())
+    return {"asked": dict(chosen), "given": given, "file": file, "collections": collections_of(source)}
+
+
+def _whole(name: str | Path) -> str:
+    """The whole path of a file or a folder; a name as it is."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else str(name)
+
+
+def _content(name: str | Path | None) -> str | None:
+    """The SHA-256 of a file, wherever it lies; a name as it is."""
+    if name is None or not Path(name).is_file():
+        return name if name is None else str(name)
+    return hashlib.sha256(Path(name).read_bytes()).hexdigest()
 
 
 def frame_hash(frame: pd.DataFrame) -> str:
@@ -96,12 +155,10 @@ def begin(
     frames: Mapping[str, pd.DataFrame],
     n_units: int,
     asked: Mapping[str, Any],
-    more: Mapping[str, Any],
 ) -> None:
     """Writes the record of a run and the frames that belong to it, before anything is measured.
 
-    `asked`: the options as they were given, without those that the run found; `more`: what else
-    the record says.
+    `asked`: `asked_of`, and what else the record says of how the run was asked for.
     """
     encoded = model.encode(pairs)
     for name, frame in frames.items():
@@ -110,8 +167,7 @@ def begin(
         {
             "id": stored.id,
             "identity": dict(identity),
-            "asked": dict(asked),
-            **more,
+            **asked,
             "model": model.cfg.model_name,
             "model_revision": model.revision,
             "units": n_units,

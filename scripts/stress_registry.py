@@ -27,7 +27,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from mechir.registry.entries import correct, entries, latest, record
+from mechir.registry.entries import SCHEMA, correct, entries, latest, record
 from mechir.registry.findings import checked
 from mechir.registry.links import links
 from mechir.registry.queries import matching, sql
@@ -201,7 +201,7 @@ def _whole(registry: Path, said: Path, before: dict[str, int], runs: int) -> dic
         assert numbers == ([0, 1] if int(run[1:]) % 5 == 3 else [0]), f"{run} has the entries {numbers}"
     asked = [list(map(int, (said / f"reader{name}").read_text().split())) for name in range(READERS)]
     assert sum(named for _, named in asked) >= 1, "nobody named the damaged entry"
-    assert [file.name for file in (registry / "findings" / "damaged").iterdir()] == [f"{DAMAGED}.000.v1.parquet"]
+    assert [file.name for file in (registry / "findings" / "damaged").iterdir()] == [f"{DAMAGED}.000.v{SCHEMA}.parquet"]
     left = [file for file in (registry / "findings").iterdir() if file.name.startswith(".")]
     return {
         "of them while they wrote": len(left),

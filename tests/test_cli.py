@@ -17,7 +17,7 @@ from mechir import cli, experiment, left_out
 from mechir.collection import Collection
 from mechir.methods import ranking
 from mechir.pools import Sample
-from mechir.reporting import figures
+from mechir.reporting import commands, figures
 from tests.models import TOY, TOY_MODEL, Checkpoints
 
 TABLE_1 = "vast2025/direction_ablation"
@@ -255,7 +255,7 @@ def test_what_is_left_out_is_recorded_and_printed(capsys: pytest.CaptureFixture[
     assert "left out: 1 x judged document that is missing (q1/gone)\n" in out
     assert "left out: 2 x query without a relevant document, in no mean of ranking quality (q2, q5)\n" in out
     assert call(capsys, "show", run.name)[1] == out
-    assert record["rules"] == {"leave_out": 0.02} and "--leave-out 0.02" in figures.command(record)
+    assert record["given"]["leave_out"] == 0.02 and "--leave-out 0.02" in commands.command(record)
     assert dict(figures.provenance(record))["left out"].startswith("1 x grade below 0 (q1/d0104); 1 x judged")
 
 

@@ -60,7 +60,7 @@ def test_a_maximum_length_is_followed_recorded_and_shown(capsys: pytest.CaptureF
     code, out, _ = call(capsys, "run", "vast2025/direction_ablation", *SMALL, "--max-length", "24")
     (run,) = Path("mechir-registry/runs").iterdir()
     record = json.loads((run / "run.json").read_text())
-    assert (code, record["identity"]["pool"]["max_length"], record["reading"]["max_length"]) == (0, 24, 24)
+    assert (code, record["given"]["max_length"], record["reading"]["max_length"]) == (0, 24, 24)
     assert record["truncated_documents"] > 0
     assert "reads 24 word pieces (max_length=24)" in out
     assert record["identity"]["model_fingerprint"] == mi.load(TOY_MODEL, max_length=24).fingerprint

@@ -153,7 +153,13 @@ def test_overlap_without_two_measures_says_what_to_run(
 
 
 def chain(
-    registry: Path, run: str, collection: str, heads: dict[str, float], model: Any = "a" * 64, layers: int = 2
+    registry: Path,
+    run: str,
+    collection: str,
+    heads: dict[str, float],
+    model: Any = "a" * 64,
+    layers: int = 2,
+    **of: Any,
 ) -> None:
     """Contrast, patching and paths of 4 heads in each layer; those named hold with these effects, the rest is nothing."""
     sites = [f"h{layer}.{head}" for layer in range(layers) for head in range(4)]
@@ -173,7 +179,7 @@ def chain(
         )
         told = frame.assign(unit="share of the gap", least=0.05, causal=causal, family=f"{len(sites)} heads")
         of_run = {"model": f"m{layers}", "model_fingerprint": model, "collection": collection, "run_id": f"{run}{k}"}
-        record(registry, f"{run}{k}", checked(told, of_run | {"written": run}))
+        record(registry, f"{run}{k}", checked(told, of_run | {"written": run} | of))
 
 
 def across(registry: Path, toy: HookedEncoder) -> Run:

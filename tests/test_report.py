@@ -47,24 +47,26 @@ def held(file: Path) -> dict[str, Any]:
 def test_the_summary_answers_in_words_with_numbers(tmp_path: Path) -> None:
     planted(tmp_path)
     section = only(tmp_path)
+    (pathway,) = (run.id for run in runs(tmp_path) if run.record["identity"]["experiment"] == "joint/pathway")
     assert words(section["lead"]) == (
-        "1 head is linked to term frequency, 1 direction of the word embeddings to IDF; 1 head writes the score. "
-        "Without the former nDCG@10 changes by \u22120.12 [\u22120.2, \u22120.04] on held-out queries."
+        "1 head is linked to term frequency, 1 direction of the word embeddings is linked to IDF, 1 head writes the "
+        "score. Without the heads linked to term frequency nDCG@10 changes by \u22120.12 [\u22120.2, \u22120.04] on "
+        f"held-out queries (run {pathway})."
     )
     told = summary(section)
     assert told["Which heads match?"] == (
         "2 of 3 heads look at the other text more in relevant documents than in weak ones (the contrast holds; 13 "
-        "queries). The strongest: h0.0 0.3 [0.29, 0.31], h1.2 0.3 [0.29, 0.31] (attention)."
+        "queries). The strongest: h0.0 0.3 [0.29, 0.31], h1.2 0.3 [0.29, 0.31] (attention, run a1)."
     )
     assert told["Is it term frequency?"].startswith(
         "Yes: 1 head matches and also carries the effect of term frequency on the score: h1.2 0.9 [0.89, 0.91] (share of "
-        "the gap). How their attention rises with tf: Not measured: run mechir run lu2025/soft_tf"
+        "the gap, run a2). How their attention rises with tf: Not measured: run mechir run lu2025/soft_tf"
     )
     assert told["Is IDF involved?"].startswith("Yes. Moving a word along it as if it were rarer")
     assert told["Which heads write the score?"].startswith("1 of 2 heads have a path to the score that holds: h3.1 0.9")
     assert told["Does the ranking depend on them?"] == (
         "Without h1.2 nDCG@10 changes by \u22120.12 [\u22120.2, \u22120.04], p = 0.004, on 10 queries that nothing else "
-        "has seen. Without as many random heads of the same layers it changes by 0.005 on average of 2 sets; that they "
+        f"has seen (run {pathway}). Without as many random heads of the same layers it changes by 0.005 on average of 2 sets; that they "
         "lose as much has p = 0.33."
     )
     assert "over all 6 families" in told["How sure is this?"] and "Measured on 13 queries" in told["How sure is this?"]

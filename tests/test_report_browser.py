@@ -14,6 +14,7 @@ import mechir as mi
 from tests.browser import Browser, chromium
 from tests.models import TOY_MODEL
 from tests.reports import EVIL, SEPARATED, record, stored, verification
+from tests.test_claims import three
 
 READY = "document.documentElement.dataset.ready === ''"
 DRAWN = "document.querySelector('.chart') && !document.querySelector('.chart:not([data-drawn])')"
@@ -251,3 +252,27 @@ def test_a_picture_of_attention_stands_alone(browser: Browser, tmp_path: Path, e
         browser.hover(".piece")
         assert browser.run("document.querySelector('.told').textContent").startswith("h1.2: ")
     assert browser.run("window.__pwned === undefined") and browser.logged == [] and browser.requests == [saved.as_uri()]
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_claim_leads_to_the_run_that_it_stands_on(browser: Browser, tmp_path: Path, width: int) -> None:
+    browser.size(width, 900)
+    _, all_heads, one_head = three(tmp_path)
+    browser.open(mi.report(registry=tmp_path))
+    browser.until(READY)
+    links = "[...document.querySelectorAll('#answers a.run')].map((one) => [one.textContent, one.getAttribute('href')])"
+    assert [one_head.id[:8], f"#run-{one_head.id}"] in browser.run(links)
+    assert browser.run("[...document.querySelectorAll('#map-view a.run')].map((one) => one.textContent)") == [
+        one_head.id[:8], all_heads.id[:8],
+    ]  # fmt: skip
+    for site, run in (("h0.0", all_heads), ("h1.2", one_head)):
+        browser.run(f"location.hash = '{site}'")
+        browser.until(f"document.querySelector('#dossier-heading').textContent === '{site}'")
+        assert browser.run("document.querySelector('#dossier a.run').getAttribute('href')") == f"#run-{run.id}"
+    browser.click("#dossier a.run")
+    browser.until("document.querySelector('#dossier').hidden")
+    top = f"document.querySelector('#run-{one_head.id}').getBoundingClientRect().y"
+    assert 0 <= browser.until(f"{top} < 500 && {top}") < 500
+    told = browser.run("[...document.querySelectorAll('figcaption p')].map((one) => one.textContent)")
+    assert told == [f"Run {run.id[:8]}, on which stand: patching, tfc1, at query|doc." for run in (one_head, all_heads)]
+    assert browser.logged == []

@@ -26,7 +26,7 @@ from mechir.methods.agreement import rank_agreement, sign_agreement
 from mechir.methods.statistics import RESAMPLES, holm
 from mechir.pairs import Pair
 from mechir.registry.conflicts import conflicts
-from mechir.registry.links import ACTS, LOOKS, SCORES, held, linked
+from mechir.registry.links import held, linked, measured
 from mechir.registry.queries import matching
 from mechir.views import charts
 
@@ -69,13 +69,7 @@ def prepare(
 def _asked(found: pd.DataFrame) -> Iterator[tuple[str, ...]]:
     """On which collections of which models each link could have been found: both sides of its rule were measured."""
     for key, part in found.groupby(WHERE):
-        for term, (role, name) in LOOKS.items():
-            looks = (part["role"] == role) & part["measure"].str.startswith(name)
-            acts = part["causal"] & (part["term"] == term) & (part["role"] == ACTS[term])
-            if looks.any() and acts.any():
-                yield (*key, term)
-        if part["measure"].str.startswith(SCORES).any():
-            yield (*key, "scoring")
+        yield from ((*key, term) for term, sides in measured(part).items() if all(sides.values()))
 
 
 def _links(found: pd.DataFrame) -> Iterator[tuple[Any, ...]]:

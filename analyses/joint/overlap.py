@@ -24,6 +24,7 @@ from mechir.errors import MechirError, closest
 from mechir.methods.agreement import first, rank_agreement, top_agreement
 from mechir.methods.statistics import RESAMPLES, holm
 from mechir.pairs import Pair
+from mechir.registry.names import Named
 from mechir.registry.queries import matching
 from mechir.views import charts
 
@@ -44,8 +45,9 @@ def prepare(
     for name in ("top", "draws"):
         if options[name] < 1:
             raise MechirError(f"--{name} is {options[name]}: give 1 or more.")
+    on = Named(collection.id, collection.full_name, collection.hash)
     try:
-        found = matching(registry, {"collection": collection.id}, model=model.fingerprint, newest=True)
+        found = matching(registry, {"collection": on}, model=model.fingerprint, newest=True)
     except MechirError as error:
         raise MechirError(f"{error} There is nothing to compare: {FIRST}.") from error
     found = found[found["site"].str.fullmatch(r"h\d+\.\d+")].sort_values(["measure", "site", "written"])

@@ -64,7 +64,7 @@ def _quality(means: list[dict[str, Any]]) -> Iterator[str]:
 @REGISTRY
 def show(run_id: str | None, registry: Path) -> None:
     """Prints the table of RUN (the beginning of its id is enough), or lists the runs."""
-    from mechir.registry import runs
+    from mechir.registry import names, runs
 
     if run_id is not None:
         print_summary(runs.find_run(registry, run_id))
@@ -72,11 +72,12 @@ def show(run_id: str | None, registry: Path) -> None:
     found = runs.runs(registry)
     if not found:
         raise MechirError(f"'{registry}' holds no run yet: write `mechir run`, or --registry DIR.")
-    for stored in found:
-        record = stored.record
+    records = [stored.record for stored in found]
+    called = names.shown(map(names.named, reversed(records)))
+    for stored, record in zip(found, records, strict=True):
         click.echo(
             f"{stored.id}  {record['identity']['experiment']:<28} {len(stored.done())}/{record['units']} units  "
-            f"{record['model']} on {record['identity']['collection']}"
+            f"{record['model']} on {names.on(record, called)}"
         )
 
 
@@ -85,7 +86,7 @@ ASKED = (
     click.option("--term", help="tf, idf, length or saturation."),
     click.option("--site", help="e.g. h8.1, n5.1203, embed.u0, 'doc<-query'."),
     click.option("--model", help="A name, or the beginning of a fingerprint."),
-    click.option("--collection", help="A collection's id."),
+    click.option("--collection", help="A collection's id, folder/id, or the beginning of its hash."),
     click.option("--measure", help="As it is written in the table."),
     click.option("--causal/--not-causal", default=None, help="Only where the component was changed, or was not."),
     click.option("--min-effect", type=float, help="|value| at least this, in the measure's own unit."),

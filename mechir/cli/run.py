@@ -187,10 +187,14 @@ def _print_run(stored: Any) -> bool:
 def _print_across(module: ModuleType, done: Sequence[Any]) -> None:
     import pandas as pd
 
+    from mechir.registry.names import named, on, shown
     from mechir.views import tables
 
-    named = [stored.summary.assign(collection=stored.record["identity"]["collection"]) for stored in done]
-    click.echo(f"\n{tables.summary(module.across(pd.concat(named, ignore_index=True)))}")
+    records = [stored.record for stored in done]
+    ids, names = [one["identity"]["collection"] for one in records], shown(map(named, records))
+    rows = [id_ if ids.count(id_) == 1 else on(one, names) for id_, one in zip(ids, records, strict=True)]
+    told = [stored.summary.assign(collection=row) for row, stored in zip(rows, done, strict=True)]
+    click.echo(f"\n{tables.summary(module.across(pd.concat(told, ignore_index=True)))}")
 
 
 def _sources(
@@ -209,8 +213,8 @@ def _sources(
     if takes_groups(module) and (len(given) > 1 or any(map(in_group, given))):
         return [(collections(given, **rules), Pool(**pool))]
     sources = [_source(name, rules, asked, pool, model) for name in names]
-    ids = [source.id for source, _ in sources]
-    if twice := sorted({name for name in ids if ids.count(name) > 1}):
+    known = [(source.id, source.hash) for source, _ in sources]
+    if twice := sorted({name for name, hash_ in known if known.count((name, hash_)) > 1}):
         raise MechirError(f"--collection names '{twice[0]}' more than once: give each once, under a name of its own.")
     return sources
 

@@ -59,7 +59,7 @@ def dossier(
     Args:
         site: a site, an edge or a mask, or as it prints.
         model: as in `findings`; by default all.
-        collection: its id; by default all.
+        collection: as in `findings`; by default all.
         registry: where the runs are.
 
     Raises:
@@ -77,7 +77,8 @@ def dossier(
 def agreements(here: pd.DataFrame) -> tuple[str, ...]:
     """The links of one component in words, by model and collection; `here`: its findings, `held`."""
     sentences = []
-    for (model, collection), part in here.groupby(["model", "collection"], sort=False):
+    for (_, collection), part in here.groupby(["model_fingerprint", "collection"], sort=False):
+        model = part["model"].iloc[0]
         links = linked(part.to_dict("records"))
         for name, row in links.items():
             interval = f"{row['value']:.3g} [{row['low']:.3g}, {row['high']:.3g}] {row['unit']}"

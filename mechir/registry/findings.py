@@ -14,6 +14,7 @@ import pandas as pd
 
 from mechir.errors import MechirError, closest
 from mechir.interventions import RENORMALISED, Mask
+from mechir.registry.names import collections_of
 from mechir.sites import Edge, Singular, Site, parse_edge, parse_site
 
 ROLES = ("matching", "soft-tf", "idf", "query-context", "scoring", "no-op", "relevance-neuron")
@@ -52,8 +53,10 @@ class Finding:
         model: its name.
         model_fingerprint: the SHA-256 of its weights and settings.
         model_revision: its revision on the hub, where it came from there.
-        collection: its id.
-        collection_sha256: of its texts and judgments.
+        collection: what it is called: its id, with more where two of a registry share it.
+        collection_sha256: of its texts and judgments; of a published diagnostic set, of its texts.
+        collection_full_name: its id with the folder above it; of a dataset its id.
+        contrasts_sha256: of a run on contrasts, of the texts of both sides.
         parity: the largest relative difference of scores from Hugging Face's own model.
         seed: of everything drawn at random.
         written: when, in UTC.
@@ -83,6 +86,8 @@ class Finding:
     model_revision: str = ""
     collection: str = ""
     collection_sha256: str = ""
+    collection_full_name: str = ""
+    contrasts_sha256: str = ""
     parity: float = math.nan
     seed: int = 0
     written: str = ""
@@ -172,20 +177,40 @@ def checked(frame: pd.DataFrame, of_run: Mapping[str, Any]) -> pd.DataFrame:
     return whole
 
 
+def placed(found: pd.DataFrame, record: Mapping[str, Any]) -> pd.DataFrame:
+    """The findings of a run on several collections, with what is known of the one that each names."""
+    if "collection" not in found:
+        return found
+    known = pd.DataFrame(collections_of(record)).drop_duplicates("collection").set_index("collection")
+    return found.assign(**{name: found["collection"].map(known[name]).fillna("") for name in known})
+
+
 def of_record(record: Mapping[str, Any]) -> dict[str, Any]:
     """What the findings of a run repeat of its record, and `axiom`, of a run on contrasts the diagnostic."""
     identity = record["identity"]
     axiom = identity.get("axiom", "") + (", swapped" if identity.get("swap") else "")
-    told = {name: identity.get(name, "") for name in ("experiment", "model_fingerprint", "collection_sha256")}
-    return told | {
-        "axiom": axiom,
-        "collection": identity.get("perturbed", identity["collection"]),
-        "run_id": record["id"],
-        "n_queries": record["queries"],
-        "n_pairs": record["pairs"],
-        "model": record["model"],
-        "model_revision": record.get("model_revision", ""),
-        "parity": float(record["certificate"]["score_cls_only"]),
-        "seed": int(identity.get("options", {}).get("seed", identity.get("pool", {}).get("seed", 0))),
-        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
+    contrasts = {"contrasts_sha256": identity.get("collection_sha256", "")} if "fillers" in identity else {}
+    told = {name: identity.get(name, "") for name in ("experiment", "model_fingerprint")}
+    return (
+        told
+        | collections_of(record)[0]
+        | contrasts
+        | {
+            "axiom": axiom,
+            "run_id": record["id"],
+            "n_queries": record["queries"],
+            "n_pairs": record["pairs"],
+            "model": record["model"],
+            "model_revision": record.get("model_revision", ""),
+            "parity": float(record["certificate"]["score_cls_only"]),
+            "seed": seed_of(record),
+            "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+    )
+
+
+def seed_of(record: Mapping[str, Any]) -> int:
+    """The seed of what an experiment draws, or else of the pairs or contrasts that it is on."""
+    identity = record["identity"]
+    drawn = identity.get("pool", {}) | record.get("given", {})
+    return int(identity.get("options", {}).get("seed", drawn.get("seed", 0)))

@@ -75,7 +75,7 @@ def links(*, model: str | None = None, collection: str | None = None, registry: 
 
     Args:
         model: as in `findings`; by default all.
-        collection: its id; by default all.
+        collection: as in `findings`; by default all.
         registry: where the runs are.
 
     Returns:
@@ -124,6 +124,22 @@ def linked(part: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     if scores:
         found["scoring"] = scores[0]
     return found
+
+
+def measured(found: pd.DataFrame) -> dict[str, dict[str, bool]]:
+    """Of each link, which sides of its rule there are findings on: `looks`, `acts`, of the components that it is of.
+
+    `found`: findings of one model and collection, sites as text.
+    """
+    heads, vectors = (found["site"].str.fullmatch(text) for text in (r"h\d+\.\d+", r"embed\.u\d+"))
+    told = {}
+    for term, (role, measure) in LOOKS.items():
+        own = heads if term == "tf" else vectors
+        looks = own & (found["role"] == role) & found["measure"].str.startswith(measure)
+        acts = own & found["causal"] & (found["term"] == term) & (found["role"] == ACTS[term])
+        told[term] = {"looks": bool(looks.any()), "acts": bool(acts.any())}
+    paths = heads & found["causal"] & found["measure"].str.startswith(SCORES)
+    return told | {"scoring": {"acts": bool(paths.any())}}
 
 
 def _shown(found: pd.DataFrame) -> pd.Series:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 import pandas as pd
@@ -13,13 +14,21 @@ from mechir.errors import MechirError, closest
 from mechir.registry.entries import latest, set_damaged_aside
 from mechir.registry.findings import COLUMNS, TYPES, VIEW, printed, refuse_unknown
 from mechir.registry.frames import SiteFrame, with_sites
+from mechir.registry.names import Named, meant, shown
 from mechir.registry.runs import DEFAULT
 
 TRIES = 3
+Answer = TypeVar("Answer")
 _THEIRS = (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException, duckdb.PermissionException)
 """The asker's mistakes: no reason to look for damage."""
 NEWEST = """qualify run_id = first_value(run_id) over (
     partition by model_fingerprint, collection, site, measure order by written desc, run_id)"""
+KNOWN = (
+    "coalesce(collection, '')",
+    "coalesce(collection_full_name, '')",
+    "case when collection_full_name is null then '' else coalesce(collection_sha256, '') end",
+)
+"""A collection as `Named`: an entry that lacks the longer name may have the hash of something else."""
 _SQL = {"str": "VARCHAR", "float64": "DOUBLE", "int64": "BIGINT", "bool": "BOOLEAN"}
 
 
@@ -43,7 +52,7 @@ def findings(
         term: one of `TERMS`.
         site: a site, or as it prints: "h8.1".
         model: its name, or the beginning of its fingerprint.
-        collection: its id.
+        collection: its id, or with the folder above it ("scifact/test"), or the beginning of its hash.
         measure: as it is written.
         causal: True for those where the component itself was changed.
         min_effect: |value| at least this, each in its own unit: of little use across measures.
@@ -55,7 +64,8 @@ def findings(
         `Ablate`, `Patch`, `Project`: a site, an edge, the `Mask` of a direction; None for a set of units.
 
     Raises:
-        MechirError: for unknown names, with the closest; a path that is no registry, or one without findings.
+        MechirError: for unknown names, with the closest; a collection's name that is several; a path that is no
+            registry, or one without findings.
     """
     asked = {"role": role, "term": term, "collection": collection, "measure": measure}
     asked |= {"site": None if site is None else printed(site)}
@@ -76,8 +86,9 @@ def matching(
 ) -> pd.DataFrame:
     """`findings` with sites as text.
 
-    `asked`: columns and what they must be, None for anything. `runs`: only what these say, by their ids. `newest`: of a
-    component by a measure, on one model and collection, the newest run's alone, and no single neurons.
+    `asked`: columns and what they must be, None for anything; `collection` as `meant` reads it. `runs`: only what these
+    say, by their ids. `newest`: of a component by a measure, on one model and collection, the newest run's alone, and
+    no single neurons.
     """
     wanted = {name: value for name, value in (asked or {}).items() if value is not None}
     refuse_unknown(wanted.get("role"), wanted.get("term"))
@@ -117,17 +128,36 @@ def sql(query: str, *, registry: Path | str = DEFAULT) -> pd.DataFrame:
         raise MechirError(f"DuckDB refuses this question: {str(error).splitlines()[0]}") from error
 
 
-def _answer(registry: Path, question: str, parameters: Mapping[str, Any]) -> pd.DataFrame:
-    """The answer of the view `findings`, by a connection that reads nothing else; damaged entries are set aside.
+def collections(registry: Path) -> dict[Named, str]:
+    """The collections that there are findings of, and the name under which each is shown.
 
     Raises:
         MechirError: for a path that is no registry, or one without findings.
     """
+    return _asked(registry, lambda connection, names: names)
+
+
+def _answer(registry: Path, question: str, parameters: Mapping[str, Any]) -> pd.DataFrame:
+    """The answer of the view `findings`.
+
+    Raises:
+        MechirError: for a collection's name that is several, and as `collections`.
+    """
+
+    def ask(connection: Any, names: Mapping[Named, str]) -> pd.DataFrame:
+        given = parameters.get("collection")
+        told = {} if given is None else {"collection": meant(given, names)}
+        return connection.execute(question, dict(parameters) | told).df()
+
+    return _asked(registry, ask)
+
+
+def _asked(registry: Path, ask: Callable[[Any, dict[Named, str]], Answer]) -> Answer:
+    """What a connection with the view `findings` answers, which reads nothing else; damaged entries are set aside."""
     for attempt in range(TRIES):
         with duckdb.connect() as connection:
             try:
-                _view(connection, registry)
-                return connection.execute(question, parameters).df()
+                return ask(connection, _view(connection, registry))
             except _THEIRS:
                 raise
             except duckdb.Error:  # a damaged entry, or one that another reader has just set aside
@@ -136,22 +166,61 @@ def _answer(registry: Path, question: str, parameters: Mapping[str, Any]) -> pd.
     raise AssertionError("unreachable")
 
 
-def _view(connection: Any, registry: Path) -> None:
-    """The view over the entries that count; columns that older entries lack are empty."""
-    files = [str(entry.path.resolve()) for entry in latest(registry)]
+def _view(connection: Any, registry: Path) -> dict[Named, str]:
+    """Makes the view over the entries that count, collections under their shown names; these names.
+
+    Columns that older entries lack are empty.
+    """
+    files = [_pattern(entry.path.resolve()) for entry in latest(registry)]
     if not files:
         raise MechirError(f"'{registry}' holds no findings yet: write `mechir run`, or give --registry DIR.")
-    listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
-    source = f"read_parquet([{listed}], union_by_name = true)"
+    listed = ", ".join(map(_quoted, files))
+    source = f"read_parquet([{listed}], union_by_name = true, hive_partitioning = false)"
+    connection.execute("set parquet_metadata_cache = true")
     there = {row[0] for row in connection.execute(f"describe from {source}").fetchall()}
     columns = [
         name if name in there else f"cast(null as {_SQL[TYPES[str(one.type)]]}) as {name}"
         for name, one in COLUMNS.items()
     ]
-    connection.execute(f"create view findings as select {', '.join(columns)} from {source}")
-    connection.execute("set allowed_directories = ?", [[str((registry / "findings").resolve())]])
+    whole = f"(select {', '.join(columns)} from {source})"
+    known = connection.execute(f"select {', '.join(KNOWN)} from {whole} group by all order by max(written)").fetchall()
+    names = shown(Named(*row) for row in known)
+    connection.execute(f"create view findings as select {_called(names)} from {whole}")
+    folder = (registry / "findings").resolve()
+    connection.execute("set allowed_directories = ?", [[str(folder), _pattern(folder)]])
     connection.execute("set enable_external_access = false")
     connection.execute("set lock_configuration = true")
+    return names
+
+
+def _called(names: Mapping[Named, str]) -> str:
+    """All columns, with the collections under their shown names."""
+    other = {one: name for one, name in names.items() if name != one.id}
+    if not other:
+        return "*"
+    cases = []
+    for one, name in other.items():
+        same = " and ".join(f"{column} = {_quoted(text)}" for column, text in zip(KNOWN, one, strict=True))
+        cases.append(f"when {same} then {_quoted(name)}")
+    return f"* replace (case {' '.join(cases)} else collection end as collection)"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _pattern(path: Path) -> str:
+    """The path, written so that DuckDB, which reads every path as a pattern, takes it letter by letter.
+
+    Raises:
+        MechirError: for one that cannot be written so: in a pattern a backslash parts folders.
+    """
+    if "\\" in str(path) and re.search(r"[*?\[]", str(path)):
+        raise MechirError(
+            f"Cannot read the registry in '{path.parent}', whose path holds a backslash and one of * ? [: move it, or "
+            "give --registry DIR."
+        )
+    return re.sub(r"([*?\[])", r"[\1]", str(path))
 
 
 def _refuse_unheard(registry: Path, wanted: Mapping[str, Any]) -> None:
@@ -160,7 +229,7 @@ def _refuse_unheard(registry: Path, wanted: Mapping[str, Any]) -> None:
         if name not in wanted:
             continue
         known = sql(f"select distinct {name} from findings order by 1", registry=registry)[name].to_list()
-        given = str(wanted[name])
+        given = str(meant(wanted[name], collections(registry)) if name == "collection" else wanted[name])
         if name == "model":
             prints = sql("select distinct model_fingerprint as of from findings", registry=registry)["of"]
             if given in known or (len(given) >= 6 and any(one.startswith(given) for one in prints)):

@@ -1,7 +1,4 @@
-"""The report's summary in words: questions, and answers computed from what the registry holds.
-
-A sentence is a list of parts: text, `{"site": "h8.1"}` (a component), `{"code": "mechir run ..."}`, `{"strong": text}`.
-"""
+"""The report's summary in words: questions, and answers computed from what the registry holds."""
 
 from __future__ import annotations
 
@@ -13,13 +10,40 @@ from typing import Any
 import pandas as pd
 
 from mechir.registry.conflicts import LEVEL
-from mechir.registry.links import ACTS, LOOKS, SCORES
-from mechir.reporting.figures import collection_words, model_words
+from mechir.registry.links import ACTS, LOOKS, SCORES, measured
+from mechir.registry.runs import Run
+from mechir.reporting.commands import flags
+from mechir.reporting.sentences import (
+    NAMED,
+    Part,
+    Sentence,
+    chance,
+    counted,
+    interval,
+    listed,
+    number,
+    of_runs,
+    queries,
+    told,
+    with_commas,
+)
 
-Part = str | dict[str, str]
-Sentence = list[Part]
-NAMED = 4
-"""Components that a sentence names."""
+LINKS = {
+    "tf": (
+        "head is linked to term frequency",
+        "heads are linked to term frequency",
+        "links of heads to term frequency",
+    ),
+    "idf": (
+        "direction of the word embeddings is linked to IDF",
+        "directions of the word embeddings are linked to IDF",
+        "links of directions of the word embeddings to IDF",
+    ),
+    "scoring": ("head writes the score", "heads write the score", "heads that write the score"),
+}
+"""How a link is said of one component, of several, and where it was not measured."""
+SIDES = {"looks": "what they look like", "acts": "what changing them does"}
+"""The sides of a link's rule."""
 KINDS = {
     "dead": "look the part and no causal measure of them holds",
     "one collection": "hold on one collection only",
@@ -31,16 +55,15 @@ KINDS = {
 class Known:
     """What is known of one model on one collection.
 
-    `found`: its newest findings, `held`, sites as text; `links`: its rows of `links`; `conflicts`: its rows of
-    `conflicts`; `pathway`: the summary of its newest run of `joint/pathway`, or None.
+    `on`: the options of the command line that name both; `found`: its newest findings, `held`, sites as text; `links`:
+    its rows of `links`; `conflicts`: its rows of `conflicts`; `pathway`: its newest run of `joint/pathway`, or None.
     """
 
-    model: str
-    collection: str
+    on: Mapping[str, Any]
     found: pd.DataFrame
     links: pd.DataFrame
     conflicts: pd.DataFrame
-    pathway: pd.DataFrame | None
+    pathway: Run | None
 
     def of(self, role: str, begins: str = "", *, heads: bool = True) -> pd.DataFrame:
         """The findings of a role whose measure begins so, the largest |value| first."""
@@ -63,13 +86,13 @@ class Known:
 
     def command(self, experiment: str, *options: str, tf: bool = False) -> str:
         """The command that runs an experiment on this model and collection; `tf`: on contrasts of term frequency."""
-        on = [*model_words(self.model), *(["--diagnostic", "tfc1"] if tf else []), *collection_words(self.collection)]
-        return shlex.join(["mechir", "run", experiment, *on, *options])
+        on = {"model": self.on["model"], "diagnostic": "tfc1" if tf else None, "collection": self.on["collection"]}
+        return shlex.join(["mechir", "run", experiment, *flags(on), *options])
 
 
 def answers(known: Known) -> list[dict[str, Any]]:
     """Questions with their answers: `question`, `sentences`."""
-    told: dict[str, Callable[[Known], list[Sentence]]] = {
+    asked: dict[str, Callable[[Known], list[Sentence]]] = {
         "Which heads match?": matches,
         "Is it term frequency?": frequency,
         "Is IDF involved?": rarity,
@@ -79,31 +102,34 @@ def answers(known: Known) -> list[dict[str, Any]]:
         "How sure is this?": certainty,
         "What disagrees?": disagreement,
     }
-    return [{"question": question, "sentences": answer(known)} for question, answer in told.items()]
+    return [{"question": question, "sentences": answer(known)} for question, answer in asked.items()]
 
 
 def lead(known: Known) -> Sentence:
-    """The links in one sentence."""
-    heads, vectors, writers = (known.linked(term)["site"] for term in ("tf", "idf", "scoring"))
-    counts = [
-        f"{_count(len(heads), 'head is', 'heads are')} linked to term frequency",
-        f"{_count(len(vectors), 'direction of the word embeddings', 'directions of the word embeddings')} to IDF",
-        f"{_count(len(writers), 'head writes', 'heads write')} the score",
-    ]
+    """The links of what was measured, and what was not measured."""
+    sides = measured(known.found)
+    there = [term for term, side in sides.items() if all(side.values())]
+    counts = ", ".join(counted(len(known.linked(term)), *LINKS[term][:2]) for term in there)
+    said: Sentence = [f"{counts[0].upper()}{counts[1:]}."] if counts else []
     tests = _verification(known)
-    lost: Sentence = []
-    if len(tests):
+    if len(tests) and "tf" in there and known.pathway is not None:
         cut = tests.iloc[0]
-        lost = [f" Without the former nDCG@10 changes by {_number(cut['change'])}{_interval(cut)} on held-out queries."]
-    said = f"{counts[0]}, {counts[1]}; {counts[2]}."
-    return [said[0].upper() + said[1:], *lost]
+        change = f"nDCG@10 changes by {number(cut['change'])}{interval(cut)} on held-out queries"
+        said += [f" Without the heads linked to term frequency {change} (run ", {"run": known.pathway.id}, ")."]
+    missing = [LINKS[term][2] + _half(side) for term, side in sides.items() if term not in there]
+    return said + ([f"{' ' if said else ''}Not measured yet: {', '.join(missing)}."] if missing else [])
+
+
+def _half(sides: Mapping[str, bool]) -> str:
+    """Of a link of which one side was measured, the other."""
+    missing = [SIDES[side] for side, there in sides.items() if not there]
+    return f" ({missing[0]} is not known)" if len(missing) < len(sides) else ""
 
 
 def _verification(known: Known) -> pd.DataFrame:
     """What the ranking loses without the linked heads, and under it without random sets; empty where not measured."""
-    if known.pathway is None or "kind" not in known.pathway:
-        return pd.DataFrame()
-    return known.pathway[known.pathway["kind"] == "verification"]
+    summary = pd.DataFrame() if known.pathway is None else known.pathway.summary
+    return summary[summary["kind"] == "verification"] if "kind" in summary else pd.DataFrame()
 
 
 def matches(known: Known) -> list[Sentence]:
@@ -114,14 +140,14 @@ def matches(known: Known) -> list[Sentence]:
     n, holds = looks["site"].nunique(), looks[looks["holds"]]
     if holds.empty:
         best = looks.loc[looks["p_all"].idxmin()]
-        return [[f"None of {n} heads, as far as can be told: no contrast holds; the surest is ", *_told(best), "."]]
+        return [[f"None of {n} heads, as far as can be told: no contrast holds; the surest is ", *told(best), "."]]
     strongest = holds.drop_duplicates("site")
     return [
         [
             {"strong": f"{len(strongest)} of {n} heads"},
             " look at the other text more in relevant documents than in weak ones"
-            f" (the contrast holds; {_queries(holds)}). The strongest: ",
-            *_list(strongest),
+            f" (the contrast holds; {queries(holds)}). The strongest: ",
+            *listed(strongest),
             ".",
         ]
     ]
@@ -132,25 +158,31 @@ def frequency(known: Known) -> list[Sentence]:
     acts = known.acting("tf")
     if acts.empty:
         return [known.not_measured("chen2024/head_maps", "--at", "query|doc", tf=True)]
-    linked, matching = list(known.linked("tf")["site"]), known.of(*LOOKS["tf"])
-    matching = matching[matching["holds"]]["site"].unique()
+    linked, looks = list(known.linked("tf")["site"]), known.of(*LOOKS["tf"])
+    matching = looks[looks["holds"]]["site"].unique()
     if linked:
         rows = acts[acts["holds"] & acts["site"].isin(linked)].drop_duplicates("site")
         what = " matches and also carries" if len(rows) == 1 else " match and also carry"
         said: Sentence = [
-            {"strong": f"Yes: {_count(len(rows), 'head', 'heads')}"},
+            {"strong": f"Yes: {counted(len(rows), 'head', 'heads')}"},
             f"{what} the effect of term frequency on the score: ",
-            *_list(rows),
+            *listed(rows),
             ".",
         ]
         return [said, *_rise(known, linked)]
+    if looks.empty:
+        missing = known.not_measured("vast2025/attention_contrast", "--easy-negatives", "10")
+        return [
+            ["Which heads match is not known, so none is linked. ", *missing],
+            ["The largest effect is ", *told(acts.iloc[0]), "."],
+        ]
     if not len(matching):
-        return [[{"strong": "No link holds"}, ": no head matches. The largest effect is ", *_told(acts.iloc[0]), "."]]
+        return [[{"strong": "No link holds"}, ": no head matches. The largest effect is ", *told(acts.iloc[0]), "."]]
     best = acts[acts["site"].isin(matching)]
-    said = [{"strong": "No link holds."}, f" Of {_count(len(matching), 'head that matches', 'heads that match')}, "]
+    said = [{"strong": "No link holds."}, f" Of {counted(len(matching), 'head that matches', 'heads that match')}, "]
     if best.empty:
         return [[*said, "none was tested: ", *known.not_measured("chen2024/head_maps", "--at", "query|doc", tf=True)]]
-    said += ["none carries an effect of term frequency that holds; the largest is ", *_told(best.iloc[0]), "."]
+    said += ["none carries an effect of term frequency that holds; the largest is ", *told(best.iloc[0]), "."]
     return [said]
 
 
@@ -159,12 +191,12 @@ def _rise(known: Known, linked: Sequence[str]) -> list[Sentence]:
     rises = rises[rises["site"].isin(linked)]
     if rises.empty:
         return [["How their attention rises with tf: ", *known.not_measured("lu2025/soft_tf")]]
-    said: Sentence = ["From no occurrence of a word to eight, their attention to it changes by ", *_list(rises), "."]
+    said: Sentence = ["From no occurrence of a word to eight, their attention to it changes by ", *listed(rises), "."]
     saturation = known.of("soft-tf", "k1 of attention")
     saturation = saturation[saturation["site"].isin(rises.loc[rises["holds"], "site"])]
     if saturation.empty:
         return [[*said, " No rise holds."]] if not rises["holds"].any() else [said]
-    return [[*said, " Where the rise holds it saturates: k1 is ", *_list(saturation), "."]]
+    return [[*said, " Where the rise holds it saturates: k1 is ", *listed(saturation), "."]]
 
 
 def rarity(known: Known) -> list[Sentence]:
@@ -174,10 +206,8 @@ def rarity(known: Known) -> list[Sentence]:
         return [known.not_measured("lu2025/idf_direction")]
     holds = looks[looks["holds"]]
     if holds.empty:
-        return [
-            ["No singular vector of W_E, the word embeddings, goes with IDF; first is ", *_told(looks.iloc[0]), "."]
-        ]
-    goes: Sentence = [f"{_count(len(holds), 'direction goes', 'directions go')} with IDF: ", *_list(holds), "."]
+        return [["No singular vector of W_E, the word embeddings, goes with IDF; first is ", *told(looks.iloc[0]), "."]]
+    goes: Sentence = [f"{counted(len(holds), 'direction goes', 'directions go')} with IDF: ", *listed(holds), "."]
     if acts.empty:
         return [goes, ["Whether moving words along them acts: ", *known.not_measured("lu2025/idf_edit")]]
     if len(linked):
@@ -185,12 +215,12 @@ def rarity(known: Known) -> list[Sentence]:
         yes: Sentence = [
             {"strong": "Yes."},
             " Moving a word along it as if it were rarer does what BM25 would: ",
-            *_list(rows),
+            *listed(rows),
             ".",
         ]
         return [yes, goes]
     no: Sentence = [{"strong": "No link holds."}, " Moving words along them does nothing that holds; the largest is "]
-    return [[*no, *_told(acts.iloc[0]), "."], goes]
+    return [[*no, *told(acts.iloc[0]), "."], goes]
 
 
 def scoring(known: Known) -> list[Sentence]:
@@ -201,9 +231,9 @@ def scoring(known: Known) -> list[Sentence]:
         return [known.not_measured("lu2025/head_to_score", tf=True)]
     holds = paths[paths["holds"]].drop_duplicates("site")
     if holds.empty:
-        return [["No path from a head to the score holds; the largest is ", *_told(paths.iloc[0]), "."]]
+        return [["No path from a head to the score holds; the largest is ", *told(paths.iloc[0]), "."]]
     count = f"{len(holds)} of {paths['site'].nunique()} heads"
-    return [[{"strong": count}, " have a path to the score that holds: ", *_list(holds), "."]]
+    return [[{"strong": count}, " have a path to the score that holds: ", *listed(holds), "."]]
 
 
 def fit(known: Known) -> list[Sentence]:
@@ -215,8 +245,10 @@ def fit(known: Known) -> list[Sentence]:
     return [
         [
             "A linear BM25 made of the matching heads' soft term frequency and IDF correlates with the score: r = ",
-            {"strong": _number(row["value"])},
-            f"{_interval(row)} on held-out queries ({row['n_queries']} queries).",
+            {"strong": number(row["value"])},
+            f"{interval(row)} on held-out queries ({row['n_queries']} queries, ",
+            *of_runs(whole.head(1)),
+            ").",
         ]
     ]
 
@@ -230,14 +262,14 @@ def dependence(known: Known) -> list[Sentence]:
         return [["No head was linked to term frequency, so there was none to take out."]]
     cut, drawn = tests.iloc[0], tests.iloc[1:]
     sites = str(cut["site"]).split(",")
-    said: Sentence = ["Without ", *_commas([{"site": site} for site in sites]), " nDCG@10 changes by "]
-    said += [{"strong": _number(cut["change"])}, f"{_interval(cut)}, {_p(cut['p_paired'])}"]
-    said += [f", on {int(cut['queries'])} queries that nothing else has seen."]
+    said: Sentence = ["Without ", *with_commas([{"site": site} for site in sites]), " nDCG@10 changes by "]
+    said += [{"strong": number(cut["change"])}, f"{interval(cut)}, {chance(cut['p_paired'])}"]
+    said += [f", on {int(cut['queries'])} queries that nothing else has seen (run ", {"run": known.pathway.id}, ")."]
     if len(drawn) and "p_draws" in cut:
         mean = drawn["change"].mean()
         random: Sentence = [
-            f"Without as many random heads of the same layers it changes by {_number(mean)} on average of {len(drawn)} "
-            f"sets; that they lose as much has {_p(cut['p_draws'])}."
+            f"Without as many random heads of the same layers it changes by {number(mean)} on average of {len(drawn)} "
+            f"sets; that they lose as much has {chance(cut['p_draws'])}."
         ]
         return [said, random]
     return [said]
@@ -249,7 +281,7 @@ def certainty(known: Known) -> list[Sentence]:
     tested = found[found["p_corrected"].notna()]
     if tested.empty:
         return [["No finding here has a test, so nothing holds and nothing is linked."]]
-    queries = found.loc[found["n_queries"] > 0, "n_queries"]
+    sizes = found.loc[found["n_queries"] > 0, "n_queries"]
     linked = known.links[known.links["links"] != ""]
     said: list[Sentence] = [
         [
@@ -260,10 +292,12 @@ def certainty(known: Known) -> list[Sentence]:
     ]
     if len(linked):
         worst = linked.loc[linked["p_all"].idxmax()]
-        said.append(["The least sure link is that of ", {"site": worst["site"]}, f": {_p(worst['p_all'])}."])
-    if len(queries):
-        span = f"{queries.min()} to {queries.max()}" if queries.min() < queries.max() else f"{queries.max()}"
-        said.append([f"Measured on {span} queries; scores agree with Hugging Face to {found['parity'].max():.0e}."])
+        said.append(["The least sure link is that of ", {"site": worst["site"]}, f": {chance(worst['p_all'])}."])
+    if len(sizes):
+        span = f"{sizes.min()} to {sizes.max()}" if sizes.min() < sizes.max() else f"{sizes.max()}"
+        parity = found["parity"].max()
+        agrees = f"; scores agree with Hugging Face to {parity:.0e}" if pd.notna(parity) else ""
+        said.append([f"Measured on {span} queries{agrees}."])
     return said
 
 
@@ -275,49 +309,6 @@ def disagreement(known: Known) -> list[Sentence]:
     for kind, part in known.conflicts.groupby("kind", sort=False):
         sites: list[Part] = [{"site": site} for site in part["site"].unique()]
         rest = f" and {len(sites) - NAMED} more" if len(sites) > NAMED else ""
-        count = f"{_count(len(sites), 'component', 'components')} "
-        said.append([{"strong": count}, f"{KINDS[str(kind)]}: ", *_commas(sites[:NAMED]), f"{rest}."])
+        count = f"{counted(len(sites), 'component', 'components')} "
+        said.append([{"strong": count}, f"{KINDS[str(kind)]}: ", *with_commas(sites[:NAMED]), f"{rest}."])
     return said
-
-
-def _told(row: Mapping[str, Any] | pd.Series) -> Sentence:
-    """A component with its value, interval, unit, and p over all families."""
-    tested = f", {_p(row['p_all'])}" if pd.notna(row["p_all"]) else ""
-    return [{"site": row["site"]}, f" {_number(row['value'])}{_interval(row)} {row['unit']}{tested}"]
-
-
-def _list(rows: pd.DataFrame) -> Sentence:
-    """The first components, the unit said once."""
-    first = rows.head(NAMED)
-    unit, rest = first["unit"].iloc[0], f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
-    flat: Sentence = []
-    for _, row in first.iterrows():
-        flat += [", " if flat else "", {"site": row["site"]}, f" {_number(row['value'])}{_interval(row)}"]
-    return [*flat, f"{rest} ({unit})"]
-
-
-def _commas(parts: Sequence[Part]) -> Sentence:
-    flat: Sentence = []
-    for place, part in enumerate(parts):
-        flat += [", " if place else "", part]
-    return flat
-
-
-def _queries(rows: pd.DataFrame) -> str:
-    return _count(int(rows["n_queries"].max()), "query", "queries")
-
-
-def _count(n: int, one: str, several: str) -> str:
-    return f"{n or 'no'} {one if n == 1 else several}"
-
-
-def _number(value: float) -> str:
-    return f"{value:.3g}".replace("-", "\u2212")
-
-
-def _interval(row: Mapping[str, Any] | pd.Series) -> str:
-    return f" [{_number(row['low'])}, {_number(row['high'])}]" if pd.notna(row["low"]) else ""
-
-
-def _p(value: float) -> str:
-    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"

@@ -24,7 +24,7 @@ PAIRS = 6
 EXAMPLES = 2_000_000
 """Characters of examples above which the page leaves the rest out."""
 OF_MEASURE = ["measure", "unit", "role", "term", "causal", "sign"]
-OF_FINDING = ["value", "low", "high", "p_all", "holds", "n_queries", "label", "least"]
+OF_FINDING = ["value", "low", "high", "p_all", "holds", "n_queries", "label", "least", "run_id"]
 
 
 def known(registry: Path) -> pd.DataFrame:
@@ -35,14 +35,26 @@ def known(registry: Path) -> pd.DataFrame:
     return held(matching(registry, newest=True))
 
 
-def neurons(registry: Path, fingerprint: str, collection: str) -> pd.DataFrame:
-    """The strongest neurons of each measure: columns of `Finding`."""
-    quoted = [text.replace("'", "''") for text in (fingerprint, collection)]
+def neurons(registry: Path) -> pd.DataFrame:
+    """The strongest neurons of each measure, by model and collection: columns of `Finding`."""
+    columns = [
+        "model_fingerprint",
+        "collection",
+        "site",
+        "measure",
+        "value",
+        "low",
+        "high",
+        "unit",
+        "label",
+        "n_queries",
+    ]
+    if not latest(registry):
+        return pd.DataFrame(columns=columns)
     return sql(
-        "select site, measure, value, low, high, unit, label, n_queries from findings "
-        f"where site like 'n%' and model_fingerprint = '{quoted[0]}' and collection = '{quoted[1]}' "
-        f"qualify row_number() over (partition by measure order by abs(value) desc, site) <= {STRONGEST} "
-        "order by measure, abs(value) desc",
+        f"select {', '.join(columns)} from findings where site like 'n%' "
+        "qualify row_number() over (partition by model_fingerprint, collection, measure "
+        f"order by abs(value) desc, site) <= {STRONGEST} order by measure, abs(value) desc",
         registry=registry,
     )
 

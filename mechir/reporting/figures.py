@@ -1,22 +1,20 @@
-"""Runs as the report shows them: the chart, where it comes from, and the command that made it."""
+"""Runs as the report shows them: the chart, where it comes from, and what stands on it."""
 
 from __future__ import annotations
 
 import inspect
 import json
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 import pandas as pd
 
 from mechir import left_out
-from mechir.diagnostic_sets import FILLERS
-from mechir.experiment import experiments, load_experiment, options, shown
-from mechir.irds import is_dataset
+from mechir.experiment import experiments, shown
+from mechir.registry.findings import seed_of
+from mechir.registry.names import named
 from mechir.registry.runs import Run
+from mechir.reporting.commands import command, module_of, remark
 
 FIRST = (
     "joint/pathway",
@@ -40,6 +38,8 @@ ROWS = 40
 """Of a summary, rows that the page shows."""
 CHART = 400_000
 """Characters of a chart's specification above which the page only says where it lies."""
+CHARTS = 5_000_000
+"""Characters of all charts above which it does so of the rest."""
 
 
 def place(experiment: str) -> tuple[int, str]:
@@ -47,31 +47,45 @@ def place(experiment: str) -> tuple[int, str]:
     return (FIRST.index(experiment) if experiment in FIRST else len(FIRST), experiment)
 
 
-def newest(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, str]]]:
-    """Of runs of one model and collection, the newest finished one of each experiment; the others, and why.
+def drawn(runs: Sequence[Run], claims: Mapping[str, Sequence[str]]) -> tuple[list[Run], list[tuple[Run, str]]]:
+    """Of runs of one model and collection, those that are drawn, by experiment; the others, and why.
 
-    Runs on two diagnostics are two experiments. `runs`: the newest first.
+    Drawn are the finished runs that findings stand on, and of each experiment the newest. Runs on two diagnostics are
+    two experiments. `runs`: the newest first; `claims`: by the id of a run the measures that stand on it.
     """
-    shown: dict[tuple[str, ...], Run] = {}
-    others = []
+    newest: dict[tuple[str, ...], Run] = {}
+    kept, others = [], []
     for run in runs:
         record = run.record
         identity = record["identity"]
         key = identity["experiment"], identity.get("axiom"), identity.get("swap")
         if not (run.path / "summary.parquet").is_file():
             others.append((run, f"not finished: {len(run.done())} of {record['units']} units"))
-        elif key in shown:
-            others.append((run, f"older than run {shown[key].id}"))
+        elif newest.setdefault(key, run) is run or run.id in claims:
+            kept.append(run)
         else:
-            shown[key] = run
-    return sorted(shown.values(), key=lambda run: place(run.record["identity"]["experiment"])), others
+            others.append((run, f"older than run {newest[key].id}"))
+    return sorted(kept, key=lambda run: place(run.record["identity"]["experiment"])), others
 
 
-def figure(run: Run) -> dict[str, Any]:
-    """One run as the page shows it: `title`, `chart` (a Vega-Lite specification, or None with a `note`), ..."""
+def figures(runs: Sequence[Run], claims: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """Every run as the page shows it, with what stands on it, while there is room for the charts."""
+    made, size = [], 0
+    for run in runs:
+        one = figure(run, size)
+        size += len(json.dumps(one["chart"]))
+        made.append(one | {"claims": list(claims.get(run.id, ()))})
+    return made
+
+
+def figure(run: Run, before: int = 0) -> dict[str, Any]:
+    """One run as the page shows it: `title`, `chart` (a Vega-Lite specification, or None with a `note`), ...
+
+    `before`: characters of the charts that the page has already.
+    """
     record = run.record
     name = record["identity"]["experiment"]
-    chart, note = _chart(run)
+    chart, note = _chart(run, before)
     summary = shown(name, run.summary).dropna(axis=1, how="all")
     rows = [[_cell(value) for value in row] for row in summary.head(ROWS).itertuples(index=False)]
     return {
@@ -87,12 +101,12 @@ def figure(run: Run) -> dict[str, Any]:
     }
 
 
-def _chart(run: Run) -> tuple[dict[str, Any] | None, str]:
+def _chart(run: Run, before: int) -> tuple[dict[str, Any] | None, str]:
     file = run.path / "chart.json"
     if not file.is_file():
         return None, f"This run stored no specification of its chart, only runs/{run.id}/chart.html in the registry."
     text = file.read_text(encoding="utf-8")
-    if len(text) > CHART:
+    if len(text) > CHART or before + len(text) > CHARTS:
         return None, f"Too large for this page: see runs/{run.id}/chart.html in the registry."
     spec = json.loads(text)
     spec.pop("usermeta", None)  # may set options of the page's own drawing
@@ -108,18 +122,13 @@ def _cell(value: Any) -> Any:
 def _title(name: str, identity: Mapping[str, Any]) -> str:
     first = name
     if name in experiments():
-        first = (inspect.getdoc(_module(name)) or name).partition("\n")[0].rstrip(".")
+        first = (inspect.getdoc(module_of(name)) or name).partition("\n")[0].rstrip(".")
     return f"{first} ({diagnostic_of(identity)})" if "fillers" in identity else first
 
 
 def diagnostic_of(identity: Mapping[str, Any]) -> str:
     """The diagnostic that contrasts are of."""
     return str(identity.get("axiom", identity["collection"])) + (", swapped" if identity.get("swap") else "")
-
-
-@cache
-def _module(name: str) -> ModuleType:
-    return load_experiment(name)
 
 
 def provenance(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -131,12 +140,21 @@ def provenance(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "experiment", identity["experiment"]
     yield "run", record["id"]
     yield "model", f"{record['model']}, fingerprint {identity['model_fingerprint'][:12]}{revision}"
-    yield "collection", f"{identity['collection']}, SHA-256 {identity['collection_sha256'][:12]}"
+    on, asked = named(record), record.get("given", {})
+    yield "collection", f"{on.id}, SHA-256 {(on.sha256 or identity['collection_sha256'])[:12]}"
+    folders = [*asked.get("collection", ()), *([asked["data"]] if "data" in asked else [])]
+    if folders:
+        yield "read from", ", ".join(folders)
+    if "fillers" in identity and on.id != identity["collection"]:
+        yield "contrasts", f"{identity['collection']}, SHA-256 {identity['collection_sha256'][:12]}"
+    sample = {name: asked.get(name, value) for name, value in identity["pool"].items() if name != "seed"}
+    if chosen := [f"{name} {value}" for name, value in sample.items() if value is not None]:
+        yield "sampled", ", ".join(chosen)
     yield "measured on", f"{record['queries']} queries, {record['pairs']} {what}{skipped}"
     if told := left_out.sentences(record.get("left_out", {})):
         yield "left out", "; ".join(line.removeprefix("left out: ") for line in told)
     yield "documents cut short", str(record["truncated_documents"])
-    yield "seed", str(identity["options"].get("seed", identity["pool"]["seed"]))
+    yield "seed", str(seed_of(record))
     yield (
         "parity with Hugging Face",
         f"scores {parity['score_cls_only']:.1e} (relative), patterns {parity['pattern']:.1e}, "
@@ -145,90 +163,3 @@ def provenance(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "numbers", f"{identity['dtype']} on {identity['device']}"
     yield "mechir", identity["mechir"] + (f", commit {record['commit'][:12]}" if record.get("commit") else "")
     yield "started", record["started"]
-
-
-def command(record: Mapping[str, Any]) -> str:
-    """`mechir run ...` as it makes this run: its experiment, model, collection, pool, and options that were chosen.
-
-    `record["asked"]` are the options that were given; a record without it holds those that the experiment found too.
-    """
-    identity = record["identity"]
-    words = ["mechir", "run", experiment_word(identity["experiment"]), *source_words(record["model"], identity)]
-    pool = dict(identity["pool"])
-    pool["seed"] = pool["seed"] or None
-    words += _flags(record.get("rules", {}) | pool)
-    name = identity["experiment"]
-    asked = record.get("asked", identity["options"])
-    if name in experiments():
-        defaults = {key: one.default for key, one in options(_module(name)).items()}
-        asked = {key: asked[key] for key in defaults if key in asked and asked[key] != defaults[key]}
-    words += _flags({key: value for key, value in asked.items() if key != "seed" or not pool["seed"]})
-    words += _flags({"dtype": None if identity["dtype"] == "float32" else identity["dtype"]})
-    words += _flags({"device": None if identity["device"] == "cpu" else identity["device"]})
-    return shlex.join(words)
-
-
-def experiment_word(name: str) -> str:
-    """The experiment as the command line takes it: its name, or a file."""
-    return name if name in experiments() else f"{name}.py"
-
-
-def source_words(model: str, identity: Mapping[str, Any]) -> Iterator[str]:
-    """The options that name the model and what it was run on."""
-    yield from model_words(model)
-    if "fillers" not in identity:
-        yield from collection_words(identity["collection"])
-        return
-    yield from ("--diagnostic", identity.get("axiom", identity["collection"]))
-    if identity.get("perturbed", identity["collection"]) == identity["collection"]:
-        yield from ("--data", "PATH")
-    else:
-        yield from collection_words(identity["perturbed"])
-    if tuple(identity["fillers"]) != tuple(FILLERS):
-        for filler in identity["fillers"]:
-            yield from ("--filler", filler)
-    if identity["swap"]:
-        yield "--swap"
-
-
-def model_words(model: str) -> Sequence[str]:
-    """The option that names a model."""
-    return () if model == "embedded" else ("--model", model)
-
-
-def collection_words(collection: str) -> Iterator[str]:
-    """The options that name a collection; of one in a directory only the name is known, and PATH stands before it."""
-    several = collection.split("+") if ":" in collection else [collection]
-    for one in several:
-        group, colon, name = one.rpartition(":")
-        known = name == "embedded" or _is_dataset(name)
-        yield from ("--collection", f"{group}{colon}{name if known else f'PATH/{name}'}")
-
-
-@cache
-def _is_dataset(name: str) -> bool:
-    return is_dataset(name)
-
-
-def _flags(chosen: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in chosen.items():
-        flag = f"--{name.replace('_', '-')}"
-        if value is True:
-            yield flag
-        elif value is not None and value is not False:
-            yield from (flag, f"{value:g}" if isinstance(value, float) else str(value))
-
-
-def remark(record: Mapping[str, Any]) -> str:
-    """What the command does not say."""
-    identity, told = record["identity"], []
-    if "PATH" in " ".join(source_words(record["model"], identity)):
-        told.append("PATH stands for the directory, which is not recorded.")
-    if identity["experiment"] not in experiments():
-        told.append("The experiment is a file of your own.")
-    if "fillers" in identity:
-        told.append(
-            f"How the diagnostic set was sampled is not recorded: it had {record['queries']} queries "
-            "(--limit-queries, --per-grade)."
-        )
-    return " ".join(told)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +13,14 @@ import pandas as pd
 
 from mechir.errors import MechirError
 from mechir.registry.conflicts import conflicts
+from mechir.registry.entries import latest
 from mechir.registry.links import link_table
+from mechir.registry.names import named, shown
+from mechir.registry.queries import collections
 from mechir.registry.runs import DEFAULT, Run, runs
-from mechir.reporting import answers
+from mechir.reporting import answers, commands
 from mechir.reporting.components import components, examples, known, neurons, table
-from mechir.reporting.figures import figure, newest
+from mechir.reporting.figures import drawn, figures
 from mechir.views.page import write
 from mechir.views.report import page
 
@@ -25,7 +29,7 @@ SIZE = 8_000_000
 
 
 class Section(NamedTuple):
-    """One model, by its fingerprint, on one collection."""
+    """One model, by its fingerprint, on one collection, by its shown name."""
 
     fingerprint: str
     collection: str
@@ -62,18 +66,31 @@ def gathered(registry: Path) -> dict[str, Any]:
     Raises:
         MechirError: for a path that is no registry, or one without runs.
     """
-    found, stored = known(registry), runs(registry)
+    found, alone, stored = known(registry), neurons(registry), runs(registry)
     if found.empty and not stored:
         raise MechirError(f"'{registry}' holds no run yet: write `mechir run` first, or give --registry DIR.")
+    records = [run.record for run in stored]
+    of_findings = collections(registry) if latest(registry) else {}
+    names = shown([*of_findings, *map(named, reversed(records))])
+    called = {name: names[one] for one, name in of_findings.items()}
+    found, alone = (frame.assign(collection=frame["collection"].map(called)) for frame in (found, alone))
+    claimed: dict[str, list[Section]] = {}
+    for row in found[["run_id", "model_fingerprint", "collection"]].drop_duplicates().itertuples(index=False):
+        claimed.setdefault(row.run_id, []).append(Section(row.model_fingerprint, row.collection))
     by_section: dict[Section, list[Run]] = {}
-    for run in stored:
-        identity = run.record["identity"]
-        at = Section(identity["model_fingerprint"], identity.get("perturbed", identity["collection"]))
-        by_section.setdefault(at, []).append(run)
-    for row in found[["model_fingerprint", "collection"]].drop_duplicates().itertuples(index=False):
-        by_section.setdefault(Section(*row), [])
+    for run, record in zip(stored, records, strict=True):
+        own = Section(record["identity"]["model_fingerprint"], names[named(record)])
+        for at in {own: None} | dict.fromkeys(claimed.get(run.id, ())):  # a run on groups says something of each
+            by_section.setdefault(at, []).append(run)
+    for at in chain.from_iterable(claimed.values()):
+        by_section.setdefault(at, [])
+    ids = {name: one.id for one, name in names.items()}
     told = conflicts(found)
-    sections = [_section(at, own, found, told, registry) for at, own in by_section.items()]
+    sections = [
+        _section(at, ids[at.collection], own, _of(at, found), _of(at, told))
+        | {"neurons": _of(at, alone).to_dict("records")}
+        for at, own in by_section.items()
+    ]
     return {
         "registry": registry.resolve().name,
         "version": metadata.version("mechir-encoders"),
@@ -83,18 +100,18 @@ def gathered(registry: Path) -> dict[str, Any]:
 
 
 def _section(
-    at: Section, stored: Sequence[Run], every: pd.DataFrame, told: pd.DataFrame, registry: Path
+    at: Section, collection: str, stored: Sequence[Run], found: pd.DataFrame, told: pd.DataFrame
 ) -> dict[str, Any]:
-    """What is known of one model on one collection."""
-    found, told = (_of(at, frame) for frame in (every, told))
+    """What is known of one model on one collection, which has this id: its runs, findings and conflicts."""
     model = found["model"].iloc[0] if len(found) else stored[0].record["model"]
     linked = link_table(found)
-    shown, others = newest(stored)
-    pathway = next((run.summary for run in shown if run.record["identity"]["experiment"] == "joint/pathway"), None)
-    about = answers.Known(model, at.collection, found, linked, told, pathway)
+    claims = {str(run): list(part["measure"].unique()) for run, part in found.groupby("run_id", sort=False)}
+    kept, others = drawn(stored, claims)
+    pathway = next((run for run in kept if run.record["identity"]["experiment"] == "joint/pathway"), None)
+    on = commands.on([run.record for run in stored], model, collection)
+    about = answers.Known(on, found, linked, told, pathway)
     looked = [run for run in stored if run.record["identity"]["experiment"] == "joint/examples"]
     looked = [run for run in looked if (run.path / "summary.parquet").is_file()]
-    alone = neurons(registry, *at) if len(found) else pd.DataFrame()
     return {
         "model": model,
         "fingerprint": at.fingerprint,
@@ -103,9 +120,8 @@ def _section(
         "answers": answers.answers(about),
         "links": table(linked),
         "components": components(found, told, linked.loc[linked["links"] != "", "site"].to_list()),
-        "neurons": alone.to_dict("records"),
         "examples": examples(looked) | {"command": about.command("joint/examples", "--heads", "HEAD")},
-        "figures": [figure(run) for run in shown],
+        "figures": figures(kept, claims),
         "others": [{"run": run.id, "experiment": run.record["identity"]["experiment"], "why": why,
                     "started": run.record["started"]} for run, why in others],
     }  # fmt: skip

@@ -44,9 +44,17 @@ function figure(one) {
   const more = rows.length < one.table.of ? ` (${rows.length} of ${one.table.of} rows)` : "";
   const body = make("details", "", {}, make("summary", "", {}, `Numbers${more}`));
   body.addEventListener("toggle", () => { if (body.open && body.children.length === 1) body.append(table(columns, rows, `Numbers: ${one.title}`).node); });
-  return make("figure", "", { id: `run-${one.run}` }, make("figcaption", "", {}, make("h3", "", {}, one.title)), chart,
+  return make("figure", "", { id: `run-${one.run}` }, make("figcaption", "", {}, make("h3", "", {}, one.title), standing(one)), chart,
     command(one.command), one.remark ? make("p", "faint", {}, one.remark) : null,
     make("details", "", {}, make("summary", "", {}, "Where it comes from"), facts), body);
+}
+
+const NAMED = 4;
+
+/* What of this page stands on a run. */
+function standing({ run, claims }) {
+  const more = claims.length > NAMED ? ` and ${claims.length - NAMED} more` : "";
+  return make("p", "faint", {}, `Run ${run.slice(0, 8)}${claims.length ? `, on which stand: ${claims.slice(0, NAMED).join("; ")}${more}` : ""}.`);
 }
 
 function command(text) {
@@ -93,8 +101,7 @@ function dossier(section, site) {
   const rows = findings.map((row) => told(section, row)).sort((a, b) => b.holds - a.holds || b.causal - a.causal || order(a.measure, b.measure, 1));
   const shut = make("button", "close", { type: "button", "aria-label": "Close the dossier" }, "\u00d7");
   shut.addEventListener("click", close);
-  const runs = new Map(section.figures.map((one) => [one.experiment, one.run]));
-  const from = (one) => (runs.has(one.experiment) ? make("a", "", { href: `#run-${runs.get(one.experiment)}` }, one.experiment) : one.experiment);
+  const from = (one) => runLink(one.run, one.experiment);
   const said = (name, sentences, text) => sentences.length ? [make("h3", "", {}, name), make("ul", text, {}, ...sentences.map((one) => make("li", "", {}, one)))] : [];
   const heading = make("h2", "", { id: "dossier-heading", tabindex: "-1" }, site);
   $("dossier").replaceChildren(shut, heading,

@@ -23,10 +23,16 @@ const between = (low, high) => (low === null ? "" : `[${number(low)}, ${number(h
 const address = (site) => "#" + encodeURIComponent(site);
 const siteLink = (site) => make("a", "site", { href: address(site) }, site);
 
+/* The run that a number stands on: a link to its figure, where this page has it. */
+function runLink(run, text) {
+  return shown.figures.some((one) => one.run === run) ? make("a", "run", { href: `#run-${run}` }, text || run.slice(0, 8)) : text || run.slice(0, 8);
+}
+
 function sentence(parts) {
   return parts.map((part) => typeof part === "string" ? part
     : part.site ? siteLink(part.site)
     : part.code ? make("code", "", {}, part.code)
+    : part.run ? runLink(part.run)
     : make("strong", "", {}, part.strong));
 }
 
@@ -88,8 +94,8 @@ function finding(section, site, name) {
   const row = (sites[site] ? sites[site].findings : []).find(([k]) => measures[k].measure === name);
   return row && told(section, row);
 }
-function told(section, [k, value, low, high, p, holds, queries, label, least]) {
-  return { ...section.components.measures[k], value, low, high, p, holds, queries, label, least };
+function told(section, [k, value, low, high, p, holds, queries, label, least, run]) {
+  return { ...section.components.measures[k], value, low, high, p, holds, queries, label, least, run };
 }
 
 function valued(one, unit) {
@@ -165,8 +171,9 @@ function map(section) {
     const k = Number(select.value), cells = by.get(k), one = measures[k];
     const top = Math.max(...[...cells.values()].map((cell) => Math.abs(cell.value))) || 1;
     const queries = Math.max(...[...cells.values()].map((cell) => cell.queries));
-    about.textContent = `${one.unit}; ${queries ? `${queries} queries` : "weights alone"}; ${one.causal ? "causal" : "not causal"}`
-      + `${one.sign === -1 ? "; negative values speak for it" : ""}; ${one.experiment}`;
+    const runs = [...new Set([...cells.values()].map((cell) => cell.run))];
+    about.replaceChildren(`${one.unit}; ${queries ? `${queries} queries` : "weights alone"}; ${one.causal ? "causal" : "not causal"}`
+      + `${one.sign === -1 ? "; negative values speak for it" : ""}; ${one.experiment}, run `, ...runs.flatMap((run, place) => [place ? ", " : "", runLink(run)]));
     view.replaceChildren(grid(size, cells, top, sites), legend(top));
   };
   select.addEventListener("change", draw);

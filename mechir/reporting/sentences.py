@@ -1,0 +1,73 @@
+"""How the report says a finding, a number, several of them.
+
+A sentence is a list of parts: text, `{"site": "h8.1"}` (a component), `{"code": "mechir run ..."}`, `{"strong": text}`,
+`{"run": id}` (the run that a number stands on).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+Part = str | dict[str, str]
+Sentence = list[Part]
+NAMED = 4
+"""Components that a sentence names."""
+
+
+def told(row: pd.Series) -> Sentence:
+    """A component with its value, interval, unit, p over all families, and the run that says so."""
+    tested = f", {chance(row['p_all'])}" if pd.notna(row["p_all"]) else ""
+    said: Sentence = [{"site": row["site"]}, f" {number(row['value'])}{interval(row)} {row['unit']}{tested} (run "]
+    return [*said, {"run": row["run_id"]}, ")"]
+
+
+def listed(rows: pd.DataFrame) -> Sentence:
+    """The first components, the unit and the runs that say so once."""
+    first = rows.head(NAMED)
+    unit, rest = first["unit"].iloc[0], f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+    flat: Sentence = []
+    for _, row in first.iterrows():
+        flat += [", " if flat else "", {"site": row["site"]}, f" {number(row['value'])}{interval(row)}"]
+    return [*flat, f"{rest} ({unit}, ", *of_runs(first), ")"]
+
+
+def of_runs(rows: pd.DataFrame) -> Sentence:
+    """The runs that findings stand on."""
+    ids = list(rows["run_id"].unique())
+    return ["run " if len(ids) == 1 else "runs ", *with_commas([{"run": id_} for id_ in ids])]
+
+
+def with_commas(parts: Sequence[Part]) -> Sentence:
+    """Parts one after the other."""
+    flat: Sentence = []
+    for place, part in enumerate(parts):
+        flat += [", " if place else "", part]
+    return flat
+
+
+def queries(rows: pd.DataFrame) -> str:
+    """On how many queries findings were measured."""
+    return counted(int(rows["n_queries"].max()), "query", "queries")
+
+
+def counted(n: int, one: str, several: str) -> str:
+    """A number and what it counts."""
+    return f"{n or 'no'} {one if n == 1 else several}"
+
+
+def number(value: float) -> str:
+    """A number to three digits, with a true minus."""
+    return f"{value:.3g}".replace("-", "\u2212")
+
+
+def interval(row: Mapping[str, Any] | pd.Series) -> str:
+    """The 95 % interval of a row, where it has one."""
+    return f" [{number(row['low'])}, {number(row['high'])}]" if pd.notna(row["low"]) else ""
+
+
+def chance(value: float) -> str:
+    """A p, the smallest as a bound."""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
