@@ -24,7 +24,7 @@ from mechir.registry.findings import of_record
 from mechir.registry.runs import Run, runs
 from mechir.reporting import answers, commands, figures
 from tests import reports
-from tests.models import TOY, TOY_MODEL
+from tests.models import TOY, TOY_MODEL, build, tokenizer
 from tests.test_cli import call
 
 NOT_MEASURED = Shard(1, 2)
@@ -106,6 +106,10 @@ SOURCES: dict[str, Callable[[], tuple[str, Any, dict[str, Any]]]] = {
     "contrasts of a run": lambda: (CONTRASTS, diagnostic("tfc1", "data/toy", run="mine.txt", top_k=2), {}),
     "contrasts of embedded": lambda: (CONTRASTS, diagnostic("tfc1", limit_queries=1), {}),
     "swapped, by another filler": lambda: (CONTRASTS, diagnostic("tfc1", "data/toy", limit_queries=2, swap=True, fillers=["a"]), {}),
+    "a length": lambda: ("vast2025/layer_sweep", mi.collection("data/toy"), {"pool": mi.Pool(limit_queries=2, max_length=24)}),
+    "contrasts of a length": lambda: (CONTRASTS, diagnostic("tfc1", "data/toy", limit_queries=1), {"pool": mi.Pool(max_length=24)}),
+    "other rules": lambda: ("vast2025/layer_sweep", mi.collection("data/toy", duplicates="max", leave_out=0.25), {}),
+    "contrasts by other rules": lambda: (CONTRASTS, diagnostic("tfc1", mi.collection("data/toy", leave_out=0.5), limit_queries=1), {}),
     "published": lambda: (CONTRASTS, diagnostic("mechir-tfc1", "published sets"), {"freeze": "heads+mlps"}),
     "published, sampled": lambda: (CONTRASTS, diagnostic("mechir-tfc1", "published sets", per_grade=1, limit_queries=1), {}),
 }  # fmt: skip
@@ -188,3 +192,20 @@ def test_a_command_that_is_proposed_names_the_folder(begun: Callable[..., Run], 
     )  # fmt: skip
     told = commands.on([reports.record("a/b")], "embedded", "toy")
     assert told == {"model": None, "collection": ["PATH/toy"]}
+
+
+def test_how_a_model_was_asked_to_read_is_said_again(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hf = build("bert", labels=3)
+    hf.save_pretrained(tmp_path / "three")
+    tokenizer("bert").save_pretrained(tmp_path / "three")
+    for asked, flags in (
+        ({"relevant_label": 1}, "--relevant-label 1"),
+        ({"relevant_label": "LABEL_0", "max_length": 32}, "--relevant-label 0 --max-length 32"),
+    ):
+        model = mi.load(tmp_path / "three", **asked)  # type: ignore[arg-type]
+        run = _begun(model, tmp_path / str(asked["relevant_label"]), "vast2025/layer_sweep", mi.collection(TOY))
+        assert flags in figures.command(run.record)
+        monkeypatch.chdir(tmp_path)
+        assert again(run, capsys, tmp_path / f"again {asked['relevant_label']}") == run.id
