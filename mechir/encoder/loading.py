@@ -89,8 +89,8 @@ def assemble(
         options: of `HookedEncoder`.
     """
     hf = hf.to(_number(dtype))
-    model = HookedEncoder(hf, tokenizer, family, name=name, tensors=tensors, **options)
-    return model.to(_device(device))
+    hf = hf.to(_device(device))
+    return HookedEncoder(hf, tokenizer, family, name=name, tensors=tensors, **options)
 
 
 def _number(dtype: str | torch.dtype) -> torch.dtype:
