@@ -37,11 +37,11 @@ from mechir.collection_groups import Collections
 from mechir.contrasts import Contrast
 from mechir.diagnostic_sets import Diagnostic
 from mechir.errors import MechirError, closest
+from mechir.options import by_name, in_normal_form, with_defaults
 from mechir.pairs import Pair
 from mechir.registry import entries
 from mechir.registry.findings import checked, of_record
 from mechir.registry.runs import DEFAULT, Run, open_run
-from mechir.sweep import forwards
 
 SHOWN = 60
 """Of what `prepare` found, characters that are said."""
@@ -65,6 +65,11 @@ class Pool:
     run: str | None = None
     limit_queries: int | None = None
     seed: int = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether the ideal ranking may use judged documents that are not in the pool: where it is a run's."""
+        return self.run is not None or self.top_k is not None
 
     def pairs(self, collection: Source) -> list[Pair]:
         """The pairs, whole queries one after the other."""
@@ -116,7 +121,7 @@ def load_experiment(name: str) -> ModuleType:
     spec.loader.exec_module(module)
     if hasattr(module, "rows_of"):
         of = load_experiment(module.rows_of)
-        for part in ("measure", "prepare", "cost", "interventions"):
+        for part in ("measure", "check", "prepare", "cost", "interventions"):
             if hasattr(of, part):
                 setattr(module, part, getattr(of, part))
     missing = [part for part in ("measure", "summarise", "chart") if not callable(getattr(module, part, None))]
@@ -124,13 +129,6 @@ def load_experiment(name: str) -> ModuleType:
         raise MechirError(f"'{file}' is no experiment: it defines no {' and no '.join(missing)}.")
     module.name = next((key for key, path in known.items() if path == file), file.stem)  # type: ignore[attr-defined]
     return module
-
-
-def options(experiment: ModuleType) -> dict[str, inspect.Parameter]:
-    """The options of an experiment: the keyword-only parameters of its `measure`, but for frames that it finds."""
-    parameters = inspect.signature(experiment.measure, eval_str=True).parameters
-    keywords = {name: one for name, one in parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY}
-    return {name: one for name, one in keywords.items() if one.annotation is not pd.DataFrame}
 
 
 def shown(name: str, summary: pd.DataFrame) -> pd.DataFrame:
@@ -225,16 +223,16 @@ def _measured(
 ) -> tuple[Run, dict[str, Any]]:
     """The run of what is `asked` with the units of this shard in it, and the options with those that it found."""
     model, source, pool, say = (asked[name] for name in ("model", "source", "pool", "say"))
-    given = chosen
-    if hasattr(module, "interventions"):
-        forwards(model, module.interventions(model, **chosen))  # refuses what does not fit before writing
     material, skipped = material_of(module, model, source, pool)
+    known = known_of(source, pool, asked["registry"])
+    given = chosen = in_normal_form(module, model, material, chosen, known)
     if hasattr(module, "prepare"):
-        known = {"collection": source, "collections": source, "pool": pool, "registry": asked["registry"]}
         known["run"] = partial(run, **asked)
-        material, found = module.prepare(model, material, **_by_name(module.prepare, known), **chosen)
+        material, found = module.prepare(model, material, **by_name(module.prepare, known), **chosen)
         _say_found(found, say)
         chosen = chosen | found
+        if not material:
+            raise MechirError(f"Nothing of this pool is left to measure for '{module.name}': take more queries.")
     cut = units(material)
     identity = provenance.identity_of(module, model, source, material, pool, chosen)
     identity |= {"fresh": secrets.token_hex(8)} if fresh else {}
@@ -251,6 +249,11 @@ def _measured(
     return stored, chosen
 
 
+def known_of(source: Source, pool: Pool, registry: Path) -> dict[str, Any]:
+    """What `check` and `prepare` may ask for by name."""
+    return {"collection": source, "collections": source, "pool": pool, "registry": registry}
+
+
 def pairs_of(material: Sequence[Any]) -> list[Pair]:
     """The pairs, of contrasts the bases."""
     return [one.base if isinstance(one, Contrast) else one for one in material]
@@ -260,8 +263,7 @@ def _frames(
     source: Source, material: Material, pool: Pool, skipped: pd.DataFrame | None, chosen: Mapping[str, Any]
 ) -> dict[str, pd.DataFrame]:
     """What is stored beside the rows: judgments, what was left out, and frames that `prepare` found."""
-    full = pool.run is not None or pool.top_k is not None
-    frames = {"judged": source.judged(pairs_of(material), full=full)}
+    frames = {"judged": source.judged(pairs_of(material), full=pool.full)}
     frames |= {name: one for name, one in chosen.items() if isinstance(one, pd.DataFrame)}
     return frames if skipped is None else frames | {"skipped": skipped}
 
@@ -329,7 +331,7 @@ def _finish(stored: Run, module: ModuleType, known: Mapping[str, Any]) -> None:
     from mechir.views import charts
 
     if not (stored.path / "summary.parquet").is_file():
-        summary = module.summarise(stored.rows, stored.judged, **_by_name(module.summarise, known))
+        summary = module.summarise(stored.rows, stored.judged, **by_name(module.summarise, known))
         charts.save(module.chart(summary), stored.path / "chart")
         stored.write_record(stored.record | {"seconds": round(stored.seconds, 1)})
         stored.write_frame("summary", summary)
@@ -337,26 +339,8 @@ def _finish(stored: Run, module: ModuleType, known: Mapping[str, Any]) -> None:
     if hasattr(module, "findings") and not entries.has_findings(registry, stored.id):
         of = of_record(stored.record)
         asks = {"summary": stored.summary, "rows": stored.rows} | of | dict(known)
-        found = module.findings(**_by_name(module.findings, asks))
+        found = module.findings(**by_name(module.findings, asks))
         entries.record(registry, stored.id, checked(found, of))
-
-
-def _by_name(function: Callable[..., Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """What a function asks for by name among what is known."""
-    return {name: known[name] for name in inspect.signature(function).parameters if name in known}
-
-
-def with_defaults(module: ModuleType, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of an experiment, as chosen or by default.
-
-    Raises:
-        MechirError: for one that it does not take.
-    """
-    known = options(module)
-    for name in chosen:
-        if name not in known:
-            raise MechirError(f"'{module.name}' has no option '{name}': it takes {', '.join(known) or 'none'}.")
-    return {name: chosen.get(name, one.default) for name, one in known.items()}
 
 
 def _duration(seconds: float) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import mechir as mi
-from mechir import experiment, planted
+from mechir import experiment, options, planted
 from mechir.collection_groups import Collections, collections
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
@@ -237,7 +237,7 @@ def test_each_says_what_it_costs(toy: HookedEncoder, name: str) -> None:
     pairs = POOL.pairs(mi.collection(TOY))
     module = experiment.load_experiment(f"vast2024/{name}")
     assert estimate(module, toy, pairs)["forwards"] >= 15 * len(pairs)
-    assert "sets" not in experiment.options(module) and "tol" in experiment.options(module)
+    assert "sets" not in options.options(module) and "tol" in options.options(module)
 
 
 def test_shards_fill_the_rows_that_another_experiment_summarises(

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from mechir.cli.options import MODEL, collection_option, shared
+from mechir.cli.options import MODEL, Command, collection_option, shared
 
 
-@click.command()
+@click.command(cls=Command)
 @shared(*MODEL, *collection_option())
 @click.option("--mask", multiple=True, help="e.g. 'doc<-query@0-5'; may be repeated.")
 @click.option("--ablate", multiple=True, help="h8.1, n5.1203, mlp3 or attn3; may be repeated.")
@@ -31,18 +31,23 @@ def score(
     """Writes a TREC run of all judged pairs, intact or under masks and ablations."""
     from mechir import Ablate, Mask
     from mechir import collection as open_collection
+    from mechir.atomic import refuse_unwritable
     from mechir.encoder.default import load
+    from mechir.interventions import RENORMALISED
     from mechir.methods.ranking import write_trec_run
 
-    do = [*(Mask.parse(text, renormalise=renormalise) for text in mask), *(Ablate(site) for site in ablate)]
+    refuse_unwritable(out)  # before anything is scored
+    masks = dict.fromkeys(Mask.parse(text, renormalise=renormalise) for text in mask)
+    ablated = dict.fromkeys(Ablate(site) for site in ablate)
     pairs = open_collection(collection or "embedded").pairs(limit_queries=limit_queries, easy_negatives=0)
-    scores = load(model, dtype=dtype, device=device).score(pairs, do, readout=readout)
-    said = ["mechir", readout, *mask, *(["renormalised"] if renormalise else []), *ablate]
+    scores = load(model, dtype=dtype, device=device).score(pairs, [*masks, *ablated], readout=readout)
+    named = [str(one).removesuffix(RENORMALISED) for one in masks]
+    said = ["mechir", readout, *named, *(["renormalised"] if renormalise else []), *(str(one.site) for one in ablated)]
     write_trec_run(out, pairs, scores.tolist(), tag="-".join(said).replace(" ", ""))
     click.echo(f"Wrote {out}: {len(pairs)} pairs by {readout}")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("model")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A directory that does not exist yet.")
 def convert(model: str, out: Path) -> None:
@@ -53,7 +58,7 @@ def convert(model: str, out: Path) -> None:
     click.echo(f"Wrote {out}: {record['tensors']} tensors, sha256 {record['safetensors_sha256']}")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("name", metavar="MODEL_OR_DATASET")
 def fetch(name: str) -> None:
     """Downloads a hub model or an ir_datasets collection where there is a network, for nodes that have none."""

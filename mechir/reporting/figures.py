@@ -13,8 +13,9 @@ from typing import Any
 import pandas as pd
 
 from mechir.diagnostic_sets import FILLERS
-from mechir.experiment import experiments, load_experiment, options, shown
+from mechir.experiment import experiments, load_experiment, shown
 from mechir.irds import is_dataset
+from mechir.options import options
 from mechir.registry.runs import Run
 
 FIRST = (
