@@ -6,11 +6,12 @@ where that is not all of it, and `findings(summary)` what the registry is told o
 `contrasts` in the place of pairs runs on a diagnostic set; one with `rows_of = "paper/experiment"` in the place of
 `measure` summarises the rows of that one.
 
-`prepare(model, material, **options)` returns what is measured, and options or frames that it found on the rest. It may
-ask by name for the `collection`, for `collections` (one or several in groups), the `pool`, the `registry` and `run`,
-which runs another experiment on the same source; `summarise` for these, the `model` and any option, `findings` for all
-of it and `rows`. `EMBEDDED` is the pool of the embedded collection that it takes on the command line by default; where
-`REPORT` is true a report follows.
+`check(model, material, **options)` refuses what does not fit before anything is measured or written, and returns the
+options that it writes in their normal form. `prepare(model, material, **options)` returns what is measured, and options
+or frames that it found on the rest. Both may ask by name for the `collection`, for `collections` (one or several in
+groups), the `pool` and the `registry`, `prepare` also for `run`, which runs another experiment on the same source;
+`summarise` for these, the `model` and any option, `findings` for all of it and `rows`. `EMBEDDED` is the pool of the
+embedded collection that it takes on the command line by default; where `REPORT` is true a report follows.
 A unit is a run of whole queries and one call of `measure`; batches never cross it, so a part does not depend on which
 process computed it, or when.
 """

@@ -12,7 +12,7 @@ from mechir.encoder import HookedEncoder
 from mechir.pairs import Pair
 from tests import models
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(2, os.cpu_count() or 1))))
 
 
 @pytest.fixture(scope="session")
