@@ -16,7 +16,19 @@ from mechir.diagnostic_sets import diagnostic
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.experiment import Pool, known_of, load_experiment, material_of, source_of
-from mechir.methods import checks, lens, lexical, matching, pruning, schemes, soft_tf
+from mechir.methods import (
+    checks,
+    importance,
+    lens,
+    lexical,
+    matching,
+    patching,
+    pruning,
+    ranking,
+    schemes,
+    soft_tf,
+    spectra,
+)
 from mechir.methods.walk import Way
 from mechir.options import in_normal_form, options, with_defaults
 from mechir.pairs import Pair, split_queries
@@ -42,6 +54,10 @@ def attention(queries: int) -> pd.DataFrame:
     """Rows as of `attention_by_grade` for so many queries with both grades."""
     rows = [(f"q{k}", grade, "query<-doc", "h0.0", grade + k / 7) for k in range(queries) for grade in (0, 3)]
     return pd.DataFrame(rows, columns=["query_id", "grade", "direction", "site", "mean_max"])
+
+
+def scored() -> pd.DataFrame:
+    return pd.DataFrame({"query_id": ["q0", "q0"], "doc_id": ["d1", "d0"], "score": [2.0, 1.0]})
 
 
 GRADES = {"relevant": 3, "hard": 0, "weak": 0}
@@ -89,6 +105,37 @@ BOUNDS: dict[str, tuple[str, Callable[[int], Any], int]] = {
     ),
     "occurrences": (r"k=-1 is no number of occurrences: write 0 or more", lambda n: diagnostics.Tfc2(n), 0),
     "repetitions": (r"times=1 repeats nothing: write 2 or more", lambda n: diagnostics.Lnc2(n), 2),
+    "vectors": (
+        r"vectors=0 is out of range: write 1 or more",
+        lambda n: lexical.idf_correlations(mi.load(TOY_MODEL), IDF, vectors=n, draws=1),
+        1,
+    ),
+    "frames": (
+        r"draws=0 is out of range: write 1 or more",
+        lambda n: spectra.qk_spectra(mi.load(TOY_MODEL), draws=n),
+        1,
+    ),
+    "heads of the largest effect": (
+        r"top=0 is out of range: write 1 or more",
+        lambda n: patching.largest(pd.DataFrame({"site": ["h0.0"], "query_id": ["q"], "effect": [1.0]}), "site", n),
+        1,
+    ),
+    "delta": (
+        r"delta=-1.0 is out of range: write 0 or more",
+        lambda n: matching.compare_grades(attention(2), GRADES, delta=float(n)),
+        0,
+    ),
+    "words": (r"words=0 is out of range: write 1 or more", lambda n: list(soft_tf.dosed(pairs("1"), words=n)), 1),
+    "pairs of a label": (
+        r"take=-1 is out of range: write 0 or more",
+        lambda n: importance.labelled([Pair("a", "b", "c::q", "d", grade) for grade in (0, 1)], {"c": 1}, n),
+        0,
+    ),
+    "cutoff": (
+        r"k=0 is out of range: write 1 or more",
+        lambda n: ranking.ndcg(scored(), frame(pairs("10")).assign(doc_id=["d1", "d0"]), n),
+        1,
+    ),
     "steps": (r"steps=0 is out of range: write 1 to 512", lambda n: Way(steps=n), 1),
 }  # fmt: skip
 

@@ -17,7 +17,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from mechir.collection_groups import Collections, collection_of
-from mechir.errors import MechirError
+from mechir.errors import MechirError, refuse_below
 from mechir.methods.conductance import KIND, conductance, parts
 from mechir.methods.schemes import LABELS
 from mechir.pairs import Pair
@@ -72,6 +72,7 @@ def labelled(pairs: Sequence[Pair], lowest: Mapping[str, int], take: int = 0) ->
     Raises:
         MechirError: when a collection's pairs are all relevant, or none is.
     """
+    refuse_below(0, take=take)
     seen, of_label = Counter[tuple[str, int]](), Counter[tuple[str, int]]()
     kept = []
     for pair in pairs:

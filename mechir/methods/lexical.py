@@ -20,7 +20,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from mechir.collection import Collection
-from mechir.errors import MechirError
+from mechir.errors import MechirError, refuse_below
 from mechir.pairs import Pair
 from mechir.subspaces import Subspace
 
@@ -52,6 +52,7 @@ class Counts(NamedTuple):
 
 def collection_counts(model: Any, collection: Collection, *, limit: int = 50_000) -> Counts:
     """Word pieces in the documents of a collection, or in `limit` at even distances where it has more."""
+    refuse_below(1, limit=limit)
     texts, lengths = collection.texts(limit), list[int]()
 
     def counted() -> Iterator[list[int]]:
@@ -168,6 +169,7 @@ def idf_correlations(
     Raises:
         MechirError: for fewer than 10 word pieces.
     """
+    refuse_below(1, vectors=vectors, draws=draws)
     known = {piece: value for piece, value in idf.items() if value > 0}
     if len(known) < LEAST:
         raise MechirError(f"{len(known)} word pieces have an IDF above 0: correlations need {LEAST} or more.")
@@ -220,6 +222,11 @@ def singular_direction(model: Any, vector: int = 0, sign: int = 1) -> Subspace:
 
     Where `idf_correlations` gives it a negative r, sign = -1 turns it up with IDF.
     """
+    if not 0 <= vector < min(model.W_E.shape) or sign not in (-1, 1):
+        last = min(model.W_E.shape) - 1
+        raise MechirError(
+            f"vector={vector}, sign={sign} is out of range: W_E has vectors 0-{last}, the sign is 1 or -1."
+        )
     _, _, vt = embedding_svd(model, vector + 1)
     return Subspace.span(vt[vector] * sign, f"singular vector {vector} of W_E, sign {sign}", model=model.fingerprint)
 

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mechir.contrasts import ROLES, Contrast, ContrastBatch, EncodedContrasts, encode_contrasts
-from mechir.errors import MechirError
+from mechir.errors import MechirError, refuse_below
 from mechir.interventions import Splice
 from mechir.pairs import progress_bar, split_queries
 from mechir.segments import FIVE, Segment
@@ -110,6 +110,7 @@ def choose_heads(
 
 def largest(rows: pd.DataFrame, by: str, top: int) -> list[str]:
     """The `top` names in column `by` with the largest mean effect over queries, whatever its sign."""
+    refuse_below(1, top=top)
     means = rows.groupby([by, "query_id"])["effect"].mean().groupby(by).mean()
     return means.abs().sort_values(ascending=False, kind="stable").index[:top].tolist()
 

@@ -18,7 +18,7 @@ from scipy import optimize
 from torch import Tensor
 
 from mechir.diagnostics import Term
-from mechir.errors import MechirError
+from mechir.errors import MechirError, refuse_below
 from mechir.hooks import EveryLayer
 from mechir.methods.groups import crossed
 from mechir.methods.lexical import pieces_of
@@ -48,6 +48,7 @@ def dosed(pairs: Sequence[Pair], *, filler: str = "a", words: int = 40, seed: in
     For "tf" all texts have the same number of words: `filler` stands
     where the word does not (TFC2). For "length" the document is repeated (LNC2). Documents are cut to `words` words.
     """
+    refuse_below(1, words=words)
     for pair in pairs:
         term = Term(seed=seed)(pair)
         text = pair.document.split()[:words]
@@ -157,6 +158,7 @@ def saturation(
     Raises:
         MechirError: for fewer than three different frequencies.
     """
+    refuse_below(1, draws=draws)
     if len(np.unique(tf)) < FREQUENCIES:
         raise MechirError("A saturation curve needs three different term frequencies or more.")
     base, size, k1 = _fit(tf, mass)
