@@ -52,7 +52,7 @@ _LATER = {
     "sql": "mechir.registry.queries",
     "links": "mechir.registry.links",
     "dossier": "mechir.registry.dossier",
-    "Pool": "mechir.experiment",
+    "Pool": "mechir.material",
     "export": "mechir.exporting",
 }
 _LATER_MODULES = ("planted", "diagnostics", "show")

@@ -41,6 +41,13 @@ def whole(target: Path, *, once: bool = False) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def refuse_unwritable(target: Path) -> None:
+    """Refuses a file that could not be written at the end of a long computation."""
+    if target.is_dir() or not (target.parent.is_dir() and os.access(target.parent, os.W_OK)):
+        why = "is a directory" if target.is_dir() else "its directory is not there, or cannot be written to"
+        raise MechirError(f"Cannot write '{target}' ({why}): give another file to write.")
+
+
 def written(target: Path, write: Callable[[Path], object]) -> Path:
     """The file that the user asked for, as `write` leaves it.
 

@@ -93,6 +93,7 @@ class Unreadable(NamedTuple):
 
 TOO_LONG, CUT_QUERY = "query too long for the model", "query would be cut"
 NO_TEXT, EMPTY, NO_PIECE = "not a text", "empty text", "no word piece"
+REASONS = (TOO_LONG, CUT_QUERY, NO_TEXT, EMPTY, NO_PIECE)
 """Why pairs are not read."""
 
 

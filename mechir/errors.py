@@ -15,3 +15,10 @@ def closest(word: str, known: Iterable[str], n: int = 3) -> str:
     known = list(known)
     matches = difflib.get_close_matches(word, known, n=n, cutoff=0.0)
     return ", ".join(f"'{match}'" for match in matches or known[:n])
+
+
+def refuse_below(least: int, **arguments: int | float | None) -> None:
+    """Refuses numbers below the least that makes sense, by the argument's name; None is left to the function."""
+    for name, value in arguments.items():
+        if value is not None and not value >= least:
+            raise MechirError(f"{name}={value} is out of range: write {least} or more.")

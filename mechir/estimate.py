@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-from mechir.experiment import load_experiment, pairs_of, with_defaults
+from mechir.experiment import load_experiment
+from mechir.material import pairs_of
+from mechir.options import with_defaults
 from mechir.sweep import forwards
 
 

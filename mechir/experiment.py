@@ -6,11 +6,12 @@ where that is not all of it, and `findings(summary)` what the registry is told o
 `contrasts` in the place of pairs runs on a diagnostic set; one with `rows_of = "paper/experiment"` in the place of
 `measure` summarises the rows of that one.
 
-`prepare(model, material, **options)` returns what is measured, and options or frames that it found on the rest. It may
-ask by name for the `collection`, for `collections` (one or several in groups), the `pool`, the `registry` and `run`,
-which runs another experiment on the same source; `summarise` for these, the `model` and any option, `findings` for all
-of it and `rows`. `EMBEDDED` is the pool of the embedded collection that it takes on the command line by default; where
-`REPORT` is true a report follows.
+`check(model, material, **options)` refuses what does not fit before anything is measured or written, and returns the
+options that it writes in their normal form. `prepare(model, material, **options)` returns what is measured, and options
+or frames that it found on the rest. Both may ask by name for the `collection`, for `collections` (one or several in
+groups), the `pool` and the `registry`, `prepare` also for `run`, which runs another experiment on the same source;
+`summarise` for these, the `model` and any option, `findings` for all of it and `rows`. `EMBEDDED` is the pool of the
+embedded collection that it takes on the command line by default; where `REPORT` is true a report follows.
 A unit is a run of whole queries and one call of `measure`; batches never cross it, so a part does not depend on which
 process computed it, or when.
 """
@@ -18,65 +19,32 @@ process computed it, or when.
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
 import mechir
 from mechir import provenance
-from mechir.collection import Collection
-from mechir.collection_groups import Collections
-from mechir.contrasts import Contrast
-from mechir.diagnostic_sets import Diagnostic
 from mechir.encoder.intact import refuse_altered
+from mechir.encoding import REASONS
 from mechir.errors import MechirError, closest
-from mechir.pairs import Pair
-from mechir.pools import Sample
+from mechir.material import Material, Pool, Source, Taken, material_of, pairs_of, source_of, takes_contrasts
+from mechir.options import by_name, in_normal_form, with_defaults
 from mechir.registry import entries
 from mechir.registry.findings import checked, of_record, placed
 from mechir.registry.runs import DEFAULT, Run, open_run
-from mechir.sweep import forwards
 
 SHOWN = 60
 """Of what `prepare` found, characters that are said."""
-ALONE = "in"
-"""The group of a collection that is given without one."""
 UNIT = 128
 """A unit is closed at the first whole query that brings it to this many pairs."""
-
-
-Source = Any
-"""A `Collection`, `Collections` or, for experiments on contrasts, a `Diagnostic`."""
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Which pairs of a collection are scored: the arguments of `Collection.pairs`, as given."""
-
-    per_grade: int | None = None
-    easy_negatives: int | None = None
-    top_k: int | None = None
-    run: str | None = None
-    limit_queries: int | None = None
-    seed: int = 0
-    max_length: int | None = None
-    """Word pieces of a pair that are read; by default what the model says."""
-
-    def pairs(self, collection: Source) -> list[Pair]:
-        """The pairs, whole queries one after the other."""
-        return self.sample(collection).pairs
-
-    def sample(self, collection: Source) -> Sample:
-        """The pairs, and what was left out."""
-        return collection.sample(**{name: value for name, value in vars(self).items() if name != "max_length"})
 
 
 @dataclass(frozen=True)
@@ -124,7 +92,7 @@ def load_experiment(name: str) -> ModuleType:
     spec.loader.exec_module(module)
     if hasattr(module, "rows_of"):
         of = load_experiment(module.rows_of)
-        for part in ("measure", "prepare", "cost", "interventions"):
+        for part in ("measure", "check", "prepare", "cost", "interventions"):
             if hasattr(of, part):
                 setattr(module, part, getattr(of, part))
     missing = [part for part in ("measure", "summarise", "chart") if not callable(getattr(module, part, None))]
@@ -132,13 +100,6 @@ def load_experiment(name: str) -> ModuleType:
         raise MechirError(f"'{file}' is no experiment: it defines no {' and no '.join(missing)}.")
     module.name = next((key for key, path in known.items() if path == file), file.stem)  # type: ignore[attr-defined]
     return module
-
-
-def options(experiment: ModuleType) -> dict[str, inspect.Parameter]:
-    """The options of an experiment: the keyword-only parameters of its `measure`, but for frames that it finds."""
-    parameters = inspect.signature(experiment.measure, eval_str=True).parameters
-    keywords = {name: one for name, one in parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY}
-    return {name: one for name, one in keywords.items() if one.annotation is not pd.DataFrame}
 
 
 def shown(name: str, summary: pd.DataFrame) -> pd.DataFrame:
@@ -149,23 +110,8 @@ def shown(name: str, summary: pd.DataFrame) -> pd.DataFrame:
     return summary if table is None else table(summary)
 
 
-def takes_contrasts(experiment: ModuleType) -> bool:
-    """Whether an experiment runs on contrasts (of a diagnostic set) rather than on pairs."""
-    return "contrasts" in inspect.signature(experiment.measure).parameters
-
-
-def takes_groups(experiment: ModuleType) -> bool:
-    """Whether an experiment measures collections in groups (`in:PATH`, `out:PATH`) together."""
-    prepare = getattr(experiment, "prepare", None)
-    return prepare is not None and "collections" in inspect.signature(prepare).parameters
-
-
 def _what(module: ModuleType) -> str:
     return "contrasts" if takes_contrasts(module) else "pairs"
-
-
-Material = list[Any]
-"""What an experiment runs on: pairs, or contrasts."""
 
 
 def units(pairs: Sequence[Any]) -> list[list[Any]]:
@@ -236,18 +182,18 @@ def _measured(
 ) -> tuple[Run, dict[str, Any]]:
     """The run of what is `asked` with the units of this shard in it, and the options with those that it found."""
     model, source, pool, say = (asked[name] for name in ("model", "source", "pool", "say"))
-    given = chosen
-    if hasattr(module, "interventions"):
-        forwards(model, module.interventions(model, **chosen))  # refuses what does not fit before writing
     taken = material_of(module, model, source, pool)
     material = taken.material
+    known = known_of(source, pool, asked["registry"])
+    given = chosen = in_normal_form(module, model, material, chosen, known)
     provenance.certificate(model, pairs_of(material))
     if hasattr(module, "prepare"):
-        known = {"collection": source, "collections": source, "pool": pool, "registry": asked["registry"]}
         known["run"] = partial(run, **asked)
-        material, found = module.prepare(model, material, **_by_name(module.prepare, known), **chosen)
+        material, found = module.prepare(model, material, **by_name(module.prepare, known), **chosen)
         _say_found(found, say)
         chosen = chosen | found
+        if not material:
+            raise MechirError(f"Nothing of this pool is left to measure for '{module.name}': take more queries.")
     cut = units(material)
     identity = provenance.identity_of(module, model, source, material, pool, chosen)
     identity |= {"fresh": secrets.token_hex(8)} if fresh else {}
@@ -267,17 +213,21 @@ def _measured(
     return stored, chosen
 
 
-def pairs_of(material: Sequence[Any]) -> list[Pair]:
-    """The pairs, of contrasts the bases."""
-    return [one.base if isinstance(one, Contrast) else one for one in material]
+def known_of(source: Source, pool: Pool, registry: Path) -> dict[str, Any]:
+    """What `check` and `prepare` may ask for by name."""
+    return {"collection": source, "collections": source, "pool": pool, "registry": registry}
 
 
 def _frames(
     source: Source, material: Material, pool: Pool, taken: Taken, chosen: Mapping[str, Any]
 ) -> dict[str, pd.DataFrame]:
     """What is stored beside the rows: judgments, what was left out, and frames that `prepare` found."""
-    full = pool.run is not None or pool.top_k is not None
-    frames = {"judged": source.judged(pairs_of(material), full=full)}
+    judged = source.judged(pairs_of(material), full=pool.full)
+    if taken.left_out is not None:  # what the model cannot read is in no ideal ranking either
+        unread = taken.left_out[taken.left_out["reason"].isin(REASONS)]
+        gone = pd.MultiIndex.from_frame(unread[["query_id", "doc_id"]])
+        judged = judged[~pd.MultiIndex.from_frame(judged[["query_id", "doc_id"]]).isin(gone)].reset_index(drop=True)
+    frames = {"judged": judged}
     frames |= {name: one for name, one in chosen.items() if isinstance(one, pd.DataFrame)}
     if taken.left_out is not None and len(taken.left_out):
         frames["left_out"] = taken.left_out
@@ -290,45 +240,6 @@ def _say_found(found: Mapping[str, Any], say: Callable[[str], None]) -> None:
     short = {name: one if len(one) <= SHOWN else f"{one[:SHOWN]}..." for name, one in told.items()}
     if short:
         say(f"found: {', '.join(f'{name} {one}' for name, one in short.items())}")
-
-
-def source_of(module: ModuleType, source: Source) -> Source:
-    """The source as the experiment takes it: one collection alone is a group of one where groups are taken.
-
-    Raises:
-        MechirError: for collections in groups that the experiment does not take.
-    """
-    if takes_groups(module) and isinstance(source, Collection):
-        return Collections(((ALONE, source),))
-    if isinstance(source, Collections) and not takes_groups(module):
-        raise MechirError(f"'{module.name}' takes no groups: write --collection without '{source.members[0][0]}:'.")
-    return source
-
-
-class Taken(NamedTuple):
-    """What an experiment runs on, pairs that gave no contrast (`skipped`), and what the collection left out."""
-
-    material: Material
-    skipped: pd.DataFrame | None
-    left_out: pd.DataFrame | None
-
-
-def material_of(module: ModuleType, model: Any, source: Source, pool: Pool) -> Taken:
-    """The pairs or contrasts that an experiment runs on, and which were left out and why.
-
-    Raises:
-        MechirError: when the experiment runs on the other kind.
-    """
-    if isinstance(source, Diagnostic):
-        if not takes_contrasts(module):
-            raise MechirError(f"'{module.name}' runs on pairs, not on contrasts: give a collection.")
-        if replace(pool, max_length=None) != Pool():
-            raise MechirError("A diagnostic set is sampled when it is made: write diagnostic(..., limit_queries=20).")
-        return Taken(*source.align(model), source.left_out)
-    if takes_contrasts(module):
-        raise MechirError(f"'{module.name}' runs on contrasts: give a diagnostic set such as diagnostic('tfc1').")
-    sample = pool.sample(source)
-    return Taken(sample.pairs, None, sample.left_out)
 
 
 def _compute(
@@ -356,7 +267,7 @@ def _finish(stored: Run, module: ModuleType, known: Mapping[str, Any]) -> None:
     from mechir.views import charts
 
     if not (stored.path / "summary.parquet").is_file():
-        summary = module.summarise(stored.rows, stored.judged, **_by_name(module.summarise, known))
+        summary = module.summarise(stored.rows, stored.judged, **by_name(module.summarise, known))
         charts.save(module.chart(summary), stored.path / "chart")
         measured = {"seconds": round(stored.seconds, 1), "quality": provenance.quality(stored)}
         stored.write_record(stored.record | measured)
@@ -365,26 +276,8 @@ def _finish(stored: Run, module: ModuleType, known: Mapping[str, Any]) -> None:
     if hasattr(module, "findings") and not entries.has_findings(registry, stored.id):
         of = of_record(stored.record)
         asks = {"summary": stored.summary, "rows": stored.rows} | of | dict(known)
-        found = module.findings(**_by_name(module.findings, asks))
+        found = module.findings(**by_name(module.findings, asks))
         entries.record(registry, stored.id, checked(placed(found, stored.record), of))
-
-
-def _by_name(function: Callable[..., Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """What a function asks for by name among what is known."""
-    return {name: known[name] for name in inspect.signature(function).parameters if name in known}
-
-
-def with_defaults(module: ModuleType, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of an experiment, as chosen or by default.
-
-    Raises:
-        MechirError: for one that it does not take.
-    """
-    known = options(module)
-    for name in chosen:
-        if name not in known:
-            raise MechirError(f"'{module.name}' has no option '{name}': it takes {', '.join(known) or 'none'}.")
-    return {name: chosen.get(name, one.default) for name, one in known.items()}
 
 
 def _duration(seconds: float) -> str:

@@ -7,7 +7,6 @@ with equal edits in a layer share that layer in a sweep. To add one, write a fro
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +20,18 @@ from mechir.errors import MechirError
 from mechir.hooks import EveryLayer, Hook
 from mechir.pairs import Batch
 from mechir.segments import Direction, Segment
-from mechir.sites import Attn, Head, Mlp, Neuron, Resid, Site, parse_site
+from mechir.sites import (
+    Attn,
+    Head,
+    Mlp,
+    Neuron,
+    Resid,
+    Site,
+    heads_in_order,
+    layers_in_order,
+    layers_or_heads,
+    parse_site,
+)
 
 RENORMALISED = " renormalised"
 """Ends the name of a direction that is cut before the softmax."""
@@ -40,8 +50,8 @@ class Mask:
 
     Args:
         direction: `reader<-source`, e.g. "doc<-query", "D<-Q", "cls<-query|doc", "doc<-all".
-        layers: which layers, e.g. `range(0, 6)`, an int, or None for all.
-        heads: these `Head`s only (layers are then theirs), or None for all heads.
+        layers: which layers, e.g. `range(0, 6)`, an int, or None for all; order and repetition mean nothing.
+        heads: these heads only (layers are then theirs), e.g. "h8.1" or `[Head(8, 1)]`, or None for all; likewise.
         renormalise: before the softmax rather than after it.
     """
 
@@ -53,15 +63,15 @@ class Mask:
     def __init__(
         self,
         direction: str | Direction,
-        layers: int | Iterable[int] | None = None,
+        layers: Any = None,
         heads: Any = None,
         renormalise: bool = False,
     ) -> None:
         if layers is not None and heads is not None:
             raise MechirError("A Mask takes layers= or heads=, not both: a head names its layer, e.g. Head(8, 1).")
         object.__setattr__(self, "direction", Direction.parse(direction))
-        object.__setattr__(self, "layers", _layers(layers))
-        object.__setattr__(self, "heads", None if heads is None else tuple(sorted(_sites(heads, Head))))
+        object.__setattr__(self, "layers", layers_in_order(layers))
+        object.__setattr__(self, "heads", None if heads is None else heads_in_order(heads))
         object.__setattr__(self, "renormalise", renormalise)
 
     def __repr__(self) -> str:
@@ -83,23 +93,13 @@ class Mask:
         Raises:
             MechirError: for anything else.
         """
-        direction, _, where = text.partition("@")
-        parts = [part.strip() for part in where.split(",") if part.strip()]
-        if not where:
+        direction, at, where = text.partition("@")
+        if not at:
             return cls(direction, renormalise=renormalise)
-        if parts and all(part.startswith("h") for part in parts):
-            return cls(direction, heads=[_head(part) for part in parts], renormalise=renormalise)
-        layers: list[int] = []
-        for part in parts:
-            match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
-            if not match or (match[2] and int(match[2]) < int(match[1])):
-                raise MechirError(
-                    f"Cannot read '@{where}' in '{text}': write @0-5, @0,3 (layers) or @h8.1,h8.3 (heads)."
-                )
-            layers += range(int(match[1]), int(match[2] or match[1]) + 1)
-        if not layers:
+        chosen = layers_or_heads(where)
+        if chosen is None:
             raise MechirError(f"Cannot read '@{where}' in '{text}': write @0-5, @0,3 (layers) or @h8.1,h8.3 (heads).")
-        return cls(direction, layers, renormalise=renormalise)
+        return cls(direction, **chosen, renormalise=renormalise)
 
     def hooks(self, batch: Batch) -> list[Hook]:
         """The edits, on the scores where `renormalise`, else on the pattern."""
@@ -287,30 +287,6 @@ def _check_index(indices: Iterable[int], size: int, what: str, hook: Any) -> Non
             raise MechirError(f"{what} {index} is out of range: layer {layer} has {what.lower()}s 0-{size - 1}.")
 
 
-def _layers(layers: int | Iterable[int] | None) -> tuple[int, ...] | None:
-    if layers is None:
-        return None
-    listed = (layers,) if isinstance(layers, int) else tuple(sorted(set(layers)))
-    if not listed or listed[0] < 0:
-        raise MechirError(f"layers={layers!r} names no layer: count from 0, e.g. layers=range(0, 6), or leave it out.")
-    return listed
-
-
-def _sites(sites: Any, kind: type) -> list[Any]:
-    listed = [sites] if isinstance(sites, kind) else list(sites)
-    for site in listed:
-        if not isinstance(site, kind):
-            raise MechirError(f"{site!r} is no {kind.__name__}: write e.g. heads=[Head(8, 1), Head(8, 3)].")
-    return listed
-
-
-def _head(text: str) -> Head:
-    site = parse_site(text)
-    if not isinstance(site, Head):
-        raise MechirError(f"'{text}' is no head: write e.g. doc<-query@h8.1,h8.3.")
-    return site
-
-
 @dataclass(frozen=True)
 class Prune:
     """Sets neurons (after the activation) and heads (z) to 0 at every position: `Prune(["n5.12", "h3.1"])`.
@@ -319,7 +295,7 @@ class Prune:
     bias stays.
 
     Args:
-        sites: neurons and heads, each once.
+        sites: neurons and heads, each once; their order means nothing.
     """
 
     sites: tuple[Neuron | Head, ...]
@@ -332,7 +308,7 @@ class Prune:
         if len(set(parsed)) < len(parsed):
             twice = next(site for site in parsed if parsed.count(site) > 1)
             raise MechirError(f"'{twice}' is to be pruned more than once: give each unit once.")
-        object.__setattr__(self, "sites", parsed)
+        object.__setattr__(self, "sites", tuple(sorted(parsed, key=lambda site: (site.layer, site.hook, site[1]))))
 
     def hooks(self, batch: Batch) -> list[Hook]:
         """One edit for the neurons and one for the heads of each layer."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+import operator
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -221,3 +223,56 @@ def parse_site(text: str) -> Head | Neuron | Mlp | Attn | Resid:
     raise MechirError(
         f"Cannot read '{text}' as a site. Write h8.1 (head), n5.1203 (neuron), mlp3, attn3 or resid0, counting from 0."
     )
+
+
+def layers_in_order(layers: Any) -> tuple[int, ...] | None:
+    """Layers in their order, each once; None for all.
+
+    Raises:
+        MechirError: for none, or what is no layer.
+    """
+    if layers is None:
+        return None
+    listed = [layers] if isinstance(layers, numbers.Integral) else layers
+    try:
+        found = tuple(sorted({operator.index(layer) for layer in listed}))
+    except TypeError:
+        found = ()
+    if not found or found[0] < 0 or any(isinstance(layer, bool) for layer in listed):
+        raise MechirError(f"layers={layers!r} names no layer: count from 0, e.g. layers=range(0, 6), or leave it out.")
+    return found
+
+
+def heads_in_order(heads: Any) -> tuple[Head, ...]:
+    """Whole heads by layer, each once, given as values or as text.
+
+    Raises:
+        MechirError: for none, or what is no head.
+    """
+    listed = [heads] if isinstance(heads, Head) or (isinstance(heads, str) and heads) else list(heads)
+    found: list[Any] = [parse_site(one) if isinstance(one, str) else one for one in listed]
+    for head in found:
+        if not isinstance(head, Head):
+            raise MechirError(f"{head!r} is no Head: write e.g. heads=[Head(8, 1), Head(8, 3)].")
+        if head.part != "z":
+            whole = Head(head.layer, head.head)
+            raise MechirError(f"'{head}' is a part of a head, and a mask cuts its whole pattern: write {whole}.")
+    if not found:
+        raise MechirError(f"heads={heads!r} names no head: write e.g. heads=[Head(8, 1), Head(8, 3)], or leave it out.")
+    return tuple(sorted(set(found)))
+
+
+def layers_or_heads(text: str) -> dict[str, Any] | None:
+    """What is written `0-5`, `0,3` (`layers`) or `h8.1,h8.3` (`heads`); None where it is neither.
+
+    Raises:
+        MechirError: for what begins like a head and is none.
+    """
+    parts = [part for part in re.split(r"[\s,]+", re.sub(r"\s*-\s*", "-", text)) if part]
+    if parts and all(part.startswith("h") for part in parts):
+        return {"heads": heads_in_order(parts)}
+    ends = [re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part) for part in parts]
+    spans = [(int(end[1]), int(end[2] or end[1])) for end in ends if end]
+    if not spans or len(spans) < len(parts) or any(last < first for first, last in spans):
+        return None
+    return {"layers": [layer for first, last in spans for layer in range(first, last + 1)]}

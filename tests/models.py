@@ -150,3 +150,16 @@ def graded(model: Any, n: int = 8, documents: int = 2, seed: int = 0) -> list[Pa
             document = " ".join(next(filler) if word in terms and word not in kept else word for word in words)
             pairs.append(Pair(base.query, document, base.query_id, f"{base.doc_id}g{grade}", grade))
     return pairs
+
+
+def nine_queries(folder: Path, n: int = 9) -> Path:
+    """The toy's texts as nine queries with documents of four grades: what the longest chain takes."""
+    folder.mkdir()
+    docs = (TOY / "docs.tsv").read_text().splitlines()
+    queries = [line.split("\t")[1] for line in (TOY / "queries.tsv").read_text().splitlines()]
+    (folder / "queries.tsv").write_text("".join(f"q{k}\t{queries[k % 6]}\n" for k in range(n)))
+    (folder / "docs.tsv").write_text("\n".join(docs) + "\n")
+    ids = [line.split("\t")[0] for line in docs]
+    judged = [(k, ids[4 * k + grade], grade) for k in range(n) for grade in range(4)]
+    (folder / "qrels.txt").write_text("".join(f"q{k} 0 {name} {grade}\n" for k, name, grade in judged))
+    return folder

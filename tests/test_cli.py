@@ -13,12 +13,12 @@ import pandas as pd
 import pytest
 
 import mechir as mi
-from mechir import cli, experiment, left_out
+from mechir import cli, experiment, left_out, options
 from mechir.collection import Collection
 from mechir.methods import ranking
 from mechir.pools import Sample
 from mechir.reporting import commands, figures
-from tests.models import TOY, TOY_MODEL, Checkpoints
+from tests.models import TOY, TOY_MODEL, Checkpoints, nine_queries
 
 TABLE_1 = "vast2025/direction_ablation"
 ON_TOY = ("--model", str(TOY_MODEL), "--collection", str(TOY))
@@ -108,7 +108,7 @@ def test_every_option_is_there_once(capsys: pytest.CaptureFixture[str], name: st
     flags = re.findall(r"^  (?:-\w, )?(--[\w-]+)", out, re.MULTILINE)
     assert (code, err) == (0, "")
     assert len(flags) == len(set(flags)) and {"--seed", "--model"} <= set(flags)
-    own = {f"--{option.replace('_', '-')}" for option in experiment.options(experiment.load_experiment(name))}
+    own = {f"--{option.replace('_', '-')}" for option in options.options(experiment.load_experiment(name))}
     assert own <= set(flags)
 
 
@@ -139,11 +139,12 @@ def test_run_lists_the_experiments(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_options_without_an_experiment_are_those_of_the_default(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = call(capsys, "run", "--per-grade", "1", "--draws", "5", "--dry-run")
+    ten = ("--collection", str(nine_queries(Path("ten"), 10)))
+    code, out, _ = call(capsys, "run", *ten, "--per-grade", "1", "--draws", "5", "--dry-run")
     assert code == 0
-    assert out.splitlines()[0].split() == ["pairs", "24"]
+    assert out.splitlines()[0].split() == ["pairs", "40"]
     cost = experiment.load_experiment("joint/pathway").cost(None, draws=5)
-    assert out.splitlines()[1].split() == ["forwards", f"{24 * cost:,.0f}"]
+    assert out.splitlines()[1].split() == ["forwards", f"{40 * cost:,.0f}"]
     assert not Path("mechir-registry").exists()
 
 

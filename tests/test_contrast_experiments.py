@@ -79,7 +79,7 @@ def test_heads_are_chosen_on_queries_that_are_not_measured(
 def test_one_query_cannot_choose_and_test(toy: HookedEncoder, tmp_path: Path) -> None:
     with pytest.raises(MechirError, match=r"One query cannot both find the heads and test them: take more, or name"):
         experiment.run("lu2025/head_to_heads", toy, diagnostic("tfc1", TOY, limit_queries=1), registry=tmp_path)
-    with pytest.raises(MechirError, match=r"Unknown port 'z': write some of q,k,v"):
+    with pytest.raises(MechirError, match=r"Unknown --ports 'z': the closest are 'v', 'q', 'k'"):
         experiment.run(
             "lu2025/head_to_heads", toy, diagnostic("tfc1", TOY, limit_queries=2), registry=tmp_path, ports="z"
         )
@@ -127,7 +127,7 @@ def test_the_command_line_runs_a_diagnostic(tmp_path: Path, capsys: pytest.Captu
         (("--data", str(tmp_path), "--collection", str(TOY)), "--data reads a published set and --collection"),
         (("--data", str(tmp_path)), "holds no 'stmc1_qids_perturbation.csv'"),
         (("--filler", "goldfish tank"), "The filler 'goldfish tank' is"),
-        (("--freeze", "all", "--limit-queries", "1"), "Unknown freeze='all': write 'heads' or 'heads+mlps'"),
+        (("--freeze", "all", "--limit-queries", "1"), "Unknown --freeze 'all': the closest are 'heads+mlps', 'heads'"),
     ):
         code, out, err = call(capsys, *common, "--model", str(TOY_MODEL), *arguments, defaults="--data" in arguments)
         assert (code, out) == (2, "") and message in err, err

@@ -21,7 +21,7 @@ from mechir.encoder.certify import BOUNDS, refuse_unlike
 from mechir.encoder.families import FAMILIES
 from mechir.encoder.intact import refuse_altered
 from mechir.errors import MechirError
-from mechir.experiment import Pool
+from mechir.material import Pool
 from tests.models import PAIRS, TOY, TOY_MODEL, Checkpoints, build, tokenizer
 from tests.references import cross_encoder, hugging_face
 

@@ -142,11 +142,11 @@ def test_overlap_without_two_measures_says_what_to_run(
     with pytest.raises(MechirError, match="No measure 'thre' orders heads here: the closest are"):
         overlap(tmp_path, toy, measures="one;thre")
     for name in ("top", "draws"):
-        with pytest.raises(MechirError, match=f"--{name} is 0: give 1 or more"):
+        with pytest.raises(MechirError, match=f"--{name} is 0: write 1 or more"):
             overlap(tmp_path, toy, **{name: 0})
     assert not (tmp_path / "runs").exists()
     tell(tmp_path, "a3", "constant there", [*[1] * 8, *SIZES], toy)
-    with pytest.raises(MechirError, match="this registry has 'one', 'constant there': run some first"):
+    with pytest.raises(MechirError, match="this registry has 'constant there', 'one': run some first"):
         overlap(tmp_path, toy, measures="one;constant there")
     assert not (tmp_path / "runs").exists()
     assert load_experiment("joint/overlap").cost(toy) == 0
@@ -234,7 +234,7 @@ def test_across_of_one_says_what_to_run(toy: HookedEncoder, tmp_path: Path, caps
     tell(tmp_path, "a2", "two", SIZES, toy, "other")
     with pytest.raises(MechirError, match="hold no links, and no two collections share a measure: write `mechir run"):
         across(tmp_path, toy)
-    with pytest.raises(MechirError, match="--draws is 0: give 1 or more"):
+    with pytest.raises(MechirError, match="--draws is 0: write 1 or more"):
         mi.run("joint/across", toy, mi.collection(TOY), registry=tmp_path, draws=0)
     assert not (tmp_path / "runs").exists()
     tell(tmp_path, "a3", "one", -SIZES, toy, "other")

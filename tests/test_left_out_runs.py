@@ -15,7 +15,7 @@ import mechir as mi
 from mechir import experiment
 from mechir.collection_groups import collections
 from mechir.encoder import HookedEncoder
-from mechir.experiment import Pool
+from mechir.material import Pool
 from tests.models import TOY, TOY_MODEL
 
 NDCG = ir_measures.nDCG @ 10

@@ -12,7 +12,7 @@ import mechir as mi
 from mechir import experiment
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
-from mechir.experiment import Pool
+from mechir.material import Pool
 from mechir.methods import lexical
 from tests.models import TOY, TOY_MODEL
 

@@ -108,7 +108,7 @@ def test_run_alone_takes_the_whole_chain_and_says_where_nothing_is_linked(
 
 def test_too_few_queries_or_grades_are_refused(tmp_path: Path) -> None:
     toy, module = mi.load(TOY_MODEL), load_experiment("joint/pathway")
-    with pytest.raises(MechirError, match="6 queries cannot both link heads and test them: take 8 or more"):
+    with pytest.raises(MechirError, match="6 judged queries cannot both link heads and test them: take 9 or more"):
         mi.run("joint/pathway", toy, mi.collection(TOY), registry=tmp_path)
     alike = [mi.Pair("q", "d", f"q{k}", "d", 1) for k in range(9)]
     with pytest.raises(MechirError, match="All pairs have one grade, so nothing matches more than anything"):

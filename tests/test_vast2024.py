@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import mechir as mi
-from mechir import experiment, planted
+from mechir import experiment, options, planted
 from mechir.collection_groups import Collections, collections
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
@@ -237,7 +237,7 @@ def test_each_says_what_it_costs(toy: HookedEncoder, name: str) -> None:
     pairs = POOL.pairs(mi.collection(TOY))
     module = experiment.load_experiment(f"vast2024/{name}")
     assert estimate(module, toy, pairs)["forwards"] >= 15 * len(pairs)
-    assert "sets" not in experiment.options(module) and "tol" in experiment.options(module)
+    assert "sets" not in options.options(module) and "tol" in options.options(module)
 
 
 def test_shards_fill_the_rows_that_another_experiment_summarises(
@@ -300,12 +300,15 @@ def test_groups_on_the_command_line(toy: HookedEncoder, tmp_path: Path, capsys: 
         ),
         (
             ["vast2024/pruning", "--collection", str(TOY), *own, "--scheme", "F_in"],
-            "Unknown scheme 'F_in'. The closest are",
+            "Unknown --scheme 'F_in': the closest are",
         ),
         (["vast2024/pruning", "--collection", str(TOY), *own, "--draws", "3"], "draws=3 random sets are too few"),
-        (["vast2024/pruning", "--collection", str(TOY), *own, "--grid", "200"], "p=2.0 is no share of units"),
+        (
+            ["vast2024/pruning", "--collection", str(TOY), *own, "--grid", "200"],
+            "--grid holds 200: write per cent above 0 and up to 100",
+        ),
         (["vast2024/pruning", "--collection", str(TOY), *own, "--grid", "x"], "Cannot read --grid 'x'"),
-        (["vast2024/pruning", "--collection", str(TOY), *own, "--label", "good"], "Unknown label 'good'"),
+        (["vast2024/pruning", "--collection", str(TOY), *own, "--label", "good"], "Unknown --label 'good'"),
     ):
         code, out, err = call(capsys, "run", *arguments, *common)
         assert code == 2 and said in err, (arguments, err)

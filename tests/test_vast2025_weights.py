@@ -13,7 +13,7 @@ from mechir import experiment, planted
 from mechir.collection import Collection
 from mechir.encoder import HookedEncoder
 from mechir.estimate import estimate
-from mechir.experiment import Pool
+from mechir.material import Pool
 from mechir.methods import matching
 from mechir.methods.statistics import bootstrap_mean
 from tests.models import TOY, TOY_MODEL, graded

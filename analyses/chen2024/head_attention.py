@@ -15,6 +15,7 @@ import pandas as pd
 from mechir.contrasts import ROLES, Contrast
 from mechir.methods import effects
 from mechir.methods.attention import role_attention
+from mechir.methods.checks import heads_or_search
 from mechir.methods.patching import choose_heads
 from mechir.views import charts
 
@@ -22,6 +23,11 @@ from mechir.views import charts
 def cost(model: Any, **options: Any) -> float:
     """Full forwards per contrast, the search for the heads included."""
     return 2.2 + 0.2 * model.cfg.n_layers * model.cfg.n_heads
+
+
+def check(model: Any, contrasts: Sequence[Contrast], *, heads: str, top: int) -> dict[str, Any]:
+    """Heads by layer; refuses what does not fit."""
+    return {"heads": heads_or_search(model, contrasts, heads, top=top)}
 
 
 prepare = choose_heads

@@ -13,7 +13,9 @@ import pandas as pd
 
 from mechir.contrasts import Contrast
 from mechir.methods import effects
+from mechir.methods.checks import one_of, place
 from mechir.methods.patching import all_heads, patch
+from mechir.sites import ATTENTION
 from mechir.views import charts
 
 TEXT = "query|doc"
@@ -23,6 +25,12 @@ TEXT = "query|doc"
 def cost(model: Any, **options: Any) -> float:
     """Full forwards per contrast: half of one per head."""
     return 2 + 0.55 * model.cfg.n_layers * model.cfg.n_heads
+
+
+def check(model: Any, contrasts: Sequence[Contrast], *, part: str, at: str) -> dict[str, Any]:
+    """The place in its normal form; refuses what does not fit."""
+    one_of(ATTENTION, part=part)
+    return {"at": place(model, contrasts, at)}
 
 
 def measure(model: Any, contrasts: Sequence[Contrast], *, part: str = "z", at: str = "all") -> pd.DataFrame:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from mechir.contrasts import ROLES, Contrast
 from mechir.methods import effects
+from mechir.methods.checks import heads_or_search
 from mechir.methods.patching import choose_heads, patch
 from mechir.views import charts
 
@@ -19,6 +20,11 @@ from mechir.views import charts
 def cost(model: Any, *, top: int = 4, **options: Any) -> float:
     """Full forwards per contrast: half of one per head, role, and part."""
     return 2 + 0.55 * 2 * top * len(ROLES) + 0.2 * model.cfg.n_layers * model.cfg.n_heads
+
+
+def check(model: Any, contrasts: Sequence[Contrast], *, heads: str, top: int) -> dict[str, Any]:
+    """Heads by layer; refuses what does not fit."""
+    return {"heads": heads_or_search(model, contrasts, heads, top=top)}
 
 
 prepare = choose_heads

@@ -23,6 +23,7 @@ import pandas as pd
 
 from mechir.errors import MechirError
 from mechir.methods.agreement import rank_agreement, sign_agreement
+from mechir.methods.checks import at_least
 from mechir.methods.statistics import RESAMPLES, holm
 from mechir.pairs import Pair
 from mechir.registry.conflicts import conflicts
@@ -42,12 +43,15 @@ def cost(model: Any, **options: Any) -> float:
     return 0.0
 
 
-def prepare(
-    model: Any, pairs: list[Pair], registry: Path, *, draws: int, **options: Any
-) -> tuple[list[Pair], dict[str, Any]]:
+def check(model: Any, pairs: Sequence[Pair], *, draws: int, seed: int) -> dict[str, Any]:
+    """Refuses numbers out of their range."""
+    at_least(1, draws=draws)
+    at_least(0, seed=seed)
+    return {}
+
+
+def prepare(model: Any, pairs: list[Pair], registry: Path, **options: Any) -> tuple[list[Pair], dict[str, Any]]:
     """One pair, that the run has a query; from the registry the findings about heads, what was asked, and the links."""
-    if draws < 1:
-        raise MechirError(f"--draws is {draws}: give 1 or more.")
     found = held(matching(registry, newest=True))
     there = found[WHERE].drop_duplicates()
     if len(there) < 2:

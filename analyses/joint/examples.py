@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mechir.errors import MechirError
 from mechir.methods.attention import pair_attention
+from mechir.methods.checks import at_least, head_list
 from mechir.pairs import Pair, first_of_each
 from mechir.views import charts
 
@@ -20,6 +22,14 @@ from mechir.views import charts
 def cost(model: Any, **options: Any) -> float:
     """Full forwards per pair that is taken."""
     return 1.0
+
+
+def check(model: Any, pairs: Sequence[Pair], *, heads: str, queries: int) -> dict[str, Any]:
+    """Heads in the order in which they are shown; refuses what does not fit."""
+    at_least(1, queries=queries)
+    if not (found := head_list(model, heads, ordered=True)):
+        raise MechirError("--heads is empty: write the heads to look at with commas, e.g. h1.1,h2.9.")
+    return {"heads": found}
 
 
 def prepare(model: Any, pairs: list[Pair], *, queries: int, **options: Any) -> tuple[list[Pair], dict[str, Any]]:

@@ -22,6 +22,7 @@ import pandas as pd
 from mechir.collection import Collection
 from mechir.errors import MechirError, closest
 from mechir.methods.agreement import first, rank_agreement, top_agreement
+from mechir.methods.checks import at_least
 from mechir.methods.statistics import RESAMPLES, holm
 from mechir.pairs import Pair
 from mechir.registry.names import Named
@@ -38,13 +39,17 @@ def cost(model: Any, **options: Any) -> float:
     return 0.0
 
 
+def check(model: Any, pairs: Sequence[Pair], *, measures: str, top: int, draws: int, seed: int) -> dict[str, Any]:
+    """Measures by name; refuses numbers out of their range."""
+    at_least(1, top=top, draws=draws)
+    at_least(0, seed=seed)
+    return {"measures": ";".join(sorted({name.strip() for name in measures.split(";") if name.strip()}))}
+
+
 def prepare(
     model: Any, pairs: list[Pair], collection: Collection, registry: Path, *, measures: str, **options: Any
 ) -> tuple[list[Pair], dict[str, Any]]:
     """One pair, that the run has a query; the findings about heads: `measure`, `site`, `value`."""
-    for name in ("top", "draws"):
-        if options[name] < 1:
-            raise MechirError(f"--{name} is {options[name]}: give 1 or more.")
     on = Named(collection.id, collection.full_name, collection.hash)
     try:
         found = matching(registry, {"collection": on}, model=model.fingerprint, newest=True)

@@ -16,14 +16,18 @@ from typing import Any
 import pandas as pd
 
 from mechir.collection import Collection
+from mechir.contrasts import single_piece
 from mechir.diagnostic_sets import diagnostic
 from mechir.errors import MechirError
-from mechir.experiment import Pool
+from mechir.experiment import known_of, load_experiment
 from mechir.interventions import Prune
+from mechir.material import Pool, source_of
+from mechir.methods.checks import at_least, relevant_there
 from mechir.methods.pruning import sizes
 from mechir.methods.ranking import ndcg
 from mechir.methods.schemes import random_like
 from mechir.methods.statistics import compare
+from mechir.options import in_normal_form, with_defaults
 from mechir.pairs import Pair
 from mechir.registry.links import BEHIND, held, link_table
 from mechir.registry.queries import matching
@@ -37,6 +41,8 @@ REPORT = True
 """A report of the registry is written at its end."""
 LEARN = 2 / 3
 """The share of the queries that the links are found on."""
+LEAST = 9
+"""Queries that the chain takes: six to find links on, which its own steps part in three, and three to test them on."""
 CAUSAL = {
     "chen2024/head_maps": {"at": "query|doc"},
     "lu2025/head_to_score": {},
@@ -55,6 +61,41 @@ def cost(model: Any, *, draws: int = 20, **options: Any) -> float:
     return 100.0 + draws
 
 
+def check(
+    model: Any,
+    pairs: Sequence[Pair],
+    collection: Collection,
+    pool: Pool,
+    registry: Path,
+    *,
+    filler: str,
+    idf: str,
+    draws: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Refuses what does not fit, also what an experiment of the chain would refuse on its queries."""
+    at_least(1, draws=draws)
+    at_least(0, seed=seed)
+    single_piece(model.tokenizer, filler)
+    relevant_there(collection.judged(pairs, full=pool.full))
+    queries = list(dict.fromkeys(pair.query_id for pair in pairs))
+    n = _learning(queries)
+    for name, chosen in _looks(pairs, filler, idf):
+        module = load_experiment(name)
+        own = source_of(module, collection)
+        some = replace(pool, limit_queries=min(n, AT_MOST.get(name, n)))
+        known = known_of(own, some, registry)
+        in_normal_form(module, model, some.pairs(own), with_defaults(module, chosen), known)
+    return {}
+
+
+def _learning(queries: Sequence[str]) -> int:
+    """How many queries the links are found on."""
+    if len(queries) < LEAST:
+        raise MechirError(f"{len(queries)} judged queries cannot both link heads and test them: take {LEAST} or more.")
+    return round(LEARN * len(queries))
+
+
 def prepare(
     model: Any,
     pairs: list[Pair],
@@ -70,9 +111,7 @@ def prepare(
 ) -> tuple[list[Pair], dict[str, Any]]:
     """The pairs of the last queries; the table of links found on the first ones, and the sets of heads to take out."""
     queries = list(dict.fromkeys(pair.query_id for pair in pairs))
-    n = round(LEARN * len(queries))
-    if n < 6 or len(queries) - n < 2:
-        raise MechirError(f"{len(queries)} queries cannot both link heads and test them: take 8 or more.")
+    n = _learning(queries)
     own: list[str] = []  # what others have told the registry may come from the queries that are held out
 
     def on_pairs(steps: Iterable[tuple[str, dict[str, Any]]]) -> None:

@@ -14,7 +14,8 @@ import pandas as pd
 
 from mechir.contrasts import ROLES, Contrast
 from mechir.methods import effects
-from mechir.methods.patching import blocks, patch
+from mechir.methods.checks import place
+from mechir.methods.patching import WHERE, blocks, patch
 from mechir.views import charts
 
 PLACES = {"role": len(ROLES), "segment": 5, "all": 1}
@@ -24,6 +25,11 @@ NAMES = {"resid": "stream (resid_pre)", "attn": "attention (attn_out)", "mlp": "
 def cost(model: Any, *, at: str = "role") -> float:
     """Full forwards per contrast: half of one for each of three components, layers and places."""
     return 2 + 0.55 * 3 * model.cfg.n_layers * PLACES.get(at, 100)
+
+
+def check(model: Any, contrasts: Sequence[Contrast], *, at: str) -> dict[str, Any]:
+    """The place in its normal form; refuses what does not fit."""
+    return {"at": place(model, contrasts, at, each=WHERE)}
 
 
 def measure(model: Any, contrasts: Sequence[Contrast], *, at: str = "role") -> pd.DataFrame:

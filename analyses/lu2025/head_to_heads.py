@@ -13,20 +13,23 @@ from typing import Any
 import pandas as pd
 
 from mechir.contrasts import Contrast
-from mechir.errors import MechirError
 from mechir.methods import effects
+from mechir.methods.checks import SELECTION, heads_or_search, word_list
 from mechir.methods.patching import all_heads, largest
 from mechir.methods.paths import PORTS, path_patch
 from mechir.pairs import split_queries
 from mechir.views import charts
 
-SELECTION = 3
-"""One query in so many is for finding the scoring heads, and is not measured."""
-
 
 def cost(model: Any, *, ports: str = "q,k,v", **options: Any) -> float:
     """Full forwards per contrast: for each sender the MLPs up to the receivers and the layers after."""
     return 2 + 0.4 * len(ports.split(",")) * (model.cfg.n_layers - 1) * model.cfg.n_heads
+
+
+def check(model: Any, contrasts: Sequence[Contrast], *, receivers: str, top: int, ports: str) -> dict[str, Any]:
+    """Heads by layer and ports in their order; refuses what does not fit."""
+    found = heads_or_search(model, contrasts, receivers, "receivers", top=top)
+    return {"receivers": found, "ports": word_list(ports.lower(), "ports", PORTS)}
 
 
 def prepare(
@@ -47,9 +50,6 @@ def measure(
     `receivers` are heads with commas (h10.1,h10.4), found by the run where none are given, `top` of them; `ports` are
     which of their inputs are replaced, each by itself.
     """
-    unknown = [port for port in ports.split(",") if port not in PORTS]
-    if unknown:
-        raise MechirError(f"Unknown port '{unknown[0]}': write some of {','.join(PORTS)}.")
     found = [
         path_patch(model, contrasts, receiver=[f"{head}.{port}" for head in receivers.split(",")]).assign(port=port)
         for port in ports.split(",")

@@ -13,13 +13,21 @@ import pandas as pd
 
 from mechir.contrasts import Contrast
 from mechir.methods import effects
-from mechir.methods.paths import path_patch
+from mechir.methods.checks import one_of
+from mechir.methods.paths import FREEZE, LN, path_patch
 from mechir.views import charts
 
 
 def cost(model: Any, **options: Any) -> float:
     """Full forwards per contrast: the base, the donor, and an MLP per layer at CLS for each sender."""
     return 2.5
+
+
+def check(model: Any, contrasts: Sequence[Contrast], *, freeze: str, ln: str) -> dict[str, Any]:
+    """Refuses unknown words."""
+    one_of(FREEZE, freeze=freeze)
+    one_of(LN, ln=ln)
+    return {}
 
 
 def measure(model: Any, contrasts: Sequence[Contrast], *, freeze: str = "heads", ln: str = "live") -> pd.DataFrame:

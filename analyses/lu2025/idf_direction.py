@@ -13,9 +13,14 @@ from typing import Any
 import pandas as pd
 
 from mechir.collection import Collection
-from mechir.methods.lexical import LEAST, idf_correlations, idf_table, query_pieces, read_idf
+from mechir.methods.checks import at_least
+from mechir.methods.lexical import LEAST, collection_counts, idf_correlations, query_pieces, read_idf, refuse_idf
 from mechir.pairs import Pair
 from mechir.views import charts
+
+COLUMNS = ["piece", "idf"]
+COUNTED = pd.DataFrame(columns=COLUMNS)
+"""The table where none is read: IDF is counted in the collection."""
 
 
 def cost(model: Any, **options: Any) -> float:
@@ -23,14 +28,21 @@ def cost(model: Any, **options: Any) -> float:
     return 0.0
 
 
+def check(model: Any, pairs: Sequence[Pair], collection: Collection, *, idf: str, vectors: int) -> dict[str, Any]:
+    """Refuses what nothing can be correlated with."""
+    at_least(1, vectors=vectors)
+    refuse_idf(model, collection, idf)
+    return {}
+
+
 def prepare(model: Any, pairs: list[Pair], *, idf: str, **options: Any) -> tuple[list[Pair], dict[str, Any]]:
-    """All pairs; a table that cannot be read is refused before anything is stored."""
-    if idf:
-        read_idf(idf, model)
-    return pairs, {}
+    """All pairs; a table that is read from a file, so that another one under its name is another run."""
+    return pairs, {"table": pd.DataFrame(read_idf(idf, model).items(), columns=COLUMNS)} if idf else {}
 
 
-def measure(model: Any, pairs: Sequence[Pair], *, idf: str = "", vectors: int = 50) -> pd.DataFrame:
+def measure(
+    model: Any, pairs: Sequence[Pair], *, table: pd.DataFrame = COUNTED, idf: str = "", vectors: int = 50
+) -> pd.DataFrame:
     """The rows of `query_pieces`. `idf`, a table of lines word<TAB>idf, and `vectors` are the summary's."""
     return query_pieces(model, pairs)
 
@@ -40,8 +52,8 @@ def summarise(
     judged: pd.DataFrame,
     model: Any,
     collection: Collection,
+    table: pd.DataFrame = COUNTED,
     *,
-    idf: str = "",
     vectors: int = 50,
 ) -> pd.DataFrame:
     """One row per singular vector: see `idf_correlations`; each document of the collection counts once.
@@ -49,9 +61,10 @@ def summarise(
     `n_query`, `pearson_query`, `_low` and `_high`: the same r with IDF over the word pieces of the queries alone, which
     are those that the semantic BM25 reads; missing for fewer than 10.
     """
-    table = idf_table(model, collection, idf)
-    found = idf_correlations(model, table, vectors=vectors)
-    asked = {piece: table[piece] for piece in rows["piece"].unique().tolist() if table.get(piece, 0) > 0}
+    read = dict(zip(table["piece"].tolist(), table["idf"].tolist(), strict=True))
+    known = read or collection_counts(model, collection).idf
+    found = idf_correlations(model, known, vectors=vectors)
+    asked = {piece: known[piece] for piece in rows["piece"].unique().tolist() if known.get(piece, 0) > 0}
     if len(asked) < LEAST:
         return found
     own = idf_correlations(model, asked, vectors=vectors, draws=1)

@@ -16,18 +16,25 @@ import pandas as pd
 from scipy import stats
 
 from mechir.collection import Collection
-from mechir.contrasts import align
+from mechir.contrasts import Contrast, align, single_piece
 from mechir.diagnostics import Tfc1
+from mechir.methods.checks import (
+    SELECTION,
+    at_least,
+    embedding_vector,
+    heads_or_search,
+    number_list,
+    terms_there,
+    written,
+)
 from mechir.methods.dose import dose_response, doses, shifts
-from mechir.methods.lexical import find_idf, singular_direction
+from mechir.methods.lexical import find_idf, refuse_idf, singular_direction
 from mechir.methods.patching import all_heads, largest
 from mechir.methods.paths import path_patch
 from mechir.methods.statistics import bootstrap_mean, sign_flips
 from mechir.pairs import Pair, first_of_each, split_queries
 from mechir.views import charts
 
-SELECTION = 3
-"""One query in so many is for finding the scoring heads, and is not measured."""
 SOME = 8
 """Pairs of each of them that the heads are found on."""
 FACTORS = "1,3,5,8,10,15,25"
@@ -40,7 +47,42 @@ def cost(model: Any, *, factors: str = FACTORS, draws: int = 20, **options: Any)
 
 
 def _factors(text: str) -> list[float]:
-    return [float(factor) for factor in text.split(",") if factor]
+    return number_list(text, "factors") if text else []
+
+
+def check(
+    model: Any,
+    pairs: Sequence[Pair],
+    collection: Collection,
+    *,
+    heads: str,
+    top: int,
+    vector: int,
+    sign: int,
+    idf: str,
+    factors: str,
+    draws: int,
+    per_query: int,
+    filler: str,
+    seed: int,
+) -> dict[str, Any]:
+    """Heads by layer and factors rising; refuses what does not fit."""
+    at_least(1, draws=draws, per_query=per_query)
+    at_least(0, seed=seed)
+    embedding_vector(model, vector, sign)
+    refuse_idf(model, collection, idf)
+    single_piece(model.tokenizer, filler)
+    terms_there(pairs, seed)
+    found = heads_or_search(model, pairs, heads, top=top)
+    if not found:
+        _contrasts(model, split_queries(pairs, SELECTION)[0], filler)
+    return {"heads": found, "factors": written(_factors(factors))}
+
+
+def _contrasts(model: Any, pairs: Sequence[Pair], filler: str) -> list[Contrast]:
+    """What scoring heads are found on."""
+    some, limit = first_of_each(pairs, SOME), model.max_length
+    return [align(pair, Tfc1(), model.tokenizer, filler, max_length=limit) for pair in some]
 
 
 def prepare(
@@ -51,19 +93,17 @@ def prepare(
     heads: str,
     top: int,
     vector: int,
+    sign: int,
     idf: str,
     filler: str,
     **options: Any,
 ) -> tuple[list[Pair], dict[str, Any]]:
     """The queries left to measure; scoring heads found on the others, and the singular vector on the collection."""
-    found: dict[str, Any] = dict(find_idf(model, collection, idf=idf, vector=vector))
+    found: dict[str, Any] = dict(find_idf(model, collection, idf=idf, vector=vector, sign=sign))
     if heads:
         return pairs, found
     chosen, rest = split_queries(pairs, SELECTION)
-    contrasts = [
-        align(pair, Tfc1(), model.tokenizer, filler, max_length=model.max_length)
-        for pair in first_of_each(chosen, SOME)
-    ]
+    contrasts = _contrasts(model, chosen, filler)
     scoring = largest(path_patch(model, contrasts, all_heads(model)), "sender", top)
     return rest, found | {"heads": ",".join(scoring)}
 
@@ -75,7 +115,7 @@ def measure(
     heads: str = "",
     top: int = 4,
     vector: int = -1,
-    sign: int = 1,
+    sign: int = 0,
     idf: str = "",
     factors: str = FACTORS,
     draws: int = 20,
@@ -85,9 +125,9 @@ def measure(
 ) -> pd.DataFrame:
     """The rows of `dose_response` for `doses` and `shifts`, on the first `per_query` pairs of each query.
 
-    `heads`, `vector` (of W_E, 0 the first) and `sign` are found by the run where none are given; `idf` is a table of
-    lines word<TAB>idf, `filler` a word of one word piece for the contrasts that find the heads. Without `factors` ("")
-    only steps are taken.
+    `heads`, `vector` (of W_E, 0 the first; -1) and `sign` (0) are found by the run where none are given; `idf` is a
+    table of lines word<TAB>idf, `filler` a word of one word piece for the contrasts that find the heads. Without
+    `factors` ("") only steps are taken.
     """
     direction = singular_direction(model, vector, sign)
     some = first_of_each(pairs, per_query)

@@ -14,8 +14,10 @@ import numpy as np
 import pandas as pd
 
 from mechir.collection import Collection
+from mechir.errors import MechirError
 from mechir.methods import semantic_bm25 as semantic
-from mechir.methods.lexical import Counts, collection_counts, find_idf, singular_direction
+from mechir.methods.checks import SELECTION, embedding_vector, heads_or_search
+from mechir.methods.lexical import Counts, collection_counts, find_idf, refuse_idf, singular_direction
 from mechir.methods.matching import matching_heads
 from mechir.methods.patching import all_heads
 from mechir.pairs import Pair, split_queries
@@ -30,6 +32,26 @@ def cost(model: Any, **options: Any) -> float:
     return 3.0
 
 
+def check(
+    model: Any,
+    pairs: Sequence[Pair],
+    collection: Collection,
+    *,
+    heads: str,
+    top: int,
+    vector: int,
+    sign: int,
+    idf: str,
+    exponential: bool,
+) -> dict[str, Any]:
+    """Heads by layer; refuses what does not fit."""
+    embedding_vector(model, vector, sign)
+    refuse_idf(model, collection, idf)
+    if (n := len({pair.query_id for pair in pairs})) < SELECTION:
+        raise MechirError(f"{n} queries cannot be fitted and tested on: take {SELECTION} or more.")
+    return {"heads": heads_or_search(model, pairs, heads, top=top, matching=True)}
+
+
 def prepare(
     model: Any,
     pairs: list[Pair],
@@ -38,14 +60,15 @@ def prepare(
     heads: str,
     top: int,
     vector: int,
+    sign: int,
     idf: str,
     **options: Any,
 ) -> tuple[list[Pair], dict[str, Any]]:
     """All pairs; the matching heads, found on the first of every three queries, and the IDF direction."""
-    found: dict[str, Any] = dict(find_idf(model, collection, idf=idf, vector=vector))
+    found: dict[str, Any] = dict(find_idf(model, collection, idf=idf, vector=vector, sign=sign))
     if heads:
         return pairs, found
-    chosen, _ = split_queries(pairs, 3)
+    chosen, _ = split_queries(pairs, SELECTION)
     return pairs, found | {"heads": ",".join(matching_heads(model, chosen, top))}
 
 
@@ -56,13 +79,13 @@ def measure(
     heads: str = "",
     top: int = 13,
     vector: int = -1,
-    sign: int = 1,
+    sign: int = 0,
     idf: str = "",
     exponential: bool = False,
 ) -> pd.DataFrame:
     """The rows of `lexical_features`.
 
-    `heads`, `vector` and `sign` are found by the run where none are given; `exponential` takes exp of the IDF
+    `heads`, `vector` (-1) and `sign` (0) are found by the run where none are given; `exponential` takes exp of the IDF
     coordinate, for a direction that carries log IDF.
     """
     direction = singular_direction(model, vector, sign)

@@ -13,10 +13,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mechir.contrasts import single_piece
+from mechir.errors import MechirError
+from mechir.methods.checks import SELECTION, at_least, heads_or_search, terms_there
 from mechir.methods.matching import choose_matching
-from mechir.methods.soft_tf import COUNTS, TIMES, saturation, similarity_correlation, term_mass
+from mechir.methods.soft_tf import (
+    COUNTS,
+    FREQUENCIES,
+    TIMES,
+    frequencies,
+    saturation,
+    similarity_correlation,
+    term_mass,
+)
 from mechir.methods.statistics import bootstrap_mean, sign_flips
-from mechir.pairs import Pair, first_of_each
+from mechir.pairs import Pair, first_of_each, split_queries
 from mechir.views import charts
 
 LEAST = 0.02
@@ -28,6 +39,29 @@ STRONGEST = 6
 def cost(model: Any, **options: Any) -> float:
     """Full forwards per pair that is taken."""
     return 1.5 * (len(COUNTS) + len(TIMES) + 1)
+
+
+def check(
+    model: Any,
+    pairs: Sequence[Pair],
+    *,
+    heads: str,
+    top: int,
+    filler: str,
+    words: int,
+    per_query: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Heads by layer; refuses what does not fit."""
+    at_least(1, words=words, per_query=per_query)
+    at_least(0, seed=seed)
+    single_piece(model.tokenizer, filler)
+    terms_there(pairs, seed)
+    found = heads_or_search(model, pairs, heads, top=top, matching=True)
+    kept = pairs if found else split_queries(pairs, SELECTION)[1]
+    if len(frequencies(model, first_of_each(kept, per_query), filler=filler, words=words, seed=seed)) < FREQUENCIES:
+        raise MechirError(f"--words {words} leaves no room for the words that are appended: write a smaller number.")
+    return {"heads": found}
 
 
 def prepare(

@@ -47,9 +47,12 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     for metric in METRICS:
         for other in ("score_delta", "grade"):
             kept = rows[["query_id", metric, other]].dropna()
-            if kept[other].nunique() < 2:
+            if kept[other].nunique() > 1:
+                rho, low, high = spearman(kept[metric].to_numpy(), kept[other].to_numpy(), kept["query_id"].to_numpy())
+            elif other == "score_delta":
+                rho, low, high = (np.nan,) * 3  # one gap alone goes with nothing
+            else:
                 continue
-            rho, low, high = spearman(kept[metric].to_numpy(), kept[other].to_numpy(), kept["query_id"].to_numpy())
             told = {"metric": metric, "with": other, "n": len(kept), "queries": kept["query_id"].nunique()}
             lines.append(told | {"rho": rho, "low": low, "high": high})
     return pd.DataFrame(lines)

@@ -6,13 +6,14 @@ score. Means over relevant and over other documents, each unit with interval and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from mechir.collection_groups import Collections
-from mechir.methods.conductance import unit_readers
+from mechir.errors import MechirError
+from mechir.methods.checks import at_least, unit_target
 from mechir.methods.importance import (
     RELEVANT,
     against_others,
@@ -25,7 +26,6 @@ from mechir.methods.importance import (
     with_both,
 )
 from mechir.methods.schemes import top
-from mechir.methods.targets import Target
 from mechir.methods.walk import Way
 from mechir.pairs import Pair, split_queries
 from mechir.views import charts
@@ -35,11 +35,41 @@ ENDS = 0.01
 SHARE = 0.01
 """Of neurons, that the chart counts layer by layer."""
 PRINTED, NAMED = 10, 3
+MARGIN = "margin"
 
 
 def cost(model: Any, **options: Any) -> float:
     """Full forwards per pair that is taken: a forward and a backward pass at each of about 32 places of the line."""
     return 100.0
+
+
+def check(
+    model: Any,
+    pairs: Sequence[Pair],
+    collections: Collections,
+    *,
+    relevant: str,
+    take: int,
+    every: int,
+    target: str,
+    **way: Any,
+) -> dict[str, Any]:
+    """The target in its normal form; refuses what does not fit."""
+    at_least(0, take=take)
+    at_least(1, every=every)
+    found = unit_target(model, target=target, **way)
+    _kept(pairs, thresholds(collections, relevant), take, every, target)
+    return {"target": found}
+
+
+def _kept(pairs: Sequence[Pair], lowest: Mapping[str, int], take: int, every: int, target: str) -> list[Pair]:
+    """Of one query in `every` the first `take` pairs of each label; for a margin, of queries with both labels."""
+    kept = labelled(split_queries(pairs, every)[0] if every > 1 else pairs, lowest, take)
+    if target != MARGIN:
+        return kept
+    if not (both := with_both(kept)):
+        raise MechirError("No query has a relevant document and another one, so there is no margin: take more queries.")
+    return both
 
 
 def prepare(
@@ -51,17 +81,11 @@ def prepare(
     take: int = 4,
     every: int = 1,
     target: str = "score",
-    baseline: str = "pad_query",
-    heads: str = "pattern",
-    neurons: str = "post",
-    tol: float = 0.01,
+    **way: Any,
 ) -> tuple[list[Pair], dict[str, Any]]:
     """One query in `every`; of each query and label the first `take` pairs; from which grade on one is relevant."""
-    Way(baseline, tol=tol)  # what does not fit is refused before anything is written
-    unit_readers(model, (neurons, heads), Target(target, [] if target == "margin" else None))
     lowest = thresholds(collections, relevant)
-    kept = labelled(split_queries(pairs, every)[0] if every > 1 else pairs, lowest, take)
-    return with_both(kept) if target == "margin" else kept, {"relevant": told(lowest)}
+    return _kept(pairs, lowest, take, every, target), {"relevant": told(lowest)}
 
 
 def measure(
@@ -90,7 +114,7 @@ def measure(
         units=(neurons, heads, "resid"),
         way=Way(baseline, tol=tol),
         target=target,
-        against=against_others(model, pairs) if target == "margin" else None,
+        against=against_others(model, pairs) if target == MARGIN else None,
     )
 
 

@@ -14,12 +14,12 @@ import pandas as pd
 from scipy import stats
 
 from mechir.collection_groups import Collections, collection_of
-from mechir.methods.conductance import unit_readers
-from mechir.methods.importance import labelled, thresholds, told, unit_rows
+from mechir.errors import MechirError
+from mechir.methods.checks import at_least, unit_target
+from mechir.methods.importance import labelled, thresholds, told, unit_rows, with_both
 from mechir.methods.matching import SIDES, attention_by_grade
 from mechir.methods.schemes import LABELS
 from mechir.methods.statistics import overlap, percentiles
-from mechir.methods.targets import Target
 from mechir.methods.walk import Way
 from mechir.pairs import Pair
 from mechir.views import charts
@@ -33,20 +33,23 @@ def cost(model: Any, **options: Any) -> float:
     return 100.0
 
 
+def check(
+    model: Any, pairs: Sequence[Pair], collections: Collections, *, relevant: str, take: int, **way: Any
+) -> dict[str, Any]:
+    """Refuses what does not fit: every collection needs a query with both labels."""
+    at_least(0, take=take)
+    unit_target(model, target="score", **way)
+    lowest = thresholds(collections, relevant)
+    there = {collection_of(pair.query_id) for pair in with_both(labelled(pairs, lowest, take))}
+    if lacking := sorted(set(lowest) - there):
+        raise MechirError(f"No query of '{lacking[0]}' has a relevant document and another one: take more queries.")
+    return {}
+
+
 def prepare(
-    model: Any,
-    pairs: list[Pair],
-    collections: Collections,
-    *,
-    baseline: str,
-    heads: str,
-    tol: float,
-    relevant: str = "",
-    take: int = 4,
+    model: Any, pairs: list[Pair], collections: Collections, *, relevant: str, take: int, **way: Any
 ) -> tuple[list[Pair], dict[str, Any]]:
     """Of each query `take` relevant pairs and as many of the lowest grade, easy negatives first; what is relevant."""
-    Way(baseline, tol=tol)  # what does not fit is refused before anything is written
-    unit_readers(model, (heads,), Target())
     lowest = thresholds(collections, relevant)
 
     def weakest_first(pair: Pair) -> int:

@@ -6,16 +6,18 @@ Units are ranked by their conductance on one query in three and pruned on the ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from mechir.collection_groups import Collections
+from mechir.collection_groups import Collections, collection_of
 from mechir.errors import MechirError
 from mechir.interventions import Prune
-from mechir.methods.importance import read_thresholds, thresholds, told
-from mechir.methods.pruning import ORIGINAL, pruned_sets, pruning_table, refuse
+from mechir.material import Pool
+from mechir.methods.checks import at_least, number_list, one_of, unit_target, word_list, written
+from mechir.methods.importance import labelled, read_thresholds, thresholds, told
+from mechir.methods.pruning import ORIGINAL, pruned_sets, pruning_table, refuse, refuse_small
 from mechir.methods.schemes import LABELS, schemes
 from mechir.pairs import Pair, split_queries
 from mechir.registry.runs import Run
@@ -36,6 +38,55 @@ def cost(model: Any, *, grid: str, draws: int, scheme: str, **options: Any) -> f
     return 1 + n * len(_shares(grid)) * (2 + draws) + 15
 
 
+def check(
+    model: Any,
+    pairs: Sequence[Pair],
+    collections: Collections,
+    pool: Pool,
+    *,
+    grid: str,
+    scheme: str,
+    draws: int,
+    seed: int,
+    label: str,
+    joint: bool,
+    relevant: str,
+    every: int,
+    take: int,
+    target: str,
+    **way: Any,
+) -> dict[str, Any]:
+    """Shares rising, schemes in their order, the target in its normal form; refuses what does not fit."""
+    one_of(BY, label=label)
+    at_least(0, seed=seed, take=take)
+    at_least(2, every=every)
+    groups, shares = collections.groups, _shares(grid)
+    asked = _asked(scheme, groups)
+    refuse(groups, asked, shares, draws)
+    refuse_small(model, shares, joint=joint)
+    found = {"grid": _written(grid), "target": unit_target(model, target=target, **way)}
+    lowest = thresholds(collections, relevant)
+    chosen, rest = split_queries(pairs, every)
+    labelled(chosen, lowest, take)
+    judged = collections.judged(rest, full=pool.full) if rest else pd.DataFrame(columns=["query_id", "grade"])
+    for name, least in lowest.items():
+        own = judged[[collection_of(query) == name for query in judged["query_id"]]]
+        if not (own["grade"] >= least).any():
+            raise MechirError(
+                f"Units are pruned on other queries than they are ranked on, and none of those of '{name}' has a "
+                "relevant document: take more queries."
+            )
+    return found | ({"scheme": ",".join(asked)} if scheme else {})
+
+
+def _asked(scheme: str, groups: Mapping[str, str]) -> list[str]:
+    """The schemes that are asked for, in their order; by default the collection's own, of several some."""
+    known = schemes(groups)
+    if not scheme:
+        return [one for one in known if one in BY_DEFAULT] or known
+    return word_list(scheme, "scheme", known).split(",")
+
+
 def prepare(
     model: Any,
     pairs: list[Pair],
@@ -53,11 +104,7 @@ def prepare(
     **options: Any,
 ) -> tuple[list[Pair], dict[str, Any]]:
     """The other queries' pairs; the sets of units, from a run of `vast2024/importance` on one query in `every`."""
-    if label not in BY:
-        raise MechirError(f"Unknown label '{label}': write {', '.join(BY)}.")
-    known, shares = schemes(collections.groups), _shares(grid)
-    asked = scheme.split(",") if scheme else [one for one in known if one in BY_DEFAULT] or known
-    refuse(collections.groups, asked, shares, draws)
+    asked, shares = _asked(scheme, collections.groups), _shares(grid)
     lowest = told(thresholds(collections, relevant))
     learned = run("vast2024/importance", every=every, relevant=lowest, **options)
     found = learned.summary.pivot(index="site", columns=["label", "collection"], values="conductance")
@@ -68,10 +115,17 @@ def prepare(
 
 
 def _shares(grid: str) -> list[float]:
-    try:
-        return [float(one) / 100 for one in (FULL if grid == "full" else grid).split(",")]
-    except ValueError:
-        raise MechirError(f"Cannot read --grid '{grid}': write per cent with commas, e.g. 1,5, or full.") from None
+    """Shares from per cent, rising."""
+    percents = number_list(FULL if grid == "full" else grid, "grid")
+    if wrong := [one for one in percents if not 0 < one <= 100]:
+        raise MechirError(f"--grid holds {wrong[0]:g}: write per cent above 0 and up to 100, e.g. 1,5, or full.")
+    return [one / 100 for one in percents]
+
+
+def _written(grid: str) -> str:
+    """The grid in its normal form."""
+    found = written(number_list(FULL if grid == "full" else grid, "grid"))
+    return "full" if found == FULL else found
 
 
 def measure(

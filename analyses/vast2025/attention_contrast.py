@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mechir.methods.matching import SIDES, attention_by_grade, compare_grades
+from mechir.methods.checks import at_least, contrasted, grades_of, grades_there, one_of, relevant_against_weak
+from mechir.methods.matching import MEASURES, SIDES, attention_by_grade, compare_grades
 from mechir.methods.statistics import bootstrap_mean
 from mechir.pairs import Pair
 from mechir.views import charts
@@ -23,6 +24,29 @@ STRONGEST = 10
 def cost(model: Any, **options: Any) -> float:
     """Full forwards per pair: one, with every pattern in the open."""
     return 1.5
+
+
+def check(
+    model: Any,
+    pairs: Sequence[Pair],
+    *,
+    relevant: int,
+    hard: int,
+    weak: int,
+    of: str,
+    delta: float,
+    **options: Any,
+) -> dict[str, Any]:
+    """Refuses what does not fit: both halves of the queries need two with pairs of each two grades."""
+    one_of(MEASURES, of=of)
+    at_least(0, delta=delta)
+    grades = {"relevant": relevant, "hard": hard, "weak": weak}
+    relevant_against_weak(relevant, weak)
+    grades_there(pairs, **grades)
+    queries = list(grades_of(pairs).values())
+    for half in (queries[::2], queries[1::2]):
+        contrasted(half, grades, f"among {len(half)}, every second of the pool's")
+    return {}
 
 
 def measure(

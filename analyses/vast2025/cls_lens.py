@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from mechir.methods.lens import GAP, gathered, read_depths, readable
+from mechir.methods.checks import above_0, grades_there
+from mechir.methods.lens import GAP, both_sides, gathered, read_depths, readable
 from mechir.pairs import Pair
 from mechir.views import charts
 
@@ -20,6 +21,15 @@ READ_BY = {"auroc": "probe", "control": "probe of permuted labels", "lens": "the
 def cost(model: Any, **options: Any) -> float:
     """Full forwards per pair: one, of all rows of the last layer too."""
     return 1.2
+
+
+def check(model: Any, pairs: Sequence[Pair], *, relevant: int, draws: int, penalty: float) -> dict[str, Any]:
+    """Refuses what no probe can be trained with."""
+    grades_there(pairs)
+    above_0(penalty=penalty)
+    rows = pd.DataFrame([(pair.query_id, pair.grade) for pair in pairs], columns=["query_id", "grade"])
+    both_sides(rows, relevant, draws)
+    return {}
 
 
 def measure(

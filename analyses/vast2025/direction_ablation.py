@@ -12,7 +12,10 @@ from typing import Any
 
 import pandas as pd
 
+from mechir.collection import Collection
 from mechir.interventions import Mask
+from mechir.material import Pool
+from mechir.methods.checks import relevant_there
 from mechir.methods.directions import condition_table, stated
 from mechir.pairs import Pair
 from mechir.segments import FIVE, Direction, Segment, directions
@@ -26,6 +29,14 @@ def interventions(model: Any, *, renormalise: bool = False) -> dict[str, Any]:
     """The intact model, the 25 directions, and each reader cut from all five sources."""
     cut = [*directions(), *(Direction(reader, Segment.ALL) for reader in FIVE)]
     return {ORIGINAL: ()} | {str(direction): Mask(direction, renormalise=renormalise) for direction in cut}
+
+
+def check(
+    model: Any, pairs: Sequence[Pair], collection: Collection, pool: Pool, *, renormalise: bool
+) -> dict[str, Any]:
+    """Refuses a pool without a relevant document."""
+    relevant_there(collection.judged(pairs, full=pool.full))
+    return {}
 
 
 def measure(model: Any, pairs: Sequence[Pair], *, renormalise: bool = False) -> pd.DataFrame:

@@ -11,7 +11,10 @@ from typing import Any
 
 import pandas as pd
 
+from mechir.collection import Collection
 from mechir.interventions import Mask
+from mechir.material import Pool
+from mechir.methods.checks import direction_list, relevant_there
 from mechir.methods.directions import condition_table, stated
 from mechir.pairs import Pair
 from mechir.segments import Direction, directions
@@ -24,12 +27,13 @@ FIGURE = (
     "cls<-query|doc,cls<-all,query|doc<-query|doc"
 )
 """The directions between CLS, query and document, and the unions that the paper and its extension plot."""
+ALL = "25"
 
 
 def interventions(model: Any, *, cut: str = FIGURE, renormalise: bool = False) -> dict[str, Any]:
     """The intact model, and each direction cut from the first layer up to l, and from l to the last."""
     last = model.cfg.n_layers - 1
-    chosen = directions() if cut == "25" else [Direction.parse(text) for text in cut.split(",")]
+    chosen = directions() if cut == ALL else [Direction.parse(text) for text in cut.split(",")]
     masks = [
         Mask(direction, range(first, end + 1), renormalise=renormalise)
         for direction in chosen
@@ -38,6 +42,17 @@ def interventions(model: Any, *, cut: str = FIGURE, renormalise: bool = False) -
     return {ORIGINAL: ()} | {
         f"{mask.direction}@{mask.layers[0]}-{mask.layers[-1]}": mask for mask in masks if mask.layers
     }
+
+
+def check(
+    model: Any, pairs: Sequence[Pair], collection: Collection, pool: Pool, *, cut: str, renormalise: bool
+) -> dict[str, Any]:
+    """Directions as the papers' tables are read; refuses what is none, and a pool without a relevant document."""
+    relevant_there(collection.judged(pairs, full=pool.full))
+    if cut.strip() == ALL:
+        return {"cut": ALL}
+    found = direction_list(cut, "cut")
+    return {"cut": ALL if found == directions() else ",".join(map(str, found))}
 
 
 def measure(model: Any, pairs: Sequence[Pair], *, cut: str = FIGURE, renormalise: bool = False) -> pd.DataFrame:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mechir.errors import MechirError
+from mechir.methods.checks import at_least, head_list
 from mechir.methods.patching import heads_of
 from mechir.methods.projection import ALIGNED, project_heads
 from mechir.methods.spectra import qk_spectra
@@ -27,6 +29,29 @@ def cost(
 ) -> float:
     """Full forwards per pair that is taken: half of one per head and set of directions."""
     return 1 + 0.5 * (len(heads.split(",")) if heads else strongest + others) * (1 + draws)
+
+
+def check(
+    model: Any,
+    pairs: Sequence[Pair],
+    *,
+    heads: str,
+    strongest: int,
+    others: int,
+    k: int,
+    draws: int,
+    take: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Heads by layer; refuses what does not fit."""
+    at_least(1, draws=draws, take=take)
+    at_least(0, strongest=strongest, others=others, seed=seed)
+    if not 1 <= k <= model.cfg.d_head:
+        raise MechirError(f"--k is {k}: a head of this model has 1-{model.cfg.d_head} directions.")
+    found = head_list(model, heads)
+    if not (found or strongest or others):
+        raise MechirError("--strongest and --others are both 0: write how many heads are taken, or name some.")
+    return {"heads": found}
 
 
 def measure(
@@ -47,7 +72,7 @@ def measure(
     """
     picked = _picked(model, heads, strongest, others, seed)
     kept = first_of_each(pairs, take, by_grade=True)
-    rows = project_heads(model, kept, picked["site"].tolist(), k=min(k, model.cfg.d_head), draws=draws)
+    rows = project_heads(model, kept, picked["site"].tolist(), k=k, draws=draws)
     return picked.merge(rows, on="site")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from mechir.methods.checks import contrasted, grades_of, grades_there, relevant_against_weak
 from mechir.methods.matching import attention_by_grade, compare_grades
 from mechir.methods.spectra import VECTORS, head_inputs, preferences, qk_spectra
 from mechir.methods.statistics import overlap
@@ -25,6 +26,16 @@ LABELLED = 6
 def cost(model: Any, **options: Any) -> float:
     """Full forwards per pair."""
     return 2.5
+
+
+def check(model: Any, pairs: Sequence[Pair], *, relevant: int, hard: int, weak: int, **options: Any) -> dict[str, Any]:
+    """Refuses grades that cannot be contrasted on these pairs."""
+    grades = {"relevant": relevant, "hard": hard, "weak": weak}
+    relevant_against_weak(relevant, weak)
+    grades_there(pairs, **grades)
+    queries = list(grades_of(pairs).values())
+    contrasted(queries, grades, f"of {len(queries)}")
+    return {}
 
 
 def measure(

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mechir.cli.options import REGISTRY, shared
+from mechir.cli.options import REGISTRY, Command, shared
 from mechir.errors import MechirError
 
 
@@ -59,7 +59,7 @@ def _quality(means: list[dict[str, Any]]) -> Iterator[str]:
             )
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run_id", metavar="RUN", required=False)
 @REGISTRY
 def show(run_id: str | None, registry: Path) -> None:
@@ -103,7 +103,7 @@ def _asked(registry: Path, asked: dict[str, Any]) -> Any:
     return matching(registry, columns, **asked)
 
 
-@click.command()
+@click.command(cls=Command)
 @shared(*ASKED)
 @click.option("--format", "how", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 @REGISTRY
@@ -122,7 +122,7 @@ def findings(registry: Path, how: str, **asked: Any) -> None:
         click.echo(f"{len(found)} findings of {found['run_id'].nunique()} runs")
 
 
-@click.command()
+@click.command(cls=Command)
 @REGISTRY
 @click.option("--out", type=click.Path(path_type=Path), help="The file [default: report.html in the registry].")
 def report(registry: Path, out: Path | None) -> None:
@@ -132,7 +132,7 @@ def report(registry: Path, out: Path | None) -> None:
     click.echo(f"Wrote {write(registry=registry, out=out)}")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("out", metavar="OUT")
 @click.option("--run", "run_id", metavar="RUN", help="The table or the chart of this run, in the place of findings.")
 @click.option("--links", is_flag=True, help="The table of links, in the place of findings.")
@@ -164,7 +164,7 @@ def export(out: str, run_id: str | None, links: bool, digits: int, registry: Pat
     click.echo(f"Wrote {export_(what, out, digits=digits)}")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run_id", metavar="RUN")
 @click.option("--reason", required=True, help="Why: it stays where the run was.")
 @REGISTRY

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from mechir.cli.options import MODEL, collection_option, rules_of, shared
+from mechir.cli.options import MODEL, Command, collection_option, rules_of, shared
 
 
-@click.command()
+@click.command(cls=Command)
 @shared(*MODEL, *collection_option())
 @click.option("--mask", multiple=True, help="e.g. 'doc<-query@0-5'; may be repeated.")
 @click.option("--ablate", multiple=True, help="h8.1, n5.1203, mlp3 or attn3; may be repeated.")
@@ -37,26 +37,33 @@ def score(
     """Writes a TREC run of all judged pairs, intact or under masks and ablations."""
     from mechir import Ablate, Mask, left_out
     from mechir import collection as open_collection
+    from mechir.atomic import refuse_unwritable
     from mechir.encoder.default import load
+    from mechir.interventions import RENORMALISED
+    from mechir.material import readable
     from mechir.methods.ranking import refuse_spaces, write_trec_run
     from mechir.provenance import certificate
 
-    do = [*(Mask.parse(text, renormalise=renormalise) for text in mask), *(Ablate(site) for site in ablate)]
+    refuse_unwritable(out)  # before anything is scored
+    masks = dict.fromkeys(Mask.parse(text, renormalise=renormalise) for text in mask)
+    ablated = dict.fromkeys(Ablate(site) for site in ablate)
     opened = open_collection(collection or "embedded", **rules_of(rules))
     sample = opened.sample(limit_queries=limit_queries, easy_negatives=0)
     refuse_spaces(sample.pairs)
     reranker = load(model, dtype=dtype, device=device, relevant_label=relevant_label, max_length=max_length)
+    sample = readable(reranker, sample, opened)
     pairs = sample.pairs
     certificate(reranker, pairs)
-    scores = reranker.score(pairs, do, readout=readout)
-    said = ["mechir", readout, *mask, *(["renormalised"] if renormalise else []), *ablate]
+    scores = reranker.score(pairs, [*masks, *ablated], readout=readout)
+    named = [str(one).removesuffix(RENORMALISED) for one in masks]
+    said = ["mechir", readout, *named, *(["renormalised"] if renormalise else []), *(str(one.site) for one in ablated)]
     write_trec_run(out, pairs, scores.tolist(), tag="".join("-".join(said).split()), seed=seed)
     click.echo(f"Wrote {out}: {len(pairs)} pairs by {readout}")
     for line in left_out.sentences(left_out.told(sample.left_out)):
         click.echo(line)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("model")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A directory that does not exist yet.")
 def convert(model: str, out: Path) -> None:
@@ -67,7 +74,7 @@ def convert(model: str, out: Path) -> None:
     click.echo(f"Wrote {out}: {record['tensors']} tensors, sha256 {record['safetensors_sha256']}")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("name", metavar="MODEL_OR_DATASET")
 def fetch(name: str) -> None:
     """Downloads a hub model or an ir_datasets collection where there is a network, for nodes that have none."""

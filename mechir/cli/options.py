@@ -8,6 +8,30 @@ from typing import Any
 
 import click
 
+from mechir.errors import MechirError
+
+
+class Command(click.Command):
+    """A command that takes nothing twice and nothing empty, where click takes the last and says nothing.
+
+    `may_be_empty`: the options whose empty value means something, or that the experiment checks by itself.
+    """
+
+    may_be_empty: frozenset[str] = frozenset()
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuses an option given twice that takes one value, and an empty value."""
+        given, _, order = self.make_parser(ctx).parse_args(list(args))
+        for param in order:
+            value, times = given.get(param.name or ""), order.count(param)
+            if isinstance(param, click.Option) and times > 1 and not (param.multiple or param.is_eager):
+                named = " and ".join(dict.fromkeys([*param.opts, *param.secondary_opts]))
+                raise MechirError(f"{named} is given {times} times and is taken once: leave the others out.")
+            if param.name not in self.may_be_empty and "" in (value if isinstance(value, list | tuple) else [value]):
+                named = param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
+                raise MechirError(f"{named} is empty: give it a value, or leave it out.")
+        return super().parse_args(ctx, args)
+
 
 def shared(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """One decorator of several options, in their order."""

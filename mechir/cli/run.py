@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +11,7 @@ from typing import Any
 import click
 
 from mechir.cli.ask import print_summary
-from mechir.cli.options import MODEL, REGISTRY, collection_option, rules_of, shared
+from mechir.cli.options import MODEL, REGISTRY, Command, collection_option, rules_of, shared
 from mechir.errors import MechirError
 
 DEFAULT_EXPERIMENT = "joint/pathway"
@@ -22,7 +21,7 @@ DEFAULT_QUERIES = 20
 
 def _repeated(module: ModuleType) -> str:
     """What it means to give several collections; nothing where only one is taken."""
-    from mechir.experiment import takes_groups
+    from mechir.material import takes_groups
 
     if takes_groups(module):
         return "; several in groups: in:PATH, out:PATH"
@@ -82,7 +81,8 @@ def run() -> None:
 
 
 def _experiment_command(module: ModuleType) -> click.Command:
-    from mechir.experiment import options, takes_contrasts
+    from mechir.material import takes_contrasts
+    from mechir.options import options
 
     own = options(module)
 
@@ -91,7 +91,7 @@ def _experiment_command(module: ModuleType) -> click.Command:
         several = (collection,) if isinstance(collection, str) else collection or (None,)
         _run(module, chosen, several, **given)
 
-    command = click.command(module.name, help=inspect.getdoc(module), short_help=_first_line(module))(
+    command = click.command(module.name, cls=Command, help=inspect.getdoc(module), short_help=_first_line(module))(
         shared(
             *MODEL,
             *collection_option(_repeated(module)),
@@ -103,6 +103,7 @@ def _experiment_command(module: ModuleType) -> click.Command:
     everywhere = {option.name for option in command.params}
     if taken := [name for name in own if name in everywhere - {"seed"}]:  # one --seed is for all that is drawn
         raise MechirError(f"'{module.name}' has an option '{taken[0]}', which means the pool's everywhere: rename it.")
+    command.may_be_empty = frozenset(own)
     for name, parameter in own.items():
         if name not in everywhere:
             command.params.insert(0, _option(name, parameter))
@@ -110,11 +111,9 @@ def _experiment_command(module: ModuleType) -> click.Command:
 
 
 def _option(name: str, parameter: inspect.Parameter) -> click.Option:
-    written = (
-        parameter.annotation,
-        *typing.get_args(parameter.annotation),
-    )  # `int | None` is an int on the command line
-    kind: Any = next((kind for kind in (bool, int, float) if kind in written), str)
+    from mechir.options import kind_of
+
+    kind = kind_of(parameter) or str
     flag = f"--{name.replace('_', '-')}"
     shown = {"default": parameter.default, "show_default": True, "help": "Option of this experiment."}
     return click.Option([flag], is_flag=True, **shown) if kind is bool else click.Option([flag], type=kind, **shown)
@@ -140,8 +139,10 @@ def _run(
 ) -> None:
     from mechir import collection as open_collection
     from mechir import experiment
+    from mechir import material as material_
     from mechir.encoder.default import load
     from mechir.estimate import estimate
+    from mechir.options import in_normal_form
 
     rules = rules_of(rest)
     asked: dict[str, Any] = {key: rest.pop(key) for key in ("diagnostic", "data", "filler", "swap") if key in rest}
@@ -156,9 +157,13 @@ def _run(
     done = []
     for source, pool in sources:
         if dry_run:
-            source = experiment.source_of(module, source)
-            material = experiment.material_of(module, reranker.limited(pool.max_length), source, pool).material
-            _print_estimate(estimate(module, reranker, material, **chosen))
+            source = material_.source_of(module, source)
+            limited = reranker.limited(pool.max_length)
+            material = material_.material_of(module, limited, source, pool).material
+            known = experiment.known_of(source, pool, registry)
+            _print_estimate(
+                estimate(module, limited, material, **in_normal_form(module, limited, material, chosen, known))
+            )
             continue
         stored = experiment.run(
             module, reranker, source, pool=pool, registry=registry, shard=part, fresh=fresh, say=_say, **chosen
@@ -207,7 +212,7 @@ def _sources(
 ) -> list[tuple[Any, Any]]:
     """What is run on, one after the other; collections in groups are one."""
     from mechir.collection_groups import collections, in_group
-    from mechir.experiment import Pool, takes_groups
+    from mechir.material import Pool, takes_groups
 
     given = [name for name in names if name is not None]
     if takes_groups(module) and (len(given) > 1 or any(map(in_group, given))):
@@ -225,7 +230,7 @@ def _source(
     """What is run on: a collection and the pool of it, or a diagnostic set that is sampled already."""
     from mechir import collection as open_collection
     from mechir.diagnostic_sets import FILLERS, diagnostic
-    from mechir.experiment import Pool
+    from mechir.material import Pool
 
     if not asked:
         return open_collection(collection or "embedded", **rules), Pool(**pool)

@@ -6,6 +6,7 @@ Source: Vast et al. 2024 (arXiv:2406.19309).
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from mechir.collection_groups import Collections, collection_of
-from mechir.errors import MechirError
+from mechir.errors import MechirError, refuse_below
 from mechir.methods.conductance import KIND, conductance, parts
 from mechir.methods.schemes import LABELS
 from mechir.pairs import Pair
@@ -39,9 +40,11 @@ def thresholds(collections: Collections, text: str = "") -> dict[str, int]:
         MechirError: for what cannot be read, an unknown collection, a collection without a relevant document.
     """
     members = [one for _, one in collections.members]
-    told = {one.rpartition(":")[0]: one.rpartition(":")[2] for one in text.split(",") if one}
-    unknown = sorted(set(told) - {one.id for one in members} - {""})
-    if unknown or not all(grade.isdigit() and int(grade) > 0 for grade in told.values()):
+    listed = [one.strip() for one in text.split(",") if one.strip()]
+    told = {one.rpartition(":")[0]: one.rpartition(":")[2] for one in listed}
+    unknown = set(told) - {one.id for one in members} - {""}
+    grades = all(re.fullmatch("0*[1-9][0-9]*", grade) for grade in told.values())
+    if unknown or not grades or len(told) < len(listed):
         raise MechirError(f"Cannot read --relevant '{text}': write a grade above 0, or NAME:GRADE with commas.")
     found = {}
     for one in members:
@@ -69,6 +72,7 @@ def labelled(pairs: Sequence[Pair], lowest: Mapping[str, int], take: int = 0) ->
     Raises:
         MechirError: when a collection's pairs are all relevant, or none is.
     """
+    refuse_below(0, take=take)
     seen, of_label = Counter[tuple[str, int]](), Counter[tuple[str, int]]()
     kept = []
     for pair in pairs:

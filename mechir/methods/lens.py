@@ -194,18 +194,11 @@ def readable(
         MechirError: where all pairs are relevant, or none; for fewer than 4 queries that have both; for fewer than 5
             draws.
     """
-    if draws < FEWEST_DRAWS:
-        raise MechirError(f"draws={draws} is too few for a control: write {FEWEST_DRAWS} or more.")
-    labelled = rows.assign(relevant=_relevant(rows, relevant))
-    both = labelled.groupby("query_id")["relevant"].transform("nunique") == 2
-    chosen = labelled[both & labelled["mean"].notna()]
+    if not penalty > 0:
+        raise MechirError(f"penalty={penalty} is no ridge: write a number above 0.")
+    labelled = both_sides(rows, relevant, draws)
+    chosen = labelled[labelled["mean"].notna()]
     chosen = chosen.assign(query=chosen["query_id"].factorize()[0])
-    queries = chosen["query_id"].nunique()
-    if queries < FEWEST_QUERIES:
-        raise MechirError(
-            f"{queries} queries have pairs on both sides of grade {relevant}: "
-            f"a probe needs {FEWEST_QUERIES}, some to train on and some to test."
-        )
     parts = chosen.groupby(["depth", "site", "segment"])
     found = [
         {"site": site, "depth": depth, "measure": measure, "of": segment} | told
@@ -213,6 +206,24 @@ def readable(
         for measure, told in _probed(part, draws, penalty, seed).items()
     ]
     return pd.DataFrame(found)
+
+
+def both_sides(rows: pd.DataFrame, relevant: int, draws: int = DRAWS) -> pd.DataFrame:
+    """The rows of queries with documents on both sides of a grade, with `relevant`, which side each is on.
+
+    Raises:
+        MechirError: as `readable`.
+    """
+    if draws < FEWEST_DRAWS:
+        raise MechirError(f"draws={draws} is too few for a control: write {FEWEST_DRAWS} or more.")
+    labelled = rows.assign(relevant=_relevant(rows, relevant))
+    both = labelled[labelled.groupby("query_id")["relevant"].transform("nunique") == 2]
+    if (queries := both["query_id"].nunique()) < FEWEST_QUERIES:
+        raise MechirError(
+            f"{queries} queries have pairs on both sides of grade {relevant}: "
+            f"a probe needs {FEWEST_QUERIES}, some to train on and some to test."
+        )
+    return both
 
 
 def _probed(part: pd.DataFrame, draws: int, penalty: float, seed: int) -> dict[str, dict[str, Any]]:

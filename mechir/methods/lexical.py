@@ -20,7 +20,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from mechir.collection import Collection
-from mechir.errors import MechirError
+from mechir.errors import MechirError, refuse_below
 from mechir.pairs import Pair
 from mechir.subspaces import Subspace
 
@@ -52,6 +52,7 @@ class Counts(NamedTuple):
 
 def collection_counts(model: Any, collection: Collection, *, limit: int = 50_000) -> Counts:
     """Word pieces in the documents of a collection, or in `limit` at even distances where it has more."""
+    refuse_below(1, limit=limit)
     texts, lengths = collection.texts(limit), list[int]()
 
     def counted() -> Iterator[list[int]]:
@@ -82,21 +83,58 @@ def read_idf(path: str | Path, model: Any) -> dict[int, float]:
     """Word piece -> IDF from a table of lines "word<TAB>idf"; words of several word pieces are left out.
 
     Raises:
-        MechirError: for a file that is not there or a line that is no such line.
+        MechirError: for a file that is not there, or cannot be read, or a line that is no such line.
     """
     file = Path(path)
     if not file.is_file():
         raise MechirError(f"There is no IDF table '{path}': give a file of lines word<TAB>idf.")
-    words, values = [], []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    words, values = list[str](), list[float]()
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise MechirError(f"Cannot read the IDF table '{path}': give a file of lines word<TAB>idf in UTF-8.") from error
+    for number, line in enumerate(lines, 1):
         word, _, value = line.rpartition("\t")
         try:
             values.append(float(value))
         except ValueError:
-            raise MechirError(f"Line {number} of '{path}' is not word<TAB>idf: '{line[:40]}'.") from None
+            values.append(math.nan)
+        if not (word and math.isfinite(values[-1])):
+            raise MechirError(f"Line {number} of '{path}' is not word<TAB>idf: '{line[:40]}'.")
         words.append(word)
+    by_word = dict[str, float]()
+    for word, idf in zip(words, values, strict=True):
+        if by_word.setdefault(word, idf) != idf:
+            raise MechirError(f"'{path}' has the word '{word}' with {by_word[word]} and with {idf}: keep one line.")
     found = pieces_of(model, words)
     return {pieces[0]: value for pieces, value in zip(found, values, strict=True) if len(pieces) == 1}
+
+
+def refuse_idf(model: Any, collection: Collection, path: str = "") -> None:
+    """Refuses an IDF that nothing can be correlated with; of a collection no more documents are read than it takes.
+
+    Raises:
+        MechirError: as `read_idf`; for fewer than 10 word pieces with an IDF above 0, or one IDF for all.
+    """
+    if path:
+        found = {piece: idf for piece, idf in read_idf(path, model).items() if idf > 0}
+        if len(found) < LEAST or len(set(found.values())) < 2:
+            raise MechirError(
+                f"'{path}' holds {len(found)} single word pieces with an IDF above 0, of {len(set(found.values()))} "
+                f"values: correlations need {LEAST} pieces or more and 2 values or more."
+            )
+        return
+    counts, n = Counter[int](), 0
+    for text in collection.texts(50_000):
+        counts.update(set(pieces_of(model, [text])[0]))
+        n += 1
+        some = {count for count in counts.values() if count < n}
+        if len(some) > 1 and sum(count < n for count in counts.values()) >= LEAST:
+            return
+    raise MechirError(
+        f"In the {n} documents of '{collection.id}' fewer than {LEAST} word pieces tell any two apart, so there is no "
+        "IDF to correlate: give a larger collection, or a table with --idf FILE."
+    )
 
 
 def embedding_svd(model: Any, n: int = 50) -> tuple[Float[np.ndarray, "d_vocab n"], np.ndarray, np.ndarray]:
@@ -131,6 +169,7 @@ def idf_correlations(
     Raises:
         MechirError: for fewer than 10 word pieces.
     """
+    refuse_below(1, vectors=vectors, draws=draws)
     known = {piece: value for piece, value in idf.items() if value > 0}
     if len(known) < LEAST:
         raise MechirError(f"{len(known)} word pieces have an IDF above 0: correlations need {LEAST} or more.")
@@ -165,16 +204,17 @@ def idf_table(model: Any, collection: Collection, path: str = "") -> dict[int, f
     return read_idf(path, model) if path else collection_counts(model, collection).idf
 
 
-def find_idf(model: Any, collection: Collection, *, idf: str = "", vector: int = -1) -> dict[str, int]:
+def find_idf(model: Any, collection: Collection, *, idf: str = "", vector: int = -1, sign: int = 0) -> dict[str, int]:
     """Which singular vector of W_E goes with IDF and with which sign: options `vector` and `sign` of experiments.
 
-    IDF is read from the table `idf` or counted in the collection; a `vector` of 0 or more is kept.
+    IDF is read from the table `idf` or counted in the collection; a `vector` of 0 or more and a `sign` of 1 or -1 are
+    kept.
     """
     table = idf_table(model, collection, idf)
     found = idf_correlations(model, table, draws=1, vectors=max(50, vector + 1))
     r = found.loc[found["vector"] != "norm", "pearson_idf"]
     chosen = int(r.abs().argmax()) if vector < 0 else vector
-    return {"vector": chosen, "sign": 1 if r.iloc[chosen] > 0 else -1}
+    return {"vector": chosen, "sign": sign or (1 if r.iloc[chosen] > 0 else -1)}
 
 
 def singular_direction(model: Any, vector: int = 0, sign: int = 1) -> Subspace:
@@ -182,6 +222,11 @@ def singular_direction(model: Any, vector: int = 0, sign: int = 1) -> Subspace:
 
     Where `idf_correlations` gives it a negative r, sign = -1 turns it up with IDF.
     """
+    if not 0 <= vector < min(model.W_E.shape) or sign not in (-1, 1):
+        last = min(model.W_E.shape) - 1
+        raise MechirError(
+            f"vector={vector}, sign={sign} is out of range: W_E has vectors 0-{last}, the sign is 1 or -1."
+        )
     _, _, vt = embedding_svd(model, vector + 1)
     return Subspace.span(vt[vector] * sign, f"singular vector {vector} of W_E, sign {sign}", model=model.fingerprint)
 

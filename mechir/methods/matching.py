@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from scipy import stats
 from torch import Tensor
 
-from mechir.errors import MechirError
+from mechir.errors import MechirError, refuse_below
 from mechir.hooks import EveryLayer
 from mechir.methods.groups import Groups, crossed
 from mechir.methods.statistics import bootstrap_mean, holm, sign_flips, simultaneous
@@ -192,6 +192,7 @@ def compare_grades(
     Raises:
         MechirError: for a grade that no pair has, an unknown measure, or fewer than 2 queries with two grades.
     """
+    refuse_below(0, delta=delta)
     if measure not in MEASURES:
         raise MechirError(f"Unknown measure '{measure}': write one of {', '.join(MEASURES)}.")
     heads = rows[rows["direction"].isin(SIDES) & rows["site"].str.startswith("h")]
@@ -271,6 +272,7 @@ def choose_matching(
 
 def matching_heads(model: Any, pairs: Sequence[Pair], top: int) -> list[str]:
     """The heads with the largest difference of `mean_max` (query<-doc) between best and worst grade, over queries."""
+    refuse_below(1, top=top)
     rows = attention_by_grade(model, pairs)
     rows = rows[(rows["direction"] == SIDES[0]) & rows["site"].str.startswith("h")]
     values = rows.pivot(index=["query_id", "grade"], columns="site", values="mean_max").sort_index()

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mechir.contrasts import ROLES, Contrast, ContrastBatch, EncodedContrasts, encode_contrasts
-from mechir.errors import MechirError
+from mechir.errors import MechirError, refuse_below
 from mechir.interventions import Splice
 from mechir.pairs import progress_bar, split_queries
 from mechir.segments import FIVE, Segment
@@ -84,6 +84,9 @@ def patch(
         for batch in encoded.buckets(max_rows, limit):
             found.append(_patched(model, batch.to(model.device), listed, at, max_rows, limit))
             bar.update(len(batch.rows))
+    found = [rows for rows in found if len(rows)]
+    if not found:
+        raise MechirError(f"No contrast has a position at {at!r}: write one of {', '.join(WHERE + ROLES)}.")
     return tidy(model, encoded, pd.concat(found, ignore_index=True), ["site", "at"])
 
 
@@ -107,6 +110,7 @@ def choose_heads(
 
 def largest(rows: pd.DataFrame, by: str, top: int) -> list[str]:
     """The `top` names in column `by` with the largest mean effect over queries, whatever its sign."""
+    refuse_below(1, top=top)
     means = rows.groupby([by, "query_id"])["effect"].mean().groupby(by).mean()
     return means.abs().sort_values(ascending=False, kind="stable").index[:top].tolist()
 
@@ -121,6 +125,8 @@ def _patched(
         for site in listed
         for name, mask in where.items()
     }
+    if not edits:
+        return pd.DataFrame(columns=["site", "at", "row", "base", "donor", "patched", "effect"])
     plans = {"base": stages(model, [])}
     plans |= {key: stages(model, [(site.hook, edit)]) for key, (site, _, edit) in edits.items()}
     scores = dict(walk(model, batch.base, plans, max_rows=max_rows, max_tokens=max_tokens))
@@ -159,22 +165,35 @@ def places(at: str | Sequence[str], batch: ContrastBatch) -> dict[str, Bool[Tens
         each = torch.eye(width, dtype=torch.bool, device=batch.roles.device)
         return {str(k): each[k] & batch.base.attention_mask for k in range(width)}
     named = {"role": list(ROLES), "segment": [str(segment) for segment in FIVE]}
-    wanted = named.get(at, [at]) if isinstance(at, str) else list(at)
-    return {name: _place(name, batch) for name in wanted}
+    wanted = named.get(at, [at]) if isinstance(at, str) else at
+    return {name: _place(name, batch) for name in map(place_name, wanted)}
+
+
+def place_name(text: str) -> str:
+    """One place in its normal form: `all`, a role, or a segment: `D|Q` is `query|doc`.
+
+    Raises:
+        MechirError: for any other word, and for padding, which holds no token.
+    """
+    name = " ".join(text.lower().split())
+    if name == "all" or name in ROLES:
+        return name
+    try:
+        segment = Segment.parse(text)
+    except MechirError as error:
+        raise MechirError(
+            f"Unknown place '{text}': write {', '.join(WHERE)}, a segment such as 'query|doc', or a role: "
+            f"{', '.join(ROLES)}."
+        ) from error
+    if Segment.PAD in segment:
+        raise MechirError(f"'{text}' holds padding, which the model does not read: write e.g. 'query|doc'.")
+    return str(segment)
 
 
 def _place(name: str, batch: ContrastBatch) -> Bool[Tensor, "batch pos"] | None:
     if name == "all":
         return None
-    if name in ROLES:
-        return batch.roles == ROLES.index(name)
-    try:
-        return batch.base.at(Segment.parse(name))
-    except MechirError as error:
-        raise MechirError(
-            f"Unknown place '{name}': write {', '.join(WHERE)}, a segment such as 'query|doc', or a role: "
-            f"{', '.join(ROLES)}."
-        ) from error
+    return batch.roles == ROLES.index(name) if name in ROLES else batch.base.at(Segment.parse(name))
 
 
 def sites_of(model: Any, sites: Any) -> list[Any]:

@@ -92,6 +92,15 @@ def refuse(groups: Mapping[str, str], schemes: Sequence[str], grid: Sequence[flo
         raise MechirError(f"draws={draws} random sets are too few to compare with: write 20 or more.")
 
 
+def refuse_small(model: Any, grid: Sequence[float], *, joint: bool = False) -> None:
+    """Refuses shares that are less than half of one unit of any kind, before anything is measured."""
+    counts = [model.cfg.n_layers * n for n in (model.cfg.d_mlp, model.cfg.n_heads)]
+    counts = [sum(counts)] if joint else counts
+    for p in grid:
+        if not any(int(p * n + 0.5) for n in counts):
+            raise MechirError(f"{100 * p:g} % of {sum(counts)} units is less than half of one: take a larger share.")
+
+
 def pruning_table(
     rows: pd.DataFrame, judged: pd.DataFrame, sets: pd.DataFrame, lowest: Mapping[str, int], groups: Mapping[str, str]
 ) -> pd.DataFrame:

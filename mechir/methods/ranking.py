@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from mechir.atomic import written
-from mechir.errors import MechirError
+from mechir.errors import MechirError, refuse_below
 from mechir.pairs import Pair
 
 TIE = 1e-5
@@ -38,6 +38,7 @@ def ndcg(scores: pd.DataFrame, judged: pd.DataFrame, k: int = 10, *, seed: int =
     Raises:
         MechirError: for scores that are not finite.
     """
+    refuse_below(1, k=k)
     return _quality(scores, judged, ir_measures.nDCG @ k, 1, seed)
 
 
@@ -46,6 +47,7 @@ def mrr(scores: pd.DataFrame, judged: pd.DataFrame, relevant: int = 1, *, seed: 
 
     Ties, arguments, columns and errors as in `ndcg`; queries without such a document are left out.
     """
+    refuse_below(1, relevant=relevant)
     return _quality(scores, judged, ir_measures.RR(rel=relevant), relevant, seed)
 
 

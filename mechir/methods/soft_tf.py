@@ -18,7 +18,7 @@ from scipy import optimize
 from torch import Tensor
 
 from mechir.diagnostics import Term
-from mechir.errors import MechirError
+from mechir.errors import MechirError, refuse_below
 from mechir.hooks import EveryLayer
 from mechir.methods.groups import crossed
 from mechir.methods.lexical import pieces_of
@@ -29,6 +29,8 @@ from mechir.segments import Segment
 
 COUNTS = (0, 1, 2, 3, 5, 8)
 TIMES = (1, 2, 3)
+FREQUENCIES = 3
+"""Different term frequencies that a saturation curve needs."""
 
 
 class Dosed(NamedTuple):
@@ -46,6 +48,7 @@ def dosed(pairs: Sequence[Pair], *, filler: str = "a", words: int = 40, seed: in
     For "tf" all texts have the same number of words: `filler` stands
     where the word does not (TFC2). For "length" the document is repeated (LNC2). Documents are cut to `words` words.
     """
+    refuse_below(1, words=words)
     for pair in pairs:
         term = Term(seed=seed)(pair)
         text = pair.document.split()[:words]
@@ -56,6 +59,15 @@ def dosed(pairs: Sequence[Pair], *, filler: str = "a", words: int = 40, seed: in
         for times in TIMES:
             made = replace(pair, document=" ".join(text * times), doc_id=f"{pair.doc_id}x{times}")
             yield Dosed("length", times, term, made)
+
+
+def frequencies(model: Any, pairs: Sequence[Pair], *, filler: str = "a", words: int = 40, seed: int = 0) -> set[int]:
+    """The term frequencies that the model reads under `dosed`, by the term's first word piece."""
+    texts = [text for text in dosed(pairs, filler=filler, words=words, seed=seed) if text.kind == "tf"]
+    encoded = model.encode([text.pair for text in texts])
+    first = [pieces[0] for pieces in pieces_of(model, [text.term for text in texts])]
+    read = zip(encoded.ids, encoded.segments, first, strict=True)
+    return {int((ids[segments == Segment.DOC.value] == piece).sum()) for ids, segments, piece in read}
 
 
 @torch.no_grad()
@@ -146,7 +158,8 @@ def saturation(
     Raises:
         MechirError: for fewer than three different frequencies.
     """
-    if len(np.unique(tf)) < 3:
+    refuse_below(1, draws=draws)
+    if len(np.unique(tf)) < FREQUENCIES:
         raise MechirError("A saturation curve needs three different term frequencies or more.")
     base, size, k1 = _fit(tf, mass)
     residual = mass - base - size * tf / (tf + k1)

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 
-from mechir.errors import MechirError
+from mechir.errors import MechirError, refuse_below
 from mechir.methods.groups import Groups, crossed
 from mechir.methods.patching import all_heads, heads_of
 from mechir.methods.statistics import holm
@@ -48,6 +48,7 @@ def qk_spectra(model: Any, *, draws: int | None = None, seed: int = 0) -> pd.Dat
         `sigma`, the singular values, falling (a list). Positive: alike attracts alike. Heads whose queries and keys
         share a space smaller than the stream's have larger |z| by chance: the p-values are a screen, not a verdict.
     """
+    refuse_below(1, draws=draws)
     u, sigma, v = model.W_QK.svd()
     cosine = (u * v).sum(-2).flatten(0, 1)
     sigma = sigma.flatten(0, 1)
@@ -133,6 +134,7 @@ def preferences(model: Any, inputs: pd.DataFrame, *, draws: int = 1000, seed: in
         reader, two sources, in logits of attention. Each with `_low` and `_high`, the 95 % interval over queries
         (percentiles, whole queries resampled `draws` times). Positive: the other text is preferred.
     """
+    refuse_below(1, draws=draws)
     queries = list(dict.fromkeys(inputs["query_id"]))
     drawn = np.random.default_rng(seed).multinomial(len(queries), np.full(len(queries), 1 / len(queries)), size=draws)
     weights = np.vstack([np.ones(len(queries)), drawn]) / len(queries)

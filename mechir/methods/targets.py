@@ -54,6 +54,14 @@ class Target:
             raise MechirError(f"Cannot attribute '{self.what}': write {', '.join(READOUTS)}, a head or a neuron.")
         return site
 
+    @property
+    def name(self) -> str:
+        """What is attributed in its normal form: `h03.5@Q<-D` is `h3.5@query<-doc`."""
+        if self.site is None:
+            return self.what
+        place = self.place()
+        return str(self.site) if place == Segment.ALL else f"{self.site}@{place}"
+
     def place(self) -> Direction | Segment:
         """The direction of a head, the segment of a neuron."""
         where = self.what.partition("@")[2]

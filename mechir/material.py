@@ -1,0 +1,149 @@
+"""What an experiment runs on: the pairs of a pool or contrasts, and what was left out of them."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from mechir import left_out
+from mechir.collection import Collection
+from mechir.collection_groups import Collections
+from mechir.contrasts import Contrast
+from mechir.diagnostic_sets import Diagnostic
+from mechir.encoding import encode_readable
+from mechir.errors import MechirError
+from mechir.left_out import Row
+from mechir.pairs import Pair
+from mechir.pools import Sample
+from mechir.rules import LEAVE_OUT
+
+ALONE = "in"
+"""The group of a collection that is given without one."""
+Source = Any
+"""A `Collection`, `Collections` or, for experiments on contrasts, a `Diagnostic`."""
+Material = list[Any]
+"""What an experiment runs on: pairs, or contrasts."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Which pairs of a collection are scored: the arguments of `Collection.pairs`, as given.
+
+    `max_length`: word pieces of a pair that are read; by default what the model says.
+    """
+
+    per_grade: int | None = None
+    easy_negatives: int | None = None
+    top_k: int | None = None
+    run: str | None = None
+    limit_queries: int | None = None
+    seed: int = 0
+    max_length: int | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether the ideal ranking may use judged documents that are not in the pool: where it is a run's."""
+        return self.run is not None or self.top_k is not None
+
+    def pairs(self, collection: Source) -> list[Pair]:
+        """The pairs, whole queries one after the other."""
+        return self.sample(collection).pairs
+
+    def sample(self, collection: Source) -> Sample:
+        """The pairs, and what was left out."""
+        return collection.sample(**{name: value for name, value in vars(self).items() if name != "max_length"})
+
+
+def takes_contrasts(experiment: ModuleType) -> bool:
+    """Whether an experiment runs on contrasts (of a diagnostic set) rather than on pairs."""
+    return "contrasts" in inspect.signature(experiment.measure).parameters
+
+
+def takes_groups(experiment: ModuleType) -> bool:
+    """Whether an experiment measures collections in groups (`in:PATH`, `out:PATH`) together."""
+    prepare = getattr(experiment, "prepare", None)
+    return prepare is not None and "collections" in inspect.signature(prepare).parameters
+
+
+def pairs_of(material: Sequence[Any]) -> list[Pair]:
+    """The pairs, of contrasts the bases."""
+    return [one.base if isinstance(one, Contrast) else one for one in material]
+
+
+def source_of(module: ModuleType, source: Source) -> Source:
+    """The source as the experiment takes it: one collection alone is a group of one where groups are taken.
+
+    Raises:
+        MechirError: for collections in groups that the experiment does not take.
+    """
+    if takes_groups(module) and isinstance(source, Collection):
+        return Collections(((ALONE, source),))
+    if isinstance(source, Collections) and not takes_groups(module):
+        raise MechirError(f"'{module.name}' takes no groups: write --collection without '{source.members[0][0]}:'.")
+    return source
+
+
+class Taken(NamedTuple):
+    """What an experiment runs on, pairs that gave no contrast (`skipped`), and what the collection left out."""
+
+    material: Material
+    skipped: pd.DataFrame | None
+    left_out: pd.DataFrame | None
+
+
+def material_of(module: ModuleType, model: Any, source: Source, pool: Pool) -> Taken:
+    """The pairs or contrasts that an experiment runs on, and which were left out and why.
+
+    Raises:
+        MechirError: when the experiment runs on the other kind.
+    """
+    if isinstance(source, Diagnostic):
+        if not takes_contrasts(module):
+            raise MechirError(f"'{module.name}' runs on pairs, not on contrasts: give a collection.")
+        if replace(pool, max_length=None) != Pool():
+            raise MechirError("A diagnostic set is sampled when it is made: write diagnostic(..., limit_queries=20).")
+        return Taken(*source.align(model), source.left_out)
+    if takes_contrasts(module):
+        raise MechirError(f"'{module.name}' runs on contrasts: give a diagnostic set such as diagnostic('tfc1').")
+    sample = readable(model, pool.sample(source), source)
+    return Taken(sample.pairs, None, sample.left_out)
+
+
+def readable(model: Any, sample: Sample, source: Source) -> Sample:
+    """The pairs of a pool that the model can read, and the others among what is left out (see `encode_readable`).
+
+    Args:
+        model: a `HookedEncoder`.
+        sample: a pool as it was drawn.
+        source: what it was drawn from; its `leave_out` is the share of pairs that may be left out.
+
+    Raises:
+        MechirError: where more would be, with the first of them.
+    """
+    _, unreadable = encode_readable(model.tokenizer, sample.pairs, model.max_length)
+    if not unreadable:
+        return sample
+    share, n, total = source.rules.get("leave_out", LEAVE_OUT), len(unreadable), len(sample.pairs)
+    first = unreadable[min(unreadable)].sentence
+    if n == total:
+        raise MechirError(f"The model can read none of {total} pairs of '{source.id}'; the first: {first}")
+    if n / total > share:
+        enough = -(-100 * n // total) / 100
+        raise MechirError(
+            f"The model cannot read {n} of {total} pairs of '{source.id}', over {100 * share:g} %: leave them out with "
+            f"leave_out={enough:g} (--leave-out {enough:g}), or mend them; the first: {first}"
+        )
+    warnings.warn(f"The model cannot read {n} of {total} pairs of '{source.id}', which are left out.", stacklevel=2)
+    kept = [pair for place, pair in enumerate(sample.pairs) if place not in unreadable]
+    lost = {place: sample.pairs[place] for place in sorted(unreadable)}
+    rows = [Row(unreadable[place].reason, pair.query_id, pair.doc_id) for place, pair in lost.items()]
+    there = {pair.query_id for pair in kept}
+    gone = dict.fromkeys(pair.query_id for pair in lost.values() if pair.query_id not in there)
+    rows += [Row(left_out.NO_PAIR, query_id, "") for query_id in gone]
+    return Sample(kept, pd.concat([sample.left_out, left_out.frame(rows)], ignore_index=True))

@@ -1,0 +1,256 @@
+"""What experiments ask of their options before anything is measured, each option named by its flag.
+
+Lists come back in their one normal form, so that what is asked in two ways is one run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from mechir.contrasts import ROLES, Contrast, encode_contrasts
+from mechir.diagnostics import Term
+from mechir.errors import MechirError, closest
+from mechir.methods.conductance import KIND, unit_readers
+from mechir.methods.matching import CONTRASTS
+from mechir.methods.patching import heads_of, place_name, places
+from mechir.methods.targets import Target
+from mechir.methods.walk import Way
+from mechir.pairs import EASY, Pair, split_queries
+from mechir.segments import Direction
+from mechir.sites import parse_site
+
+SELECTION = 3
+"""Heads that are not named are found on one query in so many."""
+NO_TWO_GRADES = "Matching heads are found where a query has documents of two grades, and none has among"
+
+
+def flag(name: str) -> str:
+    """An option as it is written on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def at_least(least: int, **options: int | float) -> None:
+    """Refuses numbers below the least that makes sense."""
+    for name, value in options.items():
+        if not value >= least:
+            raise MechirError(f"{flag(name)} is {value}: write {least} or more.")
+
+
+def above_0(**options: int | float) -> None:
+    """Refuses numbers that are not above 0."""
+    for name, value in options.items():
+        if not 0 < value < math.inf:
+            raise MechirError(f"{flag(name)} is {value}: write a number above 0.")
+
+
+def one_of(known: Collection[str], **options: str) -> None:
+    """Refuses words that are not known."""
+    for name, value in options.items():
+        if value not in known:
+            raise MechirError(f"Unknown {flag(name)} '{value}': the closest are {closest(value, known)}.")
+
+
+@contextlib.contextmanager
+def naming(name: str, text: str) -> Iterator[None]:
+    """Says which option it was that could not be read."""
+    try:
+        yield
+    except MechirError as error:
+        raise MechirError(f"Cannot read {flag(name)} '{text}': {error}") from error
+
+
+def parts(text: str) -> list[str]:
+    """What is listed with commas or white space."""
+    return [one for one in re.split(r"[\s,]+", text) if one]
+
+
+def head_list(model: Any, text: str, name: str = "heads", *, ordered: bool = False) -> str:
+    """Heads with commas, each once: `h2.9 h01.1` is `h1.1,h2.9`; empty where nothing is named.
+
+    `ordered`: as they were given, for experiments that show them so; else by layer.
+
+    Raises:
+        MechirError: for what is no head of this model.
+    """
+    if not parts(text):
+        return ""
+    with naming(name, text):
+        found = dict.fromkeys(heads_of(model, [parse_site(one) for one in parts(text)]))
+        if whole := next((head for head in found if head.part != "z"), None):
+            raise MechirError(f"'{whole}' is a part of a head: write h{whole.layer}.{whole.head}.")
+    return ",".join(map(str, found if ordered else sorted(found)))
+
+
+def number_list(text: str, name: str) -> list[float]:
+    """Numbers of 0 or more with commas, each once and rising.
+
+    Raises:
+        MechirError: for anything else; for none.
+    """
+    try:
+        found = sorted({float(one) for one in parts(text)})
+    except ValueError:
+        found = []
+    if not found or not all(0 <= one < math.inf for one in found):
+        raise MechirError(f"Cannot read {flag(name)} '{text}': write numbers of 0 or more with commas, e.g. 1,5.")
+    return found
+
+
+def written(numbers: Iterable[float]) -> str:
+    """A list of numbers as an option: "0.1,5"."""
+    return ",".join(str(number).removesuffix(".0") for number in numbers)
+
+
+def word_list(text: str, name: str, known: Sequence[str]) -> str:
+    """Words with commas, each once and in the order in which they are known.
+
+    Raises:
+        MechirError: for an unknown word, or none.
+    """
+    asked = [one.strip() for one in text.split(",") if one.strip()]
+    if not asked:
+        raise MechirError(f"{flag(name)} is empty: write some of {','.join(known)}.")
+    for one in asked:
+        one_of(known, **{name: one})
+    return ",".join(one for one in known if one in asked)
+
+
+def direction_list(text: str, name: str) -> list[Direction]:
+    """Directions with commas, each once: those of single segments first, as the papers' tables are read.
+
+    Raises:
+        MechirError: for what is no direction, or none.
+    """
+    asked = [one for one in text.split(",") if one.strip()]
+    if not asked:
+        raise MechirError(f"{flag(name)} is empty: write directions with commas, e.g. doc<-query,cls<-all.")
+    with naming(name, text):
+        return sorted(set(map(Direction.parse, asked)), key=_as_read)
+
+
+def _as_read(direction: Direction) -> tuple[bool, int, int]:
+    reader, source = direction.reader, direction.source
+    return len(reader) + len(source) > 2, reader.value, source.value
+
+
+def place(model: Any, contrasts: Sequence[Contrast], text: str, *, each: Sequence[str] = ("all",)) -> str:
+    """A place of `patch` in its normal form: `D|Q` is `query|doc`; `each`: the words that stand for several.
+
+    Raises:
+        MechirError: for an unknown place, or one that no contrast has.
+    """
+    name = " ".join(text.lower().split())
+    if name in each:
+        return name
+    found = place_name(text)
+    for batch in encode_contrasts(model, contrasts).buckets(64, model.max_tokens):
+        if any(mask is None or bool(mask.any()) for mask in places([found], batch).values()):
+            return found
+    raise MechirError(f"No contrast has a position at '{found}': write --at with one of {', '.join(ROLES)}, or all.")
+
+
+def grades_there(pairs: Sequence[Pair], **grades: int) -> None:
+    """Refuses grades that no pair of the pool has, and pairs without one.
+
+    Raises:
+        MechirError: with the grades that there are.
+    """
+    if any(pair.grade is None for pair in pairs):
+        raise MechirError("Pairs without a grade cannot be contrasted: give judged pairs.")
+    known = sorted({pair.grade for pair in pairs if pair.grade is not None})
+    for name, grade in grades.items():
+        if grade not in known:
+            other = f"write {flag(name)} with one of {', '.join(map(str, known))}"
+            way = "add --easy-negatives 10 (easy_negatives=10)" if grade == EASY else other
+            raise MechirError(f"No pair of this pool has grade {grade} ({name}): it has {_listed(known)}; {way}.")
+
+
+def _listed(grades: Sequence[int]) -> str:
+    return f"grades {', '.join(map(str, grades))}" if len(grades) > 1 else f"grade {grades[0]} alone"
+
+
+def grades_of(pairs: Iterable[Pair]) -> dict[str, set[int | None]]:
+    """The grades of each query's pairs."""
+    found: dict[str, set[int | None]] = {}
+    for pair in pairs:
+        found.setdefault(pair.query_id, set()).add(pair.grade)
+    return found
+
+
+def contrasted(queries: Sequence[set[int | None]], grades: Mapping[str, int], where: str) -> None:
+    """Refuses queries of which fewer than two have pairs of both grades, for any two of `relevant`, `hard`, `weak`."""
+    for high, low in CONTRASTS:
+        n = sum({grades[high], grades[low]} <= known for known in queries)
+        if n < 2:
+            both = f"grade {grades[high]} ({high}) and of grade {grades[low]} ({low})"
+            raise MechirError(f"Queries with pairs of {both}: {n} {where}; take 2 or more.")
+
+
+def relevant_against_weak(relevant: int, weak: int) -> None:
+    """Refuses one grade for both."""
+    if relevant == weak:
+        raise MechirError(f"--relevant and --weak are both {weak}: write two grades, or there is nothing to contrast.")
+
+
+def relevant_there(judged: pd.DataFrame) -> None:
+    """Refuses a pool whose queries have no relevant document, so that there is no nDCG."""
+    if not (judged["grade"] > 0).any():
+        raise MechirError("No query of this pool has a relevant document (grade 1 or more), so there is no nDCG.")
+
+
+def heads_or_search(
+    model: Any, material: Sequence[Any], text: str, name: str = "heads", *, top: int, matching: bool = False
+) -> str:
+    """`head_list`; where no head is named, refuses a pool on which the run cannot find `top` of them.
+
+    `matching`: they are found by attention on documents of two grades.
+
+    Raises:
+        MechirError: for too few queries to find heads on one in three and measure on the others, or too few grades.
+    """
+    at_least(1, top=top)
+    if found := head_list(model, text, name):
+        return found
+    chosen, _ = split_queries(material, SELECTION)
+    if matching:
+        grades_there(material)
+        if not any(len(grades) > 1 for grades in grades_of(chosen).values()):
+            raise MechirError(f"{NO_TWO_GRADES} one query in {SELECTION}: take more, or name them with {flag(name)}.")
+    return ""
+
+
+def embedding_vector(model: Any, vector: int, sign: int) -> None:
+    """Refuses a singular vector that the word embeddings do not have, and what is no sign; -1 and 0 are found."""
+    last = min(model.W_E.shape) - 1
+    if not -1 <= vector <= last:
+        raise MechirError(f"--vector is {vector}: write 0 to {last}, or -1 for the one that goes with IDF.")
+    if sign not in (-1, 0, 1):
+        raise MechirError(f"--sign is {sign}: write 1 or -1, or 0 for that of its correlation with IDF.")
+
+
+def terms_there(pairs: Iterable[Pair], seed: int) -> None:
+    """Refuses queries without a word to edit."""
+    for pair in {pair.query_id: pair for pair in pairs}.values():
+        Term(seed=seed)(pair)
+
+
+def unit_target(model: Any, *, baseline: str, target: str, tol: float, **units: str) -> str:
+    """The target of conductance in its normal form; `units`: what is read of `heads` and `neurons`.
+
+    Raises:
+        MechirError: for unknown words, a tolerance that is not above 0, a target that the model lacks.
+    """
+    above_0(tol=tol)
+    for name, unit in units.items():
+        one_of([one for one, kind in KIND.items() if kind == name.removesuffix("s")], **{name: unit})
+    Way(baseline, tol=tol)
+    with naming("target", target):
+        goal = Target(target, [] if target == "margin" else None)
+        unit_readers(model, tuple(units.values()), goal)
+    return goal.name
