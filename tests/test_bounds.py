@@ -179,7 +179,7 @@ def test_half_of_one_unit_is_the_least_share(toy: HookedEncoder) -> None:
 def asked(name: str, toy: HookedEncoder, folder: Path, limit: int | None = None, **chosen: Any) -> dict[str, Any]:
     module, pool = load_experiment(name), Pool(limit_queries=limit)
     source = source_of(module, mi.collection(folder))
-    material, _ = material_of(module, toy, source, pool)
+    material = material_of(module, toy, source, pool).material
     return in_normal_form(module, toy, material, with_defaults(module, chosen), known_of(source, pool, folder))
 
 

@@ -15,7 +15,7 @@ import mechir as mi
 from mechir import experiment
 from mechir.collection_groups import collections
 from mechir.encoder import HookedEncoder
-from mechir.material import Pool
+from mechir.material import Pool, material_of
 from tests.models import TOY, TOY_MODEL
 
 NDCG = ir_measures.nDCG @ 10
@@ -132,6 +132,6 @@ def test_contrasts_tell_what_their_collection_left_out(toy: HookedEncoder, folde
         file.write("q1 8 d0101 3\n")
     read = mi.collection(folder, duplicates="max")
     made = mi.diagnostic("tfc1", read, limit_queries=2)
-    taken = experiment.material_of(experiment.load_experiment("chen2024/head_maps"), toy, made, Pool())
+    taken = material_of(experiment.load_experiment("chen2024/head_maps"), toy, made, Pool())
     assert taken.left_out is not None and len(taken.left_out) == 3
     assert made.rules == read.rules == {"duplicates": "max"}

@@ -161,7 +161,7 @@ def forwards(toy: HookedEncoder, monkeypatch: pytest.MonkeyPatch) -> Iterator[li
 def asked(module: ModuleType, toy: HookedEncoder, source: Any, **chosen: Any) -> dict[str, Any]:
     """The options in their normal form."""
     source = source_of(module, source)
-    material, _ = material_of(module, toy, source, Pool())
+    material = material_of(module, toy, source, Pool()).material
     known = known_of(source, Pool(), Path("registry"))
     return in_normal_form(module, toy, material, with_defaults(module, chosen), known)
 

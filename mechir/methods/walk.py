@@ -9,7 +9,6 @@ Source: Vast et al. 2024 (arXiv:2406.19309); conductance: Dhamdhere et al. 2019 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -66,7 +65,7 @@ class Way:
         for name, value, known in (("baseline", self.baseline, BASELINES), ("rule", self.rule, RULES)):
             if value not in known:
                 raise MechirError(f"Unknown {name} '{value}': write one of {', '.join(known)}.")
-        if not 0 < self.tol < math.inf:
+        if not self.tol > 0:  # infinite: nothing is asked of it
             raise MechirError(f"tol={self.tol} is no tolerance: write a number above 0, e.g. 0.01.")
         if not 1 <= self.steps <= self.max_steps:
             raise MechirError(f"steps={self.steps} is out of range: write 1 to {self.max_steps} (max_steps).")
