@@ -229,7 +229,7 @@ class Collection:
 
     def _of_run(self, run: str | Path, k: int | None, judged: Sequence[str]) -> tuple[dict[str, list[str]], list[Row]]:
         """The first k documents of each query of a run; its lines of every judged query must be of this collection."""
-        ranked = trec_files.read_run(self._run_file(run))
+        ranked = trec_files.read_run(trec_files.run_file(run, self.folder, self.id))
         rows = [Row(left_out.RUN_QUERY, query_id, "") for query_id in ranked if query_id not in self.queries]
         chosen: dict[str, list[str]] = {}
         total = 0
@@ -244,17 +244,6 @@ class Collection:
         lost = [row for row in rows if row.reason in (left_out.RUN_MISSING, left_out.RUN_EMPTY)]
         refuse_beyond(lost, total, f"lines of the run '{run}'", self.leave_out)
         return {query_id: chosen[query_id] for query_id in judged if query_id in chosen}, rows
-
-    def _run_file(self, run: str | Path) -> Path:
-        if Path(run).is_file():
-            return Path(run)
-        if self.folder is not None and Path(run).name == str(run):
-            inside = [text_lines.stored(self.folder, name) for name in (str(run), f"run.{run}.txt")]
-            found = [file for file in inside if file is not None]
-            if found:
-                return found[0]
-        here = [] if self.folder is None else sorted(file.name for file in self.folder.glob("run.*.txt*"))
-        raise MechirError(f"There is no run file '{run}'; '{self.id}' has {', '.join(here) or 'none of its own'}.")
 
     def _of_bm25(self, k: int, judged: Sequence[str]) -> tuple[dict[str, list[str]], list[Row]]:
         """BM25's first k documents of each query, but for the query itself and grades below 0."""

@@ -15,11 +15,11 @@ from mechir import left_out
 from mechir.collection import Collection
 from mechir.collection_groups import Collections
 from mechir.contrasts import Contrast
-from mechir.diagnostic_sets import Diagnostic
 from mechir.encoding import encode_readable
 from mechir.errors import MechirError
 from mechir.left_out import Row
 from mechir.pairs import Pair
+from mechir.perturbed import Diagnostic
 from mechir.pools import Sample
 from mechir.rules import LEAVE_OUT
 

@@ -20,11 +20,11 @@ import torch
 from mechir import left_out
 from mechir.collection_groups import BETWEEN, Collections, collection_of
 from mechir.contrasts import contrasts_hash
-from mechir.diagnostic_sets import Diagnostic
 from mechir.encoder.certify import refuse_unlike
 from mechir.encoder.head import relevant
 from mechir.methods import ranking
 from mechir.pairs import Pair, pairs_hash
+from mechir.perturbed import Diagnostic
 from mechir.registry.names import COLUMNS
 from mechir.registry.runs import Run
 

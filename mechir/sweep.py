@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mechir.encoding import Encoded
 from mechir.errors import MechirError
+from mechir.finite import refuse_non_finite
 from mechir.hooks import Edit, Hook, edits
 from mechir.pairs import Batch, Pair, progress_bar
 
@@ -93,7 +94,7 @@ def sweep(
 
 def _frame(model: Any, encoded: Encoded, do: Mapping[str, Any], scores: Mapping[str, np.ndarray]) -> pd.DataFrame:
     for name in do:
-        model.refuse_non_finite(torch.from_numpy(scores[name]), encoded, do[name])
+        refuse_non_finite(model, torch.from_numpy(scores[name]), encoded, do[name])
     one = {
         "query_id": [pair.query_id for pair in encoded.pairs],
         "doc_id": [pair.doc_id for pair in encoded.pairs],

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mechir.errors import MechirError
-from mechir.text_lines import numbered_lines
+from mechir.text_lines import numbered_lines, stored
 
 
 class Texts(dict[str, str]):
@@ -57,6 +57,23 @@ def read_qrels(file: Path) -> Iterator[tuple[int, str, str, int]]:
                 f"{file}, line {number}: cannot read '{line[:60]}'; write query_id 0 doc_id grade, ids without spaces."
             ) from None
         yield number, query_id, doc_id, grade
+
+
+def run_file(run: str | Path, folder: Path | None, name: str) -> Path:
+    """The file of a run, given by its path or by its name in a collection's folder (`bm25` is `run.bm25.txt`).
+
+    Raises:
+        MechirError: when there is none; `name` is the collection's.
+    """
+    if Path(run).is_file():
+        return Path(run)
+    if folder is not None and Path(run).name == str(run):
+        inside = [stored(folder, file) for file in (str(run), f"run.{run}.txt")]
+        found = [file for file in inside if file is not None]
+        if found:
+            return found[0]
+    here = [] if folder is None else sorted(file.name for file in folder.glob("run.*.txt*"))
+    raise MechirError(f"There is no run file '{run}'; '{name}' has {', '.join(here) or 'none of its own'}.")
 
 
 def read_run(file: Path) -> dict[str, list[str]]:

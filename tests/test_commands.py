@@ -16,10 +16,11 @@ import pytest
 import mechir as mi
 from mechir.collection import EMBEDDED
 from mechir.collection_groups import collections
-from mechir.diagnostic_sets import diagnostic, perturbed
+from mechir.diagnostic_sets import diagnostic
 from mechir.diagnostics import Tfc1
 from mechir.encoder import HookedEncoder
 from mechir.experiment import Shard
+from mechir.perturbed import perturbed
 from mechir.registry.findings import of_record
 from mechir.registry.runs import Run, runs
 from mechir.reporting import answers, commands, figures

@@ -11,7 +11,7 @@ import pytest
 import mechir as mi
 from mechir import experiment
 from mechir.contrasts import ROLES
-from mechir.diagnostic_sets import Diagnostic, diagnostic
+from mechir.diagnostic_sets import diagnostic
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.estimate import estimate
@@ -19,6 +19,7 @@ from mechir.experiment import Pool, load_experiment, takes_contrasts
 from mechir.methods import effects, patching
 from mechir.methods.attention import role_attention
 from mechir.methods.statistics import spearman
+from mechir.perturbed import Diagnostic
 from tests.models import TOY, TOY_MODEL
 from tests.test_cli import call
 

@@ -13,7 +13,7 @@ import pytest
 import mechir as mi
 from mechir import irds
 from mechir.contrasts import encode_contrasts
-from mechir.diagnostic_sets import AXIOMS, FILLERS, Diagnostic, diagnostic, perturbed
+from mechir.diagnostic_sets import AXIOMS, diagnostic
 from mechir.diagnostics import (
     COMMON,
     WHERE,
@@ -33,6 +33,7 @@ from mechir.diagnostics import (
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.pairs import EASY, Pair
+from mechir.perturbed import FILLERS, Diagnostic, perturbed
 from tests.models import PAIRS, TOY
 
 # Diagnostic

@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import mechir as mi
-from mechir.diagnostic_sets import diagnostic, perturbed
+from mechir.diagnostic_sets import diagnostic
 from mechir.diagnostics import (
     COMMON,
     WHERE,
@@ -32,6 +32,7 @@ from mechir.diagnostics import (
 )
 from mechir.errors import MechirError
 from mechir.pairs import Pair
+from mechir.perturbed import perturbed
 from tests.models import PAIRS, TOY, WORDS
 
 PLAIN = [word for word in WORDS if not word.startswith("##")]

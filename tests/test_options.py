@@ -13,13 +13,14 @@ import pytest
 import mechir as mi
 from mechir import experiment
 from mechir.collection import Collection
-from mechir.diagnostic_sets import Diagnostic, diagnostic
+from mechir.diagnostic_sets import diagnostic
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.experiment import known_of, load_experiment
 from mechir.material import Pool, material_of, source_of, takes_contrasts
 from mechir.methods.patching import patch
 from mechir.options import in_normal_form, options, with_defaults
+from mechir.perturbed import Diagnostic
 from tests.models import TOY_MODEL, nine_queries
 from tests.test_cli import call
 

@@ -15,13 +15,15 @@ from pathlib import Path
 import pytest
 
 from mechir.contrasts import Contrast, encode_contrasts
-from mechir.diagnostic_sets import FILLERS, PUBLISHED, Diagnostic, diagnostic
+from mechir.diagnostic_sets import diagnostic
 from mechir.diagnostics import (
     words,
 )
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.pairs import Pair
+from mechir.perturbed import FILLERS, Diagnostic
+from mechir.published_sets import PUBLISHED
 from tests.models import TOY
 
 # Published sets, in files of the same form

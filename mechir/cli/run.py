@@ -229,8 +229,9 @@ def _source(
 ) -> tuple[Any, Any]:
     """What is run on: a collection and the pool of it, or a diagnostic set that is sampled already."""
     from mechir import collection as open_collection
-    from mechir.diagnostic_sets import FILLERS, diagnostic
+    from mechir.diagnostic_sets import diagnostic
     from mechir.material import Pool
+    from mechir.perturbed import FILLERS
 
     if not asked:
         return open_collection(collection or "embedded", **rules), Pool(**pool)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import FactoredMatrix
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 
@@ -23,10 +21,13 @@ from mechir.encoder.dimensions import dimensions
 from mechir.encoder.families import Family, parts
 from mechir.encoder.fingerprint import digests, fingerprint
 from mechir.encoder.head import ClassificationHead, label_names, read_out
+from mechir.encoder.hook_names import refuse_unknown, resolved
 from mechir.encoder.reading import Reading, length_limit, token_types
 from mechir.encoder.tokenizing import refuse_unfit
+from mechir.encoder.weights import Weights
 from mechir.encoding import Encoded, encode
-from mechir.errors import MechirError, closest
+from mechir.errors import MechirError
+from mechir.finite import refuse_non_finite
 from mechir.hooks import Edit, Hook, edits
 from mechir.pairs import Batch, Pair, as_pairs, progress_bar
 
@@ -35,7 +36,7 @@ Input = Any
 """Pairs, tuples of texts, a list of these (what `as_pairs` reads), or a `Batch`: told apart when they are given."""
 
 
-class HookedEncoder(HookedRootModule):
+class HookedEncoder(Weights, HookedRootModule):
     """A cross-encoder under TransformerLens hook names: `*ForSequenceClassification` of the BERT-like families.
 
     The parameters are those of the Hugging Face model in `self.hf`, not copies. Hook names, shapes and where they
@@ -181,43 +182,6 @@ class HookedEncoder(HookedRootModule):
         """How many word pieces are computed together by default: what fits a CPU's caches, or fills a GPU."""
         return 4096 if self.device.type == "cpu" else 65536
 
-    @property
-    def W_E(self) -> Float[Tensor, "d_vocab d_embed"]:
-        """The word embeddings, before positions, segments and LayerNorm are applied."""
-        return self.parts.embeddings.word.weight
-
-    @property
-    def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:
-        """What makes queries of the residual stream: q = x W_Q + b_Q."""
-        return self._per_head("q", "weight").transpose(-1, -2)
-
-    @property
-    def W_K(self) -> Float[Tensor, "layer head d_model d_head"]:
-        """What makes keys of the residual stream: k = x W_K + b_K."""
-        return self._per_head("k", "weight").transpose(-1, -2)
-
-    @property
-    def b_Q(self) -> Float[Tensor, "layer head d_head"]:
-        """The biases of the queries."""
-        return self._per_head("q", "bias")
-
-    @property
-    def b_K(self) -> Float[Tensor, "layer head d_head"]:
-        """The biases of the keys."""
-        return self._per_head("k", "bias")
-
-    @property
-    def W_QK(self) -> FactoredMatrix:
-        """W_Q W_K^T [layer, head, d_model, d_model] as its factors, in float64.
-
-        Position i looks at j with the score (x_i W_QK x_j + x_i W_Q b_K + b_Q W_K^T x_j + b_Q b_K) / sqrt(d_head).
-        """
-        return FactoredMatrix(self.W_Q.double(), self.W_K.double().transpose(-1, -2))
-
-    def _per_head(self, part: str, kind: str) -> Tensor:
-        found = [getattr(getattr(layer, part), kind) for layer in self.parts.layers]
-        return torch.stack(found).unflatten(1, (self.cfg.n_heads, -1))
-
     def encode(self, pairs: Sequence[Pair], max_length: int | None = None) -> Encoded:
         """The pairs as token ids; documents longer than is read (or `max_length`) are cut, queries never."""
         return encode(self.tokenizer, pairs, min(max_length or self.max_length, self.cfg.n_ctx))
@@ -303,18 +267,9 @@ class HookedEncoder(HookedRootModule):
             MechirError: for a name that this model lacks (the closest are named), a filter that matches none, or
                 activations of another model.
         """
-        resolved: list[tuple[str, Edit]] = []
-        for name, edit in hooks:
+        for _, edit in hooks:
             self._refuse_foreign(edit)
-            if isinstance(name, str):
-                self._check_name(name)
-                resolved.append((name, edit))
-                continue
-            matches = [known for known in self.hook_dict if name(known)]
-            if not matches:
-                raise MechirError(f"The filter {name} matches no hook of this model, e.g. not 'blocks.0.attn.hook_z'.")
-            resolved += [(known, edit) for known in matches]
-        return resolved
+        return resolved(hooks, self.hook_dict, self.cfg.n_layers)
 
     def _refuse_foreign(self, edit: Edit) -> None:
         source = getattr(edit, "model", "")
@@ -323,16 +278,6 @@ class HookedEncoder(HookedRootModule):
                 f"These activations are of another model (fingerprint {source[:12]}, this one is "
                 f"{self.fingerprint[:12]}): record them in this one."
             )
-
-    def _check_name(self, name: str) -> None:
-        if name in self.hook_dict:
-            return
-        layer = re.match(r"blocks\.(\d+)\.", name)
-        if layer and int(layer[1]) >= self.cfg.n_layers:
-            raise MechirError(
-                f"Layer {layer[1]} is out of range in '{name}': the model has layers 0-{self.cfg.n_layers - 1}."
-            )
-        raise MechirError(f"Unknown hook '{name}'. The closest are {closest(name, self.hook_dict)}.")
 
     @contextlib.contextmanager
     def hooks(
@@ -354,7 +299,7 @@ class HookedEncoder(HookedRootModule):
         """The output and an `ActivationCache` of every hook point, or of those that `names_filter` selects."""
         if names_filter is not None and not callable(names_filter):
             for name in [names_filter] if isinstance(names_filter, str) else names_filter:
-                self._check_name(name)
+                refuse_unknown(name, list(self.hook_dict), self.cfg.n_layers)
         output, cache = super().run_with_cache(*inputs, names_filter=names_filter, **options)
         return output, PostNormCache(cache, self, has_batch_dim=not options.get("remove_batch_dim", False))
 
@@ -387,29 +332,8 @@ class HookedEncoder(HookedRootModule):
                 with self.hooks(edits(do, batch)):
                     out[torch.from_numpy(index)] = self(batch).cpu()
                 bar.update(len(batch))
-        self.refuse_non_finite(out, encoded, do)
+        refuse_non_finite(self, out, encoded, do)
         return read_out(out, readout)
-
-    def refuse_non_finite(self, scores: Tensor, encoded: Encoded, do: Any = ()) -> None:
-        """Names the first pair whose score is NaN or inf, and the layer where that begins."""
-        bad = (~scores.isfinite()).nonzero().flatten()
-        if not len(bad):
-            return
-        batch = encoded.batch([int(bad[0])]).to(self.device)
-        seen: list[str] = []
-
-        def look(x: Tensor, hook: HookPoint) -> None:
-            if not bool(x.isfinite().all()):
-                seen.append(str(hook.name))
-
-        watched = [*edits(do, batch), (lambda name: name.endswith(("hook_full_embed", "hook_resid_post")), look)]
-        with torch.no_grad(), self.hooks(watched):
-            self(batch)
-        where = f"after '{seen[0]}'" if seen else "in the classification head"
-        raise MechirError(
-            f"The score of {batch.pairs[0]} is {float(scores[bad[0]])} ({len(bad)} of {len(scores)} scores are not "
-            f"finite), beginning {where}: check the checkpoint, or load it with dtype='float32'."
-        )
 
     def certify(self, pairs: Sequence[Pair]) -> dict[str, Any]:
         """The largest differences from Hugging Face's own model on these pairs (see `certify.certify`).

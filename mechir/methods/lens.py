@@ -18,6 +18,7 @@ from scipy import linalg, stats
 from torch import Tensor
 
 from mechir.errors import MechirError
+from mechir.finite import refuse_non_finite
 from mechir.methods.groups import crossed
 from mechir.methods.ranking import TIE
 from mechir.methods.statistics import bootstrap_mean
@@ -84,7 +85,7 @@ def read_depths(
             with model.hooks([(places.__contains__, keep)]):
                 model(batch, last_rows="all")
             bar.update(len(batch))
-    model.refuse_non_finite(scores[:, -1], encoded)
+    refuse_non_finite(model, scores[:, -1], encoded)
     return _frame(pairs, sites, scores, means)
 
 

@@ -10,10 +10,10 @@ from types import ModuleType
 from typing import Any
 
 from mechir.collection_groups import in_group
-from mechir.diagnostic_sets import FILLERS
 from mechir.experiment import experiments, load_experiment
 from mechir.irds import is_dataset
 from mechir.options import options
+from mechir.perturbed import FILLERS
 
 DEFAULTS: dict[str, Any] = {"model": "embedded", "filler": list(FILLERS), "swap": False, "seed": 0}
 """Of what the command line is given, what need not be written."""

@@ -1,0 +1,169 @@
+"""Pairs and their perturbations, and what they give once they are aligned for a model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from mechir.collection import Collection
+from mechir.contrasts import Contrast, Perturbation, align_pair, sides, single_piece
+from mechir.errors import MechirError
+from mechir.pairs import Pair, pairs_hash
+
+FILLERS = ("a", "the")
+"""Two by default: what depends on the filler is not an effect of the perturbation."""
+
+
+class Aligned(NamedTuple):
+    """Contrasts, and those that there are not: `skipped` has `query_id`, `doc_id`, `filler`, `reason`."""
+
+    contrasts: list[Contrast]
+    skipped: pd.DataFrame
+
+    def __repr__(self) -> str:
+        return f"Aligned({len(self.contrasts)} contrasts, {len(self.skipped)} skipped)"
+
+    @property
+    def bases(self) -> list[Pair]:
+        """What runs are on."""
+        return [contrast.base for contrast in self.contrasts]
+
+    @property
+    def donors(self) -> list[Pair]:
+        """Where activations come from."""
+        return [contrast.donor for contrast in self.contrasts]
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnostic:
+    """Pairs and their perturbations, not aligned yet: that takes a model's tokenizer.
+
+    `refused` are the pairs that the perturbation does not apply to, with the reason. With `swap`, runs are on the
+    perturbed text and activations come from the other. `perturbed` is the collection that was, `left_out` what its pool
+    leaves out, `folder` that of a published set. `asked` is what `diagnostic` was asked for: `name`, and the options of
+    the pool that were given.
+    """
+
+    id: str
+    cases: tuple[tuple[Pair, Pair], ...] = field(repr=False)
+    refused: tuple[tuple[Pair, str], ...] = field(default=(), repr=False)
+    moves: bool = False
+    fillers: tuple[str, ...] = FILLERS
+    swap: bool = False
+    left_out: pd.DataFrame | None = field(default=None, repr=False)
+    perturbed: Collection | None = field(default=None, repr=False)
+    folder: Path | None = None
+    asked: Mapping[str, Any] | None = None
+
+    @property
+    def full_name(self) -> str:
+        """Its id with the folder above the collection, or of a published set with the one that it was read from."""
+        if self.perturbed is not None:
+            return f"{self.axiom} of {self.perturbed.full_name}"
+        return self.id if self.folder is None else f"{self.folder.resolve().name}/{self.id}"
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """The rules that the perturbed collection was read by, where they are not those by default."""
+        return {} if self.perturbed is None else self.perturbed.rules
+
+    @property
+    def axiom(self) -> str:
+        """What is perturbed: the name of the diagnostic, without that of the collection."""
+        return self.id.removesuffix(f" of {self.collection}")
+
+    @property
+    def collection(self) -> str:
+        """The id of the collection that was perturbed; empty for a published set."""
+        return "" if self.perturbed is None else self.perturbed.id
+
+    def __repr__(self) -> str:
+        queries = len({base.query_id for base, _ in self.cases})
+        return f"Diagnostic({self.id}: {len(self.cases)} pairs of {queries} queries, {self.hash[:12]})"
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of all texts, ids and grades of both sides."""
+        sides = [pairs_hash(pair[side] for pair in self.cases) for side in (0, 1)]
+        return hashlib.sha256("".join(sides).encode()).hexdigest()
+
+    def limited(self, *, limit_queries: int | None = None, per_grade: int | None = None, seed: int = 0) -> Diagnostic:
+        """The first so many queries; of each query and grade at most so many pairs, drawn at random.
+
+        What it was `asked` for is then no longer what it is.
+        """
+        for name, value in {"limit_queries": limit_queries, "per_grade": per_grade}.items():
+            if value is not None and value < 1:
+                raise MechirError(f"{name}={value} asks for nothing: write 1 or more, or leave it out.")
+        ids = list(dict.fromkeys(base.query_id for base, _ in self.cases))[:limit_queries]
+        groups: dict[tuple[str, int | None], list[int]] = {}
+        for place, (base, _) in enumerate(self.cases):
+            if base.query_id in set(ids):
+                groups.setdefault((base.query_id, base.grade), []).append(place)
+        kept = sorted(place for key, places in groups.items() for place in _drawn(places, per_grade, seed, key))
+        cases = tuple(self.cases[place] for place in kept)
+        if limit_queries is None:
+            return replace(self, cases=cases, asked=None)
+        known = set(ids)
+        refused = tuple((pair, reason) for pair, reason in self.refused if pair.query_id in known)
+        return replace(self, cases=cases, refused=refused, asked=None)
+
+    def align(self, model: Any, filler: str | Sequence[str] | None = None) -> Aligned:
+        """The contrasts for this model, once per filler (by default the set's own two).
+
+        Pairs that cannot be aligned, or whose edit the model would not read, are left out with id and reason.
+
+        Raises:
+            MechirError: for a filler that is not one word piece, or when nothing at all can be aligned.
+        """
+        fillers = (filler,) if isinstance(filler, str) else tuple(filler or self.fillers)
+        for word in fillers:
+            single_piece(model.tokenizer, word)
+        contrasts, skipped = [], [(pair.query_id, pair.doc_id, "", reason) for pair, reason in self.refused]
+        limit = model.max_length
+        for base, donor in self.cases:
+            for word in fillers:
+                try:
+                    found = align_pair(base, donor, model.tokenizer, word, max_length=limit, moves=self.moves)
+                except MechirError as error:
+                    skipped.append((base.query_id, base.doc_id, word, str(error)))
+                    continue
+                contrasts.append(found.swapped() if self.swap else found)
+                if not found.filler:  # needed none: another would give the same
+                    break
+        frame = pd.DataFrame(skipped, columns=["query_id", "doc_id", "filler", "reason"])
+        if not contrasts:
+            why = f": {frame['reason'].iloc[0]}" if len(frame) else ""
+            raise MechirError(f"Not one pair of '{self.id}' could be aligned{why}")
+        return Aligned(contrasts, frame)
+
+    def judged(self, pairs: Sequence[Pair], *, full: bool = False) -> pd.DataFrame:
+        """`query_id`, `doc_id`, `grade` (missing where unjudged), `pooled`: as `Collection.judged`, of the pool."""
+        rows = {(pair.query_id, pair.doc_id): pair.grade for pair in pairs}
+        frame = pd.DataFrame(list(rows), columns=["query_id", "doc_id"])
+        return frame.assign(grade=pd.array(list(rows.values()), dtype="Int64"), pooled=True)
+
+
+def _drawn(places: list[int], n: int | None, seed: int, key: tuple[str, int | None]) -> list[int]:
+    if n is None or len(places) <= n:
+        return places
+    digest = hashlib.sha256(f"{seed}\0{key[0]}\0{key[1]}".encode()).digest()
+    generator = np.random.default_rng(int.from_bytes(digest[:16]))
+    return [places[k] for k in generator.choice(len(places), n, replace=False)]
+
+
+def perturbed(name: str, pairs: Sequence[Pair], perturbation: Perturbation) -> Diagnostic:
+    """These pairs under a perturbation."""
+    cases, refused = [], []
+    for pair in pairs:
+        try:
+            cases.append(sides(pair, perturbation))
+        except MechirError as error:
+            refused.append((pair, str(error)))
+    return Diagnostic(name, tuple(cases), tuple(refused), getattr(perturbation, "moves", False))
