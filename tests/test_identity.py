@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mechir as mi
-from mechir import experiment, provenance
+from mechir import cli, experiment, provenance
 from mechir.encoder import HookedEncoder
 from mechir.encoder.certify import BOUNDS, refuse_unlike
 from mechir.encoder.families import FAMILIES
@@ -289,3 +289,29 @@ def test_two_labels_of_one_name_are_told_apart_by_number() -> None:
     hf.config.id2label = {0: "x", 1: "x"}
     with pytest.raises(MechirError, match="relevant_label='x' is the name of several labels: give its number"):
         HookedEncoder(hf, tokenizer("bert"), FAMILIES["bert"], relevant_label="x")
+
+
+def test_a_run_of_the_old_rule_stays_readable_and_is_never_taken_for_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its record has the hash of files for a fingerprint, and nothing of how model and collection were read."""
+    monkeypatch.chdir(tmp_path)
+    model, toy, pool = mi.load(TOY_MODEL), mi.collection(TOY), Pool(limit_queries=1, per_grade=1)
+    new = experiment.run(TABLE_1, model, toy, pool=pool, registry="new")
+    old = Path("mechir-registry") / "runs" / "0123456789abcdef"
+    shutil.copytree(new.path, old)
+    (old / "summary.parquet").write_bytes((new.path / "summary.parquet").read_bytes())
+    record = new.record
+    kept = {key: record[key] for key in ("asked", "model", "model_revision", "units", "pairs", "queries", "skipped",
+                                         "truncated_documents", "versions", "python", "started", "commit")}  # fmt: skip
+    identity = record["identity"] | {"model_fingerprint": "f" * 64}
+    certificate = {key: value for key, value in record["certificate"].items() if key != "input"}
+    (old / "run.json").write_text(json.dumps(kept | {"id": old.name, "identity": identity, "certificate": certificate}))
+    cli.main(["show"])
+    cli.main(["show", "0123"])
+    out = capsys.readouterr().out
+    assert "0123456789abcdef" in out and "doc<-query" in out and "word pieces" not in out
+    again = experiment.run(TABLE_1, model, toy, pool=pool)
+    assert again.id == new.id != old.name and len(list(Path("mechir-registry/runs").iterdir())) == 2
+    cli.main(["report"])
+    assert (Path("mechir-registry") / "report.html").is_file()

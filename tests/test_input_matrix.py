@@ -190,7 +190,7 @@ VARIANTS: dict[str, Variant] = {
     "maximum length beyond the model": Variant(tokenizer_config(model_max_length=100_000)),
     "a stale max_length": Variant(tokenizer_config(max_length=8, truncation_strategy="only_first", stride=2)),
     "cut on the left": Variant(tokenizer_config(model_max_length=16, truncation_side="left")),
-    "padded on the left": Variant(tokenizer_config(padding_side="left"), "pads on the left, which moves the positions"),
+    "padded on the left": Variant(tokenizer_config(padding_side="left"), "pads on the left, where the model reads its score"),
     "no padding token": Variant(tokenizer_config(pad_token=...), "has no padding token"),
     "no attention mask": Variant(tokenizer_config(model_input_names=["input_ids"]), "writes no attention_mask"),
     "padding of type 1": Variant(tokenizer_config(pad_token_type_id=1)),

@@ -192,3 +192,15 @@ def test_vocab_json_and_merges_are_read(tmp_path: Path) -> None:
 
 def test_nothing_is_written_for_no_pairs(tiny: HookedEncoder) -> None:
     assert write(tiny.tokenizer, [], 64) == []
+
+
+@pytest.mark.parametrize("family", ["electra", "roberta", "xlm-roberta", "camembert", "distilbert"])
+def test_padding_on_the_left_is_refused_in_every_family(checkpoints: Checkpoints, tmp_path: Path, family: str) -> None:
+    """The head reads position 0, which is padding then, also where positions are counted from the padding."""
+    folder = Path(shutil.copytree(checkpoints.path(family), tmp_path / "model"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"padding_side": "left"}))
+    with pytest.raises(
+        MechirError, match="pads on the left, where the model reads its score: set padding_side to right"
+    ):
+        mi.load(folder)

@@ -98,7 +98,7 @@ def _read(model: HookedEncoder, batch: Batch) -> dict[str, Tensor]:
     """What Hugging Face's tokenizer makes of the same texts, called as its users call it."""
     texts = [[pair.query for pair in batch.pairs], [pair.document for pair in batch.pairs]]
     options: dict[str, Any] = {"padding": True, "truncation": True, "max_length": model.max_length}
-    options |= {"return_tensors": "pt", "padding_side": "right"}
+    options["return_tensors"] = "pt"
     return dict(model.tokenizer(*texts, **options).to(model.device))
 
 

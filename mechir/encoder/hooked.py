@@ -78,7 +78,7 @@ class HookedEncoder(Weights, HookedRootModule):
         self.cfg = dimensions(hf.config, family, name, self.parts)
         self._positions_after = hf.config.pad_token_id if family.positions_from_padding else None
         if tokenizer is not None:
-            refuse_unfit(tokenizer, self.parts.embeddings, name, shifts=not family.positions_from_padding)
+            refuse_unfit(tokenizer, self.parts.embeddings, name)
         self.embed = fw.EmbedHooks()
         self.hook_full_embed = HookPoint()
         self.blocks = torch.nn.ModuleList([fw.BlockHooks() for _ in self.parts.layers])

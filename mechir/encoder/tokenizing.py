@@ -86,14 +86,13 @@ def _lower(tokenizer: Any, folder: Path) -> None:
         backend.normalizer = Sequence([Lowercase(), normalizer])
 
 
-def refuse_unfit(tokenizer: Any, embeddings: Embeddings, name: str, *, shifts: bool) -> None:
+def refuse_unfit(tokenizer: Any, embeddings: Embeddings, name: str) -> None:
     """Raises for a tokenizer with which Hugging Face could not score, or scores depend on what stands beside a pair.
 
     Args:
         tokenizer: of `transformers`.
         embeddings: of the model.
         name: of the model, for the message.
-        shifts: padding on the left moves the positions of a text (not where positions are counted from padding).
 
     Raises:
         MechirError: with what is missing.
@@ -111,10 +110,9 @@ def refuse_unfit(tokenizer: Any, embeddings: Embeddings, name: str, *, shifts: b
             f"The tokenizer of '{name}' writes no attention_mask (model_input_names), so a score would depend on the "
             "padding beside it: add it there."
         )
-    if shifts and tokenizer.padding_side == "left":
+    if tokenizer.padding_side == "left":  # a text is moved by what stands beside it, and the head reads the padding
         raise MechirError(
-            f"The tokenizer of '{name}' pads on the left, which moves the positions of a text by what stands beside "
-            "it: set padding_side to right."
+            f"The tokenizer of '{name}' pads on the left, where the model reads its score: set padding_side to right."
         )
     (probe,) = write(tokenizer, [PROBE], 1_000_000)
     if len(np.intersect1d(probe.text, [0, 1])) != 2:
