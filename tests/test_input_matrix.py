@@ -17,7 +17,7 @@ from torch import Tensor
 
 import mechir as mi
 from mechir.errors import MechirError
-from tests.models import TEXTS, Checkpoints, build, tokenizer
+from tests.models import FAMILIES, TEXTS, Checkpoints, build, tokenizer
 from tests.references import cross_encoder, hugging_face
 
 PAIRS = [*TEXTS, ("bread", "The Dog and the [SEP] Bread"), ("what is wifi", "WIFI")]
@@ -344,3 +344,18 @@ def test_variants_are_told_apart(checkpoints: Checkpoints, tmp_path: Path) -> No
     for name in ("return_dict", "chunks", "flash attention", "half precision", "a pickle beside", "head of a language model",
                  "shards", "saved truncation and padding", "a saved cross-encoder", "position ids"):  # fmt: skip
         assert found[name][0] == found["intact"][0], name
+
+
+OF_EACH_FAMILY = ("intact", "maximum length", "cut on the left", "padding of type 1", "return_dict", "position ids")
+
+
+@pytest.mark.parametrize("name", OF_EACH_FAMILY)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_read_as_hugging_face_reads_it(
+    checkpoints: Checkpoints, tmp_path: Path, family: str, name: str
+) -> None:
+    folder = Path(shutil.copytree(checkpoints.path(family), tmp_path / "model"))
+    VARIANTS[name].change(folder)
+    theirs = outcome(hugging_face, folder, None)
+    assert theirs is not None
+    torch.testing.assert_close(mi.load(folder).score(PAIRS), theirs, atol=2e-5, rtol=1e-5)
