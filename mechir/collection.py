@@ -40,9 +40,9 @@ class Collection:
 
     `queries` and `docs` map ids to texts, in the order of their files; `qrels` maps query id -> document id -> grade,
     as it was read, and `judgments` those of them that count. `easy_negatives` is how many a pool has where none are
-    asked for (20 in the embedded collection, else 0). `duplicates` and `leave_out` are the rules it was read by,
-    `again` what was read twice. `hash` is the SHA-256 of ids, texts and judgments; for ir_datasets that of its id,
-    queries and judgments alone.
+    asked for (20 in the embedded collection, which `ships` with mechir, else 0). `duplicates` and `leave_out` are the
+    rules it was read by, `again` what was read twice. `hash` is the SHA-256 of ids, texts and judgments; for
+    ir_datasets that of its id, queries and judgments alone.
     """
 
     id: str
@@ -52,6 +52,7 @@ class Collection:
     hash: str
     folder: Path | None = None
     easy_negatives: int = 0
+    ships: bool = False
     duplicates: str = DUPLICATES[0]
     leave_out: float = LEAVE_OUT
     again: tuple[Row, ...] = ()
@@ -64,12 +65,12 @@ class Collection:
     @property
     def full_name(self) -> str:
         """Its id with the folder above it, `scifact/test`; of what lies in no folder of the reader's the id."""
-        return self.id if self.folder is None else f"{self.folder.resolve().parent.name}/{self.id}"
+        return self.id if self.folder is None or self.ships else f"{self.folder.resolve().parent.name}/{self.id}"
 
     @property
     def address(self) -> str:
         """What `collection` opens it by from anywhere: the whole path of its folder, or its id."""
-        return self.id if self.folder is None else str(self.folder.resolve())
+        return self.id if self.folder is None or self.ships else str(self.folder.resolve())
 
     @property
     def unjudged(self) -> int:
@@ -286,7 +287,7 @@ def collection(
     leave_out = float(leave_out)
     refuse_options(duplicates, leave_out)
     if str(name_or_path) == EMBEDDED.name:
-        return replace(_directory(EMBEDDED, duplicates, leave_out), folder=None, easy_negatives=20)
+        return replace(_directory(EMBEDDED, duplicates, leave_out), ships=True, easy_negatives=20)
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
         return _directory(folder, duplicates, leave_out)

@@ -239,7 +239,8 @@ def test_it_fits_a_phone(page: Browser, scheme: str) -> None:
 
 @pytest.mark.parametrize("engine", ["mechir", "circuitsvis"])
 def test_a_picture_of_attention_stands_alone(browser: Browser, tmp_path: Path, engine: str) -> None:
-    pair: Any = (f"how {EVIL}", f"the goldfish {EVIL} grow")
+    image = EVIL[EVIL.index("<img") :]  # a query of more than half of the room would not be read
+    pair: Any = (f"how {image}", f"the goldfish {EVIL} grow")
     saved = mi.show.attention(mi.load(TOY_MODEL), pair, heads=("h0.1", "h1.2"), engine=engine).save(tmp_path / "a.html")
     browser.open(saved)
     browser.until("document.querySelectorAll('.piece, canvas').length > 1")

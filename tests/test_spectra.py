@@ -13,8 +13,7 @@ from scipy import stats
 from transformer_lens import FactoredMatrix
 
 import mechir as mi
-from mechir import pairs as pairs_module
-from mechir import planted
+from mechir import encoding, planted
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.methods.matching import attention_by_grade
@@ -98,7 +97,7 @@ def test_mean_inputs_and_preferences_are_those_of_the_mean_residual_stream(
     checkpoints: Checkpoints, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = HookedEncoder.from_pretrained(checkpoints.path(family))
-    monkeypatch.setattr(pairs_module, "REAL", 0.0)  # all lengths in one batch, with padding
+    monkeypatch.setattr(encoding, "REAL", 0.0)  # all lengths in one batch, with padding
     chosen = [mi.Pair(p.query, p.document, p.query_id, p.doc_id, int(i in (4, 5, 6))) for i, p in enumerate(PAIRS)]
     found = head_inputs(model, chosen)
     means: dict[tuple[str, int, str], list[torch.Tensor]] = {}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mechir as mi
-from mechir import pairs as pairs_module
+from mechir import encoding, pairs
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.sweep import forwards
@@ -139,14 +139,14 @@ def test_batches_hold_every_pair_once_and_memory_is_given_back(
     tiny: HookedEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[None] = []
-    monkeypatch.setattr(pairs_module, "TRIM", 2)
-    monkeypatch.setattr(pairs_module, "give_back", lambda: given.append(None))
+    monkeypatch.setattr(encoding, "TRIM", 2)
+    monkeypatch.setattr(encoding, "give_back", lambda: given.append(None))
     index = [batch for batch, _ in tiny.encode(PAIRS).buckets(2, 4096)]
     assert sorted(np.concatenate(index)) == list(range(len(PAIRS))) and max(map(len, index)) == 2
     assert len(given) == len(index) // 2 >= 2
 
 
 def test_giving_memory_back_needs_no_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
-    pairs_module.give_back()
-    monkeypatch.setattr(pairs_module.ctypes, "CDLL", lambda name: object())
-    pairs_module.give_back()
+    pairs.give_back()
+    monkeypatch.setattr(pairs.ctypes, "CDLL", lambda name: object())
+    pairs.give_back()

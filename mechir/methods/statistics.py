@@ -9,8 +9,6 @@ import numpy as np
 from scipy import stats
 
 RESAMPLES = 10_000
-ROUNDING = 1e-5
-"""Values below this share of the largest are what float32 leaves of a difference of scores: they test nothing."""
 
 
 class Comparison(NamedTuple):
@@ -158,8 +156,7 @@ def sign_flips(values: np.ndarray, *, draws: int = RESAMPLES, seed: int = 0) -> 
     The signs of whole rows (queries) are flipped at random, or in every way where that is fewer; p is the share of
     flips whose largest |t| over the columns reaches a column's own. Strong control of the family-wise error, sharper
     than Holm where columns move together. With n rows no p is below 2^(1 - n). NaN entries do not count; a column
-    without any spread or mean (a site that moves nothing) gets 1, and so does one whose values are all below `ROUNDING`
-    of the largest value there: what is left of float32's rounding differs between machines, and its t can be large.
+    without any spread or mean (a site that moves nothing) gets 1.
 
     Args:
         values: [row, column].
@@ -174,7 +171,6 @@ def sign_flips(values: np.ndarray, *, draws: int = RESAMPLES, seed: int = 0) -> 
         bits = np.random.default_rng(seed).integers(0, 2, size=(draws, n))
         bits[0] = 0
     known, filled = ~np.isnan(values), np.nan_to_num(values)
-    filled = np.where(np.abs(filled).max(0) > ROUNDING * np.abs(filled).max(), filled, 0)
     squares, counts = (filled**2).sum(0), known.sum(0)
     own = _t_squared(filled.sum(0), squares, counts)
     largest = np.concatenate(
