@@ -284,8 +284,8 @@ def collection(
     Raises:
         MechirError: for anything else, and for files that cannot be trusted.
     """
-    leave_out = float(leave_out)
     refuse_options(duplicates, leave_out)
+    leave_out = float(leave_out)
     if str(name_or_path) == EMBEDDED.name:
         return replace(_directory(EMBEDDED, duplicates, leave_out), ships=True, easy_negatives=20)
     folder = Path(name_or_path).expanduser()

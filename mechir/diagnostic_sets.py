@@ -53,7 +53,7 @@ def diagnostic(
         found = replace(PUBLISHED[name](folder).limited(**given), folder=folder)
     else:
         found = _of_collection(name, source, model, pool)
-    words = (fillers,) if isinstance(fillers, str) else tuple(fillers)
+    words = (fillers,) if isinstance(fillers, str) else tuple(dict.fromkeys(fillers))
     return replace(found, fillers=words, swap=swap, asked={"name": name, "seed": 0} | given)
 
 

@@ -32,11 +32,15 @@ import pandas as pd
 
 import mechir
 from mechir import provenance
+from mechir.collection import Collection
+from mechir.collection_groups import Collections
+from mechir.encoder.hooked import HookedEncoder
 from mechir.encoder.intact import refuse_altered
 from mechir.encoding import REASONS
 from mechir.errors import MechirError, closest
 from mechir.material import Material, Pool, Source, Taken, material_of, pairs_of, source_of, takes_contrasts
 from mechir.options import by_name, in_normal_form, with_defaults
+from mechir.perturbed import Diagnostic
 from mechir.registry import entries
 from mechir.registry.findings import checked, of_record, placed
 from mechir.registry.runs import DEFAULT, Run, open_run
@@ -58,7 +62,8 @@ class Shard:
     def parse(cls, text: str) -> Shard:
         """`I/N` with I from 0 to N: both `--array=0-9` and `--array=1-10` of Slurm cover everything."""
         index, _, of = text.partition("/")
-        if not (index.isdigit() and of.isdigit() and int(of) > 0 and int(index) <= int(of)):
+        numbers = all(part.isascii() and part.isdigit() for part in (index, of))
+        if not (numbers and int(of) > 0 and int(index) <= int(of)):
             raise MechirError(f"Cannot read --shard '{text}': write I/N with 0 <= I <= N, e.g. 3/10.")
         return cls(int(index) % int(of), int(of))
 
@@ -98,7 +103,8 @@ def load_experiment(name: str) -> ModuleType:
     missing = [part for part in ("measure", "summarise", "chart") if not callable(getattr(module, part, None))]
     if missing:
         raise MechirError(f"'{file}' is no experiment: it defines no {' and no '.join(missing)}.")
-    module.name = next((key for key, path in known.items() if path == file), file.stem)  # type: ignore[attr-defined]
+    whole = file.resolve()
+    module.name = next((key for key, path in known.items() if path.resolve() == whole), file.stem)  # type: ignore[attr-defined]
     return module
 
 
@@ -132,13 +138,13 @@ def _queries(pairs: Sequence[Any]) -> Iterator[list[Any]]:
 
 
 def run(
-    experiment: str | ModuleType,
+    experiment: str | Path | ModuleType,
     model: Any,
     source: Source,
     *,
-    pool: Pool | None = None,
+    pool: Any = None,
     registry: Path | str = DEFAULT,
-    shard: Shard | None = None,
+    shard: Any = None,
     fresh: bool = False,
     say: Callable[[str], None] | None = None,
     **chosen: Any,
@@ -160,7 +166,8 @@ def run(
         MechirError: for unknown options, an empty pool, what the model refuses, and a model that is not the one that
             its fingerprint names or does not score as Hugging Face's does.
     """
-    module = load_experiment(experiment) if isinstance(experiment, str) else experiment
+    _refuse_kinds(model, source, pool, shard)
+    module = load_experiment(str(experiment)) if isinstance(experiment, str | Path) else experiment
     say, shard, pool, registry = say or (lambda line: None), shard or Shard(), pool or Pool(), Path(registry)
     refuse_altered(model)
     model = model.limited(pool.max_length)
@@ -175,6 +182,18 @@ def run(
     if len(stored.done()) == stored.record["units"]:
         _finish(stored, module, {"model": model, "collection": source, "collections": source} | chosen)
     return stored
+
+
+def _refuse_kinds(model: Any, source: Any, pool: Any, shard: Any) -> None:
+    """Raises for arguments of another kind, with what makes the right one."""
+    for name, value, kinds, write in (
+        ("model", model, HookedEncoder, "mechir.load(...)"),
+        ("source", source, Collection | Collections | Diagnostic, "mechir.collection(...) or mechir.diagnostic(...)"),
+        ("pool", pool, Pool | None, "mechir.Pool(per_grade=5, ...)"),
+        ("shard", shard, Shard | None, "mechir.experiment.Shard.parse('0/4')"),
+    ):
+        if not isinstance(value, kinds):
+            raise MechirError(f"Cannot run with {name}={value!r:.60}: write {name}={write}.")
 
 
 def _measured(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mechir.errors import MechirError, closest
+from mechir.grades import grade_of
 
 
 def is_dataset(name: str) -> bool:
@@ -67,7 +68,13 @@ def qrels(name: str, dataset: Any) -> Iterator[tuple[int, str, str, int]]:
     """Number, query id, document id and grade of the judgments."""
     with reachable(name):
         for number, line in enumerate(dataset.qrels_iter(), 1):
-            yield number, line.query_id, line.doc_id, line.relevance
+            try:
+                yield number, line.query_id, line.doc_id, grade_of(line.relevance)
+            except ValueError:
+                raise MechirError(
+                    f"'{name}', judgment {number}: document '{line.doc_id}' has grade {line.relevance!r} for query "
+                    f"'{line.query_id}'; a grade is a whole number."
+                ) from None
 
 
 class Documents:

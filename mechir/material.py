@@ -6,6 +6,7 @@ import inspect
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from mechir.contrasts import Contrast
 from mechir.encoding import encode_readable
 from mechir.errors import MechirError
 from mechir.left_out import Row
+from mechir.options import LARGEST
 from mechir.pairs import Pair
 from mechir.perturbed import Diagnostic
 from mechir.pools import Sample
@@ -38,13 +40,24 @@ class Pool:
     `max_length`: word pieces of a pair that are read; by default what the model says.
     """
 
-    per_grade: int | None = None
-    easy_negatives: int | None = None
-    top_k: int | None = None
-    run: str | None = None
-    limit_queries: int | None = None
-    seed: int = 0
-    max_length: int | None = None
+    per_grade: Any = None
+    easy_negatives: Any = None
+    top_k: Any = None
+    run: Any = None
+    limit_queries: Any = None
+    seed: Any = 0
+    max_length: Any = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name == "run":
+                fits = value is None or isinstance(value, str | Path)
+            else:
+                whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST
+                fits = whole or (value is None and name != "seed")
+            if not fits:
+                kind = "name or a path" if name == "run" else "whole number"
+                raise MechirError(f"Cannot take Pool({name}={value!r}): write a {kind}.")
 
     @property
     def full(self) -> bool:

@@ -27,9 +27,12 @@ from mechir.pairs import Pair, pairs_hash
 from mechir.perturbed import Diagnostic
 from mechir.registry.names import COLUMNS
 from mechir.registry.runs import Run
+from mechir.trec_files import run_file
 
 INTACT = "original"
 """The name of the intact model's rows."""
+FILES = ("idf",)
+"""Options of experiments that name a file."""
 FRAMES = ("judged", "skipped", "left_out")
 """What is stored beside the rows of a run, and of a run that summarises them."""
 CERTIFIED = 8
@@ -73,8 +76,9 @@ def identity_of(
         "experiment": module.name,
         "experiment_sha256": file_hash(module),
         "mechir": metadata.version("mechir-encoders"),
-        "options": {name: frame_hash(one) if isinstance(one, pd.DataFrame) else one for name, one in chosen.items()},
-        "pool": {name: one for name, one in vars(pool).items() if name != "max_length"} | {"run": _content(pool.run)},
+        "options": {name: _counted(name, one) for name, one in chosen.items()},
+        "pool": {name: one for name, one in vars(pool).items() if name != "max_length"}
+        | {"run": _content(pool.run, source)},
         "model_fingerprint": model.fingerprint,
         "relevant_label": model.head.relevant_label,
         "collection": source.id,
@@ -83,6 +87,14 @@ def identity_of(
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
     }
+
+
+def _counted(name: str, value: Any) -> Any:
+    """An option as it counts: a frame or a file by what it holds."""
+    if isinstance(value, pd.DataFrame):
+        return frame_hash(value)
+    held = name in FILES and value and Path(value).is_file()
+    return hashlib.sha256(Path(value).read_bytes()).hexdigest() if held else value
 
 
 def about(source: Any) -> Any:
@@ -125,7 +137,8 @@ def asked_of(module: ModuleType, model: Any, source: Any, pool: Any, chosen: Map
         given |= {"filler": list(source.fillers), "swap": source.swap}
     given |= sample | ({"run": _whole(sample["run"])} if sample.get("run") else {})
     file = str(Path(str(module.__file__)).resolve())
-    return {"asked": dict(chosen), "given": given, "file": file, "collections": collections_of(source)}
+    asked = {name: _whole(one) if name in FILES and one else one for name, one in chosen.items()}
+    return {"asked": asked, "given": given, "file": file, "collections": collections_of(source)}
 
 
 def _whole(name: str | Path) -> str:
@@ -134,11 +147,15 @@ def _whole(name: str | Path) -> str:
     return str(path.resolve()) if path.exists() else str(name)
 
 
-def _content(name: str | Path | None) -> str | None:
-    """The SHA-256 of a file, wherever it lies; a name as it is."""
-    if name is None or not Path(name).is_file():
-        return name if name is None else str(name)
-    return hashlib.sha256(Path(name).read_bytes()).hexdigest()
+def _content(name: str | Path | None, source: Any) -> str | None:
+    """The SHA-256 of a run's file, by its path or by its name in the collection; of several collections the name."""
+    if name is None:
+        return None
+    own = about(source)
+    if isinstance(own, Collections) and not Path(name).is_file():
+        return str(name)
+    file = run_file(name, getattr(own, "folder", None), own.id)
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def frame_hash(frame: pd.DataFrame) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mechir import left_out
 from mechir.errors import MechirError
@@ -23,7 +23,7 @@ class Counted(NamedTuple):
     left_out: list[Row]
 
 
-def refuse_options(duplicates: str, leave_out: float) -> None:
+def refuse_options(duplicates: Any, leave_out: Any) -> None:
     """Refuses options that say nothing.
 
     Raises:
@@ -33,7 +33,7 @@ def refuse_options(duplicates: str, leave_out: float) -> None:
         raise MechirError(
             f"Cannot take duplicates='{duplicates}' (--duplicates): write 'refuse', or 'max' for the largest grade."
         )
-    if not 0 <= leave_out <= 1:
+    if isinstance(leave_out, bool) or not isinstance(leave_out, int | float) or not 0 <= leave_out <= 1:
         raise MechirError(f"leave_out={leave_out} (--leave-out) is no share: write a number from 0 to 1, such as 0.05.")
 
 

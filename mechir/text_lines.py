@@ -13,8 +13,8 @@ from mechir.errors import MechirError
 GZIP = b"\x1f\x8b"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 COLUMN = re.compile(
-    r"(query|topic|doc|document|passage|corpus|q|p|d)?(id|no|num|number|text)s?"
-    r"|title|contents?|body|abstract|passages?|quer(y|ies)|questions?|topics?|documents?|docs?|url|index"
+    r"(query|topic|doc|document|passage|corpus|abstract|sentence|q|p|d)?(id|no|num|number|text)s?"
+    r"|sentences?|title|contents?|body|abstract|passages?|quer(y|ies)|questions?|topics?|documents?|docs?|url|index"
 )
 """Names of columns, in lower case, without `_`, `-` and spaces."""
 _FIELD = re.compile(r'(?:"(?P<inside>(?:[^"]|"")*+)"|[^"\t\n]*+)(?P<end>[\t\n]|\Z)')
@@ -53,6 +53,10 @@ def numbered_lines(file: Path, *, columns: bool = False) -> Iterator[tuple[int, 
                 f"{file}, line {number}: a carriage return stands inside the line {line[:30]!a}; "
                 "write each line with a newline at its end and none inside."
             )
+        if line.startswith("\ufeff"):
+            raise MechirError(
+                f"{file}, line {number}: a byte order mark stands inside the file, where two were joined; take it out."
+            )
         if line:
             yield number, line
 
@@ -79,8 +83,9 @@ def _decoded(file: Path, data: bytes) -> str:
 
 def _refuse_csv(file: Path, text: str) -> None:
     first = text.partition("\n")[0].rstrip("\r")
-    names = [re.sub(r"[\s_\"-]", "", field).lower() for field in first.split("\t")]
-    if len(names) > 1 and all(map(COLUMN.fullmatch, names)):
+    names = [re.sub(r"[\s_\"#-]", "", field).lower() for field in first.split("\t")]
+    counted = names == [str(place) for place in range(len(names))]  # as pandas calls columns without names
+    if len(names) > 1 and (counted or all(map(COLUMN.fullmatch, names))):
         raise MechirError(f"{file}, line 1: '{first[:60]}' names columns; take this line out.")
     if '"' in text and (line := _quoted_line(text.replace("\r\n", "\n"))):
         raise MechirError(

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mechir.errors import MechirError
+from mechir.grades import grade_of
 from mechir.text_lines import numbered_lines, stored
 
 
@@ -51,7 +52,7 @@ def read_qrels(file: Path) -> Iterator[tuple[int, str, str, int]]:
     for number, line in numbered_lines(file):
         try:
             query_id, _, doc_id, written = line.split()
-            grade = int(written)
+            grade = grade_of(written)
         except ValueError:
             raise MechirError(
                 f"{file}, line {number}: cannot read '{line[:60]}'; write query_id 0 doc_id grade, ids without spaces."

@@ -112,3 +112,38 @@ def test_the_old_folder_of_a_cross_encoder_is_converted(
     torch.save(state, inner / "pytorch_model.bin")
     convert(tmp_path / "saved", tmp_path / "out")
     assert mi.load(tmp_path / "out").score(TEXTS).isfinite().all()
+
+
+def test_what_a_cross_encoder_was_saved_with_goes_along(
+    folder: Path, state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    root = tmp_path / "saved"
+    root.mkdir()
+    inner = folder.rename(root / "0_Transformer")
+    torch.save(state, inner / "pytorch_model.bin")
+    kind = "sentence_transformers.base.modules.transformer.Transformer"
+    modules = [{"idx": 0, "name": "0", "path": "0_Transformer", "type": kind}]
+    (root / "modules.json").write_text(json.dumps(modules))
+    (root / "config_sentence_transformers.json").write_text(json.dumps({"model_type": "CrossEncoder"}))
+    (inner / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 16}))
+    convert(root, tmp_path / "out")
+    assert mi.load(tmp_path / "out").max_length == 16
+    (inner / "adapter_model.bin").write_bytes(b"x")
+    with pytest.raises(MechirError, match=r"holds an adapter \(adapter_model.bin\)"):
+        convert(root, tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({1: torch.zeros(2)}, r"holds '1', which is no plain tensor under a name"),
+        ({"w": torch.eye(2).to_sparse()}, r"holds 'w', which is no plain tensor"),
+        (b"version https://git-lfs.github.com/spec/v1\n", r"is a pointer of Git LFS"),
+        (b"", r"is empty: download it again"),
+    ],
+)
+def test_a_pickle_of_something_else_is_one_sentence(folder: Path, tmp_path: Path, content: Any, message: str) -> None:
+    file = folder / "pytorch_model.bin"
+    file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)
+    with pytest.raises(MechirError, match=message):
+        convert(folder, tmp_path / "out")

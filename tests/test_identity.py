@@ -13,12 +13,14 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, normalizers
 
 import mechir as mi
 from mechir import cli, experiment, provenance
 from mechir.encoder import HookedEncoder
 from mechir.encoder.certify import BOUNDS, refuse_unlike
 from mechir.encoder.families import FAMILIES
+from mechir.encoder.head import relevant
 from mechir.encoder.intact import refuse_altered
 from mechir.errors import MechirError
 from mechir.material import Pool
@@ -182,7 +184,13 @@ def test_a_length_is_limited_in_a_copy_that_shares_everything(tiny: HookedEncode
         (lambda m: m.hf.classifier.weight.data.mul_(1.5), r"'classifier.weight' changed since '.*' was loaded.*load it anew"),
         (lambda m: m.W_E.data[3].zero_(), r"'bert.embeddings.word_embeddings.weight' changed"),
         (lambda m: setattr(m.hf.classifier, "bias", torch.nn.Parameter(torch.ones(1))), r"'classifier.bias' changed"),
-        (lambda m: [p.data.neg_() for p in m.hf.parameters()], r"and \d+ more parameters changed since"),
+        (lambda m: [p.data.neg_() for p in m.hf.parameters()], r"and \d+ more changed since"),
+        (lambda m: m.to(torch.bfloat16).to(torch.float32), r"'number type \(bfloat16 before\)' changed since"),
+        (lambda m: m.half(), r"is in float16: load it with dtype= one of float32, float64, bfloat16"),
+        (lambda m: setattr(m.hf.bert.encoder.layer[0].output.LayerNorm, "eps", 0.5), r"'bert.encoder.layer.0.output.LayerNorm.eps' changed"),
+        (lambda m: setattr(m.tokenizer.backend_tokenizer, "normalizer", normalizers.Replace("a", "b")), r"'configuration, tokenizer or max_length' changed"),
+        (lambda m: setattr(m.tokenizer, "truncation_side", "left"), r"'configuration, tokenizer or max_length' changed"),
+        (lambda m: setattr(m, "max_length", 16), r"'configuration, tokenizer or max_length' changed"),
     ],
 )  # fmt: skip
 def test_a_model_that_is_not_the_one_it_names_is_not_run(
@@ -213,7 +221,8 @@ def test_another_number_type_is_no_change(tmp_path: Path) -> None:
     assert not model.to(torch.float64).changed()
     assert not model.to(torch.bfloat16).changed()
     model.hf.classifier.weight.data.mul_(2)
-    assert model.to(torch.float32).changed() == ["classifier.weight"]
+    assert model.to(torch.float32).changed() == ["classifier.weight", "number type (bfloat16 before)"]
+    assert mi.load(TOY_MODEL, dtype="bfloat16").to(torch.float32).changed() == ["number type (bfloat16 before)"]
 
 
 def test_a_wrong_family_row_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
@@ -315,3 +324,63 @@ def test_a_run_of_the_old_rule_stays_readable_and_is_never_taken_for_a_new_one(
     assert again.id == new.id != old.name and len(list(Path("mechir-registry/runs").iterdir())) == 2
     cli.main(["report"])
     assert (Path("mechir-registry") / "report.html").is_file()
+
+
+def test_what_rounds_or_hooks_from_outside_is_refused(tmp_path: Path) -> None:
+    model, toy = mi.load(TOY_MODEL), mi.collection(TOY)
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(MechirError, match="autocast is on, which rounds on the way"),
+    ):
+        experiment.run(TABLE_1, model, toy, registry=tmp_path)
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *given: None)
+    try:
+        with pytest.raises(MechirError, match="Hooks were left in place at 'every module of torch'"):
+            experiment.run(TABLE_1, model, toy, registry=tmp_path)
+    finally:
+        handle.remove()
+    refuse_altered(model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": 5}, r"Hugging Face refuses '.*config.json' \(.*correct it, or download it again"),
+        ({"hidden_act": "swiglu"}, r"Hugging Face refuses '.*config.json' \(KeyError: 'swiglu'"),
+        ({"pad_token_id": 7000}, r"Hugging Face refuses"),
+        ({"vocab_size": "many"}, r"Hugging Face refuses"),
+    ],
+)
+def test_a_config_that_hugging_face_refuses_is_one_sentence(copy: Path, changes: dict[str, Any], message: str) -> None:
+    edit(copy, "config.json", **changes)
+    with pytest.raises(MechirError, match=message) as raised:
+        mi.load(copy)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_tokenizer_that_is_random_or_has_no_length_is_refused(
+    checkpoints: Checkpoints, copy: Path, tmp_path: Path
+) -> None:
+    edit(copy, "tokenizer_config.json", model_max_length="16")
+    with pytest.raises(MechirError, match="model_max_length is '16': write a number of word pieces"):
+        mi.load(copy)
+    backend = Tokenizer(
+        models.BPE({"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a": 4, "b": 5, "ab": 6}, [("a", "b")], dropout=0.1)
+    )
+    folder = Path(shutil.copytree(checkpoints.path("roberta"), tmp_path / "random"))
+    content = json.loads((folder / "tokenizer.json").read_text()) | {"model": json.loads(backend.to_str())["model"]}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(MechirError, match="drops merges at random"):
+        mi.load(folder)
+
+
+@pytest.mark.parametrize("length", [0, -5, 999])
+def test_a_length_that_a_call_asks_for_is_checked(tiny: HookedEncoder, length: int) -> None:
+    with pytest.raises(MechirError, match=rf"max_length={length} is out of range: the model reads 1 to 64 word pieces"):
+        tiny.score(PAIRS, max_length=length)
+
+
+@pytest.mark.parametrize("asked", [True, 1.5, b"1", [1], float("nan")])
+def test_a_label_is_a_number_or_a_name(asked: Any) -> None:
+    with pytest.raises(MechirError, match=r"relevant_label=.* is no label: write its number, or its name"):
+        relevant(("a", "b"), asked)

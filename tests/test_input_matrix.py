@@ -284,6 +284,12 @@ VARIANTS: dict[str, Variant] = {
         saved_cross_encoder(more=("sentence_transformers.base.modules.dense.Dense",)), "is made of Transformer, Dense"
     ),
     "another setting": Variant(saved_cross_encoder(processing_kwargs={"text": {"max_length": 9}}), "has processing_kwargs="),
+    "settings of another kind of model": Variant(
+        saved_cross_encoder(prompts={"model_type": "SentenceTransformer"}, max_seq_length=9, do_lower_case=True)
+    ),
+    "settings of no kind of model": Variant(
+        both(saved_cross_encoder(max_seq_length=9), lambda f: (f / "config_sentence_transformers.json").unlink())
+    ),
     "settings without modules": Variant(write("sentence_bert_config.json", b'{"max_seq_length": 9, "do_lower_case": true}')),
 }
 # fmt: on

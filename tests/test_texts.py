@@ -204,3 +204,11 @@ def test_padding_on_the_left_is_refused_in_every_family(checkpoints: Checkpoints
         MechirError, match="pads on the left, where the model reads its score: set padding_side to right"
     ):
         mi.load(folder)
+
+
+def test_a_tokenizer_written_in_python_is_what_its_files_hold(tmp_path: Path) -> None:
+    folder = slow_checkpoint(tmp_path / "one", "PhobertTokenizer")
+    first = mi.load(folder).fingerprint
+    assert mi.load(shutil.copytree(folder, tmp_path / "two")).fingerprint == first
+    (folder / "bpe.codes").write_text("#version: 0.2\nb a 10\nba n</w> 9\n")
+    assert mi.load(folder).fingerprint != first

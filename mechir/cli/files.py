@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from mechir.cli.options import MODEL, Command, collection_option, rules_of, shared
+from mechir.errors import MechirError
 
 
 @click.command(cls=Command)
@@ -44,6 +45,8 @@ def score(
     from mechir.methods.ranking import refuse_spaces, write_trec_run
     from mechir.provenance import certificate
 
+    if renormalise and not mask:
+        raise MechirError("--renormalise says how a mask cuts, and there is none: give --mask, or leave it out.")
     refuse_unwritable(out)  # before anything is scored
     masks = dict.fromkeys(Mask.parse(text, renormalise=renormalise) for text in mask)
     ablated = dict.fromkeys(Ablate(site) for site in ablate)

@@ -34,6 +34,7 @@ _DIAGNOSTIC = (
     click.option("--filler", multiple=True, help="A word of one word piece; may be repeated [default: a, the]."),
     click.option("--swap", is_flag=True, help="Run on the perturbed text, take activations from the other."),
 )
+SEED = click.IntRange(-(2**63), 2**63 - 1)
 _POOL = (
     click.option("--per-grade", type=click.IntRange(min=1), help="At most N judged documents per grade and query."),
     click.option(
@@ -43,7 +44,13 @@ _POOL = (
     ),
     click.option("--top-k", type=click.IntRange(min=1), help="The first K documents of the run, or of BM25."),
     click.option("--run", help="A TREC run whose documents are the pool."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of everything drawn at random."),
+    click.option(
+        "--seed",
+        type=click.IntRange(-(2**63), 2**63 - 1),
+        default=0,
+        show_default=True,
+        help="Of everything drawn at random.",
+    ),
 )
 _STORE = (
     REGISTRY,

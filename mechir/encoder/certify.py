@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mechir.encoder.hooked import HookedEncoder
 from mechir.errors import MechirError
-from mechir.pairs import Batch, Pair
+from mechir.pairs import Batch, Pair, as_pairs
 
 BOUNDS = {"float32": 1e-4, "float64": 1e-4, "bfloat16": 3e-2}
 """The largest relative difference of scores with which a run is begun. A bfloat16 has 8 bits: on two trained rerankers
@@ -32,6 +32,7 @@ def certify(model: HookedEncoder, pairs: Sequence[Pair], *, max_rows: int = 16) 
     """
     worst = {"score": 0.0, "score_cls_only": 0.0, "hidden": 0.0, "pattern": 0.0, "segments_matter": 0.0}
     scale, other_inputs = 0.0, 0
+    pairs = as_pairs(pairs)
     for _, batch in model.encode(pairs).buckets(max_rows):
         batch = batch.to(model.device)
         inputs = _read(model, batch)

@@ -18,8 +18,10 @@ SMALL_FILES = ("*.json", "vocab.txt", "merges.txt", "bpe.codes", "*.model")
 """What of a checkpoint is fetched and copied beside the weights."""
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "bpe.codes", "*.model")
 """Files of which a tokenizer needs one."""
-SETTINGS = ("config.json", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
+SETTINGS = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 """Files beside the weights that decide the scores."""
+WORDS = ("vocab.*", "merges.txt", "bpe.codes")
+"""Those that only count where there is no tokenizer.json."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TRAINING = ("optimizer", "scheduler", "rng_state", "training_args", "scaler", "random_states")
 """How the names of pickles begin that a trainer leaves beside the weights."""
@@ -118,7 +120,7 @@ def refuse_unreadable(file: Path) -> None:
 
 def refuse_unreadable_settings(folder: Path) -> None:
     """Raises for a damaged file among those beside the weights that decide the scores."""
-    for pattern in SETTINGS:
+    for pattern in SETTINGS if (folder / "tokenizer.json").is_file() else (*SETTINGS, *WORDS):
         for file in sorted(folder.glob(pattern)):
             read_json(file) if file.suffix == ".json" else refuse_unreadable(file)
 

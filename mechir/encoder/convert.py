@@ -11,8 +11,18 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from mechir.encoder.checkpoint import INDEX, SMALL_FILES, WEIGHTS, from_hub, pickle_files, sha256
-from mechir.encoder.cross_encoder import OLD_FOLDER
+from mechir.encoder.checkpoint import (
+    INDEX,
+    SMALL_FILES,
+    WEIGHTS,
+    from_hub,
+    pickle_files,
+    read_json,
+    refuse_adapters,
+    refuse_unreadable,
+    sha256,
+)
+from mechir.encoder.cross_encoder import OLD_FOLDER, SAVED
 from mechir.errors import MechirError
 
 
@@ -34,10 +44,12 @@ def convert(name_or_path: str | Path, out: Path) -> dict[str, Any]:
     source = Path(name_or_path).expanduser()
     if not source.is_dir():
         source = from_hub(str(name_or_path), ["*.bin", *SMALL_FILES])
+    root = source
     if not (source / "config.json").is_file() and (source / OLD_FOLDER).is_dir():
         source = source / OLD_FOLDER
     if there := [name for name in (WEIGHTS, INDEX) if (source / name).is_file()]:
         raise MechirError(f"'{source}' holds {there[0]}, which Hugging Face reads first: there is nothing to convert.")
+    refuse_adapters(source)
     pickles = pickle_files(source)
     tensors = _tensors(pickles)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -49,6 +61,8 @@ def convert(name_or_path: str | Path, out: Path) -> dict[str, Any]:
             for file in source.glob(pattern):
                 if not file.name.endswith(".index.json"):
                     shutil.copyfile(file, made / file.name)
+        if root != source:  # what says how the model in there is read
+            _copy_modules(root, made)
         record = {
             "source": str(name_or_path),
             "pickle_sha256": {file.name: sha256(file) for file in pickles},
@@ -59,6 +73,18 @@ def convert(name_or_path: str | Path, out: Path) -> dict[str, Any]:
         (made / "conversion.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         made.rename(out)
     return record
+
+
+def _copy_modules(root: Path, made: Path) -> None:
+    """Copies what sentence-transformers says of a model in a folder of its own, which is now the folder itself."""
+    if not (root / "modules.json").is_file():
+        return
+    modules = [
+        one | {"path": ""} if one.get("path") == OLD_FOLDER else one for one in read_json(root / "modules.json", list)
+    ]
+    (made / "modules.json").write_text(json.dumps(modules, indent=1) + "\n", encoding="utf-8")
+    if (root / SAVED).is_file():
+        shutil.copyfile(root / SAVED, made / SAVED)
 
 
 def _tensors(pickles: list[Path]) -> dict[str, torch.Tensor]:
@@ -82,6 +108,7 @@ def _tensors(pickles: list[Path]) -> dict[str, torch.Tensor]:
 
 
 def _read(file: Path) -> dict[str, torch.Tensor]:
+    refuse_unreadable(file)
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -97,6 +124,12 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
         raise MechirError(
             f"'{file}' holds more than tensors by name ({listed}), as a trainer's checkpoint does: save the model's "
             "state_dict() alone with torch.save first."
+        )
+    odd = [name for name, value in loaded.items() if not isinstance(name, str) or value.is_sparse or value.is_quantized]
+    if odd:
+        raise MechirError(
+            f"'{file}' holds '{odd[0]}', which is no plain tensor under a name: save the model's state_dict() in "
+            "float32."
         )
     # Tied weights share memory in a pickle, which safetensors does not store: each gets its own.
     return {name: value.contiguous().clone() for name, value in loaded.items()}

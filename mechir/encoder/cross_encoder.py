@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from mechir.encoder.checkpoint import read_json
 from mechir.errors import MechirError
 
+SAVED = "config_sentence_transformers.json"
+"""What kind of model was saved, and its prompts."""
 OLD_FOLDER = "0_Transformer"
 """Where older versions put the model."""
 MODULE_SETTINGS = tuple(
@@ -58,7 +60,7 @@ def settings(folder: Path) -> Settings:
         MechirError: for a setting that changes scores and is not followed: further modules, a default prompt, arguments
             of the model or tokenizer.
     """
-    if not (folder / "modules.json").is_file():
+    if not (folder / "modules.json").is_file() or not _of_cross_encoder(folder):
         plain = (folder / "config.json").is_file() or not (folder / OLD_FOLDER / "config.json").is_file()
         return Settings(_with_config(folder if plain else folder / OLD_FOLDER))
     inner = _with_config(_model_module(folder))
@@ -68,16 +70,22 @@ def settings(folder: Path) -> Settings:
     saved = {} if file is None else read_json(file)
     length, lower_case = saved.pop("max_seq_length", None), saved.pop("do_lower_case", False)
     for name in ("tokenizer_args", "processor_kwargs"):
-        given = saved.pop(name, None) or {}
+        given = _arguments(name, saved.pop(name, None), file)
         length = given.pop("model_max_length", length)
         _refuse_others(name, given, ("trust_remote_code", "use_fast"), file)
     for name in LOADING:
-        _refuse_others(name, saved.pop(name, None) or {}, HARMLESS_LOADING, file)
+        _refuse_others(name, _arguments(name, saved.pop(name, None), file), HARMLESS_LOADING, file)
     for name, value in saved.items():
         values = HARMLESS.get(name, ())
         if values is not None and value not in values:
             raise _not_followed(f"{name}={value!r}", file)
     return Settings(inner, _length(length, file), bool(lower_case), files)
+
+
+def _of_cross_encoder(folder: Path) -> bool:
+    """Whether a cross-encoder was saved: of any other model `CrossEncoder` reads no settings."""
+    file = folder / SAVED
+    return file.is_file() and read_json(file).get("model_type") == "CrossEncoder"
 
 
 def _with_config(folder: Path) -> Path:
@@ -114,17 +122,25 @@ def _modules(file: Path) -> list[dict[str, Any]]:
 
 def _refuse_prompt(folder: Path) -> None:
     """Raises for a prompt that `CrossEncoder` writes before every query."""
-    file = folder / "config_sentence_transformers.json"
+    file = folder / SAVED
     if not file.is_file():
         return
     saved = read_json(file)
-    name = saved.get("default_prompt_name")
-    prompt = (saved.get("prompts") or {}).get(name, "") if name else ""
+    name, prompts = saved.get("default_prompt_name"), saved.get("prompts") or {}
+    if not isinstance(prompts, dict):
+        raise MechirError(f"'{file}' has prompts={prompts!r}: write an object of names and texts.")
+    prompt = prompts.get(name, "") if name else ""
     if prompt:
         raise MechirError(
             f"'{file}' has the default prompt {prompt!r}, which CrossEncoder writes before every query and mechir does "
             "not: write it into the queries, and set default_prompt_name to null."
         )
+
+
+def _arguments(name: str, given: Any, file: Path | None) -> dict[str, Any]:
+    if given is not None and not isinstance(given, dict):
+        raise MechirError(f"'{file}' has {name}={given!r}: write an object of names and values.")
+    return dict(given or {})
 
 
 def _refuse_others(where: str, given: dict[str, Any], harmless: tuple[str, ...], file: Path | None) -> None:

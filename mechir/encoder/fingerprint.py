@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from mechir.encoder.checkpoint import Stored, opened
 
+PLACES = ("name_or_path", "vocab_file", "merges_file", "tokenizer_file", "is_local", "local_files_only", "cache_dir")
+"""Arguments of a tokenizer that say where its files lie."""
 RULE = "mechir model 2"
 """The rule by which fingerprints are made; another rule gives others, so that they are never taken for these."""
 NO_PROPERTY = (
@@ -49,14 +51,17 @@ def described(tokenizer: Any) -> dict[str, Any]:
     """Everything of a tokenizer that decides which ids it writes, in words that JSON holds.
 
     The serialisation of a fast one, less what every call sets anew (truncation, padding); of one that is written in
-    Python its class, vocabulary and arguments.
+    Python its class, vocabulary, arguments and merges.
     """
     if tokenizer.is_fast:
         cut: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
         own = {name: value for name, value in cut.items() if name not in ("truncation", "padding")}
     else:
-        arguments = {name: str(value) for name, value in sorted(tokenizer.init_kwargs.items()) if "file" not in name}
-        own = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "arguments": arguments}
+        given = {name: str(value) for name, value in tokenizer.init_kwargs.items() if name not in PLACES}
+        own = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "arguments": given}
+        own["merges"] = repr(getattr(tokenizer, "bpe_ranks", None))
+        pieces = getattr(tokenizer, "sp_model", None)
+        own["pieces"] = None if pieces is None else hashlib.sha256(pieces.serialized_model_proto()).hexdigest()
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     return own | {
         "special": special,
@@ -86,8 +91,9 @@ def _digests_of(names: Sequence[str], reader: Any) -> dict[str, str]:
 
 
 def digests(model: nn.Module) -> dict[str, str]:
-    """The digest of each parameter of a model as it is now, in float32 where it holds fewer digits."""
-    return {name: digest(_exact(parameter)) for name, parameter in model.named_parameters()}
+    """The digest of each parameter of a model as it is now, in float32 where that is exact, and each epsilon."""
+    found = {name: digest(_exact(parameter)) for name, parameter in model.named_parameters()}
+    return found | {f"{name}.eps": str(one.eps) for name, one in model.named_modules() if isinstance(one, nn.LayerNorm)}
 
 
 def _exact(value: Tensor) -> Tensor:

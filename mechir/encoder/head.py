@@ -76,7 +76,7 @@ def label_names(config: Any, n: int) -> tuple[str, ...]:
     return tuple(named.get(number, f"LABEL_{number}") for number in range(n))
 
 
-def relevant(labels: Sequence[str], asked: int | str | None) -> int | None:
+def relevant(labels: Sequence[str], asked: Any) -> int | None:
     """The number of the label that means relevance; None where it has to be said.
 
     Without a word it is the only label, or label 1 of LABEL_0 and LABEL_1, which is how rerankers are trained. Labels
@@ -92,6 +92,8 @@ def relevant(labels: Sequence[str], asked: int | str | None) -> int | None:
     if asked is None:
         usual = len(labels) == 1 or tuple(labels) == ("LABEL_0", "LABEL_1")
         return len(labels) - 1 if usual else None
+    if isinstance(asked, bool) or not isinstance(asked, int | str):
+        raise MechirError(f"relevant_label={asked!r} is no label: write its number, or its name.")
     if isinstance(asked, str) and asked in labels:
         if labels.count(asked) > 1:
             raise MechirError(f"relevant_label='{asked}' is the name of several labels: give its number.")

@@ -19,9 +19,10 @@ from mechir.encoder import forward as fw
 from mechir.encoder.cache import PostNormCache
 from mechir.encoder.dimensions import dimensions
 from mechir.encoder.families import Family, parts
-from mechir.encoder.fingerprint import digests, fingerprint
+from mechir.encoder.fingerprint import fingerprint
 from mechir.encoder.head import ClassificationHead, label_names, read_out
 from mechir.encoder.hook_names import refuse_unknown, resolved
+from mechir.encoder.loaded_state import LoadedState
 from mechir.encoder.reading import Reading, length_limit, token_types
 from mechir.encoder.tokenizing import refuse_unfit
 from mechir.encoder.weights import Weights
@@ -39,9 +40,8 @@ Input = Any
 class HookedEncoder(Weights, HookedRootModule):
     """A cross-encoder under TransformerLens hook names: `*ForSequenceClassification` of the BERT-like families.
 
-    The parameters are those of the Hugging Face model in `self.hf`, not copies. Hook names, shapes and where they
-    differ from TransformerLens's are listed in `docs/concepts.md`. Inputs are pairs (or `(query, document)` strings);
-    segment ids and the attention mask are always carried.
+    The parameters are those of the Hugging Face model in `self.hf`, not copies. Hook names, shapes and where they differ
+    from TransformerLens's are in `docs/concepts.md`. Inputs are pairs (or `(query, document)` strings).
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class HookedEncoder(Weights, HookedRootModule):
         self.hook_full_embed = HookPoint()
         self.blocks = torch.nn.ModuleList([fw.BlockHooks() for _ in self.parts.layers])
         self.head = ClassificationHead(label_names(hf.config, self.cfg.n_labels), relevant_label)
-        self._digests = digests(hf)
-        self._stored = dict(self._digests if tensors is None else tensors)
+        self._loaded = LoadedState(hf, self.dtype)
+        self._stored = dict(self._loaded.digests if tensors is None else tensors)
         self._read(max_length, reading or Reading())
         self.setup()
 
@@ -117,17 +117,18 @@ class HookedEncoder(Weights, HookedRootModule):
         return model
 
     def changed(self) -> list[str]:
-        """The parameters that are not what they were when the model was loaded, by name."""
-        now = digests(self.hf)
-        return [name for name in (self._digests | now) if self._digests.get(name) != now.get(name)]
+        """What is not as it was when the model was loaded: parameters by name, or the configuration or tokenizer."""
+        names = self._loaded.changes(self.hf, self.dtype)
+        now = fingerprint(self._stored, self.hf, self.tokenizer, self.max_length)
+        return names if now == self.fingerprint else [*names, "configuration, tokenizer or max_length"]
 
     def _apply(self, *arguments: Any, **options: Any) -> HookedEncoder:
-        """As torch's, which `to` calls: a conversion of the number type is no change of the model."""
+        """As torch's, which `to` calls: a conversion of the number type is no change, and rounding is remembered."""
         before = self.dtype
         intact = not self.changed()
         super()._apply(*arguments, **options)
         if intact and self.dtype != before:
-            self._digests = digests(self.hf)
+            self._loaded.converted(self.hf, self.dtype)
         return self
 
     @classmethod
@@ -184,7 +185,10 @@ class HookedEncoder(Weights, HookedRootModule):
 
     def encode(self, pairs: Sequence[Pair], max_length: int | None = None) -> Encoded:
         """The pairs as token ids; documents longer than is read (or `max_length`) are cut, queries never."""
-        return encode(self.tokenizer, pairs, min(max_length or self.max_length, self.cfg.n_ctx))
+        if self.tokenizer is None:
+            raise MechirError("This model has no tokenizer and reads token ids alone: give it a Batch.")
+        length, _ = length_limit(self.cfg.n_ctx, self.tokenizer, self.max_length if max_length is None else max_length)
+        return encode(self.tokenizer, as_pairs(pairs), length)
 
     def batch(self, inputs: Input) -> Batch:
         """One padded batch of the inputs, in their order, on the model's device."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
+from mechir.encoder.certify import BOUNDS
 from mechir.encoder.hooked import HookedEncoder
 from mechir.errors import MechirError
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 """Where torch keeps the hooks of a module; those of TransformerLens are among them."""
+EVERYWHERE = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
+"""Where it keeps those of all modules."""
 
 
 def refuse_altered(model: HookedEncoder) -> None:
@@ -19,7 +23,13 @@ def refuse_altered(model: HookedEncoder) -> None:
             and one of which nobody has said which label is relevance.
     """
     model.head.stated_label()
+    dtype = str(model.dtype).removeprefix("torch.")
+    if dtype not in BOUNDS:
+        raise MechirError(f"'{model.cfg.model_name}' is in {dtype}: load it with dtype= one of {', '.join(BOUNDS)}.")
+    if any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")):
+        raise MechirError("torch.autocast is on, which rounds on the way: leave it, or load with dtype='bfloat16'.")
     hooked = [name or "the model" for name, module in model.named_modules() if _has_hooks(module)]
+    hooked += ["every module of torch"] * any(getattr(torch.nn.modules.module, kind) for kind in EVERYWHERE)
     if hooked:
         more = f" and {len(hooked) - 1} more" if len(hooked) > 1 else ""
         raise MechirError(
@@ -31,7 +41,7 @@ def refuse_altered(model: HookedEncoder) -> None:
         raise MechirError(f"'{training[0]}' is in training mode, where dropout changes scores: call model.eval().")
     changed = model.changed()
     if changed:
-        more = f" and {len(changed) - 1} more parameters" if len(changed) > 1 else ""
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise MechirError(
             f"'{changed[0]}'{more} changed since '{model.cfg.model_name}' was loaded, and a run is of the model that "
             "its fingerprint names: load it anew, or save the changed one (model.hf.save_pretrained and "

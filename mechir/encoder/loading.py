@@ -41,13 +41,16 @@ def load(
     stored = stored_tensors(files)
     family, config = recognise(raw, stored, folder)
     _refuse_unfaithful(raw, folder)
-    expected = _expected(family, config)
+    expected = _expected(family, config, folder)
     _refuse_mismatch(expected, stored, folder)
     tokenizer = load_tokenizer(folder, lower_case=saved.lower_case)
-    with quiet():
-        hf, report = _hf_class(family).from_pretrained(
-            folder, config=config, dtype=number, use_safetensors=True, output_loading_info=True
-        )
+    try:
+        with quiet():
+            hf, report = _hf_class(family).from_pretrained(
+                folder, config=config, dtype=number, use_safetensors=True, output_loading_info=True
+            )
+    except Exception as error:
+        raise _refused(folder, error) from error
     unused = refuse_surplus(folder, report["unexpected_keys"], raw)
     _refuse_non_finite_weights(hf, folder)
     reading = _reading(saved, files, tuple(unused))
@@ -124,7 +127,7 @@ def recognise(raw: dict[str, Any], stored: Mapping[str, Stored], folder: Path) -
             continue
         head = stored.get(f"{family.classifier}.weight")
         config = configuration(family, raw | {"num_labels": head.shape[0] if head else 1}, folder)
-        expected = _expected(family, config)
+        expected = _expected(family, config, folder)
         wrong = [name for name, shape in expected.items() if name not in stored or stored[name].shape != shape]
         if not wrong:
             return family, config
@@ -145,18 +148,33 @@ def configuration(family: Family, raw: Mapping[str, Any], folder: Path) -> Any:
     try:
         return _hf_class(family).config_class(**kept)
     except Exception as error:
-        said = " ".join(str(error).split())[:200]
-        raise MechirError(f"Hugging Face refuses '{folder / 'config.json'}' ({said}): correct it.") from error
+        raise _refused(folder, error) from error
 
 
 def _hf_class(family: Family) -> Any:
     return getattr(transformers, family.architecture)
 
 
-def _expected(family: Family, config: Any) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"), quiet():
-        model = _hf_class(family)(config)
+def _expected(family: Family, config: Any, folder: Path) -> dict[str, tuple[int, ...]]:
+    """The parameters of a model of this configuration, and their shapes.
+
+    Raises:
+        MechirError: where Hugging Face cannot build it.
+    """
+    try:
+        with torch.device("meta"), quiet():
+            model = _hf_class(family)(config)
+    except Exception as error:
+        raise _refused(folder, error) from error
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def _refused(folder: Path, error: Exception) -> MechirError:
+    said = " ".join(str(error).split())[:200]
+    return MechirError(
+        f"Hugging Face refuses '{folder / 'config.json'}' ({type(error).__name__}: {said}): correct it, or download it "
+        "again."
+    )
 
 
 def _refuse_unfaithful(raw: dict[str, Any], folder: Path) -> None:
@@ -208,6 +226,8 @@ def _device(device: str | torch.device | None) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise MechirError(f"Unknown device '{device}': write cpu, cuda or cuda:1.") from error
+    if chosen.type not in ("cpu", "cuda", "mps") or (chosen.type == "mps" and not torch.backends.mps.is_available()):
+        raise MechirError(f"There is no device '{device}' to compute on here: write cpu, cuda or cuda:1.")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise MechirError(f"There is no GPU that torch sees for device '{device}': write --device cpu.")
     return chosen

@@ -70,6 +70,8 @@ def length_limit(n_ctx: int, tokenizer: Any, asked: int | None) -> tuple[int, st
             raise MechirError(f"max_length={asked!r} is out of range: the model reads 1 to {n_ctx} word pieces.")
         return asked, f"max_length={asked}"
     own = n_ctx if tokenizer is None else tokenizer.model_max_length
+    if isinstance(own, bool) or not isinstance(own, int | float):
+        raise MechirError(f"The tokenizer's model_max_length is {own!r}: write a number of word pieces.")
     if own >= n_ctx:
         return n_ctx, "the model's positions"
     if own < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,11 @@ def load_tokenizer(folder: Path, *, lower_case: bool = False) -> Any:
         raise MechirError(f"The tokenizer of '{folder}' needs the package 'emoji': run `pip install emoji`.")
     if lower_case:
         _lower(tokenizer, folder)
+    if tokenizer.is_fast and json.loads(tokenizer.backend_tokenizer.to_str())["model"].get("dropout"):
+        raise MechirError(
+            f"The tokenizer of '{folder}' drops merges at random (dropout in tokenizer.json), so that no score comes "
+            "twice: set it to null."
+        )
     return tokenizer
 
 

@@ -90,6 +90,9 @@ def matching(
     say, by their ids. `newest`: of a component by a measure, on one model and collection, the newest run's alone, and
     no single neurons.
     """
+    for name, value in (("min_effect", min_effect), ("corrected_p", corrected_p)):
+        if value is not None and not value >= 0:
+            raise MechirError(f"Cannot ask for {name}={value} (--{name.replace('_', '-')}): write a number from 0.")
     wanted = {name: value for name, value in (asked or {}).items() if value is not None}
     refuse_unknown(wanted.get("role"), wanted.get("term"))
     clauses = [f"{name} = ${name}" for name in wanted]

@@ -49,7 +49,14 @@ class Run:
     @property
     def record(self) -> dict[str, Any]:
         """What `run.json` says: identity, and the provenance that is recorded but not part of it."""
-        return dict(json.loads((self.path / "run.json").read_text(encoding="utf-8")))
+        file = self.path / "run.json"
+        try:
+            return dict(json.loads(file.read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+            raise MechirError(
+                f"'{file}' is damaged ({error}): take the folder '{self.path.name}' out of the registry, and start its "
+                "command again."
+            ) from error
 
     @property
     def parts(self) -> Path:
