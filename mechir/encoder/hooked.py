@@ -40,8 +40,8 @@ Input = Any
 class HookedEncoder(Weights, HookedRootModule):
     """A cross-encoder under TransformerLens hook names: `*ForSequenceClassification` of the BERT-like families.
 
-    The parameters are those of the Hugging Face model in `self.hf`, not copies. Hook names, shapes and where they differ
-    from TransformerLens's are in `docs/concepts.md`. Inputs are pairs (or `(query, document)` strings).
+    The parameters are those of the Hugging Face model in `self.hf`, not copies. `docs/concepts.md` lists hook names and
+    shapes. Inputs are pairs (or `(query, document)` strings).
     """
 
     def __init__(
