@@ -33,8 +33,6 @@ from mechir.hooks import Edit, Hook, edits
 from mechir.pairs import Batch, Pair, as_pairs, progress_bar
 
 RETURN_TYPES = ("score", "logits", "resid")
-Input = Any
-"""Pairs, tuples of texts, a list of these (what `as_pairs` reads), or a `Batch`: told apart when they are given."""
 
 
 class HookedEncoder(Weights, HookedRootModule):
@@ -190,7 +188,7 @@ class HookedEncoder(Weights, HookedRootModule):
         length, _ = length_limit(self.cfg.n_ctx, self.tokenizer, self.max_length if max_length is None else max_length)
         return encode(self.tokenizer, as_pairs(pairs), length)
 
-    def batch(self, inputs: Input) -> Batch:
+    def batch(self, inputs: Any) -> Batch:
         """One padded batch of the inputs, in their order, on the model's device."""
         if not isinstance(inputs, Batch):
             pairs = as_pairs(inputs)
@@ -199,7 +197,7 @@ class HookedEncoder(Weights, HookedRootModule):
 
     def forward(
         self,
-        inputs: Input,
+        inputs: Any,
         *,
         return_type: str = "score",
         resid: Float[Tensor, "batch pos d_model"] | None = None,
@@ -211,7 +209,7 @@ class HookedEncoder(Weights, HookedRootModule):
         """Scores [batch] by default, logits [batch, label], or the residual stream [batch, pos, d_model].
 
         Args:
-            inputs: pairs, strings or a `Batch`.
+            inputs: pairs, tuples of texts, a list of these (`as_pairs`), or a `Batch`.
             return_type: what comes out; `stop_at_layer` implies "resid".
             resid: the residual stream to start from, with `start_at_layer`.
             start_at_layer: the first layer computed; needs `resid` when above 0.
