@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -171,3 +172,14 @@ def _frame(pairs: list[mi.Pair], scores: list[float]):
 
     ids = {"query_id": [pair.query_id for pair in pairs], "doc_id": [pair.doc_id for pair in pairs]}
     return pd.DataFrame(ids | {"score": scores})
+
+
+def test_its_fingerprint_is_of_the_stored_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sum that is made of them is rounded otherwise on another CPU, and it is the same model there."""
+    whole, exact = default.merged, mi.load().fingerprint
+
+    def rounded(backbone: Any, difference: Any) -> Any:
+        return {name: value * (1 + 1e-7) for name, value in whole(backbone, difference).items()}
+
+    monkeypatch.setattr(default, "merged", rounded)
+    assert mi.load().fingerprint == exact

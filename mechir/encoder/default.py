@@ -12,9 +12,9 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mechir.encoder.checkpoint import read_json, sha256
+from mechir.encoder.checkpoint import read_json, sha256, stored_tensors
 from mechir.encoder.families import FAMILIES
-from mechir.encoder.fingerprint import digests
+from mechir.encoder.fingerprint import stored_digests
 from mechir.encoder.hooked import HookedEncoder
 from mechir.encoder.loading import assemble
 from mechir.encoder.reading import Reading
@@ -52,7 +52,11 @@ def embedded(folder: Path = FOLDER, **options: Any) -> HookedEncoder:
     hf.load_state_dict(merged(load_file(below / "model.safetensors"), load_file(difference)), strict=True)
     tokenizer = transformers.BertTokenizer(str(below / "vocab.txt"), model_max_length=hf.config.max_position_embeddings)
     reading = Reading(weights=(difference.name, "model.safetensors of the backbone"))
-    return assemble(hf, tokenizer, FAMILIES["bert"], name=NAME, tensors=digests(hf), reading=reading, **options)
+    # Of the two files as they are stored: the sum that is made of them is rounded otherwise on another CPU.
+    files = {"backbone": below / "model.safetensors", "difference": difference}
+    stored = {part: stored_digests(stored_tensors([file])) for part, file in files.items()}
+    tensors = {f"{part} {name}": digest for part, digests in stored.items() for name, digest in digests.items()}
+    return assemble(hf, tokenizer, FAMILIES["bert"], name=NAME, tensors=tensors, reading=reading, **options)
 
 
 def merged(backbone: Mapping[str, Tensor], difference: Mapping[str, Tensor]) -> dict[str, Tensor]:

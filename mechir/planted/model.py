@@ -9,6 +9,7 @@ import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from mechir.encoder.families import FAMILIES
+from mechir.encoder.fingerprint import digest
 from mechir.encoder.hooked import HookedEncoder
 from mechir.planted.design import N_CTX, SPECIAL, WORDS, Design
 from mechir.planted.weights import compiled
@@ -70,7 +71,9 @@ def bm25(
     state = {name: torch.from_numpy(value).float() for name, value in compiled(design).items()}
     hf.load_state_dict(state, strict=True)
     calibrate(hf)
-    model = PlantedEncoder(hf, tokenizer(), FAMILIES["bert"], name="planted.bm25")
+    # As compiled: what `calibrate` measures is rounded otherwise on another CPU.
+    tensors = {name: digest(value) for name, value in state.items()} | {"design": repr(design)}
+    model = PlantedEncoder(hf, tokenizer(), FAMILIES["bert"], name="planted.bm25", tensors=tensors)
     model.design = design
     return model
 
