@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import mechir as mi
 from mechir.encoder.convert import convert
@@ -147,3 +148,20 @@ def test_a_pickle_of_something_else_is_one_sentence(folder: Path, tmp_path: Path
     file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)
     with pytest.raises(MechirError, match=message):
         convert(folder, tmp_path / "out")
+
+
+@pytest.mark.shared
+def test_a_real_reranker_is_converted_as_hugging_face_reads_it(shared: Path, tmp_path: Path) -> None:
+    """A second pickle, in which the score is turned, has a later name and is no part of the model."""
+    source, made = shared / "models" / "ce-minilm-l6", tmp_path / "pickled"
+    made.mkdir()
+    for file in source.glob("*.json"):
+        (made / file.name).write_bytes(file.read_bytes())
+    state = load_file(source / "model.safetensors")
+    torch.save(state, made / "pytorch_model.bin")
+    turned = {name: -value if name.startswith("classifier") else value for name, value in state.items()}
+    torch.save(turned, made / "pytorch_model_1.bin")
+    convert(made, tmp_path / "out")
+    texts = [("how do heat pumps work in winter", "A heat pump moves warmth from outside air into the house, and works in "
+              "winter down to about minus twenty.")]  # fmt: skip
+    assert mi.load(tmp_path / "out").score(texts).tolist() == pytest.approx([2.533], abs=1e-3)
