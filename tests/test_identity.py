@@ -384,3 +384,11 @@ def test_a_length_that_a_call_asks_for_is_checked(tiny: HookedEncoder, length: i
 def test_a_label_is_a_number_or_a_name(asked: Any) -> None:
     with pytest.raises(MechirError, match=r"relevant_label=.* is no label: write its number, or its name"):
         relevant(("a", "b"), asked)
+
+
+def test_no_length_is_taken_for_none(copy: Path) -> None:
+    for length in (0, -1, 65):
+        with pytest.raises(
+            MechirError, match=rf"max_length={length} is out of range: the model reads 1 to 64 word pieces"
+        ):
+            mi.load(copy, max_length=length)

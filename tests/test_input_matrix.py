@@ -272,6 +272,7 @@ VARIANTS: dict[str, Variant] = {
     # what sentence-transformers saves
     "a saved cross-encoder": Variant(saved_cross_encoder()),
     "its maximum length": Variant(saved_cross_encoder(max_seq_length=16)),
+    "its maximum length beyond the model": Variant(saved_cross_encoder(max_seq_length=600)),
     "its tokenizer's maximum length": Variant(saved_cross_encoder(tokenizer_args={"model_max_length": 16})),
     "its lower case": Variant(both(backend(normalizer=None), saved_cross_encoder(do_lower_case=True))),
     "in a folder of its own": Variant(saved_cross_encoder(path="0_Transformer", max_seq_length=16)),

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from mechir.encoder.checkpoint import Stored, read_json, refuse_adapters, resolve, stored_tensors, weight_files
-from mechir.encoder.cross_encoder import Settings, settings
+from mechir.encoder.cross_encoder import settings
 from mechir.encoder.families import FAMILIES, Family
 from mechir.encoder.fingerprint import NO_PROPERTY, stored_digests
 from mechir.encoder.hooked import HookedEncoder
@@ -43,7 +43,7 @@ def load(
     _refuse_unfaithful(raw, folder)
     expected = _expected(family, config, folder)
     _refuse_mismatch(expected, stored, folder)
-    tokenizer = load_tokenizer(folder, lower_case=saved.lower_case)
+    tokenizer = load_tokenizer(folder, lower_case=saved.lower_case, max_length=saved.max_length)
     try:
         with quiet():
             hf, report = _hf_class(family).from_pretrained(
@@ -53,19 +53,17 @@ def load(
         raise _refused(folder, error) from error
     unused = refuse_surplus(folder, report["unexpected_keys"], raw)
     _refuse_non_finite_weights(hf, folder)
-    reading = _reading(saved, files, tuple(unused))
+    reading = Reading(
+        weights=tuple(file.name for file in files),
+        lower_case=saved.lower_case,
+        settings=saved.files,
+        left_out=tuple(unused),
+    )
     options: dict[str, Any] = {"dtype": dtype, "device": device, "relevant_label": relevant_label}
-    options |= {"max_length": max_length or saved.max_length, "reading": reading}
+    options |= {"max_length": max_length, "reading": reading}
     options["revision"] = folder.name if folder.parent.name == "snapshots" else ""  # the hub's cache
     kept = {name: one for name, one in stored.items() if _todays(name) in expected}
     return assemble(hf, tokenizer, family, name=str(name_or_path), tensors=stored_digests(kept), **options)
-
-
-def _reading(saved: Settings, files: list[Path], unused: tuple[str, ...]) -> Reading:
-    """What is known of how a checkpoint is read before the model is put together."""
-    limit = "max_seq_length" if saved.max_length is not None else ""
-    names = tuple(file.name for file in files)
-    return Reading(names, lower_case=saved.lower_case, limited_by=limit, settings=saved.files, left_out=unused)
 
 
 def assemble(

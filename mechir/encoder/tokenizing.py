@@ -21,7 +21,7 @@ PROBE = Pair("a", "a")
 """A pair that shows which special tokens and types a tokenizer writes."""
 
 
-def load_tokenizer(folder: Path, *, lower_case: bool = False) -> Any:
+def load_tokenizer(folder: Path, *, lower_case: bool = False, max_length: int | None = None) -> Any:
     """The tokenizer of a checkpoint.
 
     `AutoTokenizer` tries first; where only a vocab.txt is there and no family is named, it is that of an uncased BERT.
@@ -29,6 +29,7 @@ def load_tokenizer(folder: Path, *, lower_case: bool = False) -> Any:
     Args:
         folder: the checkpoint.
         lower_case: lower texts first, whatever the tokenizer itself does.
+        max_length: word pieces that the model was saved to read, in the place of the tokenizer's own limit.
 
     Raises:
         MechirError: when there is none, when it needs a package that is not installed, or when it cannot be built.
@@ -43,6 +44,8 @@ def load_tokenizer(folder: Path, *, lower_case: bool = False) -> Any:
         raise MechirError(f"The tokenizer of '{folder}' needs the package 'emoji': run `pip install emoji`.")
     if lower_case:
         _lower(tokenizer, folder)
+    if max_length is not None:
+        tokenizer.model_max_length = max_length
     if tokenizer.is_fast and json.loads(tokenizer.backend_tokenizer.to_str())["model"].get("dropout"):
         raise MechirError(
             f"The tokenizer of '{folder}' drops merges at random (dropout in tokenizer.json), so that no score comes "
