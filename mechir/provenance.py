@@ -22,6 +22,7 @@ from mechir.collection_groups import BETWEEN, Collections, collection_of
 from mechir.contrasts import contrasts_hash
 from mechir.encoder.certify import refuse_unlike
 from mechir.encoder.head import relevant
+from mechir.encoder.reading import ASKED
 from mechir.methods import ranking
 from mechir.pairs import Pair, pairs_hash
 from mechir.perturbed import Diagnostic
@@ -124,7 +125,7 @@ def asked_of(module: ModuleType, model: Any, source: Any, pool: Any, chosen: Map
     label, length = model.head.relevant_label, model.max_length
     given["relevant_label"] = None if label == relevant(model.head.labels, None) else label
     del sample["max_length"]
-    given["max_length"] = length if model.reading.limited_by == f"max_length={length}" else None
+    given["max_length"] = length if model.reading.limited_by == ASKED else None
     if isinstance(source, Diagnostic):
         on, sample = source.perturbed, dict(source.asked or {})
         given["diagnostic"] = sample.pop("name", source.axiom)

@@ -24,7 +24,7 @@ from mechir.encoding import Encoded
 from mechir.errors import MechirError
 from mechir.finite import refuse_non_finite
 from mechir.hooks import Edit, Hook, edits
-from mechir.pairs import Batch, Pair, as_pairs, progress_bar
+from mechir.pairs import Batch, Pair, progress_bar
 
 READ = (
     "hook_resid_pre",
@@ -79,11 +79,10 @@ def sweep(
     """
     if not do:
         raise MechirError("A sweep needs at least one intervention: write {'original': (), 'cut': Mask('doc<-query')}.")
-    pairs = as_pairs(pairs)
     encoded, max_tokens = model.encode(pairs, max_length), max_tokens or model.max_tokens
     number = np.float64 if model.dtype == torch.float64 else np.float32
-    scores = {name: np.empty(len(pairs), dtype=number) for name in do}
-    with progress_bar(len(pairs), progress) as bar:
+    scores = {name: np.empty(len(encoded), dtype=number) for name in do}
+    with progress_bar(len(encoded), progress) as bar:
         for index, batch in encoded.buckets(max_rows, max_tokens):
             batch = batch.to(model.device)
             plans = {name: stages(model, edits(what, batch)) for name, what in do.items()}

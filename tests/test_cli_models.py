@@ -62,7 +62,7 @@ def test_a_maximum_length_is_followed_recorded_and_shown(capsys: pytest.CaptureF
     record = json.loads((run / "run.json").read_text())
     assert (code, record["given"]["max_length"], record["reading"]["max_length"]) == (0, 24, 24)
     assert record["truncated_documents"] > 0
-    assert "reads 24 word pieces (max_length=24)" in out
+    assert "reads 24 word pieces (asked for)" in out
     assert record["identity"]["model_fingerprint"] == mi.load(TOY_MODEL, max_length=24).fingerprint
     code, shown, _ = call(capsys, "show", run.name)
     assert shown == out and "score: the logit of the only label" in shown

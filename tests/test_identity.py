@@ -165,7 +165,7 @@ def test_a_length_is_limited_in_a_copy_that_shares_everything(tiny: HookedEncode
     assert (short.max_length, tiny.max_length, short.hf) == (16, 64, tiny.hf)
     assert short.fingerprint != tiny.fingerprint
     assert tiny.limited(None) is tiny and short.limited(16) is short
-    assert "max_length=16" in "\n".join(short.reading.lines())
+    assert "reads 16 word pieces (asked for)" in "\n".join(short.reading.lines())
     assert max(short.encode(PAIRS).lengths) == 16
     torch.testing.assert_close(short.score(PAIRS), tiny.score(PAIRS, max_length=16), atol=0, rtol=0)
     for wrong in (0, 65, True):

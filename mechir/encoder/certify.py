@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mechir.encoder.hooked import HookedEncoder
 from mechir.errors import MechirError
-from mechir.pairs import Batch, Pair, as_pairs
+from mechir.pairs import Batch, Pair
 
 BOUNDS = {"float32": 1e-4, "float64": 1e-4, "bfloat16": 3e-2}
 """The largest relative difference of scores with which a run is begun. A bfloat16 has 8 bits: on two trained rerankers
@@ -32,8 +32,8 @@ def certify(model: HookedEncoder, pairs: Sequence[Pair], *, max_rows: int = 16) 
     """
     worst = {"score": 0.0, "score_cls_only": 0.0, "hidden": 0.0, "pattern": 0.0, "segments_matter": 0.0}
     scale, other_inputs = 0.0, 0
-    pairs = as_pairs(pairs)
-    for _, batch in model.encode(pairs).buckets(max_rows):
+    encoded = model.encode(pairs)
+    for _, batch in encoded.buckets(max_rows):
         batch = batch.to(model.device)
         inputs = _read(model, batch)
         other = _differing(batch, inputs)
@@ -65,7 +65,7 @@ def certify(model: HookedEncoder, pairs: Sequence[Pair], *, max_rows: int = 16) 
         **worst,
         "score": worst["score"] / (scale or 1.0),
         "score_cls_only": worst["score_cls_only"] / (scale or 1.0),
-        "n_pairs": len(pairs),
+        "n_pairs": len(encoded),
         "dtype": str(model.dtype).removeprefix("torch."),
         "transformers": transformers.__version__,
         "torch": torch.__version__,

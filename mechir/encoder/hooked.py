@@ -181,8 +181,8 @@ class HookedEncoder(Weights, HookedRootModule):
         """How many word pieces are computed together by default: what fits a CPU's caches, or fills a GPU."""
         return 4096 if self.device.type == "cpu" else 65536
 
-    def encode(self, pairs: Sequence[Pair], max_length: int | None = None) -> Encoded:
-        """The pairs as token ids; documents longer than is read (or `max_length`) are cut, queries never."""
+    def encode(self, pairs: Any, max_length: int | None = None) -> Encoded:
+        """The pairs (`as_pairs`) as token ids; documents beyond `max_length` are cut, by default the model's own."""
         if self.tokenizer is None:
             raise MechirError("This model has no tokenizer and reads token ids alone: give it a Batch.")
         length, _ = length_limit(self.cfg.n_ctx, self.tokenizer, self.max_length if max_length is None else max_length)
@@ -191,8 +191,8 @@ class HookedEncoder(Weights, HookedRootModule):
     def batch(self, inputs: Any) -> Batch:
         """One padded batch of the inputs, in their order, on the model's device."""
         if not isinstance(inputs, Batch):
-            pairs = as_pairs(inputs)
-            inputs = self.encode(pairs).batch(range(len(pairs)))
+            encoded = self.encode(inputs)
+            inputs = encoded.batch(range(len(encoded)))
         return inputs.to(self.device)
 
     def forward(
@@ -325,10 +325,9 @@ class HookedEncoder(Weights, HookedRootModule):
         Raises:
             MechirError: for empty or too long queries, unknown hooks, and scores that are not finite (pair and layer).
         """
-        pairs = as_pairs(pairs)
         encoded = self.encode(pairs, max_length)
-        out = torch.empty(len(pairs), dtype=torch.float64 if self.dtype == torch.float64 else torch.float32)
-        with progress_bar(len(pairs), progress) as bar:
+        out = torch.empty(len(encoded), dtype=torch.float64 if self.dtype == torch.float64 else torch.float32)
+        with progress_bar(len(encoded), progress) as bar:
             for index, batch in encoded.buckets(max_rows, max_tokens or self.max_tokens):
                 batch = batch.to(self.device)
                 with self.hooks(edits(do, batch)):

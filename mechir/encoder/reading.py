@@ -8,6 +8,9 @@ from typing import Any
 
 from mechir.errors import MechirError
 
+ASKED = "asked for"
+"""The limit of word pieces is the user's own."""
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -17,7 +20,7 @@ class Reading:
         weights: the files that its tensors are from; empty for a model in memory.
         tokenizer: the class of its tokenizer.
         max_length: word pieces of a pair that it reads, special ones included.
-        limited_by: what sets that limit.
+        limited_by: what sets that limit; `ASKED` where the user did.
         token_types: where token types come from.
         lower_case: whether texts are lowered first, beyond what the tokenizer does.
         relevance: which output is the score.
@@ -68,7 +71,7 @@ def length_limit(n_ctx: int, tokenizer: Any, asked: int | None) -> tuple[int, st
     if asked is not None:
         if isinstance(asked, bool) or not isinstance(asked, int) or not 1 <= asked <= n_ctx:
             raise MechirError(f"max_length={asked!r} is out of range: the model reads 1 to {n_ctx} word pieces.")
-        return asked, f"max_length={asked}"
+        return asked, ASKED
     own = n_ctx if tokenizer is None else tokenizer.model_max_length
     if isinstance(own, bool) or not isinstance(own, int | float):
         raise MechirError(f"The tokenizer's model_max_length is {own!r}: write a number of word pieces.")
