@@ -80,9 +80,9 @@ class Collection:
     @property
     def rules(self) -> dict[str, Any]:
         """The rules it was read by, where they are not those by default: arguments of `collection`."""
-        told = {"duplicates": self.duplicates, "leave_out": self.leave_out}
+        rules = {"duplicates": self.duplicates, "leave_out": self.leave_out}
         default = {"duplicates": DUPLICATES[0], "leave_out": LEAVE_OUT}
-        return {name: value for name, value in told.items() if value != default[name]}
+        return {name: value for name, value in rules.items() if value != default[name]}
 
     @property
     def judgments(self) -> Mapping[str, Mapping[str, int]]:

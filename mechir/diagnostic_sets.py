@@ -50,11 +50,11 @@ def diagnostic(
         unknown = sorted(given.keys() - {"limit_queries", "per_grade", "seed"})
         if unknown:
             raise MechirError(f"A set read from files has no {unknown[0]}: only limit_queries, per_grade and seed.")
-        found = replace(PUBLISHED[name](folder).limited(**given), folder=folder)
+        made = replace(PUBLISHED[name](folder).limited(**given), folder=folder)
     else:
-        found = _of_collection(name, source, model, pool)
+        made = _of_collection(name, source, model, pool)
     words = (fillers,) if isinstance(fillers, str) else tuple(dict.fromkeys(fillers))
-    return replace(found, fillers=words, swap=swap, asked={"name": name, "seed": 0} | given)
+    return replace(made, fillers=words, swap=swap, asked={"name": name, "seed": 0} | given)
 
 
 def _of_collection(name: str, source: Any, model: Any, pool: Mapping[str, Any]) -> Diagnostic:
@@ -68,8 +68,8 @@ def _of_collection(name: str, source: Any, model: Any, pool: Mapping[str, Any]) 
     if unknown:
         raise MechirError(f"A pool has no option '{unknown[0]}': it takes {', '.join(known)}.")
     sample = opened.sample(**{"easy_negatives": 0, **{k: v for k, v in pool.items() if v is not None}})
-    found = perturbed(f"{name} of {opened.id}", sample.pairs, AXIOMS[name](opened, sample.pairs, model))
-    return replace(found, perturbed=opened, left_out=sample.left_out)
+    made = perturbed(f"{name} of {opened.id}", sample.pairs, AXIOMS[name](opened, sample.pairs, model))
+    return replace(made, perturbed=opened, left_out=sample.left_out)
 
 
 def _idf(opened: Collection) -> axioms.Idf:

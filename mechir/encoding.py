@@ -199,9 +199,9 @@ def _origins(
         template = tokenizer.build_inputs_with_special_tokens([-2] * len(query), [-1] * max(kept, 0))
         text = [one + 2 if one < 0 else -1 for one in template]
         expected = [query, document[:kept] if tokenizer.truncation_side == "right" else document[-kept:]]
-        found = [[one for one, side in zip(ids, text, strict=False) if side == which] for which in (0, 1)]
+        sides = [[one for one, side in zip(ids, text, strict=False) if side == which] for which in (0, 1)]
         # Where the query was cut the template does not fit: no position is said to be the query's.
-        yield (text if found == expected else [-1] * len(ids)), kept < len(document)
+        yield (text if sides == expected else [-1] * len(ids)), kept < len(document)
 
 
 def _not_text(pair: Pair) -> Unreadable | None:

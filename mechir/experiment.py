@@ -220,9 +220,9 @@ def _measured(
     def begin(stored: Run) -> None:
         frames = _frames(source, material, pool, taken, chosen)
         held_back = {one.query_id for one in taken.material} - {one.query_id for one in material}
-        told = provenance.asked_of(module, model, source, pool, given)
-        told |= {"held_back": len(held_back)}  # queries on which `prepare` found something
-        provenance.begin(stored, identity, module, model, pairs_of(material), frames, len(cut), told)
+        asked_for = provenance.asked_of(module, model, source, pool, given)
+        asked_for |= {"held_back": len(held_back)}  # queries on which `prepare` found something
+        provenance.begin(stored, identity, module, model, pairs_of(material), frames, len(cut), asked_for)
 
     stored = open_run(asked["registry"], identity, begin)
     queries = len({one.query_id for one in material})

@@ -109,8 +109,8 @@ class Documents:
         """Id and text of the documents at these places of the collection's order."""
         with reachable(self.name):
             iterator = self.dataset.docs_iter()
-            found = [iterator[int(place)] for place in places]
-        return [(doc.doc_id, _text(doc)) for doc in found]
+            documents = [iterator[int(place)] for place in places]
+        return [(doc.doc_id, _text(doc)) for doc in documents]
 
 
 def _text(doc: Any) -> str:

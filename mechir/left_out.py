@@ -42,8 +42,8 @@ class Row(NamedTuple):
 
 def frame(rows: Iterable[Row]) -> pd.DataFrame:
     """`reason`, `query_id`, `doc_id`, sorted by reason, else in the order of the rows."""
-    found = pd.DataFrame(list(rows), columns=list(Row._fields), dtype=str)
-    return found.sort_values("reason", kind="stable", ignore_index=True)
+    table = pd.DataFrame(list(rows), columns=list(Row._fields), dtype=str)
+    return table.sort_values("reason", kind="stable", ignore_index=True)
 
 
 def queries(left_out: pd.DataFrame, reason: str) -> list[str]:
@@ -51,7 +51,7 @@ def queries(left_out: pd.DataFrame, reason: str) -> list[str]:
     return left_out.loc[left_out["reason"] == reason, "query_id"].tolist()
 
 
-def told(left_out: pd.DataFrame) -> dict[str, dict[str, Any]]:
+def by_reason(left_out: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """What a record says of it: reason -> `n` and up to 20 `examples`, `query_id/doc_id`."""
     return {
         str(reason): {"n": len(rows), "examples": [_named(*ids) for ids in _ids(rows)]}
@@ -60,7 +60,7 @@ def told(left_out: pd.DataFrame) -> dict[str, dict[str, Any]]:
 
 
 def sentences(record: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What `told` says, a line for each reason."""
+    """What `by_reason` says, a line for each reason."""
     lines = []
     for reason, one in record.items():
         some = one["examples"][:PRINTED]

@@ -42,11 +42,13 @@ def with_defaults(module: ModuleType, chosen: Mapping[str, Any]) -> dict[str, An
     Raises:
         MechirError: for one that it does not take, or a value of another kind.
     """
-    known = options(module)
+    parameters = options(module)
     for name in chosen:
-        if name not in known:
-            raise MechirError(f"'{module.name}' has no option '{name}': it takes {', '.join(known) or 'none'}.")
-    return {name: _typed(module, one, chosen[name]) if name in chosen else one.default for name, one in known.items()}
+        if name not in parameters:
+            raise MechirError(f"'{module.name}' has no option '{name}': it takes {', '.join(parameters) or 'none'}.")
+    return {
+        name: _typed(module, one, chosen[name]) if name in chosen else one.default for name, one in parameters.items()
+    }
 
 
 def _typed(module: ModuleType, parameter: inspect.Parameter, value: Any) -> Any:
@@ -85,9 +87,9 @@ def in_normal_form(
     Raises:
         MechirError: for what the experiment cannot do with this model and this pool.
     """
-    found = dict(chosen)
+    normal = dict(chosen)
     if hasattr(module, "check"):
-        found |= module.check(model, material, **by_name(module.check, known), **chosen)
+        normal |= module.check(model, material, **by_name(module.check, known), **chosen)
     if hasattr(module, "interventions"):
-        forwards(model, module.interventions(model, **found))  # refuses what does not fit the model
-    return found
+        forwards(model, module.interventions(model, **normal))  # refuses what does not fit the model
+    return normal

@@ -192,7 +192,7 @@ def begin(
             "pairs": len(pairs),
             "queries": len({pair.query_id for pair in pairs}),
             "skipped": len(frames.get("skipped", ())),
-            "left_out": left_out.told(frames["left_out"]) if "left_out" in frames else {},
+            "left_out": left_out.by_reason(frames["left_out"]) if "left_out" in frames else {},
             "truncated_documents": encoded.truncated,
             "reading": asdict(model.reading),
             "certificate": certificate(model, pairs),
@@ -241,9 +241,9 @@ def certificate(model: Any, pairs: Sequence[Pair]) -> dict[str, Any]:
     known = _CERTIFICATES.setdefault(model, {})
     key = (pairs_hash(some), str(model.dtype), str(model.device))  # `to` changes a model in place
     if key not in known:
-        found = model.certify(some)
-        refuse_unlike(found, model.cfg.model_name)
-        known[key] = found
+        made = model.certify(some)
+        refuse_unlike(made, model.cfg.model_name)
+        known[key] = made
     return known[key]
 
 

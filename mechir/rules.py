@@ -122,20 +122,20 @@ def counted(
     Raises:
         MechirError: where more would be.
     """
-    known = {query_id: grades for query_id, grades in qrels.items() if query_id in queries}
-    texts = find({doc_id: None for grades in known.values() for doc_id, grade in grades.items() if grade >= 0})
+    judged = {query_id: grades for query_id, grades in qrels.items() if query_id in queries}
+    texts = find({doc_id: None for grades in judged.values() for doc_id, grade in grades.items() if grade >= 0})
     count: Qrels = {}
     rows = []
     for query_id, grades in qrels.items():
         for doc_id, grade in grades.items():
-            if reason := _why_not(query_id in known, doc_id, grade, texts):
+            if reason := _why_not(query_id in judged, doc_id, grade, texts):
                 rows.append(Row(reason, query_id, doc_id))
             elif queries[query_id]:
                 count.setdefault(query_id, {})[doc_id] = grade
     lost = [row for row in rows if row.reason != left_out.NEGATIVE]
     refuse_beyond(lost, sum(map(len, qrels.values())), f"judgments of {where}", leave_out)
-    empty = [Row(left_out.EMPTY_QUERY, query_id, "") for query_id in known if not queries[query_id]]
-    refuse_beyond(empty, len(known), f"judged queries of {where}", leave_out)
+    empty = [Row(left_out.EMPTY_QUERY, query_id, "") for query_id in judged if not queries[query_id]]
+    refuse_beyond(empty, len(judged), f"judged queries of {where}", leave_out)
     return Counted(count, rows + empty)
 
 

@@ -70,9 +70,9 @@ def run_file(run: str | Path, folder: Path | None, name: str) -> Path:
         return Path(run)
     if folder is not None and Path(run).name == str(run):
         inside = [stored(folder, file) for file in (str(run), f"run.{run}.txt")]
-        found = [file for file in inside if file is not None]
-        if found:
-            return found[0]
+        files = [file for file in inside if file is not None]
+        if files:
+            return files[0]
     here = [] if folder is None else sorted(file.name for file in folder.glob("run.*.txt*"))
     raise MechirError(f"There is no run file '{run}'; '{name}' has {', '.join(here) or 'none of its own'}.")
 

@@ -234,7 +234,7 @@ def test_a_query_with_nothing_but_negative_grades_is_counted(folder: Path, opene
     (folder / "qrels.txt").write_text("\n".join(changed) + "\n")
     read = opened()
     assert [*dict.fromkeys(pair.query_id for pair in read.pairs(limit_queries=2))] == ["q2", "q3"]
-    told = left_out.told(read.sample(limit_queries=2).left_out)
+    told = left_out.by_reason(read.sample(limit_queries=2).left_out)
     assert told["judged query without a document in the pool"] == {"n": 1, "examples": ["q1"]}
     assert told["query without a relevant document, in no mean of ranking quality"] == {"n": 1, "examples": ["q3"]}
     assert told["grade below 0"]["n"] == 12 and len(told["grade below 0"]["examples"]) == 12
@@ -317,10 +317,10 @@ def test_groups_tell_of_all_their_members(folder: Path) -> None:
 
 def test_a_record_holds_twenty_of_each_reason_and_a_line_three() -> None:
     found = left_out.frame([left_out.Row("empty", "q", f"d{k}") for k in range(25)] + [left_out.Row("alone", "q1", "")])
-    told = left_out.told(found)
+    told = left_out.by_reason(found)
     assert told["empty"]["n"] == 25 and told["empty"]["examples"][::19] == ["q/d0", "q/d19"]
     assert left_out.sentences(told) == ["left out: 1 x alone (q1)", "left out: 25 x empty (q/d0, q/d1, q/d2, ...)"]
-    assert left_out.told(left_out.frame([])) == {} and left_out.sentences({}) == []
+    assert left_out.by_reason(left_out.frame([])) == {} and left_out.sentences({}) == []
 
 
 def test_an_empty_document_makes_no_noise(folder: Path) -> None:

@@ -28,8 +28,8 @@ def cost(model: Any, *, ports: str = "q,k,v", **options: Any) -> float:
 
 def check(model: Any, contrasts: Sequence[Contrast], *, receivers: str, top: int, ports: str) -> dict[str, Any]:
     """Heads by layer and ports in their order; refuses what does not fit."""
-    found = heads_or_search(model, contrasts, receivers, "receivers", top=top)
-    return {"receivers": found, "ports": word_list(ports.lower(), "ports", PORTS)}
+    heads = heads_or_search(model, contrasts, receivers, "receivers", top=top)
+    return {"receivers": heads, "ports": word_list(ports.lower(), "ports", PORTS)}
 
 
 def prepare(

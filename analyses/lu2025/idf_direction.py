@@ -62,9 +62,9 @@ def summarise(
     are those that the semantic BM25 reads; missing for fewer than 10.
     """
     read = dict(zip(table["piece"].tolist(), table["idf"].tolist(), strict=True))
-    known = read or collection_counts(model, collection).idf
-    found = idf_correlations(model, known, vectors=vectors)
-    asked = {piece: known[piece] for piece in rows["piece"].unique().tolist() if known.get(piece, 0) > 0}
+    by_piece = read or collection_counts(model, collection).idf
+    found = idf_correlations(model, by_piece, vectors=vectors)
+    asked = {piece: by_piece[piece] for piece in rows["piece"].unique().tolist() if by_piece.get(piece, 0) > 0}
     if len(asked) < LEAST:
         return found
     own = idf_correlations(model, asked, vectors=vectors, draws=1)

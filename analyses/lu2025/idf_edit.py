@@ -73,10 +73,10 @@ def check(
     refuse_idf(model, collection, idf)
     single_piece(model.tokenizer, filler)
     terms_there(pairs, seed)
-    found = heads_or_search(model, pairs, heads, top=top)
-    if not found:
+    scoring = heads_or_search(model, pairs, heads, top=top)
+    if not scoring:
         _contrasts(model, split_queries(pairs, SELECTION)[0], filler)
-    return {"heads": found, "factors": written(_factors(factors))}
+    return {"heads": scoring, "factors": written(_factors(factors))}
 
 
 def _contrasts(model: Any, pairs: Sequence[Pair], filler: str) -> list[Contrast]:

@@ -57,11 +57,11 @@ def check(
     at_least(0, seed=seed)
     single_piece(model.tokenizer, filler)
     terms_there(pairs, seed)
-    found = heads_or_search(model, pairs, heads, top=top, matching=True)
-    kept = pairs if found else split_queries(pairs, SELECTION)[1]
+    matching = heads_or_search(model, pairs, heads, top=top, matching=True)
+    kept = pairs if matching else split_queries(pairs, SELECTION)[1]
     if len(frequencies(model, first_of_each(kept, per_query), filler=filler, words=words, seed=seed)) < FREQUENCIES:
         raise MechirError(f"--words {words} leaves no room for the words that are appended: write a smaller number.")
-    return {"heads": found}
+    return {"heads": matching}
 
 
 def prepare(

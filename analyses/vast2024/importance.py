@@ -57,9 +57,9 @@ def check(
     """The target in its normal form; refuses what does not fit."""
     at_least(0, take=take)
     at_least(1, every=every)
-    found = unit_target(model, target=target, **way)
+    goal = unit_target(model, target=target, **way)
     _kept(pairs, thresholds(collections, relevant), take, every, target)
-    return {"target": found}
+    return {"target": goal}
 
 
 def _kept(pairs: Sequence[Pair], lowest: Mapping[str, int], take: int, every: int, target: str) -> list[Pair]:

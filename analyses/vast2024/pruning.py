@@ -64,7 +64,7 @@ def check(
     asked = _asked(scheme, groups)
     refuse(groups, asked, shares, draws)
     refuse_small(model, shares, joint=joint)
-    found = {"grid": _written(grid), "target": unit_target(model, target=target, **way)}
+    normal = {"grid": _written(grid), "target": unit_target(model, target=target, **way)}
     lowest = thresholds(collections, relevant)
     chosen, rest = split_queries(pairs, every)
     labelled(chosen, lowest, take)
@@ -76,7 +76,7 @@ def check(
                 f"Units are pruned on other queries than they are ranked on, and none of those of '{name}' has a "
                 "relevant document: take more queries."
             )
-    return found | ({"scheme": ",".join(asked)} if scheme else {})
+    return normal | ({"scheme": ",".join(asked)} if scheme else {})
 
 
 def _asked(scheme: str, groups: Mapping[str, str]) -> list[str]:
@@ -124,8 +124,8 @@ def _shares(grid: str) -> list[float]:
 
 def _written(grid: str) -> str:
     """The grid in its normal form."""
-    found = written(number_list(FULL if grid == "full" else grid, "grid"))
-    return "full" if found == FULL else found
+    shares = written(number_list(FULL if grid == "full" else grid, "grid"))
+    return "full" if shares == FULL else shares
 
 
 def measure(

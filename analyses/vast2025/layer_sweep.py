@@ -51,8 +51,8 @@ def check(
     relevant_there(collection.judged(pairs, full=pool.full))
     if cut.strip() == ALL:
         return {"cut": ALL}
-    found = direction_list(cut, "cut")
-    return {"cut": ALL if found == directions() else ",".join(map(str, found))}
+    cuts = direction_list(cut, "cut")
+    return {"cut": ALL if cuts == directions() else ",".join(map(str, cuts))}
 
 
 def measure(model: Any, pairs: Sequence[Pair], *, cut: str = FIGURE, renormalise: bool = False) -> pd.DataFrame:

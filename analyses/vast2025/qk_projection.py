@@ -48,10 +48,10 @@ def check(
     at_least(0, strongest=strongest, others=others, seed=seed)
     if not 1 <= k <= model.cfg.d_head:
         raise MechirError(f"--k is {k}: a head of this model has 1-{model.cfg.d_head} directions.")
-    found = head_list(model, heads)
-    if not (found or strongest or others):
+    named = head_list(model, heads)
+    if not (named or strongest or others):
         raise MechirError("--strongest and --others are both 0: write how many heads are taken, or name some.")
-    return {"heads": found}
+    return {"heads": named}
 
 
 def measure(

@@ -62,7 +62,7 @@ def score(
     said = ["mechir", readout, *named, *(["renormalised"] if renormalise else []), *(str(one.site) for one in ablated)]
     write_trec_run(out, pairs, scores.tolist(), tag="".join("-".join(said).split()), seed=seed)
     click.echo(f"Wrote {out}: {len(pairs)} pairs by {readout}")
-    for line in left_out.sentences(left_out.told(sample.left_out)):
+    for line in left_out.sentences(left_out.by_reason(sample.left_out)):
         click.echo(line)
 
 

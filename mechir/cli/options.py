@@ -79,8 +79,8 @@ def collection_option(more: str = "") -> tuple[Callable[[Any], Any], ...]:
 
 def rules_of(given: dict[str, Any]) -> dict[str, Any]:
     """Takes what `RULES` were given out of the options: the arguments of `collection`."""
-    found = {name: given.pop(name) for name in ("duplicates", "leave_out")}
-    return {name: value for name, value in found.items() if value is not None}
+    rules = {name: given.pop(name) for name in ("duplicates", "leave_out")}
+    return {name: value for name, value in rules.items() if value is not None}
 
 
 REGISTRY = click.option(

@@ -205,8 +205,8 @@ def _print_across(module: ModuleType, done: Sequence[Any]) -> None:
     records = [stored.record for stored in done]
     ids, names = [one["identity"]["collection"] for one in records], shown(map(named, records))
     rows = [id_ if ids.count(id_) == 1 else on(one, names) for id_, one in zip(ids, records, strict=True)]
-    told = [stored.summary.assign(collection=row) for row, stored in zip(rows, done, strict=True)]
-    click.echo(f"\n{tables.summary(module.across(pd.concat(told, ignore_index=True)))}")
+    summaries = [stored.summary.assign(collection=row) for row, stored in zip(rows, done, strict=True)]
+    click.echo(f"\n{tables.summary(module.across(pd.concat(summaries, ignore_index=True)))}")
 
 
 def _sources(
@@ -225,8 +225,8 @@ def _sources(
     if takes_groups(module) and (len(given) > 1 or any(map(in_group, given))):
         return [(collections(given, **rules), Pool(**pool))]
     sources = [_source(name, rules, asked, pool, model) for name in names]
-    known = [(source.id, source.hash) for source, _ in sources]
-    if twice := sorted({name for name, hash_ in known if known.count((name, hash_)) > 1}):
+    contents = [(source.id, source.hash) for source, _ in sources]
+    if twice := sorted({name for name, hash_ in contents if contents.count((name, hash_)) > 1}):
         raise MechirError(f"--collection names '{twice[0]}' more than once: give each once, under a name of its own.")
     return sources
 

@@ -118,14 +118,14 @@ def _theirs(model: HookedEncoder, inputs: Mapping[str, Tensor]) -> tuple[Any, Te
     """Hugging Face's model on its own inputs: everything with eager attention, which alone gives the patterns; the
     logits with its default attention.
     """
-    known = {name: value for name, value in inputs.items() if name != "token_type_ids"}
+    arguments = {name: value for name, value in inputs.items() if name != "token_type_ids"}
     if model.parts.embeddings.token_type is not None and "token_type_ids" in inputs:
-        known["token_type_ids"] = inputs["token_type_ids"]
+        arguments["token_type_ids"] = inputs["token_type_ids"]
     default = model.hf.config._attn_implementation
-    logits = model.hf(**known).logits
+    logits = model.hf(**arguments).logits
     model.hf.set_attn_implementation("eager")
     try:
-        return model.hf(**known, output_hidden_states=True, output_attentions=True), logits
+        return model.hf(**arguments, output_hidden_states=True, output_attentions=True), logits
     finally:
         model.hf.set_attn_implementation(default)
 

@@ -87,13 +87,13 @@ def read_json(file: Path, kind: type[Any] = dict) -> Any:
     """
     refuse_unreadable(file)
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise MechirError(f"'{file}' is no whole JSON ({error}): download it again.") from error
-    if not isinstance(found, kind):
+    if not isinstance(content, kind):
         wanted = "list" if kind is list else "object"
-        raise MechirError(f"'{file}' holds no JSON {wanted} but a {type(found).__name__}: download it again.")
-    return found
+        raise MechirError(f"'{file}' holds no JSON {wanted} but a {type(content).__name__}: download it again.")
+    return content
 
 
 def refuse_unreadable(file: Path) -> None:
@@ -202,15 +202,15 @@ def stored_tensors(files: list[Path]) -> dict[str, Stored]:
     Raises:
         MechirError: for a file that is no safetensors, or a name that stands in two files.
     """
-    found: dict[str, Stored] = {}
+    tensors: dict[str, Stored] = {}
     for file in files:
         for name, shape, dtype in opened(file, _headers):
-            if name in found:
+            if name in tensors:
                 raise MechirError(
-                    f"'{name}' is in {found[name].file.name} and in {file.name} of '{file.parent}': keep one."
+                    f"'{name}' is in {tensors[name].file.name} and in {file.name} of '{file.parent}': keep one."
                 )
-            found[name] = Stored(shape, dtype, file)
-    return dict(sorted(found.items()))
+            tensors[name] = Stored(shape, dtype, file)
+    return dict(sorted(tensors.items()))
 
 
 def _headers(reader: Any) -> list[tuple[str, tuple[int, ...], str]]:
@@ -248,15 +248,15 @@ def pickle_files(folder: Path) -> list[Path]:
         return [folder / "pytorch_model.bin"]
     if (folder / "pytorch_model.bin.index.json").is_file():
         return _of_index(folder, folder / "pytorch_model.bin.index.json")
-    found = [file for file in _pickles(folder) if not file.name.startswith(TRAINING)]
-    if not found:
+    pickles = [file for file in _pickles(folder) if not file.name.startswith(TRAINING)]
+    if not pickles:
         raise MechirError(f"'{folder}' holds no pickle (pytorch_model.bin): there is nothing to convert.")
-    if len(found) > 1:
+    if len(pickles) > 1:
         raise MechirError(
-            f"'{folder}' holds several pickles ({', '.join(file.name for file in found)}) and no pytorch_model.bin or "
-            "index of it: call the one that is the model pytorch_model.bin."
+            f"'{folder}' holds several pickles ({', '.join(file.name for file in pickles)}) and no pytorch_model.bin "
+            "or index of it: call the one that is the model pytorch_model.bin."
         )
-    return found
+    return pickles
 
 
 def _pickles(folder: Path) -> Iterator[Path]:

@@ -114,10 +114,10 @@ def _model_module(folder: Path) -> Path:
 
 
 def _modules(file: Path) -> list[dict[str, Any]]:
-    found = read_json(file, kind=list)
-    if not all(isinstance(one, dict) for one in found):
+    modules = read_json(file, kind=list)
+    if not all(isinstance(one, dict) for one in modules):
         raise MechirError(f"'{file}' lists no modules: download it again.")
-    return found
+    return modules
 
 
 def _refuse_prompt(folder: Path) -> None:

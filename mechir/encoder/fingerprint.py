@@ -77,13 +77,13 @@ def described(tokenizer: Any) -> dict[str, Any]:
 
 def stored_digests(tensors: Mapping[str, Stored]) -> dict[str, str]:
     """The digest of each tensor as it lies in its file: number type, shape and bytes."""
-    found: dict[str, str] = {}
+    digests_by_name: dict[str, str] = {}
     by_file: dict[Path, list[str]] = {}
     for name, one in tensors.items():
         by_file.setdefault(one.file, []).append(name)
     for file, names in by_file.items():
-        found |= opened(file, partial(_digests_of, names))
-    return found
+        digests_by_name |= opened(file, partial(_digests_of, names))
+    return digests_by_name
 
 
 def _digests_of(names: Sequence[str], reader: Any) -> dict[str, str]:
@@ -92,8 +92,10 @@ def _digests_of(names: Sequence[str], reader: Any) -> dict[str, str]:
 
 def digests(model: nn.Module) -> dict[str, str]:
     """The digest of each parameter of a model as it is now, in float32 where that is exact, and each epsilon."""
-    found = {name: digest(_exact(parameter)) for name, parameter in model.named_parameters()}
-    return found | {f"{name}.eps": str(one.eps) for name, one in model.named_modules() if isinstance(one, nn.LayerNorm)}
+    parameters = {name: digest(_exact(parameter)) for name, parameter in model.named_parameters()}
+    return parameters | {
+        f"{name}.eps": str(one.eps) for name, one in model.named_modules() if isinstance(one, nn.LayerNorm)
+    }
 
 
 def _exact(value: Tensor) -> Tensor:
@@ -106,9 +108,9 @@ def digest(value: Tensor) -> str:
     """The SHA-256 of number type, shape and bytes of a tensor, in hex."""
     plain = value.detach().cpu().contiguous()
     head = f"{str(plain.dtype).removeprefix('torch.')} {tuple(plain.shape)}".encode()
-    found = hashlib.sha256(head)
-    found.update(plain.flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+    hashed = hashlib.sha256(head)
+    hashed.update(plain.flatten().view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
 
 
 def _json(value: Any) -> str:

@@ -21,17 +21,17 @@ def resolved(hooks: Sequence[Hook], known: Iterable[str], n_layers: int) -> list
         MechirError: for a name that the model lacks (the closest are named), or a filter that matches none.
     """
     names = list(known)
-    found: list[tuple[str, Edit]] = []
+    edits: list[tuple[str, Edit]] = []
     for name, edit in hooks:
         if isinstance(name, str):
             refuse_unknown(name, names, n_layers)
-            found.append((name, edit))
+            edits.append((name, edit))
             continue
         matches = [one for one in names if name(one)]
         if not matches:
             raise MechirError(f"The filter {name} matches no hook of this model, e.g. not 'blocks.0.attn.hook_z'.")
-        found += [(one, edit) for one in matches]
-    return found
+        edits += [(one, edit) for one in matches]
+    return edits
 
 
 def refuse_unknown(name: str, known: Sequence[str], n_layers: int) -> None:

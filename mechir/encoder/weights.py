@@ -51,5 +51,5 @@ class Weights:
         return FactoredMatrix(self.W_Q.double(), self.W_K.double().transpose(-1, -2))
 
     def _per_head(self, part: str, kind: str) -> Tensor:
-        found = [getattr(getattr(layer, part), kind) for layer in self.parts.layers]
-        return torch.stack(found).unflatten(1, (self.cfg.n_heads, -1))
+        layers = [getattr(getattr(layer, part), kind) for layer in self.parts.layers]
+        return torch.stack(layers).unflatten(1, (self.cfg.n_heads, -1))

@@ -81,10 +81,10 @@ def head_list(model: Any, text: str, name: str = "heads", *, ordered: bool = Fal
     if not parts(text):
         return ""
     with naming(name, text):
-        found = dict.fromkeys(heads_of(model, [parse_site(one) for one in parts(text)]))
-        if whole := next((head for head in found if head.part != "z"), None):
+        heads = dict.fromkeys(heads_of(model, [parse_site(one) for one in parts(text)]))
+        if whole := next((head for head in heads if head.part != "z"), None):
             raise MechirError(f"'{whole}' is a part of a head: write h{whole.layer}.{whole.head}.")
-    return ",".join(map(str, found if ordered else sorted(found)))
+    return ",".join(map(str, heads if ordered else sorted(heads)))
 
 
 def number_list(text: str, name: str) -> list[float]:
@@ -94,12 +94,12 @@ def number_list(text: str, name: str) -> list[float]:
         MechirError: for anything else; for none.
     """
     try:
-        found = sorted({float(one) for one in parts(text)})
+        numbers = sorted({float(one) for one in parts(text)})
     except ValueError:
-        found = []
-    if not found or not all(0 <= one < math.inf for one in found):
+        numbers = []
+    if not numbers or not all(0 <= one < math.inf for one in numbers):
         raise MechirError(f"Cannot read {flag(name)} '{text}': write numbers of 0 or more with commas, e.g. 1,5.")
-    return found
+    return numbers
 
 
 def written(numbers: Iterable[float]) -> str:
@@ -113,12 +113,12 @@ def word_list(text: str, name: str, known: Sequence[str]) -> str:
     Raises:
         MechirError: for an unknown word, or none.
     """
-    asked = [one.strip() for one in text.split(",") if one.strip()]
-    if not asked:
+    words = [one.strip() for one in text.split(",") if one.strip()]
+    if not words:
         raise MechirError(f"{flag(name)} is empty: write some of {','.join(known)}.")
-    for one in asked:
+    for one in words:
         one_of(known, **{name: one})
-    return ",".join(one for one in known if one in asked)
+    return ",".join(one for one in known if one in words)
 
 
 def direction_list(text: str, name: str) -> list[Direction]:
@@ -127,11 +127,11 @@ def direction_list(text: str, name: str) -> list[Direction]:
     Raises:
         MechirError: for what is no direction, or none.
     """
-    asked = [one for one in text.split(",") if one.strip()]
-    if not asked:
+    directions = [one for one in text.split(",") if one.strip()]
+    if not directions:
         raise MechirError(f"{flag(name)} is empty: write directions with commas, e.g. doc<-query,cls<-all.")
     with naming(name, text):
-        return sorted(set(map(Direction.parse, asked)), key=_as_read)
+        return sorted(set(map(Direction.parse, directions)), key=_as_read)
 
 
 def _as_read(direction: Direction) -> tuple[bool, int, int]:
@@ -148,11 +148,11 @@ def place(model: Any, contrasts: Sequence[Contrast], text: str, *, each: Sequenc
     name = " ".join(text.lower().split())
     if name in each:
         return name
-    found = place_name(text)
+    normal = place_name(text)
     for batch in encode_contrasts(model, contrasts).buckets(64, model.max_tokens):
-        if any(mask is None or bool(mask.any()) for mask in places([found], batch).values()):
-            return found
-    raise MechirError(f"No contrast has a position at '{found}': write --at with one of {', '.join(ROLES)}, or all.")
+        if any(mask is None or bool(mask.any()) for mask in places([normal], batch).values()):
+            return normal
+    raise MechirError(f"No contrast has a position at '{normal}': write --at with one of {', '.join(ROLES)}, or all.")
 
 
 def grades_there(pairs: Sequence[Pair], **grades: int) -> None:
@@ -163,12 +163,12 @@ def grades_there(pairs: Sequence[Pair], **grades: int) -> None:
     """
     if any(pair.grade is None for pair in pairs):
         raise MechirError("Pairs without a grade cannot be contrasted: give judged pairs.")
-    known = sorted({pair.grade for pair in pairs if pair.grade is not None})
+    there = sorted({pair.grade for pair in pairs if pair.grade is not None})
     for name, grade in grades.items():
-        if grade not in known:
-            other = f"write {flag(name)} with one of {', '.join(map(str, known))}"
+        if grade not in there:
+            other = f"write {flag(name)} with one of {', '.join(map(str, there))}"
             way = "add --easy-negatives 10 (easy_negatives=10)" if grade == EASY else other
-            raise MechirError(f"No pair of this pool has grade {grade} ({name}): it has {_listed(known)}; {way}.")
+            raise MechirError(f"No pair of this pool has grade {grade} ({name}): it has {_listed(there)}; {way}.")
 
 
 def _listed(grades: Sequence[int]) -> str:
@@ -177,10 +177,10 @@ def _listed(grades: Sequence[int]) -> str:
 
 def grades_of(pairs: Iterable[Pair]) -> dict[str, set[int | None]]:
     """The grades of each query's pairs."""
-    found: dict[str, set[int | None]] = {}
+    by_query: dict[str, set[int | None]] = {}
     for pair in pairs:
-        found.setdefault(pair.query_id, set()).add(pair.grade)
-    return found
+        by_query.setdefault(pair.query_id, set()).add(pair.grade)
+    return by_query
 
 
 def contrasted(queries: Sequence[set[int | None]], grades: Mapping[str, int], where: str) -> None:

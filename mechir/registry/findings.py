@@ -127,10 +127,10 @@ def printed(site: Any) -> str:
     Raises:
         MechirError: for what is no site.
     """
-    found = site if isinstance(site, Mask) else address(str(site))
-    if isinstance(found, Mask) and found.heads:
-        raise MechirError(f"There are no findings of {found!r}: of masks, those of whole layers are.")
-    return str(found) if isinstance(found, Mask) else str(site)
+    parsed = site if isinstance(site, Mask) else address(str(site))
+    if isinstance(parsed, Mask) and parsed.heads:
+        raise MechirError(f"There are no findings of {parsed!r}: of masks, those of whole layers are.")
+    return str(parsed) if isinstance(parsed, Mask) else str(site)
 
 
 def refuse_unknown(role: str | None = None, term: str | None = None) -> None:

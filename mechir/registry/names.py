@@ -109,10 +109,10 @@ def meant(given: str | Named, names: Mapping[Named, str]) -> str:
         return [*same, *older, given.unmistakable if given.id in names.values() else given.id][0]
     if given in names.values():
         return given
-    found = {name for one, name in names.items() if given in (one.id, one.full_name)}
-    if not found and len(given) >= LEAST:
-        found = {name for one, name in names.items() if one.sha256.startswith(given)}
-    if len(found) > 1:
-        told = " or ".join(f"'{name}'" for name in sorted(found))
-        raise MechirError(f"'{given}' is {len(found)} collections here: write {told}.")
-    return next(iter(found), given)
+    matches = {name for one, name in names.items() if given in (one.id, one.full_name)}
+    if not matches and len(given) >= LEAST:
+        matches = {name for one, name in names.items() if one.sha256.startswith(given)}
+    if len(matches) > 1:
+        listed = " or ".join(f"'{name}'" for name in sorted(matches))
+        raise MechirError(f"'{given}' is {len(matches)} collections here: write {listed}.")
+    return next(iter(matches), given)

@@ -51,24 +51,24 @@ def module_of(name: str) -> ModuleType:
 
 def given(record: Mapping[str, Any]) -> dict[str, Any]:
     """Options of the command line, but those of the experiment, and their values; defaults are left out."""
-    told = dict(record.get("given") or _older(record))
-    if "collection" in told:
-        told["collection"] = [openable(one) for one in told["collection"]]
-    elif "data" not in told:
-        told["data"] = "PATH"
-    return {name: value for name, value in told.items() if value != DEFAULTS.get(name)}
+    options_given = dict(record.get("given") or _older(record))
+    if "collection" in options_given:
+        options_given["collection"] = [openable(one) for one in options_given["collection"]]
+    elif "data" not in options_given:
+        options_given["data"] = "PATH"
+    return {name: value for name, value in options_given.items() if value != DEFAULTS.get(name)}
 
 
 def _older(record: Mapping[str, Any]) -> dict[str, Any]:
     """What an older record says of it: no folder, and of a diagnostic set not how it was sampled."""
     identity = record["identity"]
-    told: dict[str, Any] = {"model": record["model"]}
+    options_given: dict[str, Any] = {"model": record["model"]}
     if "fillers" not in identity:
-        return told | {"collection": several(identity["collection"])} | identity["pool"]
-    told["diagnostic"] = identity.get("axiom", identity["collection"])
+        return options_given | {"collection": several(identity["collection"])} | identity["pool"]
+    options_given["diagnostic"] = identity.get("axiom", identity["collection"])
     published = identity.get("perturbed", identity["collection"]) == identity["collection"]
-    told |= {} if published else {"collection": several(identity["perturbed"])}
-    return told | {"filler": list(identity["fillers"]), "swap": identity["swap"]} | identity["pool"]
+    options_given |= {} if published else {"collection": several(identity["perturbed"])}
+    return options_given | {"filler": list(identity["fillers"]), "swap": identity["swap"]} | identity["pool"]
 
 
 def several(collection: str) -> list[str]:
@@ -96,13 +96,13 @@ def on(records: Sequence[Mapping[str, Any]], model: str, collection: str) -> dic
         model: its name, where no record says where it lies.
         collection: its id, likewise.
     """
-    told = next((given(one) for one in records if _located(one)), {})
-    if not told:
-        told = {
+    options_given = next((given(one) for one in records if _located(one)), {})
+    if not options_given:
+        options_given = {
             "model": None if model == DEFAULTS["model"] else model,
             "collection": map(openable, several(collection)),
         }
-    return {"model": told.get("model"), "collection": list(told["collection"])}
+    return {"model": options_given.get("model"), "collection": list(options_given["collection"])}
 
 
 def _located(record: Mapping[str, Any]) -> bool:
@@ -123,20 +123,22 @@ def flags(chosen: Mapping[str, Any]) -> Iterator[str]:
 
 def remark(record: Mapping[str, Any]) -> str:
     """What the command does not say."""
-    identity, told = record["identity"], []
+    identity, remarks = record["identity"], []
     if "PATH" in " ".join(flags({name: given(record).get(name) for name in ("collection", "data")})):
-        told.append("PATH stands for the directory, which is not recorded.")
+        remarks.append("PATH stands for the directory, which is not recorded.")
     if identity["experiment"] not in experiments():
-        told.append("The experiment is a file of your own.")
+        remarks.append("The experiment is a file of your own.")
     if "fillers" in identity and "seed" not in record.get("given", {}):
-        told.append(
+        remarks.append(
             f"How the diagnostic set was sampled is not recorded: it had {record['queries']} queries "
             "(--limit-queries, --per-grade)."
         )
     if "fresh" in identity:
-        told.append("It was measured with --fresh: the command makes a run of its own.")
+        remarks.append("It was measured with --fresh: the command makes a run of its own.")
     drawn = record.get("given", {} if "fillers" in identity else identity["pool"])
     seeds = {int(one["seed"]) for one in (drawn, identity["options"]) if "seed" in one}
     if len(seeds) > 1:
-        told.append("Its sample was drawn by another seed than the rest, which one --seed cannot say: use mechir.run.")
-    return " ".join(told)
+        remarks.append(
+            "Its sample was drawn by another seed than the rest, which one --seed cannot say: use mechir.run."
+        )
+    return " ".join(remarks)
