@@ -22,6 +22,7 @@ from mechir.collection_groups import BETWEEN, Collections, collection_of
 from mechir.contrasts import contrasts_hash
 from mechir.encoder.certify import refuse_unlike
 from mechir.encoder.head import relevant
+from mechir.encoder.hooked import HookedEncoder
 from mechir.encoder.reading import ASKED
 from mechir.methods import ranking
 from mechir.pairs import Pair, pairs_hash
@@ -62,7 +63,7 @@ def follow(stored: Run, module: ModuleType, of: Run) -> None:
 
 def identity_of(
     module: ModuleType,
-    model: Any,
+    model: HookedEncoder,
     source: Any,
     material: Sequence[Any],
     pool: Any,
@@ -113,7 +114,9 @@ def collections_of(source: Any) -> list[dict[str, str]]:
     return [dict(zip(COLUMNS, (one.id, one.full_name, one.hash), strict=True)) for one in (whole, *several)]
 
 
-def asked_of(module: ModuleType, model: Any, source: Any, pool: Any, chosen: Mapping[str, Any]) -> dict[str, Any]:
+def asked_of(
+    module: ModuleType, model: HookedEncoder, source: Any, pool: Any, chosen: Mapping[str, Any]
+) -> dict[str, Any]:
     """What a run was asked for, to ask for it again from anywhere; recorded, but no part of its identity.
 
     `asked`: the options of the experiment as they were `chosen`, without those that it found; `given`: the other
@@ -168,7 +171,7 @@ def begin(
     stored: Run,
     identity: Mapping[str, Any],
     module: ModuleType,
-    model: Any,
+    model: HookedEncoder,
     pairs: Sequence[Pair],
     frames: Mapping[str, pd.DataFrame],
     n_units: int,
@@ -228,10 +231,10 @@ def quality(stored: Run) -> list[dict[str, Any]]:
     return lines
 
 
-_CERTIFICATES: WeakKeyDictionary[Any, dict[tuple[str, ...], dict[str, Any]]] = WeakKeyDictionary()
+_CERTIFICATES: WeakKeyDictionary[HookedEncoder, dict[tuple[str, ...], dict[str, Any]]] = WeakKeyDictionary()
 
 
-def certificate(model: Any, pairs: Sequence[Pair]) -> dict[str, Any]:
+def certificate(model: HookedEncoder, pairs: Sequence[Pair]) -> dict[str, Any]:
     """The parity certificate over some of these pairs, made once in the life of a model, where and as exact as it is.
 
     Raises:
