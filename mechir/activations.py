@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -92,6 +93,24 @@ class BySegment(Activations):
 
     def _keys(self) -> Iterator[str]:
         yield str(self.seed)
+
+    def frame(self) -> pd.DataFrame:
+        """Means as a frame, to be stored: `recipe`, `model`, `hook`, `shape` of one segment's, `values` (a list)."""
+        rows = [
+            (self.recipe, self.model, hook, list(value.shape[2:]), value[:, 0].flatten().tolist())
+            for hook, value in self.values.items()
+        ]
+        return pd.DataFrame(rows, columns=["recipe", "model", "hook", "shape", "values"])
+
+    @classmethod
+    def of_frame(cls, frame: pd.DataFrame) -> BySegment:
+        """Means from the frame that they were stored as."""
+        shaped = {
+            one.hook: torch.tensor(list(one.values_)).reshape(len(FIVE), 1, *one.shape)
+            for one in frame.rename(columns={"values": "values_"}).itertuples(index=False)
+        }
+        first = frame.iloc[0]
+        return cls(str(first["recipe"]), shaped, str(first["model"]))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -188,7 +207,7 @@ def record(
 
 
 @torch.no_grad()
-def means(model: Any, pairs: Sequence[Pair], *, by: str = "segment") -> Activations:
+def means(model: Any, pairs: Sequence[Pair], *, by: str = "segment", hooks: Sequence[str] = HOOKS) -> BySegment:
     """The mean activation of every head, neuron, MLP and attention output over the positions of all pairs.
 
     Args:
@@ -196,9 +215,11 @@ def means(model: Any, pairs: Sequence[Pair], *, by: str = "segment") -> Activati
         pairs: what to average over; every position counts once, padding never.
         by: "segment" keeps one mean per segment (a head's mean at CLS differs from that at document tokens), "all"
             takes one over all positions. Sums run in float64.
+        hooks: which of `HOOKS`.
     """
     if by not in ("segment", "all"):
         raise MechirError(f"Cannot average by '{by}': write by='segment' or by='all'.")
+    known = tuple(hooks)
     sums: dict[str, Tensor] = {}
     counts = torch.zeros(len(FIVE), dtype=torch.float64)
     for _, batch in model.encode(pairs).buckets():
@@ -210,7 +231,7 @@ def means(model: Any, pairs: Sequence[Pair], *, by: str = "segment") -> Activati
             total = torch.einsum("sbp,bp...->s...", weight, x.double()).cpu()
             sums[hook.name] = sums.get(hook.name, torch.zeros_like(total)) + total
 
-        with model.hooks([(_ablatable, add)]):
+        with model.hooks([(lambda name: name.endswith(known), add)]):
             model(batch, last_rows="all")
     if by == "all":
         counts = counts.sum().expand(len(FIVE))

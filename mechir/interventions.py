@@ -289,18 +289,20 @@ def _check_index(indices: Iterable[int], size: int, what: str, hook: Any) -> Non
 
 @dataclass(frozen=True)
 class Prune:
-    """Sets neurons (after the activation) and heads (z) to 0 at every position: `Prune(["n5.12", "h3.1"])`.
+    """Takes neurons (after the activation) and heads (z) out together: `Prune(["n5.12", "h3.1"])`.
 
-    The same as an `Ablate` of each, in one edit a layer. A head's z of 0 is its weights times 0; its layer's output
-    bias stays.
+    The same as an `Ablate` of each, in one edit a layer: 0 at every position, or with `with_=means(model, pairs)` the
+    mean of the position's segment. A head's z of 0 is its weights times 0; its layer's output bias stays.
 
     Args:
         sites: neurons and heads, each once; their order means nothing.
+        with_: what stands in their place, as in `Ablate`.
     """
 
     sites: tuple[Neuron | Head, ...]
+    with_: Activations | None = None
 
-    def __init__(self, sites: Iterable[Neuron | Head | str]) -> None:
+    def __init__(self, sites: Iterable[Neuron | Head | str], with_: Any = None) -> None:
         parsed = tuple(parse_site(site) if isinstance(site, str) else site for site in sites)
         for site in parsed:
             if not (isinstance(site, Neuron) or (isinstance(site, Head) and site.part == "z")):
@@ -308,14 +310,20 @@ class Prune:
         if len(set(parsed)) < len(parsed):
             twice = next(site for site in parsed if parsed.count(site) > 1)
             raise MechirError(f"'{twice}' is to be pruned more than once: give each unit once.")
+        if with_ is not None and not isinstance(with_, Activations):
+            raise MechirError(f"Cannot prune with {with_!r}: write with_=means(model, pairs) or samples(model, pairs).")
         object.__setattr__(self, "sites", tuple(sorted(parsed, key=lambda site: (site.layer, site.hook, site[1]))))
+        object.__setattr__(self, "with_", with_)
 
     def hooks(self, batch: Batch) -> list[Hook]:
         """One edit for the neurons and one for the heads of each layer."""
         units: dict[str, list[int]] = {}
         for site in self.sites:
             units.setdefault(site.hook, []).append(site[1])
-        return [(hook, Zeroed(tuple(sorted(units[hook])))) for hook in sorted(units)]
+        chosen = {hook: tuple(sorted(units[hook])) for hook in sorted(units)}
+        if self.with_ is None:
+            return [(hook, Zeroed(some)) for hook, some in chosen.items()]
+        return [(hook, Filled(some, self.with_, batch)) for hook, some in chosen.items()]
 
 
 @dataclass(frozen=True)
@@ -328,6 +336,34 @@ class Zeroed:
 
     def __call__(self, x: Float[Tensor, "batch pos unit ..."], hook: Any) -> Float[Tensor, "..."]:
         """The activation without the units."""
-        if self.units[-1] >= x.shape[2]:
-            raise MechirError(f"Unit {self.units[-1]} is out of range: '{hook.name}' has units 0-{x.shape[2] - 1}.")
+        _refuse_beyond(self.units, x, hook)
         return x.index_fill(2, torch.tensor(self.units, device=x.device), 0.0)
+
+
+@dataclass(frozen=True)
+class Filled:
+    """The edit of a `Prune` with activations of other runs: these units are theirs."""
+
+    units: tuple[int, ...]
+    with_: Activations
+    batch: Batch = field(repr=False)
+
+    cls_first = True
+
+    @property
+    def model(self) -> str:
+        """The fingerprint of the model whose activations are written."""
+        return self.with_.model
+
+    def __call__(self, x: Float[Tensor, "batch pos unit ..."], hook: Any) -> Float[Tensor, "..."]:
+        """The activation with the units of other runs."""
+        _refuse_beyond(self.units, x, hook)
+        units = torch.tensor(self.units, device=x.device)
+        new = self.with_.at(hook.name, self.batch, x.shape[1]).to(x)
+        return x.index_copy(2, units, new.index_select(2, units))
+
+
+def _refuse_beyond(units: tuple[int, ...], x: Tensor, hook: Any) -> None:
+    """Refuses units that an activation does not have."""
+    if units[-1] >= x.shape[2]:
+        raise MechirError(f"Unit {units[-1]} is out of range: '{hook.name}' has units 0-{x.shape[2] - 1}.")

@@ -17,7 +17,8 @@ import torch
 
 import mechir as mi
 from mechir.encoder.default import embedded, load
-from mechir.methods import ranking, statistics
+from mechir.inference import mean_interval
+from mechir.methods import ranking
 
 EXAMS = {"dl19": {"run": "bm25", "top_k": 50}, "cranfield": {"top_k": 50}, "vaswani": {"top_k": 50}}
 
@@ -50,7 +51,7 @@ def exam(name: str, collection: mi.Collection, pairs: list[mi.Pair], full: bool,
         begun = time.perf_counter()
         frame = pd.DataFrame(ids | {"score": scores(collection, pairs)})
         values = ranking.ndcg(frame, judged[["query_id", "doc_id", "grade"]])["value"]
-        low, high = statistics.bootstrap_mean(values.to_numpy())
+        low, high = mean_interval(values.to_numpy())
         line = {"collection": name, "ranker": who, "n": len(values), "ndcg": values.mean(), "low": low, "high": high}
         table.append(line | {"seconds": time.perf_counter() - begun})
     chance = ranking.random_ndcg(frame, judged[["query_id", "doc_id", "grade"]])["value"]

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from mechir import planted
 from mechir.pairs import Pair
-from mechir.planted.design import CONTENT_WORDS, STOP_WORDS
 
 TOY, TOY_MODEL = (Path(__file__).parent / "data" / name for name in ("toy", "toy-model"))
 """A collection of 6 queries x 12 documents and a random model of 2 layers, made by data/make_toy.py."""
@@ -134,22 +130,6 @@ class Checkpoints:
             (folder / "config.json").write_text(json.dumps(kept), encoding="utf-8")
             (folder / "vocab.txt").write_text("\n".join(SPECIAL + WORDS) + "\n", encoding="utf-8")
         return folder
-
-
-def graded(model: Any, n: int = 8, documents: int = 2, seed: int = 0) -> list[Pair]:
-    """Planted pairs with grades: 3 holds its query's terms, 0 one of them at least, 1 none (all hold its stop word)."""
-    pairs = []
-    for base, _ in planted.pairs(model, n=20 * n, seed=seed):
-        if int(base.doc_id.split("d")[1]) >= documents:
-            continue
-        terms = [word for word in base.query.split() if word not in STOP_WORDS]
-        filler = itertools.cycle(word for word in CONTENT_WORDS if word not in base.query.split())
-        words = base.document.split()
-        held = next(term for term in terms if term in words)
-        for grade, kept in ((3, terms), (0, [held]), (1, [])):
-            document = " ".join(next(filler) if word in terms and word not in kept else word for word in words)
-            pairs.append(Pair(base.query, document, base.query_id, f"{base.doc_id}g{grade}", grade))
-    return pairs
 
 
 def nine_queries(folder: Path, n: int = 9) -> Path:

@@ -84,8 +84,8 @@ BOUNDS: dict[str, tuple[str, Callable[[int], Any], int]] = {
     ),
     "random sets": (r"draws=19 random sets are too few", lambda n: pruning.refuse({"a": "in"}, ["a"], [0.1], n), 20),
     "term frequencies": (
-        r"A saturation curve needs three different term frequencies or more",
-        lambda n: soft_tf.saturation(np.arange(6) % n, np.arange(6) / 7, np.array([*"aabbcc"]), draws=2),
+        r"A saturation curve needs a text with three different term frequencies or more",
+        lambda n: soft_tf.saturation(np.arange(6) % n, np.arange(6) / 7, np.array([*"aaabbb"]), np.arange(6) // 3, draws=2),
         3,
     ),
     "queries split": (r"One query cannot both find the heads and test them", lambda n: split_queries(pairs(*"1" * n), 3), 2),
@@ -185,10 +185,20 @@ def asked(name: str, toy: HookedEncoder, folder: Path, limit: int | None = None,
 
 CONTRAST = {"weak": 0, "hard": 0}
 QUERIES: list[tuple[str, int, dict[str, Any], str]] = [
-    ("joint/pathway", 9, {}, r"8 judged queries cannot both link heads and test them: take 9 or more"),
+    (
+        "joint/pathway",
+        9,
+        {},
+        r"8 judged queries cannot both link heads and test them: a test needs 6 or more, so take 9 or more",
+    ),
     ("lu2025/semantic_bm25", 3, {}, r"2 queries cannot be fitted and tested on: take 3 or more"),
     ("vast2025/qk_svd", 2, CONTRAST, r"grade 3 \(relevant\) and of grade 0 \(weak\): 1 of 1; take 2 or more"),
-    ("vast2025/attention_contrast", 4, CONTRAST, r"1 among 1, every second of the pool's; take 2 or more"),
+    (
+        "vast2025/attention_contrast",
+        2,
+        CONTRAST,
+        r"grade 3 \(relevant\) and of grade 0 \(weak\): 1 of 1; take 2 or more",
+    ),
     ("vast2025/cls_lens", 4, {}, r"3 queries have pairs on both sides of grade 1: a probe needs 4"),
     ("lu2025/soft_tf", 2, {}, r"One query cannot both find the heads and test them"),
     ("lu2025/idf_edit", 2, {}, r"One query cannot both find the heads and test them"),

@@ -37,11 +37,11 @@ WRITE = "heads that write the score"
          f"Not measured yet: {TF} (what changing them does is not known), {IDF}, {WRITE}."),
         ([row(PATH, "h1.2->h3.1.q", 0.3, SURE)], f"Not measured yet: {TF}, {IDF}, {WRITE}."),
         ([row(CONTRAST, "h1.2", 0.3, SURE), row(PATCHING, "h1.2", 0.0, NOT)],
-         f"No heads are linked to term frequency. Not measured yet: {IDF}, {WRITE}."),
+         f"Exploratory, by no plan: no heads are linked to term frequency. Not measured yet: {IDF}, {WRITE}."),
         ([row(PATH, "h3.1", 0.9, SURE), row(R_IDF, "embed.u0", 0.9, SURE)],
-         f"1 head writes the score. Not measured yet: {TF}, {IDF} (what changing them does is not known)."),
+         f"Exploratory, by no plan: 1 head writes the score. Not measured yet: {TF}, {IDF} (what changing them does is not known)."),
         ([row(R_IDF, "embed.u0", 0.9, SURE), row(EDIT, "embed.u0", 0.9, SURE), row(PATH, "h3.1", 0.0, NOT)],
-         f"1 direction of the word embeddings is linked to IDF, no heads write the score. Not measured yet: {TF}."),
+         f"Exploratory, by no plan: 1 direction of the word embeddings is linked to IDF, no heads write the score. Not measured yet: {TF}."),
     ],
 )  # fmt: skip
 def test_the_headline_says_what_was_not_measured(tmp_path: Path, rows: list[dict[str, Any]], lead: str) -> None:

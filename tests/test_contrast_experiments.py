@@ -50,7 +50,7 @@ def test_each_runs_and_draws(toy: HookedEncoder, tfc1: Diagnostic, tmp_path: Pat
         told = mi.findings(collection=tfc1.collection, registry=tmp_path)
         assert set(told["run_id"]) == {stored.id} and set(told["term"]) <= {"tf", ""} and (told["n_queries"] > 0).all()
         assert (told["measure"].str.contains("tfc1") & told["causal"]).all() != (name == "chen2024/head_attention")
-        assert told[told["causal"]]["p_corrected"].between(0, 1).all()
+        assert told["p_corrected"].isna().all()  # four queries are too few to test
     assert estimate(name, toy, tfc1.align(toy).contrasts)["forwards"] > 0
 
 

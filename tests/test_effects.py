@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechir.errors import MechirError
-from mechir.methods import effects, statistics
+from mechir.methods import effects
 
 
 def frame(base: list[float], donor: list[float], patched: list[float], **columns: list[object]) -> pd.DataFrame:
@@ -80,22 +80,45 @@ def test_the_interval_of_a_ratio_covers_it_as_often_as_it_says() -> None:
     assert 51 <= covered <= 60
 
 
-def test_sign_flips_keep_their_level_over_a_whole_map() -> None:
+def test_what_is_reported_is_what_is_tested() -> None:
+    """The effect is .3 of every gap: three queries with large gaps hide that from a test of logits."""
     generator = np.random.default_rng(0)
-    false = [statistics.sign_flips(generator.normal(size=(12, 30)), draws=400).min() <= 0.05 for _ in range(200)]
-    assert 0.01 <= np.mean(false) <= 0.10
-    shifted = generator.normal(size=(20, 30))
-    shifted[:, 3] += 2
-    p = statistics.sign_flips(shifted)
-    assert p[3] < 0.001 and np.delete(p, 3).min() > 0.05
-    with_holes = np.where(np.arange(20)[:, None] % 5 == 0, np.nan, shifted)
-    assert statistics.sign_flips(with_holes)[3] < 0.01
-    assert (statistics.sign_flips(np.zeros((9, 3))) == 1).all()
+    gap = np.append(generator.uniform(0.2, 0.6, 20), [2.0, 2.5, 3.0])
+    effect = 0.3 * gap + generator.normal(0, 0.02, 23)
+    rows = frame([0.0] * 23, gap.tolist(), effect.tolist()).assign(query_id=[f"q{k}" for k in range(23)])
+    in_logits, found = effects.summarise(rows).iloc[0], effects.table(rows, ["site"]).iloc[0]
+    assert found["p_max"] < 0.001 < 0.005 < in_logits["p_max"]
+    assert found["share"] == pytest.approx(effect.sum() / gap.sum()) and found["estimate"] == in_logits["estimate"]
+    stated = effects.stated(effects.table(rows, ["site"]).assign(site="h0.0"), "patching", "tfc1").iloc[0]
+    assert (stated["unit"], stated["value"], stated["effect"]) == (
+        "share of the gap",
+        found["share"],
+        found["estimate"],
+    )
+    assert (stated["effect_low"], stated["effect_high"]) == (found["low"], found["high"])
 
 
-def test_few_queries_cannot_be_significant() -> None:
-    assert statistics.sign_flips(np.ones((4, 1))).tolist() == [2.0**-3]
-    assert statistics.sign_flips(np.ones((1, 2))).tolist() == [1.0, 1.0]
+def test_where_the_gap_is_not_told_from_0_there_is_no_share() -> None:
+    generator = np.random.default_rng(1)
+    gap = generator.normal(0, 1, 20)
+    rows = frame([0.0] * 20, gap.tolist(), [1.0] * 20).assign(query_id=[f"q{k}" for k in range(20)])
+    found = effects.table(rows, ["site"]).iloc[0]
+    assert np.isnan(found["share"]) and found["left_out"] == 20 and found["p_max"] < 0.001  # of the effect in logits
+    stated = effects.stated(effects.table(rows, ["site"]), "patching", "tfc1").iloc[0]
+    assert (stated["unit"], stated["value"]) == ("logits", found["estimate"])
+
+
+def test_the_gap_is_a_finding_beside_the_spread_within_queries() -> None:
+    rows = frame([0.0, 2.0] * 8, [0.5, 2.5] * 8, [0.1] * 16)
+    rows = rows.assign(query_id=[f"q{k // 2}" for k in range(16)])
+    found = effects.gap(rows)
+    assert (found.mean, found.queries, found.pairs) == (0.5, 8, 16) and found.spread == pytest.approx(2**0.5)
+    (stated,) = effects.gap_stated(rows, "tfc1").to_dict("records")
+    assert stated["measure"] == "gap, tfc1" and stated["least"] == pytest.approx(0.1 * 2**0.5)
+    assert stated["term"] == "tf" and stated["p"] == stated["p_corrected"] == pytest.approx(2**-7)
+    alone = effects.gap(rows.drop_duplicates("query_id"))
+    assert np.isnan(alone.spread)
+    assert effects.gap_stated(rows.drop_duplicates("query_id"), "tdc")["least"].item() == effects.LEAST
 
 
 def test_ranks_move_one_document_at_a_time() -> None:

@@ -211,7 +211,7 @@ def test_a_damaged_entry_is_named_and_set_aside(tmp_path: Path, damage: str) -> 
     whole = bad.read_bytes()
     middle = b"\xff" * 400
     bad.write_bytes({"cut": whole[:-200], "empty": b"", "inside": whole[:100] + middle + whole[500:]}[damage])
-    with pytest.warns(UserWarning, match=r"bb\.000\.v2\.parquet' is damaged and now lies in .*damaged"):
+    with pytest.warns(UserWarning, match=r"bb\.000\.v3\.parquet' is damaged and now lies in .*damaged"):
         assert mi.findings(registry=tmp_path)["run_id"].tolist() == ["aa"]
     assert mi.findings(registry=tmp_path)["run_id"].tolist() == ["aa"]
     assert (tmp_path / "findings" / "damaged" / bad.name).is_file()
@@ -238,7 +238,7 @@ def test_a_full_disk_leaves_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(MechirError, match=r"The disk is full: '.*aa.000.v2.parquet' was not written"):
+    with pytest.raises(MechirError, match=r"The disk is full: '.*aa.000.v3.parquet' was not written"):
         record(tmp_path, "aa", frame())
     assert not any((tmp_path / "findings").iterdir())
 
@@ -270,8 +270,8 @@ def test_a_slow_reader_moves_nothing_that_was_written_since(tmp_path: Path, monk
     record(tmp_path, "bb", frame(run_id="bb"))
     seen = entries.entries(tmp_path)[1:]
     seen[0].path.write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"bb\.000\.v2\.parquet' is damaged"):
-        assert entries.set_damaged_aside(tmp_path) == ["bb.000.v2.parquet"]
+    with pytest.warns(UserWarning, match=r"bb\.000\.v3\.parquet' is damaged"):
+        assert entries.set_damaged_aside(tmp_path) == ["bb.000.v3.parquet"]
     record(tmp_path, "bb", frame(run_id="bb"))
 
     def damaged(path: Path) -> None:
@@ -293,7 +293,7 @@ def test_a_damaged_entry_that_cannot_be_moved_is_one_sentence(tmp_path: Path, mo
 
     monkeypatch.setattr(Path, "replace", refused)
     with pytest.raises(
-        MechirError, match=r"aa.000.v2.parquet' is damaged and cannot be moved \(Read-only file system\)"
+        MechirError, match=r"aa.000.v3.parquet' is damaged and cannot be moved \(Read-only file system\)"
     ):
         mi.findings(registry=tmp_path)
 

@@ -14,7 +14,7 @@ from mechir.diagnostic_sets import diagnostic
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.experiment import load_experiment, takes_contrasts
-from mechir.methods import statistics
+from mechir.inference import studentised
 from tests.models import TOY_MODEL, nine_queries
 
 POOLS = {
@@ -53,7 +53,7 @@ def toy() -> HookedEncoder:
 def test_no_run_is_left_unfinished(
     name: str, pool: str, toy: HookedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(statistics, "RESAMPLES", 50)
+    monkeypatch.setattr(studentised, "RESAMPLES", 50)
     monkeypatch.setattr("mechir.views.charts.save", lambda chart, file: chart.to_dict())  # a picture takes a second
     folder = nine_queries(tmp_path / "toy")
     lines = (folder / "qrels.txt").read_text().splitlines()

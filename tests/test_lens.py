@@ -15,7 +15,8 @@ from mechir import experiment, planted
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.estimate import estimate
-from mechir.methods import lens, statistics
+from mechir.inference import studentised
+from mechir.methods import lens
 from mechir.segments import FIVE
 from tests.models import FAMILIES, PAIRS, TOY, TOY_MODEL, Checkpoints
 
@@ -23,7 +24,7 @@ from tests.models import FAMILIES, PAIRS, TOY, TOY_MODEL, Checkpoints
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Intervals are tested elsewhere."""
-    monkeypatch.setattr(statistics, "RESAMPLES", 500)
+    monkeypatch.setattr(studentised, "RESAMPLES", 500)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_probes_read_the_planted_query_from_layer_1_on(circuit: pd.DataFrame) ->
     table = lens.readable(circuit).set_index(["of", "measure", "site"])
     query = table.loc["query"]
     for site in ("resid1.post", "resid2.post", "resid3.post"):
-        assert query.loc[("auroc", site), "low"] > 0.85 > query.loc[("control", site), "high"]
+        assert query.loc[("auroc", site), "low"] > 0.83 > query.loc[("control", site), "high"]
         assert query.loc[("selectivity", site), "low"] > 0.3
     assert query.loc[("auroc", "resid0"), "estimate"] == 0.5  # the same words, whatever the document
     assert query.loc[("auroc", "resid0.post"), "low"] < query.loc[("control", "resid0.post"), "high"]

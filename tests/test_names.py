@@ -88,11 +88,11 @@ def two(registry: Path) -> None:
 def test_the_newer_of_two_does_not_hide_the_other(tmp_path: Path) -> None:
     two(tmp_path)
     table = mi.links(registry=tmp_path)
-    assert table[["collection", "links"]].to_numpy().tolist() == [["scifact/test", "tf"], ["scifact/test", ""]]
+    assert table[["collection", "exploratory"]].to_numpy().tolist() == [["scifact/test", "tf"], ["scifact/test", ""]]
     found = mi.findings(registry=tmp_path)
     assert found.groupby("collection")["value"].count().to_dict() == {"nfcorpus/test": 4, "scifact/test": 4}
     told = mi.dossier("h1.2", registry=tmp_path)
-    assert [text.partition(":")[0] for text in told.agreements] == ["linked to tf, m on scifact/test"]
+    assert [text.partition(":")[0] for text in told.agreements] == ["linked to tf (exploratory), m on scifact/test"]
     assert told.findings["collection"].nunique() == 2 and told.findings["holds"].notna().all()
     assert "contrast, query<-doc holds on scifact/test and not on nfcorpus/test" in told.conflicts
     kinds = conflicts(held(matching(tmp_path, newest=True)))
@@ -151,17 +151,19 @@ def older(registry: Path, run_id: str, rows: list[dict[str, Any]], **of: Any) ->
 def test_an_old_registry_reads_links_and_reports_as_it_did(tmp_path: Path) -> None:
     older(tmp_path, "a1", [row(CONTRAST, "h1.2", 0.3, SURE)], collection="test", collection_sha256=SCIFACT)
     older(tmp_path, "a2", [row(PATCHING, "h1.2", 0.9, SURE)], collection="test", collection_sha256="d" * 64)
-    assert mi.links(registry=tmp_path, collection="test")["links"].tolist() == ["tf"]
+    assert mi.links(registry=tmp_path, collection="test")["exploratory"].tolist() == ["tf"]
     assert mi.findings(registry=tmp_path)["collection"].tolist() == ["test", "test"]
     (section,) = gathered(tmp_path)["sections"]
-    assert section["collection"] == "test" and section["links"]["rows"][0]["links"] == "tf"
+    assert section["collection"] == "test" and section["links"]["rows"][0]["exploratory"] == "tf"
     of = {"collection": "test", "collection_full_name": "scifact/test", "collection_sha256": SCIFACT}
     record(
         tmp_path,
         "b1",
         checked(pd.DataFrame([row(CONTRAST, "h1.2", 0.4, SURE)]), OF | of | {"run_id": "b1", "written": "b"}),
     )
-    assert mi.links(registry=tmp_path)[["contrast", "links"]].to_numpy().tolist() == [[0.4, "tf"]]  # measured anew
+    assert mi.links(registry=tmp_path)[["contrast", "exploratory"]].to_numpy().tolist() == [
+        [0.4, "tf"]
+    ]  # measured anew
 
 
 def test_an_old_registry_that_meets_two_of_its_name_is_neither(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from mechir import cli, planted
 from mechir.collection import Collection
 from mechir.errors import MechirError
 from mechir.experiment import Pool, load_experiment, shown
-from mechir.methods import statistics
+from mechir.inference import studentised
 from mechir.registry.frames import as_text
 from mechir.registry.runs import Run, runs
-from tests.models import TOY, TOY_MODEL, graded
+from tests.models import TOY, TOY_MODEL
 from tests.test_links import CONTRAST, NOT, PATCHING, SURE, row, tell
 
 FLAGGED = "flagged by its pattern but causally dead: "
@@ -24,7 +24,7 @@ FLAGGED = "flagged by its pattern but causally dead: "
 
 def files(model: planted.PlantedEncoder, folder: Path, queries: int) -> tuple[Collection, str]:
     """Planted pairs with the grades 3, 0 and 1, and the table of IDF that the model holds."""
-    pairs = graded(model, queries, 1)
+    pairs = planted.graded(model, queries, 1)
     texts = {pair.query_id: pair.query for pair in pairs}
     (folder / "queries.tsv").write_text("".join(f"{key}\t{text}\n" for key, text in texts.items()))
     (folder / "docs.tsv").write_text("".join(f"{pair.doc_id}\t{pair.document}\n" for pair in pairs))
@@ -94,7 +94,7 @@ def test_run_alone_takes_the_whole_chain_and_says_where_nothing_is_linked(
     judged = [(k, name, grade) for k in range(9) for grade, name in enumerate(list(texts)[3 * k : 3 * k + 3])]
     (nine / "qrels.txt").write_text("".join(f"q{k} 0 {name} {grade}\n" for k, name, grade in judged))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(statistics, "RESAMPLES", 200)
+    monkeypatch.setattr(studentised, "RESAMPLES", 200)
     cli.main(["run", "--model", str(TOY_MODEL), "--collection", str(nine), "--draws", "2"])
     out, _ = capsys.readouterr()
     kept = runs(tmp_path / "mechir-registry")
@@ -108,7 +108,9 @@ def test_run_alone_takes_the_whole_chain_and_says_where_nothing_is_linked(
 
 def test_too_few_queries_or_grades_are_refused(tmp_path: Path) -> None:
     toy, module = mi.load(TOY_MODEL), load_experiment("joint/pathway")
-    with pytest.raises(MechirError, match="6 judged queries cannot both link heads and test them: take 9 or more"):
+    with pytest.raises(
+        MechirError, match="6 judged queries cannot both link heads and test them: a test needs 6 or more"
+    ):
         mi.run("joint/pathway", toy, mi.collection(TOY), registry=tmp_path)
     alike = [mi.Pair("q", "d", f"q{k}", "d", 1) for k in range(9)]
     with pytest.raises(MechirError, match="All pairs have one grade, so nothing matches more than anything"):

@@ -14,7 +14,7 @@ from mechir.errors import MechirError
 from mechir.methods.projection import project_heads
 from mechir.methods.spectra import aligned, qk_spectra, random_directions
 from mechir.segments import Segment
-from tests.models import PAIRS, graded
+from tests.models import PAIRS
 
 LOOK_ALIKE = {"h0.0", "h1.2", "h2.3"}
 """Planted: head 1.2, and the two traps that have its queries and keys."""
@@ -25,7 +25,7 @@ def test_taking_the_directions_out_clears_the_traps(c: float) -> None:
     at_c = planted.bm25(c=c, seed=3)
     heads = qk_spectra(at_c, draws=1).dropna(subset="z")["site"].tolist()
     assert len(heads) == 15 and "h3.1" not in heads
-    rows = project_heads(at_c, graded(at_c, 4, 1), heads, k=8, draws=0)
+    rows = project_heads(at_c, planted.graded(at_c, 4, 1), heads, k=8, draws=0)
     size = rows.assign(size=rows["score_change"].abs()).groupby("site")["size"].mean()
     lost = rows.groupby("site")["attention_change"].mean()
     assert size["h1.2"] > {100.0: 1000, 3.0: 10, 1.0: 5}[c] * size.drop("h1.2").max()  # AUROC 1
@@ -34,7 +34,7 @@ def test_taking_the_directions_out_clears_the_traps(c: float) -> None:
 
 def test_the_basis_does_not_matter() -> None:
     turned, plain = planted.bm25(c=3.0, seed=1), planted.bm25(c=3.0, seed=1, rotate=False)
-    chosen = graded(plain, 3, 1)
+    chosen = planted.graded(plain, 3, 1)
     # The words of a matching head have equal singular values: only all 28 of them together are a space of their own.
     for heads, k in ((["h1.2", "h2.3"], 28), (["h0.1", "h1.3", "h3.2"], 3)):
         rows = [project_heads(model, chosen, heads, k=k, draws=0) for model in (turned, plain)]

@@ -1,10 +1,13 @@
-"""Pruning: as ablating each unit, as zeroing its output column, and the same in an exported checkpoint."""
+"""Pruning: as ablating each unit and in an exported checkpoint; sets of units, and each beside its random sets."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
@@ -14,6 +17,7 @@ from mechir import Prune
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.methods import pruning
+from mechir.methods.statistics import compare
 from tests.models import FAMILIES, PAIRS, Checkpoints
 
 SITES = ["n0.3", "n0.17", "h0.2", "n2.47", "h2.0", "h2.3"]
@@ -69,6 +73,106 @@ def test_the_exported_checkpoint_is_the_pruned_model(checkpoints: Checkpoints, f
     assert torch.allclose(logits, pruned, rtol=0, atol=1e-6)
     assert torch.equal(model.score(PAIRS), before)  # the model itself is whole
     assert not list(tmp_path.glob(".*"))
+
+
+def profile(sites: list[str]) -> Counter[str]:
+    """How many units of every layer and kind: "n0", "h2"."""
+    return Counter(site.partition(".")[0] for site in sites)
+
+
+def importance(model: HookedEncoder) -> pd.DataFrame:
+    """Of "a" the top lies in the first layer and the bottom in the last; "b" knows no layers."""
+    sites = [f"{kind[0]}{layer}.{k}" for (layer, kind), n in pruning.sizes(model).items() for k in range(n)]
+    layer = np.array([int(site[1]) for site in sites])
+    values = np.random.default_rng(0).random(len(sites))
+    return pd.DataFrame({"a": values * (1.1 - layer), "b": values}, index=sites)
+
+
+def test_each_end_has_random_sets_of_its_own(tiny: HookedEncoder) -> None:
+    groups, shares = {"a": "in", "b": "out"}, [0.05, 0.1]
+    sets = pruning.pruned_sets(tiny, importance(tiny), groups, ["a", "F_all"], shares, draws=21, seed=3)
+    assert sets["name"].is_unique and len(sets) == 2 * 2 * 2 * 22
+    random = sets["set"] == "random"
+    assert (sets["like"] != "").equals(random) and (sets["draw"] >= 0).equals(random)
+    for _, part in sets.groupby(["scheme", "p"]):
+        for end in ("top", "bottom"):
+            own = part.loc[part["set"] == end, "sites"].item().split(",")
+            likes = part[part["like"] == end]
+            assert likes["draw"].tolist() == list(range(21)) and (likes["units"] == len(own)).all()
+            assert likes["note"].isna().all()
+            for sites in likes["sites"].str.split(","):
+                assert profile(sites) == profile(own) and len(set(sites)) == len(sites) and not set(sites) & set(own)
+    told = sets.set_index("name")["sites"].str.split(",")
+    assert {site[1] for site in told["a 10 % top"]} == {site[1] for site in told["a 10 % random 20 like top"]} == {"0"}
+    assert (
+        {site[1] for site in told["a 10 % bottom"]}
+        == {site[1] for site in told["a 10 % random 20 like bottom"]}
+        == {"2"}
+    )
+
+
+def test_too_few_units_beside_an_end_are_noted_at_that_end(tiny: HookedEncoder) -> None:
+    wide = importance(tiny)
+    wide.loc[["h0.0", "h0.1", "h0.2"], "a"] = 9.0
+    sets = pruning.pruned_sets(tiny, wide, {"a": "in"}, ["a"], [0.25]).set_index("name")
+    said = "layer 0 has 4 heads, too few to draw 3 beside the chosen ones"
+    assert said in sets.loc["a 25 % top", "note"] and said in sets.loc["a 25 % random 0 like top", "note"]
+    assert said not in str(sets.loc["a 25 % bottom", "note"])
+
+
+@pytest.mark.parametrize("end", ["top", "bottom"])
+def test_a_scheme_without_a_unit_at_one_end_is_refused(tiny: HookedEncoder, end: str) -> None:
+    first = importance(tiny)["a"]
+    other = -first if end == "top" else first.where(first > 0, -1 - first)  # the end that they do not share
+    wide, said = (
+        pd.DataFrame({"a": first, "b": other}),
+        rf"'I_in' keeps no unit at the {end}, p=0\.05: take a larger share",
+    )
+    with pytest.raises(MechirError, match=said):
+        pruning.pruned_sets(tiny, wide, {"a": "in", "b": "in"}, ["I_in"], [0.05])
+
+
+def ranked(ranks: dict[str, tuple[int, ...]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores that give each query's one relevant document this rank among six, and the grades."""
+    rows = [
+        {"name": name, "query_id": f"c::q{q}", "doc_id": f"d{d}", "score": -float(d or rank - 0.5)}
+        for name, places in ranks.items()
+        for q, rank in enumerate(places)
+        for d in range(6)
+    ]
+    frame = pd.DataFrame(rows)
+    judged = frame[["query_id", "doc_id"]].drop_duplicates()
+    return frame, judged.assign(grade=(judged["doc_id"] == "d0").astype(int))
+
+
+def test_an_end_is_compared_with_its_own_random_sets() -> None:
+    drawn = [("random", end, k, f"{end} {k}") for end in ("top", "bottom") for k in range(20)]
+    ends = [("top", "", -1, "t"), ("bottom", "", -1, "b")]
+    sets = pd.DataFrame([*ends, *drawn], columns=["set", "like", "draw", "name"])
+    sets = sets.assign(scheme="c", p=0.1, units=3, note=None)
+    ranks = {"original": (1, 1, 2), "t": (4, 5, 4), "b": (2, 3, 4)}
+    ranks |= {f"top {k}": (2, 2 + k % 2, 3) for k in range(20)}  # none as bad as the top
+    ranks |= {f"bottom {k}": (5, 4, 5) if k < 7 else (1, 1, 1) for k in range(20)}  # seven worse than the bottom
+    rows, judged = ranked(ranks)
+    table = pruning.pruning_table(rows, judged, sets, {"c": 1}, {"c": "in"})
+    found = table[table["measure"] == "MRR"]
+    values = {name: np.array([1 / rank for rank in places]) for name, places in ranks.items()}
+    for end, name, p_draws in (("top", "t", 1 / 21), ("bottom", "b", 8 / 21)):
+        random = np.mean([values[f"{end} {k}"] for k in range(20)], axis=0)
+        own = found[found["set"] == end].iloc[0]
+        expected = compare(values[name], random)
+        assert own["excess"] == pytest.approx(expected.change) and own["p_excess"] == pytest.approx(expected.p_paired)
+        assert own["excess_low"] == pytest.approx(expected.low) and own["p_draws"] == pytest.approx(p_draws)
+        assert own["value"] == pytest.approx(values[name].mean()) and own["like"] == ""
+        mean = found[(found["like"] == end) & (found["draw"] < 0)].iloc[0]
+        assert (
+            mean["value"] == pytest.approx(random.mean()) and mean["p_holm"] >= mean["p_paired"] and mean["units"] == 3
+        )
+        single = found[(found["like"] == end) & (found["draw"] >= 0)].set_index("draw")
+        assert len(single) == 20 and single["p_paired"].isna().all()
+        assert single.loc[3, "change"] == pytest.approx((values[f"{end} 3"] - values["original"]).mean())
+    assert found["set"].value_counts().to_dict() == {"random": 42, "top": 1, "bottom": 1, "original": 1}
+    assert list(table.columns[:8]) == ["collection", "group", "measure", "scheme", "p", "set", "like", "draw"]
 
 
 @pytest.mark.parametrize(

@@ -49,9 +49,9 @@ def test_the_summary_answers_in_words_with_numbers(tmp_path: Path) -> None:
     section = only(tmp_path)
     (pathway,) = (run.id for run in runs(tmp_path) if run.record["identity"]["experiment"] == "joint/pathway")
     assert words(section["lead"]) == (
-        "1 head is linked to term frequency, 1 direction of the word embeddings is linked to IDF, 1 head writes the "
-        "score. Without the heads linked to term frequency nDCG@10 changes by \u22120.12 [\u22120.2, \u22120.04] on "
-        f"held-out queries (run {pathway})."
+        "Exploratory, by no plan: 1 head is linked to term frequency, 1 direction of the word embeddings is linked to "
+        "IDF, 1 head writes the score. The ranking depends on the heads that are linked to tf, on 10 held-out queries "
+        f"(run {pathway})."
     )
     told = summary(section)
     assert told["Which heads match?"] == (
@@ -59,17 +59,26 @@ def test_the_summary_answers_in_words_with_numbers(tmp_path: Path) -> None:
         "queries). The strongest: h0.0 0.3 [0.29, 0.31], h1.2 0.3 [0.29, 0.31] (attention, run a1)."
     )
     assert told["Is it term frequency?"].startswith(
-        "Yes: 1 head matches and also carries the effect of term frequency on the score: h1.2 0.9 [0.89, 0.91] (share of "
+        "Yes: 1 head matches and also carries the effect of term frequency on the score (exploratory): h1.2 0.9 [0.89, 0.91] (share of "
         "the gap, run a2). How their attention rises with tf: Not measured: run mechir run lu2025/soft_tf"
     )
-    assert told["Is IDF involved?"].startswith("Yes. Moving a word along it as if it were rarer")
-    assert told["Which heads write the score?"].startswith("1 of 2 heads have a path to the score that holds: h3.1 0.9")
-    assert told["Does the ranking depend on them?"] == (
-        "Without h1.2 nDCG@10 changes by \u22120.12 [\u22120.2, \u22120.04], p = 0.004, on 10 queries that nothing else "
-        f"has seen (run {pathway}). Without as many random heads of the same layers it changes by 0.005 on average of 2 sets; that they "
-        "lose as much has p = 0.33."
+    assert told["Is IDF involved?"].startswith("Yes (exploratory). Moving a word along it as if")
+    assert told["Which heads write the score?"].startswith(
+        "1 of 2 heads have a path to the score that holds (exploratory): h3.1 0.9"
     )
-    assert "over all 6 families" in told["How sure is this?"] and "Measured on 13 queries" in told["How sure is this?"]
+    assert told["Does the ranking depend on them?"] == (
+        f"The ranking depends on the heads that are linked to tf, on 10 held-out queries (run {pathway}). "
+        + " ".join(
+            f"linked to tf, by {way} (h1.2): nDCG@10 0.7 changes by \u22120.12, without as many random heads of the same "
+            "layers by 0.01: \u22120.13 [\u22120.2, \u22120.05] beyond chance, p = 0.016 over all of these; effect of a "
+            "term, logits 0.5 changes by \u22120.12, without as many random heads of the same layers by 0.01: \u22120.13 "
+            "[\u22120.2, \u22120.05] beyond chance, p = 0.016 over all of these."
+            for way in ("zero", "mean")
+        )
+    )
+    sure = told["How sure is this?"]
+    assert sure.startswith("No plan was tested: every link here is exploratory. Run mechir run joint/pathway")
+    assert "times the number of different answers" in sure and "Measured on 13 queries" in sure
     assert told["What disagrees?"].startswith("2 components look the part and no causal measure of them holds: ")
 
 
@@ -109,7 +118,7 @@ def test_nothing_that_holds_is_said_to_hold(tmp_path: Path) -> None:
     assert told["Which heads write the score?"].startswith(
         "No path from a head to the score holds; the largest is h3.1"
     )
-    assert words(only(tmp_path)["lead"]).startswith("No heads are linked to term frequency, no directions")
+    assert words(only(tmp_path)["lead"]).startswith("Exploratory, by no plan: no heads are linked")
 
 
 def test_the_page_holds_findings_links_figures_and_examples(told: Path, tmp_path: Path) -> None:
@@ -126,7 +135,7 @@ def test_the_page_holds_findings_links_figures_and_examples(told: Path, tmp_path
     assert [pair["heads"].keys() for pair in toy["examples"]["pairs"]] == [{"h0.0"}] * 4 + [{"h1.1"}] * 4
     own = small["components"]["sites"]["h1.2"]
     assert own["agreements"][0].startswith(
-        "linked to tf, m on c: patching, tfc1, at query|doc 0.9 [0.89, 0.91] share of the gap"
+        "linked to tf (exploratory), m on c: patching, tfc1, at query|doc 0.9 [0.89, 0.91] share of the gap"
     )
     assert small["components"]["sites"]["h0.0"]["conflicts"][0].startswith("flagged by its pattern but causally dead")
     assert [one["why"] for one in small["others"]] == ["not finished: 0 of 1 units"]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import mechir as mi
+from mechir import experiment
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.methods import lexical
@@ -73,6 +74,16 @@ def test_bm25_is_the_formula(rows: pd.DataFrame) -> None:
         norm = 1.2 * (0.5 + 0.5 * row.length / 8.0)
         expected = sum(idf.get(p, 0) * tf * 2.2 / (tf + norm) for p, tf in zip(row.pieces, row.tf, strict=True))
         assert score == pytest.approx(expected)
+    # The limit of a small k1, whatever b: a term that is there counts its IDF, one that is not counts nothing.
+    limit = semantic.bm25_scores(rows, idf, k1=0.0, b=0.5, average=8.0)
+    assert rows["tf"].map(lambda tf: 0 in tf).any() and rows["tf"].map(max).max() > 0
+    for row, score in zip(rows.itertuples(), limit, strict=True):
+        assert score == sum(idf[p] for p, tf in zip(row.pieces, row.tf, strict=True) if tf)
+    assert limit == pytest.approx(semantic.bm25_scores(rows, idf, k1=1e-9, b=1.0, average=8.0))
+    made, tenth = synthetic(), {1: 0.1, 2: 0.7}
+    some = semantic.bm25_scores(made, tenth, k1=0.0, b=0.0, average=8.0)
+    exact = {0.0, 0.1, 0.7, 0.1 + 0.7}  # documents with the same terms are tied to the last digit
+    assert set(some) == exact
 
 
 def synthetic(n: int = 60) -> pd.DataFrame:
@@ -89,16 +100,67 @@ def synthetic(n: int = 60) -> pd.DataFrame:
     )
 
 
-def test_tuning_finds_the_parameters_that_made_the_target() -> None:
+@pytest.mark.parametrize(
+    ("k1", "b", "note"),
+    [
+        (0.9, 0.75, "k1 0.9, b 0.75, tuned on the training queries"),
+        (0.05, 0.4, "k1 0.05, b 0.4, tuned on the training queries"),
+        (0.0, 0.0, "k1 0, without tf and length, tuned on the training queries; k1 at the edge of the grid"),
+        (3.0, 0.5, "k1 3, b 0.5, tuned on the training queries; k1 at the edge of the grid"),
+        (1.5, 0.0, "k1 1.5, b 0, tuned on the training queries; b at the edge of the grid"),
+        (3.0, 1.0, "k1 3, b 1, tuned on the training queries; k1 and b at the edge of the grid"),
+    ],
+)
+def test_tuning_finds_the_parameters_that_made_the_target(k1: float, b: float, note: str) -> None:
     rows, idf = synthetic(), {1: 1.0, 2: 2.0}
     average = float(rows["length"].mean())
-    target = semantic.bm25_scores(rows, idf, k1=0.9, b=0.75, average=average) * 3 - 1
+    target = semantic.bm25_scores(rows, idf, k1=k1, b=b, average=average) * 3 - 1
     train = np.arange(len(rows)) < 30
     tuned = semantic.tuned_bm25(rows, idf, target, train, average=average)
-    assert (tuned.k1, tuned.b) == (0.9, 0.75)
-    told = semantic.quality(tuned.scores[~train], target[~train], rows["query_id"].to_numpy()[~train])
+    assert (tuned.k1, tuned.b, tuned.note) == (k1, b, note)
+    line = semantic.fitted(tuned.scores[:, None], target, train)
+    query = rows["query_id"].to_numpy()[~train]
+    told = semantic.quality(tuned.scores[~train], target[~train], query, logits=line[~train])
     assert told["pearson"] == pytest.approx(1) and told["r2"] == pytest.approx(1) and told["rmse"] < 1e-6
     assert told["n"] == 30 and told["queries"] == 3 and told["within"] == pytest.approx(1)
+    assert semantic.quality(tuned.scores[~train], target[~train], query)["rmse"] > 0.9  # another scale
+
+
+def test_a_prediction_is_judged_as_it_is() -> None:
+    rng = np.random.default_rng(0)
+    target, query = rng.normal(size=40), np.repeat([*"abcd"], 10)
+    shifted = semantic.quality(2 * target + 5, target, query)  # a line through the test pairs would make it perfect
+    assert shifted["pearson"] == pytest.approx(1) and shifted["within"] == pytest.approx(1)
+    assert shifted["rmse"] == pytest.approx(np.sqrt(np.mean((target + 5) ** 2)))
+    assert shifted["r2"] == pytest.approx(1 - np.mean((target + 5) ** 2) / target.var()) and shifted["r2"] < -10
+    raw = -target + rng.normal(size=40)
+    told = semantic.quality(raw, target, query, logits=target + 1)
+    assert told["rmse"] == pytest.approx(1) and told["r2"] == pytest.approx(1 - 1 / target.var())
+    assert told["pearson"] == pytest.approx(np.corrcoef(raw, target)[0, 1]) and told["pearson"] < 0
+    assert told["spearman"] < 0 and told["within"] < 0
+
+
+def test_models_and_baselines_are_fitted_on_training_queries_alone() -> None:
+    """The errors in the experiment's table: of the fit's own predictions, and of BM25 by a line of training pairs."""
+    module = experiment.load_experiment("lu2025/semantic_bm25")
+    rng, made = np.random.default_rng(0), synthetic(120)
+    train, query = np.arange(120) < 80, made["query_id"].to_numpy()
+    made["idf"], made["length"] = rng.normal(size=120), 10
+    made["mass"], made["product"] = rng.normal(size=(120, 4)).tolist(), rng.normal(size=(120, 4)).tolist()
+    target = rng.normal(size=120) + made["tf"].map(sum).to_numpy() + 2 * ~train  # the test queries lie higher
+    counts = lexical.Counts({1: 1.0, 2: 2.0}, 10.0, 120)
+    told = module._baselines(made, counts, target, train, query) + module._models(made, [0, 1], target, train, query)
+    found = pd.DataFrame(told).set_index("model")
+    simple = {"TF": made["tf"].map(sum), "IDF": made["tf"].map(lambda tf: (tf[0] > 0) + 2 * (tf[1] > 0))}
+    for name, values in simple.items():
+        slope, start = np.polyfit(values[train], target[train], 1)
+        wrong = start + slope * values[~train] - target[~train]
+        assert found.loc[name, "rmse"] == pytest.approx(np.sqrt((wrong**2).mean()))
+        assert found.loc[name, "r2"] == pytest.approx(1 - (wrong**2).mean() / target[~train].var())
+        assert found.loc[name, "pearson"] == pytest.approx(np.corrcoef(values[~train], target[~train])[0, 1])
+    own = semantic.fitted(semantic.pooled(made, [0, 1]), target, train)[~train] - target[~train]
+    assert found.loc["semantic BM25", "rmse"] == pytest.approx(np.sqrt((own**2).mean()))
+    assert found.loc["BM25 tuned", "rmse"] > 1.5 and "tuned on the training queries" in found.loc["BM25 tuned", "note"]
 
 
 def test_fit_sees_the_training_pairs_alone() -> None:
@@ -136,6 +198,6 @@ def test_a_planted_score_is_explained_by_idf_times_soft_tf() -> None:
     train = np.isin(query, sorted(set(query))[:4])
     matching = semantic.pooled(rows, [1 * model.cfg.n_heads + 2], "product")
     told = semantic.quality(semantic.fitted(matching, target, train)[~train], target[~train], query[~train])
-    assert told["pearson"] >= 0.99 and told["within"] >= 0.99
+    assert told["pearson"] >= 0.99 and told["within"] >= 0.99 and told["r2"] >= 0.95
     other = semantic.fitted(semantic.pooled(rows, [5], "product"), target, train)
     assert abs(semantic.quality(other[~train], target[~train], query[~train])["pearson"]) < 0.9

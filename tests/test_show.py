@@ -115,11 +115,21 @@ def test_a_frame_shows_the_first_columns_to_look_at_and_names_the_others(tmp_pat
         lines, by_links, added = (repr(frame).splitlines() for frame in (found, links, found.assign(mine=3)))
         chosen = repr(found[["site", "parity"]]).splitlines()
     assert lines[0].split() == [*VIEW[:-2]] and added[0].split() == [*VIEW[:-2], "mine"]
-    assert lines[-3].startswith("and 19 more columns: label, sign, ") and lines[-1].endswith("seed, written")
-    assert by_links[0].split() == ["site", "links", "effect", "low", "high", "unit", "p_all", "conflicts"]
+    assert lines[-3].startswith("and 22 more columns: label, sign, ") and lines[-1].endswith("seed, written")
+    assert by_links[0].split() == [
+        "site",
+        "links",
+        "exploratory",
+        "effect",
+        "low",
+        "high",
+        "unit",
+        "p_all",
+        "conflicts",
+    ]
     assert by_links[-3].startswith("and 20 more columns: model, collection, contrast, ")
     assert chosen[0].split() == ["site", "parity"] and "more columns" not in "".join(chosen)
-    assert "<th>p_corrected</th>" in found._repr_html_() and "<p>and 19 more columns: label" in found._repr_html_()
+    assert "<th>p_corrected</th>" in found._repr_html_() and "<p>and 22 more columns: label" in found._repr_html_()
     one(tmp_path, collection="<other>", run="b")
     both = mi.findings(registry=tmp_path)
     assert repr(both).count("<other>") == 12 and "&lt;other&gt;" in both._repr_html_()
@@ -127,7 +137,7 @@ def test_a_frame_shows_the_first_columns_to_look_at_and_names_the_others(tmp_pat
     assert repr(none).startswith("no rows; columns: site, measure, ") and "<p>no rows; columns" in none._repr_html_()
     beside = repr(pd.concat([links, links], axis=1))
     assert "more columns" not in beside and "h1.2" in beside
-    assert list(both.columns) == list(COLUMNS) and pd.DataFrame(both).shape == (24, 29)
+    assert list(both.columns) == list(COLUMNS) and pd.DataFrame(both).shape == (24, 32)
 
 
 def test_the_map_of_heads(tmp_path: Path) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
 
 import mechir as mi
+from mechir import experiment
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.methods import soft_tf
+from mechir.methods.statistics import resampled
 from mechir.planted.design import STOP_WORDS
 from tests.models import PAIRS
 
@@ -49,20 +53,104 @@ def test_masses_are_those_of_the_patterns(tiny: HookedEncoder) -> None:
             assert row["length"] == int(document.sum())
 
 
-def test_the_curve_finds_what_made_the_points() -> None:
+def points(k1: float, texts: int = 80) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Texts that agree in k1 alone: each has a base, a size and a term frequency of its own; four to a query."""
     rng = np.random.default_rng(0)
-    tf, query = np.tile([0.0, 1, 2, 3, 5, 8], 20), np.repeat([f"q{k}" for k in range(20)], 6)
-    exact = soft_tf.saturation(tf, 0.1 + 0.7 * tf / (tf + 2.0), query)
+    text = np.repeat(np.arange(texts), len(soft_tf.COUNTS))
+    tf = np.tile(np.array(soft_tf.COUNTS, dtype=float), texts) + rng.integers(0, 3, texts)[text]
+    mass = rng.normal(0.2, 0.3, texts)[text] + rng.normal(0.5, 0.3, texts)[text] * tf / (tf + k1)
+    return tf, mass, text // 4, text
+
+
+def test_the_curve_finds_what_made_the_points() -> None:
+    tf, _, query, text = points(2.0)
+    exact = soft_tf.saturation(tf, 0.1 + 0.7 * tf / (tf + 2.0), query, text)
     assert exact["k1"] == pytest.approx(2.0, rel=1e-4) and exact["r2"] == pytest.approx(1)
     assert (exact["base"], exact["size"]) == (pytest.approx(0.1, abs=1e-5), pytest.approx(0.7, abs=1e-4))
-    noisy = soft_tf.saturation(tf, 0.1 + 0.7 * tf / (tf + 2.0) + rng.normal(0, 0.05, len(tf)), query)
+    noise = np.random.default_rng(1).normal(0, 0.05, len(tf))
+    noisy = soft_tf.saturation(tf, 0.1 + 0.7 * tf / (tf + 2.0) + noise, query, text)
     assert noisy["k1_low"] < 2.0 < noisy["k1_high"] and 0.5 < noisy["r2"] < 1
-    line = soft_tf.saturation(tf, 0.01 * tf, query)
-    assert line["k1"] > 500  # no saturation is seen
-    flat = soft_tf.saturation(tf, np.full(len(tf), 0.3), query)
+    line = soft_tf.saturation(tf, 0.01 * tf, query, text)
+    assert line["k1"] > 500 and line["k1_low"] == line["k1_high"] == pytest.approx(1000)  # no saturation is seen
+    flat = soft_tf.saturation(tf, np.full(len(tf), 0.3), query, text)
     assert flat["size"] == pytest.approx(0, abs=1e-9) and np.isnan(flat["r2"])
-    with pytest.raises(MechirError, match=r"A saturation curve needs three different term frequencies or more."):
-        soft_tf.saturation(np.array([0.0, 1, 1]), np.array([0.0, 1, 1]), np.array(["a", "b", "c"]))
+
+
+@pytest.mark.parametrize("k1", [0.45, 3.0])
+def test_texts_that_agree_in_nothing_but_k1_show_it(k1: float) -> None:
+    tf, mass, query, text = points(k1)
+    found = soft_tf.saturation(tf, mass, query, text)
+    assert found["k1"] == pytest.approx(k1, rel=1e-4) and found["r2"] == pytest.approx(1)
+    assert found["k1_low"] == pytest.approx(k1, rel=1e-3) and found["k1_high"] == pytest.approx(k1, rel=1e-3)
+    lines = [np.polyfit(tf[text == one] / (tf[text == one] + k1), mass[text == one], 1) for one in range(80)]
+    size, base = np.mean(lines, axis=0)
+    assert found["size"] == pytest.approx(size, rel=1e-4) and found["base"] == pytest.approx(base, rel=1e-3)
+    order = np.random.default_rng(2).permutation(len(tf))
+    names = np.array([f"t{one}" for one in text])
+    again = soft_tf.saturation(tf[order], mass[order], query[order], names[order])
+    assert again == pytest.approx(found, rel=1e-6)
+    # Bases that lie far apart are no part of what the curve explains.
+    wavy = mass + np.random.default_rng(3).normal(0, 0.1, len(tf))
+    apart = soft_tf.saturation(tf, wavy + 10 * (text % 2), query, text)
+    assert apart["r2"] == pytest.approx(soft_tf.saturation(tf, wavy, query, text)["r2"]) and apart["r2"] < 0.9
+
+
+def test_the_interval_is_that_of_fits_to_resampled_queries() -> None:
+    tf, mass, query, text = points(1.0, texts=24)
+    mass = mass + np.random.default_rng(1).normal(0, 0.1, len(tf))
+    found = soft_tf.saturation(tf, mass, query, text, draws=40, seed=5)
+    drawn = []
+    for some in resampled(query, 40, 5):
+        copies = np.cumsum(np.concatenate([[0], np.diff(text[some]) != 0]))  # a query drawn twice counts twice
+        drawn.append(soft_tf.saturation(tf[some], mass[some], query[some], copies, draws=1)["k1"])
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    assert (found["k1_low"], found["k1_high"]) == (pytest.approx(low, rel=1e-3), pytest.approx(high, rel=1e-3))
+    alone = soft_tf.saturation(tf[:6], mass[:6], query[:6], text[:6])
+    assert np.isnan(alone["k1_low"]) and np.isfinite(alone["k1"])
+
+
+def test_a_text_of_two_frequencies_is_left_out() -> None:
+    tf, mass, query, text = points(2.0)
+    found = soft_tf.saturation(tf, mass, query, text)
+    few = np.concatenate([tf, [0.0, 1, 1, 1]])
+    more = (
+        np.concatenate([one, added]) for one, added in ((mass, [0.0, 9, 8, 7]), (query, [99] * 4), (text, [99] * 4))
+    )
+    assert soft_tf.saturation(few, *more) == found
+    said = r"A saturation curve needs a text with three different term frequencies or more\."
+    with pytest.raises(MechirError, match=said):  # three frequencies, but no text has them all
+        soft_tf.saturation(np.array([0.0, 1, 1, 2]), np.arange(4.0), np.zeros(4), np.array([0, 0, 1, 1]))
+
+
+def test_many_heads_are_fitted_in_seconds() -> None:
+    tf, mass, query, text = points(1.0, texts=108)
+    begun = time.process_time()
+    for _ in range(12):
+        soft_tf.saturation(tf, mass, query, text)
+    assert (time.process_time() - begun) * 72 / 12 < 10
+
+
+def test_a_text_is_its_query_and_document(tiny: HookedEncoder) -> None:
+    pairs = [
+        mi.Pair("cold river", "the river is cold", query, doc) for query, doc in (("a", "d+1"), ("a", "d"), ("b", "d"))
+    ]
+    rows = soft_tf.term_mass(tiny, pairs, words=5)
+    rows = rows[(rows["kind"] == "tf") & (rows["site"] == "h0.0")]
+    text = soft_tf.text_of(rows)
+    told = {(row.query_id, row.doc_id.rsplit("+", 1)[0]): one for row, one in zip(rows.itertuples(), text, strict=True)}
+    assert len(rows) == 18 and sorted(told.values()) == [0, 1, 2]
+
+
+def test_frequencies_are_counted_in_one_text(tiny: HookedEncoder) -> None:
+    assert soft_tf.frequencies(tiny, PAIRS[:2], words=5) == len(soft_tf.COUNTS)
+    cut = [mi.Pair("river", "tank " * 500, "q", "d"), mi.Pair("river", "river " * 500, "q", "e")]
+    assert soft_tf.frequencies(tiny, cut, words=500) == 1  # 0 in one text, many in the other
+    check = experiment.load_experiment("lu2025/soft_tf").check
+    asked = {"heads": "h0.1", "top": 2, "filler": "a", "per_query": 4, "seed": 0}
+    assert check(tiny, cut, words=5, **asked) == {"heads": "h0.1"}
+    said = r"--words 500 leaves no room for the words that are appended: write a smaller number\."
+    with pytest.raises(MechirError, match=said):
+        check(tiny, cut, words=500, **asked)
 
 
 @pytest.mark.parametrize("k1", [1.2, 0.6])
@@ -71,9 +159,8 @@ def test_the_planted_k1_is_found_to_one_percent(k1: float) -> None:
     pairs = [base for base, _ in mi.planted.pairs(model, n=40)][::4]
     rows = soft_tf.term_mass(model, pairs, filler="delta", words=24)
     chosen = rows[(rows["site"] == "h1.2") & (rows["kind"] == "tf") & ~rows["term"].isin(STOP_WORDS)]
-    found = soft_tf.saturation(
-        chosen["tf"].to_numpy(float), chosen["mass"].to_numpy(float), chosen["query_id"].to_numpy()
-    )
+    tf, mass = (chosen[name].to_numpy(float) for name in ("tf", "mass"))
+    found = soft_tf.saturation(tf, mass, chosen["query_id"].to_numpy(), soft_tf.text_of(chosen))
     assert found["k1"] == pytest.approx(k1, rel=0.01) and found["size"] == pytest.approx(1, rel=0.01)
     assert found["base"] == pytest.approx(0, abs=0.01)
 

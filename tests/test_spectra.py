@@ -19,7 +19,7 @@ from mechir.errors import MechirError
 from mechir.methods.matching import attention_by_grade
 from mechir.methods.spectra import aligned, head_inputs, preferences, qk_spectra, random_directions
 from mechir.segments import Segment
-from tests.models import FAMILIES, PAIRS, Checkpoints, graded
+from tests.models import FAMILIES, PAIRS, Checkpoints
 
 LOOK_ALIKE = {"h0.0", "h1.2", "h2.3"}
 """Planted: head 1.2, and the two traps that have its queries and keys."""
@@ -136,7 +136,7 @@ def test_mean_inputs_and_preferences_are_those_of_the_mean_residual_stream(
 def test_the_basis_does_not_matter() -> None:
     turned, plain = planted.bm25(c=3.0, seed=1), planted.bm25(c=3.0, seed=1, rotate=False)
     assert not torch.allclose(turned.W_Q, plain.W_Q, atol=0.1)
-    chosen = graded(plain, 3)
+    chosen = planted.graded(plain, 3)
     both = [qk_spectra(model, draws=100) for model in (turned, plain)]
     sigma = [np.stack(found.pop("sigma")) for found in both]
     np.testing.assert_allclose(sigma[0], sigma[1], rtol=1e-4, atol=1e-3)
@@ -160,7 +160,7 @@ def test_spectra_flag_the_matching_head_and_the_traps_alike(at_c: planted.Plante
 
 
 def test_the_query_prefers_the_document_in_the_matching_head(at_c: planted.PlantedEncoder) -> None:
-    told = preferences(at_c, head_inputs(at_c, graded(at_c, 4))).set_index("site")
+    told = preferences(at_c, head_inputs(at_c, planted.graded(at_c, 4))).set_index("site")
     assert told.loc["h1.2", "query_prefers_doc_low"] > 10
     assert told.loc["h1.2", "doc_prefers_query_high"] < -10  # its keys are of documents alone
     others = told.drop(list(LOOK_ALIKE))

@@ -1,4 +1,4 @@
-"""Intervals that cover, tests that agree with the formulas, and degenerate samples without warnings."""
+"""Comparisons that agree with the formulas, degenerate samples without warnings, and overlaps against chance."""
 
 from __future__ import annotations
 
@@ -7,41 +7,8 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
-from mechir.methods.statistics import (
-    bootstrap_mean,
-    compare,
-    holm,
-    overlap,
-    overlap_of_all,
-    sign_flips,
-    simultaneous,
-)
-
-
-def test_the_interval_covers_the_mean_about_as_often_as_it_says() -> None:
-    generator = np.random.default_rng(0)
-    covered = 0
-    for seed in range(60):
-        low, high = bootstrap_mean(generator.normal(1.0, 1.0, 40), seed=seed)
-        covered += low <= 1.0 <= high
-    assert 51 <= covered <= 60
-
-
-def test_the_interval_is_seeded() -> None:
-    values = [0.1, 0.5, 0.9, 0.3]
-    assert bootstrap_mean(values) == bootstrap_mean(values) != bootstrap_mean(values, seed=1)
-
-
-@pytest.mark.parametrize(("values", "expected"), [([0.5, 0.5, 0.5], (0.5, 0.5)), ([0.5], (math.nan, math.nan))])
-def test_degenerate_samples(values: list[float], expected: tuple[float, float]) -> None:
-    np.testing.assert_equal(bootstrap_mean(values), expected)
-
-
-def test_one_value_apart_has_an_interval_without_warnings() -> None:
-    low, high = bootstrap_mean([0.0] * 20 + [1.0])
-    assert 0 <= low < 1 / 21 < high
+from mechir.methods.statistics import compare, overlap, overlap_of_all
 
 
 def test_both_tests_are_student_s() -> None:
@@ -64,46 +31,6 @@ def test_equal_samples_give_1_and_one_query_gives_nan() -> None:
     one = compare([0.5], [0.7])
     assert one.n == 1
     assert all(math.isnan(value) for value in (one.p_paired, one.p_unpaired, one.low, one.high))
-
-
-def test_holm_by_hand() -> None:
-    np.testing.assert_allclose(holm([0.01, math.nan, 0.04, 0.03]), [0.03, math.nan, 0.06, 0.06])
-    assert np.isnan(holm([math.nan])).all()
-    drawn = np.random.default_rng(0).uniform(size=40) ** 4
-    np.testing.assert_allclose(holm(drawn), multipletests(drawn, method="holm")[1])
-
-
-def test_simultaneous_intervals_hold_together_about_as_often_as_they_say() -> None:
-    generator, covered, alone = np.random.default_rng(0), 0, 0
-    mixing = generator.normal(size=(6, 6)) + 2  # columns move together
-    for seed in range(100):
-        values = 1 + generator.normal(size=(20, 6)) @ mixing
-        low, high = simultaneous(values, seed=seed)
-        np.testing.assert_allclose((low + high) / 2, values.mean(0))
-        inside = (low <= 1) & (high >= 1)
-        covered, alone = covered + bool(inside.all()), alone + bool(inside[0])
-    assert 90 <= covered <= 99 and alone > covered
-
-
-def test_simultaneous_intervals_are_wider_than_student_s_and_go_with_the_sign_flips() -> None:
-    values = np.random.default_rng(1).normal(0, 1, (30, 8)) + np.repeat([1, 0], 4)
-    low, high = simultaneous(values)
-    own = stats.t.ppf(0.975, 29) * values.std(0, ddof=1) / math.sqrt(30)
-    assert (high - low > 2 * own).all() and np.ptp((high - low) / own) < 1e-9
-    p = sign_flips(values)
-    assert ((low > 0) == (p < 0.05))[(p < 0.02) | (p > 0.1)].all() and (p < 0.02).any() and (p > 0.1).any()
-    np.testing.assert_array_equal(simultaneous(values), (low, high))
-    assert (simultaneous(values, level=0.5)[1] < high).all()
-
-
-def test_degenerate_columns_of_simultaneous_intervals() -> None:
-    assert np.isnan(simultaneous(np.ones((1, 3)))).all()
-    spread = np.random.default_rng(0).normal(size=12)
-    low, high = simultaneous(np.column_stack([np.full(12, 0.1), np.zeros(12), spread]))
-    np.testing.assert_allclose(low[:2], [0.1, 0], atol=1e-15)
-    np.testing.assert_allclose(high[:2], [0.1, 0], atol=1e-15)
-    np.testing.assert_allclose((low[2], high[2]), np.ravel(simultaneous(spread[:, None])))
-    np.testing.assert_array_equal(simultaneous(np.array([[0.5, 1.0], [0.5, 2.0]])), [[0.5, -np.inf], [0.5, np.inf]])
 
 
 def test_overlap_is_against_chance() -> None:

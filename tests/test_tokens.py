@@ -16,7 +16,7 @@ from captum.attr import IntegratedGradients
 import mechir as mi
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
-from mechir.methods.statistics import bootstrap_mean
+from mechir.inference import mean_interval
 from mechir.methods.tokens import by_role, token_attribution
 from mechir.methods.walk import Way
 from mechir.segments import Segment
@@ -146,7 +146,7 @@ def test_roles_are_sums_averaged_over_queries() -> None:
     assert told["attribution"].tolist() == [0, 5, 0, -0.5, 0]  # query: (1 + 3) / 2 and 8; doc: (2 + 0) / 2 and -2
     assert told["share"].tolist() == pytest.approx([0, 5 / 4.5, 0, -0.5 / 4.5, 0])
     assert (told["pairs"] == 3).all() and (told["queries"] == 2).all()
-    assert tuple(told.loc["query", ["low", "high"]]) == bootstrap_mean([2.0, 8.0])
+    assert tuple(told.loc["query", ["low", "high"]]) == mean_interval([2.0, 8.0])
     pd.testing.assert_frame_equal(by_role(rows.sample(frac=1, random_state=0)), found)
     fallen = by_role(frame([0.0, -2.0, -2.0]))["share"].to_numpy()
     assert fallen.tolist() == [0, 0.5, 0, 0.5, 0] and not np.signbit(fallen).any()

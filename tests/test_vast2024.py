@@ -17,8 +17,8 @@ from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.estimate import estimate
 from mechir.experiment import Pool, Shard
+from mechir.inference import mean_interval
 from mechir.methods import importance, pruning, ranking, schemes
-from mechir.methods.statistics import bootstrap_mean
 from mechir.methods.walk import Way
 from mechir.registry.queries import matching
 from tests.models import TOY, TOY_MODEL
@@ -154,7 +154,7 @@ def test_pruning_tests_on_other_queries_and_stores_every_draw(
     ids = {tuple(sorted(set(experiment.Run(one).rows["query_id"]))) for one in learned}
     assert any(not set(stored.rows["query_id"]) & set(one) for one in ids)
     sets = pd.read_parquet(stored.path / "sets.parquet")
-    assert sets.groupby(["scheme", "p"]).size().tolist() == [22] * 2
+    assert sets.groupby(["scheme", "p"]).size().tolist() == [2 * 21] * 2 and sets["name"].is_unique
     rows = stored.rows
     cut = sets[(sets["set"] == "top") & (sets["p"] == 0.05)].iloc[0]
     asked = POOL.pairs(both)
@@ -163,16 +163,22 @@ def test_pruning_tests_on_other_queries_and_stores_every_draw(
     np.testing.assert_allclose(rows[rows["name"] == cut["name"]]["score"], expected, atol=1e-5)
     told = stored.summary
     lines = told[(told["collection"] == "other") & (told["measure"] == "nDCG@10")]
-    assert len(lines) == 1 + 2 * (2 + 20 + 1) and len(told) == 4 * len(lines)
+    assert len(lines) == 1 + 2 * 2 * (1 + 20 + 1) and len(told) == 4 * len(lines)
     one = lines[(lines["scheme"] == "F_in") & (lines["p"] == 0.05)]
-    draws = one[(one["set"] == "random") & (one["draw"] >= 0)]["change"]
-    mean = one[(one["set"] == "random") & (one["draw"] < 0)]["change"].item()
-    top = one[one["set"] == "top"].iloc[0]
-    assert mean == pytest.approx(draws.mean()) and top["excess"] == pytest.approx(top["change"] - mean)
-    assert top["p_draws"] == pytest.approx((1 + (draws <= top["change"] + 1e-12).sum()) / 21)
+    for kind in ("top", "bottom"):
+        draws = one[(one["like"] == kind) & (one["draw"] >= 0)]["change"]
+        mean = one[(one["like"] == kind) & (one["draw"] < 0)]["change"].item()
+        end = one[one["set"] == kind].iloc[0]
+        assert len(draws) == 20 and mean == pytest.approx(draws.mean())
+        assert end["excess"] == pytest.approx(end["change"] - mean)
+        assert end["p_draws"] == pytest.approx((1 + (draws <= end["change"] + 1e-12).sum()) / 21)
     assert {group for _, group in told.groupby("collection")["group"].first().items()} == {"in", "out"}
     printed = experiment.shown("vast2024/pruning", told)
-    assert len(printed) == 4 * (1 + 2 * 3)
+    assert len(printed) == 4 * (1 + 2 * 4)
+    assert printed["like"].value_counts().to_dict() == {"": 4 * 5, "top": 8, "bottom": 8}
+    chart = experiment.load_experiment("vast2024/pruning").chart(told)
+    colours = {row["pruned"] for row in next(iter(chart.to_dict()["datasets"].values()))}
+    assert colours == {"top", "bottom", "random, like top", "random, like bottom"}
     wide = pd.DataFrame(
         {"a": pd.Series(range(136), [f"n0.{k}" for k in range(64)] + [f"n1.{k}" for k in range(64)] + HEADS)}
     )
@@ -182,6 +188,8 @@ def test_pruning_tests_on_other_queries_and_stores_every_draw(
     ]
     assert drawn[0].equals(drawn[1]) and drawn[0]["a 5 % top"] == drawn[2]["a 5 % top"]
     assert (drawn[0] == drawn[2]).mean() < 0.2
+    forwards = experiment.load_experiment("vast2024/pruning").cost(toy, grid="1,5", draws=20, scheme="F_in,out-in")
+    assert forwards == 1 + 2 * 2 * (20 + 1) * 2 + 15
 
 
 def test_units_can_be_ranked_by_what_separates_the_labels(toy: HookedEncoder, registry: Path) -> None:
@@ -272,7 +280,7 @@ def test_without_the_planted_units_the_ranking_is_chance(c: float) -> None:
         for name, part in rows.groupby("name", sort=False)
     }
     chance = ranking.random_ndcg(judged, judged).set_index("query_id")["value"]
-    low, high = bootstrap_mean((found["planted"] - chance).to_numpy())
+    low, high = mean_interval((found["planted"] - chance).to_numpy())
     assert low <= 0 <= high and found["original"].mean() - chance.mean() > 0.3
     worst = min(found[str(k)].mean() for k in range(20))
     assert found["original"].mean() - worst < 0.02

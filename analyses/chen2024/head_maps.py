@@ -51,12 +51,13 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     return found[["rank", *(name for name in found.columns if name != "rank")]]
 
 
-def findings(summary: pd.DataFrame, axiom: str, *, at: str = "all") -> pd.DataFrame:
-    """The effect of every head, corrected over all of them; soft-TF is what it writes at query and document."""
+def findings(summary: pd.DataFrame, rows: pd.DataFrame, axiom: str, *, at: str = "all") -> pd.DataFrame:
+    """The gap, and the effect of every head, corrected over all; soft-TF is what it writes at query and document."""
     found = effects.stated(summary[summary["rank"] == "all"], "patching", axiom)
     counts = (found["term"] == "tf") & (at == TEXT)
     where = "" if at == "all" else f", at {at}"
-    return found.assign(role=counts.map({True: "soft-tf", False: ""}), measure=found["measure"] + where)
+    found = found.assign(role=counts.map({True: "soft-tf", False: ""}), measure=found["measure"] + where)
+    return pd.concat([effects.gap_stated(rows, axiom), found], ignore_index=True).fillna({"role": ""})
 
 
 def chart(summary: pd.DataFrame) -> Any:

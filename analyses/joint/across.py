@@ -22,12 +22,13 @@ import numpy as np
 import pandas as pd
 
 from mechir.errors import MechirError
+from mechir.inference import holm
 from mechir.methods.agreement import rank_agreement, sign_agreement
 from mechir.methods.checks import at_least
-from mechir.methods.statistics import RESAMPLES, holm
+from mechir.methods.statistics import RESAMPLES
 from mechir.pairs import Pair
 from mechir.registry.conflicts import conflicts
-from mechir.registry.links import held, linked, measured
+from mechir.registry.links import exploratory, held, linked, measured
 from mechir.registry.queries import matching
 from mechir.views import charts
 
@@ -65,7 +66,9 @@ def prepare(model: Any, pairs: list[Pair], registry: Path, **options: Any) -> tu
         raise MechirError(
             f"The findings of '{registry}' hold no links, and no two collections share a measure: {FIRST}."
         )
-    links = pd.DataFrame(_links(found), columns=[*WHERE, "site", "term", "effect", "low", "high", "unit", "conflicts"])
+    links = pd.DataFrame(
+        _links(found), columns=[*WHERE, "site", "term", "effect", "low", "high", "unit", "conflicts", "planned"]
+    )
     frames = {"heads": heads, "asked": asked, "links": links.sort_values(["term", "site", *WHERE])}
     return pairs[:1], {name: one.reset_index(drop=True) for name, one in frames.items()}
 
@@ -82,8 +85,10 @@ def _links(found: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
     told = conflicts(found).groupby(of[1:])["conflict"].agg("; ".join).to_dict()
     here = found[found["holds"].groupby([found[name] for name in of]).transform("any")]
     for key, part in here.groupby(of):
-        for term, row in linked(part.to_dict("records")).items():
-            yield *key, term, row["value"], row["low"], row["high"], row["unit"], told.get(key[1:], "")
+        rows = part.to_dict("records")
+        for term, row in (exploratory(rows) | linked(rows)).items():
+            numbers = (row[name] for name in ("value", "low", "high", "unit"))
+            yield *key, term, *numbers, told.get(key[1:], ""), row["planned"]
 
 
 def _comparable(heads: pd.DataFrame) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
@@ -131,7 +136,7 @@ def summarise(
     interval and `unit`.
     "component", a row per linked component and collection: `depth`, `effect`, `low`, `high`, `unit`; `on`, the
     collections that it is linked on; `where`: on "all" or "some" of the `asked` ones, "only asked here" for one;
-    `conflicts`.
+    `conflicts`; `planned`, whether a plan concluded it.
 
     The number of layers is that of the findings: the last layer with a head in them.
     """

@@ -21,9 +21,10 @@ import pandas as pd
 
 from mechir.collection import Collection
 from mechir.errors import MechirError, closest
+from mechir.inference import holm
 from mechir.methods.agreement import first, rank_agreement, top_agreement
 from mechir.methods.checks import at_least
-from mechir.methods.statistics import RESAMPLES, holm
+from mechir.methods.statistics import RESAMPLES
 from mechir.pairs import Pair
 from mechir.registry.names import Named
 from mechir.registry.queries import matching

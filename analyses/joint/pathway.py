@@ -1,14 +1,15 @@
 """From matching to BM25 in one run: which heads match, is it TF, is IDF involved, and does the ranking depend on it?
 
 On the first two thirds of the queries every experiment of the chain tells the registry what it finds: contrast,
-spectra, soft-TF, IDF, patching and paths to the scoring heads, conductance, semantic BM25. The links are read off by
-their rule (`mechir.registry.links`). On the last third, which nothing has seen, the heads linked to TF are taken out
-together, beside random sets of as many heads of the same layers.
+spectra, soft-TF, IDF, patching and paths to the scoring heads, conductance, semantic BM25. What is linked to tf, to idf
+and to the score is concluded by a plan that is written before anything is measured (`mechir.registry.plan`); all else
+is exploratory. On the last third, which nothing has seen, the heads that match, those that are linked, those that write
+the score and all of them are cut, beside random sets of the same layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,21 +21,21 @@ from mechir.contrasts import single_piece
 from mechir.diagnostic_sets import diagnostic
 from mechir.errors import MechirError
 from mechir.experiment import known_of, load_experiment
-from mechir.interventions import Prune
+from mechir.inference import FEWEST
 from mechir.material import Pool, source_of
 from mechir.methods.checks import at_least, relevant_there
-from mechir.methods.pruning import sizes
-from mechir.methods.ranking import ndcg
-from mechir.methods.schemes import random_like
-from mechir.methods.statistics import compare
+from mechir.methods.cutting import NDCG, TERM, cut_scores, cut_sets, cut_table, head_means
+from mechir.methods.planning import contrast_spreads, power_table, share_spreads
 from mechir.options import in_normal_form, with_defaults
 from mechir.pairs import Pair
 from mechir.registry.links import BEHIND, held, link_table
+from mechir.registry.plan import LINK, concluded
 from mechir.registry.queries import matching
-from mechir.sweep import sweep
+from mechir.registry.runs import Run, runs
 from mechir.views import charts
 
-ORIGINAL, LINKED = "original", "linked heads"
+MATCHING, LINKED, SCORING, ALL = "matching", "linked to tf", "scoring", "all of these"
+"""The sets of heads that are cut."""
 EMBEDDED = {"limit_queries": 61, "per_grade": 2, "easy_negatives": 4}
 """What is taken of the embedded collection by default: all queries, for tests need many, and few documents of each."""
 REPORT = True
@@ -42,23 +43,27 @@ REPORT = True
 LEARN = 2 / 3
 """The share of the queries that the links are found on."""
 LEAST = 9
-"""Queries that the chain takes: six to find links on, which its own steps part in three, and three to test them on."""
-CAUSAL = {
-    "chen2024/head_maps": {"at": "query|doc"},
-    "lu2025/head_to_score": {},
-    "lu2025/head_to_heads": {"ports": "v"},
-}
-"""The experiments on contrasts of term frequency, with their options."""
+"""Queries that the chain takes: `FEWEST` to find links on, and three to cut them on."""
+PER_GRADE = 2
+"""Documents of each query and grade that a term is appended to for the deciding tests."""
+DECIDING = {"chen2024/head_maps": {"at": "query|doc"}, "lu2025/head_to_score": {}}
+"""The experiments on contrasts of term frequency that the plan reads, with their options: on all learning queries."""
+EXPLORING = {"lu2025/head_to_heads": {"ports": "v"}}
+"""Those that it does not read: on some."""
 CUT, EDITED, SHOWN = 3, 2, 12
 """Matching heads whose W_QK is cut; singular vectors that are edited; heads whose attention is stored to look at."""
 SOME, FEW = 24, 12
-"""Queries of what takes many forwards for each pair: of patching, paths and conductance; of W_QK cut."""
+"""Queries of what takes many forwards for each pair: of paths and conductance; of W_QK cut."""
+LOOKS, ACTS = 0.02, 0.05
+"""What counts of a contrast (attention) and of an effect (share of the gap)."""
+PILOT = 8
+"""Queries that a plan's power is guessed from, where no run is known."""
 AT_MOST = {"vast2024/importance": SOME, "vast2025/qk_projection": FEW}
 
 
 def cost(model: Any, *, draws: int = 20, **options: Any) -> float:
     """Full forwards per pair, roughly: all experiments of the chain, most of them on a part of the pairs."""
-    return 100.0 + draws
+    return 120.0 + 3 * draws
 
 
 def check(
@@ -92,8 +97,67 @@ def check(
 def _learning(queries: Sequence[str]) -> int:
     """How many queries the links are found on."""
     if len(queries) < LEAST:
-        raise MechirError(f"{len(queries)} judged queries cannot both link heads and test them: take {LEAST} or more.")
+        raise MechirError(
+            f"{len(queries)} judged queries cannot both link heads and test them: a test needs {FEWEST} or more, so "
+            f"take {LEAST} or more."
+        )
     return round(LEARN * len(queries))
+
+
+def power(
+    model: Any,
+    pairs: Sequence[Pair],
+    collection: Collection,
+    pool: Pool,
+    registry: Path,
+    *,
+    filler: str,
+    seed: int,
+    **options: Any,
+) -> pd.DataFrame:
+    """What the deciding tests can find on the learning queries: see `power_table`.
+
+    `from`: the run of this registry on the same model and collection that the spread is known of, or the first queries,
+    which are run for it.
+    """
+    queries = list(dict.fromkeys(pair.query_id for pair in pairs))
+    n = _learning(queries)
+    _, looks = next(_looks(pairs, filler, ""))
+    some = queries[: min(n, PILOT)]
+    of = {
+        "vast2025/attention_contrast": (looks, lambda rows: contrast_spreads(rows, looks)),
+        "chen2024/head_maps": (DECIDING["chen2024/head_maps"], share_spreads),
+    }
+    spreads, sources = {}, {}
+    for name, (chosen, spread_of) in of.items():
+        earlier = _earlier(registry, name, chosen, model, collection)
+        if earlier is None:
+            own = [pair for pair in pairs if pair.query_id in some]
+            made = _tfc1(model, collection, filler, len(some), 1, seed)
+            material: Sequence[Any] = own if name.startswith("vast2025") else made.align(model).contrasts
+            rows = load_experiment(name).measure(model, material, **chosen)
+        spreads[name] = spread_of(rows if earlier is None else earlier.rows)
+        sources[name] = f"the first {len(some)} queries" if earlier is None else f"run {earlier.id}"
+    found = power_table(spreads, dict(zip(of, (LOOKS, ACTS), strict=True)), n)
+    return found.assign(**{"from": found["measure"].map(sources)})
+
+
+def _earlier(registry: Path, name: str, chosen: Mapping[str, Any], model: Any, collection: Collection) -> Run | None:
+    """The newest finished run of an experiment with these options on this model and collection."""
+    for run in runs(registry):
+        own = run.record["identity"]
+        about = own.get("perturbed_sha256", own["collection_sha256"])
+        same = (own["experiment"], own["model_fingerprint"], about) == (name, model.fingerprint, collection.hash)
+        alike = same and all(own["options"].get(key) == value for key, value in chosen.items())
+        if alike and (run.path / "summary.parquet").is_file():
+            return run
+    return None
+
+
+def _tfc1(model: Any, collection: Collection, filler: str, some: int, per_grade: int, seed: int) -> Any:
+    """One more occurrence of a query term, in documents of so many queries."""
+    pool: dict[str, Any] = {"limit_queries": some, "per_grade": per_grade, "seed": seed}
+    return diagnostic("tfc1", collection, fillers=(filler,), model=model, **pool)
 
 
 def prepare(
@@ -109,7 +173,7 @@ def prepare(
     draws: int,
     seed: int,
 ) -> tuple[list[Pair], dict[str, Any]]:
-    """The pairs of the last queries; the table of links found on the first ones, and the sets of heads to take out."""
+    """The pairs of the last queries; what the plan concludes on the first ones, the table of links, the sets to cut."""
     queries = list(dict.fromkeys(pair.query_id for pair in pairs))
     n = _learning(queries)
     own: list[str] = []  # what others have told the registry may come from the queries that are held out
@@ -118,26 +182,48 @@ def prepare(
         for name, chosen in steps:
             own.append(run(name, pool=replace(pool, limit_queries=min(n, AT_MOST.get(name, n))), **chosen).id)
 
+    def on_contrasts(steps: Mapping[str, dict[str, Any]], some: int, per_grade: int) -> None:
+        made = _tfc1(model, collection, filler, some, per_grade, seed)
+        for name, chosen in steps.items():
+            own.append(run(name, source=made, pool=Pool(), **chosen).id)
+
     on_pairs(_looks(pairs, filler, idf))
-    some = min(n, SOME)
-    contrasts = diagnostic(
-        "tfc1", collection, fillers=(filler,), model=model, limit_queries=some, per_grade=1, seed=seed
-    )
-    for name, chosen in CAUSAL.items():
-        own.append(run(name, source=contrasts, pool=Pool(), **chosen).id)
-    on_pairs(_acts(_linked(registry, own), filler, idf, draws))
-    found = _linked(registry, own)
-    heads = _of(found, "tf")
-    sets = [{"name": LINKED, "sites": ",".join(heads)}] if heads else []
-    drawn = random_like(heads, sizes(model), draws, seed=seed)[0] if heads else []
-    sets += [{"name": f"random {k}", "sites": ",".join(one)} for k, one in enumerate(drawn)]
-    rest = [pair for pair in pairs if pair.query_id in queries[n:]]
-    return rest, {"linked": found, "sets": pd.DataFrame(sets, columns=["name", "sites"], dtype=str)}
+    on_contrasts(DECIDING, n, PER_GRADE)
+    on_contrasts(EXPLORING, min(n, SOME), 1)
+    on_pairs(_acts(_found(registry, own), filler, idf, draws))
+    found = _found(registry, own)
+    plan = concluded(found)
+    sets = cut_sets(model, _sets(found, plan), draws, seed)
+    learning = set(queries[:n])
+    frames = {"linked": link_table(_with(found, plan)), "plan": plan, "sets": sets}
+    frames["heads"] = head_means(model, [pair for pair in pairs if pair.query_id in learning])
+    return [pair for pair in pairs if pair.query_id not in learning], frames
 
 
-def _linked(registry: Path, own: Sequence[str]) -> pd.DataFrame:
-    """The table of links by what these runs say, sites as text."""
-    return link_table(held(matching(registry, runs=own, newest=True)))
+def _found(registry: Path, own: Sequence[str]) -> pd.DataFrame:
+    """The findings of these runs, `held`, sites as text."""
+    return held(matching(registry, runs=own, newest=True))
+
+
+def _with(found: pd.DataFrame, plan: pd.DataFrame) -> pd.DataFrame:
+    """The findings and what the plan concludes from them, `held`."""
+    of = {name: found[name].iloc[0] for name in ("model", "model_fingerprint", "collection")} if len(found) else {}
+    told = plan.assign(sign=1, tries=1, **of)
+    every = pd.concat([found.drop(columns=["planned", "p_all", "holds"]), told], ignore_index=True)
+    return held(every.fillna({"least": 0.0, "label": "", "run_id": ""}))
+
+
+def _sets(found: pd.DataFrame, plan: pd.DataFrame) -> dict[str, list[str]]:
+    """The heads that match (lexical or semantic, or where no kind is told all whose contrast holds), and the linked."""
+    looks = found[found["measure"].str.startswith("contrast, query<-doc") & found["holds"] & (found["value"] > 0)]
+    kinds = looks[looks["label"].isin(["lexical", "semantic"])]
+    linked = plan[(plan["site"] != "") & (plan["p_corrected"] < 0.05)]
+    sets = {MATCHING: (kinds if len(kinds) else looks)["site"].tolist()}
+    sets |= {
+        name: linked.loc[linked["measure"] == LINK + term, "site"].tolist()
+        for name, term in ((LINKED, "tf"), (SCORING, "scoring"))
+    }
+    return sets | {ALL: sorted(set().union(*sets.values()))}
 
 
 def _looks(pairs: Sequence[Pair], filler: str, idf: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -145,7 +231,8 @@ def _looks(pairs: Sequence[Pair], filler: str, idf: str) -> Iterator[tuple[str, 
     grades = sorted({pair.grade for pair in pairs if pair.grade is not None})
     if len(grades) < 2:
         raise MechirError("All pairs have one grade, so nothing matches more than anything: add --easy-negatives 10.")
-    told = {"relevant": grades[-1], "hard": 0 if 0 in grades else grades[0], "weak": grades[0]}
+    hard = 0 if 0 in grades[1:-1] else grades[0]  # without a grade between the two there are no hard negatives
+    told = {"relevant": grades[-1], "hard": hard, "weak": grades[0]}
     yield "vast2025/attention_contrast", told
     yield "vast2025/qk_svd", told
     yield "lu2025/soft_tf", {"filler": filler, "per_query": 2}
@@ -155,23 +242,21 @@ def _looks(pairs: Sequence[Pair], filler: str, idf: str) -> Iterator[tuple[str, 
 
 
 def _acts(found: pd.DataFrame, filler: str, idf: str, draws: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The experiments that follow from the links so far: what is matched, weighed and looked at, by which heads."""
-    heads = found[found["site"].str.startswith("h")]
+    """The experiments that follow from what has held so far: what is matched, weighed and looked at, by which heads."""
+    shown = link_table(found)
+    heads = shown[shown["site"].str.startswith("h")]
     matched = heads.dropna(subset="contrast").sort_values("contrast", key=abs, ascending=False, kind="stable")["site"]
     if len(matched):
         yield "vast2025/qk_projection", {"heads": ",".join(matched[:CUT]), "draws": draws}
-    vectors = found.loc[found["site"].str.startswith("embed.u"), "site"].str.removeprefix("embed.u")
-    scoring = ",".join(_of(found, "scoring"))
-    for vector in vectors[:EDITED]:
-        chosen = {"vector": int(vector), "heads": scoring, "idf": idf, "filler": filler}
+    directions = found[(found["measure"] == "r with IDF") & found["holds"]]
+    vectors = directions.loc[directions["value"].abs().sort_values(ascending=False, kind="stable").index, "site"]
+    scoring = found[found["holds"] & found["measure"].str.startswith("path to the score")]
+    scoring = scoring[scoring["site"].str.startswith("h")]["site"]
+    for vector in vectors[:EDITED].str.removeprefix("embed.u"):
+        chosen = {"vector": int(vector), "heads": ",".join(scoring), "idf": idf, "filler": filler}
         yield "lu2025/idf_edit", chosen | {"factors": "", "draws": draws, "per_query": 1}
     if len(heads):
         yield "joint/examples", {"heads": ",".join(heads["site"][:SHOWN])}
-
-
-def _of(found: pd.DataFrame, link: str) -> list[str]:
-    """The heads with a link."""
-    return found.loc[found["links"].str.split(",").map(lambda names: link in names), "site"].tolist()
 
 
 def measure(
@@ -179,71 +264,81 @@ def measure(
     pairs: Sequence[Pair],
     *,
     linked: pd.DataFrame,
+    plan: pd.DataFrame,
     sets: pd.DataFrame,
+    heads: pd.DataFrame,
     filler: str = "a",
     idf: str = "",
     draws: int = 20,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Scores of every pair without each set of heads: `name`, `query_id`, `doc_id`, `grade`, `score`.
+    """Scores of every pair, and of a term more, without each set of heads: see `cut_scores`.
 
-    `linked` and `sets` are what `prepare` found. `filler`: a word of one word piece; `idf`: a table of lines
-    word<TAB>idf, by default counted in the collection; `draws`: random sets, and random directions beside that of IDF.
+    `linked`, `plan`, `sets` and `heads` (their mean outputs) are what `prepare` found. `filler`: a word of one word
+    piece; `idf`: a table of lines word<TAB>idf, by default counted in the collection; `draws`: random sets of each set,
+    and random directions beside that of IDF.
     """
-    cut = {one.name: Prune(one.sites.split(",")) for one in sets.itertuples(index=False)}
-    return sweep(model, pairs, {ORIGINAL: ()} | cut)
+    return cut_scores(model, pairs, sets, heads, filler)
 
 
-def summarise(rows: pd.DataFrame, judged: pd.DataFrame, linked: pd.DataFrame, sets: pd.DataFrame) -> pd.DataFrame:
-    """The links, and under them what the ranking loses without the linked heads.
+def summarise(
+    rows: pd.DataFrame, judged: pd.DataFrame, linked: pd.DataFrame, plan: pd.DataFrame, sets: pd.DataFrame
+) -> pd.DataFrame:
+    """The links, what the plan says of each hypothesis, and what cutting sets of heads does on the held-out queries.
 
-    `kind` "link": the columns of `links`. "verification", one row for the linked heads and one for each random set:
-    `site` (the heads), `set`, `change` of nDCG@10 on the held-out queries with `low`, `high`, `p_paired`, `queries`;
-    for the linked heads `random`, the mean change of the random sets, and `p_draws` = (1 + random sets that lose as
-    much) / (1 + sets).
+    `kind` "link": the columns of `links`. "plan": `measure`, `value` (components linked), `p`, `p_corrected`, `label`
+    (why none is). "cut": the columns of `cut_table`.
     """
-    grades = judged[["query_id", "doc_id", "grade"]]
-    whole = ndcg(rows[rows["name"] == ORIGINAL], grades).set_index("query_id")["value"]
-    lines = []
-    for one in sets.itertuples(index=False):
-        values = ndcg(rows[rows["name"] == one.name], grades).set_index("query_id")["value"].reindex(whole.index)
-        found = compare(values.to_numpy(), whole.to_numpy())
-        told = {"set": one.name, "site": one.sites, "change": found.change, "low": found.low, "high": found.high}
-        lines.append({"kind": "verification"} | told | {"p_paired": found.p_paired, "queries": found.n})
-    tests = pd.DataFrame(lines)
-    if len(tests):
-        drawn = tests.loc[tests["set"] != LINKED, "change"]
-        tests.loc[0, "random"] = drawn.mean()
-        tests.loc[0, "p_draws"] = (1 + (drawn <= tests.loc[0, "change"]).sum()) / (1 + len(drawn))
-    return pd.concat([linked.assign(kind="link"), tests], ignore_index=True)
+    hypotheses = plan[plan["site"] == ""].assign(kind="plan")
+    cuts = cut_table(rows, judged, sets).assign(kind="cut")
+    return pd.concat([linked.assign(kind="link"), hypotheses, cuts], ignore_index=True)
 
 
-def findings(summary: pd.DataFrame) -> pd.DataFrame:
-    """What the ranking loses without the heads linked to TF. It has no family: it tests no link, but what follows."""
-    cut = summary[summary["set"] == LINKED] if "set" in summary else pd.DataFrame(columns=["change"])
-    told = {"measure": "nDCG@10 without the heads linked to tf", "unit": "nDCG@10", "role": "soft-tf", "term": "tf"}
-    cut = cut.rename(columns={"site": "label", "change": "value", "p_draws": "p", "queries": "n_queries"})
-    return cut.assign(**told, site="", sign=-1, causal=True)
+def findings(summary: pd.DataFrame, plan: pd.DataFrame) -> pd.DataFrame:
+    """What the plan concludes, and what the held-out queries lose without sets of heads beyond random sets."""
+    cuts = summary[summary["kind"] == "cut"]
+    names = {"site": "label", "excess": "value", "excess_low": "low", "excess_high": "high"}
+    names |= {"p_excess": "p", "queries": "n_queries"}
+    told = cuts[list(names)].rename(columns=names)
+    units = cuts["measure"].map({NDCG: "nDCG@10", TERM: "logits"})
+    measures = cuts["measure"].str.partition(",")[0] + " without heads " + cuts["set"] + ", by " + cuts["way"]
+    told = told.assign(measure=measures, unit=units, site="", sign=-1, causal=True)
+    return pd.concat([plan, told], ignore_index=True)
 
 
 def table(summary: pd.DataFrame) -> pd.DataFrame:
-    """The links with the evidence that most have, and the verification."""
-    shown = summary[(summary["kind"] == "link") | (summary.get("set", "") == LINKED)]
+    """The plan's verdicts, the links with the evidence that most have, and what cutting does."""
     evidence = ["contrast", "rise", "patching", "to_score", "r_idf", "edit_score", "edit_attention"]
-    names = ["site", "links", *BEHIND, *evidence, "change", "random", "p_draws"]
+    cutting = [
+        "set",
+        "way",
+        "measure",
+        "heads",
+        "intact",
+        "change",
+        "random",
+        "excess",
+        "p_excess",
+        "p_draws",
+        "queries",
+    ]
+    names = ["site", "links", "exploratory", *BEHIND, *evidence, *cutting]
+    shown = summary.assign(site=summary["site"].where(summary["kind"] == "link", ""))
+    shown = shown[shown["kind"] != "plan"]
     return shown[[name for name in names if name in shown]].dropna(axis=1, how="all")
 
 
 def chart(summary: pd.DataFrame) -> Any:
     """Every component of the table: how much it matches against what patching it does."""
     heads = summary[(summary["kind"] == "link") & summary["site"].str.startswith("h")]
-    shown = heads.dropna(subset=["contrast", "patching"]).assign(links=heads["links"].replace("", "none"))
+    shown = heads.dropna(subset=["contrast", "patching"])
+    shown = shown.assign(links=shown["links"].where(shown["links"] != "", "none"))
     return charts.scatter(
         shown.rename(columns={"contrast": "attention contrast", "patching": "effect of patching, share of the gap"}),
         "attention contrast",
         "effect of patching, share of the gap",
         "links",
         title="Heads that match, and how much of the effect of term frequency passes through them",
-        subtitle="only heads whose contrast holds or that write the score",
+        subtitle="only heads whose contrast holds or that write the score; links as planned",
         label="site",
     )

@@ -42,10 +42,13 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values("estimate", key=abs, ascending=False, ignore_index=True)
 
 
-def findings(summary: pd.DataFrame, axiom: str, *, freeze: str = "heads", ln: str = "live") -> pd.DataFrame:
-    """The effect of every sender, corrected over all of them."""
+def findings(
+    summary: pd.DataFrame, rows: pd.DataFrame, axiom: str, *, freeze: str = "heads", ln: str = "live"
+) -> pd.DataFrame:
+    """The gap, and the effect of every sender, corrected over all of them."""
     other = "" if (freeze, ln) == ("heads", "live") else f" (freeze {freeze}, LayerNorm {ln})"
-    return effects.stated(summary, f"path to the score{other}", axiom, "sender").assign(role="scoring")
+    found = effects.stated(summary, f"path to the score{other}", axiom, "sender").assign(role="scoring")
+    return pd.concat([effects.gap_stated(rows, axiom), found], ignore_index=True).fillna({"role": ""})
 
 
 def chart(summary: pd.DataFrame) -> Any:

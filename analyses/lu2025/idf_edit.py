@@ -18,6 +18,7 @@ from scipy import stats
 from mechir.collection import Collection
 from mechir.contrasts import Contrast, align, single_piece
 from mechir.diagnostics import Tfc1
+from mechir.inference import mean_interval, means
 from mechir.methods.checks import (
     SELECTION,
     at_least,
@@ -31,7 +32,6 @@ from mechir.methods.dose import dose_response, doses, shifts
 from mechir.methods.lexical import find_idf, refuse_idf, singular_direction
 from mechir.methods.patching import all_heads, largest
 from mechir.methods.paths import path_patch
-from mechir.methods.statistics import bootstrap_mean, sign_flips
 from mechir.pairs import Pair, first_of_each, split_queries
 from mechir.views import charts
 
@@ -150,7 +150,7 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
         told = {key: values for key, values in means.groupby(["along", "factor"], sort=False)}
         told |= {(along, 1.0): values for along, values in _shifted(rows, what).items()}
         for (along, factor), values in told.items():
-            low, high = bootstrap_mean(values.to_numpy())
+            low, high = mean_interval(values.to_numpy())
             line = {"along": along, "factor": factor, "measure": what, "queries": len(values)}
             lines.append(line | {"estimate": values.mean(), "low": low, "high": high})
     found = pd.DataFrame(lines)
@@ -182,14 +182,14 @@ def findings(rows: pd.DataFrame, *, vector: int = -1) -> pd.DataFrame:
         wide = _shifted(rows, what)
         if not len(wide):
             return pd.DataFrame(columns=["site", "measure", "value", "unit"])
-        random, (low, high) = wide.drop(columns="shift").mean(), bootstrap_mean(wide["shift"].to_numpy())
+        random, (low, high) = wide.drop(columns="shift").mean(), mean_interval(wide["shift"].to_numpy())
         told = {"measure": f"{what}, a matched term up IDF", "unit": unit, "value": wide["shift"].mean()}
         reached = stats.t.ppf(0.975, len(random)) * float((random**2).mean()) ** 0.5
         found.append(told | {"low": low, "high": high, "least": reached, "n_queries": len(wide)})
         effects.append(wide["shift"].to_numpy())
     pairs = rows.loc[rows["matched"], ["query_id", "doc_id"]].drop_duplicates()
     how = {"site": f"embed.u{vector}", "role": "idf", "term": "idf", "causal": True, "family": "score and attention"}
-    tests = sign_flips(np.column_stack(effects))
+    tests = means(np.column_stack(effects)).p_corrected
     return pd.DataFrame(found).assign(**how, label="one sd", n_pairs=len(pairs), p_corrected=tests)
 
 

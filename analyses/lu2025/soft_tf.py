@@ -1,8 +1,9 @@
 """Do matching heads count? Attention mass against term frequency and length (Lu et al. 2025, arXiv:2502.04645, 4.2).
 
 A word of each query is appended 0 to 8 times to a document (TFC2), filler standing in for what is missing, and
-documents are repeated (LNC2). To the mass that each head's query term pays, tf / (tf + k1) is fitted. Matching heads
-are found on one query in three, and the others are measured.
+documents are repeated (LNC2). To the mass that each head's query term pays, tf / (tf + k1) is fitted, with one k1 and
+an intercept and a size of its own for each text. Matching heads are found on one query in three, and the others are
+measured.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pandas as pd
 
 from mechir.contrasts import single_piece
 from mechir.errors import MechirError
+from mechir.inference import mean_interval, means
 from mechir.methods.checks import SELECTION, at_least, heads_or_search, terms_there
 from mechir.methods.matching import choose_matching
 from mechir.methods.soft_tf import (
@@ -25,8 +27,8 @@ from mechir.methods.soft_tf import (
     saturation,
     similarity_correlation,
     term_mass,
+    text_of,
 )
-from mechir.methods.statistics import bootstrap_mean, sign_flips
 from mechir.pairs import Pair, first_of_each, split_queries
 from mechir.views import charts
 
@@ -59,7 +61,7 @@ def check(
     terms_there(pairs, seed)
     matching = heads_or_search(model, pairs, heads, top=top, matching=True)
     kept = pairs if matching else split_queries(pairs, SELECTION)[1]
-    if len(frequencies(model, first_of_each(kept, per_query), filler=filler, words=words, seed=seed)) < FREQUENCIES:
+    if frequencies(model, first_of_each(kept, per_query), filler=filler, words=words, seed=seed) < FREQUENCIES:
         raise MechirError(f"--words {words} leaves no room for the words that are appended: write a smaller number.")
     return {"heads": matching}
 
@@ -99,10 +101,11 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     """One row per head, matching ones with the largest rise first, and the means of the matching and the other heads.
 
     Heads: `heads` ("matching", "other"), `site`, `queries`; `base`, `size`, `k1`, `k1_low`, `k1_high`, `r2` of
-    `saturation` of the mass on the document by term frequency; `rise` = mean mass at the highest count less that at the
-    lowest of the same text, with `rise_low`, `rise_high` over queries; `by_length` = mean mass of the document three
-    times over less once; `similarity` = mean r of attention and likeness, with its interval. Rows with the site "mean"
-    are means over heads, rows "mass" the mean mass on the document by number of words appended (`count`).
+    `saturation` of the mass on the document by term frequency, base and size each text's own; `rise` = mean mass at the
+    highest count less that at the lowest of the same text, with `rise_low`, `rise_high` over queries; `by_length` =
+    mean mass of the document three times over less once; `similarity` = mean r of attention and likeness, with its
+    interval. Rows with the site "mean" are means over heads, rows "mass" the mean mass on the document by number of
+    words appended (`count`).
     """
     heads = [_head(str(site), part) for site, part in rows.groupby("site", sort=False)]
     found = pd.DataFrame(heads).sort_values(["heads", "rise"], ascending=[True, False])
@@ -113,13 +116,14 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
 
 def _head(site: str, part: pd.DataFrame) -> dict[str, Any]:
     tf, length, likeness = (part[part["kind"] == kind] for kind in ("tf", "length", "similarity"))
-    fitted = saturation(tf["tf"].to_numpy(dtype=float), tf["mass"].to_numpy(dtype=float), tf["query_id"].to_numpy())
+    counts, mass = (tf[name].to_numpy(dtype=float) for name in ("tf", "mass"))
+    fitted = saturation(counts, mass, tf["query_id"].to_numpy(), text_of(tf))
     rise, longer = _change(tf, COUNTS), _change(length, TIMES)
     similar = likeness.groupby("query_id")["r"].mean().dropna().to_numpy()
     line: dict[str, Any] = {"heads": part["heads"].iloc[0], "site": site, "queries": len(rise)}
     line |= fitted
     for name, values in (("rise", rise), ("by_length", longer), ("similarity", similar)):
-        low, high = bootstrap_mean(values) if len(values) else (np.nan, np.nan)
+        low, high = mean_interval(values) if len(values) else (np.nan, np.nan)
         line |= {name: values.mean() if len(values) else np.nan, f"{name}_low": low, f"{name}_high": high}
     return line
 
@@ -135,7 +139,7 @@ def _curve(rows: pd.DataFrame) -> pd.DataFrame:
     per_query = counted.groupby(["heads", "count", "query_id"], sort=False)["mass"].mean()
     lines = []
     for (heads, count), values in per_query.groupby(["heads", "count"], sort=False):
-        low, high = bootstrap_mean(values.to_numpy())
+        low, high = mean_interval(values.to_numpy())
         lines.append({"site": "mass", "heads": heads, "count": count, "queries": len(values)})
         lines[-1] |= {"mass": values.mean(), "mass_low": low, "mass_high": high}
     return pd.DataFrame(lines)
@@ -149,7 +153,7 @@ def findings(summary: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     heads = summary[summary["site"].str.startswith("h")].set_index("site")
     tf = rows[rows["kind"] == "tf"]
     rises = np.column_stack([_change(tf[tf["site"] == site], COUNTS) for site in heads.index])
-    tested = {"p_corrected": sign_flips(rises), "family": f"{len(heads)} heads", "least": LEAST}
+    tested = {"p_corrected": means(rises).p_corrected, "family": f"{len(heads)} heads", "least": LEAST}
     found = [
         _stated(heads, "rise", "tf", "rise of attention, tf 0 to 8", "attention").assign(**tested),
         _stated(heads, "k1", "saturation", "k1 of attention", "occurrences"),

@@ -1,7 +1,7 @@
 """What the ranking loses without the most important units (Vast et al. 2024, arXiv:2406.19309).
 
 Units are ranked by their conductance on one query in three and pruned on the others: the top of a scheme, the bottom
-(most negative), and random sets with as many units of every layer.
+(most negative), and beside each of the two random sets with as many units of every layer as it has.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mechir.interventions import Prune
 from mechir.material import Pool
 from mechir.methods.checks import at_least, number_list, one_of, unit_target, word_list, written
 from mechir.methods.importance import labelled, read_thresholds, thresholds, told
-from mechir.methods.pruning import ORIGINAL, pruned_sets, pruning_table, refuse, refuse_small
+from mechir.methods.pruning import ENDS, ORIGINAL, RANDOM, pruned_sets, pruning_table, refuse, refuse_small
 from mechir.methods.schemes import LABELS, schemes
 from mechir.pairs import Pair, split_queries
 from mechir.registry.runs import Run
@@ -35,7 +35,7 @@ BY_DEFAULT = ("F_in", "F_out", "out-in")
 def cost(model: Any, *, grid: str, draws: int, scheme: str, **options: Any) -> float:
     """Full forwards per pair: the intact model, and every set of every share; conductance of a third beside it."""
     n = len(scheme.split(",")) if scheme else 1
-    return 1 + n * len(_shares(grid)) * (2 + draws) + 15
+    return 1 + n * len(_shares(grid)) * len(ENDS) * (1 + draws) + 15
 
 
 def check(
@@ -151,9 +151,10 @@ def measure(
     """Scores of every pair without each set: `name`, `query_id`, `doc_id`, `grade`, `score`.
 
     `sets` is what `prepare` found. `grid`: shares in per cent with commas, or "full" (0.1 to 10); `scheme`: with
-    commas, by default the collection's own, of several F_in, F_out and out-in; `draws`: random sets each; `label`:
-    whose conductance ranks the units, "relevant", "non-relevant", or the "difference" of both; `joint`: neurons and
-    heads in one ranking; `every`: units are ranked on one query in so many. The rest: see `importance`.
+    commas, by default the collection's own, of several F_in, F_out and out-in; `draws`: random sets like each top, and
+    like each bottom; `label`: whose conductance ranks the units, "relevant", "non-relevant", or the "difference" of
+    both; `joint`: neurons and heads in one ranking; `every`: units are ranked on one query in so many. The rest: see
+    `importance`.
     """
     cut = {one.name: Prune(one.sites.split(",")) for one in sets[["name", "sites"]].itertuples(index=False)}
     return sweep(model, pairs, {ORIGINAL: ()} | cut)
@@ -175,7 +176,7 @@ def table(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def findings(summary: pd.DataFrame) -> pd.DataFrame:
-    """What the ranking loses without each set of units beyond random sets; a set is no component and has no site."""
+    """What the ranking loses without a top or bottom beyond its random sets; a set is no component and has no site."""
     kept = summary[summary["excess"].notna()]
     names = {"collection": "collection", "queries": "n_queries", "p_excess": "p", "p_excess_holm": "p_corrected"}
     names |= {"excess": "value", "excess_low": "low", "excess_high": "high"}
@@ -189,7 +190,7 @@ def findings(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def chart(summary: pd.DataFrame) -> Any:
-    """nDCG@10 against the share pruned: top, bottom, and every random draw."""
+    """nDCG@10 against the share pruned: top, bottom, and every random draw like either."""
     shown = summary[summary["measure"] == "nDCG@10"].rename(columns={"value": "nDCG@10"})
     original = shown[shown["set"] == ORIGINAL].set_index("collection")["nDCG@10"]
     cut = shown[shown["set"] != ORIGINAL]
@@ -198,12 +199,13 @@ def chart(summary: pd.DataFrame) -> Any:
             **{"pruned, %": 100 * cut["p"]},
             panel=cut["scheme"] + " pruned, on " + cut["collection"],
             intact=cut["collection"].map(original),
+            pruned=cut["set"].where(cut["set"] != RANDOM, "random, like " + cut["like"]),
         ),
         "pruned, %",
         "nDCG@10",
-        "set",
+        "pruned",
         title="nDCG@10 without the most important units",
-        subtitle="ticks: random sets of as many units of each layer; dashed: the intact model",
+        subtitle="ticks: random sets with as many units of each layer as top or bottom; dashed: the intact model",
         column="panel",
         rule="intact",
         faint="draw",

@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 
 from mechir.collection_groups import Collections
+from mechir.inference import holm
 from mechir.methods.importance import Table, tables
 from mechir.methods.schemes import KINDS, LABELS, Ranked, agreement, by_place, kind, members, schemes
-from mechir.methods.statistics import holm, overlap_of_all, percentiles
+from mechir.methods.statistics import overlap_of_all, percentiles
 from mechir.views import charts
 
 rows_of = "vast2024/importance"

@@ -1,7 +1,9 @@
 """Which heads match, and what kind of match it is: Vast et al. 2025 (arXiv:2507.14604, section 4; CORIA 2025).
 
 Attention between query and document is compared between relevant documents, hard negatives and easy ones (-1), head by
-head. Heads are ranked on every second query and measured on the others. Needs easy negatives: --easy-negatives 10.
+head, on all queries: the tests are corrected over the heads, and `low_all` to `high_all` hold for all of them at once,
+so the strongest are not flattered by being picked. Needs easy negatives: --easy-negatives 10. Without hard negatives
+(--hard and --weak one grade) heads are contrasted, and no kind of match is told.
 """
 
 from __future__ import annotations
@@ -12,9 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mechir.inference import mean_interval
 from mechir.methods.checks import at_least, contrasted, grades_of, grades_there, one_of, relevant_against_weak
-from mechir.methods.matching import MEASURES, SIDES, attention_by_grade, compare_grades
-from mechir.methods.statistics import bootstrap_mean
+from mechir.methods.matching import MEASURES, SIDES, attention_by_pair, compare_grades
 from mechir.pairs import Pair
 from mechir.views import charts
 
@@ -37,15 +39,14 @@ def check(
     delta: float,
     **options: Any,
 ) -> dict[str, Any]:
-    """Refuses what does not fit: both halves of the queries need two with pairs of each two grades."""
+    """Refuses what does not fit: two queries need pairs of each two grades."""
     one_of(MEASURES, of=of)
     at_least(0, delta=delta)
     grades = {"relevant": relevant, "hard": hard, "weak": weak}
     relevant_against_weak(relevant, weak)
     grades_there(pairs, **grades)
     queries = list(grades_of(pairs).values())
-    for half in (queries[::2], queries[1::2]):
-        contrasted(half, grades, f"among {len(half)}, every second of the pool's")
+    contrasted(queries, grades, f"of {len(queries)}")
     return {}
 
 
@@ -60,8 +61,8 @@ def measure(
     delta: float = 0.02,
     sep2: bool = False,
 ) -> pd.DataFrame:
-    """Means per query and grade: see `attention_by_grade`; all options but `sep2` are those of the summary."""
-    return attention_by_grade(model, pairs, sep2=sep2)
+    """A row per pair and head: see `attention_by_pair`; all options but `sep2` are those of the summary."""
+    return attention_by_pair(model, pairs, sep2=sep2)
 
 
 def summarise(
@@ -74,21 +75,18 @@ def summarise(
     of: str = "mean_max",
     delta: float = 0.02,
 ) -> pd.DataFrame:
-    """`compare_grades` on the held-out queries, with `rank_train`, and the attention mass of whole layers.
+    """`compare_grades`, the largest relevant - weak first, with `rank`, and the attention mass of whole layers.
 
-    `rank_train` is a head's place by relevant - weak on the other half of the queries, 1 the largest, so the intervals
-    of the first ten, which stand on top, are not flattered by the choice. Rows of layers (`attn3`) hold one of the 25
-    directions each; `estimate` is the mean mass over queries and grades, with its interval.
+    `rank` is a head's place by relevant - weak, 1 the largest. Rows of layers (`attn3`) hold one of the 25 directions
+    each; `estimate` is the mean mass over queries and grades, with its interval.
     """
     grades = {"relevant": relevant, "hard": hard, "weak": weak}
-    queries = list(dict.fromkeys(rows["query_id"]))
-    train = rows["query_id"].isin(queries[::2])
-    trained, found = (compare_grades(rows[half], grades, measure=of, delta=delta) for half in (train, ~train))
-    strength = trained[trained["contrast"] == "relevant - weak"].set_index(["direction", "site"])["estimate"]
+    found = compare_grades(rows, grades, measure=of, delta=delta)
+    strength = found[found["contrast"] == "relevant - weak"].set_index(["direction", "site"])["estimate"]
     rank = strength.groupby("direction").rank(ascending=False, method="first").astype(int)
-    found["rank_train"] = rank.reindex(pd.MultiIndex.from_frame(found[["direction", "site"]])).astype("Int64").array
+    found["rank"] = rank.reindex(pd.MultiIndex.from_frame(found[["direction", "site"]])).astype("Int64").array
     sides = found["direction"].map(SIDES.index)
-    found = found.iloc[np.lexsort([found["rank_train"], sides])]
+    found = found.iloc[np.lexsort([found["rank"], sides])]
     return pd.concat([found, _layers(rows)], ignore_index=True)
 
 
@@ -97,7 +95,7 @@ def _layers(rows: pd.DataFrame) -> pd.DataFrame:
     per_query = layers.groupby(["direction", "site", "query_id"], sort=False)["mass"].mean()
     lines = []
     for (direction, site), values in per_query.groupby(["direction", "site"], sort=False):
-        low, high = bootstrap_mean(values.to_numpy())
+        low, high = mean_interval(values.to_numpy())
         line = {"direction": direction, "site": site, "contrast": "mass", "queries": len(values)}
         lines.append(line | {"estimate": values.mean(), "low": low, "high": high})
     return pd.DataFrame(lines)
@@ -118,16 +116,16 @@ def findings(summary: pd.DataFrame, *, of: str = "mean_max", delta: float = 0.02
 def chart(summary: pd.DataFrame) -> Any:
     """Relevant and hard documents against easy ones, a point per head; below, where each layer looks."""
     heads = summary[summary["direction"].isin(SIDES) & summary["site"].str.startswith("h")]
-    wide = heads.pivot(index=["direction", "site", "label", "rank_train"], columns="contrast", values="estimate")
-    wide = wide.reset_index().assign(named=lambda found: found["rank_train"] <= STRONGEST)
+    wide = heads.pivot(index=["direction", "site", "label", "rank"], columns="contrast", values="estimate")
+    wide = wide.reset_index().assign(named=lambda found: found["rank"] <= STRONGEST)
     wide = wide.sort_values("direction", key=lambda column: column.map(SIDES.index))
     points = charts.scatter(
         wide,
-        "hard - weak",
+        "hard - weak" if "hard - weak" in wide else "rank",
         "relevant - weak",
         "label",
         title="Largest attention to a token of the other text, difference between grades",
-        subtitle=f"held-out queries; named: the {STRONGEST} strongest on the other queries",
+        subtitle=f"named: the {STRONGEST} largest differences relevant - weak",
         label="site",
         named="named",
         column="direction",

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 
 from mechir.errors import MechirError
+from mechir.inference import mean_interval, means
 from mechir.methods.checks import at_least, head_list
 from mechir.methods.patching import heads_of
 from mechir.methods.projection import ALIGNED, project_heads
 from mechir.methods.spectra import qk_spectra
-from mechir.methods.statistics import bootstrap_mean, sign_flips
 from mechir.pairs import Pair, first_of_each
 from mechir.views import charts
 
@@ -108,7 +108,7 @@ def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
         lines.append(line)
     found = pd.DataFrame(lines)
     for what in ("score", "attention"):
-        found[f"{what}_p_max"] = sign_flips(np.stack([excess[what, site] for site in found["site"]], 1))
+        found[f"{what}_p_max"] = means(np.stack([excess[what, site] for site in found["site"]], 1)).p_corrected
     return found
 
 
@@ -118,7 +118,7 @@ def _beside_random(part: pd.DataFrame, *, deeper: bool) -> tuple[dict[str, float
     own, drawn = table[ALIGNED].to_numpy(), table.drop(columns=ALIGNED)
     random, beyond = drawn.mean().to_numpy(), own - drawn.mean(axis=1).to_numpy()
     as_far = random <= own.mean() if deeper else random >= own.mean()
-    (low, high), (least, most) = bootstrap_mean(own), bootstrap_mean(beyond)
+    (low, high), (least, most) = mean_interval(own), mean_interval(beyond)
     told = {"aligned": own.mean(), "low": low, "high": high, "random": random.mean()}
     told |= {"random_max": random.min() if deeper else random.max(), "p": (1 + as_far.sum()) / (1 + len(random))}
     return told | {"excess": beyond.mean(), "excess_low": least, "excess_high": most}, beyond

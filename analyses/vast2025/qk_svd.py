@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from mechir.methods.checks import contrasted, grades_of, grades_there, relevant_against_weak
-from mechir.methods.matching import attention_by_grade, compare_grades
+from mechir.methods.matching import attention_by_pair, compare_grades
 from mechir.methods.spectra import VECTORS, head_inputs, preferences, qk_spectra
 from mechir.methods.statistics import overlap
 from mechir.pairs import Pair
@@ -41,12 +41,11 @@ def check(model: Any, pairs: Sequence[Pair], *, relevant: int, hard: int, weak: 
 def measure(
     model: Any, pairs: Sequence[Pair], *, relevant: int = 3, hard: int = 0, weak: int = -1, sep2: bool = False
 ) -> pd.DataFrame:
-    """Per query, grade and head: mean queries and keys (`head_inputs`) and `mean_max` of `attention_by_grade`."""
-    keys = ["query_id", "grade", "n", "direction", "site"]
-    attention = attention_by_grade(model, pairs, sep2=sep2)[[*keys, "mean_max"]]
-    attention = attention[attention["site"].str.startswith("h")]
-    inputs = head_inputs(model, pairs).assign(direction="query<-doc")
-    return attention.merge(inputs, "left", keys)
+    """Of every head `mean_max` pair by pair (`attention_by_pair`), and per query and grade `head_inputs`."""
+    attention = attention_by_pair(model, pairs, sep2=sep2)
+    attention = attention[attention["doc_id"].notna()]
+    kept = attention[["query_id", "doc_id", "grade", "direction", "site", "mean_max"]]
+    return pd.concat([kept, head_inputs(model, pairs)], ignore_index=True)
 
 
 def summarise(
@@ -56,7 +55,8 @@ def summarise(
 
     `contrast` is relevant - weak of the largest attention from a query token to a document token, with its interval.
     """
-    compared = compare_grades(rows, {"relevant": relevant, "hard": hard, "weak": weak})
+    grades = {"relevant": relevant, "hard": hard, "weak": weak}
+    compared = compare_grades(rows[rows["doc_id"].notna()], grades)
     chosen = compared[(compared["direction"] == "query<-doc") & (compared["contrast"] == "relevant - weak")]
     names = {"estimate": "contrast", "low": "contrast_low", "high": "contrast_high"}
     contrast = chosen.drop(columns="contrast").rename(columns=names)

@@ -149,7 +149,7 @@ def _run(
     from mechir import material as material_
     from mechir.encoder.default import load
     from mechir.estimate import estimate
-    from mechir.options import in_normal_form
+    from mechir.options import by_name, in_normal_form
 
     rules = rules_of(rest)
     asked: dict[str, Any] = {key: rest.pop(key) for key in ("diagnostic", "data", "filler", "swap") if key in rest}
@@ -168,9 +168,10 @@ def _run(
             limited = reranker.limited(pool.max_length)
             material = material_.material_of(module, limited, source, pool).material
             known = experiment.known_of(source, pool, registry)
-            _print_estimate(
-                estimate(module, limited, material, **in_normal_form(module, limited, material, chosen, known))
-            )
+            normal = in_normal_form(module, limited, material, chosen, known)
+            _print_estimate(estimate(module, limited, material, **normal))
+            if hasattr(module, "power"):
+                _print_power(module.power(limited, material, **by_name(module.power, known), **normal))
             continue
         stored = experiment.run(
             module, reranker, source, pool=pool, registry=registry, shard=part, fresh=fresh, say=_say, **chosen
@@ -264,6 +265,12 @@ def _source(
 
 def _say(line: str) -> None:
     click.echo(line, err=True)
+
+
+def _print_power(found: Any) -> None:
+    from mechir.views import tables
+
+    click.echo(f"\nWhat so many queries can find, four times in five:\n{tables.summary(found)}")
 
 
 def _print_estimate(cost: dict[str, Any]) -> None:

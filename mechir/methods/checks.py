@@ -17,7 +17,7 @@ from mechir.contrasts import ROLES, Contrast, encode_contrasts
 from mechir.diagnostics import Term
 from mechir.errors import MechirError, closest
 from mechir.methods.conductance import KIND, unit_readers
-from mechir.methods.matching import CONTRASTS
+from mechir.methods.matching import contrasts_of
 from mechir.methods.patching import heads_of, place_name, places
 from mechir.methods.targets import Target
 from mechir.methods.walk import Way
@@ -185,7 +185,7 @@ def grades_of(pairs: Iterable[Pair]) -> dict[str, set[int | None]]:
 
 def contrasted(queries: Sequence[set[int | None]], grades: Mapping[str, int], where: str) -> None:
     """Refuses queries of which fewer than two have pairs of both grades, for any two of `relevant`, `hard`, `weak`."""
-    for high, low in CONTRASTS:
+    for high, low in contrasts_of(grades):
         n = sum({grades[high], grades[low]} <= known for known in queries)
         if n < 2:
             both = f"grade {grades[high]} ({high}) and of grade {grades[low]} ({low})"

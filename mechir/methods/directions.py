@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mechir.inference import holm, mean_interval
 from mechir.interventions import RENORMALISED
 from mechir.methods import ranking, statistics
 
@@ -46,8 +47,8 @@ def condition_table(
         in pairs; negative: the cut harmed); `p_unpaired` (two-tailed Student test on per-query values, unpaired with
         equal variances, as the authors' code does), `p_paired` (the paired test, the better one here), `p_holm`
         (paired, corrected by Holm over all conditions of the table); `tied`, the mean share of documents with a
-        tied score. `low` and `high` of `random` hold 95 % of the 1,000 draws. Ties are broken at random (see
-        `ranking.ndcg`). Queries without a relevant document are left out.
+        tied score. `low` and `high` of `random` hold 95 % of the 1,000 draws. A value is the mean over all orders of
+        tied documents (see `ranking.ndcg`). Queries without a relevant document are left out.
 
     Source: arXiv:2507.14604, Table 1.
     """
@@ -64,7 +65,7 @@ def condition_table(
             | _beside(values, baseline, name == original)
         )
     frame = pd.DataFrame(table)
-    frame.insert(frame.columns.get_loc("p_paired") + 1, "p_holm", statistics.holm(frame["p_paired"].to_numpy()))
+    frame.insert(frame.columns.get_loc("p_paired") + 1, "p_holm", holm(frame["p_paired"].to_numpy()))
     expected = ranking.random_ndcg(pool, judgments, k).set_index("query_id")["value"]
     draws = ranking.random_draws(pool, judgments, k, draws=DRAWS)
     spread = np.quantile(draws, [0.025, 0.975]).tolist()
@@ -77,7 +78,7 @@ def condition_table(
 
 
 def _line(values: pd.Series) -> dict[str, Any]:
-    low, high = statistics.bootstrap_mean(values.to_numpy())
+    low, high = mean_interval(values.to_numpy())
     return {"n": len(values), "ndcg": float(values.mean()), "low": low, "high": high}
 
 

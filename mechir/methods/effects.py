@@ -1,17 +1,20 @@
-"""From effects per pair to numbers one can claim: metrics, intervals over queries, and what happens to the ranking."""
+"""From effects per pair to numbers one can claim: metrics, the gap, intervals and tests over queries.
+
+What is reported is what is tested: a share of the gap as a share, an effect in logits as a mean.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
+from mechir import inference
 from mechir.errors import MechirError
-from mechir.methods import ranking, statistics
+from mechir.methods import ranking
 
 PAIR = ["query_id", "doc_id", "filler"]
 METRICS = ("difference", "ratio", "robust", "ratio_of_means")
@@ -21,6 +24,8 @@ LEAST = 0.05
 """An effect below this share of the gap (or below so many logits) is called nothing, whatever its p."""
 TERM_OF = {"tfc": "tf", "tdc": "idf", "lnc": "length"}
 """Which part of BM25 a diagnostic changes, by the beginning of its name."""
+MATERIAL = 0.1
+"""A gap below this share of the standard deviation of scores within queries is called nothing, whatever its p."""
 MIN_GAP = 0.01
 """Score gaps below this carry no ratio: a numerator of rounding over a denominator of nothing."""
 
@@ -77,31 +82,38 @@ def summarise(
     Returns:
         The columns of `by`; `n` pairs, `queries`, `left_out` (pairs whose gap is too small for the metric);
         `estimate`, the mean over queries of the mean over a query's pairs (the ratio of those means), with `low` and
-        `high`, the 95 % bootstrap interval over queries; `p_max`, the two-sided p-value of no effect, corrected for
-        all lines together by the largest statistic under sign flips of whole queries (1 where nothing moved; below 1e-5
-        nothing is said to move).
+        `high`, its 95 % interval over queries; `p_max`, the two-sided p-value of that estimate being 0, corrected for
+        all lines together (1 where nothing moved; below 1e-5 nothing is said to move; missing for lines of fewer than
+        6 queries, which are no part of the family). See `mechir.inference`.
 
     Raises:
         MechirError: for an unknown metric, or when every pair is left out.
     """
     by = list(by)
     if metric == "ratio_of_means":
-        gap = (rows["donor"] - rows["base"]).astype(float)
+        gap = _gaps(rows)
         kept = rows.assign(value=rows["effect"].astype(float), gap=gap)[(gap.abs() >= min_gap) & (gap != 0)]
     else:
         kept = rows.assign(value=measured(rows, metric, min_gap=min_gap), gap=1.0).dropna(subset="value")
     if kept.empty:
         raise MechirError(f"Every pair has a score gap below {min_gap}: there is no ratio; use metric='difference'.")
     queries = kept.groupby([*by, "query_id"], sort=False)[["value", "gap"]].mean()
-    table = queries["value"].unstack("query_id", sort=False)
-    gaps = queries["gap"].unstack("query_id", sort=False)
-    ratio = metric == "ratio_of_means"
-    lines = [_line(table.loc[key], gaps.loc[key] if ratio else None) for key in table.index]
-    frame = pd.DataFrame(lines, index=table.index)
+    effects, gaps = (queries[name].unstack("query_id", sort=False) for name in ("value", "gap"))
+    effects = effects.where(effects.abs() >= ROUNDING, effects * 0)
+    found = inference.shares(effects.to_numpy().T, gaps.to_numpy().T)
     counts, asked = kept.groupby(by, sort=False).size(), rows.groupby(by, sort=False).size()
-    frame.insert(0, "n", counts)
-    frame.insert(2, "left_out", asked.reindex(counts.index) - counts)
-    frame["p_max"] = statistics.sign_flips(table.where(table.abs() >= ROUNDING, table * 0).to_numpy().T)
+    frame = pd.DataFrame(
+        {
+            "n": counts.reindex(effects.index),
+            "queries": found.queries,
+            "left_out": (asked.reindex(effects.index) - counts.reindex(effects.index)),
+            "estimate": found.estimate,
+            "low": found.low,
+            "high": found.high,
+            "p_max": found.p_corrected,
+        },
+        index=effects.index,
+    )
     return frame.reset_index()
 
 
@@ -110,18 +122,20 @@ def table(rows: pd.DataFrame, by: Sequence[str], *, min_gap: float = MIN_GAP) ->
 
     Returns:
         `summarise(rows, by)`; `share` = mean effect / mean gap with `share_low`, `share_high` and `left_out` (the pairs
-        whose gap is too small); `estimate[a]` for each filler `a`, where there are several.
+        whose gap is too small); `estimate[a]` for each filler `a`, where there are several. `p_max` is of the share.
+        Where the mean gap cannot be told from 0 (its 95 % interval holds 0) there is no share, and `p_max` is of the
+        effect in logits.
     """
     found = summarise(rows, by)
-    if len(small_gaps(rows, min_gap)) == len(rows.drop_duplicates(PAIR)):
-        return found.drop(columns="left_out").assign(
-            share=np.nan, share_low=np.nan, share_high=np.nan, left_out=found["n"]
+    whole = gap(rows)
+    if not whole.low * whole.high > 0 or len(small_gaps(rows, min_gap)) == len(rows.drop_duplicates(PAIR)):
+        found = found.assign(share=np.nan, share_low=np.nan, share_high=np.nan, left_out=found["n"])
+    else:
+        ratios = summarise(rows, by, "ratio_of_means", min_gap=min_gap).set_index(list(by))
+        shares = ratios[["estimate", "low", "high", "left_out", "p_max"]].set_axis(
+            ["share", "share_low", "share_high", "left_out", "p_max"], axis=1
         )
-    ratios = summarise(rows, by, "ratio_of_means", min_gap=min_gap).set_index(list(by))
-    shares = ratios[["estimate", "low", "high", "left_out"]].set_axis(
-        ["share", "share_low", "share_high", "left_out"], axis=1
-    )
-    found = found.drop(columns="left_out").merge(shares, "left", left_on=list(by), right_index=True)
+        found = found.drop(columns=["left_out", "p_max"]).merge(shares, "left", left_on=list(by), right_index=True)
     fillers = [filler for filler in rows["filler"].unique() if filler]
     for filler in fillers if len(fillers) > 1 else []:
         alone = rows[rows["filler"] == filler].groupby([*by, "query_id"], sort=False)["effect"].mean()
@@ -130,50 +144,73 @@ def table(rows: pd.DataFrame, by: Sequence[str], *, min_gap: float = MIN_GAP) ->
     return found
 
 
+class Gap(NamedTuple):
+    """What the perturbation does to the score of the intact model, in logits.
+
+    The mean over queries of donor - base with its 95 % interval, its p; `spread`, the standard deviation of the base
+    scores within queries (NaN where no query has two documents); `queries` and `pairs`.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    spread: float
+    queries: int
+    pairs: int
+
+
+def gap(rows: pd.DataFrame) -> Gap:
+    """The gap of the contrasts that these rows are on."""
+    pairs = rows.drop_duplicates(PAIR)
+    per_query = _gaps(pairs).groupby(pairs["query_id"], sort=False).mean()
+    found = inference.means(per_query.where(per_query.abs() >= ROUNDING, 0.0).to_numpy()[:, None])
+    documents = pairs.groupby(["query_id", "doc_id"], sort=False)["base"].mean().groupby("query_id")
+    several = documents.var()[documents.size() > 1]
+    spread = float(several.mean() ** 0.5) if len(several) else float("nan")
+    mean, low, high, p = (float(x[0]) for x in (found.estimate, found.low, found.high, found.p))
+    return Gap(mean, low, high, p, spread, len(per_query), len(pairs))
+
+
+def _gaps(rows: pd.DataFrame) -> pd.Series:
+    return (rows["donor"] - rows["base"]).astype(float)
+
+
 def stated(found: pd.DataFrame, what: str, axiom: str, site: str = "site") -> pd.DataFrame:
-    """The lines of `table` as findings: the share of the gap, or the effect in logits where no gap is large enough.
+    """The lines of `table` as findings: the share of the gap, or the effect in logits where there is no share.
 
     `what` was done, on the diagnostic `axiom`, which says the term; both are in `measure`, and where patched (`at`).
-    A share counts from 0.05 on, an effect from 0.05 logits on.
+    A share counts from 0.05 on, an effect from 0.05 logits on; `effect` with its interval is in logits either way.
     """
     share = bool(found["share"].notna().all())
     told = {site: "site", "p_max": "p_corrected", "queries": "n_queries", "n": "n_pairs"}
-    names = ("share", "share_low", "share_high") if share else ("estimate", "low", "high")
-    told |= dict(zip(names, ("value", "low", "high"), strict=True))
-    term = next((term for start, term in TERM_OF.items() if re.search(rf"\b{start}", axiom)), "")
+    logits = {"estimate": "effect", "low": "effect_low", "high": "effect_high"}
+    names = ("share", "share_low", "share_high") if share else tuple(logits)
+    numbers = {to: found[name] for name, to in zip(names, ("value", "low", "high"), strict=True)}
     where = ", at " + found["at"] if "at" in found else ""
-    how = {"unit": "share of the gap" if share else "logits", "least": LEAST, "term": term, "causal": True}
-    return (
-        found[list(told)]
-        .rename(columns=told)
-        .assign(**how, measure=f"{what}, {axiom}" + where, family=f"{len(found)} {site}s")
-    )
+    how = {"unit": "share of the gap" if share else "logits", "least": LEAST, "term": term_of(axiom), "causal": True}
+    kept = found[list(told)].rename(columns=told).assign(**numbers)
+    kept = kept.assign(**{to: found[name] for name, to in logits.items()})
+    return kept.assign(**how, measure=f"{what}, {axiom}" + where, family=f"{len(found)} {site}s")
 
 
-def _line(values: pd.Series, gaps: pd.Series | None) -> dict[str, Any]:
-    """The mean over queries and its interval, or where there are gaps the ratio of the two means."""
-    value = values.dropna().to_numpy()
-    if gaps is None:
-        estimate, (low, high) = float(value.mean()), statistics.bootstrap_mean(value)
-    else:
-        estimate, low, high = _ratio(value, gaps.dropna().to_numpy())
-    return {"queries": len(value), "estimate": estimate, "low": low, "high": high}
+def gap_stated(rows: pd.DataFrame, axiom: str) -> pd.DataFrame:
+    """The gap as a finding: what the perturbation does to the score, which every share is a share of.
+
+    It counts where it is a tenth of the standard deviation of scores within queries, or 0.05 logits where no query has
+    two documents.
+    """
+    found = gap(rows)
+    least = MATERIAL * found.spread if found.spread > 0 else LEAST
+    line = {"site": "", "measure": f"gap, {axiom}", "value": found.mean, "low": found.low, "high": found.high}
+    line |= {"unit": "logits", "least": least, "p": found.p, "p_corrected": found.p, "family": "the gap alone"}
+    line |= {"n_queries": found.queries, "n_pairs": found.pairs, "term": term_of(axiom), "causal": True}
+    return pd.DataFrame([line])
 
 
-def _ratio(value: np.ndarray, gap: np.ndarray) -> tuple[float, float, float]:
-    estimate = float(value.mean() / gap.mean())
-    if len(value) < 2:
-        return estimate, float("nan"), float("nan")
-    found = stats.bootstrap(
-        (value, gap),
-        lambda x, y, axis=-1: x.mean(axis) / y.mean(axis),
-        paired=True,
-        vectorized=True,
-        n_resamples=statistics.RESAMPLES,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return estimate, float(found.low), float(found.high)
+def term_of(axiom: str) -> str:
+    """The part of BM25 that a diagnostic changes; empty where it is none."""
+    return next((term for start, term in TERM_OF.items() if re.search(rf"\b{start}", axiom)), "")
 
 
 def thirds(rows: pd.DataFrame) -> pd.Series:

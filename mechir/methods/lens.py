@@ -19,9 +19,9 @@ from torch import Tensor
 
 from mechir.errors import MechirError
 from mechir.finite import refuse_non_finite
+from mechir.inference import mean_interval
 from mechir.methods.groups import crossed
 from mechir.methods.ranking import TIE
-from mechir.methods.statistics import bootstrap_mean
 from mechir.pairs import Pair, progress_bar, shares
 from mechir.segments import FIVE
 from mechir.sites import Resid
@@ -258,7 +258,7 @@ def _relevant(rows: pd.DataFrame, least: int) -> pd.Series:
 def _estimated(values: pd.Series | np.ndarray) -> dict[str, Any]:
     known = np.asarray(values, dtype=float)
     known = known[~np.isnan(known)]
-    low, high = bootstrap_mean(known) if len(known) else (np.nan, np.nan)
+    low, high = mean_interval(known) if len(known) else (np.nan, np.nan)
     return {"queries": len(known), "estimate": known.mean() if len(known) else np.nan, "low": low, "high": high}
 
 

@@ -1,13 +1,13 @@
 """Where matching happens: how the attention between query and document differs by grade, head by head.
 
-Patterns are reduced as they appear, to sums per query and grade: memory does not grow with the collection.
+Patterns are reduced as they appear, of heads to a row per pair and of layers to sums per query and grade.
 
 Source: Vast et al. 2025 (arXiv:2507.14604, section 4; CORIA 2025, section 4).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from mechir.errors import MechirError, refuse_below
 from mechir.hooks import EveryLayer
+from mechir.inference import grade_contrasts, holm
 from mechir.methods.groups import Groups, crossed
-from mechir.methods.statistics import bootstrap_mean, holm, sign_flips, simultaneous
 from mechir.pairs import EASY, Batch, Pair, progress_bar, shares, split_queries
 from mechir.segments import FIVE, Segment, directions
 from mechir.sites import Attn, Head
@@ -31,8 +31,26 @@ SIDES = ("query<-doc", "doc<-query")
 CONTRASTS = (("relevant", "weak"), ("hard", "weak"), ("relevant", "hard"))
 
 
+def attention_by_grade(model: Any, pairs: Sequence[Pair], **options: Any) -> pd.DataFrame:
+    """How every head attends between query and document, as means over each query's pairs of one grade.
+
+    Arguments and errors are those of `attention_by_pair`.
+
+    Returns:
+        Its rows with heads averaged over the pairs of a query and grade: `query_id`, `grade`, `n` pairs, `direction`,
+        `site` and the `MEASURES`.
+    """
+    rows = attention_by_pair(model, pairs, **options)
+    heads = rows["doc_id"].notna()
+    groups = rows[heads].groupby(["query_id", "grade", "direction", "site"], sort=False)
+    means = groups[list(MEASURES)].mean()
+    means.insert(0, "n", groups.size())
+    whole = pd.concat([means.reset_index(), rows[~heads]], ignore_index=True)
+    return whole[["query_id", "grade", "n", "direction", "site", *MEASURES]].astype({"n": int})
+
+
 @torch.no_grad()
-def attention_by_grade(
+def attention_by_pair(
     model: Any,
     pairs: Sequence[Pair],
     *,
@@ -40,7 +58,7 @@ def attention_by_grade(
     max_length: int | None = None,
     progress: bool | None = None,
 ) -> pd.DataFrame:
-    """How every head attends between query and document, as means over each query's pairs of one grade.
+    """How every head attends between query and document, pair by pair.
 
     Args:
         model: a `HookedEncoder`.
@@ -50,13 +68,15 @@ def attention_by_grade(
         progress: a bar with the time left; by default on a terminal, for work over two seconds.
 
     Returns:
-        One row per query, grade, direction and site: `query_id`, `grade`, `n` pairs, `direction`, `site`, and
+        `query_id`, `grade`, `direction`, `site`, and
 
-        - for heads, `query<-doc` and `doc<-query`: `mean_max`, the mean over readers of the largest weight on a source
-          (M of the paper); `max`, the largest weight of all; `mass`, the mean over readers of the weight on all
-          sources, 0 to 1; `entropy` in nats of where a reader looks among the sources, and `identical`, the share of
-          that on tokens equal to the reader, both averaged over readers weighted by their mass;
-        - for whole layers (`attn3`) all 25 directions, `mass` alone: the mean over heads and readers.
+        - for heads a row per pair (`doc_id`) and direction, `query<-doc` and `doc<-query`: `mean_max`, the mean over
+          readers of the largest weight on a source (M of the paper); `max`, the largest weight of all; `mass`, the mean
+          over readers of the weight on all sources, 0 to 1; `entropy` in nats of where a reader looks among the
+          sources, and `identical`, the share of that on tokens equal to the reader, both averaged over readers
+          weighted by their mass;
+        - for whole layers (`attn3`) a row per query and grade (`n` pairs) of all 25 directions, `mass` alone: the mean
+          over heads, readers and pairs.
 
     Raises:
         MechirError: for pairs without grades.
@@ -64,20 +84,20 @@ def attention_by_grade(
     if any(pair.grade is None for pair in pairs):
         raise MechirError("Pairs without a grade cannot be contrasted: give judged pairs.")
     groups = Groups.of(pairs)
-    sums = _Sums.empty(model, len(groups.ids))
+    kept = _Kept.empty(model, len(pairs), len(groups.ids))
     encoded = model.encode(pairs, max_length)
     with progress_bar(len(pairs), progress) as bar:
         for index, batch in encoded.buckets(64, model.max_tokens // 2):  # patterns in the open take twice the memory
-            batch, group = batch.to(model.device), groups.of_pair[index]
-            view = _View.of(batch, sep2)
+            batch, places = batch.to(model.device), torch.as_tensor(index)
+            view, group = _View.of(batch, sep2), groups.of_pair[index]
 
-            def keep(x: Tensor, hook: Any, group: Tensor = group, view: _View = view) -> None:
-                sums.add(int(hook.name.split(".")[1]), group, view, x)
+            def keep(x: Tensor, hook: Any, view: _View = view, of: tuple[Tensor, Tensor] = (places, group)) -> None:
+                kept.add(int(hook.name.split(".")[1]), *of, view, x)
 
             with model.hooks([(EveryLayer("attn.hook_pattern"), keep)]):
                 model(batch, last_rows="all")
             bar.update(len(batch))
-    return sums.frame(groups.ids)
+    return kept.frame(encoded.pairs, groups.ids)
 
 
 @dataclass(frozen=True)
@@ -110,45 +130,53 @@ class _View:
 
 
 @dataclass(frozen=True)
-class _Sums:
-    """Sums over the pairs of each group: of heads, and of whole layers."""
+class _Kept:
+    """What is kept of the patterns: of heads pair by pair, of whole layers sums over the pairs of each group."""
 
-    heads: Float[Tensor, "group layer side head measure"]
+    heads: Float[Tensor, "pair layer side head measure"]
     layers: Float[Tensor, "group layer segment segment"]
 
     @classmethod
-    def empty(cls, model: Any, n: int) -> _Sums:
+    def empty(cls, model: Any, n_pairs: int, n_groups: int) -> _Kept:
         c = model.cfg
-        shape = (n, c.n_layers, len(SIDES), c.n_heads, len(MEASURES))
         return cls(
-            torch.zeros(shape, dtype=torch.float64),
-            torch.zeros(n, c.n_layers, len(FIVE), len(FIVE), dtype=torch.float64),
+            torch.zeros(n_pairs, c.n_layers, len(SIDES), c.n_heads, len(MEASURES), dtype=torch.float64),
+            torch.zeros(n_groups, c.n_layers, len(FIVE), len(FIVE), dtype=torch.float64),
         )
 
-    def add(self, layer: int, group: Tensor, view: _View, pattern: Float[Tensor, "batch head reader source"]) -> None:
+    def add(
+        self,
+        layer: int,
+        places: Tensor,
+        group: Tensor,
+        view: _View,
+        pattern: Float[Tensor, "batch head reader source"],
+    ) -> None:
         window = slice(view.first, view.end)
         sides = (
             reduced(pattern[:, :, window], view.query, view.document, view.equal),
             reduced(pattern[..., window], view.document, view.query, view.equal.transpose(1, 2)),
         )
-        self.heads[:, layer].index_add_(0, group, torch.stack(sides, 1).double().cpu())
+        self.heads[places, layer] = torch.stack(sides, 1).double().cpu()
         masses = view.share.to(pattern) @ (pattern.mean(1) @ view.member.to(pattern).transpose(1, 2))
         self.layers[:, layer].index_add_(0, group, masses.double().cpu())
 
-    def frame(self, ids: pd.DataFrame) -> pd.DataFrame:
+    def frame(self, pairs: Sequence[Pair], groups: pd.DataFrame) -> pd.DataFrame:
         _, n_layers, _, n_heads, _ = self.heads.shape
-        counts = ids["n"].to_numpy()
+        ids = pd.DataFrame(
+            [(pair.query_id, pair.doc_id, pair.grade) for pair in pairs], columns=["query_id", "doc_id", "grade"]
+        )
         by_head = crossed(
             ids,
             direction=[side for _ in range(n_layers) for side in SIDES for _ in range(n_heads)],
             site=[str(Head(layer, head)) for layer in range(n_layers) for _ in SIDES for head in range(n_heads)],
         )
-        heads = self.heads.flatten(1, 3).numpy() / counts[:, None, None]
-        by_head = by_head.assign(**dict(zip(MEASURES, heads.reshape(-1, len(MEASURES)).T, strict=True)))
+        values = self.heads.reshape(-1, len(MEASURES)).numpy().T
+        by_head = by_head.assign(**dict(zip(MEASURES, values, strict=True)))
         named = [str(direction) for direction in directions()]
         layers = [str(Attn(layer)) for layer in range(n_layers) for _ in named]
-        by_layer = crossed(ids, direction=named * n_layers, site=layers)
-        mass = (self.layers.flatten(1).numpy() / counts[:, None]).reshape(-1)
+        by_layer = crossed(groups, direction=named * n_layers, site=layers)
+        mass = (self.layers.flatten(1).numpy() / groups["n"].to_numpy()[:, None]).reshape(-1)
         return pd.concat([by_head, by_layer.assign(mass=mass)], ignore_index=True)
 
 
@@ -176,26 +204,35 @@ def compare_grades(
     """Grades compared head by head, and what kind of match each head shows.
 
     Args:
-        rows: of `attention_by_grade`; rows of whole layers are left out.
-        grades: what "relevant", "hard" and "weak" are, e.g. {"relevant": 3, "hard": 0, "weak": -1}.
+        rows: of `attention_by_pair`; rows of whole layers are left out.
+        grades: what "relevant", "hard" and "weak" are, e.g. {"relevant": 3, "hard": 0, "weak": -1}. Where hard is one
+            of the other two there are no hard negatives, and no kind of match can be told.
         measure: one of `MEASURES`.
         delta: differences of hard - weak within +- delta count as none.
 
     Returns:
         One row per direction, site and contrast ("relevant - weak", "hard - weak", "relevant - hard"): `queries` (those
-        with both grades), `estimate`, the mean difference over queries, with `low` and `high`, its own 95 % bootstrap
-        interval; `low_all` and `high_all`, which hold for all heads of the direction at once; `p_max`, two-sided,
-        corrected for all of them by sign flips of queries; `p_equal`, that the difference lies within +- delta (two
-        one-sided t-tests, Holm over the heads); `label`: **lexical** where relevant and hard are both above weak,
-        **semantic** where relevant is above both and hard - weak within +- delta, otherwise **undecided**.
+        with both grades), `estimate`, the mean difference over queries, with `low` and `high`, its own 95 % interval;
+        `low_all` and `high_all`, which hold for all heads of the direction at once; `p_max`, two-sided, grades permuted
+        within queries, corrected for all of these heads (see `mechir.inference`); `p_equal`, that the difference lies
+        within +- delta (two one-sided t-tests, Holm over the heads); `label`: **lexical** where relevant and hard are
+        both above weak, **semantic** where relevant is above both and hard - weak within +- delta, otherwise
+        **undecided**.
 
     Raises:
-        MechirError: for a grade that no pair has, an unknown measure, or fewer than 2 queries with two grades.
+        MechirError: for a grade that no pair has, an unknown measure, one grade for relevant and weak, rows that are
+            means over several pairs, or fewer than 2 queries with two grades.
     """
     refuse_below(0, delta=delta)
     if measure not in MEASURES:
         raise MechirError(f"Unknown measure '{measure}': write one of {', '.join(MEASURES)}.")
+    if grades["relevant"] == grades["weak"]:
+        raise MechirError(f"relevant and weak are both {grades['weak']}: write two grades.")
     heads = rows[rows["direction"].isin(SIDES) & rows["site"].str.startswith("h")]
+    if "n" in heads and (heads["n"] > 1).any():
+        raise MechirError(
+            "Grades are permuted over pairs, and these rows are means over some: write attention_by_pair(...)."
+        )
     known = sorted(heads["grade"].unique().tolist())
     for name, grade in grades.items():
         if grade not in known:
@@ -203,33 +240,40 @@ def compare_grades(
             raise MechirError(f"No pair has the grade {grade} ({name}): the grades are {known}; {hint}.")
     parts = []
     for side, part in heads.groupby("direction", sort=False):
-        values = part.pivot(index="query_id", columns=["grade", "site"], values=measure)
-        for high, low in CONTRASTS:
-            differences = (values[grades[high]] - values[grades[low]]).dropna()[part["site"].unique()]
-            if (n := len(differences)) < 2:
-                both = f"grade {grades[high]} and of grade {grades[low]}"
-                raise MechirError(f"Queries with pairs of {both}: {n}; take 2 or more.")
-            parts.append(_compared(differences, delta).assign(direction=side, contrast=f"{high} - {low}"))
+        for high, low in contrasts_of(grades):
+            found = _compared(part, (grades[high], grades[low]), measure, delta)
+            parts.append(found.assign(direction=side, contrast=f"{high} - {low}"))
     found = _labelled(pd.concat(parts, ignore_index=True))
     first = ["direction", "site", "contrast", "label"]
     return found[[*first, *(name for name in found.columns if name not in first)]]
 
 
-def _compared(differences: pd.DataFrame, delta: float) -> pd.DataFrame:
-    values = differences.to_numpy()
-    own = [bootstrap_mean(column) for column in values.T]
-    low_all, high_all = simultaneous(values)
+def contrasts_of(grades: Mapping[str, int]) -> list[tuple[str, str]]:
+    """The contrasts of two different grades."""
+    return [(high, low) for high, low in CONTRASTS if grades[high] != grades[low]]
+
+
+def _compared(part: pd.DataFrame, grades: tuple[int, int], measure: str, delta: float) -> pd.DataFrame:
+    """One contrast of the heads of one direction."""
+    own = part[part["grade"].isin(grades)]
+    keys = ["query_id", "grade", *(["doc_id"] if "doc_id" in own else [])]
+    values = own.pivot(index=keys, columns="site", values=measure)[part["site"].unique()]
+    query, grade = (values.index.get_level_values(name).to_numpy() for name in ("query_id", "grade"))
+    found, differences, _ = grade_contrasts(values.to_numpy(), query, grade == grades[0])
+    if (n := len(differences)) < 2:
+        both = f"grade {grades[0]} and of grade {grades[1]}"
+        raise MechirError(f"Queries with pairs of {both}: {n}; take 2 or more.")
     return pd.DataFrame(
         {
-            "site": differences.columns,
-            "queries": len(values),
-            "estimate": values.mean(0),
-            "low": [low for low, _ in own],
-            "high": [high for _, high in own],
-            "low_all": low_all,
-            "high_all": high_all,
-            "p_max": sign_flips(values),
-            "p_equal": holm(_p_equal(values, delta)),
+            "site": values.columns,
+            "queries": n,
+            "estimate": found.estimate,
+            "low": found.low,
+            "high": found.high,
+            "low_all": found.low_all,
+            "high_all": found.high_all,
+            "p_max": found.p_corrected,
+            "p_equal": holm(_p_equal(differences, delta)),
         }
     )
 
@@ -243,6 +287,8 @@ def _p_equal(values: np.ndarray, delta: float) -> np.ndarray:
 
 
 def _labelled(found: pd.DataFrame) -> pd.DataFrame:
+    if found["contrast"].nunique() < len(CONTRASTS):
+        return found.assign(label="undecided")
     above = (found["estimate"] > 0) & (found["p_max"] < 0.05)
     wide = found.assign(above=above).pivot(index=["direction", "site"], columns="contrast", values=["above", "p_equal"])
     higher, equal = wide["above"].astype(bool), wide["p_equal"]["hard - weak"] < 0.05

@@ -1,11 +1,13 @@
 """Pruned models: sets of units to take out, what the ranking loses without them, and checkpoints without them.
 
-Source: Vast et al. 2024 (arXiv:2406.19309), who prune the top of a scheme; bottom and random sets are the controls.
+Source: Vast et al. 2024 (arXiv:2406.19309), who prune the top of a scheme; the bottom, and random sets like either, are
+the controls.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,15 +19,17 @@ import torch
 
 from mechir.collection_groups import collection_of
 from mechir.errors import MechirError
+from mechir.inference import holm, mean_interval
 from mechir.interventions import Prune
 from mechir.methods import ranking
 from mechir.methods.patching import sites_of
 from mechir.methods.schemes import Ranked, random_like, refuse_share, refuse_unknown
-from mechir.methods.statistics import bootstrap_mean, compare, holm
+from mechir.methods.statistics import compare
 from mechir.sites import Head, Neuron
 
 ORIGINAL = "original"
-SETS = ("top", "bottom", "random")
+ENDS = ("top", "bottom")
+RANDOM = "random"
 MEASURES = ("nDCG@10", "MRR")
 
 
@@ -54,33 +58,36 @@ def pruned_sets(
         groups: collection -> group.
         schemes: see `schemes`.
         grid: shares of units.
-        draws: random sets for each scheme and share, of the top's size and layer profile, without any of its units.
+        draws: random sets for each scheme, share and end, top or bottom: with as many units of every layer and kind as
+            it has, and none of its own.
         seed: of the draws.
         joint: rank neurons and heads together.
 
     Returns:
-        `name`, `scheme`, `p`, `set` ("top", "bottom", "random"), `draw` (-1 but for random), `units`, `sites` (with
-        commas) and `note`: where a layer has too few other units for random sets apart from the top.
+        `name`, `scheme`, `p`, `set` ("top", "bottom", "random"), `like` (which of the two a random set belongs to, else
+        empty), `draw` (-1 but for random), `units`, `sites` (with commas) and `note`: where a layer has too few other
+        units for random sets apart from the end that they belong to.
 
     Raises:
-        MechirError: for an unknown scheme, a share out of range, a scheme that keeps no unit (write another), less than
-            20 draws.
+        MechirError: for an unknown scheme, a share out of range, a scheme that keeps no unit at one end (write
+            another), less than 20 draws.
     """
     refuse(groups, schemes, grid, draws)
-    first, last = (Ranked.of(importance, groups, joint=joint, bottom=bottom) for bottom in (False, True))
+    ranked = {end: Ranked.of(importance, groups, joint=joint, bottom=end == "bottom") for end in ENDS}
+    counts = sizes(model)
     found = []
-    for scheme in schemes:
-        for p in grid:
-            top, bottom = first.kept(scheme, p), last.kept(scheme, p)
-            if not top:
-                raise MechirError(f"'{scheme}' keeps no unit at p={p}: take a larger share, or another scheme.")
-            random, notes = random_like(top, sizes(model), draws, seed=seed)
-            told = [("top", -1, top), ("bottom", -1, bottom), *(("random", k, one) for k, one in enumerate(random))]
-            for kind, draw, sites in told:
-                name = f"{scheme} {100 * p:g} % {kind}" + (f" {draw}" if draw >= 0 else "")
-                line = {"name": name, "scheme": scheme, "p": p, "set": kind, "draw": draw, "units": len(sites)}
-                found.append(line | {"sites": ",".join(sites), "note": "; ".join(notes) or None})
-    return pd.DataFrame(found)
+    for scheme, p, end in itertools.product(schemes, grid, ENDS):
+        own = ranked[end].kept(scheme, p)
+        if not own:
+            raise MechirError(f"'{scheme}' keeps no unit at the {end}, p={p}: take a larger share, or another scheme.")
+        random, notes = random_like(own, counts, draws, seed=seed)
+        shared = {"scheme": scheme, "p": p, "note": "; ".join(notes) or None, "units": len(own)}
+        name = f"{scheme} {100 * p:g} %"
+        found.append(shared | {"name": f"{name} {end}", "set": end, "like": "", "draw": -1, "sites": ",".join(own)})
+        for draw, one in enumerate(random):
+            line = {"name": f"{name} random {draw} like {end}", "set": RANDOM, "like": end, "draw": draw}
+            found.append(shared | line | {"sites": ",".join(one)})
+    return pd.DataFrame(found)[["name", "scheme", "p", "set", "like", "draw", "units", "sites", "note"]]
 
 
 def refuse(groups: Mapping[str, str], schemes: Sequence[str], grid: Sequence[float], draws: int) -> None:
@@ -104,7 +111,7 @@ def refuse_small(model: Any, grid: Sequence[float], *, joint: bool = False) -> N
 def pruning_table(
     rows: pd.DataFrame, judged: pd.DataFrame, sets: pd.DataFrame, lowest: Mapping[str, int], groups: Mapping[str, str]
 ) -> pd.DataFrame:
-    """What every ranking loses without the units of a set, beside random sets of the same size and layer profile.
+    """What every ranking loses without the units of a set, beside random sets of its own size and layer profile.
 
     Args:
         rows: `name` (of `sets`, or "original"), `query_id`, `doc_id`, `score`.
@@ -114,12 +121,13 @@ def pruning_table(
         groups: collection -> group.
 
     Returns:
-        One row per collection, measure ("nDCG@10", linear gain; "MRR") and set; of the random sets a row for each draw
-        and one (`draw` -1) for their mean query by query. `value` over `queries`; `change` = value - original with
-        `low` and `high`, its 95 % bootstrap interval over queries (negative: the ranking got worse), `p_paired` and
-        `p_holm` (over the table's rows but single draws). For top and bottom: `excess` = change - mean change of the
-        random sets, with `excess_low`, `excess_high`, `p_excess`, `p_excess_holm`; `p_draws` = (1 + random sets that
-        change as little or less) / (1 + sets), so 1/21 at best with 20.
+        One row per collection, measure ("nDCG@10", linear gain; "MRR") and set; of the random sets like the top, and of
+        those like the bottom (`like`), a row for each draw and one (`draw` -1) for their mean query by query. `value`
+        over `queries`; `change` = value - original with `low` and `high`, its 95 % bootstrap interval over queries
+        (negative: the ranking got worse), `p_paired` and `p_holm` (over the table's rows but single draws). For top and
+        bottom: `excess` = change - mean change of its own random sets, with `excess_low`, `excess_high`, `p_excess`,
+        `p_excess_holm`; `p_draws` = (1 + own random sets without which the value is as low or lower) / (1 + sets), so
+        1/21 at best with 20.
 
     It misleads where a set's intact neighbours make up for it: what is pruned matters, what is not may too.
     """
@@ -135,7 +143,7 @@ def pruning_table(
     for p, corrected in (("p_paired", "p_holm"), ("p_excess", "p_excess_holm")):
         table[corrected] = np.nan
         table.loc[whole, corrected] = holm(table.loc[whole, p].to_numpy(dtype=float))
-    first = ["collection", "group", "measure", "scheme", "p", "set", "draw", "units", "queries", "value"]
+    first = ["collection", "group", "measure", "scheme", "p", "set", "like", "draw", "units", "queries", "value"]
     return table[[*first, *(name for name in table.columns if name not in first)]]
 
 
@@ -151,23 +159,25 @@ def _by_query(rows: pd.DataFrame, judged: pd.DataFrame, measure: str, relevant: 
 def _lines(values: pd.DataFrame, sets: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """The rows of one collection and measure."""
     original = values[ORIGINAL]
-    low, high = bootstrap_mean(original.to_numpy())
-    line = {"queries": len(values), "value": original.mean(), "draw": -1}
+    low, high = mean_interval(original.to_numpy())
+    line = {"queries": len(values), "value": original.mean(), "draw": -1, "like": ""}
     yield line | {"set": ORIGINAL, "value_low": low, "value_high": high}
     for _, part in sets.groupby(["scheme", "p"], sort=False):
-        drawn = values[part.loc[part["set"] == "random", "name"]]
-        random = drawn.mean(axis=1)
-        told = part.set_index("name")
-        for name, one in told.iterrows():
-            line = {key: one[key] for key in ("scheme", "p", "set", "draw", "units", "note")} | {"queries": len(values)}
-            line |= {"value": values[name].mean(), "change": (values[name] - original).mean()}
-            if one["set"] != "random":
-                line |= _change(values[name], original) | _excess(values[name], random, drawn)
-            yield line
-        kind = told[told["set"] == "random"].iloc[0]
-        line = {key: kind[key] for key in ("scheme", "p", "set", "units", "note")}
-        line |= {"queries": len(values), "value": random.mean(), "draw": -1}
-        yield line | _change(random, original)
+        for end in ENDS:
+            yield from _beside(values, part[part["set"] == end].iloc[0], part[part["like"] == end])
+
+
+def _beside(values: pd.DataFrame, own: pd.Series, likes: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """The rows of a top or bottom, of its random sets one by one, and of their mean."""
+    original, drawn = values[ORIGINAL], values[likes["name"]]
+    random = drawn.mean(axis=1)
+    shared = {key: own[key] for key in ("scheme", "p", "units", "note")} | {"queries": len(values)}
+    line = shared | {"set": own["set"], "like": "", "draw": -1, "value": values[own["name"]].mean()}
+    yield line | _change(values[own["name"]], original) | _excess(values[own["name"]], random, drawn)
+    shared |= {"set": RANDOM, "like": own["set"]}
+    for name, draw in zip(likes["name"], likes["draw"], strict=True):
+        yield shared | {"draw": draw, "value": values[name].mean(), "change": (values[name] - original).mean()}
+    yield shared | {"draw": -1, "value": random.mean()} | _change(random, original)
 
 
 def _change(values: pd.Series, original: pd.Series) -> dict[str, float]:
@@ -176,7 +186,7 @@ def _change(values: pd.Series, original: pd.Series) -> dict[str, float]:
 
 
 def _excess(values: pd.Series, random: pd.Series, drawn: pd.DataFrame) -> dict[str, float]:
-    """What a set changes beyond the random sets."""
+    """What a set changes beyond its random sets."""
     found = compare(values.to_numpy(), random.to_numpy())
     as_far = (drawn.mean() <= values.mean() + 1e-12).sum()
     line = {"excess": found.change, "excess_low": found.low, "excess_high": found.high, "p_excess": found.p_paired}

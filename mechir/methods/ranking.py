@@ -1,9 +1,9 @@
-"""Ranking quality from scores: nDCG and MRR with ties broken at random, and what a random ranking gives."""
+"""Ranking quality from scores: nDCG and MRR, expected over all orders of tied documents; what a random order gives."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,19 @@ from mechir.pairs import Pair
 
 TIE = 1e-5
 """Scores within this distance of their neighbour in the sorted order are tied."""
-PERMUTATIONS = 100
 
 
-def ndcg(scores: pd.DataFrame, judged: pd.DataFrame, k: int = 10, *, seed: int = 0) -> pd.DataFrame:
-    """nDCG@k of each query (linear gain, by ir_measures), with `tied`, the share of its documents in a tie.
+def ndcg(scores: pd.DataFrame, judged: pd.DataFrame, k: int = 10) -> pd.DataFrame:
+    """nDCG@k of each query (linear gain), with `tied`, the share of its documents in a tie.
 
-    Scores within 1e-5 of each other are ties and broken by a random permutation; a query with ties gets the mean over
-    100 of them. Neither the ids nor the order of the rows decide anything.
+    Scores within 1e-5 of each other are ties. The value is the mean over all orders of tied documents, in closed form:
+    each has the mean discount of the ranks that its tie takes up (0 beyond k). Without ties it is that of ir_measures.
+    Neither the ids nor the order of the rows decide anything.
 
     Args:
         scores: `query_id`, `doc_id`, `score`.
         judged: `query_id`, `doc_id`, `grade`: the documents the ideal ranking may use. Grades below 0 gain 0.
         k: the cutoff.
-        seed: of the permutations; each query draws by itself.
 
     Returns:
         `query_id`, `value`, `tied`. Queries without a document of positive grade are left out: their nDCG is undefined.
@@ -39,34 +38,57 @@ def ndcg(scores: pd.DataFrame, judged: pd.DataFrame, k: int = 10, *, seed: int =
         MechirError: for scores that are not finite.
     """
     refuse_below(1, k=k)
-    return _quality(scores, judged, ir_measures.nDCG @ k, 1, seed)
+    best = _ideal(judged, k)
+    rows = [
+        (query_id, _dcg(groups, gains, k) / best[query_id], tied)
+        for query_id, groups, gains, tied in _queries(scores, judged, 1)
+    ]
+    return pd.DataFrame(rows, columns=["query_id", "value", "tied"])
 
 
-def mrr(scores: pd.DataFrame, judged: pd.DataFrame, relevant: int = 1, *, seed: int = 0) -> pd.DataFrame:
-    """The reciprocal rank of each query's first document of grade `relevant` or more, by ir_measures, without cutoff.
+def mrr(scores: pd.DataFrame, judged: pd.DataFrame, relevant: int = 1) -> pd.DataFrame:
+    """The reciprocal rank of each query's first document of grade `relevant` or more, without cutoff.
 
     Ties, arguments, columns and errors as in `ndcg`; queries without such a document are left out.
     """
     refuse_below(1, relevant=relevant)
-    return _quality(scores, judged, ir_measures.RR(rel=relevant), relevant, seed)
+    rows = [
+        (query_id, _reciprocal(groups, gains >= relevant), tied)
+        for query_id, groups, gains, tied in _queries(scores, judged, relevant)
+    ]
+    return pd.DataFrame(rows, columns=["query_id", "value", "tied"])
 
 
-def _quality(scores: pd.DataFrame, judged: pd.DataFrame, measure: Any, lowest: int, seed: int) -> pd.DataFrame:
-    """A measure of each query, ties broken at random; `lowest`: the grade that a query must have."""
+def _queries(
+    scores: pd.DataFrame, judged: pd.DataFrame, lowest: int
+) -> Iterator[tuple[str, np.ndarray, np.ndarray, float]]:
+    """Of each query with a document of grade `lowest`: its id, tie groups, gains, and the share in a tie."""
     _refuse_infinite(scores)
     scores = scores[scores["query_id"].isin(_relevant(judged, lowest))]
-    orders: dict[tuple[str, int], list[str]] = {}
-    tied: dict[str, float] = {}
-    for query_id, found in scores.sort_values("doc_id").groupby("query_id", sort=False):
-        ids, values = found["doc_id"].to_numpy(), found["score"].to_numpy(dtype=float)
-        groups = _tie_groups(values)
-        sizes = np.bincount(groups)
-        tied[query_id] = float((sizes[groups] > 1).mean())
-        generator = _generator(seed, query_id)
-        for draw in range(PERMUTATIONS if tied[query_id] else 1):
-            order = np.lexsort((generator.permutation(len(ids)), groups))
-            orders[query_id, draw] = ids[order].tolist()
-    return _mean(orders, judged, measure).assign(tied=lambda frame: frame["query_id"].map(tied))
+    gained = _gains(scores, judged)
+    for query_id, found in gained.sort_values("doc_id").groupby("query_id", sort=False):
+        groups = _tie_groups(found["score"].to_numpy(dtype=float))
+        yield query_id, groups, found["gain"].to_numpy(), float((np.bincount(groups)[groups] > 1).mean())
+
+
+def _dcg(groups: np.ndarray, gains: np.ndarray, k: int) -> float:
+    """The expected DCG@k: the gain of each tie group times the mean discount of the ranks that it takes up."""
+    sizes = np.bincount(groups)
+    discounts = np.where(np.arange(len(gains)) < k, _discounts(len(gains)), 0)
+    means = np.add.reduceat(discounts, np.cumsum(sizes) - sizes) / sizes
+    return float(np.bincount(groups, gains) @ means)
+
+
+def _reciprocal(groups: np.ndarray, relevant: np.ndarray) -> float:
+    """The expected 1 / rank of the first relevant document, which is in the best group that holds one; 0 for none."""
+    if not relevant.any():
+        return 0.0
+    first = groups[relevant].min()
+    n, hits, before = int((groups == first).sum()), int(relevant[groups == first].sum()), int((groups < first).sum())
+    offset = np.arange(n - hits + 1)
+    # The first `offset` of the group miss, one after the other without replacement, and the next one hits.
+    missed = np.concatenate([[1.0], np.cumprod((n - hits - offset[:-1]) / (n - offset[:-1]))])
+    return float((missed * hits / (n - offset) / (before + 1 + offset)).sum())
 
 
 def _refuse_infinite(scores: pd.DataFrame) -> None:
@@ -89,14 +111,7 @@ def random_ndcg(pool: pd.DataFrame, judged: pd.DataFrame, k: int = 10) -> pd.Dat
 
     The mean gain of the pool times the sum of 1 / log2(r + 1) over the first min(k, n) ranks, over the ideal DCG.
     """
-    gains = _gains(pool, judged)
-    ideal = judged.assign(gain=judged["grade"].clip(lower=0)).groupby("query_id")["gain"]
-    rows = []
-    for query_id, gain in gains.groupby("query_id", sort=False)["gain"]:
-        best = np.sort(ideal.get_group(query_id).to_numpy(dtype=float))[::-1][:k]
-        if best.sum() > 0:
-            rows.append((query_id, gain.mean() * _discounts(min(k, len(gain))).sum() / (best @ _discounts(len(best)))))
-    return pd.DataFrame(rows, columns=["query_id", "value"])
+    return ndcg(pool[["query_id", "doc_id"]].assign(score=0.0), judged, k)[["query_id", "value"]]
 
 
 def random_draws(
@@ -159,9 +174,19 @@ def _relevant(judged: pd.DataFrame, lowest: int = 1) -> set[str]:
     return set(judged.loc[judged["grade"] >= lowest, "query_id"])
 
 
-def _gains(pool: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
-    merged = pool[["query_id", "doc_id"]].merge(judged, on=["query_id", "doc_id"], how="left")
+def _gains(scores: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
+    """The scores with `gain`, the grade; 0 for what is not judged."""
+    grades = judged[["query_id", "doc_id", "grade"]]
+    merged = scores[["query_id", "doc_id", "score"]].merge(grades, on=["query_id", "doc_id"], how="left")
     return merged.assign(gain=merged["grade"].fillna(0).clip(lower=0).astype(float))
+
+
+def _ideal(judged: pd.DataFrame, k: int) -> dict[str, float]:
+    """The DCG@k of the best order of each query's judged documents."""
+    gains = judged.assign(gain=judged["grade"].clip(lower=0).astype(float)).groupby("query_id")["gain"]
+    return {
+        query_id: float(np.sort(one.to_numpy())[::-1][:k] @ _discounts(min(k, len(one)))) for query_id, one in gains
+    }
 
 
 def _discounts(n: int) -> np.ndarray:
@@ -186,11 +211,6 @@ def _each(orders: dict[tuple[str, int], list[str]], judged: pd.DataFrame, measur
     found = {one.query_id: one.value for one in ir_measures.iter_calc([measure], qrels, runs)}
     rows = [(query_id, draw, found[f"{query_id}#{draw}"]) for query_id, draw in orders]
     return pd.DataFrame(rows, columns=["query_id", "draw", "value"])
-
-
-def _mean(orders: dict[tuple[str, int], list[str]], judged: pd.DataFrame, measure: Any) -> pd.DataFrame:
-    each = _each(orders, judged, measure)
-    return each.groupby("query_id", as_index=False, sort=False)["value"].mean()
 
 
 def _generator(seed: int, query_id: str) -> np.random.Generator:

@@ -29,9 +29,9 @@ from mechir.subspaces import Subspace
 
 FIRST = 5
 """Query word pieces of the paper's design."""
-K1 = (0.3, 0.6, 0.9, 1.2, 1.5, 2.0, 3.0)
+K1 = (0.0, 0.05, 0.1, 0.2, 0.3, 0.6, 0.9, 1.2, 1.5, 2.0, 3.0)
 B = (0.0, 0.25, 0.4, 0.5, 0.75, 1.0)
-"""The grid on which BM25 is tuned."""
+"""The grid on which BM25 is tuned. With a k1 of 0 a term that the document has counts its IDF, however often."""
 
 
 @torch.no_grad()
@@ -145,12 +145,14 @@ def _design(a: Float[Tensor, "token"], mass: Float[Tensor, "token head"]) -> lis
 def bm25_scores(
     rows: pd.DataFrame, idf: Mapping[int, float], *, k1: float, b: float, average: float
 ) -> Float[np.ndarray, "pair"]:
-    """BM25: sum idf tf (k1 + 1) / (tf + k1 (1 - b + b length / average)) over the query's word pieces."""
+    """BM25: sum idf tf (k1 + 1) / (tf + k1 (1 - b + b length / average)) over the query's word pieces; 0 for tf 0."""
     norm = k1 * (1 - b + b * rows["length"].to_numpy() / average)
     found = np.zeros(len(rows))
     for place, (pieces, tf) in enumerate(zip(rows["pieces"], rows["tf"], strict=True)):
         counts, values = np.asarray(tf, dtype=float), np.array([idf.get(int(piece), 0.0) for piece in pieces])
-        found[place] = (values * counts * (k1 + 1) / (counts + norm[place])).sum()
+        there = counts > 0  # without k1 the others are 0 / 0, and the weight of these is 1 to the last digit
+        weight = counts[there] * (k1 + 1) / (counts[there] + norm[place])
+        found[place] = (values[there] * weight).sum()
     return found
 
 
@@ -160,6 +162,15 @@ class Tuned(NamedTuple):
     scores: np.ndarray
     k1: float
     b: float
+
+    @property
+    def note(self) -> str:
+        """What was chosen, and whether it lies at an edge of the grid, beyond which more might be better."""
+        grids = (("k1", self.k1, K1), ("b", self.b, B)) if self.k1 else (("k1", self.k1, K1),)
+        edges = [name for name, value, grid in grids if value in (grid[0], grid[-1])]
+        b = f"b {self.b:g}" if self.k1 else "without tf and length"
+        said = f"; {' and '.join(edges)} at the edge of the grid" if edges else ""
+        return f"k1 {self.k1:g}, {b}, tuned on the training queries{said}"
 
 
 def tuned_bm25(
@@ -198,15 +209,31 @@ def weights(
 
 
 def quality(
-    predicted: np.ndarray, target: np.ndarray, query: np.ndarray, *, draws: int = 1000, seed: int = 0
+    predicted: np.ndarray,
+    target: np.ndarray,
+    query: np.ndarray,
+    *,
+    logits: np.ndarray | None = None,
+    draws: int = 1000,
+    seed: int = 0,
 ) -> dict[str, float]:
     """How a prediction goes with the score, over held-out pairs.
 
+    Args:
+        predicted: of each pair; correlations are of these values.
+        target: the score of each.
+        query: ids.
+        logits: for a prediction on another scale, such as BM25: the same in logits, by a line that was fitted on other
+            pairs (`fitted`). By default the prediction as it is.
+        draws: resamples.
+        seed: of them.
+
     Returns:
         `pearson` with `low` and `high` (95 %, whole queries resampled), `spearman`, `within` (mean Spearman within a
-        query, which no difference between queries helps), `r2`, `rmse` (logits), `n` pairs, `queries`. r2 and rmse are
-        of the best line through the prediction, so that BM25, which has another scale, can be compared.
+        query, which no difference between queries helps), `r2`, `rmse` (logits), `n` pairs, `queries`. Nothing is
+        fitted here: an r2 below 0 says that the mean of these scores would have been the better prediction.
     """
+    logits = predicted if logits is None else logits
     low, high = percentiles([_pearson(predicted[some], target[some]) for some in resampled(query, draws, seed)])
     places = [np.flatnonzero(query == one) for one in dict.fromkeys(query.tolist())]
     inside = [
@@ -214,15 +241,14 @@ def quality(
         for here in places
         if len(here) > 2 and np.ptp(predicted[here]) > 0 and np.ptp(target[here]) > 0
     ]
-    line = np.polyval(np.polyfit(predicted, target, 1), predicted) if np.ptp(predicted) > 0 else predicted * 0
     return {
         "pearson": _pearson(predicted, target),
         "low": low,
         "high": high,
         "spearman": float(stats.spearmanr(predicted, target).statistic) if np.ptp(predicted) > 0 else float("nan"),
         "within": float(np.mean(inside)) if inside else float("nan"),
-        "r2": float(r2_score(target, line)),
-        "rmse": float(root_mean_squared_error(target, line)),
+        "r2": float(r2_score(target, logits)),
+        "rmse": float(root_mean_squared_error(target, logits)),
         "n": float(len(target)),
         "queries": float(len(places)),
     }

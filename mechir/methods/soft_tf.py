@@ -7,7 +7,7 @@ saturates, as BM25's tf / (tf + k1) does.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,13 +61,17 @@ def dosed(pairs: Sequence[Pair], *, filler: str = "a", words: int = 40, seed: in
             yield Dosed("length", times, term, made)
 
 
-def frequencies(model: Any, pairs: Sequence[Pair], *, filler: str = "a", words: int = 40, seed: int = 0) -> set[int]:
-    """The term frequencies that the model reads under `dosed`, by the term's first word piece."""
+def frequencies(model: Any, pairs: Sequence[Pair], *, filler: str = "a", words: int = 40, seed: int = 0) -> int:
+    """How many different frequencies of the term the model reads in one text under `dosed`, where that is most.
+
+    Counted by the term's first word piece, over the counts appended to one pair.
+    """
     texts = [text for text in dosed(pairs, filler=filler, words=words, seed=seed) if text.kind == "tf"]
     encoded = model.encode([text.pair for text in texts])
     first = [pieces[0] for pieces in pieces_of(model, [text.term for text in texts])]
     read = zip(encoded.ids, encoded.segments, first, strict=True)
-    return {int((ids[segments == Segment.DOC.value] == piece).sum()) for ids, segments, piece in read}
+    counts = [int((ids[segments == Segment.DOC.value] == piece).sum()) for ids, segments, piece in read]
+    return max(len(set(counts[place : place + len(COUNTS)])) for place in range(0, len(counts), len(COUNTS)))
 
 
 @torch.no_grad()
@@ -137,59 +141,123 @@ def _masses(
 
 K1 = (0.01, 1000.0)
 """Where k1 is searched."""
+GRID = np.geomspace(*K1, 401)
+
+
+def text_of(rows: pd.DataFrame) -> np.ndarray:
+    """Which text each row of `term_mass` (kind "tf") is of, however often the word is appended: query and document."""
+    document = rows["doc_id"].str.rpartition("+")[0]
+    return pd.factorize(pd.MultiIndex.from_arrays([rows["query_id"], document]))[0]
 
 
 def saturation(
-    tf: np.ndarray, mass: np.ndarray, query: np.ndarray, *, draws: int = 200, seed: int = 0
+    tf: np.ndarray, mass: np.ndarray, query: np.ndarray, text: np.ndarray, *, draws: int = 200, seed: int = 0
 ) -> dict[str, float]:
-    """The curve base + size tf / (tf + k1) of least squares through the points.
+    """The curve base + size tf / (tf + k1) of least squares, k1 shared and base and size each text's own.
+
+    One base and size for all texts, as here before, takes what texts differ in for a part of the curve: k1 came out
+    too small and r2 low where texts were alike in nothing but their bend.
 
     Args:
-        tf: term frequency of each text.
+        tf: term frequency of each point.
         mass: the mass of each.
-        query: ids; whole queries are resampled for the intervals.
+        query: ids; whole queries are resampled for the interval.
+        text: which text each point is of (see `text_of`), each of one query. Texts of fewer than three different
+            frequencies are left out: a curve of their own goes through any two.
         draws: resamples.
         seed: of them.
 
     Returns:
-        `base`, `size`, `k1` with `k1_low` and `k1_high` (95 %, percentiles) and `r2`. A k1 at 0.01 or 1,000 is a step
-        or a straight line: no saturation is seen within these frequencies.
+        `base` and `size`, means over texts; `k1` with `k1_low` and `k1_high` (95 %, percentiles); `r2` of the whole
+        fit, the share of the variance within texts: that a text has a base of its own explains nothing. A k1 at 0.01
+        or 1,000 is a step or a straight line: no saturation is seen within these frequencies.
 
     Raises:
-        MechirError: for fewer than three different frequencies.
+        MechirError: where no text has three different frequencies.
     """
     refuse_below(1, draws=draws)
-    if len(np.unique(tf)) < FREQUENCIES:
-        raise MechirError("A saturation curve needs three different term frequencies or more.")
-    base, size, k1 = _fit(tf, mass)
-    residual = mass - base - size * tf / (tf + k1)
-    k1_low, k1_high = percentiles([_fit(tf[drawn], mass[drawn])[2] for drawn in resampled(query, draws, seed)])
-    spread = float(np.var(mass))
-    r2 = 1 - float(np.mean(residual**2)) / spread if spread > 1e-18 * float(np.mean(mass**2)) else float("nan")
-    return {"base": base, "size": size, "k1": k1, "k1_low": k1_low, "k1_high": k1_high, "r2": r2}
+    points = _Points.of(tf, mass, query, text)
+    losses = points.losses(GRID)
+    queries = np.unique(points.query, return_inverse=True)[1]
+    by_query = np.stack([losses[queries == one].sum(0) for one in range(queries.max() + 1)])
+    drawn = [_lowest(by_query[some].sum(0)) for some in resampled(np.arange(len(by_query)), draws, seed)]
+    k1 = points.searched(losses.sum(0))
+    base, size = points.lines(k1)
+    k1_low, k1_high = percentiles(drawn)
+    return {"base": base, "size": size, "k1": k1, "k1_low": k1_low, "k1_high": k1_high, "r2": points.r2(k1)}
 
 
-def _fit(tf: np.ndarray, mass: np.ndarray) -> tuple[float, float, float]:
-    """Least squares with base and size solved exactly for each k1, so only k1 is searched."""
+@dataclass(frozen=True)
+class _Points:
+    """Points text by text: `starts`, where each text begins, `query`, whose it is."""
 
-    def loss(log_k1: float) -> float:
-        return float(((mass - _linear(tf, mass, log_k1)[0]) ** 2).sum())
+    tf: np.ndarray
+    mass: np.ndarray
+    starts: np.ndarray
+    query: np.ndarray
 
-    grid = np.linspace(np.log(K1[0]), np.log(K1[1]), 40)
-    best = int(np.argmin([loss(x) for x in grid]))
-    around = grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)]
-    found = optimize.minimize_scalar(loss, bounds=around, method="bounded", options={"xatol": 1e-6}).x
-    _, base, size = _linear(tf, mass, found)
-    return base, size, float(np.exp(found))
+    @classmethod
+    def of(cls, tf: np.ndarray, mass: np.ndarray, query: np.ndarray, text: np.ndarray) -> _Points:
+        order = np.argsort(text, kind="stable")
+        different = pd.Series(tf).groupby(text).transform("nunique").to_numpy()
+        order = order[different[order] >= FREQUENCIES]
+        if not len(order):
+            raise MechirError("A saturation curve needs a text with three different term frequencies or more.")
+        starts = np.unique(text[order], return_index=True)[1]
+        return cls(tf[order].astype(float), mass[order].astype(float), starts, query[order][starts])
+
+    def means(self, values: np.ndarray) -> np.ndarray:
+        """The mean of each text."""
+        counts = np.diff([*self.starts, len(self.tf)])
+        return np.add.reduceat(values, self.starts) / counts.reshape(-1, *[1] * (values.ndim - 1))
+
+    def centred(self, values: np.ndarray) -> np.ndarray:
+        """Values less the mean of their text."""
+        return values - np.repeat(self.means(values), np.diff([*self.starts, len(self.tf)]), axis=0)
+
+    def sizes(self, k1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of each text and k1: the size of least squares, and the sum of squares that it explains."""
+        feature = self.centred(self.tf[:, None] / (self.tf[:, None] + k1))
+        along = np.add.reduceat(feature * self.centred(self.mass)[:, None], self.starts)
+        size = along / np.add.reduceat(feature**2, self.starts)
+        return size, size * along
+
+    def losses(self, k1: np.ndarray) -> np.ndarray:
+        """The sum of squares that is left, [text, k1], with base and size solved exactly."""
+        return np.add.reduceat(self.centred(self.mass) ** 2, self.starts)[:, None] - self.sizes(k1)[1]
+
+    def searched(self, losses: np.ndarray) -> float:
+        """The k1 of least squares, given the losses on the grid."""
+        best = int(np.argmin(losses))
+        around = np.log([GRID[max(0, best - 1)], GRID[min(len(GRID) - 1, best + 1)]])
+        found = optimize.minimize_scalar(
+            lambda x: float(self.losses(np.exp([x])).sum()), bounds=around, method="bounded", options={"xatol": 1e-6}
+        )
+        return float(np.exp(found.x))
+
+    def lines(self, k1: float) -> tuple[float, float]:
+        """The mean base and size over texts."""
+        size = self.sizes(np.array([k1]))[0][:, 0]
+        base = self.means(self.mass) - size * self.means(self.tf / (self.tf + k1))
+        return float(base.mean()), float(size.mean())
+
+    def r2(self, k1: float) -> float:
+        """The share of the variance within texts that the fit explains; NaN where nothing varies."""
+        spread = float((self.centred(self.mass) ** 2).sum())
+        if spread <= 1e-18 * float((self.mass**2).sum()):
+            return float("nan")
+        return 1 - float(self.losses(np.array([k1])).sum()) / spread
 
 
-def _linear(tf: np.ndarray, mass: np.ndarray, log_k1: float) -> tuple[np.ndarray, float, float]:
-    feature = tf / (tf + np.exp(log_k1))
-    centred = feature - feature.mean()
-    power = float((centred**2).sum())
-    size = float((centred * mass).sum()) / power if power > 0 else 0.0
-    base = float(mass.mean()) - size * float(feature.mean())
-    return base + size * feature, base, size
+def _lowest(losses: np.ndarray) -> float:
+    """The k1 of the lowest loss on the grid, between its points by a parabola."""
+    best = int(np.argmin(losses))
+    if best in (0, len(GRID) - 1):
+        return float(GRID[best])
+    before, here, after = losses[best - 1 : best + 2]
+    bend = before - 2 * here + after
+    step = (before - after) / (2 * bend) if bend > 0 else 0.0
+    return float(GRID[best] * (GRID[1] / GRID[0]) ** step)
 
 
 @torch.no_grad()

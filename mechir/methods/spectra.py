@@ -17,9 +17,9 @@ from scipy import stats
 from torch import Tensor
 
 from mechir.errors import MechirError, refuse_below
+from mechir.inference import holm
 from mechir.methods.groups import Groups, crossed
 from mechir.methods.patching import all_heads, heads_of
-from mechir.methods.statistics import holm
 from mechir.pairs import Pair, progress_bar, shares
 from mechir.segments import Segment
 from mechir.sites import Head

@@ -1,4 +1,7 @@
-"""Intervals and tests over queries: queries are the sample, documents within one are not independent."""
+"""Comparisons as the papers make them, overlaps of choices, and correlations over pairs of whole queries.
+
+Tests and intervals of means, shares and contrasts over queries are in `mechir.inference`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
+
+from mechir.inference import mean_interval
 
 RESAMPLES = 10_000
 
@@ -22,29 +27,6 @@ class Comparison(NamedTuple):
     p_paired: float
 
 
-def bootstrap_mean(values: Sequence[float] | np.ndarray, *, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """The bootstrap interval of the mean, queries resampled 10,000 times (bias-corrected and accelerated).
-
-    NaN with fewer than 2 values; without width when all values are equal.
-    """
-    values = _without_noise(values)
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
-    # With one value apart from otherwise equal ones the acceleration of BCa is degenerate: percentiles instead.
-    method = "BCa" if len(np.unique(values.round(12))) > 2 else "percentile"
-    found = stats.bootstrap(
-        (values,),
-        np.mean,
-        confidence_level=level,
-        n_resamples=RESAMPLES,
-        method=method,
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(found.low), float(found.high)
-
-
 def compare(edited: Sequence[float] | np.ndarray, original: Sequence[float] | np.ndarray) -> Comparison:
     """The mean difference edited - original over queries, its interval, and Student's test in two forms.
 
@@ -54,7 +36,7 @@ def compare(edited: Sequence[float] | np.ndarray, original: Sequence[float] | np
     """
     edited, original = _without_noise(edited), _without_noise(original)
     change = _without_noise(edited - original)
-    low, high = bootstrap_mean(change)
+    low, high = mean_interval(change)
     return Comparison(len(change), float(change.mean()), low, high, _p_unpaired(edited, original), _p_paired(change))
 
 
@@ -80,18 +62,6 @@ def _without_noise(values: Sequence[float] | np.ndarray) -> np.ndarray:
     values = np.asarray(values, dtype=float)
     constant = np.ptp(values) <= 1e-12 * np.abs(values).max()
     return np.full_like(values, values[0]) if constant else values
-
-
-def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """p-values corrected by Holm's method for their number (family-wise error); NaN stays NaN and does not count."""
-    p_values = np.asarray(p_values, dtype=float)
-    known = ~np.isnan(p_values)
-    corrected = np.full(len(p_values), np.nan)
-    order = np.flatnonzero(known)[np.argsort(p_values[known], kind="stable")]
-    # statsmodels' multipletests has the same numbers and collects garbage at every call, which takes 0.3 s.
-    steps = np.arange(len(order), 0, -1) * p_values[order]
-    corrected[order] = np.maximum.accumulate(steps).clip(max=1)
-    return corrected
 
 
 class Overlap(NamedTuple):
@@ -148,72 +118,3 @@ def spearman(x: np.ndarray, y: np.ndarray, query: np.ndarray, *, seed: int = 0) 
         if np.ptp(x[drawn]) > 0 and np.ptp(y[drawn]) > 0
     ]
     return rho, *percentiles(draws)
-
-
-def sign_flips(values: np.ndarray, *, draws: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """p-values of "the mean is 0" for every column, corrected for all columns together.
-
-    The signs of whole rows (queries) are flipped at random, or in every way where that is fewer; p is the share of
-    flips whose largest |t| over the columns reaches a column's own. Strong control of the family-wise error, sharper
-    than Holm where columns move together. With n rows no p is below 2^(1 - n). NaN entries do not count; a column
-    without any spread or mean (a site that moves nothing) gets 1.
-
-    Args:
-        values: [row, column].
-        draws: flips drawn.
-        seed: of the flips.
-    """
-    values = np.asarray(values, dtype=float)
-    n = len(values)
-    if 2 ** (n - 1) <= draws:  # a flip of all signs changes no |t|
-        bits = (np.arange(2 ** (n - 1))[:, None] >> np.arange(n)) & 1
-    else:
-        bits = np.random.default_rng(seed).integers(0, 2, size=(draws, n))
-        bits[0] = 0
-    known, filled = ~np.isnan(values), np.nan_to_num(values)
-    squares, counts = (filled**2).sum(0), known.sum(0)
-    own = _t_squared(filled.sum(0), squares, counts)
-    largest = np.concatenate(
-        [
-            _t_squared(part @ filled, squares, counts).max(1)
-            for part in np.array_split(1.0 - 2 * bits, len(bits) // 256 + 1)
-        ]
-    )
-    p = (largest[:, None] >= own * (1 - 1e-9)).mean(0)
-    return np.where(own > 0, p, 1.0)
-
-
-def _t_squared(sums: np.ndarray, squares: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The squared sums over counts and sums of squares: rises with t^2, and stays finite without spread."""
-    return np.divide(sums**2, squares * counts, out=np.zeros_like(sums), where=squares > 0)
-
-
-def simultaneous(values: np.ndarray, *, level: float = 0.95, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Intervals of the means of all columns that hold together: mean +- c se.
-
-    c is the quantile of the largest |t| over the columns when the signs of whole rows, centred, are flipped at random:
-    the intervals that go with `sign_flips`. NaN with fewer than 2 rows; without width for a column without spread;
-    infinite where so few rows cannot give the level.
-
-    Args:
-        values: [row, column].
-        level: of all intervals together.
-        seed: of the flips.
-    """
-    values = np.asarray(values, dtype=float)
-    n, mean = len(values), values.mean(0)
-    if n < 2:
-        return np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    centred = values - mean
-    squares = (centred**2).sum(0)
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(RESAMPLES, n))
-    largest = []
-    for part in np.array_split(signs, len(signs) // 500 + 1):
-        shift = part @ centred / n
-        spread = np.sqrt(np.maximum(squares / n - shift**2, 0) / (n - 1))
-        t = np.divide(np.abs(shift), spread, out=np.full_like(shift, np.inf), where=spread > 0)
-        largest.append(np.where(squares > 1e-24 * mean**2, t, 0).max(1))
-    c = float(np.quantile(np.concatenate(largest), level, method="higher"))
-    error = np.sqrt(squares / (n - 1) / n)
-    width = np.multiply(c, error, out=np.zeros_like(error), where=error > 0)
-    return mean - width, mean + width

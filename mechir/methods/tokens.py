@@ -18,8 +18,8 @@ from torch import Tensor
 
 from mechir.encoding import Encoded
 from mechir.errors import MechirError
+from mechir.inference import mean_interval
 from mechir.methods.conductance import checked
-from mechir.methods.statistics import bootstrap_mean
 from mechir.methods.targets import Target
 from mechir.methods.walk import Way, walk
 from mechir.pairs import Batch, Pair
@@ -148,7 +148,7 @@ def by_role(rows: pd.DataFrame) -> pd.DataFrame:
     queries = sums.reindex(columns=[str(segment) for segment in FIVE], fill_value=0.0).groupby("query_id").mean()
     means = queries.mean()
     total = means.sum()
-    intervals = [bootstrap_mean(queries[segment].to_numpy()) for segment in queries]
+    intervals = [mean_interval(queries[segment].to_numpy()) for segment in queries]
     return pd.DataFrame(
         {
             "segment": list(queries.columns),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -115,6 +116,29 @@ def pairs(model: HookedEncoder, *, n: int = 200, counterfactual: str = "tf", see
             term = str(generator.choice([t for t, count in zip(terms, counts, strict=True) if count]))
             made.append((base, _donor(base, term, counterfactual, generator)))
     return made[:n]
+
+
+def graded(model: HookedEncoder, n: int = 8, documents: int = 2, seed: int = 0) -> list[Pair]:
+    """Judged pairs of n queries: of each document a version of grade 3 with its query's terms, one of grade 0 with one
+    of them and one of grade 1 with none (all hold its stop word).
+
+    Grade 0 is the hard negative and grade 1 the weak one.
+
+    Raises:
+        MechirError: as `pairs`.
+    """
+    made = []
+    for base, _ in pairs(model, n=DOCUMENTS * n, seed=seed):
+        if int(base.doc_id.split("d")[1]) >= documents:
+            continue
+        terms = [word for word in base.query.split() if word not in STOP_WORDS]
+        filler = itertools.cycle(word for word in CONTENT_WORDS if word not in base.query.split())
+        words = base.document.split()
+        held = next(term for term in terms if term in words)
+        for grade, kept in ((3, terms), (0, [held]), (1, [])):
+            document = " ".join(next(filler) if word in terms and word not in kept else word for word in words)
+            made.append(Pair(base.query, document, base.query_id, f"{base.doc_id}g{grade}", grade))
+    return made
 
 
 def _document(terms: list[str], counts: list[int], stop: str, generator: np.random.Generator) -> list[str]:

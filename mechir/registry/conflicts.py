@@ -35,7 +35,7 @@ def conflicts(found: pd.DataFrame) -> pd.DataFrame:
 def _dead(found: pd.DataFrame) -> Iterator[tuple[str, str, str, str, str]]:
     tested = found["p_corrected"].notna()
     own = (found["role"] == "matching") & (found["unit"] == "attention")  # its own attention: what it looks like
-    acts = found["causal"] & tested & (found["least"] > 0) & ~own
+    acts = found["causal"] & tested & (found["least"] > 0) & ~own & ~found["planned"]
     seen = ~found["causal"] & tested & found["holds"] & found["measure"].str.startswith(("contrast, ", "r with IDF"))
     of = ["model_fingerprint", "collection", "site"]
     there = found[acts | seen].assign(acts=acts, seen=seen, works=acts & found["holds"])
@@ -53,7 +53,7 @@ def _dead(found: pd.DataFrame) -> Iterator[tuple[str, str, str, str, str]]:
 
 def _one_collection(found: pd.DataFrame) -> Iterator[tuple[str, str, str, str, str]]:
     of = ["model_fingerprint", "site", "measure"]
-    tested = found[found["p_corrected"].notna()]
+    tested = found[found["p_corrected"].notna() & (found["site"] != "")]
     by_collection = tested.groupby([*of, "collection"])["holds"].any().rename("holds").reset_index()
     verdicts = by_collection.groupby(of)["holds"]
     for key, part in by_collection[verdicts.transform("any") & ~verdicts.transform("all")].groupby(of):
@@ -67,6 +67,7 @@ def _one_collection(found: pd.DataFrame) -> Iterator[tuple[str, str, str, str, s
 
 def _signs(found: pd.DataFrame) -> Iterator[tuple[str, str, str, str, str]]:
     sure = found[(found["p_all"] < LEVEL) & (found["value"].abs() >= found["least"]) & (found["sign"] != 0)]
+    sure = sure[~sure["planned"] & (sure["site"] != "")]
     sure = sure.assign(speaks_for=sure["value"] * sure["sign"] > 0)
     of = ["model_fingerprint", "site", "measure"]
     for (model, site, measure), part in _both(sure, of):

@@ -11,7 +11,7 @@ import pandas as pd
 
 from mechir.registry.conflicts import conflicts
 from mechir.registry.findings import address, printed
-from mechir.registry.links import held, linked
+from mechir.registry.links import exploratory, held, linked
 from mechir.registry.queries import matching
 from mechir.registry.runs import DEFAULT
 
@@ -79,12 +79,14 @@ def agreements(here: pd.DataFrame) -> tuple[str, ...]:
     sentences = []
     for (_, collection), part in here.groupby(["model_fingerprint", "collection"], sort=False):
         model = part["model"].iloc[0]
-        links = linked(part.to_dict("records"))
-        for name, row in links.items():
-            interval = f"{row['value']:.3g} [{row['low']:.3g}, {row['high']:.3g}] {row['unit']}"
-            what = f"linked to {name}" if name != "scoring" else "writes the score"
-            sentences.append(
-                f"{what}, {model} on {collection}: {row['measure']} {interval}, "
-                f"p = {row['p_all']:.2g} over {row['families']} families, {row['n_queries']} queries"
-            )
+        rows = part.to_dict("records")
+        for kind, links in (("planned", linked(rows)), ("exploratory", exploratory(rows))):
+            for name, row in links.items():
+                what = f"linked to {name}" if name != "scoring" else "writes the score"
+                times = f" over {row['tries']} tries" if row["tries"] > 1 and kind == "exploratory" else ""
+                sentences.append(
+                    f"{what} ({kind}), {model} on {collection}: {row['measure']} {row['value']:.3g} "
+                    f"[{row['low']:.3g}, {row['high']:.3g}] {row['unit']}, p = {row['p_all']:.2g}{times}, "
+                    f"{row['n_queries']} queries"
+                )
     return tuple(sentences)

@@ -24,7 +24,7 @@ from mechir.atomic import whole
 from mechir.errors import MechirError
 from mechir.registry.runs import Run, refuse_other, runs
 
-SCHEMA = 2
+SCHEMA = 3
 """Of the entries that this version writes; it reads all up to it. To add a column, raise it: older entries lack it."""
 _NAME = re.compile(r"([0-9a-f]+)\.(\d+)\.v(\d+)\.parquet")
 

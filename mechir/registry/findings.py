@@ -43,6 +43,9 @@ class Finding:
         least: |value| below this is called nothing, whatever p.
         low: the lower end of the 95 % interval of `value`.
         high: the upper end of it.
+        effect: where `value` is a share, what it is a share of taken in: the effect in logits.
+        effect_low: the lower end of the 95 % interval of `effect`.
+        effect_high: the upper end of it.
         p: of the test alone; missing where the measure has none.
         p_corrected: corrected for all of `family`.
         family: the tests that p was corrected over within the run, such as "72 heads".
@@ -74,6 +77,9 @@ class Finding:
     least: float = 0.0
     low: float = math.nan
     high: float = math.nan
+    effect: float = math.nan
+    effect_low: float = math.nan
+    effect_high: float = math.nan
     p: float = math.nan
     p_corrected: float = math.nan
     family: str = ""

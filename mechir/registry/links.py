@@ -1,4 +1,4 @@
-"""Which component is linked to which part of BM25: the rule, and the table of the evidence on both sides of it.
+"""Which component is linked to which part of BM25: what a plan concluded, and the evidence on both sides of it.
 
 A link needs what the component looks like and what it does. Over one model and collection:
 
@@ -9,8 +9,11 @@ A link needs what the component looks like and what it does. Over one model and 
   the term idf holds).
 * **scoring**: the path from a head to the score holds.
 
-A finding *holds* where its p, corrected over its own family and then over all families of tests (times their number),
-is below 0.05, |value| reaches the least that counts, and the sign speaks for it.
+**Planned** links are what the first `joint/pathway` on that model and collection concluded (`mechir.registry.plan`):
+stored with its run, and changed by nothing that is run later. Links by the same rule from whatever else was run are
+**exploratory**: there a finding *holds* where its p, corrected within its own run and times the number of different
+answers that runs gave to the same question, is below 0.05, |value| reaches the least that counts, and the sign speaks
+for it.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import pandas as pd
 
 from mechir.registry.conflicts import LEVEL, conflicts
 from mechir.registry.frames import SiteFrame, with_sites
+from mechir.registry.plan import LINK
 from mechir.registry.queries import matching
 from mechir.registry.runs import DEFAULT
 
@@ -32,7 +36,7 @@ ACTS = {"tf": "soft-tf", "idf": "idf"}
 """The role of the causal measures of a term."""
 SCORES = "path to the score"
 """How the measure of scoring heads begins."""
-TEXTS = ("model", "collection", "site", "links", "unit", "conflicts")
+TEXTS = ("model", "collection", "site", "links", "exploratory", "unit", "conflicts")
 BEHIND = ["effect", "low", "high", "unit", "p_all"]
 EVIDENCE = {
     "contrast": "contrast, query<-doc",
@@ -57,17 +61,16 @@ EVIDENCE = {
 
 
 def held(found: pd.DataFrame) -> pd.DataFrame:
-    """The newest findings (`matching(..., newest=True)`) with `families`, `p_all` and `holds`.
+    """The newest findings (`matching(..., newest=True)`) with `planned`, `p_all` and `holds`.
 
-    `p_all` = p_corrected times `families`, the number of families of tests of that model and collection.
+    `planned`: a conclusion of the first plan. `p_all` = p_corrected times `tries`, the number of different answers that
+    runs gave to the same question; of what is planned p_corrected.
     """
-    of = ["model_fingerprint", "collection"]
-    named = (found["run_id"] + " " + found["family"]).where(found["p_corrected"].notna())
-    families = named.groupby([found[name] for name in of]).transform("nunique")
-    p_all = (found["p_corrected"] * families).clip(upper=1)
+    planned = found["measure"].str.startswith(LINK)
+    p_all = (found["p_corrected"] * found["tries"].where(~planned, 1)).clip(upper=1)
     speaks = (found["sign"] == 0) | (found["value"] * found["sign"] > 0)
     holds = (p_all < LEVEL) & (found["value"].abs() >= found["least"]) & speaks
-    return found.assign(families=families, p_all=p_all, holds=holds)
+    return found.assign(planned=planned, p_all=p_all, holds=holds)
 
 
 def links(*, model: str | None = None, collection: str | None = None, registry: Path | str = DEFAULT) -> SiteFrame:
@@ -79,17 +82,18 @@ def links(*, model: str | None = None, collection: str | None = None, registry: 
         registry: where the runs are.
 
     Returns:
-        One row per model, collection and component that holds by its looks (`LOOKS`) or on its path to the score.
-        `site`, an object; `links`: "tf", "idf", "scoring", several with commas, or empty; of the causal measure behind
-        the first of them `effect`, `low`, `high`, `unit`, `p_all`; `conflicts`, sentences joined by "; "; then one
-        column for each of `EVIDENCE`, the value of the newest run (missing where it was not measured), and
-        `conductance_rank` among the heads.
+        One row per model, collection and component that is linked, or holds by its looks (`LOOKS`) or on its path to
+        the score. `site`, an object; `links`, what the plan concluded: "tf", "idf", "scoring", several with commas, or
+        empty; `exploratory`, links that only other runs speak for; of the causal measure behind the first of all these
+        `effect`, `low`, `high`, `unit`, `p_all`; `conflicts`, sentences joined by "; "; then one column for each of
+        `EVIDENCE`, the value of the newest run (missing where it was not measured), and `conductance_rank` among the
+        heads.
 
     It misleads where a component without a link is read as one without the part: only what was run can hold, with the
     number of queries that it had.
     """
     found = held(matching(Path(registry), {"collection": collection}, model=model, newest=True))
-    return with_sites(link_table(found), ["site", "links", *BEHIND, "conflicts", "model", "collection"])
+    return with_sites(link_table(found), ["site", "links", "exploratory", *BEHIND, "conflicts", "model", "collection"])
 
 
 def link_table(found: pd.DataFrame) -> pd.DataFrame:
@@ -104,16 +108,22 @@ def link_table(found: pd.DataFrame) -> pd.DataFrame:
         for one in here.to_dict("records"):
             parts.setdefault(tuple(one[name] for name in of), []).append(one)
         rows = [_row(part, told.get(key, "")) for key, part in parts.items()]
-    columns = ["model", "collection", "site", "links", *BEHIND, "conflicts", *EVIDENCE, "rank"]
+    columns = ["model", "collection", "site", "links", "exploratory", *BEHIND, "conflicts", *EVIDENCE, "rank"]
     table = pd.DataFrame(rows, columns=columns).astype({name: "str" if name in TEXTS else float for name in columns})
     table = table.rename(columns={"rank": "conductance_rank"})
-    strength = table["effect"].abs().fillna(0) + 10 * (table["links"] != "")
+    strength = table["effect"].abs().fillna(0) + 100 * (table["links"] != "") + 10 * (table["exploratory"] != "")
     return table.loc[strength.sort_values(ascending=False, kind="stable").index].reset_index(drop=True)
 
 
 def linked(part: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """The links of one component, each with the causal finding behind it; `part`: the rows of its findings, `held`."""
-    holds = [row for row in part if row["holds"]]
+    """The links of one component that the plan concluded, each with its conclusion; `part`: its findings, `held`."""
+    holding = [row for row in part if row["planned"] and row["holds"] and row["site"]]
+    return {row["measure"].removeprefix(LINK): row for row in holding}
+
+
+def exploratory(part: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The links of one component by what other runs say alone, each with the causal finding behind it."""
+    holds = [row for row in part if row["holds"] and not row["planned"]]
     found = {}
     for term, (role, measure) in LOOKS.items():
         looks = [row for row in holds if row["role"] == role and row["measure"].startswith(measure)]
@@ -123,7 +133,7 @@ def linked(part: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     scores = [row for row in holds if row["causal"] and row["measure"].startswith(SCORES)]
     if scores:
         found["scoring"] = scores[0]
-    return found
+    return {term: row for term, row in found.items() if term not in linked(part)}
 
 
 def measured(found: pd.DataFrame) -> dict[str, dict[str, bool]]:
@@ -136,7 +146,7 @@ def measured(found: pd.DataFrame) -> dict[str, dict[str, bool]]:
     for term, (role, measure) in LOOKS.items():
         own = heads if term == "tf" else vectors
         looks = own & (found["role"] == role) & found["measure"].str.startswith(measure)
-        acts = own & found["causal"] & (found["term"] == term) & (found["role"] == ACTS[term])
+        acts = own & found["causal"] & (found["term"] == term) & (found["role"] == ACTS[term]) & ~found["planned"]
         told[term] = {"looks": bool(looks.any()), "acts": bool(acts.any())}
     paths = heads & found["causal"] & found["measure"].str.startswith(SCORES)
     return told | {"scoring": {"acts": bool(paths.any())}}
@@ -145,16 +155,17 @@ def measured(found: pd.DataFrame) -> dict[str, dict[str, bool]]:
 def _shown(found: pd.DataFrame) -> pd.Series:
     """Which findings bring a component into the table."""
     shown = found["measure"].str.startswith(SCORES) & found["site"].str.startswith("h")
+    shown |= found["planned"] & (found["site"] != "")
     for role, measure in LOOKS.values():
         shown |= (found["role"] == role) & found["measure"].str.startswith(measure)
     return shown & found["holds"]
 
 
 def _row(part: Sequence[Mapping[str, Any]], told: str) -> dict[str, Any]:
-    links, newest = linked(part), {row["measure"]: row for row in part}
+    links, others, newest = linked(part), exploratory(part), {row["measure"]: row for row in part}
     row = {name: part[0][name] for name in ("model", "collection", "site")}
-    row |= {"links": ",".join(links), "conflicts": told, "unit": ""}
-    first = next(iter(links.values()), None)
+    row |= {"links": ",".join(links), "exploratory": ",".join(others), "conflicts": told, "unit": ""}
+    first = next(iter([*links.values(), *others.values()]), None)
     if first is not None:
         row |= {"effect": first["value"]} | {name: first[name] for name in BEHIND[1:]}
     row |= {name: newest[measure]["value"] for name, measure in EVIDENCE.items() if measure in newest}

@@ -15,14 +15,22 @@ from mechir.registry.entries import latest, set_damaged_aside
 from mechir.registry.findings import COLUMNS, TYPES, VIEW, printed, refuse_unknown
 from mechir.registry.frames import SiteFrame, with_sites
 from mechir.registry.names import Named, meant, shown
+from mechir.registry.plan import LINK
 from mechir.registry.runs import DEFAULT
 
-TRIES = 3
+ATTEMPTS = 3
 Answer = TypeVar("Answer")
 _THEIRS = (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException, duckdb.PermissionException)
 """The asker's mistakes: no reason to look for damage."""
-NEWEST = """qualify run_id = first_value(run_id) over (
-    partition by model_fingerprint, collection, site, measure order by written desc, run_id)"""
+NEWEST = f"""qualify run_id = case when starts_with(measure, '{LINK}')
+    then first_value(run_id) over (
+        partition by model_fingerprint, collection, starts_with(measure, '{LINK}') order by written, run_id)
+    else first_value(run_id) over (
+        partition by model_fingerprint, collection, site, measure order by written desc, run_id) end"""
+"""Of findings the newest; of conclusions the first plan's, which no later one replaces."""
+TRIES = """, greatest(1, count(distinct case when isnan(p_corrected) then null else p_corrected end) over (
+    partition by model_fingerprint, collection, site, measure)) as tries"""
+"""How many runs asked the same and got another answer: repeated until it holds is not the same as once."""
 KNOWN = (
     "coalesce(collection, '')",
     "coalesce(collection_full_name, '')",
@@ -87,8 +95,9 @@ def matching(
     """`findings` with sites as text.
 
     `asked`: columns and what they must be, None for anything; `collection` as `meant` reads it. `runs`: only what these
-    say, by their ids. `newest`: of a component by a measure, on one model and collection, the newest run's alone, and
-    no single neurons.
+    say, by their ids. `newest`: of a component by a measure, on one model and collection, the newest run's alone (of
+    the conclusions of a plan the first plan's), and no single neurons; with `tries`, how many different answers there
+    are.
     """
     for name, value in (("min_effect", min_effect), ("corrected_p", corrected_p)):
         if value is not None and not value >= 0:
@@ -107,8 +116,9 @@ def matching(
     wanted |= {name: value for name, value in numbers.items() if value is not None}
     clauses += ["site not like 'n%'"] if newest else []
     where = f"where {' and '.join(clauses)}" if clauses else ""
-    only = NEWEST if newest else ""
-    found = _answer(registry, f"from findings {where} {only} order by measure, abs(value) desc, site, run_id", wanted)
+    counted, only = (TRIES, NEWEST) if newest else ("", "")
+    asks = f"select *{counted} from findings {where} {only} order by measure, abs(value) desc, site, run_id"
+    found = _answer(registry, asks, wanted)
     if not len(found):
         _refuse_unheard(registry, wanted)
     return found
@@ -157,14 +167,14 @@ def _answer(registry: Path, question: str, parameters: Mapping[str, Any]) -> pd.
 
 def _asked(registry: Path, ask: Callable[[Any, dict[Named, str]], Answer]) -> Answer:
     """What a connection with the view `findings` answers, which reads nothing else; damaged entries are set aside."""
-    for attempt in range(TRIES):
+    for attempt in range(ATTEMPTS):
         with duckdb.connect() as connection:
             try:
                 return ask(connection, _view(connection, registry))
             except _THEIRS:
                 raise
             except duckdb.Error:  # a damaged entry, or one that another reader has just set aside
-                if not set_damaged_aside(registry) and attempt == TRIES - 1:
+                if not set_damaged_aside(registry) and attempt == ATTEMPTS - 1:
                     raise
     raise AssertionError("unreachable")
 

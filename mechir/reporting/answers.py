@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from mechir.methods.cutting import NDCG, WAYS
 from mechir.registry.conflicts import LEVEL
-from mechir.registry.links import ACTS, LOOKS, SCORES, measured
-from mechir.registry.runs import Run
-from mechir.reporting.commands import flags
+from mechir.registry.links import LOOKS, SCORES, measured
+from mechir.reporting.known import Known
 from mechir.reporting.sentences import (
     NAMED,
     Part,
@@ -51,45 +49,6 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True)
-class Known:
-    """What is known of one model on one collection.
-
-    `on`: the options of the command line that name both; `found`: its newest findings, `held`, sites as text; `links`:
-    its rows of `links`; `conflicts`: its rows of `conflicts`; `pathway`: its newest run of `joint/pathway`, or None.
-    """
-
-    on: Mapping[str, Any]
-    found: pd.DataFrame
-    links: pd.DataFrame
-    conflicts: pd.DataFrame
-    pathway: Run | None
-
-    def of(self, role: str, begins: str = "", *, heads: bool = True) -> pd.DataFrame:
-        """The findings of a role whose measure begins so, the largest |value| first."""
-        kept = self.found[(self.found["role"] == role) & self.found["measure"].str.startswith(begins)]
-        kept = kept[kept["site"].str.fullmatch(r"h\d+\.\d+")] if heads else kept
-        return kept.loc[kept["value"].abs().sort_values(ascending=False, kind="stable").index]
-
-    def acting(self, term: str) -> pd.DataFrame:
-        """The causal findings of a term that a link to it may rest on."""
-        kept = self.of(ACTS[term], heads=term != "idf")
-        return kept[kept["causal"] & (kept["term"] == term)]
-
-    def linked(self, term: str) -> pd.DataFrame:
-        """The rows of `links` of components that are linked to a term."""
-        return self.links.loc[[term in names.split(",") for names in self.links["links"]]]
-
-    def not_measured(self, experiment: str, *options: str, tf: bool = False) -> Sentence:
-        """That something was not measured, and the command that does."""
-        return ["Not measured: run ", {"code": self.command(experiment, *options, tf=tf)}, "."]
-
-    def command(self, experiment: str, *options: str, tf: bool = False) -> str:
-        """The command that runs an experiment on this model and collection; `tf`: on contrasts of term frequency."""
-        on = {"model": self.on["model"], "diagnostic": "tfc1" if tf else None, "collection": self.on["collection"]}
-        return shlex.join(["mechir", "run", experiment, *flags(on), *options])
-
-
 def answers(known: Known) -> list[dict[str, Any]]:
     """Questions with their answers: `question`, `sentences`."""
     asked: dict[str, Callable[[Known], list[Sentence]]] = {
@@ -110,12 +69,13 @@ def lead(known: Known) -> Sentence:
     sides = measured(known.found)
     there = [term for term, side in sides.items() if all(side.values())]
     counts = ", ".join(counted(len(known.linked(term)), *LINKS[term][:2]) for term in there)
-    said: Sentence = [f"{counts[0].upper()}{counts[1:]}."] if counts else []
-    tests = _verification(known)
-    if len(tests) and "tf" in there and known.pathway is not None:
-        cut = tests.iloc[0]
-        change = f"nDCG@10 changes by {number(cut['change'])}{interval(cut)} on held-out queries"
-        said += [f" Without the heads linked to term frequency {change} (run ", {"run": known.pathway.id}, ")."]
+    said: Sentence = []
+    if counts:
+        kind = "" if known.planned else "Exploratory, by no plan: "
+        said = [f"{kind}{counts[0].upper() if not kind else counts[0]}{counts[1:]}."]
+    cuts = _cuts(known)
+    if len(cuts) and known.pathway is not None:
+        said += [" ", *_ranking(cuts), " (run ", {"run": known.pathway.id}, ")."]
     missing = [LINKS[term][2] + _half(side) for term, side in sides.items() if term not in there]
     return said + ([f"{' ' if said else ''}Not measured yet: {', '.join(missing)}."] if missing else [])
 
@@ -126,10 +86,21 @@ def _half(sides: Mapping[str, bool]) -> str:
     return f" ({missing[0]} is not known)" if len(missing) < len(sides) else ""
 
 
-def _verification(known: Known) -> pd.DataFrame:
-    """What the ranking loses without the linked heads, and under it without random sets; empty where not measured."""
+def _cuts(known: Known) -> pd.DataFrame:
+    """What the held-out queries lose without sets of heads, beside random sets; empty where not measured."""
     summary = pd.DataFrame() if known.pathway is None else known.pathway.summary
-    return summary[summary["kind"] == "verification"] if "kind" in summary else pd.DataFrame()
+    return summary[summary["kind"] == "cut"] if "kind" in summary else pd.DataFrame()
+
+
+def _ranking(cuts: pd.DataFrame) -> Sentence:
+    """Which sets the ranking of held-out queries depends on: cut by zero and by the mean it loses more than random."""
+    worse = cuts[(cuts["measure"] == NDCG) & (cuts["excess"] < 0) & (cuts["p_corrected"] < LEVEL)]
+    both = worse.groupby("set", sort=False)["way"].nunique()
+    sets = [str(name) for name in both.index[both == len(WAYS)]]
+    n = int(cuts["queries"].max())
+    if not sets:
+        return [f"That the ranking depends on any of these sets of heads cannot be told on {n} held-out queries"]
+    return ["The ranking depends on the heads that are ", {"strong": ", ".join(sets)}, f", on {n} held-out queries"]
 
 
 def matches(known: Known) -> list[Sentence]:
@@ -154,36 +125,48 @@ def matches(known: Known) -> list[Sentence]:
 
 
 def frequency(known: Known) -> list[Sentence]:
-    """Which of the matching heads carry term frequency, and how their attention rises with it."""
+    """Whether a term raises the score, which heads carry that and match, and how their attention rises with it."""
     acts = known.acting("tf")
     if acts.empty:
         return [known.not_measured("chen2024/head_maps", "--at", "query|doc", tf=True)]
+    said = [] if known.gap is None else [_term(known.gap)]
     linked, looks = list(known.linked("tf")["site"]), known.of(*LOOKS["tf"])
     matching = looks[looks["holds"]]["site"].unique()
     if linked:
-        rows = acts[acts["holds"] & acts["site"].isin(linked)].drop_duplicates("site")
+        rows = acts[acts["site"].isin(linked)].drop_duplicates("site")
         what = " matches and also carries" if len(rows) == 1 else " match and also carry"
-        said: Sentence = [
+        how = "planned" if known.planned else "exploratory"
+        yes: Sentence = [
             {"strong": f"Yes: {counted(len(rows), 'head', 'heads')}"},
-            f"{what} the effect of term frequency on the score: ",
+            f"{what} the effect of term frequency on the score ({how}): ",
             *listed(rows),
             ".",
         ]
-        return [said, *_rise(known, linked)]
-    if looks.empty:
+        return [yes, *said, *_rise(known, linked)]
+    verdict = known.verdict("tf")
+    if looks.empty and verdict is None:
         missing = known.not_measured("vast2025/attention_contrast", "--easy-negatives", "10")
         return [
+            *said,
             ["Which heads match is not known, so none is linked. ", *missing],
             ["The largest effect is ", *told(acts.iloc[0]), "."],
         ]
-    if not len(matching):
-        return [[{"strong": "No link holds"}, ": no head matches. The largest effect is ", *told(acts.iloc[0]), "."]]
-    best = acts[acts["site"].isin(matching)]
-    said = [{"strong": "No link holds."}, f" Of {counted(len(matching), 'head that matches', 'heads that match')}, "]
-    if best.empty:
-        return [[*said, "none was tested: ", *known.not_measured("chen2024/head_maps", "--at", "query|doc", tf=True)]]
-    said += ["none carries an effect of term frequency that holds; the largest is ", *told(best.iloc[0]), "."]
-    return [said]
+    why = "no head matches" if not len(matching) else "of the heads that match none carries an effect that holds"
+    best = acts[acts["site"].isin(matching)] if acts["site"].isin(matching).any() else acts
+    reason = why if verdict is None or not verdict["label"] else str(verdict["label"])
+    return [*said, [{"strong": "No link holds"}, f": {reason}. The largest effect is ", *told(best.iloc[0]), "."]]
+
+
+def _term(gap: pd.Series) -> Sentence:
+    """What one more occurrence of a query term does to the score."""
+    chances = f", {chance(gap['p'])}" if pd.notna(gap["p"]) else ""
+    return [
+        "One more occurrence of a query term changes the score by ",
+        {"strong": f"{number(gap['value'])}{interval(gap)} logits"},
+        f"{chances} ({gap['n_queries']} queries, run ",
+        {"run": gap["run_id"]},
+        ").",
+    ]
 
 
 def _rise(known: Known, linked: Sequence[str]) -> list[Sentence]:
@@ -213,13 +196,15 @@ def rarity(known: Known) -> list[Sentence]:
     if len(linked):
         rows = acts[acts["holds"] & acts["site"].isin(linked)].drop_duplicates("site")
         yes: Sentence = [
-            {"strong": "Yes."},
+            {"strong": "Yes." if known.planned else "Yes (exploratory)."},
             " Moving a word along it as if it were rarer does what BM25 would: ",
             *listed(rows),
             ".",
         ]
         return [yes, goes]
-    no: Sentence = [{"strong": "No link holds."}, " Moving words along them does nothing that holds; the largest is "]
+    verdict = known.verdict("idf")
+    why = f" {verdict['label'][0].upper()}{verdict['label'][1:]}." if verdict is not None and verdict["label"] else ""
+    no: Sentence = [{"strong": "No link holds."}, f"{why} Moving words along them: the largest effect is "]
     return [[*no, *told(acts.iloc[0]), "."], goes]
 
 
@@ -229,11 +214,14 @@ def scoring(known: Known) -> list[Sentence]:
     paths = paths[paths["causal"]]
     if paths.empty:
         return [known.not_measured("lu2025/head_to_score", tf=True)]
-    holds = paths[paths["holds"]].drop_duplicates("site")
+    linked = known.linked("scoring")["site"]
+    holds = paths[paths["site"].isin(linked)].drop_duplicates("site")
+    verdict = known.verdict("scoring")
     if holds.empty:
-        return [["No path from a head to the score holds; the largest is ", *told(paths.iloc[0]), "."]]
-    count = f"{len(holds)} of {paths['site'].nunique()} heads"
-    return [[{"strong": count}, " have a path to the score that holds: ", *listed(holds), "."]]
+        why = f": {verdict['label']}" if verdict is not None and verdict["label"] else ""
+        return [[f"No path from a head to the score holds{why}; the largest is ", *told(paths.iloc[0]), "."]]
+    count, how = f"{len(holds)} of {paths['site'].nunique()} heads", "planned" if known.planned else "exploratory"
+    return [[{"strong": count}, f" have a path to the score that holds ({how}): ", *listed(holds), "."]]
 
 
 def fit(known: Known) -> list[Sentence]:
@@ -254,25 +242,29 @@ def fit(known: Known) -> list[Sentence]:
 
 
 def dependence(known: Known) -> list[Sentence]:
-    """What the ranking loses without the linked heads, beside random sets."""
+    """What held-out queries lose without each set of heads, beside random sets: the ranking, and the counting."""
     if known.pathway is None:
         return [known.not_measured("joint/pathway")]
-    tests = _verification(known)
-    if tests.empty:
-        return [["No head was linked to term frequency, so there was none to take out."]]
-    cut, drawn = tests.iloc[0], tests.iloc[1:]
-    sites = str(cut["site"]).split(",")
-    said: Sentence = ["Without ", *with_commas([{"site": site} for site in sites]), " nDCG@10 changes by "]
-    said += [{"strong": number(cut["change"])}, f"{interval(cut)}, {chance(cut['p_paired'])}"]
-    said += [f", on {int(cut['queries'])} queries that nothing else has seen (run ", {"run": known.pathway.id}, ")."]
-    if len(drawn) and "p_draws" in cut:
-        mean = drawn["change"].mean()
-        random: Sentence = [
-            f"Without as many random heads of the same layers it changes by {number(mean)} on average of {len(drawn)} "
-            f"sets; that they lose as much has {chance(cut['p_draws'])}."
-        ]
-        return [said, random]
-    return [said]
+    cuts = _cuts(known)
+    if cuts.empty:
+        return [["No head matched, was linked or wrote the score, so there was none to take out."]]
+    said: list[Sentence] = [[*_ranking(cuts), " (run ", {"run": known.pathway.id}, ")."]]
+    for (name, way), part in cuts.groupby(["set", "way"], sort=False):
+        first = part.iloc[0]
+        sites = with_commas([{"site": site} for site in str(first["site"]).split(",")[:NAMED]])
+        more = f" and {int(first['heads']) - NAMED} more" if first["heads"] > NAMED else ""
+        line: Sentence = [{"strong": f"{name}, by {way}"}, " (", *sites, f"{more}): "]
+        said.append([*line, "; ".join(_cut(row) for _, row in part.iterrows()), "."])
+    return said
+
+
+def _cut(row: pd.Series) -> str:
+    own = {"low": row["excess_low"], "high": row["excess_high"]}
+    return (
+        f"{row['measure']} {number(row['intact'])} changes by {number(row['change'])}, without as many random heads of "
+        f"the same layers by {number(row['random'])}: {number(row['excess'])}{interval(own)} beyond chance, "
+        f"{chance(row['p_corrected'])} over all of these"
+    )
 
 
 def certainty(known: Known) -> list[Sentence]:
@@ -283,13 +275,28 @@ def certainty(known: Known) -> list[Sentence]:
         return [["No finding here has a test, so nothing holds and nothing is linked."]]
     sizes = found.loc[found["n_queries"] > 0, "n_queries"]
     linked = known.links[known.links["links"] != ""]
-    said: list[Sentence] = [
+    said: list[Sentence] = []
+    if known.planned:
+        run = known.found.loc[known.found["planned"], "run_id"].iloc[0]
+        what = (
+            "Links to tf, to idf and to the score are what a plan concluded, written before anything was measured (run "
+        )
+        later: Sentence = [{"run": run}, "); whatever is run later is exploratory and changes none of them."]
+        said.append([what, *later])
+        if known.later:
+            rest = with_commas([{"run": one} for one in known.later])
+            said.append(["The plan was tested again after looking, which counts as exploratory: runs ", *rest, "."])
+    else:
+        said.append(
+            ["No plan was tested: every link here is exploratory. Run ", {"code": known.command("joint/pathway")}, "."]
+        )
+    said.append(
         [
-            f"A finding holds where p, corrected within its family and then over all {int(tested['families'].max())} "
-            f"families of tests of this model and collection, is below {LEVEL:g}, and its value reaches what counts. "
-            "A link needs that of what a component looks like and of what changing it does."
+            f"A finding holds where p, corrected within its run and times the number of different answers to the same "
+            f"question, is below {LEVEL:g}, and its value reaches what counts. A link needs that of what a component "
+            "looks like and of what changing it does."
         ]
-    ]
+    )
     if len(linked):
         worst = linked.loc[linked["p_all"].idxmax()]
         said.append(["The least sure link is that of ", {"site": worst["site"]}, f": {chance(worst['p_all'])}."])

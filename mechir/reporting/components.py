@@ -31,7 +31,7 @@ def known(registry: Path) -> pd.DataFrame:
     """The newest findings of all models and collections, `held`, sites as text; without single neurons."""
     if not latest(registry):
         none = checked(pd.DataFrame(columns=["site", "measure", "value", "unit"]), {})
-        return none.assign(families=0, p_all=0.0, holds=False)
+        return none.assign(tries=1, planned=False, p_all=0.0, holds=False)
     return held(matching(registry, newest=True))
 
 
@@ -100,7 +100,7 @@ def table(links: pd.DataFrame) -> dict[str, Any]:
     """
     columns = [{"name": name, "measure": measure} for name, measure in EVIDENCE.items()]
     there = [one for one in columns if links[one["name"]].notna().any()]
-    rows = links[["site", "links", *BEHIND, "conductance_rank"]].to_dict("records")
+    rows = links[["site", "links", "exploratory", *BEHIND, "conductance_rank"]].to_dict("records")
     return {"columns": there, "missing": [one["name"] for one in columns if one not in there], "rows": rows}
 
 

@@ -21,9 +21,11 @@ from mechir.registry.runs import DEFAULT, Run, runs
 from mechir.reporting import answers, commands
 from mechir.reporting.components import components, examples, known, neurons, table
 from mechir.reporting.figures import drawn, figures
+from mechir.reporting.known import Known
 from mechir.views.page import write
 from mechir.views.report import page
 
+PATHWAY = "joint/pathway"
 SIZE = 8_000_000
 """Bytes that a page may have."""
 
@@ -107,11 +109,14 @@ def _section(
     linked = link_table(found)
     claims = {str(run): list(part["measure"].unique()) for run, part in found.groupby("run_id", sort=False)}
     kept, others = drawn(stored, claims)
-    pathway = next((run for run in kept if run.record["identity"]["experiment"] == "joint/pathway"), None)
+    pathways = [run for run in stored if run.record["identity"]["experiment"] == PATHWAY and _finished(run)]
+    standing = found.loc[found["planned"], "run_id"]  # the newest where findings hold no plan
+    pathway = next((run for run in pathways if run.id in {*standing}), next(iter(pathways), None))
+    later = [run.id for run in pathways if pathway is not None and run.id != pathway.id]
     on = commands.on([run.record for run in stored], model, collection)
-    about = answers.Known(on, found, linked, told, pathway)
+    about = Known(on, found, linked, told, pathway, later)
     looked = [run for run in stored if run.record["identity"]["experiment"] == "joint/examples"]
-    looked = [run for run in looked if (run.path / "summary.parquet").is_file()]
+    looked = [run for run in looked if _finished(run)]
     return {
         "model": model,
         "fingerprint": at.fingerprint,
@@ -119,12 +124,16 @@ def _section(
         "lead": answers.lead(about),
         "answers": answers.answers(about),
         "links": table(linked),
-        "components": components(found, told, linked.loc[linked["links"] != "", "site"].to_list()),
+        "components": components(found, told, linked.loc[linked["effect"].notna(), "site"].to_list()),
         "examples": examples(looked) | {"command": about.command("joint/examples", "--heads", "HEAD")},
         "figures": figures(kept, claims),
         "others": [{"run": run.id, "experiment": run.record["identity"]["experiment"], "why": why,
                     "started": run.record["started"]} for run, why in others],
     }  # fmt: skip
+
+
+def _finished(run: Run) -> bool:
+    return (run.path / "summary.parquet").is_file()
 
 
 def _of(at: Section, frame: pd.DataFrame) -> pd.DataFrame:

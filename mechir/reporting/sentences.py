@@ -18,7 +18,7 @@ NAMED = 4
 
 
 def told(row: pd.Series) -> Sentence:
-    """A component with its value, interval, unit, p over all families, and the run that says so."""
+    """A component with its value, interval, unit, p over all tries, and the run that says so."""
     tested = f", {chance(row['p_all'])}" if pd.notna(row["p_all"]) else ""
     said: Sentence = [{"site": row["site"]}, f" {number(row['value'])}{interval(row)} {row['unit']}{tested} (run "]
     return [*said, {"run": row["run_id"]}, ")"]

@@ -111,7 +111,7 @@ function dossier(section, site) {
     table([
       { name: "measure", kind: "text narrow", value: (one) => one.measure, cell: (one) => [one.measure + (one.causal ? "\u2009†" : ""), make("span", "interval", {}, from(one), one.label ? ` \u00b7 ${one.label}` : "")] },
       { name: "value", value: (one) => one.value, cell: (one) => valued(one, one.unit) },
-      { name: "p", title: "corrected over all families", value: (one) => one.p, cell: (one) => chance(one.p) },
+      { name: "p", title: "corrected within its run, times the tries", value: (one) => one.p, cell: (one) => chance(one.p) },
       { name: "holds", kind: "text", value: (one) => (one.holds ? 1 : 0), cell: (one) => (one.holds ? "yes" : "") },
       { name: "queries", value: (one) => one.queries || null },
     ], rows, `Findings of ${site}`).node,

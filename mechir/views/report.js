@@ -116,9 +116,10 @@ function links(section) {
   const shown = [
     { name: "component", kind: "text", value: (row) => row.site, cell: (row) => siteLink(row.site) },
     { name: "linked to", kind: "text", value: (row) => row.links, cell: (row) => row.links.split(",").filter(Boolean).flatMap((one) => [make("span", "tag", {}, one), " "]) },
+    { name: "exploratory", title: "links that no plan has tested", kind: "text", value: (row) => row.exploratory, cell: (row) => row.exploratory.replaceAll(",", ", ") },
     { name: "effect", title: "of the causal measure behind the first link", value: (row) => row.effect,
       cell: (row) => row.effect === null ? "" : [make("strong", "", {}, number(row.effect)), make("span", "interval", {}, `${between(row.low, row.high)} ${row.unit}`)] },
-    { name: "p", title: "corrected over all families", value: (row) => row.p_all, cell: (row) => chance(row.p_all) },
+    { name: "p", title: "corrected within its run, times the tries", value: (row) => row.p_all, cell: (row) => chance(row.p_all) },
     { name: "conflicts", value: (row) => conflicts(row).length || null },
     ...columns.map(({ name, measure }) => ({ name: spaced(name) + (causal(measure) ? "\u2009†" : ""), title: measure,
       value: (row) => (finding(section, row.site, measure) || {}).value, cell: (row) => valued(finding(section, row.site, measure)) })),

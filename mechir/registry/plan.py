@@ -1,0 +1,158 @@
+"""The analysis plan of a pathway: three hypotheses, what each needs, and what is concluded.
+
+Written down before anything is measured, so that what holds is no matter of what was tried:
+
+* **tf**: some head is linked to term frequency. It matches (its attention contrast query<-doc) *and* the effect of term
+  frequency on the score passes through what it writes at query and document.
+* **idf**: some singular vector of W_E is linked to IDF. It goes with IDF (r) *and* a step along it acts as BM25 would,
+  on the score or on the attention of the heads that write it.
+* **scoring**: some head writes the score (the path from it to the score).
+
+Each needs a score that counts terms at all: one more occurrence of a query term must raise it, by a tenth of the
+standard deviation of scores within queries or more (the gap).
+
+A component's p is the largest of its parts (intersection-union, Berger 1982), each corrected over the components of its
+family; a part of the wrong sign, or smaller than what counts, has p 1. `p_corrected` is three times that: over the
+three hypotheses Holm's factor stays 3 for components, because no hypothesis is rejected for all of its components. The
+hypotheses themselves are corrected by Holm's method. Whatever else is run is exploratory and changes none of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from mechir.inference import holm, intersection_union
+
+LINK = "link to "
+"""How the measure of a conclusion begins."""
+FAMILY = "the plan: tf, idf, scoring"
+GAP = "gap, tfc1"
+
+
+class Hypothesis(NamedTuple):
+    """What a link needs: how the measures of its two sides begin, and what its components are called.
+
+    `looks` is empty where there is nothing to look like. A component acts by the surest of the measures `acts`, which
+    are one family; `role` and `term` are those of its conclusion.
+    """
+
+    term: str
+    looks: str
+    acts: tuple[str, ...]
+    components: str
+    role: str
+
+
+PLAN = (
+    Hypothesis("tf", "contrast, query<-doc", ("patching, tfc1, at query|doc",), "heads", "soft-tf"),
+    Hypothesis(
+        "idf",
+        "r with IDF",
+        ("score, a matched term up IDF", "attention, a matched term up IDF"),
+        "directions",
+        "idf",
+    ),
+    Hypothesis("scoring", "", ("path to the score, tfc1",), "heads", "scoring"),
+)
+
+
+def concluded(found: pd.DataFrame) -> pd.DataFrame:
+    """What the plan concludes from the findings of its runs.
+
+    Args:
+        found: findings of one model and collection, sites as text; `holds` is not read.
+
+    Returns:
+        Columns of `Finding`, measure "link to tf", "link to idf", "link to scoring". With an empty `site` the
+        hypothesis: `value` is how many components are linked, `p` the smallest of theirs, `p_corrected` that after
+        Holm, `label` why none is. With a site a component that looks or acts: `value`, its interval and `effect` are
+        those of what it does; `label` is "linked", or which part fails.
+    """
+    gap = found[found["measure"] == GAP]
+    p_gap, blocked = _gap(gap)
+    lines: list[dict[str, Any]] = []
+    tops: list[dict[str, Any]] = []
+    for one in PLAN:
+        rows = list(_components(found, one, p_gap, blocked))
+        best = min((row["p"] for row in rows), default=1.0)
+        linked = sum(row["p_corrected"] < 0.05 for row in rows)
+        shown = [row for row in rows if min(row["p_looks"], row["p_acts"]) < 0.05]
+        told = {"site": "", "measure": LINK + one.term, "value": float(linked), "unit": one.components, "p": best}
+        tops.append(told | {"label": _why(found, one, linked, blocked), "role": one.role, "term": _term(one)})
+        lines += shown
+    for top, p in zip(tops, holm([top["p"] for top in tops]), strict=True):
+        top["p_corrected"] = float(p)
+    sizes = {"n_queries": int(gap["n_queries"].max())} if len(gap) else {}
+    made = pd.DataFrame([{**top, **sizes} for top in tops] + lines)
+    return made.drop(columns=["p_looks", "p_acts"], errors="ignore").assign(causal=True, family=FAMILY)
+
+
+def _gap(gap: pd.DataFrame) -> tuple[float, str]:
+    """The p of the gap, and why it blocks every link; empty where it does not."""
+    if gap.empty:
+        return 1.0, "the effect of a term on the score was not measured"
+    row = gap.iloc[0]
+    what = f"one more occurrence of a query term changes the score by {_number(row)} logits"
+    if pd.isna(row["p"]):
+        return 1.0, f"{what}, on {int(row['n_queries'])} queries: too few to test"
+    if row["value"] < 0 and row["high"] < 0:
+        return 1.0, f"{what}: it lowers it"
+    if not (row["value"] > 0 and row["low"] > 0):
+        return 1.0, f"{what}: not told from 0"
+    if row["value"] < row["least"]:
+        return 1.0, f"{what}: less than the {row['least']:.3g} that count beside the spread within queries"
+    return float(row["p"]), ""
+
+
+def _components(found: pd.DataFrame, one: Hypothesis, p_gap: float, blocked: str) -> Iterator[dict[str, Any]]:
+    """A conclusion for every component on which all sides were measured."""
+    heads = found["site"].str.fullmatch(r"h\d+\.\d+" if one.components == "heads" else r"embed\.u\d+")
+    looks = _parts(found[heads & found["measure"].str.startswith(one.looks)]) if one.looks else None
+    acting = found[heads & found["measure"].isin(one.acts)]
+    acts = _parts(acting)
+    tried = acting["run_id"].nunique() if one.term == "idf" else 1  # each vector is a family of its own
+    for site, (p_acts, row) in acts.items():
+        if looks is not None and site not in looks:
+            continue
+        p_looks, p_acts = (1.0 if looks is None else looks[site][0]), min(1.0, p_acts * tried)
+        p = intersection_union(p_acts, p_gap, *([] if looks is None else [p_looks]))
+        linked = 3 * p < 0.05
+        failing = [name for name, own in (("does not match", p_looks), ("does not act", p_acts)) if own >= 0.05 / 3]
+        if looks is None:
+            failing = ["does not act"] if p_acts >= 0.05 / 3 else []
+        label = "linked" if linked else "; ".join(failing) or blocked or "not sure enough"
+        told = {name: row[name] for name in ("value", "low", "high", "unit", "effect", "effect_low", "effect_high")}
+        told |= {name: row[name] for name in ("least", "n_queries", "n_pairs")}
+        told |= {"site": site, "measure": LINK + one.term, "label": label, "p": p, "p_corrected": min(1.0, 3 * p)}
+        yield told | {"role": one.role, "term": _term(one), "p_looks": p_looks, "p_acts": p_acts}
+
+
+def _parts(rows: pd.DataFrame) -> dict[str, tuple[float, dict[str, Any]]]:
+    """Of each component the p of the surest of these findings, and that finding; 1 for a wrong sign or too little."""
+    parts: dict[str, tuple[float, dict[str, Any]]] = {}
+    for row in rows.to_dict("records"):
+        right = (row["sign"] == 0 or row["value"] * row["sign"] > 0) and abs(row["value"]) >= row["least"]
+        p = float(row["p_corrected"]) if right and pd.notna(row["p_corrected"]) else 1.0
+        if row["site"] not in parts or p < parts[row["site"]][0]:
+            parts[row["site"]] = p, row
+    return parts
+
+
+def _why(found: pd.DataFrame, one: Hypothesis, linked: int, blocked: str) -> str:
+    """Why nothing is linked, or empty."""
+    if linked:
+        return ""
+    if not found["measure"].isin(one.acts).any():
+        return "what changing them does was not measured"
+    return blocked or f"no one of the {one.components} has all that a link needs"
+
+
+def _term(one: Hypothesis) -> str:
+    return "" if one.term == "scoring" else one.term
+
+
+def _number(row: pd.Series) -> str:
+    return f"{row['value']:+.3g} [{row['low']:.3g}, {row['high']:.3g}]"
