@@ -9,7 +9,8 @@ where that is not all of it, and `findings(summary)` what the registry is told o
 `check(model, material, **options)` refuses what does not fit before anything is measured or written, and returns the
 options that it writes in their normal form. `prepare(model, material, **options)` returns what is measured, and options
 or frames that it found on the rest. Both may ask by name for the `collection`, for `collections` (one or several in
-groups), the `pool` and the `registry`, `prepare` also for `run`, which runs another experiment on the same source;
+groups), the `pool` and the `registry`, `prepare` also for `run`, which runs another experiment on the same source, and
+for `say`, which says a line;
 `summarise` for these, the `model` and any option, `findings` for all of it and `rows`. `EMBEDDED` is the pool of the
 embedded collection that it takes on the command line by default; where `REPORT` is true a report follows.
 A unit is a run of whole queries and one call of `measure`; batches never cross it, so a part does not depend on which
@@ -38,6 +39,7 @@ from mechir.encoder.hooked import HookedEncoder
 from mechir.encoder.intact import refuse_altered
 from mechir.encoding import REASONS
 from mechir.errors import MechirError, closest
+from mechir.inference import FEWEST
 from mechir.material import Material, Pool, Source, Taken, material_of, pairs_of, source_of, takes_contrasts
 from mechir.options import by_name, in_normal_form, with_defaults
 from mechir.perturbed import Diagnostic
@@ -207,7 +209,7 @@ def _measured(
     given = chosen = in_normal_form(module, model, material, chosen, known)
     provenance.certificate(model, pairs_of(material))
     if hasattr(module, "prepare"):
-        known["run"] = partial(run, **asked)
+        known |= {"run": partial(run, **asked), "say": say}
         material, found = module.prepare(model, material, **by_name(module.prepare, known), **chosen)
         _say_found(found, say)
         chosen = chosen | found
@@ -227,6 +229,8 @@ def _measured(
     stored = open_run(asked["registry"], identity, begin)
     queries = len({one.query_id for one in material})
     say(f"Run {stored.id}: {len(material)} {_what(module)} of {queries} queries in {len(cut)} units")
+    if queries < FEWEST:
+        say(f"{queries} queries are too few to test: intervals are Student's; tests need {FEWEST} or more.")
     missing = [unit for unit in range(shard.index, len(cut), shard.of) if unit not in stored.done()]
     _compute(stored, module, model, cut, missing, chosen, say)
     return stored, chosen

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 
 import mechir as mi
@@ -14,10 +15,12 @@ from mechir.collection import Collection
 from mechir.errors import MechirError
 from mechir.experiment import Pool, load_experiment, shown
 from mechir.inference import studentised
+from mechir.methods.cutting import TERM
 from mechir.registry.frames import as_text
-from mechir.registry.runs import Run, runs
-from tests.models import TOY, TOY_MODEL
+from mechir.registry.runs import Run, open_run, runs
+from tests.models import TOY, TOY_MODEL, nine_queries
 from tests.test_links import CONTRAST, NOT, PATCHING, SURE, row, tell
+from tests.test_plan import POSITIVE
 
 FLAGGED = "flagged by its pattern but causally dead: "
 
@@ -52,20 +55,24 @@ def test_the_planted_circuit_is_linked_and_the_traps_are_named(tmp_path: Path) -
     assert found.loc[["embed.u0", "embed.u1"], "links"].tolist() == ["idf", ""] and "embed.u2" not in found.index
     assert found.loc["embed.u0", "conflicts"] == "" and found.loc["embed.u0", "edit_attention"] > 0.05
     assert found.loc["embed.u1", "conflicts"].startswith("goes with IDF but causally dead: r with IDF 0.9")
-    tests = stored.summary[stored.summary["kind"] == "verification"]
-    cut = tests.iloc[0]
-    assert cut["set"] == "linked heads" and cut["site"] == "h1.2" and cut["queries"] == 12
-    assert cut["change"] < -0.05 and cut["high"] < 0 and cut["p_draws"] == pytest.approx(1 / 21)
-    drawn = tests.iloc[1:]
-    assert len(drawn) == 20 and drawn["site"].str.startswith("h1.").all() and not (drawn["site"] == "h1.2").any()
+    plan = stored.summary[stored.summary["kind"] == "plan"].set_index("measure")
+    assert plan["value"].tolist() == [1, 1, 1] and (plan["p_corrected"] < 0.05).all()
+    cuts = stored.summary[stored.summary["kind"] == "cut"].set_index(["set", "way", "measure"])
+    assert set(cuts.index.get_level_values("set")) == {"matching", "linked to tf", "scoring", "all of these"}
+    own = cuts.loc["linked to tf"]
+    assert (own["site"] == "h1.2").all() and (own["queries"] == 12).all() and (own["p_draws"] == 1 / 21).all()
+    assert (own["change"] < 0).all() and (own.xs(TERM, level="measure")["p_corrected"] < 0.05).all()
+    drawn = pd.read_parquet(stored.path / "sets.parquet").query("set == 'linked to tf' and draw >= 0")["sites"]
+    assert len(drawn) == 20 and drawn.str.startswith("h1.").all() and not (drawn == "h1.2").any()
     learned = {run.record["queries"] for run in runs(stored.path.parents[1]) if run.id != stored.id}
     assert max(learned) == 24  # nothing else has seen the last third
     told = shown("joint/pathway", stored.summary)
-    assert len(told) == len(found) + 1 and "p_draws" in told and "kind" not in told
-    (cut,) = mi.findings(measure="nDCG@10 without the heads linked to tf", registry=stored.path.parents[1]).to_dict(
-        "records"
+    assert len(told) == len(stored.summary) and {"kind", "p_draws"} <= set(told)
+    found_ = mi.findings(
+        measure="effect of a term without heads linked to tf, by zero", registry=stored.path.parents[1]
     )
-    assert (cut["site"], cut["label"], cut["p"]) == (None, "h1.2", pytest.approx(1 / 21)) and cut["value"] < -0.05
+    (cut,) = found_.to_dict("records")
+    assert (cut["site"], cut["label"]) == (None, "h1.2") and cut["value"] < -0.02
     table = mi.links(registry=stored.path.parents[1])
     assert sorted(map(str, table["site"])) == sorted(found.index)
 
@@ -99,10 +106,13 @@ def test_run_alone_takes_the_whole_chain_and_says_where_nothing_is_linked(
     out, _ = capsys.readouterr()
     kept = runs(tmp_path / "mechir-registry")
     whole = next(run for run in kept if run.record["identity"]["experiment"] == "joint/pathway")
-    assert whole.summary.empty and whole.record["queries"] == 3  # a random model: nothing holds
+    assert set(whole.summary["kind"]) == {"plan"} and whole.record["queries"] == 3  # a random model: nothing holds
+    why = whole.summary["label"].tolist()
+    assert (whole.summary["value"] == 0).all() and why[0] == why[2] and why[0].startswith("one more occurrence of a")
+    assert why[1] == "what changing them does was not measured"  # no direction goes with IDF
     assert len(kept) >= 10 and len({run.record["identity"]["experiment"] for run in kept}) == len(kept)
     assert max(run.record["queries"] for run in kept) == 6
-    assert "no rows" in out and out.splitlines()[-1] == "Report: mechir-registry/report.html"
+    assert "link to tf" in out and out.splitlines()[-1] == "Report: mechir-registry/report.html"
     assert (tmp_path / "mechir-registry" / "report.html").is_file() and (whole.path / "chart.png").is_file()
 
 
@@ -123,7 +133,7 @@ def test_what_others_have_found_is_no_reason_for_a_link(tmp_path: Path) -> None:
     ids = {"vast2025/attention_contrast": "a1", "chen2024/head_maps": "a2"}
     own = {
         "a1": [row(CONTRAST, "h1.1", 0.3, SURE), row(CONTRAST, "h0.0", 0.3, SURE)],
-        "a2": [row(PATCHING, "h1.1", 0.9, SURE), row(PATCHING, "h0.0", 0.0, NOT)],
+        "a2": [POSITIVE, row(PATCHING, "h1.1", 0.9, SURE), row(PATCHING, "h0.0", 0.0, NOT)],
     }
     by_hand = [row(PATCHING, "h1.1", 0.0, NOT), row(PATCHING, "h0.0", 0.9, SURE)]
     tell(tmp_path, "b1", by_hand, collection.id, model_fingerprint=toy.fingerprint, written="later")
@@ -133,10 +143,41 @@ def test_what_others_have_found_is_no_reason_for_a_link(tmp_path: Path) -> None:
             tell(tmp_path, ids[name], own[ids[name]], collection.id, model_fingerprint=toy.fingerprint)
         return SimpleNamespace(id=ids.get(name, "c1"))
 
-    pairs = [mi.Pair("q", "d", f"q{k}", f"d{k}", k % 2) for k in range(9)]
+    pairs, said = [mi.Pair("q", "d", f"q{k}", f"d{k}", k % 2) for k in range(9)], list[str]()
     options = {"filler": "a", "idf": "", "draws": 2, "seed": 0}
-    rest, frames = module.prepare(toy, pairs, collection, Pool(), tmp_path, run, **options)
+    rest, frames = module.prepare(toy, pairs, collection, Pool(), tmp_path, run, said.append, **options)
     assert [pair.query_id for pair in rest] == ["q6", "q7", "q8"]
     assert frames["linked"].set_index("site")["links"].to_dict() == {"h1.1": "tf", "h0.0": ""}
-    assert frames["sets"].iloc[0].to_dict() == {"name": "linked heads", "sites": "h1.1"}
-    assert as_text(mi.links(registry=tmp_path)).set_index("site")["links"].to_dict() == {"h0.0": "tf", "h1.1": ""}
+    sets = frames["sets"][frames["sets"]["draw"] < 0].set_index("set")["sites"].to_dict()
+    assert sets == {"matching": "h0.0,h1.1", "linked to tf": "h1.1"} and said == []
+    by_hand = as_text(mi.links(registry=tmp_path)).set_index("site")
+    assert by_hand["exploratory"].to_dict() == {"h0.0": "tf", "h1.1": ""} and (by_hand["links"] == "").all()
+
+
+def test_a_plan_that_is_tested_again_says_that_the_first_stands(tmp_path: Path) -> None:
+    toy, collection, module = (
+        mi.load(TOY_MODEL),
+        mi.collection(nine_queries(tmp_path / "toy")),
+        load_experiment("joint/pathway"),
+    )
+    asked = {"filler": "a", "idf": "", "draws": 20, "seed": 0}
+    identity = {"experiment": "joint/pathway", "model_fingerprint": toy.fingerprint, "options": asked}
+    identity |= {"collection_sha256": collection.hash, "pool": vars(Pool()) | {"run": None}}
+    first = open_run(tmp_path, identity, lambda run: run.write_record({"identity": identity, "asked": asked}))
+    first.write_frame("summary", pd.DataFrame({"kind": ["plan"]}))
+    assert module._other_plans(tmp_path, toy, collection, Pool(), asked) == []
+    for pool, other in ((Pool(), asked | {"seed": 1}), (Pool(per_grade=1), asked)):
+        assert [one.id for one in module._other_plans(tmp_path, toy, collection, pool, other)] == [first.id]
+
+
+def test_a_dry_run_says_what_can_be_found(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    nine = nine_queries(tmp_path / "nine")
+    cli.main(
+        ["run", "--model", str(TOY_MODEL), "--collection", str(nine), "--dry-run", "--registry", str(tmp_path / "r")]
+    )
+    out, _ = capsys.readouterr()
+    lines = out.splitlines()
+    start = lines.index("What so many queries can find, four times in five:")
+    assert lines[start + 1].split()[:4] == ["measure", "queries", "spread", "spread_90"]
+    assert [line.split()[0] for line in lines[start + 2 :]] == ["vast2025/attention_contrast", "chen2024/head_maps"]
+    assert "the first 6 queries" in out and not (tmp_path / "r").exists()

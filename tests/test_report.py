@@ -50,8 +50,8 @@ def test_the_summary_answers_in_words_with_numbers(tmp_path: Path) -> None:
     (pathway,) = (run.id for run in runs(tmp_path) if run.record["identity"]["experiment"] == "joint/pathway")
     assert words(section["lead"]) == (
         "Exploratory, by no plan: 1 head is linked to term frequency, 1 direction of the word embeddings is linked to "
-        "IDF, 1 head writes the score. The ranking depends on the heads that are linked to tf, on 10 held-out queries "
-        f"(run {pathway})."
+        "IDF, 1 head writes the score. The ranking depends on the heads: linked to tf (10 held-out queries). A term counts "
+        f"for less without the heads: linked to tf (run {pathway})."
     )
     told = summary(section)
     assert told["Which heads match?"] == (
@@ -67,7 +67,8 @@ def test_the_summary_answers_in_words_with_numbers(tmp_path: Path) -> None:
         "1 of 2 heads have a path to the score that holds (exploratory): h3.1 0.9"
     )
     assert told["Does the ranking depend on them?"] == (
-        f"The ranking depends on the heads that are linked to tf, on 10 held-out queries (run {pathway}). "
+        "The ranking depends on the heads: linked to tf (10 held-out queries). A term counts for less without the heads: "
+        f"linked to tf (run {pathway}). "
         + " ".join(
             f"linked to tf, by {way} (h1.2): nDCG@10 0.7 changes by \u22120.12, without as many random heads of the same "
             "layers by 0.01: \u22120.13 [\u22120.2, \u22120.05] beyond chance, p = 0.016 over all of these; effect of a "

@@ -31,7 +31,7 @@ from mechir.pairs import Pair
 from mechir.registry.links import BEHIND, held, link_table
 from mechir.registry.plan import LINK, concluded
 from mechir.registry.queries import matching
-from mechir.registry.runs import Run, runs
+from mechir.registry.runs import Run, finished_runs
 from mechir.views import charts
 
 MATCHING, LINKED, SCORING, ALL = "matching", "linked to tf", "scoring", "all of these"
@@ -130,7 +130,7 @@ def power(
     }
     spreads, sources = {}, {}
     for name, (chosen, spread_of) in of.items():
-        earlier = _earlier(registry, name, chosen, model, collection)
+        earlier = next(iter(finished_runs(registry, name, chosen, model.fingerprint, collection.hash)), None)
         if earlier is None:
             own = [pair for pair in pairs if pair.query_id in some]
             made = _tfc1(model, collection, filler, len(some), 1, seed)
@@ -140,18 +140,6 @@ def power(
         sources[name] = f"the first {len(some)} queries" if earlier is None else f"run {earlier.id}"
     found = power_table(spreads, dict(zip(of, (LOOKS, ACTS), strict=True)), n)
     return found.assign(**{"from": found["measure"].map(sources)})
-
-
-def _earlier(registry: Path, name: str, chosen: Mapping[str, Any], model: Any, collection: Collection) -> Run | None:
-    """The newest finished run of an experiment with these options on this model and collection."""
-    for run in runs(registry):
-        own = run.record["identity"]
-        about = own.get("perturbed_sha256", own["collection_sha256"])
-        same = (own["experiment"], own["model_fingerprint"], about) == (name, model.fingerprint, collection.hash)
-        alike = same and all(own["options"].get(key) == value for key, value in chosen.items())
-        if alike and (run.path / "summary.parquet").is_file():
-            return run
-    return None
 
 
 def _tfc1(model: Any, collection: Collection, filler: str, some: int, per_grade: int, seed: int) -> Any:
@@ -167,6 +155,7 @@ def prepare(
     pool: Pool,
     registry: Path,
     run: Callable[..., Any],
+    say: Callable[[str], None],
     *,
     filler: str,
     idf: str,
@@ -174,6 +163,12 @@ def prepare(
     seed: int,
 ) -> tuple[list[Pair], dict[str, Any]]:
     """The pairs of the last queries; what the plan concludes on the first ones, the table of links, the sets to cut."""
+    asked = {"filler": filler, "idf": idf, "draws": draws, "seed": seed}
+    for earlier in _other_plans(registry, model, collection, pool, asked)[-1:]:
+        say(
+            f"A plan was tested on this model and collection before (run {earlier.id}) and stands: what this one "
+            "concludes is recorded as exploratory."
+        )
     queries = list(dict.fromkeys(pair.query_id for pair in pairs))
     n = _learning(queries)
     own: list[str] = []  # what others have told the registry may come from the queries that are held out
@@ -198,6 +193,18 @@ def prepare(
     frames = {"linked": link_table(_with(found, plan)), "plan": plan, "sets": sets}
     frames["heads"] = head_means(model, [pair for pair in pairs if pair.query_id in learning])
     return [pair for pair in pairs if pair.query_id not in learning], frames
+
+
+def _other_plans(registry: Path, model: Any, collection: Collection, pool: Pool, asked: Mapping[str, Any]) -> list[Run]:
+    """Finished runs on this model and collection that asked for something else, the newest first."""
+    known = finished_runs(registry, "joint/pathway", {}, model.fingerprint, collection.hash)
+    own = {name: one for name, one in vars(pool).items() if name != "run"} | dict(asked)
+    told = [one.record.get("asked", {}) | one.record["identity"]["pool"] for one in known]
+    return [
+        one
+        for one, other in zip(known, told, strict=True)
+        if any(other.get(k) != v for k, v in own.items() if k in other)
+    ]
 
 
 def _found(registry: Path, own: Sequence[str]) -> pd.DataFrame:
@@ -247,14 +254,14 @@ def _acts(found: pd.DataFrame, filler: str, idf: str, draws: int) -> Iterator[tu
     heads = shown[shown["site"].str.startswith("h")]
     matched = heads.dropna(subset="contrast").sort_values("contrast", key=abs, ascending=False, kind="stable")["site"]
     if len(matched):
-        yield "vast2025/qk_projection", {"heads": ",".join(matched[:CUT]), "draws": draws}
+        yield "vast2025/qk_projection", {"heads": ",".join(matched[:CUT]), "draws": draws, "same_queries": True}
     directions = found[(found["measure"] == "r with IDF") & found["holds"]]
     vectors = directions.loc[directions["value"].abs().sort_values(ascending=False, kind="stable").index, "site"]
     scoring = found[found["holds"] & found["measure"].str.startswith("path to the score")]
     scoring = scoring[scoring["site"].str.startswith("h")]["site"]
     for vector in vectors[:EDITED].str.removeprefix("embed.u"):
         chosen = {"vector": int(vector), "heads": ",".join(scoring), "idf": idf, "filler": filler}
-        yield "lu2025/idf_edit", chosen | {"factors": "", "draws": draws, "per_query": 1}
+        yield "lu2025/idf_edit", chosen | {"factors": "", "draws": draws, "per_query": 1, "same_queries": True}
     if len(heads):
         yield "joint/examples", {"heads": ",".join(heads["site"][:SHOWN])}
 
@@ -297,6 +304,8 @@ def summarise(
 def findings(summary: pd.DataFrame, plan: pd.DataFrame) -> pd.DataFrame:
     """What the plan concludes, and what the held-out queries lose without sets of heads beyond random sets."""
     cuts = summary[summary["kind"] == "cut"]
+    if cuts.empty:
+        return plan
     names = {"site": "label", "excess": "value", "excess_low": "low", "excess_high": "high"}
     names |= {"p_excess": "p", "queries": "n_queries"}
     told = cuts[list(names)].rename(columns=names)
@@ -307,25 +316,14 @@ def findings(summary: pd.DataFrame, plan: pd.DataFrame) -> pd.DataFrame:
 
 
 def table(summary: pd.DataFrame) -> pd.DataFrame:
-    """The plan's verdicts, the links with the evidence that most have, and what cutting does."""
+    """The links with the evidence that most have, the plan's verdicts, and what cutting does."""
     evidence = ["contrast", "rise", "patching", "to_score", "r_idf", "edit_score", "edit_attention"]
-    cutting = [
-        "set",
-        "way",
-        "measure",
-        "heads",
-        "intact",
-        "change",
-        "random",
-        "excess",
-        "p_excess",
-        "p_draws",
-        "queries",
-    ]
-    names = ["site", "links", "exploratory", *BEHIND, *evidence, *cutting]
-    shown = summary.assign(site=summary["site"].where(summary["kind"] == "link", ""))
-    shown = shown[shown["kind"] != "plan"]
-    return shown[[name for name in names if name in shown]].dropna(axis=1, how="all")
+    plan = ["measure", "value", "p_corrected", "label"]
+    cuts = ["set", "way", "heads", "intact", "change", "random", "excess", "p_draws", "queries"]
+    names = ["kind", "site", "links", "exploratory", *BEHIND, *evidence, *cuts[:2], *plan, *cuts[2:]]
+    shown = summary[[name for name in names if name in summary]].copy()
+    shown["site"] = shown["site"].where(shown["kind"] == "link")
+    return shown.astype({name: "Int64" for name in ("heads", "queries") if name in shown})
 
 
 def chart(summary: pd.DataFrame) -> Any:

@@ -65,6 +65,7 @@ def check(
     per_query: int,
     filler: str,
     seed: int,
+    same_queries: bool,
 ) -> dict[str, Any]:
     """Heads by layer and factors rising; refuses what does not fit."""
     at_least(1, draws=draws, per_query=per_query)
@@ -122,12 +123,14 @@ def measure(
     per_query: int = 4,
     filler: str = "a",
     seed: int = 0,
+    same_queries: bool = False,
 ) -> pd.DataFrame:
     """The rows of `dose_response` for `doses` and `shifts`, on the first `per_query` pairs of each query.
 
     `heads`, `vector` (of W_E, 0 the first; -1) and `sign` (0) are found by the run where none are given; `idf` is a
     table of lines word<TAB>idf, `filler` a word of one word piece for the contrasts that find the heads. Without
-    `factors` ("") only steps are taken.
+    `factors` ("") only steps are taken. `same_queries` says in the findings that the heads were chosen on queries that
+    are measured.
     """
     direction = singular_direction(model, vector, sign)
     some = first_of_each(pairs, per_query)
@@ -170,7 +173,7 @@ def _shifted(rows: pd.DataFrame, what: str) -> pd.DataFrame:
     return by_pair.groupby(["query_id", "along"]).mean().unstack("along")
 
 
-def findings(rows: pd.DataFrame, *, vector: int = -1) -> pd.DataFrame:
+def findings(rows: pd.DataFrame, *, vector: int = -1, same_queries: bool = False) -> pd.DataFrame:
     """Half of what a step up the direction does less one down, corrected for both measures.
 
     Of documents that hold the word: there a rarer word scores higher in BM25, so positive speaks for it. What counts is
@@ -190,7 +193,8 @@ def findings(rows: pd.DataFrame, *, vector: int = -1) -> pd.DataFrame:
     pairs = rows.loc[rows["matched"], ["query_id", "doc_id"]].drop_duplicates()
     how = {"site": f"embed.u{vector}", "role": "idf", "term": "idf", "causal": True, "family": "score and attention"}
     tests = means(np.column_stack(effects)).p_corrected
-    return pd.DataFrame(found).assign(**how, label="one sd", n_pairs=len(pairs), p_corrected=tests)
+    label = "one sd, heads chosen on these queries" if same_queries else "one sd"
+    return pd.DataFrame(found).assign(**how, label=label, n_pairs=len(pairs), p_corrected=tests)
 
 
 def chart(summary: pd.DataFrame) -> Any:

@@ -42,6 +42,7 @@ def check(
     draws: int,
     take: int,
     seed: int,
+    same_queries: bool,
 ) -> dict[str, Any]:
     """Heads by layer; refuses what does not fit."""
     at_least(1, draws=draws, take=take)
@@ -65,10 +66,12 @@ def measure(
     draws: int = 20,
     take: int = 1,
     seed: int = 0,
+    same_queries: bool = False,
 ) -> pd.DataFrame:
     """`chosen` ("aligned", "random", "named"), `z`, and the columns of `project_heads`.
 
     `heads` with commas are taken in the place of the strongest and others; `take` pairs of each query and grade.
+    `same_queries` says in the findings that the heads were chosen on queries that are measured, which flatters them.
     """
     picked = _picked(model, heads, strongest, others, seed)
     kept = first_of_each(pairs, take, by_grade=True)
@@ -124,15 +127,17 @@ def _beside_random(part: pd.DataFrame, *, deeper: bool) -> tuple[dict[str, float
     return told | {"excess": beyond.mean(), "excess_low": least, "excess_high": most}, beyond
 
 
-def findings(summary: pd.DataFrame) -> pd.DataFrame:
+def findings(summary: pd.DataFrame, *, same_queries: bool = False) -> pd.DataFrame:
     """What the aligned directions of a head's queries do beyond random ones: to its attention, and to the score."""
+    label = "heads chosen on these queries" if same_queries else ""
     found = []
     for what, unit, sign, least in (("attention", "attention", -1, 0.005), ("score", "logits", 1, 0.01)):
         names = {f"{what}_excess": "value", f"{what}_excess_low": "low", f"{what}_excess_high": "high"}
         kept = summary.rename(columns=names | {f"{what}_p_max": "p_corrected", "queries": "n_queries"})
         kept = kept[["site", "value", "low", "high", "p_corrected", "n_queries"]]
         told = {"measure": f"{what} without aligned directions", "unit": unit, "sign": sign, "least": least}
-        found.append(kept.assign(**told, role="matching", causal=True, family=f"{len(kept)} heads, {what}"))
+        kept = kept.assign(**told, role="matching", causal=True, family=f"{len(kept)} heads, {what}")
+        found.append(kept.assign(label=label))
     return pd.concat(found, ignore_index=True)
 
 

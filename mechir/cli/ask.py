@@ -27,7 +27,9 @@ def print_summary(stored: Any) -> None:
 
     record, summary = stored.record, stored.summary
     identity = record["identity"]
-    click.echo(tables.summary(printed := shown(identity["experiment"], summary)))
+    printed = shown(identity["experiment"], summary)
+    kinds = printed.groupby("kind", sort=False) if "kind" in printed else [("", printed)]
+    click.echo("\n\n".join(tables.summary(part) for _, part in kinds) if len(printed) else tables.summary(printed))
     if len(printed) < len(summary):
         click.echo(f"{len(printed)} of {len(summary)} rows; all: {stored.path / 'summary.parquet'}")
     what = "contrasts" if "fillers" in identity else "pairs"

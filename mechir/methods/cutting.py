@@ -6,6 +6,7 @@ none of its own.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -116,19 +117,16 @@ def cut_table(rows: pd.DataFrame, judged: pd.DataFrame, sets: pd.DataFrame) -> p
     """
     grades, lines = judged[["query_id", "doc_id", "grade"]], []
     told = sets[sets["draw"] < 0].set_index("set")
-    for measure in (NDCG, TERM):
-        values = _values(rows, grades, measure)
-        if values.empty:
+    values = {measure: _values(rows, grades, measure) for measure in (NDCG, TERM)}
+    for (name, one), way, measure in itertools.product(told.iterrows(), WAYS, values):
+        if values[measure].empty:
             continue
-        intact = values[INTACT, -1, ""]
-        for (name, way), part in values.drop(columns=[(INTACT, -1, "")]).T.groupby(level=[0, 2], sort=False):
-            changes = part.droplevel([0, 2]).T.sub(intact, axis=0)
-            one = told.loc[name]
-            line = {"set": name, "way": way, "measure": measure, "site": one["sites"], "note": one["note"]}
-            line |= {"heads": len(one["sites"].split(",")), "intact": intact.mean(), "queries": len(intact)}
-            lines.append(
-                line | _beside(changes[-1], changes.drop(columns=-1)) | {"value": (intact + changes[-1]).mean()}
-            )
+        intact = values[measure][INTACT, -1, ""]
+        changes = values[measure][name].xs(way, axis=1, level="way").sub(intact, axis=0)
+        line = {"set": name, "way": way, "measure": measure, "site": one["sites"], "note": one["note"]}
+        line |= {"heads": len(one["sites"].split(",")), "intact": intact.mean(), "queries": len(intact)}
+        line |= {"value": (intact + changes[-1]).mean()}
+        lines.append(line | _beside(changes[-1], changes.drop(columns=-1)))
     found = pd.DataFrame(lines)
     return found.assign(p_corrected=holm(found["p_excess"].to_numpy())) if len(found) else found
 
@@ -139,7 +137,7 @@ def _values(rows: pd.DataFrame, grades: pd.DataFrame, measure: str) -> pd.DataFr
     if measure == NDCG:
         for key, scores in rows[rows["text"] == "pair"].groupby(keys, sort=False):
             found[key] = ranking.ndcg(scores, grades).set_index("query_id")["value"]
-        return pd.DataFrame(found)
+        return pd.DataFrame(found).rename_axis(keys, axis=1)
     own = rows[rows["text"] != "pair"]
     wide = own.pivot(index=[*keys, "query_id", "doc_id"], columns="text", values="score")
     if wide.empty:

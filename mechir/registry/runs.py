@@ -188,3 +188,18 @@ def find_run(registry: Path, name: str) -> Run:
         raise MechirError(f"'{name}' begins {len(matches)} run ids: write more of it, e.g. {', '.join(matches[:2])}.")
     known = f"the closest are {closest(name, ids)}" if ids else "it holds no run yet"
     raise MechirError(f"There is no run '{name}' in '{registry}': {known}.")
+
+
+def finished_runs(registry: Path, experiment: str, chosen: Mapping[str, Any], model: str, collection: str) -> list[Run]:
+    """The finished runs of an experiment with these options, the newest first.
+
+    `model`: its fingerprint; `collection`: the hash of the one that was read, or perturbed.
+    """
+    found = []
+    for run in runs(registry):
+        own = run.record["identity"]
+        about = own.get("perturbed_sha256", own["collection_sha256"])
+        same = (own["experiment"], own["model_fingerprint"], about) == (experiment, model, collection)
+        if same and all(own["options"].get(key) == value for key, value in chosen.items()):
+            found += [run] if (run.path / "summary.parquet").is_file() else []
+    return found

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from mechir.methods.cutting import NDCG, WAYS
+from mechir.methods.cutting import NDCG, TERM, WAYS
 from mechir.registry.conflicts import LEVEL
 from mechir.registry.links import LOOKS, SCORES, measured
 from mechir.reporting.known import Known
@@ -75,7 +75,7 @@ def lead(known: Known) -> Sentence:
         said = [f"{kind}{counts[0].upper() if not kind else counts[0]}{counts[1:]}."]
     cuts = _cuts(known)
     if len(cuts) and known.pathway is not None:
-        said += [" ", *_ranking(cuts), " (run ", {"run": known.pathway.id}, ")."]
+        said += [" ", *_ranking(cuts), ". ", *_counting(cuts), " (run ", {"run": known.pathway.id}, ")."]
     missing = [LINKS[term][2] + _half(side) for term, side in sides.items() if term not in there]
     return said + ([f"{' ' if said else ''}Not measured yet: {', '.join(missing)}."] if missing else [])
 
@@ -92,15 +92,27 @@ def _cuts(known: Known) -> pd.DataFrame:
     return summary[summary["kind"] == "cut"] if "kind" in summary else pd.DataFrame()
 
 
+def _depends(cuts: pd.DataFrame, measure: str) -> list[str]:
+    """The sets without which a measure falls more than without random heads, cut by zero and by the mean."""
+    worse = cuts[(cuts["measure"] == measure) & (cuts["excess"] < 0) & (cuts["p_corrected"] < LEVEL)]
+    ways = worse.groupby("set", sort=False)["way"].nunique()
+    return [str(name) for name in ways.index[ways == len(WAYS)]]
+
+
 def _ranking(cuts: pd.DataFrame) -> Sentence:
-    """Which sets the ranking of held-out queries depends on: cut by zero and by the mean it loses more than random."""
-    worse = cuts[(cuts["measure"] == NDCG) & (cuts["excess"] < 0) & (cuts["p_corrected"] < LEVEL)]
-    both = worse.groupby("set", sort=False)["way"].nunique()
-    sets = [str(name) for name in both.index[both == len(WAYS)]]
-    n = int(cuts["queries"].max())
+    """Which sets the ranking of held-out queries depends on."""
+    n, sets = int(cuts["queries"].max()), _depends(cuts, NDCG)
     if not sets:
         return [f"That the ranking depends on any of these sets of heads cannot be told on {n} held-out queries"]
-    return ["The ranking depends on the heads that are ", {"strong": ", ".join(sets)}, f", on {n} held-out queries"]
+    return ["The ranking depends on the heads: ", {"strong": ", ".join(sets)}, f" ({n} held-out queries)"]
+
+
+def _counting(cuts: pd.DataFrame) -> Sentence:
+    """Without which sets a term counts for less."""
+    sets = _depends(cuts, TERM)
+    if not sets:
+        return ["That a term counts for less without any of them cannot be told either"]
+    return ["A term counts for less without the heads: ", {"strong": ", ".join(sets)}]
 
 
 def matches(known: Known) -> list[Sentence]:
@@ -248,7 +260,7 @@ def dependence(known: Known) -> list[Sentence]:
     cuts = _cuts(known)
     if cuts.empty:
         return [["No head matched, was linked or wrote the score, so there was none to take out."]]
-    said: list[Sentence] = [[*_ranking(cuts), " (run ", {"run": known.pathway.id}, ")."]]
+    said: list[Sentence] = [[*_ranking(cuts), ". ", *_counting(cuts), " (run ", {"run": known.pathway.id}, ")."]]
     for (name, way), part in cuts.groupby(["set", "way"], sort=False):
         first = part.iloc[0]
         sites = with_commas([{"site": site} for site in str(first["site"]).split(",")[:NAMED]])
