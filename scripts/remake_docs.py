@@ -3,20 +3,17 @@
 Run: bash scripts/remake_docs [--check] [--only RUN,RUN]
 
 What is in `build/docs` is not run again: after a change of mechir's own code take that folder away. Runs on collections
-that do not ship need MECHIR_SHARED, the folder with `data/` and `models/`. In a page a number is between two comments,
+that do not ship need MECHIR_SHARED, the folder with `data/` and `models/`. In a page a number, or a table, is between
 
     <!-- n RUN: CONDITIONS: COLUMNS -->.357 [.324, .390]<!-- /n -->
+    <!-- table RUN: CONDITIONS | CELL | CELL ... --> (the table, of which the header stays) <!-- /table -->
 
 CONDITIONS (`site=h1.1 contrast="relevant - weak"`; =, <, <=, >, >=) choose one row of the run's summary, or are left
-out. One column is a value, two are `low to high`, three a value with its interval; `count` is how many rows there are,
-`spearman(a,b)` their correlation. `estimate/2` says the decimals (by default 3), `/g2` the significant digits, `/%` a
-share in per cent, `/p` a p-value with its sign, `/code` a name as code. A table has before it and behind it, apart,
-
-    <!-- table RUN: CONDITIONS | CELL | CELL ... -->
-    <!-- /table -->
-
-Its header stays. A CELL is COLUMNS, or of another row CONDITIONS: COLUMNS or RUN: CONDITIONS: COLUMNS, the one with the
-same values in the columns that are marked with a star: `site*`. Nothing here is evaluated as code.
+out; `row` is the place from 1. One column is a value, two are `low to high`, three a value with its interval; `count`
+is how many rows there are, `spearman(a,b)` a correlation of theirs. `estimate/2` says the decimals (by default 3),
+`/g2` the significant digits, `/%` a share in per cent, `/p` a p-value with its sign, `/code` a name as code. A CELL is
+COLUMNS, or of another row CONDITIONS: COLUMNS or RUN: CONDITIONS: COLUMNS, the one with the same values in the columns
+that are marked with a star: `site*`. Nothing here is evaluated as code.
 """
 
 from __future__ import annotations
@@ -33,7 +30,6 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from mechir.atomic import whole
 from mechir.registry.runs import find_run
 
 ROOT = Path(__file__).parent.parent
@@ -41,16 +37,11 @@ DOCS, REGISTRY = ROOT / "docs", ROOT / "build" / "docs"
 MADE = REGISTRY / "made.json"
 """Which run each of `RUNS` is, with its command."""
 SHARED = "MECHIR_SHARED"
-DL19 = "--model SHARED/models/ce-minilm-l6 --collection SHARED/data/dl19"
-TEN, FIVE = f"{DL19} --per-grade 10 --easy-negatives 10", f"{DL19} --per-grade 5 --easy-negatives 5"
-FORTY = (
-    "lu2025/semantic_bm25 --model SHARED/models/ce-minilm-l6 --per-grade 5 --easy-negatives 10 --limit-queries 40 "
-    "--collection SHARED/data"
-)
-GROUPS = (
-    "--model SHARED/models/ce-minilm-l6 --collection in:SHARED/data/dl19 --collection out:SHARED/data/cranfield "
-    "--collection out:SHARED/data/vaswani --limit-queries 9 --per-grade 3 --easy-negatives 3 --take 2"
-)
+MODEL = "--model SHARED/models/ce-minilm-l6"
+TEN, FIVE = (f"{MODEL} --collection SHARED/data/dl19 --per-grade {n} --easy-negatives {n}" for n in (10, 5))
+FORTY = f"lu2025/semantic_bm25 {MODEL} --per-grade 5 --easy-negatives 10 --limit-queries 40 --collection SHARED/data"
+IN_AND_OUT = "in:SHARED/data/dl19 --collection out:SHARED/data/cranfield --collection out:SHARED/data/vaswani"
+GROUPS = f"{MODEL} --collection {IN_AND_OUT} --limit-queries 9 --per-grade 3 --easy-negatives 3 --take 2"
 RUNS = {
     "attention_contrast": "vast2025/attention_contrast",
     "attention_contrast-sep2": "vast2025/attention_contrast --sep2",
@@ -69,6 +60,7 @@ RUNS = {
     "distribution": "vast2024/distribution",
     "pruning": "vast2024/pruning",
     "matching_heads": "vast2024/matching_heads",
+    "pathway": "joint/pathway",
     "layer_sweep-dl19": f"vast2025/layer_sweep {FIVE} --limit-queries 12",
     "direction_ablation-dl19": f"vast2025/direction_ablation {FIVE}",
     **{f"forty-{name}": f"{FORTY}/{name}" for name in ("dl19", "dl21", "cranfield", "vaswani")},
@@ -80,10 +72,9 @@ RUNS |= {f"{name}-dl19": f"{RUNS[name]} {TEN}" for name in AGAIN.split()}
 """Of the runs by name what follows `mechir run`; a chart is docs/figures/NAME.png, where that file is there."""
 NUMBER = re.compile(r"<!-- n (?P<spec>[^\n]*?) -->(?P<text>[^\n]*?)<!-- /n -->")
 TABLE = re.compile(r"<!-- table (?P<spec>[^\n]*?) -->\n\n(?P<text>(?:\|[^\n]*\n)+)\n<!-- /table -->")
-OPENED = re.compile(r"<!-- (?:n|table) ")
 CONDITION = re.compile(r"""\s*(?P<name>\w+)(?P<sign><=|>=|=|<|>)(?:"(?P<quoted>[^"]*)"|(?P<bare>\S+))""")
 COLUMN = re.compile(r"(?P<name>[\w\[\]]+|spearman\(\w+,\w+\))(?:/(?P<form>\d|g\d|%|p|code))?(?P<key>\*)?")
-COUNT, DECIMALS = "count", "3"
+COUNT, ROW, DECIMALS = "count", "row", "3"
 Frames = Mapping[str, pd.DataFrame]
 
 
@@ -162,7 +153,9 @@ def parsed_columns(text: str) -> tuple[Column, ...]:
 
 
 def _column(frame: pd.DataFrame, name: str) -> pd.Series:
-    if name not in frame:
+    if name == ROW and name not in frame:
+        return pd.Series(range(1, len(frame) + 1), frame.index)
+    if name not in frame.columns:
         raise Wrong(f"There is no column '{name}': there are {', '.join(map(str, frame.columns))}.")
     return frame[name]
 
@@ -195,7 +188,7 @@ def number(value: object, form: str = DECIMALS, *, zero: bool = False) -> str:
     """A value as the pages write it; nothing where it is missing."""
     if isinstance(value, str):
         return f"`{value}`" if form == "code" else value.replace("|", r"\|")
-    if value is None or pd.isna(value):  # type: ignore[call-overload]
+    if value is None or pd.isna(value):
         return ""
     of = float(value)  # type: ignore[arg-type]
     if form == "p":
@@ -247,7 +240,8 @@ def table(spec: str, text: str, frames: Frames) -> str:
         found = []
         for k, cell in enumerate(cells):  # what its line is chosen by holds where it says nothing else of the column
             own = {one.name for one in cell.conditions}
-            met = [*cell.conditions, *(one for one in (*lines.conditions, *same) if one.name not in own)]
+            other = same if cell.run != lines.run else (*lines.conditions, *same)
+            met = [*cell.conditions, *(one for one in other if one.name not in own)]
             rows = chosen(frames[cell.run], met) if cell.run in frames else None
             found.append(stays[k] if rows is None else written(cell, rows, zero=zero))
         made.append(f"| {' | '.join(found)} |")
@@ -257,7 +251,7 @@ def table(spec: str, text: str, frames: Frames) -> str:
 def runs_of(page: str) -> Iterator[str]:
     """The runs that the markers of a page name; refuses a marker that cannot be read."""
     numbers, tables = list(NUMBER.finditer(page)), list(TABLE.finditer(page))
-    if len(numbers) + len(tables) != len(OPENED.findall(page)):
+    if len(numbers) + len(tables) != page.count("<!-- n ") + page.count("<!-- table "):
         raise Wrong("A marker is not closed, spans lines, or has no empty line between it and its table.")
     for one in numbers:
         yield parsed_cell(one["spec"]).run
@@ -292,12 +286,11 @@ def noted() -> dict[str, list[str]]:
 def make(name: str) -> None:
     """Runs one, or what is missing of it, and notes its id."""
     words = [word.replace("SHARED", os.environ.get(SHARED, "")) for word in RUNS[name].split()]
-    started = [Path(sys.executable).with_name("mechir"), "run", *words, "--registry", REGISTRY]
+    started = [str(Path(sys.executable).with_name("mechir")), "run", *words, "--registry", str(REGISTRY)]
     said = subprocess.run(started, stdout=subprocess.PIPE, text=True, check=True).stdout
     (*_, found) = re.findall(r"^Run ([0-9a-f]+): ", said, re.MULTILINE)
     known = noted() | {name: [RUNS[name], found]}
-    with whole(MADE) as file:
-        file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    MADE.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
 
 
 def changes() -> Iterator[tuple[Path, bytes]]:
@@ -309,7 +302,7 @@ def changes() -> Iterator[tuple[Path, bytes]]:
         try:
             new = rewritten(old, frames)
         except Wrong as error:
-            raise SystemExit(f"{page.name}: {error}") from error
+            raise SystemExit(f"docs/{page.name}: {error}") from error
         if new != old:
             yield page, new.encode()
     for name, run in runs.items():
@@ -337,6 +330,8 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="run and write nothing: say what would change")
     parser.add_argument("--only", default=",".join(RUNS), metavar="RUN,RUN", help="make only these runs")
     arguments = parser.parse_args()
+    if unknown := set(arguments.only.split(",")) - set(RUNS):
+        raise SystemExit(f"There is no run '{unknown.pop()}': there are {', '.join(RUNS)}.")
     for name in [] if arguments.check else arguments.only.split(","):
         if "SHARED" in RUNS[name] and not os.environ.get(SHARED):
             print(f"{name}: needs {SHARED}, its numbers stay as they are")
@@ -346,8 +341,7 @@ def main() -> None:
     for file, new in found:
         print("\n".join(lines_of(file, new)))
         if not arguments.check:
-            with whole(file) as part:
-                part.write_bytes(new)
+            file.write_bytes(new)
     sys.exit(int(arguments.check and bool(found)))
 
 

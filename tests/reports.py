@@ -75,7 +75,16 @@ def verification() -> pd.DataFrame:
     """The summary of a pathway: what is lost without h1.2, and without random heads beside it."""
     told = {"kind": "cut", "set": "linked to tf", "site": "h1.2", "heads": 1, "queries": 10, "note": ""}
     rows = [
-        told | {"measure": measure, "way": way, "intact": intact, "change": -0.12, "low": -0.2, "high": -0.04}
+        told
+        | {
+            "measure": measure,
+            "way": way,
+            "intact": intact,
+            "value": intact - 0.12,
+            "change": -0.12,
+            "low": -0.2,
+            "high": -0.04,
+        }
         for way in ("zero", "mean")
         for measure, intact in (("nDCG@10", 0.7), ("effect of a term, logits", 0.5))
     ]

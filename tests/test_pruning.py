@@ -150,9 +150,10 @@ def test_an_end_is_compared_with_its_own_random_sets() -> None:
     ends = [("top", "", -1, "t"), ("bottom", "", -1, "b")]
     sets = pd.DataFrame([*ends, *drawn], columns=["set", "like", "draw", "name"])
     sets = sets.assign(scheme="c", p=0.1, units=3, note=None)
-    ranks = {"original": (1, 1, 2), "t": (4, 5, 4), "b": (2, 3, 4)}
-    ranks |= {f"top {k}": (2, 2 + k % 2, 3) for k in range(20)}  # none as bad as the top
-    ranks |= {f"bottom {k}": (5, 4, 5) if k < 7 else (1, 1, 1) for k in range(20)}  # seven worse than the bottom
+    few = {"original": (1, 1, 2), "t": (4, 5, 4), "b": (2, 3, 4)}
+    few |= {f"top {k}": (2, 2 + k % 2, 3) for k in range(20)}  # none as bad as the top
+    few |= {f"bottom {k}": (5, 4, 5) if k < 7 else (1, 1, 1) for k in range(20)}  # seven worse than the bottom
+    ranks = {name: places * 2 for name, places in few.items()}
     rows, judged = ranked(ranks)
     table = pruning.pruning_table(rows, judged, sets, {"c": 1}, {"c": "in"})
     found = table[table["measure"] == "MRR"]

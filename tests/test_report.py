@@ -68,14 +68,14 @@ def test_the_summary_answers_in_words_with_numbers(tmp_path: Path) -> None:
     )
     assert told["Does the ranking depend on them?"] == (
         "The ranking depends on the heads: linked to tf (10 held-out queries). A term counts for less without the heads: "
-        f"linked to tf (run {pathway}). "
-        + " ".join(
-            f"linked to tf, by {way} (h1.2): nDCG@10 0.7 changes by \u22120.12, without as many random heads of the same "
-            "layers by 0.01: \u22120.13 [\u22120.2, \u22120.05] beyond chance, p = 0.016 over all of these; effect of a "
-            "term, logits 0.5 changes by \u22120.12, without as many random heads of the same layers by 0.01: \u22120.13 "
-            "[\u22120.2, \u22120.05] beyond chance, p = 0.016 over all of these."
+        f"linked to tf (run {pathway}). Each is set beside random sets of as many heads of the same layers; p is over all "
+        "of these. linked to tf (h1.2)"
+        + "".join(
+            f"; by {way}, nDCG@10 0.7 to 0.58 (\u22120.13 [\u22120.2, \u22120.05] beyond random, p = 0.016), effect of a "
+            "term 0.5 to 0.38 (\u22120.13 [\u22120.2, \u22120.05] beyond random, p = 0.016)"
             for way in ("zero", "mean")
         )
+        + "."
     )
     sure = told["How sure is this?"]
     assert sure.startswith("No plan was tested: every link here is exploratory. Run mechir run joint/pathway")

@@ -8,26 +8,28 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from mechir.inference import means
 from mechir.methods.statistics import compare, overlap, overlap_of_all
 
 
-def test_both_tests_are_student_s() -> None:
-    edited, original = np.array([0.2, 0.4, 0.3, 0.9, 0.5]), np.array([0.3, 0.6, 0.35, 0.95, 0.8])
-    found = compare(edited, original)
-    assert found.n == 5
-    assert found.change == pytest.approx(-0.14)
+def test_the_paired_test_is_of_the_mean_change_and_the_papers_is_student_s() -> None:
+    edited = np.array([0.2, 0.4, 0.3, 0.9, 0.5, 0.6, 0.7, 0.1])
+    original = edited + np.array([0.1, 0.2, 0.15, 0.05, 0.2, 0.12, 0.18, 0.1])
+    found, change = compare(edited, original), edited - original
+    assert found.n == 8 and found.change == pytest.approx(change.mean())
     assert found.low < found.change < found.high < 0
-    assert found.p_paired == pytest.approx(stats.ttest_rel(edited, original).pvalue)
-    t = (edited.mean() - original.mean()) / math.sqrt((edited.var(ddof=1) + original.var(ddof=1)) / 5)
-    assert found.p_unpaired == pytest.approx(2 * stats.t.sf(abs(t), 8))
+    assert (found.p_paired, found.low) == (means(change[:, None]).p[0], means(change[:, None]).low[0])
+    t = (edited.mean() - original.mean()) / math.sqrt((edited.var(ddof=1) + original.var(ddof=1)) / 8)
+    assert found.p_unpaired == pytest.approx(2 * stats.t.sf(abs(t), 14))
     assert found.p_paired < 0.05 < found.p_unpaired
 
 
-def test_equal_samples_give_1_and_one_query_gives_nan() -> None:
-    same = compare([0.5, 0.7], [0.5, 0.7])
+def test_equal_samples_give_1_and_few_queries_are_not_tested() -> None:
+    same = compare([0.5, 0.7] * 3, [0.5, 0.7] * 3)
     assert (same.p_paired, same.p_unpaired, same.change, same.low, same.high) == (1, 1, 0, 0, 0)
     assert compare([0.5, 0.5], [0.5, 0.5]).p_unpaired == 1
     assert compare([0.5, 0.5], [0.7, 0.7]).p_unpaired == 0
+    assert math.isnan(compare([0.5, 0.6, 0.7, 0.8, 0.9], [0.1, 0.2, 0.3, 0.5, 0.5]).p_paired)
     one = compare([0.5], [0.7])
     assert one.n == 1
     assert all(math.isnan(value) for value in (one.p_paired, one.p_unpaired, one.low, one.high))

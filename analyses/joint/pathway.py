@@ -63,7 +63,7 @@ AT_MOST = {"vast2024/importance": SOME, "vast2025/qk_projection": FEW}
 
 def cost(model: Any, *, draws: int = 20, **options: Any) -> float:
     """Full forwards per pair, roughly: all experiments of the chain, most of them on a part of the pairs."""
-    return 120.0 + 3 * draws
+    return 50.0 + 2.5 * draws
 
 
 def check(

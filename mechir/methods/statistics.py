@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from mechir.inference import mean_interval
+from mechir.inference import means
 
 RESAMPLES = 10_000
 
@@ -28,16 +28,17 @@ class Comparison(NamedTuple):
 
 
 def compare(edited: Sequence[float] | np.ndarray, original: Sequence[float] | np.ndarray) -> Comparison:
-    """The mean difference edited - original over queries, its interval, and Student's test in two forms.
+    """The mean difference edited - original over queries, its interval, and two two-tailed tests.
 
-    Both tests are two-tailed. `p_unpaired` treats the two sides as independent samples of equal variance, as the code
-    of Vast et al. 2025 does (scipy's `ttest_ind`): with the same queries on both sides it is far too cautious.
-    `p_paired` is the test of the differences (`ttest_rel`). Equal values give p = 1; fewer than 2 queries give NaN.
+    `p_paired` is the test of the mean of the differences (`inference.means`); missing for fewer than 6 queries.
+    `p_unpaired` treats the two sides as independent samples of equal variance, as the code of Vast et al. 2025 does
+    (Student's, scipy's `ttest_ind`): with the same queries on both sides it is far too cautious. Equal values give 1.
     """
     edited, original = _without_noise(edited), _without_noise(original)
     change = _without_noise(edited - original)
-    low, high = mean_interval(change)
-    return Comparison(len(change), float(change.mean()), low, high, _p_unpaired(edited, original), _p_paired(change))
+    found = means(change[:, None])
+    mean, low, high, p = (float(x[0]) for x in (found.estimate, found.low, found.high, found.p))
+    return Comparison(len(change), mean, low, high, _p_unpaired(edited, original), p)
 
 
 def _p_unpaired(edited: np.ndarray, original: np.ndarray) -> float:
@@ -47,14 +48,6 @@ def _p_unpaired(edited: np.ndarray, original: np.ndarray) -> float:
         return float(edited[0] == original[0])
     sides = [moment for side in (edited, original) for moment in (side.mean(), side.std(ddof=1), len(side))]
     return float(stats.ttest_ind_from_stats(*sides).pvalue)  # as ttest_ind, which warns when one side is constant
-
-
-def _p_paired(change: np.ndarray) -> float:
-    if len(change) < 2:
-        return float("nan")
-    if np.ptp(change) == 0:
-        return float(change[0] == 0)
-    return float(stats.ttest_1samp(change, 0.0).pvalue)
 
 
 def _without_noise(values: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -261,21 +261,23 @@ def dependence(known: Known) -> list[Sentence]:
     if cuts.empty:
         return [["No head matched, was linked or wrote the score, so there was none to take out."]]
     said: list[Sentence] = [[*_ranking(cuts), ". ", *_counting(cuts), " (run ", {"run": known.pathway.id}, ")."]]
-    for (name, way), part in cuts.groupby(["set", "way"], sort=False):
+    said.append(["Each is set beside random sets of as many heads of the same layers; p is over all of these."])
+    for name, part in cuts.groupby("set", sort=False):
         first = part.iloc[0]
         sites = with_commas([{"site": site} for site in str(first["site"]).split(",")[:NAMED]])
         more = f" and {int(first['heads']) - NAMED} more" if first["heads"] > NAMED else ""
-        line: Sentence = [{"strong": f"{name}, by {way}"}, " (", *sites, f"{more}): "]
-        said.append([*line, "; ".join(_cut(row) for _, row in part.iterrows()), "."])
+        line: Sentence = [{"strong": str(name)}, " (", *sites, f"{more})"]
+        for way, rows in part.groupby("way", sort=False):
+            line.append(f"; by {way}, " + ", ".join(_cut(row) for _, row in rows.iterrows()))
+        said.append([*line, "."])
     return said
 
 
 def _cut(row: pd.Series) -> str:
-    own = {"low": row["excess_low"], "high": row["excess_high"]}
+    own = interval({"low": row["excess_low"], "high": row["excess_high"]})
     return (
-        f"{row['measure']} {number(row['intact'])} changes by {number(row['change'])}, without as many random heads of "
-        f"the same layers by {number(row['random'])}: {number(row['excess'])}{interval(own)} beyond chance, "
-        f"{chance(row['p_corrected'])} over all of these"
+        f"{row['measure'].partition(',')[0]} {number(row['intact'])} to {number(row['value'])} "
+        f"({number(row['excess'])}{own} beyond random, {chance(row['p_corrected'])})"
     )
 
 
