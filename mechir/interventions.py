@@ -320,50 +320,31 @@ class Prune:
         units: dict[str, list[int]] = {}
         for site in self.sites:
             units.setdefault(site.hook, []).append(site[1])
-        chosen = {hook: tuple(sorted(units[hook])) for hook in sorted(units)}
-        if self.with_ is None:
-            return [(hook, Zeroed(some)) for hook, some in chosen.items()]
-        return [(hook, Filled(some, self.with_, batch)) for hook, some in chosen.items()]
+        of = batch if self.with_ is not None else None  # zeros are the same in every batch
+        return [(hook, Taken(tuple(sorted(units[hook])), self.with_, of)) for hook in sorted(units)]
 
 
 @dataclass(frozen=True)
-class Zeroed:
-    """The edit of a `Prune`: these units of an activation are 0."""
+class Taken:
+    """The edit of a `Prune`: these units of an activation are 0, or those of other runs."""
 
     units: tuple[int, ...]
-
-    cls_first = True
-
-    def __call__(self, x: Float[Tensor, "batch pos unit ..."], hook: Any) -> Float[Tensor, "..."]:
-        """The activation without the units."""
-        _refuse_beyond(self.units, x, hook)
-        return x.index_fill(2, torch.tensor(self.units, device=x.device), 0.0)
-
-
-@dataclass(frozen=True)
-class Filled:
-    """The edit of a `Prune` with activations of other runs: these units are theirs."""
-
-    units: tuple[int, ...]
-    with_: Activations
-    batch: Batch = field(repr=False)
+    with_: Activations | None = None
+    batch: Batch | None = field(default=None, repr=False)
 
     cls_first = True
 
     @property
     def model(self) -> str:
-        """The fingerprint of the model whose activations are written."""
-        return self.with_.model
+        """The fingerprint of the model whose activations are written; empty where none are."""
+        return "" if self.with_ is None else self.with_.model
 
     def __call__(self, x: Float[Tensor, "batch pos unit ..."], hook: Any) -> Float[Tensor, "..."]:
-        """The activation with the units of other runs."""
-        _refuse_beyond(self.units, x, hook)
+        """The activation without the units."""
+        if self.units[-1] >= x.shape[2]:
+            raise MechirError(f"Unit {self.units[-1]} is out of range: '{hook.name}' has units 0-{x.shape[2] - 1}.")
         units = torch.tensor(self.units, device=x.device)
+        if self.with_ is None or self.batch is None:
+            return x.index_fill(2, units, 0.0)
         new = self.with_.at(hook.name, self.batch, x.shape[1]).to(x)
         return x.index_copy(2, units, new.index_select(2, units))
-
-
-def _refuse_beyond(units: tuple[int, ...], x: Tensor, hook: Any) -> None:
-    """Refuses units that an activation does not have."""
-    if units[-1] >= x.shape[2]:
-        raise MechirError(f"Unit {units[-1]} is out of range: '{hook.name}' has units 0-{x.shape[2] - 1}.")

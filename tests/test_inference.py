@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
@@ -23,6 +26,8 @@ from mechir.inference import (
     step_down,
     studentised,
 )
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "measure_inference.py"
 
 
 @pytest.fixture
@@ -216,3 +221,23 @@ def test_power_is_that_of_the_test() -> None:
     assert (stats.ttest_1samp(drawn, 0).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.03)
     assert detectable(1.0, 5) == math.inf and detectable(1.0, 40, tests=72) > smallest
     assert enough(smallest, 1.0) == pytest.approx(40, abs=1) and enough(0.0, 1.0) == 100_000
+
+
+def test_the_tables_of_the_documentation_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`scripts/measure_inference.py` on a few repetitions; the whole of it takes fifteen minutes."""
+    spec = importlib.util.spec_from_file_location("measure_inference", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(studentised, "RESAMPLES", 200)
+    wrong, held = script.error(3), script.coverage(50)
+    assert len(wrong) == 11 and wrong["here"].between(0, 1).all() and wrong.loc[4, "quantity"] == "grades, a mixture"
+    assert held.groupby("values")["n"].count().tolist() == [7, 7, 7] and held["here"].between(0.5, 1).all()
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- error -->\nold\n<!-- /error -->\nafter\n")
+    monkeypatch.setattr(script, "PAGE", page)
+    script.written("error", pd.DataFrame({"a": ["x"], "b": [0.05]}))
+    assert (
+        page.read_text()
+        == "before\n<!-- error -->\n\n| a | b |\n| --- | --- |\n| x | .050 |\n\n<!-- /error -->\nafter\n"
+    )
