@@ -31,13 +31,15 @@ from mechir.contrasts import Contrast, align
 from mechir.diagnostics import Tfc1
 from mechir.errors import MechirError
 from mechir.experiment import load_experiment
-from mechir.inference import grade_contrasts, means, shares
+from mechir.inference import grade_contrasts, means, shares, studentised
 from mechir.registry.findings import checked
 from mechir.registry.plan import GAP, LINK, concluded
 from mechir.views.tables import summary
 
 PAGE = Path(__file__).parent.parent / "docs" / "inference.md"
 COLUMNS, QUERIES = 72, 20
+DRAWN = {"error": 2000, "coverage": 2000}
+"""Resamples and permutations where thousands of tests are made; of a run they are 10,000."""
 GROUPS = {"3 : 3": [(3, 3)], "2 : 10": [(2, 10)], "1 : 9": [(1, 9)], "9 : 1": [(9, 1)],
           "a mixture": [(3, 3), (2, 10), (1, 9), (9, 1)]}  # fmt: skip
 DRAWS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] = {
@@ -63,6 +65,7 @@ def main() -> None:
         "null": null,
     }
     for name in arguments.only.split(","):
+        studentised.RESAMPLES = DRAWN.get(name, 10_000)
         table = tables[name](arguments.repetitions)
         print(f"\n{name}\n{summary(table)}", flush=True)
         if arguments.write:
@@ -143,7 +146,7 @@ def coverage(repetitions: int) -> pd.DataFrame:
         generator = np.random.default_rng(0)
         mean = float(draw(np.random.default_rng(1), (1_000_000,)).mean()) if name == "like nDCG" else 0.0
         for n in SIZES:
-            values = draw(generator, (n, repetitions))
+            values = draw(generator, (n, 10 * repetitions))
             found = means(values)
             rows.append({"values": name, "n": n, "here": _holds(found.low, found.high, mean)} | _others(values, mean))
     return pd.DataFrame(rows)

@@ -240,3 +240,13 @@ def test_killed_half_way_it_loses_nothing(whole: Path, tmp_path: Path, number: i
     assert one.name == whole.name and len(list(whole.glob("part-*"))) == 6
     for part in whole.glob("part-*"):
         pd.testing.assert_frame_equal(pd.read_parquet(one / part.name), pd.read_parquet(part), check_exact=True)
+
+
+def test_too_few_queries_to_test_are_said_before_anything_is_measured(toy: HookedEncoder, tmp_path: Path) -> None:
+    for n, few in ((5, True), (6, False)):
+        said: list[str] = []
+        pool = Pool(limit_queries=n, per_grade=1)
+        experiment.run("vast2025/layer_sweep", toy, mi.collection(TOY), pool=pool, registry=tmp_path, say=said.append)
+        line = f"{n} queries are too few to test: intervals are Student's; tests need 6 or more."
+        assert (line in said) is few and said[-1].startswith("unit 1/1")
+    assert said[-2].startswith("Run ")

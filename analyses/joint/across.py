@@ -59,7 +59,9 @@ def prepare(model: Any, pairs: list[Pair], registry: Path, **options: Any) -> tu
         one = there.iloc[0]
         told = f"All findings of '{registry}' are of {one['model']} on {one['collection']}"
         raise MechirError(f"{told}, and two collections or models are needed: {FIRST}.")
-    heads = found[found["site"].str.fullmatch(HEAD)].sort_values([*WHERE, "measure", "site", "written"])
+    heads = found[found["site"].str.fullmatch(HEAD) & ~found["planned"]].sort_values(
+        [*WHERE, "measure", "site", "written"]
+    )
     heads = heads.drop_duplicates([*WHERE, "measure", "site"], keep="last")[[*WHERE, "measure", "site", "value"]]
     asked = pd.DataFrame(_asked(found), columns=[*WHERE, "term"], dtype=str)
     if not (len(asked) or any(True for _ in _comparable(heads))):

@@ -27,6 +27,7 @@ from mechir.methods.checks import at_least
 from mechir.methods.statistics import RESAMPLES
 from mechir.pairs import Pair
 from mechir.registry.names import Named
+from mechir.registry.plan import LINK
 from mechir.registry.queries import matching
 from mechir.views import charts
 
@@ -56,6 +57,7 @@ def prepare(
         found = matching(registry, {"collection": on}, model=model.fingerprint, newest=True)
     except MechirError as error:
         raise MechirError(f"{error} There is nothing to compare: {FIRST}.") from error
+    found = found[~found["measure"].str.startswith(LINK)]  # conclusions repeat what they stand on
     found = found[found["site"].str.fullmatch(r"h\d+\.\d+")].sort_values(["measure", "site", "written"])
     heads = found.drop_duplicates(["measure", "site"], keep="last")[["measure", "site", "value"]]
     sizes = heads.assign(size=heads["value"].abs()).groupby("measure")["size"].agg(["count", "nunique"])
