@@ -10,14 +10,12 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from mechir.activations import BySegment, means
 from mechir.contrasts import align
 from mechir.diagnostics import Tfc1
 from mechir.errors import MechirError
-from mechir.inference import holm
 from mechir.inference import means as tested
 from mechir.interventions import Prune
 from mechir.methods import ranking
@@ -109,26 +107,42 @@ def cut_table(rows: pd.DataFrame, judged: pd.DataFrame, sets: pd.DataFrame) -> p
         A row for each set, `way` and `measure` (`NDCG`, `TERM`): `site`, the heads; `heads`, how many; `intact`, the
         value of the intact model; `value`, that without them; `change` with its 95 % interval `low`, `high` and `p`;
         `random`, the mean change of the random sets, `random_low` and `random_high`, the extremes; `excess` = change -
-        random with `excess_low`, `excess_high`, `p_excess`, and `p_corrected`, that by Holm over all rows; `p_draws` =
-        (1 + random sets that change it as far down) / (1 + sets); `queries`; `note`, where a layer has too few other
-        heads for random sets apart from the set.
+        random with `excess_low`, `excess_high`, `p_excess`, and `p_corrected`: over all rows of the measure, times the
+        two measures; `p_draws` = (1 + random sets that change it as far down) / (1 + sets); `queries`; `note`, where a
+        layer has too few other heads for random sets apart from the set.
 
     It misleads where other heads make up for those cut: what is cut and missed matters, what is not missed may too.
     """
-    grades, lines = judged[["query_id", "doc_id", "grade"]], []
-    told = sets[sets["draw"] < 0].set_index("set")
-    values = {measure: _values(rows, grades, measure) for measure in (NDCG, TERM)}
-    for (name, one), way, measure in itertools.product(told.iterrows(), WAYS, values):
-        if values[measure].empty:
-            continue
-        intact = values[measure][INTACT, -1, ""]
-        changes = values[measure][name].xs(way, axis=1, level="way").sub(intact, axis=0)
-        line = {"set": name, "way": way, "measure": measure, "site": one["sites"], "note": one["note"]}
-        line |= {"heads": len(one["sites"].split(",")), "intact": intact.mean(), "queries": len(intact)}
-        line |= {"value": (intact + changes[-1]).mean()}
-        lines.append(line | _beside(changes[-1], changes.drop(columns=-1)))
-    found = pd.DataFrame(lines)
-    return found.assign(p_corrected=holm(found["p_excess"].to_numpy())) if len(found) else found
+    grades = judged[["query_id", "doc_id", "grade"]]
+    parts = []
+    for measure in (NDCG, TERM):
+        values = _values(rows, grades, measure)
+        if len(values) and len(sets):
+            parts.append(_of_measure(values, sets[sets["draw"] < 0]).assign(measure=measure))
+    if not parts:
+        return pd.DataFrame()
+    found = pd.concat(parts, ignore_index=True)
+    found["p_corrected"] = (len(parts) * found["p_corrected"]).clip(upper=1)
+    place = {name: k for k, name in enumerate(found["set"].unique())}
+    order = found.assign(set=found["set"].map(place), way=found["way"].map(WAYS.index)).sort_values(["set", "way"])
+    return found.loc[order.index].reset_index(drop=True)
+
+
+def _of_measure(values: pd.DataFrame, sets: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one measure, tested together: a row per set and way."""
+    intact, lines, changes, beyond = values[INTACT, -1, ""], [], [], []
+    for one, way in itertools.product(sets.itertuples(index=False), WAYS):
+        every = values[one.set].xs(way, axis=1, level="way").sub(intact, axis=0)
+        random = every.drop(columns=-1)
+        line = {"set": one.set, "way": way, "site": one.sites, "heads": len(one.sites.split(",")), "note": one.note}
+        line |= {"intact": intact.mean(), "value": (intact + every[-1]).mean(), "queries": len(intact)}
+        lines.append(line | _of_random(every[-1].mean(), random.mean()))
+        changes.append(every[-1])
+        beyond.append(every[-1] - random.mean(axis=1))
+    own, excess = (tested(pd.concat(columns, axis=1).to_numpy()) for columns in (changes, beyond))
+    numbers = {"change": own.estimate, "low": own.low, "high": own.high, "p": own.p}
+    numbers |= {"excess": excess.estimate, "excess_low": excess.low, "excess_high": excess.high}
+    return pd.DataFrame(lines).assign(**numbers, p_excess=excess.p, p_corrected=excess.p_corrected)
 
 
 def _values(rows: pd.DataFrame, grades: pd.DataFrame, measure: str) -> pd.DataFrame:
@@ -146,12 +160,7 @@ def _values(rows: pd.DataFrame, grades: pd.DataFrame, measure: str) -> pd.DataFr
     return effect.unstack(keys)
 
 
-def _beside(change: pd.Series, random: pd.DataFrame) -> dict[str, float]:
-    found = tested(np.column_stack([change, change - random.mean(axis=1)]))
-    drawn = random.mean()
-    numbers = (found.estimate, found.low, found.high, found.p)
-    (own, low, high, p), (excess, least, most, p_excess) = ([float(x[k]) for x in numbers] for k in (0, 1))
-    line = {"change": own, "low": low, "high": high, "p": p}
-    line |= {"random": drawn.mean(), "random_low": drawn.min(), "random_high": drawn.max()}
-    line |= {"excess": excess, "excess_low": least, "excess_high": most, "p_excess": p_excess}
-    return line | {"p_draws": (1 + (drawn <= own + 1e-12).sum()) / (1 + len(drawn))}
+def _of_random(own: float, random: pd.Series) -> dict[str, float]:
+    """The mean changes of the random sets, and how many of them change it as far down."""
+    line = {"random": random.mean(), "random_low": random.min(), "random_high": random.max()}
+    return line | {"p_draws": (1 + (random <= own + 1e-12).sum()) / (1 + len(random))}
