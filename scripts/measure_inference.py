@@ -208,8 +208,8 @@ def power(repetitions: int) -> pd.DataFrame:
 
 def null(repetitions: int) -> pd.DataFrame:
     """What the plan links where there is nothing to link: random weights, grades dealt out anew, a score negated."""
-    rows = [_random_weights(max(1, repetitions // 10)), _dealt_out(max(1, repetitions // 4)), *_heads(max(1, repetitions // 50))]
-    return pd.DataFrame(rows)
+    of_ten, of_four, of_fifty = (max(1, repetitions // share) for share in (10, 4, 50))
+    return pd.DataFrame([_random_weights(of_ten), _dealt_out(of_four), *_heads(of_fifty)])
 
 
 def _terms(model: Any, pairs: Sequence[mi.Pair]) -> list[Contrast]:
