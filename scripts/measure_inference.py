@@ -258,6 +258,7 @@ def _pairs(n: int) -> list[mi.Pair]:
 
 def _random_weights(runs: int) -> dict[str, Any]:
     """Two layers of four heads under the default model's tokenizer, N(0, .1)."""
+    transformers.utils.logging.disable_progress_bar()
     pairs, linked = _pairs(14), []
     tokenizer = mi.load().tokenizer
     for seed in range(runs):

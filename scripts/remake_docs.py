@@ -1,6 +1,6 @@
 """The numbers and charts of the documentation, remade from the runs that they come from.
 
-Run: bash scripts/remake_docs [--check] [--only RUN,RUN]
+Run: bash scripts/remake_docs [--check] [--only RUN RUN ...]
 
 What is in `build/docs` is not run again: after a change of mechir's own code take that folder away. Runs on collections
 that do not ship need MECHIR_SHARED, the folder with `data/` and `models/`. In a page a number, or a table, is between
@@ -8,17 +8,17 @@ that do not ship need MECHIR_SHARED, the folder with `data/` and `models/`. In a
     <!-- n RUN: CONDITIONS: COLUMNS -->.357 [.324, .390]<!-- /n -->
     <!-- table RUN: CONDITIONS | CELL | CELL ... --> (the table, of which the header stays) <!-- /table -->
 
-CONDITIONS (`site=h1.1 contrast="relevant - weak"`; =, <, <=, >, >=) choose one row of the run's summary, or are left
-out; `row` is the place from 1. One column is a value, two are `low to high`, three a value with its interval; `count`
-is how many rows there are, `spearman(a,b)` a correlation of theirs. `estimate/2` says the decimals (by default 3),
-`/g2` the significant digits, `/%` a share in per cent, `/p` a p-value with its sign, `/code` a name as code. A CELL is
-COLUMNS, or of another row CONDITIONS: COLUMNS or RUN: CONDITIONS: COLUMNS, the one with the same values in the columns
-that are marked with a star: `site*`. Nothing here is evaluated as code.
+CONDITIONS (`site=h1.1 contrast="relevant - weak"`; =, <, <=, >, >=) pick a row of the summary; `row` is its place from
+1. One column is a value, two `low to high`, three a value with its interval; `count` is how many rows there are,
+`spearman(a,b)` a correlation. `/2` after a column: decimals (by default 3), `/g2` significant digits, `/%` per cent,
+`/p` a p-value with its sign, `/code` as code. A CELL is COLUMNS, or of another row CONDITIONS: COLUMNS or RUN:
+CONDITIONS: COLUMNS, the one with the same values in columns with a star: `site*`. Nothing here is evaluated as code.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import re
@@ -29,13 +29,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+from PIL import Image
 
 from mechir.registry.runs import find_run
 
-ROOT = Path(__file__).parent.parent
-DOCS, REGISTRY = ROOT / "docs", ROOT / "build" / "docs"
+DOCS, REGISTRY = (Path(__file__).parent.parent / name for name in ("docs", "build/docs"))
 MADE = REGISTRY / "made.json"
-"""Which run each of `RUNS` is, with its command."""
 SHARED = "MECHIR_SHARED"
 MODEL = "--model SHARED/models/ce-minilm-l6"
 TEN, FIVE = (f"{MODEL} --collection SHARED/data/dl19 --per-grade {n} --easy-negatives {n}" for n in (10, 5))
@@ -216,8 +215,6 @@ def parsed_table(spec: str) -> tuple[Cell, list[Cell]]:
     """Which rows are lines, and the cells of a line."""
     rows, *cells = split(spec, "|")
     lines = parsed_cell(f"{rows}: {COUNT}")
-    if not cells:
-        raise Wrong(f"The table '{spec}' has no cell: write RUN: CONDITIONS | COLUMNS | COLUMNS.")
     return lines, [parsed_cell(cell, lines.run) for cell in cells]
 
 
@@ -234,8 +231,7 @@ def table(spec: str, text: str, frames: Frames) -> str:
     frame = chosen(frames[lines.run], lines.conditions)
     for place in range(len(frame)):
         row = frame.iloc[[place]]
-        named = [cells[k].columns[0].name for k in keys]
-        same = tuple(Condition(name, "=", str(row[name].iloc[0])) for name in named)
+        same = tuple(Condition(name, "=", str(row[name].iloc[0])) for name in (cells[k].columns[0].name for k in keys))
         stays = known.get(tuple(written(cells[k], row, zero=zero) for k in keys), [""] * len(cells))
         found = []
         for k, cell in enumerate(cells):  # what its line is chosen by holds where it says nothing else of the column
@@ -289,8 +285,7 @@ def make(name: str) -> None:
     started = [str(Path(sys.executable).with_name("mechir")), "run", *words, "--registry", str(REGISTRY)]
     said = subprocess.run(started, stdout=subprocess.PIPE, text=True, check=True).stdout
     (*_, found) = re.findall(r"^Run ([0-9a-f]+): ", said, re.MULTILINE)
-    known = noted() | {name: [RUNS[name], found]}
-    MADE.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    MADE.write_text(json.dumps(noted() | {name: [RUNS[name], found]}, indent=1) + "\n", encoding="utf-8")
 
 
 def changes() -> Iterator[tuple[Path, bytes]]:
@@ -306,9 +301,15 @@ def changes() -> Iterator[tuple[Path, bytes]]:
         if new != old:
             yield page, new.encode()
     for name, run in runs.items():
-        figure, drawn = DOCS / "figures" / f"{name}.png", run.path / "chart.png"
-        if figure.is_file() and figure.read_bytes() != drawn.read_bytes():
-            yield figure, drawn.read_bytes()
+        figure = DOCS / "figures" / f"{name}.png"
+        if figure.is_file() and figure.read_bytes() != (drawn := small(run.path / "chart.png")):
+            yield figure, drawn
+
+
+def small(chart: Path) -> bytes:
+    """The picture in 256 colours, a fifth of its size."""
+    Image.open(chart).convert("RGB").quantize().save(drawn := io.BytesIO(), "PNG", optimize=True)
+    return drawn.getvalue()
 
 
 def lines_of(file: Path, new: bytes) -> Iterator[str]:
@@ -328,11 +329,9 @@ def main() -> None:
     """Makes what is missing, then writes pages and figures, or says what would change."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="run and write nothing: say what would change")
-    parser.add_argument("--only", default=",".join(RUNS), metavar="RUN,RUN", help="make only these runs")
+    parser.add_argument("--only", nargs="+", choices=RUNS, default=RUNS, metavar="RUN", help="make only these runs")
     arguments = parser.parse_args()
-    if unknown := set(arguments.only.split(",")) - set(RUNS):
-        raise SystemExit(f"There is no run '{unknown.pop()}': there are {', '.join(RUNS)}.")
-    for name in [] if arguments.check else arguments.only.split(","):
+    for name in [] if arguments.check else arguments.only:
         if "SHARED" in RUNS[name] and not os.environ.get(SHARED):
             print(f"{name}: needs {SHARED}, its numbers stay as they are")
         else:
