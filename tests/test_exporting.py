@@ -183,7 +183,7 @@ def test_the_command_line_exports(tmp_path: Path, capsys: pytest.CaptureFixture[
         and "0.90 [0.89, 0.91]" in (out / "x.tex").read_text()
     )
     call(capsys, "export", "--links", str(out / "links.csv"), *at)
-    assert pd.read_csv(out / "links.csv")["links"].tolist().count("tf") == 1
+    assert pd.read_csv(out / "links.csv")["exploratory"].tolist().count("tf") == 1
     run = finished(registry)
     code, _, _ = call(capsys, "export", "--run", run.id[:8], str(out / "x.svg"), *at)
     assert code == 0 and (out / "x.svg").read_text().startswith("<svg")

@@ -48,7 +48,8 @@ def test_every_part_becomes_a_finding(summaries: dict[str, pd.DataFrame]) -> Non
     rise = rise.set_index(rise["site"].map(str))
     heads = summaries["lu2025/soft_tf"].set_index("site")
     np.testing.assert_allclose(rise["value"], heads.loc[rise.index, "rise"])
-    assert len(rise) == 8 and set(rise["family"]) == {"8 heads"} and rise["p_corrected"].between(0, 1).all()
+    assert len(rise) == 8 and set(rise["family"]) == {"8 heads"}
+    assert rise["p_corrected"].isna().all() and (rise["n_queries"] < 6).all()  # too few to test
     assert set(told[told["measure"] == "k1 of attention"]["term"]) == {"saturation"}
     vectors = told[told["measure"] == "r with IDF"]
     assert sorted(map(str, vectors["site"])) == [f"embed.u{k}" for k in range(5)] and not vectors["causal"].any()

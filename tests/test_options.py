@@ -66,6 +66,7 @@ BAD: dict[str, list[Any]] = {
     "renormalise": NO_FLAG,
     "scheme": ["F_in", "toy,F_out", "nine"],
     "seed": NO_SEED,
+    "same_queries": NO_FLAG,
     "sep2": NO_FLAG,
     "sign": [2, -2, 0.5],
     "strongest": [-1, NAN],

@@ -40,7 +40,7 @@ def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def test_everything_is_asked_there(registry: Path) -> None:
     one(registry)
     table = mi.links(registry=registry)
-    assert dict(zip(map(str, table["site"]), table["links"], strict=True))["h1.2"] == "tf"
+    assert dict(zip(map(str, table["site"]), table["exploratory"], strict=True))["h1.2"] == "tf"
     found = mi.findings(role="matching", registry=f"{registry}/")  # as a shell completes it
     assert sorted(found["value"]) == [0.001, 0.3, 0.3] and "h9.9" not in set(map(str, found["site"]))
     assert len(mi.dossier("h1.2", registry=registry).agreements) == 1
@@ -73,7 +73,7 @@ def test_what_is_damaged_there_is_set_aside(registry: Path) -> None:
     for run in ("aa", "bb"):
         tell(registry, run, [row(CONTRAST, "h1.2", 0.3, SURE)])
     latest(registry)[1].path.write_bytes(b"PAR1")
-    with pytest.warns(UserWarning, match=r"bb\.000\.v2\.parquet' is damaged and now lies in"):
+    with pytest.warns(UserWarning, match=r"bb\.000\.v3\.parquet' is damaged and now lies in"):
         assert mi.findings(registry=registry)["run_id"].tolist() == ["aa"]
     tell(registry, "bb", [row(CONTRAST, "h1.2", 0.3, SURE)])
     assert mi.findings(registry=registry)["run_id"].tolist() == ["aa", "bb"]

@@ -52,7 +52,7 @@ def page(browser: Browser, file: Path) -> Iterator[Browser]:
 
 def small(page: Browser) -> None:
     page.run(SMALL)
-    page.until("document.querySelector('#lead').textContent.startsWith('1 head is linked')")
+    page.until("document.querySelector('#lead').textContent.startsWith('Exploratory, by no plan: 1 head is linked')")
     page.until(DRAWN)
 
 
@@ -90,13 +90,13 @@ def test_the_table_of_links_sorts_and_filters(page: Browser) -> None:
     small(page)
     before = sites(page)
     assert sorted(before) == ["embed.u0", "embed.u1", "h0.0", "h1.2", "h3.1"] and before[0] == "h1.2"
-    sort = "#links thead th:nth-child(3) button"
+    sort = "#links thead th:nth-child(4) button"
     page.click(sort)
-    assert page.run("document.querySelector('#links thead th:nth-child(3)').getAttribute('aria-sort')") == "descending"
+    assert page.run("document.querySelector('#links thead th:nth-child(4)').getAttribute('aria-sort')") == "descending"
     assert sites(page)[:3] == ["h1.2", "h3.1", "embed.u0"]
     page.run(f"document.querySelector({json.dumps(sort)}).focus()")
     page.press("Enter")  # by keyboard
-    assert page.run("document.querySelector('#links thead th:nth-child(3)').getAttribute('aria-sort')") == "ascending"
+    assert page.run("document.querySelector('#links thead th:nth-child(4)').getAttribute('aria-sort')") == "ascending"
     assert sites(page)[0] == "embed.u0" and set(sites(page)[3:]) == {"h0.0", "embed.u1"}  # what is missing stands last
     page.click("#links thead th:nth-child(1) button")
     assert sites(page) == ["embed.u0", "embed.u1", "h0.0", "h1.2", "h3.1"]
@@ -123,7 +123,7 @@ def test_the_map_switches_evidence_and_opens_dossiers(page: Browser) -> None:
     page.click('[data-site="h1.2"]')
     assert page.run("location.hash") == "#h1.2"
     text = page.until("!document.querySelector('#dossier').hidden && document.querySelector('#dossier').textContent")
-    assert "linked to tf, m on c: patching, tfc1, at query|doc 0.9 [0.89, 0.91]" in text and EVIL in text
+    assert "linked to tf (exploratory), m on c: patching, tfc1, at query|doc 0.9 [0.89, 0.91]" in text and EVIL in text
     assert page.run("document.activeElement.id") == "dossier-heading"
     page.press("Escape")
     assert page.run("document.querySelector('#dossier').hidden && location.hash") == "#map"
