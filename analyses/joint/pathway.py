@@ -163,7 +163,7 @@ def prepare(
     seed: int,
 ) -> tuple[list[Pair], dict[str, Any]]:
     """The pairs of the last queries; what the plan concludes on the first ones, the table of links, the sets to cut."""
-    asked = {"filler": filler, "idf": idf, "draws": draws, "seed": seed}
+    asked = {"filler": filler, "idf": idf and str(Path(idf).expanduser().resolve()), "draws": draws, "seed": seed}
     for earlier in _other_plans(registry, model, collection, pool, asked)[-1:]:
         say(
             f"A plan was tested on this model and collection before (run {earlier.id}) and stands: what this one "

@@ -30,6 +30,8 @@ LINK = "link to "
 """How the measure of a conclusion begins."""
 FAMILY = "the plan: tf, idf, scoring"
 GAP = "gap, tfc1"
+LEVEL = 0.05
+"""Of the whole plan: a p below this counts."""
 
 
 class Hypothesis(NamedTuple):
@@ -78,8 +80,8 @@ def concluded(found: pd.DataFrame) -> pd.DataFrame:
     for one in PLAN:
         rows = list(_components(found, one, p_gap, blocked))
         best = min((row["p"] for row in rows), default=1.0)
-        linked = sum(row["p_corrected"] < 0.05 for row in rows)
-        shown = [row for row in rows if min(row["p_looks"], row["p_acts"]) < 0.05]
+        linked = sum(row["p_corrected"] < LEVEL for row in rows)
+        shown = [row for row in rows if min(row["p_looks"], row["p_acts"]) < LEVEL]
         told = {"site": "", "measure": LINK + one.term, "value": float(linked), "unit": one.components, "p": best}
         tops.append(told | {"label": _why(found, one, linked, blocked), "role": one.role, "term": _term(one)})
         lines += shown
@@ -118,15 +120,15 @@ def _components(found: pd.DataFrame, one: Hypothesis, p_gap: float, blocked: str
         if looks is not None and site not in looks:
             continue
         p_looks, p_acts = (1.0 if looks is None else looks[site][0]), min(1.0, p_acts * tried)
-        p = intersection_union(p_acts, p_gap, *([] if looks is None else [p_looks]))
-        linked = 3 * p < 0.05
-        failing = [name for name, own in (("does not match", p_looks), ("does not act", p_acts)) if own >= 0.05 / 3]
-        if looks is None:
-            failing = ["does not act"] if p_acts >= 0.05 / 3 else []
+        sides = [*([] if looks is None else [("does not match", p_looks)]), ("does not act", p_acts)]
+        p = intersection_union(p_gap, *(p_side for _, p_side in sides))
+        corrected = min(1.0, len(PLAN) * p)
+        linked = corrected < LEVEL
+        failing = [why for why, p_side in sides if len(PLAN) * p_side >= LEVEL]
         label = "linked" if linked else "; ".join(failing) or blocked or "not sure enough"
         told = {name: row[name] for name in ("value", "low", "high", "unit", "effect", "effect_low", "effect_high")}
         told |= {name: row[name] for name in ("least", "n_queries", "n_pairs")}
-        told |= {"site": site, "measure": LINK + one.term, "label": label, "p": p, "p_corrected": min(1.0, 3 * p)}
+        told |= {"site": site, "measure": LINK + one.term, "label": label, "p": p, "p_corrected": corrected}
         yield told | {"role": one.role, "term": _term(one), "p_looks": p_looks, "p_acts": p_acts}
 
 
