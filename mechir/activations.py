@@ -6,6 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from torch import Tensor
 
 from mechir.errors import MechirError
 from mechir.pairs import Batch, Pair, pairs_hash
+from mechir.recorder import observe
+from mechir.reranker import Reranker
 from mechir.segments import FIVE
-from mechir.sites import Site, parse_site
+from mechir.sites import Site, as_sites
 
 HOOKS = ("attn.hook_z", "mlp.hook_post", "hook_mlp_out", "hook_attn_out")
 """What can be ablated: heads, neurons, MLPs, attention outputs."""
@@ -166,7 +169,7 @@ def _draws(pairs: Sequence[Pair], rows: int, n: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def record(
-    model: Any, pairs: Sequence[Pair], sites: Site | str | Iterable[Site | str], *, max_length: int | None = None
+    model: Reranker, pairs: Sequence[Pair], sites: Site | str | Iterable[Site | str], *, max_length: int | None = None
 ) -> Activations:
     """The activations of these sites over whole runs, for `Patch`: one tensor per pair, all heads or neurons of a hook.
 
@@ -181,8 +184,7 @@ def record(
     Raises:
         MechirError: for a site that this model lacks, or two pairs with the same ids.
     """
-    listed = [sites] if isinstance(sites, str) or hasattr(sites, "hook") else list(sites)
-    names = {(parse_site(site) if isinstance(site, str) else site).hook for site in listed}
+    names = {site.hook for site in as_sites(sites)}
     ids = tuple((pair.query_id, pair.doc_id) for pair in pairs)
     if len(set(ids)) < len(ids):
         twice = next(pair for pair in pairs if ids.count((pair.query_id, pair.doc_id)) > 1)
@@ -190,24 +192,24 @@ def record(
             f"Pair {twice.query_id}/{twice.doc_id} is there twice: a patch finds activations by the ids of a pair."
         )
     kept: dict[str, list[Tensor | None]] = {name: [None] * len(pairs) for name in names}
-    for index, batch in model.encode(pairs, max_length).buckets(max_tokens=model.max_tokens):
-        batch = batch.to(model.device)
-        lengths = batch.attention_mask.sum(1).tolist()
-
-        def keep(x: Tensor, hook: Any, index: np.ndarray = index, lengths: list[int] = lengths) -> None:
-            pattern = hook.name.endswith("pattern")
-            for row, (place, n) in enumerate(zip(index, lengths, strict=True)):
-                kept[hook.name][place] = (x[row, :, :n, :n] if pattern else x[row, :n]).cpu().clone()
-
-        with model.hooks([(name, keep) for name in names]):
-            model(batch, last_rows="all")
+    for index, batch in model.batches(pairs, max_length=max_length):
+        for name, rows in observe(model, batch, names, partial(_unpadded, batch), head_row=False)[1].items():
+            for place, row in zip(index, rows, strict=True):
+                kept[name][place] = row
     values = {name: tuple(rows) for name, rows in kept.items()}
     recipe = f"{', '.join(sorted(names))} of {len(pairs)} pairs {pairs_hash(pairs)[:12]}"
     return ByPair(f"{recipe} in model {model.fingerprint[:12]}", values, model.fingerprint, ids)
 
 
+def _unpadded(batch: Batch, name: str, x: Float[Tensor, "batch ..."]) -> list[Tensor]:
+    """Each pair's activation without padding, on the CPU."""
+    lengths = batch.attention_mask.sum(1).tolist()
+    pattern = name.endswith("pattern")
+    return [(row[:, :n, :n] if pattern else row[:n]).cpu().clone() for row, n in zip(x, lengths, strict=True)]
+
+
 @torch.no_grad()
-def means(model: Any, pairs: Sequence[Pair], *, by: str = "segment", hooks: Sequence[str] = HOOKS) -> BySegment:
+def means(model: Reranker, pairs: Sequence[Pair], *, by: str = "segment", hooks: Sequence[str] = HOOKS) -> BySegment:
     """The mean activation of every head, neuron, MLP and attention output over the positions of all pairs.
 
     Args:
@@ -222,17 +224,11 @@ def means(model: Any, pairs: Sequence[Pair], *, by: str = "segment", hooks: Sequ
     known = tuple(hooks)
     sums: dict[str, Tensor] = {}
     counts = torch.zeros(len(FIVE), dtype=torch.float64)
-    for _, batch in model.encode(pairs).buckets():
-        batch = batch.to(model.device)
-        weight = torch.stack([batch.at(segment) for segment in FIVE]).double()
-        counts += weight.sum((1, 2)).cpu()
-
-        def add(x: Tensor, hook: Any, weight: Tensor = weight) -> None:
-            total = torch.einsum("sbp,bp...->s...", weight, x.double()).cpu()
-            sums[hook.name] = sums.get(hook.name, torch.zeros_like(total)) + total
-
-        with model.hooks([(lambda name: name.endswith(known), add)]):
-            model(batch, last_rows="all")
+    for _, batch in model.batches(pairs, max_tokens=4096):
+        counts += batch.members().sum((0, 2)).cpu()
+        total = partial(_totals, batch.members().double())
+        for name, x in observe(model, batch, lambda name: name.endswith(known), total, head_row=False)[1].items():
+            sums[name] = sums.get(name, torch.zeros_like(x)) + x
     if by == "all":
         counts = counts.sum().expand(len(FIVE))
         sums = {name: total.sum(0, keepdim=True).expand_as(total) for name, total in sums.items()}
@@ -243,8 +239,13 @@ def means(model: Any, pairs: Sequence[Pair], *, by: str = "segment", hooks: Sequ
     return BySegment(_recipe(f"means by {by}", model, pairs), values, model.fingerprint)
 
 
+def _totals(member: Float[Tensor, "batch segment pos"], _: str, x: Float[Tensor, "batch pos ..."]) -> Tensor:
+    """Sums over the positions of each segment, in float64, on the CPU."""
+    return torch.einsum("bsp,bp...->s...", member, x.double()).cpu()
+
+
 @torch.no_grad()
-def samples(model: Any, pairs: Sequence[Pair], *, draws: int = 64, seed: int = 0) -> Activations:
+def samples(model: Reranker, pairs: Sequence[Pair], *, draws: int = 64, seed: int = 0) -> Activations:
     """Activations of `draws` positions of each segment, from pairs drawn at random: what resample ablation writes.
 
     One position per segment is taken from each drawn pair (with replacement), the same for every site.
@@ -255,12 +256,8 @@ def samples(model: Any, pairs: Sequence[Pair], *, draws: int = 64, seed: int = 0
     for pair in drawn:
         batch = model.batch(pair)
         where = [int(rng.choice(batch.at(segment)[0].nonzero().flatten().cpu().numpy())) for segment in FIVE]
-
-        def keep(x: Tensor, hook: Any, where: list[int] = where) -> None:
-            kept.setdefault(hook.name, []).append(x[0, where].clone())
-
-        with model.hooks([(_ablatable, keep)]):
-            model(batch, last_rows="all")
+        for name, x in observe(model, batch, _ablatable, head_row=False)[1].items():
+            kept.setdefault(name, []).append(x[0, where].clone())
     values = {name: torch.stack(rows, 1) for name, rows in kept.items()}
     return BySegment(_recipe(f"{draws} samples by segment", model, pairs), values, model.fingerprint, seed)
 
@@ -269,5 +266,5 @@ def _ablatable(name: str) -> bool:
     return name.endswith(HOOKS)
 
 
-def _recipe(what: str, model: Any, pairs: Sequence[Pair]) -> str:
+def _recipe(what: str, model: Reranker, pairs: Sequence[Pair]) -> str:
     return f"{what} of {len(pairs)} pairs {pairs_hash(pairs)[:12]} in model {model.fingerprint[:12]}"

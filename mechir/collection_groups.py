@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from mechir.collection import Collection, collection
 from mechir.errors import MechirError
+from mechir.judged_collection import Collection, collection
 from mechir.pairs import Pair
 from mechir.pools import Sample
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from mechir.encoding import Encoded, encode
 from mechir.errors import MechirError
 from mechir.pairs import SHOWN, Batch, Pair, pairs_hash
+from mechir.reranker import Reranker
 from mechir.segments import Segment
 
 Perturbation = Callable[[Pair], Pair]
@@ -241,13 +242,15 @@ class EncodedContrasts:
     donor: Encoded
     roles: tuple[np.ndarray, ...]
 
-    def buckets(self, max_rows: int, max_tokens: int) -> Iterator[ContrastBatch]:
-        """Batches of contrasts of like length, longest first."""
-        for index, batch in self.base.buckets(max_rows, max_tokens):
-            roles = np.full(batch.input_ids.shape, -1, dtype=np.int64)
+    def batches(
+        self, model: Reranker, *, max_rows: int = 64, max_tokens: int | None = None, progress: bool | None = False
+    ) -> Iterator[ContrastBatch]:
+        """Batches of contrasts of like length, as `model.batches` gives those of pairs."""
+        for index, base in model.batches(self.base, max_rows=max_rows, max_tokens=max_tokens, progress=progress):
+            roles = np.full(base.input_ids.shape, -1, dtype=np.int64)
             for row, place in enumerate(index):
                 roles[row, : len(self.roles[place])] = self.roles[place]
-            yield ContrastBatch(index, batch, self.donor.batch(index), torch.from_numpy(roles))
+            yield ContrastBatch(index, base, self.donor.batch(index), torch.from_numpy(roles)).to(model.device)
 
 
 class ContrastBatch(NamedTuple):
@@ -263,7 +266,7 @@ class ContrastBatch(NamedTuple):
         return ContrastBatch(self.rows, self.base.to(device), self.donor.to(device), self.roles.to(device))
 
 
-def encode_contrasts(model: Any, contrasts: Sequence[Contrast], max_length: int | None = None) -> EncodedContrasts:
+def encode_contrasts(model: Reranker, contrasts: Sequence[Contrast], max_length: int | None = None) -> EncodedContrasts:
     """The contrasts as the model reads them.
 
     Raises:

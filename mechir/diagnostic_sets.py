@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from mechir import diagnostics as axioms
-from mechir.collection import Collection
 from mechir.contrasts import Perturbation
 from mechir.errors import MechirError, closest
+from mechir.judged_collection import Collection
 from mechir.pairs import Pair
 from mechir.perturbed import FILLERS, Diagnostic, perturbed
 from mechir.published_sets import PUBLISHED
+from mechir.reranker import Weights
 from mechir.text_lines import stored
 
 
@@ -24,7 +25,7 @@ def diagnostic(
     *,
     fillers: Sequence[str] = FILLERS,
     swap: bool = False,
-    model: Any = None,
+    model: Weights | None = None,
     **pool: Any,
 ) -> Diagnostic:
     """A diagnostic set: `diagnostic("tfc1")`, `diagnostic("tfc1", collection)`, `diagnostic("tfc1", DIRECTORY)`.
@@ -57,8 +58,8 @@ def diagnostic(
     return replace(made, fillers=words, swap=swap, asked={"name": name, "seed": 0} | given)
 
 
-def _of_collection(name: str, source: Any, model: Any, pool: Mapping[str, Any]) -> Diagnostic:
-    from mechir.collection import collection as open_collection
+def _of_collection(name: str, source: Any, model: Weights | None, pool: Mapping[str, Any]) -> Diagnostic:
+    from mechir.judged_collection import collection as open_collection
 
     if name not in AXIOMS:
         raise MechirError(f"Unknown diagnostic '{name}'. The closest are {closest(name, AXIOMS)}.")
@@ -78,7 +79,7 @@ def _idf(opened: Collection) -> axioms.Idf:
     return axioms.Idf(list(opened.docs.values()))
 
 
-def _synonyms(opened: Collection, pairs: Sequence[Pair], model: Any) -> axioms.Stmc1:
+def _synonyms(opened: Collection, pairs: Sequence[Pair], model: Weights | None) -> axioms.Stmc1:
     if model is None:
         raise MechirError("stmc1 takes synonyms from a model's embedding: give model=, or a directory with a table.")
     term = axioms.Term()
@@ -96,7 +97,7 @@ def _documents(opened: Collection, pairs: Sequence[Pair]) -> list[str]:
     return [text for text in opened.docs.values() if text]
 
 
-AXIOMS: dict[str, Callable[[Collection, Sequence[Pair], Any], Perturbation]] = {
+AXIOMS: dict[str, Callable[[Collection, Sequence[Pair], Weights | None], Perturbation]] = {
     "tfc1": lambda opened, pairs, model: axioms.Tfc1(),
     "tfc1-prepend": lambda opened, pairs, model: axioms.Tfc1("prepend"),
     "tfc1-inject": lambda opened, pairs, model: axioms.Tfc1("inject"),

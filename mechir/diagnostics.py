@@ -12,7 +12,6 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from bm25s.stopwords import STOPWORDS_EN_PLUS
@@ -20,6 +19,7 @@ from bm25s.stopwords import STOPWORDS_EN_PLUS
 from mechir.contrasts import refused
 from mechir.errors import MechirError
 from mechir.pairs import Pair
+from mechir.reranker import Weights
 
 WHERE = ("append", "prepend", "inject", "replace")
 COMMON = frozenset(STOPWORDS_EN_PLUS)
@@ -204,14 +204,14 @@ class Stmc1:
         return replace(pair, document=f"{' '.join(pair.document.split())} {self.synonyms[term]}")
 
 
-def neighbours(model: Any, terms: Sequence[str]) -> dict[str, str]:
+def neighbours(model: Weights, terms: Sequence[str]) -> dict[str, str]:
     """For each term the whole word of the vocabulary whose embedding in this model is nearest by cosine.
 
     A term of several word pieces is their mean. Pieces of words, special tokens and words that share a stem with the
     term (its first four letters, or all of the shorter one) are left out: they are its spelling, not its meaning. A
     term without any neighbour is not in the result.
     """
-    table = torch.nn.functional.normalize(model.parts.embeddings.word.weight.detach().float(), dim=-1)
+    table = torch.nn.functional.normalize(model.W_E.detach().float(), dim=-1)
     pieces = [piece or "" for piece in model.tokenizer.convert_ids_to_tokens(list(range(len(table))))]
     begins = any(piece.startswith(BEGINS) for piece in pieces)  # some vocabularies mark where a word begins
     vocabulary = [piece.lstrip("".join(BEGINS)) if piece.startswith(BEGINS) or not begins else "" for piece in pieces]

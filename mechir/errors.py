@@ -17,6 +17,12 @@ def closest(word: str, known: Iterable[str], n: int = 3) -> str:
     return ", ".join(f"'{match}'" for match in matches or known[:n])
 
 
+def refuse_index(what: str, index: int, size: int, where: str) -> None:
+    """Refuses the number of a head, neuron or other unit that `where` does not have."""
+    if not 0 <= index < size:
+        raise MechirError(f"{what} {index} is out of range: {where} has {what.lower()}s 0-{size - 1}.")
+
+
 def refuse_below(least: int, **arguments: int | float | None) -> None:
     """Refuses numbers below the least that makes sense, by the argument's name; None is left to the function."""
     for name, value in arguments.items():

@@ -6,32 +6,28 @@ import math
 import resource
 import time
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
 
-from mechir.experiment import load_experiment
+from mechir.encoder.hooked import HookedEncoder
+from mechir.engine import asked_for
+from mechir.experiment import Experiment
 from mechir.material import pairs_of
-from mechir.options import with_defaults
-from mechir.sweep import forwards
 
 
-def estimate(experiment: str | ModuleType, model: Any, material: Sequence[Any], **chosen: Any) -> dict[str, Any]:
+def estimate(
+    experiment: Experiment | type[Experiment] | str, model: HookedEncoder, material: Sequence[Any], **chosen: Any
+) -> dict[str, Any]:
     """What a run would cost, from its interventions and a timing of the intact model on 32 of the pairs.
 
-    An experiment on contrasts says its cost itself: `cost(model, **options)`, full forwards per contrast.
+    An experiment that is no sweep says itself how many full forwards it takes (`Experiment.cost`).
 
     Returns:
         `pairs`, `forwards` (full forward passes of one pair, work shared between interventions counted once),
         `minutes` on this machine and thread count, `memory_gb` (peak, weights included).
     """
-    module = load_experiment(experiment) if isinstance(experiment, str) else experiment
-    chosen = with_defaults(module, chosen)
-    if hasattr(module, "cost"):
-        per_pair = module.cost(model, **chosen)
-    else:
-        per_pair = forwards(model, module.interventions(model, **chosen))
+    per_pair = asked_for(experiment, chosen).cost(model)
     pairs = pairs_of(material)
     lengths = model.encode(pairs).lengths
     sample = list(pairs[:: max(1, len(pairs) // 32)])[:32]
@@ -49,7 +45,7 @@ def estimate(experiment: str | ModuleType, model: Any, material: Sequence[Any], 
     }
 
 
-def _memory_gb(model: Any, longest: int) -> float:
+def _memory_gb(model: HookedEncoder, longest: int) -> float:
     """What the process holds now, and the states, MLP and attention of the widest chunk of a sweep."""
     c, number = model.cfg, 8 if model.dtype == torch.float64 else 4
     rows = max(1, model.max_tokens // longest)

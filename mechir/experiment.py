@@ -1,309 +1,257 @@
-"""Running an experiment: cut the pool into units, compute the missing ones, store, summarise, draw.
+"""What an experiment is: a frozen dataclass whose fields are its options.
 
-An experiment is a file under `analyses/` with `measure(model, pairs, *, <options>) -> DataFrame` (rows per pair, for
-whole queries), `summarise(rows, judged) -> DataFrame` and `chart(summary)`; `table(summary)` is what a terminal prints
-where that is not all of it, and `findings(summary)` what the registry is told of components. One whose `measure` takes
-`contrasts` in the place of pairs runs on a diagnostic set; one with `rows_of = "paper/experiment"` in the place of
-`measure` summarises the rows of that one.
+    @dataclass(frozen=True)
+    class ScoreSpread(Experiment):
+        \"\"\"How far apart the scores of a query are.\"\"\"
 
-`check(model, material, **options)` refuses what does not fit before anything is measured or written, and returns the
-options that it writes in their normal form. `prepare(model, material, **options)` returns what is measured, and options
-or frames that it found on the rest. Both may ask by name for the `collection`, for `collections` (one or several in
-groups), the `pool` and the `registry`, `prepare` also for `run`, which runs another experiment on the same source, and
-for `say`, which says a line;
-`summarise` for these, the `model` and any option, `findings` for all of it and `rows`. `EMBEDDED` is the pool of the
-embedded collection that it takes on the command line by default; where `REPORT` is true a report follows.
-A unit is a run of whole queries and one call of `measure`; batches never cross it, so a part does not depend on which
-process computed it, or when.
+        top: int = option(10, "documents of each query that count", least=2)
+
+        def measure(self, model, pairs):
+            return sweep(model, pairs, {"original": ()})
+
+        def summarise(self, run):
+            return run.rows.groupby("query_id")["score"].std().reset_index(name="estimate")
+
+        def chart(self, summary):
+            return charts.bars(summary, "estimate", "query_id", title="Spread of scores")
+
+One class in one file, under `analyses/<paper>/` or anywhere. In the order in which they are called: `check` (refuses
+what does not fit, and writes options in their normal form), `prepare` (finds what is left open on some queries and
+leaves the others), `measure` (rows of one unit: whole queries), `summarise`, `findings`, `chart`. A unit is one call of
+`measure` and batches never cross it, so rows do not depend on which process computed them, or when.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import secrets
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar, Literal, Protocol
 
 import pandas as pd
 
-import mechir
-from mechir import provenance
-from mechir.collection import Collection
-from mechir.collection_groups import Collections
 from mechir.encoder.hooked import HookedEncoder
-from mechir.encoder.intact import refuse_altered
-from mechir.encoding import REASONS
-from mechir.errors import MechirError, closest
-from mechir.inference import FEWEST
-from mechir.material import Material, Pool, Source, Taken, material_of, pairs_of, source_of, takes_contrasts
-from mechir.options import by_name, in_normal_form, with_defaults
-from mechir.perturbed import Diagnostic
-from mechir.registry import entries
-from mechir.registry.findings import checked, of_record, placed
-from mechir.registry.runs import DEFAULT, Run, open_run
+from mechir.errors import MechirError
+from mechir.material import Pool, Source
+from mechir.options import Declared, frames, options
+from mechir.reranker import Weights
 
-SHOWN = 60
-"""Of what `prepare` found, characters that are said."""
-UNIT = 128
-"""A unit is closed at the first whole query that brings it to this many pairs."""
+OWN = "mechir_experiment_{}_{}"
+"""The module of a file of the user's own: its name and the beginning of its hash."""
+RunsOn = Literal["pairs", "contrasts", "groups"]
+
+
+def silent(line: str) -> None:
+    """Prints nothing."""
+
+
+def _no_runs(*arguments: Any, **chosen: Any) -> Any:
+    raise MechirError("Experiments are run by `prepare` alone, not when options are checked.")
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What an experiment is given before it measures.
+
+    Attributes:
+        model: the model.
+        material: the pairs of the pool, or the contrasts of a diagnostic set; whole queries one after the other.
+        source: the collection, the collections in groups, or the diagnostic set that they come from.
+        pool: which pairs of it were taken.
+        registry: where runs are kept.
+        say: prints one line of progress.
+        run: runs another experiment in this registry: `run(experiment, source=..., pool=...)`, by default on the same
+            source and pool; only `prepare` may.
+    """
+
+    model: HookedEncoder
+    material: list[Any]
+    source: Source
+    pool: Pool
+    registry: Path
+    say: Callable[[str], None] = silent
+    run: Callable[..., Any] = _no_runs
+
+    @property
+    def judged(self) -> pd.DataFrame:
+        """The judgments that the ideal ranking may use: `query_id`, `doc_id`, `grade`, `pooled`."""
+        return self.source.judged(self.material, full=self.pool.full)
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """A run of which every unit is done, as `summarise` and `findings` see it.
+
+    Attributes:
+        rows: what `measure` returned, unit after unit.
+        judged: see `Inputs.judged`.
+        model: the model.
+        source: see `Inputs`.
+        diagnostic: of a run on contrasts, which: "tfc1", ...
+        summary: what `summarise` returned; empty while it is made.
+    """
+
+    rows: pd.DataFrame
+    judged: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
+    model: Weights | None = None
+    source: Source = None
+    diagnostic: str = ""
+    summary: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
+
+
+class Across(Protocol):
+    """What makes one table of several collections."""
+
+    def __call__(self, summaries: pd.DataFrame) -> pd.DataFrame:
+        """The table of their summaries, one below the other with a column `collection`."""
 
 
 @dataclass(frozen=True)
-class Shard:
-    """Which units this process computes: those whose number is `index` modulo `of`."""
+class Experiment:
+    """An experiment and its options.
 
-    index: int = 0
-    of: int = 1
+    Attributes:
+        name: "paper/experiment" of those that come with mechir, else the name of the file.
+        runs_on: "pairs" of a collection, "contrasts" of a diagnostic set, or "groups": pairs of several collections.
+        rows_of: another experiment that this one extends; its rows are taken and only summarised here.
+        embedded: options of the pool by default on the embedded collection, e.g. `{"limit_queries": 61}`.
+        is_default: whether `mechir run` without a name runs it.
+        reports: whether a report of the registry is written at its end.
+        figure: its place among the figures of a report; None behind all that have one.
+        answers: the questions of a report that it answers, each with the words of its command.
+    """
+
+    name: ClassVar[str] = ""
+    runs_on: ClassVar[RunsOn] = "pairs"
+    rows_of: ClassVar[type[Experiment] | None] = None
+    embedded: ClassVar[Mapping[str, int]] = {}
+    is_default: ClassVar[bool] = False
+    reports: ClassVar[bool] = False
+    figure: ClassVar[int | None] = None
+    answers: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        cls.name = _name(cls)
+
+    def __post_init__(self) -> None:
+        for name, declared in options(type(self)).items():
+            object.__setattr__(self, name, declared.value(getattr(self, name), self.name))
 
     @classmethod
-    def parse(cls, text: str) -> Shard:
-        """`I/N` with I from 0 to N: both `--array=0-9` and `--array=1-10` of Slurm cover everything."""
-        index, _, of = text.partition("/")
-        numbers = all(part.isascii() and part.isdigit() for part in (index, of))
-        if not (numbers and int(of) > 0 and int(index) <= int(of)):
-            raise MechirError(f"Cannot read --shard '{text}': write I/N with 0 <= I <= N, e.g. 3/10.")
-        return cls(int(index) % int(of), int(of))
+    def options(cls) -> dict[str, Declared]:
+        """The options, by name."""
+        return options(cls)
 
+    @classmethod
+    def chosen(cls, **values: Any) -> Experiment:
+        """The experiment with these options.
 
-def experiments() -> dict[str, Path]:
-    """The experiments that come with mechir, by name: `vast2025/direction_ablation` and so on."""
-    folder = _analyses()
-    files = sorted(file for file in folder.glob("*/*.py") if not file.name.startswith("_"))
-    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+        Raises:
+            MechirError: for one that it does not have, or a value of another kind.
+        """
+        known = options(cls)
+        for name in values:
+            if name not in known:
+                raise MechirError(f"'{cls.name}' has no option '{name}': it takes {', '.join(known) or 'none'}.")
+        return cls(**{name: known[name].value(value, cls.name) for name, value in values.items()})
 
+    @property
+    def written(self) -> dict[str, Any]:
+        """The options as text and numbers, as a record holds them and the command line takes them."""
+        return {name: one.written(getattr(self, name)) for name, one in options(type(self)).items()}
 
-def _analyses() -> Path:
-    package = Path(mechir.__file__).parent
-    inside = package / "_analyses"
-    return inside if inside.is_dir() else package.parent / "analyses"
+    @property
+    def frames(self) -> dict[str, pd.DataFrame]:
+        """The frames that `prepare` found."""
+        return frames(self)
 
+    def as_rows_of(self) -> Experiment:
+        """The experiment whose rows this one summarises, with the same options."""
+        assert self.rows_of is not None
+        return self.rows_of(**{name: getattr(self, name) for name in options(self.rows_of)})
 
-def load_experiment(name: str) -> ModuleType:
-    """The module of an experiment, by name or by the path of a `.py` file; `module.name` is its name.
+    def check(self, inputs: Inputs) -> Experiment:
+        """The experiment with its options in normal form; refuses what the model, the pool or a file does not allow.
 
-    Raises:
-        MechirError: for an unknown name, or a file without `measure`, `summarise` and `chart`.
-    """
-    known = experiments()
-    file = Path(name) if name.endswith(".py") else known.get(name)
-    if file is None or not file.is_file():
-        raise MechirError(f"Unknown experiment '{name}'. The closest are {closest(name, known)}; or give a .py file.")
-    spec = importlib.util.spec_from_file_location(f"mechir_experiment_{file.stem}", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if hasattr(module, "rows_of"):
-        of = load_experiment(module.rows_of)
-        for part in ("measure", "check", "prepare", "cost", "interventions"):
-            if hasattr(of, part):
-                setattr(module, part, getattr(of, part))
-    missing = [part for part in ("measure", "summarise", "chart") if not callable(getattr(module, part, None))]
-    if missing:
-        raise MechirError(f"'{file}' is no experiment: it defines no {' and no '.join(missing)}.")
-    whole = file.resolve()
-    module.name = next((key for key, path in known.items() if path.resolve() == whole), file.stem)  # type: ignore[attr-defined]
-    return module
+        It makes no forward and is called once, before anything is measured or written, and for `--dry-run`.
+        """
+        return self
 
+    def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Any]]:
+        """The experiment with what was left open, and the material left to measure.
 
-def shown(name: str, summary: pd.DataFrame) -> pd.DataFrame:
-    """What a terminal prints of a summary: `table` of the experiment where it has one and is here, else all."""
-    if name not in experiments():
+        What is found on some queries is measured on others, so that the choice does not flatter.
+        """
+        return self, inputs.material
+
+    def interventions(self, model: Weights) -> Mapping[str, Any]:
+        """The interventions by name, of an experiment whose work is a sweep."""
+        return {}
+
+    def cost(self, model: Weights) -> float:
+        """Full forwards per pair or contrast that is taken, roughly; by default those of a sweep of `interventions`."""
+        from mechir.sweeps import forwards
+
+        return forwards(model, self.interventions(model))
+
+    def power(self, inputs: Inputs) -> pd.DataFrame | None:
+        """What so many queries can find, for `--dry-run`; None where nothing is known of it."""
+        return None
+
+    def measure(self, model: Weights, material: Sequence[Any]) -> pd.DataFrame:
+        """The rows of one unit: whole queries."""
+        raise NotImplementedError
+
+    def summarise(self, run: Finished) -> pd.DataFrame:
+        """The table of the run."""
+        raise NotImplementedError
+
+    def findings(self, run: Finished) -> pd.DataFrame | None:
+        """What the registry keeps of components (see `mechir.registry.findings`); None for nothing."""
+        return None
+
+    def chart(self, summary: pd.DataFrame) -> Any:
+        """The chart of the run (see `mechir.views.charts`)."""
+        raise NotImplementedError
+
+    @classmethod
+    def table(cls, summary: pd.DataFrame) -> pd.DataFrame:
+        """What a terminal prints of the summary."""
         return summary
-    table = getattr(load_experiment(name), "table", None)
-    return summary if table is None else table(summary)
+
+    across: ClassVar[Across | None] = None
+    """One table of the summaries of several collections; where it is given, `--collection` may be repeated."""
 
 
-def _what(module: ModuleType) -> str:
-    return "contrasts" if takes_contrasts(module) else "pairs"
+def _name(experiment: type) -> str:
+    """PAPER/EXPERIMENT in the folder of the experiments; elsewhere the name of the file, or of the class."""
+    module = experiment.__module__
+    if shipped := re.fullmatch(r"(?:mechir\.)?analyses\.(\w+)\.(\w+)", module):
+        return f"{shipped[1]}/{shipped[2]}"
+    own = re.fullmatch(OWN.format(r"(\w+)", "[0-9a-f]{12}"), module)
+    return own[1] if own else experiment.__name__
 
 
-def units(pairs: Sequence[Any]) -> list[list[Any]]:
-    """The pairs or contrasts in units of whole queries, each closed once it holds `UNIT` of them."""
-    found: list[list[Any]] = [[]]
-    for query in _queries(pairs):
-        if len(found[-1]) >= UNIT:
-            found.append([])
-        found[-1] += query
-    return found
-
-
-def _queries(pairs: Sequence[Any]) -> Iterator[list[Any]]:
-    by_query: dict[str, list[Any]] = {}
-    for pair in pairs:
-        by_query.setdefault(pair.query_id, []).append(pair)
-    yield from by_query.values()
-
-
-def run(
-    experiment: str | Path | ModuleType,
-    model: Any,
-    source: Source,
-    *,
-    pool: Any = None,
-    registry: Path | str = DEFAULT,
-    shard: Any = None,
-    fresh: bool = False,
-    say: Callable[[str], None] | None = None,
-    **chosen: Any,
-) -> Run:
-    """Runs an experiment, or what is missing of it, and returns the stored run.
-
-    Args:
-        experiment: its name, path or module.
-        model: a `HookedEncoder`.
-        source: a collection, several in groups, or for an experiment on contrasts a diagnostic set.
-        pool: which pairs of the collection; by default all judged ones.
-        registry: where runs are kept.
-        shard: which units this process computes; the run is summarised by whichever process finds it complete.
-        fresh: compute everything anew, as a run of its own.
-        say: called with one line of progress at a time (by default nothing is said).
-        chosen: options of the experiment.
-
-    Raises:
-        MechirError: for unknown options, an empty pool, what the model refuses, and a model that is not the one that
-            its fingerprint names or does not score as Hugging Face's does.
-    """
-    _refuse_kinds(model, source, pool, shard)
-    module = load_experiment(str(experiment)) if isinstance(experiment, str | Path) else experiment
-    say, shard, pool, registry = say or (lambda line: None), shard or Shard(), pool or Pool(), Path(registry)
-    refuse_altered(model)
-    model = model.limited(pool.max_length)
-    chosen = with_defaults(module, chosen)
-    source = source_of(module, source)
-    asked = {"model": model, "source": source, "pool": pool, "registry": registry, "say": say}
-    if hasattr(module, "rows_of"):
-        of = run(module.rows_of, **asked, shard=shard, fresh=fresh, **chosen)
-        stored = open_run(registry, provenance.again(module, of), lambda run: provenance.follow(run, module, of))
-    else:
-        stored, chosen = _measured(module, asked, shard, fresh, chosen)
-    if len(stored.done()) == stored.record["units"]:
-        _finish(stored, module, {"model": model, "collection": source, "collections": source} | chosen)
-    return stored
-
-
-def _refuse_kinds(model: Any, source: Any, pool: Any, shard: Any) -> None:
-    """Raises for arguments of another kind, with what makes the right one."""
-    for name, value, kinds, write in (
-        ("model", model, HookedEncoder, "mechir.load(...)"),
-        ("source", source, Collection | Collections | Diagnostic, "mechir.collection(...) or mechir.diagnostic(...)"),
-        ("pool", pool, Pool | None, "mechir.Pool(per_grade=5, ...)"),
-        ("shard", shard, Shard | None, "mechir.experiment.Shard.parse('0/4')"),
-    ):
-        if not isinstance(value, kinds):
-            raise MechirError(f"Cannot run with {name}={value!r:.60}: write {name}={write}.")
-
-
-def _measured(
-    module: ModuleType, asked: Mapping[str, Any], shard: Shard, fresh: bool, chosen: dict[str, Any]
-) -> tuple[Run, dict[str, Any]]:
-    """The run of what is `asked` with the units of this shard in it, and the options with those that it found."""
-    model, source, pool, say = (asked[name] for name in ("model", "source", "pool", "say"))
-    taken = material_of(module, model, source, pool)
-    material = taken.material
-    known = known_of(source, pool, asked["registry"])
-    given = chosen = in_normal_form(module, model, material, chosen, known)
-    provenance.certificate(model, pairs_of(material))
-    if hasattr(module, "prepare"):
-        known |= {"run": partial(run, **asked), "say": say}
-        material, found = module.prepare(model, material, **by_name(module.prepare, known), **chosen)
-        _say_found(found, say)
-        chosen = chosen | found
-        if not material:
-            raise MechirError(f"Nothing of this pool is left to measure for '{module.name}': take more queries.")
-    cut = units(material)
-    identity = provenance.identity_of(module, model, source, material, pool, chosen)
-    identity |= {"fresh": secrets.token_hex(8)} if fresh else {}
-
-    def begin(stored: Run) -> None:
-        frames = _frames(source, material, pool, taken, chosen)
-        held_back = {one.query_id for one in taken.material} - {one.query_id for one in material}
-        asked_for = provenance.asked_of(module, model, source, pool, given)
-        asked_for |= {"held_back": len(held_back)}  # queries on which `prepare` found something
-        provenance.begin(stored, identity, module, model, pairs_of(material), frames, len(cut), asked_for)
-
-    stored = open_run(asked["registry"], identity, begin)
-    queries = len({one.query_id for one in material})
-    say(f"Run {stored.id}: {len(material)} {_what(module)} of {queries} queries in {len(cut)} units")
-    if queries < FEWEST:
-        say(f"{queries} queries are too few to test: intervals are Student's; tests need {FEWEST} or more.")
-    missing = [unit for unit in range(shard.index, len(cut), shard.of) if unit not in stored.done()]
-    _compute(stored, module, model, cut, missing, chosen, say)
-    return stored, chosen
-
-
-def known_of(source: Source, pool: Pool, registry: Path) -> dict[str, Any]:
-    """What `check` and `prepare` may ask for by name."""
-    return {"collection": source, "collections": source, "pool": pool, "registry": registry}
-
-
-def _frames(
-    source: Source, material: Material, pool: Pool, taken: Taken, chosen: Mapping[str, Any]
-) -> dict[str, pd.DataFrame]:
-    """What is stored beside the rows: judgments, what was left out, and frames that `prepare` found."""
-    judged = source.judged(pairs_of(material), full=pool.full)
-    if taken.left_out is not None:  # what the model cannot read is in no ideal ranking either
-        unread = taken.left_out[taken.left_out["reason"].isin(REASONS)]
-        gone = pd.MultiIndex.from_frame(unread[["query_id", "doc_id"]])
-        judged = judged[~pd.MultiIndex.from_frame(judged[["query_id", "doc_id"]]).isin(gone)].reset_index(drop=True)
-    frames = {"judged": judged}
-    frames |= {name: one for name, one in chosen.items() if isinstance(one, pd.DataFrame)}
-    if taken.left_out is not None and len(taken.left_out):
-        frames["left_out"] = taken.left_out
-    return frames if taken.skipped is None else frames | {"skipped": taken.skipped}
-
-
-def _say_found(found: Mapping[str, Any], say: Callable[[str], None]) -> None:
-    """Says what `prepare` found, long lists cut short."""
-    told = {name: f"{len(one)} rows" if isinstance(one, pd.DataFrame) else str(one) for name, one in found.items()}
-    short = {name: one if len(one) <= SHOWN else f"{one[:SHOWN]}..." for name, one in told.items()}
-    if short:
-        say(f"found: {', '.join(f'{name} {one}' for name, one in short.items())}")
-
-
-def _compute(
-    stored: Run,
-    module: ModuleType,
-    model: Any,
-    cut: Sequence[list[Any]],
-    missing: Sequence[int],
-    chosen: Mapping[str, Any],
-    say: Callable[[str], None],
-) -> None:
-    """Measures and stores the missing units; an interruption loses the unit in work and nothing else."""
-    total, done, start = sum(len(cut[unit]) for unit in missing), 0, time.monotonic()
-    for unit in missing:
-        began = time.monotonic()
-        rows = module.measure(model, cut[unit], **chosen)
-        stored.write_part(unit, rows, time.monotonic() - began)
-        done += len(cut[unit])
-        left = (time.monotonic() - start) / done * (total - done)
-        say(f"unit {unit + 1}/{len(cut)}: {done}/{total} {_what(module)}, {_duration(left)} left")
-
-
-def _finish(stored: Run, module: ModuleType, known: Mapping[str, Any]) -> None:
-    """Summary, chart and findings, made once; they are given what they ask for among `known`."""
-    from mechir.views import charts
-
-    if not (stored.path / "summary.parquet").is_file():
-        summary = module.summarise(stored.rows, stored.judged, **by_name(module.summarise, known))
-        charts.save(module.chart(summary), stored.path / "chart")
-        measured = {"seconds": round(stored.seconds, 1), "quality": provenance.quality(stored)}
-        stored.write_record(stored.record | measured)
-        stored.write_frame("summary", summary)
-    registry = stored.path.parents[1]
-    if hasattr(module, "findings") and not entries.has_findings(registry, stored.id):
-        of = of_record(stored.record)
-        asks = {"summary": stored.summary, "rows": stored.rows} | of | dict(known)
-        found = module.findings(**by_name(module.findings, asks))
-        entries.record(registry, stored.id, checked(placed(found, stored.record), of))
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+def refuse_incomplete(experiment: type[Experiment]) -> None:
+    """Raises for a class that could not be run to its end: what it lacks, or takes otherwise than `Experiment` does."""
+    of, required = experiment.__name__, ("measure", "summarise", "chart")
+    missing = [name for name in required if getattr(experiment, name) is getattr(Experiment, name)]
+    if missing:
+        raise MechirError(f"'{of}' is no experiment: it defines no {' and no '.join(missing)}.")
+    params = vars(experiment).get("__dataclass_params__")
+    if params is None or not params.frozen:
+        raise MechirError(f"'{of}' is not frozen: write @dataclass(frozen=True) above the class.")
+    for name, method in inspect.getmembers(Experiment, inspect.isfunction):
+        if name.startswith("_"):
+            continue
+        wanted = list(inspect.signature(method).parameters)
+        try:
+            inspect.signature(getattr(experiment, name)).bind(*wanted)
+        except TypeError as error:
+            told = ", ".join(wanted)
+            raise MechirError(f"'{of}.{name}' cannot be called as {name}({told}): {error}.") from error
+    options(experiment)

@@ -6,15 +6,55 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from torch import Tensor
+
 from mechir.errors import MechirError
 from mechir.pairs import Batch
 
-Edit = Callable[..., Any]
-"""`edit(activation, hook=HookPoint)` returns the new activation and never writes into the old one.
 
-Edits that do the same on the same batch should compare equal: a sweep then computes what they share only once.
-"""
-Hook = tuple[str | Callable[[str], bool], Edit]
+@runtime_checkable
+class Edit(Protocol):
+    """What is done to one activation: `edit(activation, hook=HookPoint)` returns the new one, or None to leave it.
+
+    It never writes into the old one. Three things are asked of it beside the call: `head_row`, `model`, and equality.
+    Edits that do the same on the same batch compare equal and hash alike; a sweep computes what they share only once. A
+    frozen dataclass that derives from this class has all three.
+    """
+
+    @property
+    def head_row(self) -> bool:
+        """Whether it is right on the first rows alone, so that the last layer may compute only what the head reads."""
+        return False
+
+    @property
+    def model(self) -> str:
+        """The fingerprint of the model whose activations or directions it holds; "" where it holds none."""
+        return ""
+
+    def __call__(self, x: Tensor, hook: Any) -> Tensor | None:
+        """The new activation, of the shape of `x`; None where it only looks."""
+
+
+@dataclass(frozen=True)
+class Function(Edit):
+    """A plain function as an edit, as TransformerLens takes it: all rows are computed for it."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, x: Any, hook: Any) -> Any:
+        """Whatever the function returns."""
+        return self.function(x, hook=hook)
+
+
+Hook = tuple[str | Callable[[str], bool], Callable[..., Any]]
+"""A hook name, or a filter on names, with an `Edit` or a plain function."""
+
+
+def as_edit(function: Callable[..., Any]) -> Edit:
+    """The edit as it is; a plain function as a `Function`."""
+    # Sweeps come here for every edit at every stage, and a look at the class alone is quick.
+    edit: Any = function
+    return edit if Edit in type(edit).__mro__ or isinstance(edit, Edit) else Function(edit)
 
 
 @runtime_checkable

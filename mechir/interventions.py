@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mechir.activations import Activations
-from mechir.errors import MechirError
-from mechir.hooks import EveryLayer, Hook
-from mechir.pairs import Batch
+from mechir.errors import MechirError, refuse_index
+from mechir.hooks import Edit, EveryLayer, Hook
+from mechir.pairs import Batch, positions, segment_or_positions
 from mechir.segments import Direction, Segment
 from mechir.sites import (
     Attn,
@@ -27,10 +27,11 @@ from mechir.sites import (
     Neuron,
     Resid,
     Site,
+    as_site,
+    as_sites,
     heads_in_order,
     layers_in_order,
     layers_or_heads,
-    parse_site,
 )
 
 RENORMALISED = " renormalised"
@@ -120,7 +121,7 @@ class Mask:
 
 
 @dataclass(frozen=True)
-class CutPattern:
+class CutPattern(Edit):
     """The edit of a `Mask` in one layer: `fill` wherever a reader looks at a source."""
 
     direction: Direction
@@ -128,8 +129,7 @@ class CutPattern:
     fill: float
     batch: Batch = field(repr=False)
 
-    cls_first = True
-    """Right on the first rows alone as well, so a sweep may compute only the CLS row of the last layer."""
+    head_row = True
 
     def __call__(self, x: Float[Tensor, "batch head reader source"], hook: Any) -> Float[Tensor, "..."]:
         """The scores or the pattern, cut."""
@@ -143,44 +143,68 @@ class CutPattern:
         return x.masked_fill(cut, self.fill)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ablate:
-    """Takes a component out: `Ablate(Head(8, 1))`, or "h8.1", "n5.1203", "mlp3", "attn3".
+    """Takes components out: `Ablate("h8.1")`, "n5.1203", "mlp3" or "attn3", or several: `Ablate(["h3.1", "n5.12"])`.
 
-    Without `with_` its activation becomes 0 at every position. `with_=means(model, pairs)` writes the mean of the
+    Without `with_` their activations become 0 at every position. `with_=means(model, pairs)` writes the mean of the
     position's segment, `with_=samples(model, pairs)` an activation drawn from other pairs (resample ablation). A head
     is ablated at z, so the output bias of its layer stays; `attn3` takes the bias out as well. Zero is far from
     anything the model has seen: compare it with the mean before calling a component necessary.
+
+    Args:
+        sites: one component, or several, each once; their order means nothing.
+        with_: what stands in their place; None for 0.
     """
 
-    site: Head | Neuron | Mlp | Attn
+    sites: tuple[Head | Neuron | Mlp | Attn, ...]
     with_: Activations | None = None
 
-    def __init__(self, site: Any, with_: Any = None) -> None:
-        parsed = parse_site(site) if isinstance(site, str) else site
-        if not isinstance(parsed, Head | Neuron | Mlp | Attn) or getattr(parsed, "part", "z") not in ("z", "out"):
-            raise MechirError(f"Cannot ablate '{parsed}': write a head (h8.1), neuron (n5.1203), MLP (mlp3) or attn3.")
+    def __init__(self, sites: Any, with_: Any = None) -> None:
+        parsed = as_sites(sites)
+        for site in parsed:
+            if not isinstance(site, Head | Neuron | Mlp | Attn) or getattr(site, "part", "z") not in ("z", "out"):
+                raise MechirError(
+                    f"Cannot ablate '{site}': write a head (h8.1), neuron (n5.1203), MLP (mlp3) or attn3."
+                )
+        if not parsed:
+            raise MechirError("There is nothing to ablate: name a site such as 'h8.1', or several.")
+        if len(set(parsed)) < len(parsed):
+            twice = next(site for site in parsed if parsed.count(site) > 1)
+            raise MechirError(f"'{twice}' is to be ablated more than once: give each site once.")
         if with_ is not None and not isinstance(with_, Activations):
             raise MechirError(
                 f"Cannot ablate with {with_!r}: write with_=means(model, pairs) or samples(model, pairs)."
             )
-        object.__setattr__(self, "site", parsed)
+        in_order = sorted(parsed, key=lambda site: (site.layer, type(site).__name__, site))
+        object.__setattr__(self, "sites", tuple(in_order))
         object.__setattr__(self, "with_", with_)
 
+    def __repr__(self) -> str:
+        names = list(map(str, self.sites))
+        filling = "" if self.with_ is None else f", with_={self.with_!r}"
+        return f"Ablate({names if len(names) > 1 else names[0]!r}{filling})"
+
     def hooks(self, batch: Batch) -> list[Hook]:
-        """One edit, at the site's own hook."""
-        return [(self.site.hook, Replace(self.site, self.with_, batch))]
+        """One edit for each hook: for the heads of a layer, for its neurons, for its MLP and for its attention."""
+        units: dict[tuple[str, str], list[int]] = {}
+        for site in self.sites:
+            at = units.setdefault((site.hook, type(site).__name__), [])
+            at += [site[1]] if isinstance(site, Head | Neuron) else []
+        of = None if self.with_ is None else batch  # zeros are the same in every batch
+        return [(hook, Replace(kind, tuple(at), self.with_, of)) for (hook, kind), at in units.items()]
 
 
 @dataclass(frozen=True)
-class Replace:
-    """The edit of an `Ablate`: the site's activation replaced by 0 or by that of other runs."""
+class Replace(Edit):
+    """The edit of an `Ablate`: units of an activation, or all of it where none are named, are 0 or of other runs."""
 
-    site: Head | Neuron | Mlp | Attn
+    kind: str
+    units: tuple[int, ...]
     with_: Activations | None
-    batch: Batch = field(repr=False)
+    batch: Batch | None = field(repr=False)
 
-    cls_first = True
+    head_row = True
 
     @property
     def model(self) -> str:
@@ -188,15 +212,14 @@ class Replace:
         return "" if self.with_ is None else self.with_.model
 
     def __call__(self, x: Float[Tensor, "batch pos ..."], hook: Any) -> Float[Tensor, "..."]:
-        """The activation with the site replaced."""
-        new = torch.zeros_like(x) if self.with_ is None else self.with_.at(hook.name, self.batch, x.shape[1]).to(x)
-        if isinstance(self.site, Mlp | Attn):
-            return new
-        index = self.site[1]
-        _check_index([index], x.shape[2], type(self.site).__name__, hook)
-        out = x.clone()
-        out[:, :, index] = new[:, :, index]
-        return out
+        """The activation with the units replaced."""
+        if self.units:
+            _check_index(self.units, x.shape[2], self.kind, hook)
+        units = torch.tensor(self.units, dtype=torch.long, device=x.device)
+        if self.with_ is None or self.batch is None:
+            return x.index_fill(2, units, 0.0) if self.units else torch.zeros_like(x)
+        new = self.with_.at(hook.name, self.batch, x.shape[1]).to(x)
+        return x.index_copy(2, units, new.index_select(2, units)) if self.units else new
 
 
 @dataclass(frozen=True)
@@ -218,15 +241,14 @@ class Patch:
     at: Segment | tuple[int, ...] | None = None
 
     def __init__(self, donor: Any, site: Any, at: str | Segment | int | Iterable[int] | None = None) -> None:
-        parsed = parse_site(site) if isinstance(site, str) else site
+        parsed = as_site(site)
         if not isinstance(parsed, Head | Neuron | Mlp | Attn | Resid):
             raise MechirError(f"Cannot patch '{parsed}': write a site such as h8.1, h8.1.q, mlp3, attn3 or resid3.")
         if not isinstance(donor, Activations):
             raise MechirError(f"Cannot patch from {donor!r}: write donor=record(model, donors, '{parsed}').")
-        where: Any = Segment.parse(at) if isinstance(at, str) else (at,) if isinstance(at, int) else at
         object.__setattr__(self, "donor", donor)
         object.__setattr__(self, "site", parsed)
-        object.__setattr__(self, "at", where if where is None or isinstance(where, Segment) else tuple(where))
+        object.__setattr__(self, "at", segment_or_positions(at))
 
     def hooks(self, batch: Batch) -> list[Hook]:
         """One edit, at the site's own hook."""
@@ -234,26 +256,8 @@ class Patch:
         return [(self.site.hook, Splice(self.site, donor, positions(self.at, batch), self.donor.model))]
 
 
-def positions(at: Segment | tuple[int, ...] | None, batch: Batch) -> Bool[Tensor, "batch pos"] | None:
-    """True at these positions of each pair; None for all.
-
-    Raises:
-        MechirError: for a position that none of the pairs has.
-    """
-    if at is None:
-        return None
-    if isinstance(at, Segment):
-        return batch.at(at)
-    where = torch.zeros_like(batch.attention_mask)
-    for position in at:
-        if not 0 <= position < where.shape[1]:
-            raise MechirError(f"Position {position} is out of range: the longest pair has 0-{where.shape[1] - 1}.")
-        where[:, position] = True
-    return where & batch.attention_mask
-
-
 @dataclass(frozen=True, eq=False)
-class Splice:
+class Splice(Edit):
     """The edit of a `Patch`: the donor's values of one head, neuron or whole activation, at some positions."""
 
     site: Site
@@ -261,7 +265,7 @@ class Splice:
     where: Bool[Tensor, "batch pos"] | None = field(default=None, repr=False)
     model: str = ""
 
-    cls_first = True
+    head_row = True
 
     def __call__(self, x: Float[Tensor, "batch ..."], hook: Any) -> Float[Tensor, "..."]:
         """The activation with the donor's values written in."""
@@ -282,69 +286,4 @@ class Splice:
 
 def _check_index(indices: Iterable[int], size: int, what: str, hook: Any) -> None:
     for index in indices:
-        if not 0 <= index < size:
-            layer = hook.name.split(".")[1]
-            raise MechirError(f"{what} {index} is out of range: layer {layer} has {what.lower()}s 0-{size - 1}.")
-
-
-@dataclass(frozen=True)
-class Prune:
-    """Takes neurons (after the activation) and heads (z) out together: `Prune(["n5.12", "h3.1"])`.
-
-    The same as an `Ablate` of each, in one edit a layer: 0 at every position, or with `with_=means(model, pairs)` the
-    mean of the position's segment. A head's z of 0 is its weights times 0; its layer's output bias stays.
-
-    Args:
-        sites: neurons and heads, each once; their order means nothing.
-        with_: what stands in their place, as in `Ablate`.
-    """
-
-    sites: tuple[Neuron | Head, ...]
-    with_: Activations | None = None
-
-    def __init__(self, sites: Iterable[Neuron | Head | str], with_: Any = None) -> None:
-        parsed = tuple(parse_site(site) if isinstance(site, str) else site for site in sites)
-        for site in parsed:
-            if not (isinstance(site, Neuron) or (isinstance(site, Head) and site.part == "z")):
-                raise MechirError(f"Cannot prune '{site}': write neurons (n5.1203) and heads (h8.1).")
-        if len(set(parsed)) < len(parsed):
-            twice = next(site for site in parsed if parsed.count(site) > 1)
-            raise MechirError(f"'{twice}' is to be pruned more than once: give each unit once.")
-        if with_ is not None and not isinstance(with_, Activations):
-            raise MechirError(f"Cannot prune with {with_!r}: write with_=means(model, pairs) or samples(model, pairs).")
-        object.__setattr__(self, "sites", tuple(sorted(parsed, key=lambda site: (site.layer, site.hook, site[1]))))
-        object.__setattr__(self, "with_", with_)
-
-    def hooks(self, batch: Batch) -> list[Hook]:
-        """One edit for the neurons and one for the heads of each layer."""
-        units: dict[str, list[int]] = {}
-        for site in self.sites:
-            units.setdefault(site.hook, []).append(site[1])
-        of = batch if self.with_ is not None else None  # zeros are the same in every batch
-        return [(hook, Taken(tuple(sorted(units[hook])), self.with_, of)) for hook in sorted(units)]
-
-
-@dataclass(frozen=True)
-class Taken:
-    """The edit of a `Prune`: these units of an activation are 0, or those of other runs."""
-
-    units: tuple[int, ...]
-    with_: Activations | None = None
-    batch: Batch | None = field(default=None, repr=False)
-
-    cls_first = True
-
-    @property
-    def model(self) -> str:
-        """The fingerprint of the model whose activations are written; empty where none are."""
-        return "" if self.with_ is None else self.with_.model
-
-    def __call__(self, x: Float[Tensor, "batch pos unit ..."], hook: Any) -> Float[Tensor, "..."]:
-        """The activation without the units."""
-        if self.units[-1] >= x.shape[2]:
-            raise MechirError(f"Unit {self.units[-1]} is out of range: '{hook.name}' has units 0-{x.shape[2] - 1}.")
-        units = torch.tensor(self.units, device=x.device)
-        if self.with_ is None or self.batch is None:
-            return x.index_fill(2, units, 0.0)
-        new = self.with_.at(hook.name, self.batch, x.shape[1]).to(x)
-        return x.index_copy(2, units, new.index_select(2, units))
+        refuse_index(what, index, size, f"layer {hook.name.split('.')[1]}")

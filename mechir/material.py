@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from mechir import left_out
-from mechir.collection import Collection
 from mechir.collection_groups import Collections
 from mechir.contrasts import Contrast
 from mechir.encoding import encode_readable
 from mechir.errors import MechirError
+from mechir.judged_collection import Collection
 from mechir.left_out import Row
 from mechir.options import LARGEST
 from mechir.pairs import Pair
 from mechir.perturbed import Diagnostic
 from mechir.pools import Sample
+from mechir.reranker import Reranker
 from mechir.rules import LEAVE_OUT
 
 ALONE = "in"
@@ -73,32 +72,21 @@ class Pool:
         return collection.sample(**{name: value for name, value in vars(self).items() if name != "max_length"})
 
 
-def takes_contrasts(experiment: ModuleType) -> bool:
-    """Whether an experiment runs on contrasts (of a diagnostic set) rather than on pairs."""
-    return "contrasts" in inspect.signature(experiment.measure).parameters
-
-
-def takes_groups(experiment: ModuleType) -> bool:
-    """Whether an experiment measures collections in groups (`in:PATH`, `out:PATH`) together."""
-    prepare = getattr(experiment, "prepare", None)
-    return prepare is not None and "collections" in inspect.signature(prepare).parameters
-
-
 def pairs_of(material: Sequence[Any]) -> list[Pair]:
     """The pairs, of contrasts the bases."""
     return [one.base if isinstance(one, Contrast) else one for one in material]
 
 
-def source_of(module: ModuleType, source: Source) -> Source:
+def source_of(experiment: Any, source: Source) -> Source:
     """The source as the experiment takes it: one collection alone is a group of one where groups are taken.
 
     Raises:
         MechirError: for collections in groups that the experiment does not take.
     """
-    if takes_groups(module) and isinstance(source, Collection):
+    if experiment.runs_on == "groups" and isinstance(source, Collection):
         return Collections(((ALONE, source),))
-    if isinstance(source, Collections) and not takes_groups(module):
-        raise MechirError(f"'{module.name}' takes no groups: write --collection without '{source.members[0][0]}:'.")
+    if isinstance(source, Collections) and experiment.runs_on != "groups":
+        raise MechirError(f"'{experiment.name}' takes no groups: write --collection without '{source.members[0][0]}:'.")
     return source
 
 
@@ -110,25 +98,25 @@ class Taken(NamedTuple):
     left_out: pd.DataFrame | None
 
 
-def material_of(module: ModuleType, model: Any, source: Source, pool: Pool) -> Taken:
+def material_of(experiment: Any, model: Reranker, source: Source, pool: Pool) -> Taken:
     """The pairs or contrasts that an experiment runs on, and which were left out and why.
 
     Raises:
         MechirError: when the experiment runs on the other kind.
     """
     if isinstance(source, Diagnostic):
-        if not takes_contrasts(module):
-            raise MechirError(f"'{module.name}' runs on pairs, not on contrasts: give a collection.")
+        if experiment.runs_on != "contrasts":
+            raise MechirError(f"'{experiment.name}' runs on pairs, not on contrasts: give a collection.")
         if replace(pool, max_length=None) != Pool():
             raise MechirError("A diagnostic set is sampled when it is made: write diagnostic(..., limit_queries=20).")
         return Taken(*source.align(model), source.left_out)
-    if takes_contrasts(module):
-        raise MechirError(f"'{module.name}' runs on contrasts: give a diagnostic set such as diagnostic('tfc1').")
+    if experiment.runs_on == "contrasts":
+        raise MechirError(f"'{experiment.name}' runs on contrasts: give a diagnostic set such as diagnostic('tfc1').")
     sample = readable(model, pool.sample(source), source)
     return Taken(sample.pairs, None, sample.left_out)
 
 
-def readable(model: Any, sample: Sample, source: Source) -> Sample:
+def readable(model: Reranker, sample: Sample, source: Source) -> Sample:
     """The pairs of a pool that the model can read, and the others among what is left out (see `encode_readable`).
 
     Args:

@@ -1,95 +1,239 @@
-"""The options of an experiment: which there are, of what kind, and checked before anything is measured or written."""
+"""The options of an experiment: fields of its dataclass, each with its sentence, checked when a value is given.
+
+    heads: tuple[Head, ...] = option((), "matching heads; found by the run where none are named")
+
+The annotation says what a value is: `int`, `float`, `bool`, `str`, or a list of heads, directions, numbers or words,
+`tuple[Head, ...]`, which may be given as a list or as text with commas and is kept in one normal form: what is asked in
+two ways is one run. A field that is a `frame` is no option: it is what the experiment's `prepare` found.
+"""
 
 from __future__ import annotations
 
-import inspect
+import dataclasses
+import math
 import numbers
+import re
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from types import ModuleType
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from mechir.errors import MechirError
-from mechir.sweep import forwards
+from mechir.errors import MechirError, closest
+from mechir.segments import Direction
+from mechir.sites import Head, parse_site
 
-KINDS: dict[Any, str] = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
-"""What an option may be, and how a sentence says it."""
-
-
+SCALARS: dict[Any, str] = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
+"""What an option may be that is no list, and how a sentence says it."""
 LARGEST = 2**63
 """Numbers reach up to here: what a random generator takes as a seed."""
+OPTION = "option"
 
 
-def options(experiment: ModuleType) -> dict[str, inspect.Parameter]:
-    """The options of an experiment: the keyword-only parameters of its `measure`, but for frames that it finds."""
-    parameters = inspect.signature(experiment.measure, eval_str=True).parameters
-    keywords = {name: one for name, one in parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY}
-    return {name: one for name, one in keywords.items() if one.annotation is not pd.DataFrame}
+@dataclass(frozen=True)
+class Option:
+    """What is said of an option beside its name, annotation and default.
 
-
-def kind_of(parameter: inspect.Parameter) -> Any:
-    """Which of `KINDS` an option is, `int | None` like `int`; None where its annotation says nothing."""
-    written = (parameter.annotation, *typing.get_args(parameter.annotation))
-    return next((kind for kind in KINDS if kind in written), None)
-
-
-def with_defaults(module: ModuleType, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of an experiment, as chosen or by default.
-
-    Raises:
-        MechirError: for one that it does not take, or a value of another kind.
+    Attributes:
+        says: the sentence that `--help` shows.
+        among: the words it may be, or hold.
+        least: the smallest number.
+        positive: whether a number must be above 0.
+        separator: between the items of a list; white space separates heads and numbers as well where it is a comma.
+        in_order: whether a list keeps the order in which it is given; else it is sorted.
+        not_empty: what to write where a list holds nothing; empty where a list may be empty.
+        aliases: words that stand for a list, and the text of it.
     """
-    parameters = options(module)
-    for name in chosen:
-        if name not in parameters:
-            raise MechirError(f"'{module.name}' has no option '{name}': it takes {', '.join(parameters) or 'none'}.")
-    return {
-        name: _typed(module, one, chosen[name]) if name in chosen else one.default for name, one in parameters.items()
-    }
+
+    says: str
+    among: tuple[str, ...] = ()
+    least: float | int | None = None
+    positive: bool = False
+    separator: str = ","
+    in_order: bool = False
+    not_empty: str = ""
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def _typed(module: ModuleType, parameter: inspect.Parameter, value: Any) -> Any:
-    """A value as its option has it: 1 and numpy's 1.0 are one number, so that they are one run."""
-    kind, flag = kind_of(parameter), isinstance(value, bool | np.bool_)
-    if kind is None or (value is None and type(None) in typing.get_args(parameter.annotation)):
+def option(default: Any, says: str, **more: Any) -> Any:
+    """A field that is an option: `option(0.02, "differences within this count as none", least=0)`; see `Option`."""
+    return dataclasses.field(default=default, metadata={OPTION: Option(says, **more)})
+
+
+def frame(*columns: str) -> Any:
+    """A field for a frame that `prepare` finds; it counts by its content in the identity of a run."""
+    return dataclasses.field(default_factory=lambda: pd.DataFrame(columns=list(columns)), compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Declared:
+    """An option as its experiment declares it: its name, kind (`int`, `tuple[Head, ...]`), default and the rest."""
+
+    name: str
+    kind: Any
+    default: Any
+    of: Option
+
+    @property
+    def flag(self) -> str:
+        """The option on the command line."""
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def item(self) -> Any:
+        """What a list holds; None for what is no list."""
+        return typing.get_args(self.kind)[0] if typing.get_origin(self.kind) is tuple else None
+
+    @property
+    def help(self) -> str:
+        """Its sentence, with the words it may be."""
+        among = f" ({', '.join(self.of.among)})" if self.of.among else ""
+        return f"{self.of.says[:1].upper()}{self.of.says[1:]}{among}."
+
+    def written(self, value: Any) -> Any:
+        """A value as text or number, as it stands in a record and on the command line."""
+        if self.item is None:
+            return value
+        text = self.of.separator.join(_plain(one) for one in value)
+        return next((alias for alias, stands_for in self.of.aliases.items() if text == stands_for), text)
+
+    def value(self, given: Any, experiment: str) -> Any:
+        """A given value in its normal form.
+
+        Raises:
+            MechirError: for a value of another kind, an unknown word, or a number out of its range.
+        """
+        if self.item is not None:
+            return self._list(given)
+        value = self._scalar(given, experiment)
+        if self.of.among and value not in self.of.among:
+            raise MechirError(f"Unknown {self.flag} '{value}': the closest are {closest(value, self.of.among)}.")
+        self._refuse_range(value)
         return value
-    number = isinstance(value, numbers.Real) and not flag and bool(abs(float(value)) < LARGEST)  # which no NaN is
-    fits = {bool: flag, int: number and float(value).is_integer(), float: number, str: isinstance(value, str)}
-    if not fits[kind]:
-        raise MechirError(f"--{_flag(parameter.name)} of '{module.name}' is {value!r}: write {KINDS[kind]}.")
-    return kind(value)
+
+    def _scalar(self, given: Any, experiment: str) -> Any:
+        """1 and numpy's 1.0 are one number, so that they are one run."""
+        switch = isinstance(given, bool | np.bool_)
+        number = isinstance(given, numbers.Real) and not switch and bool(abs(float(given)) < LARGEST)  # NaN is not
+        whole = number and float(given).is_integer()
+        if not {bool: switch, int: whole, float: number, str: isinstance(given, str)}[self.kind]:
+            raise MechirError(f"{self.flag} of '{experiment}' is {given!r}: write {SCALARS[self.kind]}.")
+        return self.kind(given)
+
+    def _refuse_range(self, value: Any) -> None:
+        if self.of.least is not None and not value >= self.of.least:
+            raise MechirError(f"{self.flag} is {value:g}: write {self.of.least} or more.")
+        if self.of.positive and not 0 < value < math.inf:
+            raise MechirError(f"{self.flag} is {value:g}: write a number above 0.")
+
+    def _list(self, given: Any) -> tuple[Any, ...]:
+        text = self.of.aliases.get(given.strip(), given) if isinstance(given, str) else given
+        items = self._split(text) if isinstance(text, str) else [text] if self._is_item(text) else list(text)
+        if not items and self.item is float and text:
+            items = [text]  # only separators: no list of numbers
+        if not items and self.of.not_empty:
+            raise MechirError(f"{self.flag} is empty: write {self.of.not_empty}.")
+        read = dict.fromkeys(READERS[self.item](self, one, given) for one in items)
+        if self.of.in_order:
+            return tuple(read)
+        return tuple(sorted(read, key=self.of.among.index if self.of.among else ORDERS.get(self.item)))
+
+    def _is_item(self, given: Any) -> bool:
+        return isinstance(given, self.item) or not isinstance(given, Iterable)
+
+    def _split(self, text: str) -> list[str]:
+        spaced = self.of.separator == "," and self.item in (Head, float)
+        pattern = r"[\s,]+" if spaced else self.of.separator
+        return [part.strip() for part in re.split(pattern, text) if part.strip()]
 
 
-def _flag(name: str) -> str:
-    return name.replace("_", "-")
+def _plain(value: Any) -> str:
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
-def by_name(function: Callable[..., Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """What a function asks for by name among what is known."""
-    return {name: known[name] for name in inspect.signature(function).parameters if name in known}
+def _head(declared: Declared, item: Any, given: Any) -> Head:
+    try:
+        site = parse_site(item) if isinstance(item, str) else item
+        if isinstance(site, Head) and site.part != "z":
+            raise MechirError(f"'{site}' is a part of a head: write h{site.layer}.{site.head}.")
+        if not isinstance(site, Head):
+            raise MechirError(f"'{site}' has no attention: write heads, such as h8.1.")
+    except MechirError as error:
+        raise MechirError(f"Cannot read {declared.flag} '{_shown(given)}': {error}") from error
+    return site
 
 
-def in_normal_form(
-    module: ModuleType, model: Any, material: Sequence[Any], chosen: Mapping[str, Any], known: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The options as the experiment's `check` writes them, so that what is one thing is one run.
+def _direction(declared: Declared, item: Any, given: Any) -> Direction:
+    try:
+        return Direction.parse(item)
+    except MechirError as error:
+        raise MechirError(f"Cannot read {declared.flag} '{_shown(given)}': {error}") from error
 
-    Args:
-        module: an experiment; one without `check` takes its options as they come.
-        model: a `HookedEncoder`.
-        material: the pairs or contrasts of the pool.
-        chosen: all options, as of `with_defaults`.
-        known: what `check` may ask for by name.
+
+def _number(declared: Declared, item: Any, given: Any) -> float:
+    try:
+        number = float(item)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not 0 <= number < math.inf:
+        raise MechirError(
+            f"Cannot read {declared.flag} '{_shown(given)}': write numbers of 0 or more with commas, e.g. 1,5."
+        )
+    return number
+
+
+def _word(declared: Declared, item: Any, given: Any) -> str:
+    word = str(item)
+    word = next((known for known in declared.of.among if known.lower() == word.lower()), word)
+    if declared.of.among and word not in declared.of.among:
+        raise MechirError(f"Unknown {declared.flag} '{word}': the closest are {closest(word, declared.of.among)}.")
+    return word
+
+
+def _shown(given: Any) -> str:
+    return given if isinstance(given, str) else ",".join(map(str, given)) if isinstance(given, Iterable) else str(given)
+
+
+def _as_read(direction: Direction) -> tuple[bool, int, int]:
+    """Directions of single segments first, as the papers' tables are read."""
+    reader, source = direction.reader, direction.source
+    return len(reader) + len(source) > 2, reader.value, source.value
+
+
+READERS: dict[Any, Callable[[Declared, Any, Any], Any]] = {
+    Head: _head,
+    Direction: _direction,
+    float: _number,
+    str: _word,
+}
+"""What a list may hold, and how an item is read."""
+ORDERS: dict[Any, Callable[[Any], Any]] = {Direction: _as_read}
+"""How a list is sorted whose items have no order of their own."""
+
+
+def options(experiment: type) -> dict[str, Declared]:
+    """The options of an experiment, by name, in the order in which they are declared.
 
     Raises:
-        MechirError: for what the experiment cannot do with this model and this pool.
+        MechirError: for an annotation that is no kind of option.
     """
-    normal = dict(chosen)
-    if hasattr(module, "check"):
-        normal |= module.check(model, material, **by_name(module.check, known), **chosen)
-    if hasattr(module, "interventions"):
-        forwards(model, module.interventions(model, **normal))  # refuses what does not fit the model
-    return normal
+    hints = typing.get_type_hints(experiment)
+    declared = {}
+    for field in dataclasses.fields(experiment):
+        if OPTION in field.metadata:
+            one = Declared(field.name, hints[field.name], field.default, field.metadata[OPTION])
+            if one.kind not in SCALARS and one.item not in READERS:
+                raise MechirError(
+                    f"The option '{field.name}' of {experiment.__name__} is a {one.kind}: annotate it as int, float, "
+                    "bool, str, or tuple[Head, ...] (Direction, float, str)."
+                )
+            declared[field.name] = one
+    return declared
+
+
+def frames(experiment: Any) -> dict[str, pd.DataFrame]:
+    """The frames that an experiment's `prepare` found, by name."""
+    held = {field.name: getattr(experiment, field.name) for field in dataclasses.fields(experiment)}
+    return {name: value for name, value in held.items() if isinstance(value, pd.DataFrame)}

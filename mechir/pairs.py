@@ -147,6 +147,37 @@ class Batch:
         return torch.stack([self.at(segment) for segment in segments], 1)
 
 
+def segment_or_positions(at: str | Segment | int | Iterable[int] | None) -> Segment | tuple[int, ...] | None:
+    """Where an intervention acts, given as a segment or its name, as a position or several, or as None for all.
+
+    Raises:
+        MechirError: for a name that is no segment.
+    """
+    if at is None or isinstance(at, Segment):
+        return at
+    if isinstance(at, str):
+        return Segment.parse(at)
+    return (at,) if isinstance(at, int) else tuple(at)
+
+
+def positions(at: Segment | tuple[int, ...] | None, batch: Batch) -> Bool[Tensor, "batch pos"] | None:
+    """True at these positions of each pair; None for all.
+
+    Raises:
+        MechirError: for a position that none of the pairs has.
+    """
+    if at is None:
+        return None
+    if isinstance(at, Segment):
+        return batch.at(at)
+    where = torch.zeros_like(batch.attention_mask)
+    for position in at:
+        if not 0 <= position < where.shape[1]:
+            raise MechirError(f"Position {position} is out of range: the longest pair has 0-{where.shape[1] - 1}.")
+        where[:, position] = True
+    return where & batch.attention_mask
+
+
 def shares(member: Bool[Tensor, "*axes pos"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "*axes pos"]:
     """Weights that average over the positions marked: `shares(member) @ x`; all 0 where none is."""
     weights = member.to(dtype)

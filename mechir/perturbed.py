@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from mechir.collection import Collection
 from mechir.contrasts import Contrast, Perturbation, align_pair, sides, single_piece
 from mechir.errors import MechirError
+from mechir.judged_collection import Collection
 from mechir.pairs import Pair, pairs_hash
+from mechir.reranker import Reranker
 
 FILLERS = ("a", "the")
 """Two by default: what depends on the filler is not an effect of the perturbation."""
@@ -114,7 +115,7 @@ class Diagnostic:
         refused = tuple((pair, reason) for pair, reason in self.refused if pair.query_id in known)
         return replace(self, cases=cases, refused=refused, asked=None)
 
-    def align(self, model: Any, filler: str | Sequence[str] | None = None) -> Aligned:
+    def align(self, model: Reranker, filler: str | Sequence[str] | None = None) -> Aligned:
         """The contrasts for this model, once per filler (by default the set's own two).
 
         Pairs that cannot be aligned, or whose edit the model would not read, are left out with id and reason.

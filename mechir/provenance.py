@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import inspect
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,6 +25,8 @@ from mechir.encoder.certify import refuse_unlike
 from mechir.encoder.head import relevant
 from mechir.encoder.hooked import HookedEncoder
 from mechir.encoder.reading import ASKED
+from mechir.errors import MechirError
+from mechir.experiment import Experiment
 from mechir.methods import ranking
 from mechir.pairs import Pair, pairs_hash
 from mechir.perturbed import Diagnostic
@@ -41,44 +44,66 @@ CERTIFIED = 8
 """Pairs on which each run compares the model with Hugging Face before anything is measured."""
 
 
-def file_hash(module: ModuleType) -> str:
-    """The SHA-256 of an experiment's file."""
-    return hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()
+def source_file(experiment: Experiment) -> str:
+    """The file of an experiment; empty for one that was typed in."""
+    file = getattr(sys.modules[type(experiment).__module__], "__file__", None)
+    return str(Path(file).resolve()) if file else ""
 
 
-def again(module: ModuleType, of: Run) -> dict[str, Any]:
+def file_hash(experiment: Experiment) -> str:
+    """The SHA-256 of an experiment's file; of one that was typed in, of its source.
+
+    Raises:
+        MechirError: where its source cannot be read.
+    """
+    if file := source_file(experiment):
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    try:
+        return hashlib.sha256(inspect.getsource(type(experiment)).encode()).hexdigest()
+    except (OSError, TypeError) as error:
+        raise MechirError(
+            f"The source of {type(experiment).__name__} cannot be read, so its runs could not be told apart: write it "
+            "into a file."
+        ) from error
+
+
+def again(experiment: Experiment, of: Run) -> dict[str, Any]:
     """The identity of a run that summarises the rows of another."""
-    return of.record["identity"] | {"experiment": module.name, "experiment_sha256": file_hash(module), "rows_of": of.id}
+    return of.record["identity"] | {
+        "experiment": experiment.name,
+        "experiment_sha256": file_hash(experiment),
+        "rows_of": of.id,
+    }
 
 
-def follow(stored: Run, module: ModuleType, of: Run) -> None:
+def follow(stored: Run, experiment: Experiment, of: Run) -> None:
     """Writes the record of a run that summarises the rows of another, and the frames that belong to it."""
     for name in FRAMES:
         if (of.path / f"{name}.parquet").is_file():
             stored.write_frame(name, pd.read_parquet(of.path / f"{name}.parquet"))
-    record = of.record | {"id": stored.id, "identity": again(module, of), "rows_of": of.id}
-    record |= {"file": str(Path(str(module.__file__)).resolve())}
-    stored.write_record(record | {"commit": _commit(Path(str(module.__file__)).parent)})
+    record = of.record | {"id": stored.id, "identity": again(experiment, of), "rows_of": of.id}
+    record |= {"file": source_file(experiment)}
+    stored.write_record(record | {"commit": _commit(experiment)})
 
 
 def identity_of(
-    module: ModuleType,
+    experiment: Experiment,
     model: HookedEncoder,
     source: Any,
     material: Sequence[Any],
     pool: Any,
-    chosen: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What decides the numbers, and so the id of the run."""
     contrasts: dict[str, Any] = {}
+    found = {name: frame for name, frame in experiment.frames.items() if len(frame)}
     if isinstance(source, Diagnostic):
         contrasts = {"fillers": list(source.fillers), "swap": source.swap}
         contrasts |= {"axiom": source.axiom, "perturbed": about(source).id, "perturbed_sha256": about(source).hash}
     return contrasts | {
-        "experiment": module.name,
-        "experiment_sha256": file_hash(module),
+        "experiment": experiment.name,
+        "experiment_sha256": file_hash(experiment),
         "mechir": metadata.version("mechir-encoders"),
-        "options": {name: _counted(name, one) for name, one in chosen.items()},
+        "options": {name: _counted(name, one) for name, one in (experiment.written | found).items()},
         "pool": {name: one for name, one in vars(pool).items() if name != "max_length"}
         | {"run": _content(pool.run, source)},
         "model_fingerprint": model.fingerprint,
@@ -87,7 +112,6 @@ def identity_of(
         "collection_sha256": source.hash,
         "pairs_sha256": contrasts_hash(material) if contrasts else pairs_hash(material),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
     }
 
 
@@ -114,12 +138,10 @@ def collections_of(source: Any) -> list[dict[str, str]]:
     return [dict(zip(COLUMNS, (one.id, one.full_name, one.hash), strict=True)) for one in (whole, *several)]
 
 
-def asked_of(
-    module: ModuleType, model: HookedEncoder, source: Any, pool: Any, chosen: Mapping[str, Any]
-) -> dict[str, Any]:
+def asked_of(experiment: Experiment, model: HookedEncoder, source: Any, pool: Any) -> dict[str, Any]:
     """What a run was asked for, to ask for it again from anywhere; recorded, but no part of its identity.
 
-    `asked`: the options of the experiment as they were `chosen`, without those that it found; `given`: the other
+    `asked`: the options of the experiment as they were given, without those that it found; `given`: the other
     options of the command line, of a diagnostic set made otherwise without those of a pool; `file`: the experiment's;
     `collections`: what findings are about.
     """
@@ -140,9 +162,8 @@ def asked_of(
     if isinstance(source, Diagnostic):
         given |= {"filler": list(source.fillers), "swap": source.swap}
     given |= sample | ({"run": _whole(sample["run"])} if sample.get("run") else {})
-    file = str(Path(str(module.__file__)).resolve())
-    asked = {name: _whole(one) if name in FILES and one else one for name, one in chosen.items()}
-    return {"asked": asked, "given": given, "file": file, "collections": collections_of(source)}
+    asked = {name: _whole(one) if name in FILES and one else one for name, one in experiment.written.items()}
+    return {"asked": asked, "given": given, "file": source_file(experiment), "collections": collections_of(source)}
 
 
 def _whole(name: str | Path) -> str:
@@ -170,7 +191,7 @@ def frame_hash(frame: pd.DataFrame) -> str:
 def begin(
     stored: Run,
     identity: Mapping[str, Any],
-    module: ModuleType,
+    experiment: Experiment,
     model: HookedEncoder,
     pairs: Sequence[Pair],
     frames: Mapping[str, pd.DataFrame],
@@ -205,7 +226,7 @@ def begin(
             "python": platform.python_version(),
             "threads": torch.get_num_threads(),
             "host": platform.node(),
-            "commit": _commit(Path(str(module.__file__)).parent),
+            "commit": _commit(experiment),
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
     )
@@ -250,11 +271,13 @@ def certificate(model: HookedEncoder, pairs: Sequence[Pair]) -> dict[str, Any]:
     return known[key]
 
 
-def _commit(folder: Path) -> str | None:
+def _commit(experiment: Experiment) -> str | None:
     """The git commit of the experiment's folder, where it is in a checkout."""
+    if not (file := source_file(experiment)):
+        return None
     try:
         found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False, timeout=5
+            ["git", "rev-parse", "HEAD"], cwd=Path(file).parent, capture_output=True, text=True, check=False, timeout=5
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

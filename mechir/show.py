@@ -11,9 +11,10 @@ import torch
 
 from mechir.errors import MechirError
 from mechir.methods.attention import pair_attention
-from mechir.methods.patching import heads_of
 from mechir.methods.tokens import PAIR, rows_of
+from mechir.model_sites import heads_of
 from mechir.pairs import Pair
+from mechir.reranker import Reranker
 from mechir.sites import Head
 from mechir.views import heads as head_maps
 from mechir.views.attention import Attention, grids, strips
@@ -24,7 +25,7 @@ ENGINES = ("mechir", "circuitsvis")
 
 
 def attention(
-    model: Any,
+    model: Reranker,
     pair: Pair | Sequence[Any],
     heads: Sequence[Head | str] | Head | str,
     engine: str = "mechir",
@@ -58,7 +59,7 @@ def attention(
     sites = heads_of(model, listed)
     names = [f"blocks.{site.layer}.attn.hook_pattern" for site in sites]
     with torch.no_grad():
-        _, cache = model.run_with_cache(batch, names_filter=names, last_rows="all")
+        _, cache = model.run_with_cache(batch, names_filter=names, head_row=False)
     patterns = np.stack([cache[name][0, site.head].cpu().numpy() for name, site in zip(names, sites, strict=True)])
     tokens = model.tokenizer.convert_ids_to_tokens(batch.input_ids[0].tolist())
     return grids(tokens, patterns, [str(site) for site in sites], rows)
@@ -73,7 +74,7 @@ def heads(frame: pd.DataFrame, value: str = "") -> HeadMap:
     Args:
         frame: with `site`, and a row for each head and measure; rows of other components are left out.
         value: the column that is shown; by default `estimate`, `value`, `effect` or `change`, whichever is there. Only
-            for these is it known which p is theirs: `holds`, else `p_all`, `p_max` or `p_corrected` below .05.
+            for these is it known which p is theirs: `holds`, else `p_all` or `p_corrected` below .05.
 
     Returns:
         What a notebook draws and a terminal prints in columns.
@@ -84,7 +85,7 @@ def heads(frame: pd.DataFrame, value: str = "") -> HeadMap:
     return head_maps.heads(frame, value)
 
 
-def tokens(pair: Pair, values: pd.DataFrame | Sequence[float] | np.ndarray, model: Any = None) -> Coloured:
+def tokens(pair: Pair, values: pd.DataFrame | Sequence[float] | np.ndarray, model: Reranker | None = None) -> Coloured:
     """The word pieces of a pair, each coloured by its number: red positive, white 0, blue negative.
 
     Args:

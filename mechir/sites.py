@@ -1,4 +1,4 @@
-"""Addresses inside the model: `h8.1 n5.1203 mlp3 attn3 resid0`, their parts (`h8.1.q`), and edges between them."""
+"""Addresses inside the model: `h8.1 n5.1203 mlp3 attn3 resid0`, and their parts (`h8.1.q`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import numbers
 import operator
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
+
+import pandas as pd
 
 from mechir.errors import MechirError
 
@@ -144,11 +147,9 @@ class Singular(NamedTuple):
         return f"embed.u{self.vector}"
 
 
-@_by_kind
-class Score(NamedTuple):
-    """What the model says of a pair, as the reader of an edge; `layer` is the number of layers."""
-
-    layer: int
+@dataclass(frozen=True)
+class Score:
+    """What the model says of a pair, as the reader of an edge: above all layers, however many there are."""
 
     @property
     def hook(self) -> str:  # noqa: D102
@@ -156,18 +157,6 @@ class Score(NamedTuple):
 
     def __str__(self) -> str:
         return "score"
-
-
-@_by_kind
-class Edge(NamedTuple):
-    """What `port` (`q`, `k`, `v` or `in`) of the site `reader` takes from the site `source`."""
-
-    source: Site
-    reader: Site
-    port: str = "in"
-
-    def __str__(self) -> str:
-        return f"{self.source}->{self.reader}.{self.port}"
 
 
 def _hook(site: Head | Mlp | Attn | Resid, parts: Mapping[str, str]) -> str:
@@ -189,24 +178,6 @@ _PATTERNS = {
 }
 
 
-PORTS = ("q", "k", "v", "in")
-
-
-def parse_edge(text: str) -> Edge:
-    """The edge that prints as `text`: `parse_edge("h1.3->h8.1.q") == Edge(Head(1, 3), Head(8, 1), "q")`.
-
-    The reader `score` stands for the score of a model of any depth: its layer is -1.
-
-    Raises:
-        MechirError: when `text` is no edge.
-    """
-    source, arrow, rest = text.partition("->")
-    reader, _, port = rest.rpartition(".")
-    if not arrow or port not in PORTS:
-        raise MechirError(f"Cannot read '{text}' as an edge: write h1.3->h8.1.q, mlp1->h3.1.v or h3.1->score.in.")
-    return Edge(parse_site(source), Score(-1) if reader == "score" else parse_site(reader), port)
-
-
 def parse_site(text: str) -> Head | Neuron | Mlp | Attn | Resid:
     """The site that prints as `text`: `parse_site("h8.1") == Head(8, 1)`, `parse_site("h8.1.q") == Head(8, 1, "q")`.
 
@@ -223,6 +194,35 @@ def parse_site(text: str) -> Head | Neuron | Mlp | Attn | Resid:
     raise MechirError(
         f"Cannot read '{text}' as a site. Write h8.1 (head), n5.1203 (neuron), mlp3, attn3 or resid0, counting from 0."
     )
+
+
+@overload
+def is_head(site: str, *, parts: bool = False) -> bool: ...
+
+
+@overload
+def is_head(site: pd.Series, *, parts: bool = False) -> pd.Series: ...
+
+
+def is_head(site: str | pd.Series, *, parts: bool = False) -> bool | pd.Series:
+    """Whether text, or each entry of a column of text, is a head: h8.1, and with `parts` h8.1.q as well.
+
+    An edge (h8.1->score) is no head, and neither is a missing entry.
+    """
+    pattern = r"h\d+\.\d+" + rf"(?:\.(?:{'|'.join(ATTENTION)}))?" * parts
+    if isinstance(site, str):
+        return re.fullmatch(pattern, site) is not None
+    return site.astype(str).str.fullmatch(pattern, na=False)
+
+
+def as_site(site: Any) -> Any:
+    """A site given as text as a value; anything else as it is."""
+    return parse_site(site) if isinstance(site, str) else site
+
+
+def as_sites(sites: Any) -> list[Any]:
+    """One site or several, given as values or as text, as a list of values."""
+    return [as_site(site) for site in ([sites] if isinstance(sites, str | Site) else sites)]
 
 
 def layers_in_order(layers: Any) -> tuple[int, ...] | None:
@@ -249,8 +249,7 @@ def heads_in_order(heads: Any) -> tuple[Head, ...]:
     Raises:
         MechirError: for none, or what is no head.
     """
-    listed = [heads] if isinstance(heads, Head) or (isinstance(heads, str) and heads) else list(heads)
-    found: list[Any] = [parse_site(one) if isinstance(one, str) else one for one in listed]
+    found = as_sites(heads) if heads != "" else []
     for head in found:
         if not isinstance(head, Head):
             raise MechirError(f"{head!r} is no Head: write e.g. heads=[Head(8, 1), Head(8, 3)].")
@@ -269,7 +268,7 @@ def layers_or_heads(text: str) -> dict[str, Any] | None:
         MechirError: for what begins like a head and is none.
     """
     parts = [part for part in re.split(r"[\s,]+", re.sub(r"\s*-\s*", "-", text)) if part]
-    if parts and all(part.startswith("h") for part in parts):
+    if parts and all(part.startswith("h") for part in parts):  # "h8" as well: `heads_in_order` says what is wrong
         return {"heads": heads_in_order(parts)}
     ends = [re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part) for part in parts]
     spans = [(int(end[1]), int(end[2] or end[1])) for end in ends if end]

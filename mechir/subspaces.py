@@ -1,4 +1,4 @@
-"""Directions of an activation space, and the interventions that remove or scale what lies along them."""
+"""Directions of an activation space, and the interventions that remove, add or scale what lies along them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mechir.errors import MechirError
-from mechir.hooks import Hook
-from mechir.pairs import Batch
-from mechir.sites import Attn, Head, Mlp, Resid, parse_site
+from mechir.errors import MechirError, refuse_index
+from mechir.hooks import Edit, Hook
+from mechir.pairs import Batch, positions, segment_or_positions
+from mechir.segments import Segment
+from mechir.sites import Attn, Head, Mlp, Resid, as_site
 
 EMBED = "embed.hook_embed"
 """The hook of the word embeddings, before positions and segments are added."""
@@ -40,11 +41,7 @@ class Subspace:
     sha256: str = field(init=False)
 
     def __post_init__(self) -> None:
-        digest = hashlib.sha256(f"{self.recipe}\0{self.model}".encode())
-        for tensor in (self.read, self.write, self.offset):
-            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        object.__setattr__(self, "sha256", digest.hexdigest())
+        object.__setattr__(self, "sha256", _sha256(f"{self.recipe}\0{self.model}", self.read, self.write, self.offset))
 
     @classmethod
     def span(cls, vectors: Any, recipe: str, *, offset: Float[Tensor, "d"] | None = None, model: str = "") -> Subspace:
@@ -100,11 +97,7 @@ class Project:
     subspace: Subspace
 
     def __init__(self, site: Any, subspace: Any) -> None:
-        parsed = parse_site(site) if isinstance(site, str) and site != "embed" else site
-        if parsed != "embed" and (
-            not isinstance(parsed, Head | Resid | Mlp | Attn) or getattr(parsed, "part", "") in ("pattern", "result")
-        ):
-            raise MechirError(f"Cannot project '{parsed}': write a head's part (h8.1.q), resid3, mlp3, attn3 or embed.")
+        parsed = _component(site, "project")
         if not isinstance(subspace, Subspace):
             raise MechirError(f"{subspace!r} is no Subspace: write Subspace.span(vectors, 'what they are').")
         object.__setattr__(self, "site", parsed)
@@ -112,19 +105,17 @@ class Project:
 
     def hooks(self, batch: Batch) -> list[Hook]:
         """One edit, at the site's own hook."""
-        name = EMBED if isinstance(self.site, str) else self.site.hook
-        head = self.site.head if isinstance(self.site, Head) else None
-        return [(name, Projected(self.subspace, head))]
+        return [(_hook(self.site), Projected(self.subspace, self.site.head if isinstance(self.site, Head) else None))]
 
 
 @dataclass(frozen=True)
-class Projected:
+class Projected(Edit):
     """The edit of a `Project`: the activation, of one head where there is one, without the subspace."""
 
     subspace: Subspace
     head: int | None = None
 
-    cls_first = True
+    head_row = True
 
     @property
     def model(self) -> str:
@@ -133,22 +124,79 @@ class Projected:
 
     def __call__(self, x: Float[Tensor, "batch pos ..."], hook: Any) -> Float[Tensor, "..."]:
         """The activation without its coordinates along the directions."""
-        if self.head is not None and self.head >= x.shape[2]:
-            raise MechirError(
-                f"Head {self.head} is out of range: the model has heads 0-{x.shape[2] - 1} ({hook.name})."
-            )
-        seen = x if self.head is None else x[:, :, self.head]
+        seen = _seen(x, self.head, hook)
         if seen.shape[-1] != self.subspace.read.shape[1]:
             raise MechirError(
                 f"{self.subspace!r} has {self.subspace.read.shape[1]} dimensions and '{hook.name}' has "
                 f"{seen.shape[-1]}: take directions of that activation."
             )
-        new = self.subspace.add(seen, -self.subspace.coordinates(seen))
-        if self.head is None:
-            return new
-        out = x.clone()
-        out[:, :, self.head] = new
-        return out
+        return _changed(x, self.head, self.subspace.add(seen, -self.subspace.coordinates(seen)))
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Add:
+    """Adds a vector to what a component carries: `Add("resid3", vector, at="query", factor=2.0)`.
+
+    Equality and hash are of the content, the vector's as its SHA-256.
+
+    Args:
+        site: as in `Project`.
+        vector: of as many dimensions as the activation has.
+        at: a segment ("query", "cls|doc") or positions; None for all.
+        factor: how many times the vector is added; negative to subtract it.
+    """
+
+    site: Head | Resid | Mlp | Attn | str
+    vector: Float[Tensor, "d"] = field(compare=False)
+    at: Segment | tuple[int, ...] | None
+    factor: float
+    sha256: str
+
+    def __init__(self, site: Any, vector: Any, at: Any = None, factor: Any = 1.0) -> None:
+        added = torch.as_tensor(vector).detach().clone()
+        if added.ndim != 1 or not bool((factor * added).isfinite().all()):
+            wrong = "has values that are not finite" if added.ndim == 1 else f"has the shape {tuple(added.shape)}"
+            raise MechirError(f"What is added {wrong}: give a vector of numbers and a factor, such as 1.0.")
+        object.__setattr__(self, "site", _component(site, "add to"))
+        object.__setattr__(self, "vector", added)
+        object.__setattr__(self, "at", segment_or_positions(at))
+        object.__setattr__(self, "factor", float(factor))
+        object.__setattr__(self, "sha256", _sha256("", added))
+
+    def __repr__(self) -> str:
+        content = f"d={len(self.vector)}, sha256={self.sha256[:16]!r}"
+        where = str(self.at) if isinstance(self.at, Segment) else self.at
+        return f"Add({str(self.site)!r}, {content}, at={where!r}, factor={self.factor!r})"
+
+    def hooks(self, batch: Batch) -> list[Hook]:
+        """One edit, at the site's own hook."""
+        return [(_hook(self.site), Added(self, None if self.at is None else batch))]
+
+
+@dataclass(frozen=True)
+class Added(Edit):
+    """The edit of an `Add`."""
+
+    edit: Add
+    batch: Batch | None = field(repr=False)
+
+    head_row = True
+
+    def __call__(self, x: Float[Tensor, "batch pos ..."], hook: Any) -> Float[Tensor, "..."]:
+        """The activation with the vector added, at the positions that are named."""
+        edit = self.edit
+        head = edit.site.head if isinstance(edit.site, Head) else None
+        seen = _seen(x, head, hook)
+        if seen.shape[-1] != len(edit.vector):
+            raise MechirError(
+                f"{edit!r} has {len(edit.vector)} dimensions and '{hook.name}' has {seen.shape[-1]}: take a vector of "
+                "that activation."
+            )
+        new = seen + edit.factor * edit.vector.to(seen)
+        where = None if self.batch is None else positions(edit.at, self.batch)
+        if where is not None:
+            new = torch.where(where[:, : seen.shape[1]].view(*seen.shape[:2], *[1] * (seen.ndim - 2)), new, seen)
+        return _changed(x, head, new)
 
 
 @dataclass(frozen=True)
@@ -200,7 +248,7 @@ class EditEmbedding:
 
 
 @dataclass(frozen=True)
-class Scaled:
+class Scaled(Edit):
     """The edit of an `EditEmbedding`."""
 
     edit: EditEmbedding
@@ -225,3 +273,42 @@ class Scaled:
     def _chosen(self, pieces: tuple[int, ...]) -> Bool[Tensor, "batch pos"]:
         ids = self.batch.input_ids
         return torch.isin(ids, torch.tensor(pieces, device=ids.device))
+
+
+def _sha256(text: str, *tensors: Tensor) -> str:
+    """The hash of text and tensors: number type, shape and values."""
+    digest = hashlib.sha256(text.encode())
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _component(site: Any, verb: str) -> Head | Resid | Mlp | Attn | str:
+    """The site whose vectors are edited; refuses what carries none."""
+    parsed = site if site == "embed" else as_site(site)
+    if parsed == "embed" or (
+        isinstance(parsed, Head | Resid | Mlp | Attn) and parsed.part not in ("pattern", "result")
+    ):
+        return parsed
+    raise MechirError(f"Cannot {verb} '{parsed}': write a head's part (h8.1.q), resid3, mlp3, attn3 or embed.")
+
+
+def _hook(site: Head | Resid | Mlp | Attn | str) -> str:
+    return EMBED if isinstance(site, str) else site.hook
+
+
+def _seen(x: Float[Tensor, "batch pos ..."], head: int | None, hook: Any) -> Float[Tensor, "batch pos ..."]:
+    """The activation, or that of one head; refuses a head that the model lacks."""
+    if head is not None:
+        refuse_index("Head", head, x.shape[2], f"layer {hook.name.split('.')[1]}")
+    return x if head is None else x[:, :, head]
+
+
+def _changed(x: Float[Tensor, "batch pos ..."], head: int | None, new: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """The activation with what `_seen` gave of it replaced."""
+    if head is None:
+        return new
+    out = x.clone()
+    out[:, :, head] = new
+    return out

@@ -142,12 +142,12 @@ def import_time() -> tuple[str, ...]:
 
 
 def table_1(model: HookedEncoder, pairs: list[mi.Pair]) -> tuple[str, ...]:
-    from mechir.experiment import load_experiment
+    from mechir.analyses import DirectionAblation
 
     lengths = model.encode(pairs).lengths
     about_80 = [pair for pair, length in zip(pairs, lengths, strict=True) if 70 <= length <= 90][:400]
     start = time.perf_counter()
-    load_experiment("vast2025/direction_ablation").measure(model, about_80)
+    DirectionAblation().measure(model, about_80)
     seconds = time.perf_counter() - start
     return (
         f"Table 1, {len(about_80)} pairs of about 80 tokens",
@@ -187,7 +187,8 @@ def _peak_of(arguments: argparse.Namespace, side: str) -> float:
 
 def peak(arguments: argparse.Namespace) -> dict[str, float]:
     """Peak resident memory of this process after one side of the work."""
-    from mechir.experiment import load_experiment, units
+    from mechir.analyses import DirectionAblation
+    from mechir.engine import units
 
     model = mi.load(arguments.model, device=arguments.device, dtype=arguments.dtype)
     pairs = mi.collection(arguments.collection).pairs()
@@ -195,7 +196,7 @@ def peak(arguments: argparse.Namespace) -> dict[str, float]:
         model.encode(pairs)  # a run counts its truncated documents first, over all pairs
         lengths = model.encode(pairs).lengths
         longest = sorted(range(len(pairs)), key=lambda i: -int(lengths[i]))[:128]
-        load_experiment("vast2025/direction_ablation").measure(model, units([pairs[i] for i in longest])[0])
+        DirectionAblation().measure(model, units([pairs[i] for i in longest])[0])
     else:
         batches = [batch for _, batch in model.encode(pairs[: arguments.pairs]).buckets(32)]
         (our_scores if arguments.peak == "ours" else hf_scores)(model, batches)

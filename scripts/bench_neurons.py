@@ -139,7 +139,7 @@ def plain(model: HookedEncoder, pairs: list[mi.Pair], steps: int, explicit: bool
             line = (start + place * (end - start)).flatten(0, 1).requires_grad_()
             repeated = encoded.batch(np.tile(index, len(place))).to(model.device)
             with model.hooks([(EMBED, Replaced(line))]):
-                score = model(repeated, last_rows="cls", explicit=layers)
+                score = model(repeated, head_row=True, explicit=layers)
             torch.autograd.grad(score.sum(), line)
 
 

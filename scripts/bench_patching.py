@@ -23,6 +23,7 @@ import torch
 from bench_engine import alternate, deeper
 
 import mechir as mi
+from mechir import model_sites
 from mechir.contrasts import ContrastBatch, encode_contrasts
 from mechir.encoder import HookedEncoder
 from mechir.interventions import Splice
@@ -59,7 +60,7 @@ def made(model: HookedEncoder, collection: str, n: int) -> list[mi.Contrast]:
 
 
 def batches(model: HookedEncoder, contrasts: Sequence[mi.Contrast], rows: int = 256) -> list[ContrastBatch]:
-    return list(encode_contrasts(model, contrasts).buckets(rows, model.max_tokens))
+    return list(encode_contrasts(model, contrasts).batches(model, max_rows=rows))
 
 
 def cached(model: HookedEncoder, batch: mi.Batch) -> dict[str, torch.Tensor]:
@@ -75,13 +76,13 @@ def plain_head_map(model: HookedEncoder, ready: Sequence[ContrastBatch]) -> None
         batch = batch.to(model.device)
         model(batch.base)
         donor = cached(model, batch.donor)
-        for head in patching.all_heads(model):
+        for head in model_sites.all_heads(model):
             whole = donor[head.hook]
-            model.run_with_hooks(batch.base, last_rows="all", fwd_hooks=[(head.hook, Splice(head, whole))])
+            model.run_with_hooks(batch.base, head_row=False, fwd_hooks=[(head.hook, Splice(head, whole))])
 
 
 def head_map(model: HookedEncoder, contrasts: Sequence[mi.Contrast], rounds: int) -> tuple[str, ...]:
-    ready, heads = batches(model, contrasts), patching.all_heads(model)
+    ready, heads = batches(model, contrasts), model_sites.all_heads(model)
     ours, other = alternate(
         lambda: patching.patch(model, contrasts, heads), lambda: plain_head_map(model, ready), rounds
     )
@@ -91,7 +92,7 @@ def head_map(model: HookedEncoder, contrasts: Sequence[mi.Contrast], rounds: int
 def head_map_one_by_one(model: HookedEncoder, contrasts: Sequence[mi.Contrast], rounds: int) -> tuple[str, ...]:
     """The loop one pair at a time against ours on 64 pairs of the same kind, per pair."""
     many = list(contrasts) * 16
-    ready, heads = batches(model, contrasts, rows=1), patching.all_heads(model)
+    ready, heads = batches(model, contrasts, rows=1), model_sites.all_heads(model)
     ours, other = alternate(lambda: patching.patch(model, many, heads), lambda: plain_head_map(model, ready), rounds)
     each = ours / len(many), other / len(contrasts)
     return _row("loop one pair at a time / all heads, per pair", *each, each[1] / each[0], ">= 6")
@@ -103,10 +104,10 @@ def three_runs(model: HookedEncoder, ready: Sequence[ContrastBatch]) -> None:
     for batch in ready:
         batch = batch.to(model.device)
         base, donor = cached(model, batch.base), cached(model, batch.donor)
-        for head in patching.all_heads(model):
+        for head in model_sites.all_heads(model):
             frozen = dict(base) | {head.hook: Splice(head, donor[head.hook])(base[head.hook], Named(head.hook))}
             hooks = [(name, lambda x, hook, value=value: value) for name, value in frozen.items()]
-            model.run_with_hooks(batch.base, last_rows="all", fwd_hooks=hooks)
+            model.run_with_hooks(batch.base, head_row=False, fwd_hooks=hooks)
 
 
 class Named:
@@ -117,7 +118,7 @@ class Named:
 
 
 def head_to_score(model: HookedEncoder, contrasts: Sequence[mi.Contrast], rounds: int) -> tuple[str, ...]:
-    ready, heads = batches(model, contrasts), patching.all_heads(model)
+    ready, heads = batches(model, contrasts), model_sites.all_heads(model)
     ours, other = alternate(lambda: paths.path_patch(model, contrasts, heads), lambda: three_runs(model, ready), rounds)
     what = f"three-run loop / head -> score, {model.cfg.n_layers} x {model.cfg.n_heads}, same batches"
     return _row(what, ours, other, other / ours, ">= 50")
@@ -129,14 +130,14 @@ def attributed(model: HookedEncoder, contrasts: Sequence[mi.Contrast], rounds: i
     @torch.no_grad()
     def forward() -> None:
         for batch in ready:
-            model(batch.base.to(model.device), last_rows="all")
+            model(batch.base.to(model.device), head_row=False)
 
     ours, other = alternate(lambda: attribution.attribute(model, contrasts), forward, rounds)
     return _row("attribution of all heads and MLPs / one forward", ours, other, ours / other, "<= 4")
 
 
 def correlation(model: HookedEncoder, contrasts: Sequence[mi.Contrast]) -> tuple[str, ...]:
-    sites = [*patching.all_heads(model), *patching.mlps(model)]
+    sites = [*model_sites.all_heads(model), *model_sites.mlps(model)]
     means = [
         method(model, contrasts, sites).groupby("site", sort=False)["effect"].mean()
         for method in (attribution.attribute, patching.patch)
@@ -161,7 +162,7 @@ def peak(model: HookedEncoder, arguments: argparse.Namespace) -> dict[str, float
         contrasts.append(prepended)
         if len(contrasts) == 1000:
             break
-    patching.patch(model, contrasts, patching.all_heads(model), max_length=128)
+    patching.patch(model, contrasts, model_sites.all_heads(model), max_length=128)
     return {"gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 

@@ -23,8 +23,8 @@ import pandas as pd
 
 import mechir as mi
 from mechir.registry.entries import record
+from mechir.registry.evidence import EVIDENCE
 from mechir.registry.findings import checked
-from mechir.registry.links import EVIDENCE
 
 ROLES = {"contrast": "matching", "patching": "soft-tf", "path": "scoring"}
 EACH = 1000
@@ -61,7 +61,7 @@ def main() -> None:
 def write(registry: Path, run: int) -> None:
     """One run: every head by seven measures."""
     rng = np.random.default_rng(run)
-    measures = list(EVIDENCE.values())[run % 2 * 6 : run % 2 * 6 + 7]
+    measures = [*map(str, EVIDENCE.values())][run % 2 * 6 : run % 2 * 6 + 7]
     rows = pd.DataFrame(
         [(f"h{layer}.{head}", measure) for measure in measures for layer in range(12) for head in range(12)]
     )

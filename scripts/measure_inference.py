@@ -16,6 +16,7 @@ import contextlib
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,15 @@ from scipy import stats
 
 import mechir as mi
 from mechir import planted
+from mechir.catalog import load_experiment
 from mechir.contrasts import Contrast, align
 from mechir.diagnostics import Tfc1
 from mechir.errors import MechirError
-from mechir.experiment import load_experiment
+from mechir.experiment import Experiment, Finished
 from mechir.inference import grade_contrasts, means, shares, studentised
+from mechir.measures import GAP, LINK_TO, parse_measure
 from mechir.registry.findings import checked
-from mechir.registry.plan import GAP, LINK, concluded
+from mechir.registry.plan import concluded
 from mechir.views.tables import summary
 
 PAGE = Path(__file__).parent.parent / "docs" / "inference.md"
@@ -227,19 +230,25 @@ def _findings(model: Any, pairs: Sequence[mi.Pair], contrasts: Sequence[Contrast
     looks = {"relevant": grades[-1], "hard": grades[0], "weak": grades[0]}
     parts = [_contrast(model, pairs, looks)]
     for name, chosen in (("chen2024/head_maps", {"at": "query|doc"}), ("lu2025/head_to_score", {})):
-        module = load_experiment(name)
-        rows = module.measure(model, contrasts, **chosen)
-        found = module.findings(module.summarise(rows, rows), rows, "tfc1", **chosen)
-        parts.append(checked(found, {"run_id": name}))
+        experiment = load_experiment(name)(**chosen)
+        run = Finished(experiment.measure(model, contrasts), model=model, diagnostic="tfc1")
+        parts.append(_told(experiment, run, name))
     return pd.concat(parts, ignore_index=True)
 
 
 def _contrast(
     model: Any, pairs: Sequence[mi.Pair], looks: dict[str, int], rows: pd.DataFrame | None = None
 ) -> pd.DataFrame:
-    module = load_experiment("vast2025/attention_contrast")
-    rows = module.measure(model, pairs) if rows is None else rows
-    return checked(module.findings(module.summarise(rows, rows, **looks)), {"run_id": "contrast"})
+    experiment = load_experiment("vast2025/attention_contrast")(**looks)
+    rows = experiment.measure(model, pairs) if rows is None else rows
+    return _told(experiment, Finished(rows, model=model), "contrast")
+
+
+def _told(experiment: Experiment, run: Finished, name: str) -> pd.DataFrame:
+    """The findings of a run that is not stored."""
+    found = experiment.findings(replace(run, summary=experiment.summarise(run)))
+    assert found is not None
+    return checked(found, {"run_id": name})
 
 
 def _linked(model: Any, pairs: Sequence[mi.Pair], contrasts: Sequence[Contrast]) -> set[str]:
@@ -249,7 +258,7 @@ def _linked(model: Any, pairs: Sequence[mi.Pair], contrasts: Sequence[Contrast])
 
 def _links(plan: pd.DataFrame) -> set[str]:
     linked = plan[(plan["site"] != "") & (plan["p_corrected"] < 0.05)]
-    return set(linked["measure"].str.removeprefix(LINK) + " " + linked["site"])
+    return set(linked["measure"].map(lambda text: dict(parse_measure(text).parameters)["to"]) + " " + linked["site"])
 
 
 def _pairs(n: int) -> list[mi.Pair]:
@@ -280,7 +289,7 @@ def _dealt_out(runs: int) -> dict[str, Any]:
     model, pairs = mi.load(), _pairs(20)
     found = _findings(model, pairs, _terms(model, pairs))
     acts = found[found["run_id"] != "contrast"]
-    rows = load_experiment("vast2025/attention_contrast").measure(model, pairs)
+    rows = load_experiment("vast2025/attention_contrast")().measure(model, pairs)
     heads, generator, linked = rows[rows["doc_id"].notna()], np.random.default_rng(0), 0
     documents = heads.drop_duplicates(["query_id", "doc_id"])[["query_id", "doc_id", "grade"]]
     grades = sorted(documents["grade"].unique())
@@ -299,7 +308,7 @@ def _heads(runs: int) -> Iterator[dict[str, Any]]:
     model.hf.classifier.weight.data *= -1
     pairs = planted.graded(model, 20, 1)
     plan = concluded(_findings(model, pairs, _terms(model, pairs)))
-    why = plan.loc[(plan["site"] == "") & (plan["measure"] == LINK + "tf"), "label"].iloc[0]
+    why = plan.loc[(plan["site"] == "") & LINK_TO("tf").among(plan["measure"]), "label"].iloc[0]
     yield {"model": "planted, score negated", "runs": 1, "links anything": float(bool(_links(plan))), "note": why}
     model, pairs, linked, small = mi.load(), _pairs(12), [], 0
     contrasts = _terms(model, pairs)
@@ -308,7 +317,7 @@ def _heads(runs: int) -> Iterator[dict[str, Any]]:
         model.hf.classifier.weight.data = 0.02 * drawn
         found = _findings(model, pairs, contrasts)
         linked.append(bool(_links(concluded(found))))
-        gap = found[found["measure"] == GAP].iloc[0]
+        gap = found[GAP("tfc1").among(found["measure"])].iloc[0]
         small += linked[-1] and not (gap["low"] > 0 and gap["value"] >= gap["least"])
     told = {"model": "default, random classification heads", "runs": runs, "links anything": np.mean(linked)}
     yield told | {"note": f"{small} of them without a gap that is positive and material"}

@@ -51,7 +51,7 @@ def pairs() -> list[Pair]:
 @pytest.fixture(scope="session")
 def real_pairs(shared: Path) -> list[Pair]:
     """Judged pairs of DL19, shuffled once."""
-    from mechir.collection import collection
+    from mechir.judged_collection import collection
 
     found = collection(shared / "data" / "dl19").pairs()
     return [found[int(i)] for i in torch.randperm(len(found), generator=torch.Generator().manual_seed(0))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -98,6 +99,16 @@ def build(family: str, act: str = "gelu", labels: int = 1, seed: int = 0) -> tra
             norm = "norm" in name.lower() and name.endswith("weight")
             parameter.copy_(1 + 0.1 * noise if norm else (0.3 if parameter.ndim > 1 else 0.1) * noise)
     return model
+
+
+def stub(tier: type, **attributes: Any) -> Any:
+    """A model of this tier (`mechir.reranker`) that has these attributes and nothing else."""
+
+    def missing(self: Any) -> Any:
+        raise AttributeError("A stub has what it was given.")
+
+    asked = (name for kind in tier.__mro__ for name, value in vars(kind).items() if isinstance(value, property))
+    return type("Stub", (tier,), dict.fromkeys(asked, property(missing)) | attributes)()
 
 
 class Checkpoints:

@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 
 import mechir as mi
-from mechir import experiment
-from mechir.collection import Collection
 from mechir.diagnostic_sets import diagnostic
 from mechir.encoder import HookedEncoder
+from mechir.engine import Shard
 from mechir.errors import MechirError
-from mechir.experiment import Shard
+from mechir.judged_collection import Collection
 from mechir.material import Pool
 from mechir.registry.runs import Run
 from tests.models import TOY, TOY_MODEL
@@ -37,7 +36,7 @@ def begun(toy: HookedEncoder, tmp_path: Path) -> Callable[..., Run]:
 
     def begin(name: Any = SWEEP, source: Any = None, **asked: Any) -> Run:
         source = mi.collection(TOY) if source is None else source
-        return experiment.run(name, toy, source, registry=tmp_path / "r", shard=Shard(1, 2), **asked)
+        return mi.run(name, toy, source, registry=tmp_path / "r", shard=Shard(1, 2), **asked)
 
     return begin
 
@@ -48,7 +47,7 @@ def begun(toy: HookedEncoder, tmp_path: Path) -> Callable[..., Run]:
         ({"source": str(TOY)}, r"Cannot run with source='.*write source=mechir.collection\(...\) or mechir.diagnostic"),
         ({"source": [1, 2]}, r"Cannot run with source=\[1, 2\]"),
         ({"pool": {"per_grade": 1}}, r"Cannot run with pool=\{'per_grade': 1\}: write pool=mechir.Pool\(per_grade=5"),
-        ({"shard": "0/1"}, r"Cannot run with shard='0/1': write shard=mechir.experiment.Shard.parse"),
+        ({"shard": "0/1"}, r"Cannot run with shard='0/1': write shard=mechir.engine.Shard.parse"),
         ({"model": str(TOY_MODEL)}, r"Cannot run with model='.*write model=mechir.load"),
     ],
 )
@@ -57,7 +56,7 @@ def test_arguments_of_another_kind_are_refused(
 ) -> None:
     given = {"model": toy, "source": mi.collection(TOY)} | asked
     with pytest.raises(MechirError, match=message):
-        experiment.run(SWEEP, given.pop("model"), given.pop("source"), registry=tmp_path / "r", **given)
+        mi.run(SWEEP, given.pop("model"), given.pop("source"), registry=tmp_path / "r", **given)
     assert not (tmp_path / "r").exists()
 
 
@@ -127,9 +126,7 @@ def test_a_filler_counts_once(begun: Callable[..., Run]) -> None:
 
 
 def test_a_direction_is_found_under_each_of_its_names(toy: HookedEncoder, tmp_path: Path) -> None:
-    experiment.run(
-        "vast2025/direction_ablation", toy, mi.collection(TOY), pool=Pool(limit_queries=2), registry=tmp_path
-    )
+    mi.run("vast2025/direction_ablation", toy, mi.collection(TOY), pool=Pool(limit_queries=2), registry=tmp_path)
     found = [len(mi.findings(site=name, registry=tmp_path)) for name in ("doc<-query", "D<-Q", "document<-query")]
     assert found == [1, 1, 1]
     for options in ({"corrected_p": float("nan")}, {"min_effect": -1.0}):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import mechir as mi
+from mechir import model_sites
 from mechir.contrasts import Contrast, encode_contrasts
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
@@ -74,7 +75,7 @@ def test_the_qk_fix_reads_the_softmax_exactly(checkpoints: Checkpoints) -> None:
     for site in ("h1.2.q", "h1.2.k"):
         rows = attribution.attribute(model, CONTRASTS, site)
         for contrast, row in zip(CONTRASTS, rows.itertuples(), strict=True):
-            batch = next(encode_contrasts(model, [contrast]).buckets(1, 4096))
+            batch = next(encode_contrasts(model, [contrast]).batches(model))
             _, _, gradient = attribution.gradients(model, batch, ["blocks.1.attn.hook_z"])
             donor = mi.record(model, [contrast.donor], site)
             _, base = model.run_with_cache(contrast.base, names_filter="blocks.1.attn.hook_z")
@@ -109,7 +110,7 @@ def test_at_the_donor_s_point_a_saturated_key_vanishes_and_the_fix_brings_it_bac
     model, contrasts = planted(20.0)
     contrasts = [contrast.swapped() for contrast in contrasts]
     exact = mean(patching.patch(model, contrasts, KEY), KEY)
-    sites = [KEY, *(str(head) for head in patching.all_heads(model, "k") if str(head) != KEY)]
+    sites = [KEY, *(str(head) for head in model_sites.all_heads(model, "k") if str(head) != KEY)]
     plain = attribution.attribute(model, contrasts, sites, qk_fix=False)
     others = plain[plain["site"] != KEY]["effect"].abs().max()
     assert abs(mean(plain, KEY)) < others < 1e-3 < 0.1 < exact  # lost among what does nothing

@@ -12,10 +12,12 @@ import pytest
 
 import mechir as mi
 from mechir import diagnostics
+from mechir.catalog import load_experiment
 from mechir.diagnostic_sets import diagnostic
 from mechir.encoder import HookedEncoder
+from mechir.engine import checked
 from mechir.errors import MechirError
-from mechir.experiment import known_of, load_experiment
+from mechir.experiment import Inputs
 from mechir.material import Pool, material_of, source_of
 from mechir.methods import (
     checks,
@@ -31,7 +33,6 @@ from mechir.methods import (
     spectra,
 )
 from mechir.methods.walk import Way
-from mechir.options import in_normal_form, options, with_defaults
 from mechir.pairs import Pair, split_queries
 from mechir.planted import known
 from tests.models import TOY, TOY_MODEL, nine_queries
@@ -177,10 +178,10 @@ def test_half_of_one_unit_is_the_least_share(toy: HookedEncoder) -> None:
 
 
 def asked(name: str, toy: HookedEncoder, folder: Path, limit: int | None = None, **chosen: Any) -> dict[str, Any]:
-    module, pool = load_experiment(name), Pool(limit_queries=limit)
-    source = source_of(module, mi.collection(folder))
-    material = material_of(module, toy, source, pool).material
-    return in_normal_form(module, toy, material, with_defaults(module, chosen), known_of(source, pool, folder))
+    experiment, pool = load_experiment(name).chosen(**chosen), Pool(limit_queries=limit)
+    source = source_of(experiment, mi.collection(folder))
+    material = material_of(experiment, toy, source, pool).material
+    return checked(experiment, Inputs(toy, material, source, pool, folder)).written
 
 
 CONTRAST = {"weak": 0, "hard": 0}
@@ -229,7 +230,7 @@ NUMBERS = [
                  "lu2025/idf_edit", "lu2025/semantic_bm25", "lu2025/soft_tf", "vast2024/importance",
                  "vast2024/matching_heads", "vast2024/pruning", "vast2025/attention_contrast", "vast2025/cls_lens",
                  "vast2025/qk_projection")
-    for option in options(load_experiment(name))
+    for option in load_experiment(name).options()
     if option in LEAST
 ]  # fmt: skip
 

@@ -11,8 +11,9 @@ import pytest
 
 import mechir as mi
 from mechir.registry.entries import record
+from mechir.registry.evidence import held
 from mechir.registry.findings import checked
-from mechir.registry.links import held, measured
+from mechir.registry.links import measured
 from mechir.registry.queries import matching
 from mechir.registry.runs import Run
 from mechir.reporting import figures

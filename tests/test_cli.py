@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 
 import mechir as mi
-from mechir import cli, experiment, left_out, options
-from mechir.collection import Collection
+from mechir import cli, left_out
+from mechir.catalog import experiments, load_experiment
+from mechir.judged_collection import Collection
 from mechir.methods import ranking
 from mechir.pools import Sample
 from mechir.reporting import commands, figures
@@ -102,13 +103,13 @@ def test_an_experiment_s_options_come_from_its_signature(capsys: pytest.CaptureF
     assert identity["pool"]["limit_queries"] == 2
 
 
-@pytest.mark.parametrize("name", experiment.experiments())
+@pytest.mark.parametrize("name", experiments())
 def test_every_option_is_there_once(capsys: pytest.CaptureFixture[str], name: str) -> None:
     code, out, err = call(capsys, "run", name, "--help", defaults=True)
     flags = re.findall(r"^  (?:-\w, )?(--[\w-]+)", out, re.MULTILINE)
     assert (code, err) == (0, "")
     assert len(flags) == len(set(flags)) and {"--seed", "--model"} <= set(flags)
-    own = {f"--{option.replace('_', '-')}" for option in options.options(experiment.load_experiment(name))}
+    own = {f"--{option.replace('_', '-')}" for option in load_experiment(name).options()}
     assert own <= set(flags)
 
 
@@ -122,9 +123,15 @@ def test_the_seed_is_that_of_the_pool_and_of_the_experiment(capsys: pytest.Captu
 
 def test_an_option_named_like_one_of_the_pool_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.py").write_text(
-        "def measure(model, pairs, *, per_grade: int = 1): ...\n"
-        "def summarise(rows, judged): ...\n"
-        "def chart(summary): ...\n"
+        "from dataclasses import dataclass\n"
+        "from mechir.experiment import Experiment\n"
+        "from mechir.options import option\n"
+        "@dataclass(frozen=True)\n"
+        "class Mine(Experiment):\n"
+        "    per_grade: int = option(1, 'documents')\n"
+        "    def measure(self, model, material): ...\n"
+        "    def summarise(self, run): ...\n"
+        "    def chart(self, summary): ...\n"
     )
     code, _, err = call(capsys, "run", "mine.py")
     said = "mechir: 'mine' has an option 'per_grade', which means the pool's everywhere: rename it.\n"
@@ -143,13 +150,13 @@ def test_options_without_an_experiment_are_those_of_the_default(capsys: pytest.C
     code, out, _ = call(capsys, "run", *ten, "--per-grade", "1", "--draws", "5", "--dry-run")
     assert code == 0
     assert out.splitlines()[0].split() == ["pairs", "40"]
-    cost = experiment.load_experiment("joint/pathway").cost(None, draws=5)
+    cost = load_experiment("joint/pathway")(draws=5).cost(mi.load(TOY_MODEL))
     assert out.splitlines()[1].split() == ["forwards", f"{40 * cost:,.0f}"]
     assert not Path("mechir-registry").exists()
 
 
 def test_a_shard_says_what_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mechir.experiment.UNIT", 1)
+    monkeypatch.setattr("mechir.engine.UNIT", 1)
     code, out, _ = call(capsys, "run", TABLE_1, "--shard", "1/2")
     assert code == 0
     assert "3 of 6 units are done" in out
@@ -364,7 +371,7 @@ def test_interruptions_have_their_codes(capsys: pytest.CaptureFixture[str], monk
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mechir.experiment.run", interrupt)
+    monkeypatch.setattr("mechir.engine.run", interrupt)
     code, _, err = call(capsys, "run")
     assert code == 130
     assert "goes on from the last finished unit" in err
@@ -385,7 +392,7 @@ def test_several_collections_are_a_row_each(capsys: pytest.CaptureFixture[str], 
     runs = {run.name: json.loads((run / "run.json").read_text()) for run in Path("mechir-registry/runs").iterdir()}
     assert {run["identity"]["collection"] for run in runs.values()} == {TOY.name, "other"}
     *_, head, first, second = out.splitlines()
-    assert head.split()[:5] == ["collection", "queries", "n", "low", "high"] and "BM25 tuned" in head
+    assert head.split()[:5] == ["collection", "queries", "pairs", "low", "high"] and "BM25 tuned" in head
     assert [line.split()[0] for line in (first, second)] == [TOY.name, "other"]
     assert first.split()[1:] == second.split()[1:]  # the same collection under two names
     (one,) = [name for name, run in runs.items() if run["identity"]["collection"] == "other"]

@@ -17,8 +17,8 @@ import requests
 
 import mechir as mi
 from mechir import irds
-from mechir.collection import Collection
 from mechir.errors import MechirError
+from mechir.judged_collection import Collection
 from mechir.pairs import EASY, pairs_hash
 from tests.models import TOY
 

@@ -7,20 +7,25 @@ from pathlib import Path
 import click
 import pytest
 
-from mechir import experiment, options
+from mechir.catalog import experiments, load_experiment
 from mechir.cli import commands
 from mechir.cli.options import Command
 from tests.models import TOY, TOY_MODEL
 from tests.test_cli import call
 
-GROUP = next(one for one in commands.commands.values() if isinstance(one, click.Group))
+GROUP = commands.commands["run"]
+assert isinstance(GROUP, click.Group)
 
 
 def every_command() -> list[tuple[list[str], click.Command]]:
     """How each command is called, and what it is."""
-    plain = [([name], one) for name, one in commands.commands.items() if one is not GROUP]
+    plain = [([name], one) for name, one in commands.commands.items() if not isinstance(one, click.Group)]
+    groups = [
+        (name, one) for name, one in commands.commands.items() if isinstance(one, click.Group) and one is not GROUP
+    ]
+    plain += [([name, inner], command) for name, group in groups for inner, command in group.commands.items()]
     context = click.Context(GROUP)
-    named = [(["run", name], GROUP.get_command(context, name)) for name in experiment.experiments()]
+    named = [(["run", name], GROUP.get_command(context, name)) for name in experiments()]
     return [*plain, *[(words, one) for words, one in named if one is not None]]
 
 
@@ -110,7 +115,7 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_is_scored(
 
 def test_options_of_experiments_say_by_themselves_whether_they_may_be_empty() -> None:
     for words, command in EVERY:
-        own = options.options(experiment.load_experiment(words[1])) if words[0] == "run" else {}
+        own = load_experiment(words[1]).options() if words[0] == "run" else {}
         assert isinstance(command, Command) and command.may_be_empty == set(own)
 
 

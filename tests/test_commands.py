@@ -14,12 +14,12 @@ import pandas as pd
 import pytest
 
 import mechir as mi
-from mechir.collection import EMBEDDED
 from mechir.collection_groups import collections
 from mechir.diagnostic_sets import diagnostic
 from mechir.diagnostics import Tfc1
 from mechir.encoder import HookedEncoder
-from mechir.experiment import Shard
+from mechir.engine import Shard
+from mechir.judged_collection import EMBEDDED
 from mechir.perturbed import perturbed
 from mechir.registry.findings import of_record
 from mechir.registry.runs import Run, runs
@@ -128,7 +128,7 @@ def test_the_command_of_a_record_makes_its_run(
     run = begun(name, source, **asked)
     assert "PATH" not in figures.command(run.record) and "not recorded" not in figures.remark(run.record)
     monkeypatch.chdir(tmp_path)
-    if not hasattr(mi.experiment.load_experiment(run.record["file"]), "rows_of"):
+    if mi.load_experiment(run.record["file"]).rows_of is None:
         assert again(run, capsys, tmp_path) == run.id
     else:
         words = shlex.split(figures.command(run.record))
@@ -188,7 +188,7 @@ def test_a_command_that_is_proposed_names_the_folder(begun: Callable[..., Run], 
     run = begun("vast2025/layer_sweep", mi.collection("data/toy"))
     on = commands.on([reports.record("a/b"), run.record], "m", "toy")
     known = answers.Known(on, *[pd.DataFrame()] * 3, None)
-    assert known.command("lu2025/idf_direction") == shlex.join(
+    assert known.command("idf") == shlex.join(
         ["mechir", "run", "lu2025/idf_direction", "--model", str(home / "a model, mine"), "--collection", str(home / "data" / "toy")]
     )  # fmt: skip
     told = commands.on([reports.record("a/b")], "embedded", "toy")

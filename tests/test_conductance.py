@@ -86,7 +86,7 @@ def along(model: HookedEncoder, pairs: list[mi.Pair], sides: list[tuple[str, str
 
     names = {name for side in sides for name in side}
     with torch.enable_grad(), model.hooks([("embed.hook_embed", put), *((name, keep) for name in names)]):
-        score = model(whole, last_rows="all").sum()
+        score = model(whole, head_row=False).sum()
         gradients = torch.autograd.grad(score, [seen[felt] for _, felt in sides])
     found = []
     for (moves, _), gradient in zip(sides, gradients, strict=True):
@@ -287,7 +287,7 @@ def test_a_head_or_neuron_as_target_is_complete_below_itself(tiny64: HookedEncod
     for one in (pairs, padded):
         batch = tiny64.batch(one)
         name = f"blocks.{layer}.{'mlp.hook_post' if site[0] == 'n' else 'attn.hook_pattern'}"
-        x = tiny64.run_with_cache(batch, last_rows="all")[1][name]
+        x = tiny64.run_with_cache(batch, head_row=False)[1][name]
         if site[0] == "n":
             member = batch.at(Segment.parse(where or "all"))
             values.append((x[..., unit] * member).sum(1) / member.sum(1))

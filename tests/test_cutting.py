@@ -64,15 +64,15 @@ def test_without_the_planted_head_the_model_no_longer_counts(
     assert (found["p_corrected"] >= found["p_excess"] - 1e-9).all() and found["p_corrected"].nunique() > 1
 
 
-def test_pruning_with_means_is_ablating_each_with_its_mean(tiny: HookedEncoder) -> None:
+def test_ablating_several_with_means_is_ablating_each_with_its_mean(tiny: HookedEncoder) -> None:
     means = mi.means(tiny, PAIRS)
     sites = ["h0.1", "h0.3", "h2.0", "n1.5"]
-    one = tiny.score(PAIRS, do=mi.Prune(sites, with_=means))
+    one = tiny.score(PAIRS, do=mi.Ablate(sites, with_=means))
     other = tiny.score(PAIRS, do=[mi.Ablate(site, with_=means) for site in sites])
     np.testing.assert_allclose(one, other, rtol=1e-6)
-    assert mi.Prune(sites, with_=means) == mi.Prune(sites[::-1], with_=means) != mi.Prune(sites)
-    with pytest.raises(MechirError, match=r"Cannot prune with 'mean': write with_=means\(model, pairs\) or samples"):
-        mi.Prune(sites, with_="mean")
+    assert mi.Ablate(sites, with_=means) == mi.Ablate(sites[::-1], with_=means) != mi.Ablate(sites)
+    with pytest.raises(MechirError, match=r"Cannot ablate with 'mean': write with_=means\(model, pairs\) or samples"):
+        mi.Ablate(sites, with_="mean")
 
 
 def test_means_of_heads_come_back_from_the_frame_that_a_run_stores(tiny: HookedEncoder) -> None:
@@ -85,10 +85,10 @@ def test_means_of_heads_come_back_from_the_frame_that_a_run_stores(tiny: HookedE
 
 
 def test_power_is_known_from_the_spread_over_queries(model: planted.PlantedEncoder) -> None:
-    from mechir.experiment import load_experiment
+    from mechir.catalog import load_experiment
 
     pairs = planted.graded(model, 8, 1)
-    rows = load_experiment("vast2025/attention_contrast").measure(model, pairs)
+    rows = load_experiment("vast2025/attention_contrast")().measure(model, pairs)
     looks = contrast_spreads(rows, {"relevant": 3, "hard": 1, "weak": 1})
     assert len(looks) == 16 and (looks >= 0).all()
     effect = pd.DataFrame(

@@ -34,7 +34,8 @@ from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.pairs import EASY, Pair
 from mechir.perturbed import FILLERS, Diagnostic, perturbed
-from tests.models import PAIRS, TOY
+from mechir.reranker import Weights
+from tests.models import PAIRS, TOY, stub
 
 # Diagnostic
 
@@ -254,10 +255,14 @@ def expected(name: str) -> Callable[[Pair], Pair]:
     }[name]
 
 
+NO_MODEL = stub(Weights)
+"""What is given where no model is needed."""
+
+
 @pytest.mark.parametrize("name", AXIOMS)
 @pytest.mark.usefixtures("synonyms")
 def test_a_set_over_a_collection_is_its_pool_perturbed(name: str) -> None:
-    found, pool = diagnostic(name, TOY, model=object()), mi.collection(TOY).pairs()
+    found, pool = diagnostic(name, TOY, model=NO_MODEL), mi.collection(TOY).pairs()
     wanted = perturbed("x", pool, expected(name))
     assert found.cases == wanted.cases
     assert found.refused == wanted.refused
@@ -266,14 +271,14 @@ def test_a_set_over_a_collection_is_its_pool_perturbed(name: str) -> None:
     assert found.id == f"{name} of toy"
     assert (found.axiom, found.collection) == (name, "toy")
     assert (found.fillers, found.swap, found.moves) == (FILLERS, False, name == "shuffle")
-    assert diagnostic(name, str(TOY), model=object()).hash == found.hash
-    assert diagnostic(name, mi.collection(TOY), model=object()).hash == found.hash
+    assert diagnostic(name, str(TOY), model=NO_MODEL).hash == found.hash
+    assert diagnostic(name, mi.collection(TOY), model=NO_MODEL).hash == found.hash
 
 
 @pytest.mark.parametrize("name", AXIOMS)
 @pytest.mark.usefixtures("synonyms")
 def test_every_set_can_be_run(tiny: HookedEncoder, name: str) -> None:
-    toy = diagnostic(name, TOY, per_grade=1, model=object())
+    toy = diagnostic(name, TOY, per_grade=1, model=NO_MODEL)
     found = toy.align(tiny)
     encoded = encode_contrasts(tiny, found.contrasts)
     differ = [base != donor for base, donor in zip(encoded.base.ids, encoded.donor.ids, strict=True)]

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechir.errors import MechirError
+from mechir.measures import GAP, PATCHING
 from mechir.methods import effects
 
 
@@ -39,7 +40,7 @@ def test_mechir_s_mean_of_ratios_can_be_had_and_is_led_by_one_small_gap() -> Non
     assert wild.mean() > 1e5
     found = effects.summarise(ROWS, metric="ratio_of_means")
     assert found["estimate"].item() == pytest.approx((1.0 - 0.5) / (2.0 - 1.0))
-    assert found[["n", "left_out"]].to_numpy().tolist() == [[2, 2]]
+    assert found[["pairs", "left_out"]].to_numpy().tolist() == [[2, 2]]
     assert effects.small_gaps(ROWS)["doc_id"].tolist() == ["d1", "d3"]
 
 
@@ -56,7 +57,7 @@ def test_the_mean_counts_each_query_once_and_names_what_it_left_out() -> None:
     rows = frame([0.0] * 5, [1.0] * 5, [1.0, 2.0, 3.0, 4.0, 3.0])  # q0 has two pairs: 1 and 3
     found = effects.summarise(rows).iloc[0]
     assert found["estimate"] == pytest.approx((2 + 2 + 3 + 4) / 4)
-    assert (found["n"], found["queries"], found["left_out"]) == (5, 4, 0)
+    assert (found["pairs"], found["queries"], found["left_out"]) == (5, 4, 0)
     assert found["low"] <= found["estimate"] <= found["high"]
     with pytest.raises(
         MechirError, match=r"Every pair has a score gap below 0.01: there is no ratio; use metric='diff"
@@ -87,9 +88,9 @@ def test_what_is_reported_is_what_is_tested() -> None:
     effect = 0.3 * gap + generator.normal(0, 0.02, 23)
     rows = frame([0.0] * 23, gap.tolist(), effect.tolist()).assign(query_id=[f"q{k}" for k in range(23)])
     in_logits, found = effects.summarise(rows).iloc[0], effects.table(rows, ["site"]).iloc[0]
-    assert found["p_max"] < 0.001 < 0.005 < in_logits["p_max"]
+    assert found["p_corrected"] < 0.001 < 0.005 < in_logits["p_corrected"]
     assert found["share"] == pytest.approx(effect.sum() / gap.sum()) and found["estimate"] == in_logits["estimate"]
-    stated = effects.stated(effects.table(rows, ["site"]).assign(site="h0.0"), "patching", "tfc1").iloc[0]
+    stated = effects.stated(effects.table(rows, ["site"]).assign(site="h0.0"), PATCHING("tfc1")).iloc[0]
     assert (stated["unit"], stated["value"], stated["effect"]) == (
         "share of the gap",
         found["share"],
@@ -103,8 +104,10 @@ def test_where_the_gap_is_not_told_from_0_there_is_no_share() -> None:
     gap = generator.normal(0, 1, 20)
     rows = frame([0.0] * 20, gap.tolist(), [1.0] * 20).assign(query_id=[f"q{k}" for k in range(20)])
     found = effects.table(rows, ["site"]).iloc[0]
-    assert np.isnan(found["share"]) and found["left_out"] == 20 and found["p_max"] < 0.001  # of the effect in logits
-    stated = effects.stated(effects.table(rows, ["site"]), "patching", "tfc1").iloc[0]
+    assert (
+        np.isnan(found["share"]) and found["left_out"] == 20 and found["p_corrected"] < 0.001
+    )  # of the effect in logits
+    stated = effects.stated(effects.table(rows, ["site"]), PATCHING("tfc1")).iloc[0]
     assert (stated["unit"], stated["value"]) == ("logits", found["estimate"])
 
 
@@ -118,7 +121,7 @@ def test_the_gap_is_a_finding_beside_the_spread_within_queries() -> None:
     assert stated["term"] == "tf" and stated["p"] == stated["p_corrected"] == pytest.approx(2**-7)
     alone = effects.gap(rows.drop_duplicates("query_id"))
     assert np.isnan(alone.spread)
-    assert effects.gap_stated(rows.drop_duplicates("query_id"), "tdc")["least"].item() == effects.LEAST
+    assert effects.gap_stated(rows.drop_duplicates("query_id"), "tdc")["least"].item() == GAP.least
 
 
 def test_ranks_move_one_document_at_a_time() -> None:
@@ -151,5 +154,5 @@ def test_what_float32_makes_of_nothing_is_not_significant() -> None:
     base = generator.normal(size=16)
     rows = frame(base.tolist(), (base + 1).tolist(), (base + 1e-7).tolist())
     rows = rows.assign(query_id=[f"q{k}" for k in range(16)])
-    assert effects.summarise(rows)["p_max"].item() == 1
-    assert effects.summarise(rows.assign(effect=1e-3))["p_max"].item() < 0.001
+    assert effects.summarise(rows)["p_corrected"].item() == 1
+    assert effects.summarise(rows.assign(effect=1e-3))["p_corrected"].item() < 0.001

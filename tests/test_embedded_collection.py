@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import mechir as mi
-from mechir.collection import EMBEDDED
+from mechir.judged_collection import EMBEDDED
 from mechir.pairs import EASY
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"

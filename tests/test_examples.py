@@ -67,7 +67,7 @@ def test_the_wheel_carries_the_experiments_and_the_data(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert wheel.name.startswith("mechir_encoders-")
     assert {
-        "mechir/_analyses/vast2025/direction_ablation.py",
+        "mechir/analyses/vast2025/direction_ablation.py",
         "mechir/data/embedded/docs.tsv",
         "mechir/data/default/difference.safetensors",
         *(f"mechir/views/{name}" for name in ("report.html", "report.css", "report.js", "dossier.js", "start.js")),

@@ -68,8 +68,9 @@ def test_what_is_no_finding_is_refused(row: dict[str, Any], message: str) -> Non
         ("h8.1", mi.Head(8, 1)),
         ("n5.12", mi.Neuron(5, 12)),
         ("embed.u3", mi.Singular(3)),
-        ("h1.3->h8.1.q", mi.Edge(mi.Head(1, 3), mi.Head(8, 1), "q")),
-        ("mlp1->score.in", mi.Edge(mi.Mlp(1), mi.Score(-1), "in")),
+        ("h1.3->h8.1.q", mi.Edge(mi.Head(1, 3), mi.Head(8, 1, "q"))),
+        ("mlp1->score", mi.Edge(mi.Mlp(1), mi.Score())),
+        ("h8.1->h10.1.k+h10.4.k", mi.Edge("h8.1", "h10.1.k", "h10.4.k")),
         ("doc<-query@0-2", mi.Mask("doc<-query", range(3))),
         ("doc<-query renormalised", mi.Mask("doc<-query", renormalise=True)),
         ("", None),
@@ -77,6 +78,11 @@ def test_what_is_no_finding_is_refused(row: dict[str, Any], message: str) -> Non
 )
 def test_sites_come_back_as_objects(text: str, site: Any) -> None:
     assert address(text) == site and printed("" if site is None else site) == text
+
+
+def test_an_edge_as_earlier_versions_wrote_it_is_the_same_edge() -> None:
+    assert address("mlp1->score.in") == address("mlp1->score") and printed("mlp1->score.in") == "mlp1->score"
+    assert address("h1.2->mlp1.in") == address("h1.2->mlp1") and printed("h1.2->mlp1.in") == "h1.2->mlp1"
 
 
 def test_a_run_on_contrasts_names_what_was_perturbed() -> None:

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 import mechir as mi
-from mechir import experiment
+from mechir.catalog import experiments, load_experiment
 from mechir.diagnostic_sets import diagnostic
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
-from mechir.experiment import load_experiment, takes_contrasts
 from mechir.inference import studentised
 from tests.models import TOY_MODEL, nine_queries
 
@@ -49,7 +48,7 @@ def toy() -> HookedEncoder:
 
 
 @pytest.mark.parametrize("pool", [*QUICKLY, *(pytest.param(pool, marks=pytest.mark.slow) for pool in SLOWLY)])
-@pytest.mark.parametrize("name", experiment.experiments())
+@pytest.mark.parametrize("name", experiments())
 def test_no_run_is_left_unfinished(
     name: str, pool: str, toy: HookedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -60,10 +59,10 @@ def test_no_run_is_left_unfinished(
     kept = [line for line in lines if POOLS[pool](line.split()[0], int(line.split()[3]))]
     (folder / "qrels.txt").write_text("\n".join(kept) + "\n")
     source: Any = mi.collection(folder)
-    if takes_contrasts(load_experiment(name)):
+    if load_experiment(name).runs_on == "contrasts":
         source = diagnostic("tfc1", source, fillers=("a",))
     with contextlib.suppress(MechirError):  # a refusal is right where no run is written
-        stored = experiment.run(name, toy, source, registry=tmp_path / "registry", **QUICK.get(name, {}))
+        stored = mi.run(name, toy, source, registry=tmp_path / "registry", **QUICK.get(name, {}))
         assert stored.path.is_dir()
     runs = [run for run in (tmp_path / "registry").glob("runs/*") if run.is_dir()]
     assert all((run / "summary.parquet").is_file() for run in runs)

@@ -6,6 +6,7 @@ import pytest
 from huggingface_hub import try_to_load_from_cache
 
 import mechir as mi
+from mechir import model_sites
 from mechir.diagnostics import Term, Tfc1
 from mechir.encoder import HookedEncoder
 from mechir.methods import patching, paths
@@ -38,7 +39,7 @@ def test_lu_et_al_s_demo_has_their_scores(minilm: HookedEncoder, wellesley: mi.C
 @pytest.mark.checkpoint
 def test_lu_et_al_s_demo_has_their_scoring_heads(minilm: HookedEncoder, wellesley: mi.Contrast) -> None:
     """Decoded from the colours of their map: +-0.005."""
-    rows = paths.path_patch(minilm, [wellesley], patching.all_heads(minilm)).set_index("sender")
+    rows = paths.path_patch(minilm, [wellesley], model_sites.all_heads(minilm)).set_index("sender")
     share = rows["effect"] / (rows["donor"] - rows["base"])
     for head, wanted in {"h10.10": 0.170, "h10.1": 0.159, "h10.7": 0.118, "h10.4": 0.068}.items():
         assert share[head] == pytest.approx(wanted, abs=0.01)
@@ -58,7 +59,7 @@ def test_lu_et_al_s_demo_has_their_paths_into_the_keys_of_a_scoring_head(
 @pytest.mark.checkpoint
 def test_lu_et_al_s_demo_has_their_patched_values(minilm: HookedEncoder, wellesley: mi.Contrast) -> None:
     """Their map of "attention heads" patches v."""
-    rows = patching.patch(minilm, [wellesley], patching.all_heads(minilm, "v")).set_index("site")
+    rows = patching.patch(minilm, [wellesley], model_sites.all_heads(minilm, "v")).set_index("site")
     share = rows["effect"] / (rows["donor"] - rows["base"])
     for head, wanted in {"h10.10.v": 0.157, "h10.1.v": 0.150, "h10.7.v": 0.110, "h8.10.v": 0.077}.items():
         assert share[head] == pytest.approx(wanted, abs=0.01)

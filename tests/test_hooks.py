@@ -90,7 +90,7 @@ def test_fused_and_explicit_attention_agree(model: HookedEncoder) -> None:
     real = batch.attention_mask
     for layer in range(model.cfg.n_layers):
         resid, z = model(batch, stop_at_layer=layer), f"blocks.{layer}.attn.hook_z"
-        plan = {"resid": resid, "start_at_layer": layer, "names_filter": z, "last_rows": "all"}
+        plan = {"resid": resid, "start_at_layer": layer, "names_filter": z, "head_row": False}
         _, fused = model.run_with_cache(batch, **plan)
         _, explicit = model.run_with_cache(batch, **plan, explicit=[layer])
         assert (fused[z] - explicit[z])[real].abs().max() <= 1e-6 * max(1.0, float(explicit[z].abs().max()))
@@ -106,7 +106,7 @@ def test_restart_at_every_layer_is_the_full_forward(model: HookedEncoder) -> Non
 
 def test_a_no_op_changes_nothing_bit_for_bit_in_the_same_plan(model: HookedEncoder) -> None:
     every = range(model.cfg.n_layers)
-    plan = {"explicit": every, "last_rows": "all"}
+    plan = {"explicit": every, "head_row": False}
     same = [(lambda name: True, lambda x, hook: x.clone())]
     # hook_result and hook_scale take a sum and a LayerNorm apart when they are looked at: they are a plan of their own.
     same_plan = [(lambda name: not name.endswith(("hook_result", "hook_scale")), lambda x, hook: x.clone())]

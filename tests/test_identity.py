@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers
 
 import mechir as mi
-from mechir import cli, experiment, provenance
+from mechir import cli, provenance
 from mechir.encoder import HookedEncoder
 from mechir.encoder.certify import BOUNDS, refuse_unlike
 from mechir.encoder.families import FAMILIES
@@ -84,7 +84,7 @@ def test_a_real_reranker_scores_as_its_references_do(
     assert cross_encoder(real, TEXTS).tolist() == pytest.approx(expected, abs=1e-3)
     assert (model.fingerprint == trained.fingerprint) == (expected is INTACT)
     certificate = model.certify([mi.Pair(*texts) for texts in TEXTS])
-    assert certificate["input"] == 0 and certificate["score_cls_only"] < 1e-6
+    assert certificate["input"] == 0 and certificate["score_head_row"] < 1e-6
 
 
 @pytest.mark.shared
@@ -114,7 +114,7 @@ def test_new_weights_beside_old_shards_are_another_model(copy: Path, tmp_path: P
     )
     registry, toy = tmp_path / "registry", mi.collection(TOY)
     pool = Pool(limit_queries=1, per_grade=1)
-    runs = [experiment.run(TABLE_1, model, toy, pool=pool, registry=registry) for model in (first, second)]
+    runs = [mi.run(TABLE_1, model, toy, pool=pool, registry=registry) for model in (first, second)]
     assert runs[0].id != runs[1].id
     assert [run.record["reading"]["weights"] for run in runs] == [["old.safetensors"], ["model.safetensors"]]
 
@@ -200,18 +200,18 @@ def test_a_model_that_is_not_the_one_it_names_is_not_run(
     refuse_altered(model)
     spoil(model)
     with pytest.raises(MechirError, match=message):
-        experiment.run(TABLE_1, model, toy, pool=Pool(limit_queries=1), registry=tmp_path / "registry")
+        mi.run(TABLE_1, model, toy, pool=Pool(limit_queries=1), registry=tmp_path / "registry")
     assert not (tmp_path / "registry").exists()
 
 
 def test_a_hook_that_was_removed_leaves_nothing(tmp_path: Path) -> None:
     model, toy, pool = mi.load(TOY_MODEL), mi.collection(TOY), Pool(limit_queries=1, per_grade=1)
-    clean = experiment.run(TABLE_1, model, toy, pool=pool, registry=tmp_path / "clean")
+    clean = mi.run(TABLE_1, model, toy, pool=pool, registry=tmp_path / "clean")
     model.add_hook("blocks.0.attn.hook_z", lambda x, hook: 0 * x)
     with pytest.raises(MechirError, match="Hooks were left in place"):
-        experiment.run(TABLE_1, model, toy, pool=pool, registry=tmp_path / "other")
+        mi.run(TABLE_1, model, toy, pool=pool, registry=tmp_path / "other")
     model.reset_hooks()
-    again = experiment.run(TABLE_1, model, toy, pool=pool, registry=tmp_path / "other")
+    again = mi.run(TABLE_1, model, toy, pool=pool, registry=tmp_path / "other")
     assert again.id == clean.id
     pd.testing.assert_frame_equal(again.summary, clean.summary)
 
@@ -230,19 +230,19 @@ def test_a_wrong_family_row_is_refused_before_anything_is_measured(tmp_path: Pat
     wrong = FAMILIES["bert"]._replace(q="attention.self.key", k="attention.self.query", pooler_activation=torch.relu)
     model = HookedEncoder(hf, tokenizer("bert"), wrong)
     with pytest.raises(MechirError, match=r"differ from Hugging Face's by .* of the largest logit, more than 1e-04"):
-        experiment.run(TABLE_1, model, mi.collection(TOY), pool=Pool(limit_queries=1), registry=tmp_path)
+        mi.run(TABLE_1, model, mi.collection(TOY), pool=Pool(limit_queries=1), registry=tmp_path)
     assert not (tmp_path / "runs").exists()
 
 
 def certificate(**changes: Any) -> dict[str, Any]:
-    return {"input": 0, "n_pairs": 8, "score": 0.0, "score_cls_only": 0.0, "dtype": "float32"} | changes
+    return {"input": 0, "n_pairs": 8, "score": 0.0, "score_head_row": 0.0, "dtype": "float32"} | changes
 
 
 def test_the_certificate_gates_at_its_bound() -> None:
     for dtype, bound in BOUNDS.items():
         refuse_unlike(certificate(score=bound, dtype=dtype), "m")
         with pytest.raises(MechirError, match=f"the bound of {dtype}"):
-            refuse_unlike(certificate(score_cls_only=float(np.nextafter(bound, 1)), dtype=dtype), "m")
+            refuse_unlike(certificate(score_head_row=float(np.nextafter(bound, 1)), dtype=dtype), "m")
     with pytest.raises(MechirError, match="differ from Hugging Face's by nan"):
         refuse_unlike(certificate(score=float("nan")), "m")
     with pytest.raises(MechirError, match="tokenizer reads 3 of 8 pairs otherwise than 'm' does here"):
@@ -306,7 +306,7 @@ def test_a_run_of_the_old_rule_stays_readable_and_is_never_taken_for_a_new_one(
     """Its record has the hash of files for a fingerprint, and nothing of how model and collection were read."""
     monkeypatch.chdir(tmp_path)
     model, toy, pool = mi.load(TOY_MODEL), mi.collection(TOY), Pool(limit_queries=1, per_grade=1)
-    new = experiment.run(TABLE_1, model, toy, pool=pool, registry="new")
+    new = mi.run(TABLE_1, model, toy, pool=pool, registry="new")
     old = Path("mechir-registry") / "runs" / "0123456789abcdef"
     shutil.copytree(new.path, old)
     (old / "summary.parquet").write_bytes((new.path / "summary.parquet").read_bytes())
@@ -320,7 +320,7 @@ def test_a_run_of_the_old_rule_stays_readable_and_is_never_taken_for_a_new_one(
     cli.main(["show", "0123"])
     out = capsys.readouterr().out
     assert "0123456789abcdef" in out and "doc<-query" in out and "word pieces" not in out
-    again = experiment.run(TABLE_1, model, toy, pool=pool)
+    again = mi.run(TABLE_1, model, toy, pool=pool)
     assert again.id == new.id != old.name and len(list(Path("mechir-registry/runs").iterdir())) == 2
     cli.main(["report"])
     assert (Path("mechir-registry") / "report.html").is_file()
@@ -332,11 +332,11 @@ def test_what_rounds_or_hooks_from_outside_is_refused(tmp_path: Path) -> None:
         torch.autocast("cpu", dtype=torch.bfloat16),
         pytest.raises(MechirError, match="autocast is on, which rounds on the way"),
     ):
-        experiment.run(TABLE_1, model, toy, registry=tmp_path)
+        mi.run(TABLE_1, model, toy, registry=tmp_path)
     handle = torch.nn.modules.module.register_module_forward_hook(lambda *given: None)
     try:
         with pytest.raises(MechirError, match="Hooks were left in place at 'every module of torch'"):
-            experiment.run(TABLE_1, model, toy, registry=tmp_path)
+            mi.run(TABLE_1, model, toy, registry=tmp_path)
     finally:
         handle.remove()
     refuse_altered(model)

@@ -70,11 +70,11 @@ def test_importance_is_the_mean_over_pairs(tiny: HookedEncoder) -> None:
         own = found[found["label"] == label].set_index("site")
         here = each[(each["grade"] == grade) & (each["layer"] == 1) & (each["unit"] == "post")]
         mean = np.stack(here["conductance"].to_list()).mean(0)
-        np.testing.assert_allclose(own.loc[[f"n1.{k}" for k in range(c.d_mlp)], "conductance"], mean, atol=1e-5)
-        assert (own["low"] <= own["conductance"] + 1e-9).all() and (own["conductance"] <= own["high"] + 1e-9).all()
+        np.testing.assert_allclose(own.loc[[f"n1.{k}" for k in range(c.d_mlp)], "estimate"], mean, atol=1e-5)
+        assert (own["low"] <= own["estimate"] + 1e-9).all() and (own["estimate"] <= own["high"] + 1e-9).all()
         for kind, n in (("neuron", c.n_layers * c.d_mlp), ("head", c.n_layers * c.n_heads)):
             ranked = own[own["kind"] == kind].sort_values("rank")
-            assert ranked["rank"].tolist() == list(range(1, n + 1)) and ranked["conductance"].is_monotonic_decreasing
+            assert ranked["rank"].tolist() == list(range(1, n + 1)) and ranked["estimate"].is_monotonic_decreasing
     assert len(unconverged(rows)) == 0 and len(rows[rows["kind"] == "pair"]) == len(kept)
     few = unit_rows(tiny, kept[:2], way=Way(steps=1, max_steps=1, tol=1e-9))
     assert len(unconverged(few)) == 2

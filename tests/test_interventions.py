@@ -191,7 +191,12 @@ def test_interventions_are_values() -> None:
     assert eval(repr(mask), {"Mask": mi.Mask}) == mask  # the text is this test's own
     assert len({mask, mi.Mask("doc<-query"), mi.Mask("doc<-query", renormalise=True)}) == 3
     assert mi.Mask.parse("doc<-query@h1.3,h0.2").heads == (mi.Head(0, 2), mi.Head(1, 3))
-    assert mi.Ablate("h1.3") == mi.Ablate(mi.Head(1, 3)) != mi.Ablate("h1.2")
+    assert mi.Ablate("h1.3") == mi.Ablate(mi.Head(1, 3)) == mi.Ablate(["h1.3"]) != mi.Ablate("h1.2")
+    several = mi.Ablate(["n5.12", "mlp3", "h3.10", "h3.2", "attn0", "attn3.z"])
+    assert repr(mi.Ablate("h1.3")) == "Ablate('h1.3')"
+    assert repr(several) == "Ablate(['attn0', 'attn3.z', 'h3.2', 'h3.10', 'mlp3', 'n5.12'])"
+    for ablate in (mi.Ablate("h1.3"), several):
+        assert eval(repr(ablate), {"Ablate": mi.Ablate}) == ablate  # the text is this test's own
 
 
 def test_an_edit_never_writes_in_place(model: HookedEncoder) -> None:

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 import mechir as mi
+from mechir.catalog import load_experiment, shown
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
-from mechir.experiment import load_experiment, shown
 from mechir.methods.agreement import first, rank_agreement, sign_agreement, top_agreement
 from mechir.registry.entries import record
 from mechir.registry.findings import checked
@@ -149,7 +149,7 @@ def test_overlap_without_two_measures_says_what_to_run(
     with pytest.raises(MechirError, match="this registry has 'constant there', 'one': run some first"):
         overlap(tmp_path, toy, measures="one;constant there")
     assert not (tmp_path / "runs").exists()
-    assert load_experiment("joint/overlap").cost(toy) == 0
+    assert load_experiment("joint/overlap")().cost(toy) == 0
 
 
 def chain(

@@ -14,9 +14,9 @@ import pytest
 
 import mechir as mi
 from mechir import left_out
-from mechir.collection import Collection
 from mechir.collection_groups import collections
 from mechir.errors import MechirError
+from mechir.judged_collection import Collection
 from mechir.methods.importance import thresholds
 from mechir.pairs import EASY
 from tests.models import TOY

@@ -12,38 +12,52 @@ import pandas as pd
 import pytest
 
 import mechir as mi
-from mechir import experiment
+from mechir.catalog import load_experiment
 from mechir.collection_groups import collections
 from mechir.encoder import HookedEncoder
 from mechir.material import Pool, material_of
+from mechir.registry.runs import Run
 from tests.models import TOY, TOY_MODEL
 
 NDCG = ir_measures.nDCG @ 10
 INTACT = """
-import pandas as pd
-from mechir.sweep import sweep
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mechir.experiment import Experiment
+from mechir.sweeps import sweep
 from mechir.views import charts
 
-PREPARE
+@dataclass(frozen=True)
+class Intact(Experiment):
+    PREPARE
 
-def measure(model, pairs):
-    return sweep(model, pairs, {"original": ()})
+    def measure(self, model, pairs):
+        return sweep(model, pairs, {"original": ()})
 
-def summarise(rows, judged):
-    return rows.groupby("name", as_index=False)["score"].mean()
+    def summarise(self, run):
+        return run.rows.groupby("name", as_index=False)["score"].mean()
 
-def chart(summary):
-    return charts.lines(summary.assign(x=0.0), "x", "score", "name", title="score")
+    def chart(self, summary):
+        return charts.lines(summary.assign(x=0.0), "x", "score", "name", title="score")
 """
 FIRST_HELD_BACK = """
-def prepare(model, pairs):
-    return [pair for pair in pairs if pair.query_id != "q1"], {}
+    def prepare(self, inputs):
+        return self, [pair for pair in inputs.material if pair.query_id != "q1"]
 """
-GROUPS = """
-def prepare(model, pairs, collections):
-    return pairs, {}
+GROUPS = 'runs_on: ClassVar = "groups"'
+FOLLOWER = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mechir.catalog import load_experiment
+
+Intact = load_experiment("FILE")
+
+@dataclass(frozen=True)
+class Follower(Intact):
+    rows_of: ClassVar = Intact
 """
-FOLLOWER = INTACT.replace("PREPARE", 'rows_of = "FILE"')
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +75,13 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def run(toy: HookedEncoder, source: Any, tmp_path: Path, prepare: str = "", **pool: Any) -> experiment.Run:
+def run(toy: HookedEncoder, source: Any, tmp_path: Path, prepare: str = "", **pool: Any) -> Run:
     file = tmp_path / "intact.py"
     file.write_text(INTACT.replace("PREPARE", prepare))
-    return experiment.run(str(file), toy, source, pool=Pool(**pool), registry=tmp_path / "registry")
+    return mi.run(str(file), toy, source, pool=Pool(**pool), registry=tmp_path / "registry")
 
 
-def over_all(stored: experiment.Run, folder: Path) -> float:
+def over_all(stored: Run, folder: Path) -> float:
     """What ir_measures says of the run over all judgments of the folder."""
     qrels: dict[str, dict[str, int]] = {}
     for line in (folder / "qrels.txt").read_text().splitlines():
@@ -120,7 +134,7 @@ def test_a_run_on_the_rows_of_another_has_what_was_left_out(toy: HookedEncoder, 
     stored = run(toy, mi.collection(folder), tmp_path)
     file = tmp_path / "follower.py"
     file.write_text(FOLLOWER.replace("FILE", str(tmp_path / "intact.py")))
-    other = experiment.run(str(file), toy, mi.collection(folder), registry=tmp_path / "registry")
+    other = mi.run(str(file), toy, mi.collection(folder), registry=tmp_path / "registry")
     assert other.id != stored.id and other.record["rows_of"] == stored.id
     pd.testing.assert_frame_equal(other.left_out, stored.left_out)
     assert len(other.left_out) == 3 and other.record["left_out"] == stored.record["left_out"]
@@ -132,6 +146,6 @@ def test_contrasts_tell_what_their_collection_left_out(toy: HookedEncoder, folde
         file.write("q1 8 d0101 3\n")
     read = mi.collection(folder, duplicates="max")
     made = mi.diagnostic("tfc1", read, limit_queries=2)
-    taken = material_of(experiment.load_experiment("chen2024/head_maps"), toy, made, Pool())
+    taken = material_of(load_experiment("chen2024/head_maps"), toy, made, Pool())
     assert taken.left_out is not None and len(taken.left_out) == 3
     assert made.rules == read.rules == {"duplicates": "max"}

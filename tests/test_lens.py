@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import mechir as mi
-from mechir import experiment, planted
+from mechir import planted
+from mechir.analyses import ClsLens
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.estimate import estimate
@@ -71,7 +72,7 @@ def test_the_last_point_is_the_score(checkpoints: Checkpoints, family: str, labe
 def test_the_means_and_the_heads_are_those_of_the_stream(tiny: HookedEncoder) -> None:
     rows = lens.read_depths(tiny, PAIRS)
     batch = tiny.batch(PAIRS)
-    _, cache = tiny.run_with_cache(batch, last_rows="all")
+    _, cache = tiny.run_with_cache(batch, head_row=False)
     for site in ("resid0", "resid1.mid", "resid1.post"):
         x = cache[mi.parse_site(site).hook]
         own = rows[rows["site"] == site]
@@ -178,7 +179,7 @@ def test_what_is_constant_within_queries_is_not_read() -> None:
 
 def test_the_experiment_runs_and_draws(tmp_path: Path) -> None:
     toy, collection = mi.load(TOY_MODEL), mi.collection(TOY)
-    stored = experiment.run("vast2025/cls_lens", toy, collection, registry=tmp_path, draws=5)
+    stored = mi.run(ClsLens(draws=5), toy, collection, registry=tmp_path)
     summary = stored.summary
     assert (stored.path / "chart.png").is_file() and summary["estimate"].notna().all()
     assert list(summary) == ["site", "depth", "measure", "of", "queries", "estimate", "low", "high"]
@@ -186,7 +187,7 @@ def test_the_experiment_runs_and_draws(tmp_path: Path) -> None:
     pairs = collection.pairs()
     gathered = lens.gathered(lens.read_depths(toy, pairs))
     pd.testing.assert_frame_equal(summary.iloc[: len(gathered)], gathered, atol=1e-5)
-    assert estimate("vast2025/cls_lens", toy, pairs)["forwards"] >= len(pairs)
+    assert estimate(ClsLens, toy, pairs)["forwards"] >= len(pairs)
 
 
 @pytest.mark.parametrize(

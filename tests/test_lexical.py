@@ -82,7 +82,7 @@ def test_correlations_are_scipys(tiny: HookedEncoder) -> None:
     norms = tiny.W_E.norm(dim=1).numpy()[:30]
     assert found.loc["norm", "pearson_idf"] == pytest.approx(stats.pearsonr(norms, values).statistic, abs=1e-6)
     assert (found["pearson_idf_low"] < found["pearson_idf"]).all()
-    assert found["p_idf"].between(1 / 51, 1).all() and found["p_idf"].max() > 0.05
+    assert found["pearson_idf_p_corrected"].between(1 / 51, 1).all() and found["pearson_idf_p_corrected"].max() > 0.05
     with pytest.raises(MechirError, match=r"3 word pieces have an IDF above 0: correlations need 10 or more."):
         lexical.idf_correlations(tiny, {1: 1.0, 2: 2.0, 3: 3.0})
 
@@ -92,7 +92,7 @@ def test_the_permutation_test_is_honest(tiny: HookedEncoder) -> None:
     smallest = []
     for _ in range(60):
         idf = {piece: float(value) for piece, value in enumerate(rng.uniform(0.1, 3, 40))}
-        smallest.append(lexical.idf_correlations(tiny, idf, vectors=10, draws=99)["p_idf"].min())
+        smallest.append(lexical.idf_correlations(tiny, idf, vectors=10, draws=99)["pearson_idf_p_corrected"].min())
     assert 0 < np.mean(np.array(smallest) <= 0.2) < 0.4  # the family's 20 % test, not each vector's
 
 
@@ -100,7 +100,7 @@ def test_log_idf_is_found_in_a_planted_model() -> None:
     model = mi.planted.bm25(decoy=None, idf_scale=10.0)
     found = lexical.idf_correlations(model, known_idf(model), vectors=5)
     best = found.loc[found["pearson_log_idf"].abs().idxmax()]
-    assert abs(best["pearson_log_idf"]) >= 0.99 and best["p_log_idf"] < 0.01 and best["vector"] == "0"
+    assert abs(best["pearson_log_idf"]) >= 0.99 and best["pearson_log_idf_p_corrected"] < 0.01 and best["vector"] == "0"
 
 
 def kendall(model: HookedEncoder, pairs: list[mi.Pair], edit: object) -> float:
@@ -180,7 +180,7 @@ def attention(model: HookedEncoder, pair: mi.Pair, do: object, pieces: list[int]
 
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in (1, 2)]
     with model.hooks([*mi.hooks.edits(do, batch), *((name, keep) for name in names)]), torch.no_grad():
-        model(batch, last_rows="all")
+        model(batch, head_row=False)
     there = batch.at(mi.Segment.QUERY)[0] & torch.isin(batch.input_ids[0], torch.tensor(pieces))
     found = [patterns[names[0]][0, 2, 0], patterns[names[1]][0, 0, 0]]
     return float(torch.stack([row[there].mean() for row in found]).mean())

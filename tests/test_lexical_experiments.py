@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from mechir.analyses.lu2025.idf_direction import IdfDirection
 
 import mechir as mi
-from mechir import experiment
+from mechir import engine
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
+from mechir.experiment import Finished
 from mechir.material import Pool
 from mechir.methods import lexical
 from tests.models import TOY, TOY_MODEL
@@ -33,9 +35,9 @@ def toy() -> HookedEncoder:
 def summaries(toy: HookedEncoder, tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
     registry, found = tmp_path_factory.mktemp("registry"), {}
     for name, options in QUICK.items():
-        stored = experiment.run(name, toy, mi.collection(TOY), pool=Pool(per_grade=4), registry=registry, **options)
+        stored = engine.run(name, toy, mi.collection(TOY), pool=Pool(per_grade=4), registry=registry, **options)
         assert (stored.path / "chart.png").is_file() and (stored.path / "chart.html").is_file()
-        assert experiment.run(name, toy, mi.collection(TOY), pool=Pool(per_grade=4), registry=registry, **options)
+        assert engine.run(name, toy, mi.collection(TOY), pool=Pool(per_grade=4), registry=registry, **options)
         found[name] = stored.summary
         found[f"{name.partition('/')[2]} rows"] = stored.rows
     found["findings"] = mi.findings(registry=registry)
@@ -79,8 +81,8 @@ def test_idf_direction_has_every_vector_and_the_norm(summaries: dict[str, pd.Dat
     assert (found["n"] == sum(value > 0 for value in table.values())).all()
     assert "pearson_query" not in found  # the queries have seven word pieces
     asked = pd.DataFrame({"query_id": "q", "piece": [*sorted(table)[::2], 0]})  # 0: in no document
-    summarise = experiment.load_experiment("lu2025/idf_direction").summarise
-    found = summarise(pd.concat([asked, asked]), pd.DataFrame(), toy, collection, vectors=5)
+    run = Finished(pd.concat([asked, asked]), model=toy, source=collection)
+    found = IdfDirection(vectors=5).summarise(run)
     own = lexical.idf_correlations(toy, {piece: table[piece] for piece in sorted(table)[::2]}, vectors=5, draws=1)
     assert (found["n_query"] == own["n"]).all() and (own["n"] < found["n"]).all()
     np.testing.assert_allclose(found["pearson_query"], own["pearson_idf"])
@@ -134,19 +136,19 @@ def test_semantic_bm25_has_its_ablations_and_baselines(summaries: dict[str, pd.D
 @pytest.mark.parametrize("name", ["lu2025/idf_direction", "lu2025/idf_edit", "lu2025/semantic_bm25"])
 def test_a_table_that_is_not_there_stores_nothing(toy: HookedEncoder, tmp_path: Path, name: str) -> None:
     with pytest.raises(MechirError, match=r"There is no IDF table 'nowhere.tsv'"):
-        experiment.run(name, toy, mi.collection(TOY), registry=tmp_path, idf="nowhere.tsv")
+        engine.run(name, toy, mi.collection(TOY), registry=tmp_path, idf="nowhere.tsv")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["lu2025/idf_edit", "lu2025/soft_tf"])
 def test_one_query_is_too_few(toy: HookedEncoder, tmp_path: Path, name: str) -> None:
     with pytest.raises(MechirError, match=r"One query cannot both find the .*heads and test them: take more"):
-        experiment.run(name, toy, mi.collection(TOY), pool=Pool(limit_queries=1), registry=tmp_path, **QUICK[name])
+        engine.run(name, toy, mi.collection(TOY), pool=Pool(limit_queries=1), registry=tmp_path, **QUICK[name])
 
 
 def test_named_heads_leave_every_query(toy: HookedEncoder, tmp_path: Path) -> None:
     options = QUICK["lu2025/idf_edit"] | {"heads": "h1.0", "vector": 2}
-    stored = experiment.run(
+    stored = engine.run(
         "lu2025/idf_edit", toy, mi.collection(TOY), pool=Pool(per_grade=1), registry=tmp_path, **options
     )
     assert stored.record["identity"]["options"]["vector"] == 2 and stored.summary["queries"].max() == 6
@@ -154,6 +156,6 @@ def test_named_heads_leave_every_query(toy: HookedEncoder, tmp_path: Path) -> No
 
 def test_steps_alone_are_taken_and_drawn(toy: HookedEncoder, tmp_path: Path) -> None:
     options = QUICK["lu2025/idf_edit"] | {"heads": "h1.0", "vector": 2, "factors": ""}
-    stored = experiment.run("lu2025/idf_edit", toy, mi.collection(TOY), registry=tmp_path, **options)
+    stored = engine.run("lu2025/idf_edit", toy, mi.collection(TOY), registry=tmp_path, **options)
     assert set(stored.summary["along"]) == {"shift", "shift random"} and (stored.path / "chart.png").is_file()
     assert len(mi.findings(registry=tmp_path)) == 2

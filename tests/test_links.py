@@ -12,8 +12,9 @@ import pytest
 import mechir as mi
 from mechir.errors import MechirError
 from mechir.registry.entries import record
+from mechir.registry.evidence import held
 from mechir.registry.findings import checked
-from mechir.registry.links import held, link_table
+from mechir.registry.links import link_table
 from mechir.registry.queries import matching
 
 OF = {"model": "m", "model_fingerprint": "f" * 64, "n_queries": 13, "n_pairs": 90}

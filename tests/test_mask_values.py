@@ -81,6 +81,6 @@ def test_what_the_model_lacks_is_named_with_its_range(tiny: HookedEncoder, pairs
             tiny.score(pairs[:2], mask)
 
 
-def test_what_is_pruned_has_no_order() -> None:
-    one, other = mi.Prune(["h1.1", "n0.2", "h0.1"]), mi.Prune(["h0.1", "h1.1", "n0.02"])
+def test_what_is_ablated_has_no_order() -> None:
+    one, other = mi.Ablate(["h1.1", "n0.2", "h0.1"]), mi.Ablate(["h0.1", "h1.1", "n0.02"])
     assert one == other and hash(one) == hash(other)

@@ -81,7 +81,7 @@ def test_it_is_what_loops_over_pairs_readers_and_sources_give(
 ) -> None:
     model = HookedEncoder.from_pretrained(checkpoints.path(family))
     monkeypatch.setattr(encoding, "REAL", real)  # 0: all lengths in one batch
-    padded = [not batch.attention_mask.all() for _, batch in model.encode(BY_GRADE).buckets(64, model.max_tokens)]
+    padded = [not batch.attention_mask.all() for _, batch in model.batches(BY_GRADE)]
     assert padded == [True] if real == 0 else len(padded) > 3
     found = attention_by_grade(model, BY_GRADE, sep2=sep2).set_index(KEYS)
     wanted = by_loops(model, BY_GRADE, sep2).loc[found.index]
@@ -152,7 +152,7 @@ def test_heads_are_labelled_by_what_they_tell_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("p_max", "p_equal", "label"),
+    ("p_corrected", "p_equal", "label"),
     [
         ((0.01, 0.01, 0.5), 0.9, "lexical"),
         ((0.01, 0.9, 0.01), 0.01, "semantic"),
@@ -162,9 +162,9 @@ def test_heads_are_labelled_by_what_they_tell_apart() -> None:
         ((0.01, 0.01, 0.01), 0.01, "lexical"),
     ],
 )
-def test_a_label_needs_each_of_its_parts(p_max: tuple[float, ...], p_equal: float, label: str) -> None:
+def test_a_label_needs_each_of_its_parts(p_corrected: tuple[float, ...], p_equal: float, label: str) -> None:
     contrasts = ["relevant - weak", "hard - weak", "relevant - hard"]
-    found = pd.DataFrame({"contrast": contrasts, "p_max": p_max, "p_equal": p_equal, "estimate": 0.1})
+    found = pd.DataFrame({"contrast": contrasts, "p_corrected": p_corrected, "p_equal": p_equal, "estimate": 0.1})
     rows = found.assign(direction=SIDES[0], site="h0.0")
     assert matching._labelled(rows)["label"].tolist() == [label] * 3
     below = matching._labelled(rows.assign(estimate=-0.1))
@@ -178,7 +178,7 @@ def test_intervals_and_p_values_of_a_comparison() -> None:
     assert ((found["low_all"] < found["low"]) & (found["high"] < found["high_all"])).all()
     assert ((found["low"] < found["estimate"]) & (found["estimate"] < found["high"])).all()
     apart = (found["low_all"] > 0) | (found["high_all"] < 0)
-    assert (apart == (found["p_max"] < 0.05)).mean() > 0.95
+    assert (apart == (found["p_corrected"] < 0.05)).mean() > 0.95
     one = found[(found["direction"] == SIDES[1]) & (found["contrast"] == "hard - weak")].set_index("site")
     values = rows[rows["direction"] == SIDES[1]].pivot(index="query_id", columns=["grade", "site"], values="mean_max")
     p = {}
@@ -198,7 +198,7 @@ def test_intervals_and_p_values_of_a_comparison() -> None:
 def test_heads_without_any_spread_are_equal_or_not_without_warnings() -> None:
     found = compare_grades(synthetic({"h0.0": (0.0, 0.0, 0.0), "h0.1": (0.3, 0.2, 0.1)}, noise=0.0), GRADES)
     by_site = found.set_index(["site", "contrast", "direction"])
-    assert by_site.loc[("h0.0", "hard - weak", SIDES[0]), ["p_equal", "p_max", "low_all", "high_all"]].tolist() == [
+    assert by_site.loc[("h0.0", "hard - weak", SIDES[0]), ["p_equal", "p_corrected", "low_all", "high_all"]].tolist() == [
         0, 1, 0, 0,
     ]  # fmt: skip
     assert by_site.loc[("h0.1", "hard - weak", SIDES[0]), "p_equal"] == 1
@@ -207,7 +207,9 @@ def test_heads_without_any_spread_are_equal_or_not_without_warnings() -> None:
 @pytest.mark.usefixtures("few_draws")
 def test_two_queries_are_compared_and_show_nothing() -> None:
     found = compare_grades(synthetic(HEADS, n=2), GRADES)
-    assert (found["p_max"] > 0.2).all() and found["low_all"].isna().all() and (found["label"] == "undecided").all()
+    assert (
+        (found["p_corrected"] > 0.2).all() and found["low_all"].isna().all() and (found["label"] == "undecided").all()
+    )
 
 
 @pytest.mark.usefixtures("few_draws")
@@ -217,7 +219,7 @@ def test_without_hard_negatives_no_kind_of_match_is_told(hard: int) -> None:
     found = compare_grades(synthetic(HEADS), GRADES | {"hard": hard})
     assert "hard - weak" not in set(found["contrast"]) or hard == 3
     assert (found["label"] == "undecided").all() and (found["estimate"] != 0).all()
-    assert found.loc[(found["site"] == "h0.0") & (found["contrast"] == "relevant - weak"), "p_max"].max() < 0.05
+    assert found.loc[(found["site"] == "h0.0") & (found["contrast"] == "relevant - weak"), "p_corrected"].max() < 0.05
 
 
 @pytest.mark.usefixtures("few_draws")
@@ -260,7 +262,7 @@ def test_patterns_flag_the_matching_head_and_the_traps_alike(c: float) -> None:
     assert set(one["estimate"].nlargest(3).index) == alike
     assert one.loc[list(alike), "estimate"].min() > 2 * one["estimate"].drop(list(alike)).max()
     # The traps are false positives: nothing that reads the score knows of them.
-    assert (one.loc[list(alike), "p_max"] < 0.05).all() and (one.loc[list(alike), "label"] == "lexical").all()
+    assert (one.loc[list(alike), "p_corrected"] < 0.05).all() and (one.loc[list(alike), "label"] == "lexical").all()
     assert (one["estimate"].drop(list(alike)) < one.loc["h1.2", "low_all"]).all()
 
 
@@ -279,7 +281,7 @@ def test_grades_that_mean_nothing_are_seldom_told_apart() -> None:
         rejected += grade_contrasts(values, query, dealt, seed=seed).estimates.p_corrected.min() < 0.05
     assert rejected <= 10
     as_they_are = compare_grades(rows, {"relevant": 3, "hard": 0, "weak": 1})
-    assert as_they_are.loc[as_they_are["contrast"] == "relevant - weak", "p_max"].min() < 0.01
+    assert as_they_are.loc[as_they_are["contrast"] == "relevant - weak", "p_corrected"].min() < 0.01
 
 
 def test_means_over_pairs_cannot_be_permuted(tiny: HookedEncoder) -> None:

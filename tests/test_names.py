@@ -15,8 +15,8 @@ from mechir.collection_groups import collections
 from mechir.errors import MechirError
 from mechir.registry.conflicts import conflicts
 from mechir.registry.entries import record
+from mechir.registry.evidence import held
 from mechir.registry.findings import checked
-from mechir.registry.links import held
 from mechir.registry.names import Named, meant, shown
 from mechir.registry.queries import matching, sql
 from mechir.reporting.report import gathered

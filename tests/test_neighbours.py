@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import product
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +21,8 @@ from mechir.diagnostics import (
 )
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
+from mechir.reranker import Weights
+from tests.models import stub
 from tests.test_diagnostics import CONTENT, PLAIN, QUERY, SEED, SYNONYMS, TEXT, many, pair_of
 
 # STMC1
@@ -63,8 +64,7 @@ def with_vocabulary(nearest: Mapping[str, Sequence[str]], n: int = 300) -> Any:
         def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
             return {"input_ids": [vocabulary.index(piece) for piece in text.strip().split("|")]}
 
-    embeddings = SimpleNamespace(word=SimpleNamespace(weight=torch.nn.Parameter(weight)))
-    return SimpleNamespace(tokenizer=Reader(), parts=SimpleNamespace(embeddings=embeddings))
+    return stub(Weights, tokenizer=Reader(), W_E=torch.nn.Parameter(weight))
 
 
 def test_a_neighbour_is_the_nearest_whole_word_of_another_stem() -> None:

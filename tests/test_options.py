@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
 import mechir as mi
-from mechir import experiment
-from mechir.collection import Collection
+from mechir import engine
+from mechir.catalog import experiments, load_experiment
 from mechir.diagnostic_sets import diagnostic
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
-from mechir.experiment import known_of, load_experiment
-from mechir.material import Pool, material_of, source_of, takes_contrasts
+from mechir.experiment import Experiment, Inputs
+from mechir.judged_collection import Collection
+from mechir.material import Pool, material_of, source_of
 from mechir.methods.patching import patch
-from mechir.options import in_normal_form, options, with_defaults
 from mechir.perturbed import Diagnostic
+from mechir.registry.runs import Run
 from tests.models import TOY_MODEL, nine_queries
 from tests.test_cli import call
 
@@ -106,8 +106,8 @@ GOOD: dict[str, dict[str, Any]] = {
     "lu2025/idf_edit": {"heads": "h0.1"},
 }
 """What makes an experiment's options right on the toy."""
-NAMES = list(experiment.experiments())
-EACH = [(name, option) for name in NAMES for option in options(load_experiment(name))]
+NAMES = list(experiments())
+EACH = [(name, option) for name in NAMES for option in load_experiment(name).options()]
 
 
 @pytest.fixture(scope="module")
@@ -160,12 +160,16 @@ def forwards(toy: HookedEncoder, monkeypatch: pytest.MonkeyPatch) -> Iterator[li
     return iter([made])  # type: ignore[return-value]
 
 
-def asked(module: ModuleType, toy: HookedEncoder, source: Any, **chosen: Any) -> dict[str, Any]:
-    """The options in their normal form."""
-    source = source_of(module, source)
-    material = material_of(module, toy, source, Pool()).material
-    known = known_of(source, Pool(), Path("registry"))
-    return in_normal_form(module, toy, material, with_defaults(module, chosen), known)
+def normal(experiment: Experiment, toy: HookedEncoder, source: Any) -> Experiment:
+    """The experiment with its options in their normal form."""
+    source = source_of(experiment, source)
+    material = material_of(experiment, toy, source, Pool()).material
+    return engine.checked(experiment, Inputs(toy, material, source, Pool(), Path("registry")))
+
+
+def asked(kind: type[Experiment], toy: HookedEncoder, source: Any, **chosen: Any) -> dict[str, Any]:
+    """The options in their normal form, as they are written."""
+    return normal(kind.chosen(**chosen), toy, source).written
 
 
 def test_every_option_has_values_that_it_refuses() -> None:
@@ -175,11 +179,10 @@ def test_every_option_has_values_that_it_refuses() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_right_is_taken(name: str, toy: HookedEncoder, nine: Collection, tfc1: Diagnostic) -> None:
-    module = load_experiment(name)
-    chosen = with_defaults(module, GOOD.get(name, {}))
-    found = asked(module, toy, tfc1 if takes_contrasts(module) else nine, **chosen)
-    assert found == chosen  # a default is in normal form
-    assert asked(module, toy, tfc1 if takes_contrasts(module) else nine, **found) == found
+    kind = load_experiment(name)
+    experiment, source = kind.chosen(**GOOD.get(name, {})), tfc1 if kind.runs_on == "contrasts" else nine
+    assert normal(experiment, toy, source) == experiment  # a default is in normal form
+    assert kind.chosen(**experiment.written) == experiment  # what is written is read back
 
 
 @pytest.mark.parametrize(("name", "option"), [each for each in EACH if each not in FREE])
@@ -192,12 +195,12 @@ def test_a_bad_value_is_refused_before_anything_is_measured_or_written(
     forwards: Iterator[list[str]],
     tmp_path: Path,
 ) -> None:
-    module, made = load_experiment(name), next(forwards)
-    source = tfc1 if takes_contrasts(module) else nine
+    kind, made = load_experiment(name), next(forwards)
+    source = tfc1 if kind.runs_on == "contrasts" else nine
     good = {key: value for key, value in GOOD.get(name, {}).items() if key != option}
     for value in OWN.get((name, option), BAD.get(option, [])):
         with pytest.raises(MechirError) as caught:
-            experiment.run(module, toy, source, registry=tmp_path / "registry", **(good | {option: value}))
+            mi.run(kind, toy, source, registry=tmp_path / "registry", **(good | {option: value}))
         said = str(caught.value)
         flag = f"--{option.replace('_', '-')}"
         assert flag in said or str(value) in said or option in said, (value, said)
@@ -237,26 +240,33 @@ ALIKE: list[tuple[str, str, list[str], str]] = [
 def test_what_is_one_thing_is_one_value(
     name: str, option: str, ways: list[str], normal: str, toy: HookedEncoder, nine: Collection, tfc1: Diagnostic
 ) -> None:
-    module = load_experiment(name)
-    source = tfc1 if takes_contrasts(module) else nine
+    kind = load_experiment(name)
+    source = tfc1 if kind.runs_on == "contrasts" else nine
     for way in ways:
-        assert asked(module, toy, source, **(GOOD.get(name, {}) | {option: way}))[option] == normal
+        assert asked(kind, toy, source, **(GOOD.get(name, {}) | {option: way}))[option] == normal
 
 
 def test_numbers_are_what_their_options_say(toy: HookedEncoder, nine: Collection) -> None:
-    module = load_experiment("vast2025/cls_lens")
-    found = with_defaults(module, {"draws": np.int64(5), "penalty": 1, "relevant": 2.0})
-    assert found == {"draws": 5, "penalty": 1.0, "relevant": 2}
-    assert [type(value) for value in found.values()] == [int, int, float]
-    found = with_defaults(load_experiment("vast2025/direction_ablation"), {"renormalise": np.bool_(True)})
-    assert found["renormalise"] is True
+    written = load_experiment("vast2025/cls_lens").chosen(draws=np.int64(5), penalty=1, relevant=2.0).written
+    assert written == {"draws": 5, "penalty": 1.0, "relevant": 2}
+    assert {name: type(value) for name, value in written.items()} == {"draws": int, "penalty": float, "relevant": int}
+    cut = load_experiment("vast2025/direction_ablation").chosen(renormalise=np.bool_(True))
+    assert cut.written["renormalise"] is True
+
+
+def test_lists_are_lists_in_python(toy: HookedEncoder) -> None:
+    edit, heads = load_experiment("lu2025/idf_edit").chosen, [mi.Head(1, 1), "h0.3"]
+    assert edit(heads=heads, factors=[5, 1]) == edit(heads="h1.1,h0.3", factors="1,5")
+    assert edit(heads=mi.Head(1, 1)).heads == (mi.Head(1, 1),) and edit(factors=3).factors == (3.0,)
+    cut = load_experiment("vast2025/layer_sweep").chosen
+    assert cut(cut=[mi.Direction.parse("cls<-all"), "doc<-query"]) == cut(cut="doc<-query,cls<-all")
 
 
 def test_one_place_under_five_names_is_one_run_that_links_counts(
     toy: HookedEncoder, tfc1: Diagnostic, tmp_path: Path
 ) -> None:
     names = ("query|doc", "doc|query", "Q|D", "query|document", "D | query")
-    stored = [experiment.run("chen2024/head_maps", toy, tfc1, registry=tmp_path / "r", at=at) for at in names]
+    stored = [mi.run("chen2024/head_maps", toy, tfc1, registry=tmp_path / "r", at=at) for at in names]
     assert len({run.id for run in stored}) == 1
     assert stored[0].record["identity"]["options"] == stored[0].record["asked"] == {"part": "z", "at": "query|doc"}
     told = mi.findings(registry=tmp_path / "r")
@@ -275,8 +285,8 @@ def test_a_place_is_said_in_one_way_to_whoever_patches(toy: HookedEncoder, tfc1:
 
 
 def test_another_table_under_one_name_is_another_run(toy: HookedEncoder, nine: Collection, tmp_path: Path) -> None:
-    def run() -> experiment.Run:
-        return experiment.run("lu2025/idf_direction", toy, nine, registry=tmp_path / "r", idf="good.tsv", vectors=3)
+    def run() -> Run:
+        return mi.run("lu2025/idf_direction", toy, nine, registry=tmp_path / "r", idf="good.tsv", vectors=3)
 
     first = run()
     assert run().id == first.id and first.summary["n"].max() > 9
@@ -298,7 +308,7 @@ def test_the_messages_say_what_to_write(toy: HookedEncoder, nine: Collection) ->
         ("attention_contrast", {}, r"No pair of this pool has grade -1 \(weak\): it has grades 0, 1, 2, 3; add --easy-negatives 10 \(easy_negatives=10\)"),
         ("attention_contrast", {"weak": 7}, r"No pair of this pool has grade 7 \(weak\): .*; write --weak with one of 0, 1, 2, 3\."),
         ("attention_contrast", {"weak": 0, "of": "meanmax"}, r"Unknown --of 'meanmax': the closest are 'mean_max'"),
-        ("attention_contrast", {"weak": 0, "delta": -1}, r"--delta is -1.0: write 0 or more\."),
+        ("attention_contrast", {"weak": 0, "delta": -1}, r"--delta is -1: write 0 or more\."),
         ("attention_contrast", {"weak": 3}, r"--relevant and --weak are both 3"),
         ("qk_projection", {"heads": "h0.1,h2.99"}, r"Cannot read --heads 'h0.1,h2.99': Layer 2 is out of range .*the model has layers 0-1"),
         ("qk_projection", {"heads": "h0.1,h1.9"}, r"Cannot read --heads .*: Head 9 is out of range: layer 1 has heads 0-3\."),

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import mechir as mi
+from mechir import model_sites
 from mechir.contrasts import Contrast, encode_contrasts
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
@@ -195,7 +196,7 @@ def test_node_patching_finds_the_planted_sites_and_no_trap(c: float, counterfact
     truth = {str(site) for site in mi.planted.truth(model, counterfactual).sites}
     for swap in (False, True):
         chosen = [contrast.swapped() for contrast in contrasts] if swap else contrasts
-        effect = mean_effects(patching.patch(model, chosen, [*patching.all_heads(model), *patching.mlps(model)]))
+        effect = mean_effects(patching.patch(model, chosen, [*model_sites.all_heads(model), *model_sites.mlps(model)]))
         wanted = truth - ({"h1.2"} if swap and counterfactual == "query" else set())
         margin = effect[list(wanted)].min() / effect.drop(list(wanted)).max()
         assert margin > {100.0: 1000, 3.0: 5, 1.0: 5}[c]
@@ -248,7 +249,7 @@ def test_patches_that_make_no_sense_are_refused(tiny: HookedEncoder) -> None:
     with pytest.raises(MechirError, match=r"Cannot patch from 3: write donor=record\(model, donors, 'h1.2'\)"):
         mi.Patch(3, "h1.2")
     with pytest.raises(MechirError, match=r"Cannot patch 'score': write a site such as h8.1"):
-        mi.Patch(donor, mi.Score(3))
+        mi.Patch(donor, mi.Score())
     with pytest.raises(MechirError, match=r"Position 99 is out of range: the longest pair has 0-"):
         tiny.score([c.base for c in CONTRASTS], mi.Patch(donor, "h1.2", 99))
     with pytest.raises(MechirError, match=r"Cannot ablate 'h1.2.q'"):

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import mechir as mi
+from mechir import model_sites
+from mechir.circuits import PORTS
 from mechir.contrasts import Contrast, encode_contrasts
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
@@ -44,7 +46,7 @@ def three_runs(
         if not isinstance(sender, mi.Head):
             yield sender.hook, lambda x, hook: a[sender.hook]
 
-    score = model(contrast.base, last_rows="all") if receiver == "score" else None
+    score = model(contrast.base, head_row=False) if receiver == "score" else None
     site = None if receiver == "score" else mi.parse_site(receiver)
     hook = "" if site is None else f"blocks.{site.layer}.hook_mlp_in" if isinstance(site, mi.Mlp) else site.hook
 
@@ -52,7 +54,7 @@ def three_runs(
         kept["x"] = x
 
     with model.hooks([*frozen(), *([(hook, keep)] if site else [])]):
-        score = model(contrast.base, last_rows="all")
+        score = model(contrast.base, head_row=False)
     if site is None:
         return float(score)
 
@@ -113,7 +115,7 @@ def test_the_transported_difference_is_the_product_of_the_frozen_layernorms(tiny
     batch = tiny.batch(CONTRASTS[0].base)
     base = paths.Run.of(tiny, batch, 1)
     donor = paths.Run.of(tiny, tiny.batch(CONTRASTS[0].donor), 1)
-    arrived = paths.carry(tiny, base, donor, [mi.Head(1, 2)], [mi.Score(3)], "heads+mlps", "frozen")[mi.Score(3)]
+    arrived = paths.carry(tiny, base, donor, [mi.Head(1, 2)], [mi.Score()], "heads+mlps", "frozen")[mi.Score()]
     _, cache = tiny.run_with_cache(batch, names_filter=lambda name: "ln" in name)
     weight = tiny.parts.layers[1].o.weight.unflatten(1, (4, -1))[:, 2]
     delta = (donor.z[1] - base.z[1])[0, 0, 2] @ weight.T
@@ -139,18 +141,29 @@ def test_receivers_together_are_not_receivers_alone(tiny: HookedEncoder) -> None
     assert not np.allclose(together["effect"], alone[0]) and not np.allclose(together["effect"], alone[1])
 
 
+@pytest.mark.parametrize("receiver", ["score", "h1.2.q", "h2.0.k", "h1.3.v", "mlp1", ["h2.1.k", "h1.0.q"], mi.Score()])
+def test_the_edges_of_the_frame_are_read_back(tiny: HookedEncoder, receiver: object) -> None:
+    rows = paths.path_patch(tiny, CONTRASTS[:1], receiver=receiver)
+    for sender, text in zip(rows["sender"], rows["edge"], strict=True):
+        edge = mi.parse_edge(text)
+        assert (str(edge), str(edge.source)) == (text, sender)
+        again = paths.path_patch(tiny, CONTRASTS[:1], edge.source, edge.readers)
+        assert again["edge"].tolist() == [text]
+    assert rows["edge"].is_unique and len(rows) > 4
+
+
 @pytest.mark.parametrize("c", [100.0, 3.0, 1.0])
 @pytest.mark.parametrize("counterfactual", ["tf", "query"])
 def test_exactly_the_planted_paths_are_found(c: float, counterfactual: str) -> None:
     model = mi.planted.bm25(c=c)
     contrasts = [Contrast(*pair) for pair in mi.planted.pairs(model, n=6, counterfactual=counterfactual)]
-    heads = [f"{head}.{port}" for head in patching.all_heads(model) for port in paths.PORTS]
+    heads = [f"{head}.{port}" for head in model_sites.all_heads(model) for port in PORTS]
     sizes = {}
-    for receiver in ("score", *heads, *map(str, patching.mlps(model))):
+    for receiver in ("score", *heads, *map(str, model_sites.mlps(model))):
         rows = paths.path_patch(model, contrasts, receiver=receiver, freeze="heads+mlps")
         sizes |= rows["effect"].abs().groupby(rows["edge"]).mean().to_dict()
-    truth = {str(edge).removesuffix(".in") for edge in mi.planted.truth(model, counterfactual).edges}
-    planted = {edge: size for edge, size in sizes.items() if edge.removesuffix(".in") in truth}
+    truth = mi.planted.truth(model, counterfactual).edges
+    planted = {edge: size for edge, size in sizes.items() if edge in truth}
     assert len(sizes) == 479 and len(planted) == len(truth)
     others = max(size for edge, size in sizes.items() if edge not in planted)
     assert min(planted.values()) > {100.0: 1000, 3.0: 5, 1.0: 3}[c] * others
@@ -179,6 +192,8 @@ def test_a_pattern_without_writing_sends_nothing_and_writing_unread_is_not_recei
         ("h1.9", "score", {}, r"Head 9 is out of range: layer 1 has heads 0-3"),
         (None, "h9.1.k", {}, r"Layer 9 is out of range"),
         (None, ["h2.1.k", "mlp2"], {}, r"Several receivers are heads' inputs, such as h10.1.k and h10.4.k"),
+        (None, [], {}, r"There is no receiver: write 'score', a head's input such as h10.1.k, or mlp3"),
+        (None, "mlp1.post", {}, r"'mlp1.post' receives nothing: write 'score'"),
         (None, "score", {"freeze": "mlps"}, r"Unknown freeze='mlps': write 'heads' or 'heads\+mlps'"),
         (None, "score", {"ln": "none"}, r"Unknown ln='none': write 'live' or 'frozen'"),
     ],
@@ -199,6 +214,6 @@ def test_padding_has_no_part_in_the_departure(tiny: HookedEncoder) -> None:
     both = [longest, Contrast(shorter(longest.base), shorter(longest.donor))]
     together = paths.path_patch(tiny, both, receiver="mlp1").query("doc_id == 'shorter'")
     alone = paths.path_patch(tiny, both[1:], receiver="mlp1")
-    batches = list(encode_contrasts(tiny, both).buckets(8, 4096))
+    batches = list(encode_contrasts(tiny, both).batches(tiny))
     assert len(batches) == 1 and not batches[0].base.attention_mask.all()
     assert np.allclose(together["departure"], alone["departure"], rtol=1e-3, equal_nan=True)

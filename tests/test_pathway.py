@@ -11,10 +11,12 @@ import pytest
 
 import mechir as mi
 from mechir import cli, planted
-from mechir.collection import Collection
+from mechir.catalog import load_experiment, shown
 from mechir.errors import MechirError
-from mechir.experiment import Pool, load_experiment, shown
+from mechir.experiment import Experiment, Inputs
 from mechir.inference import studentised
+from mechir.judged_collection import Collection
+from mechir.material import Pool
 from mechir.methods.cutting import TERM
 from mechir.registry.frames import as_text
 from mechir.registry.runs import Run, open_run, runs
@@ -117,19 +119,19 @@ def test_run_alone_takes_the_whole_chain_and_says_where_nothing_is_linked(
 
 
 def test_too_few_queries_or_grades_are_refused(tmp_path: Path) -> None:
-    toy, module = mi.load(TOY_MODEL), load_experiment("joint/pathway")
+    toy, pathway = mi.load(TOY_MODEL), load_experiment("joint/pathway")()
     with pytest.raises(
         MechirError, match="6 judged queries cannot both link heads and test them: a test needs 6 or more"
     ):
         mi.run("joint/pathway", toy, mi.collection(TOY), registry=tmp_path)
     alike = [mi.Pair("q", "d", f"q{k}", "d", 1) for k in range(9)]
     with pytest.raises(MechirError, match="All pairs have one grade, so nothing matches more than anything"):
-        list(module._looks(alike, "a", ""))
+        list(pathway._looks(alike))
 
 
 def test_what_others_have_found_is_no_reason_for_a_link(tmp_path: Path) -> None:
     """Runs by hand may have seen the queries that are held out."""
-    toy, collection, module = mi.load(TOY_MODEL), mi.collection(TOY), load_experiment("joint/pathway")
+    toy, collection, pathway = mi.load(TOY_MODEL), mi.collection(TOY), load_experiment("joint/pathway")(draws=2)
     ids = {"vast2025/attention_contrast": "a1", "chen2024/head_maps": "a2"}
     own = {
         "a1": [row(CONTRAST, "h1.1", 0.3, SURE), row(CONTRAST, "h0.0", 0.3, SURE)],
@@ -138,36 +140,38 @@ def test_what_others_have_found_is_no_reason_for_a_link(tmp_path: Path) -> None:
     by_hand = [row(PATCHING, "h1.1", 0.0, NOT), row(PATCHING, "h0.0", 0.9, SURE)]
     tell(tmp_path, "b1", by_hand, collection.id, model_fingerprint=toy.fingerprint, written="later")
 
-    def run(name: str, **options: Any) -> SimpleNamespace:
-        if name in ids:
-            tell(tmp_path, ids[name], own[ids[name]], collection.id, model_fingerprint=toy.fingerprint)
-        return SimpleNamespace(id=ids.get(name, "c1"))
+    def run(step: Experiment, **where: Any) -> SimpleNamespace:
+        if step.name in ids:
+            tell(tmp_path, ids[step.name], own[ids[step.name]], collection.id, model_fingerprint=toy.fingerprint)
+        return SimpleNamespace(id=ids.get(step.name, "c1"))
 
     pairs, said = [mi.Pair("q", "d", f"q{k}", f"d{k}", k % 2) for k in range(9)], list[str]()
-    options = {"filler": "a", "idf": "", "draws": 2, "seed": 0}
-    rest, frames = module.prepare(toy, pairs, collection, Pool(), tmp_path, run, said.append, **options)
+    ready, rest = pathway.prepare(Inputs(toy, pairs, collection, Pool(), tmp_path, said.append, run))
     assert [pair.query_id for pair in rest] == ["q6", "q7", "q8"]
-    assert frames["linked"].set_index("site")["links"].to_dict() == {"h1.1": "tf", "h0.0": ""}
-    sets = frames["sets"][frames["sets"]["draw"] < 0].set_index("set")["sites"].to_dict()
+    assert ready.frames["linked"].set_index("site")["links"].to_dict() == {"h1.1": "tf", "h0.0": ""}
+    drawn = ready.frames["sets"]
+    sets = drawn[drawn["draw"] < 0].set_index("set")["sites"].to_dict()
     assert sets == {"matching": "h0.0,h1.1", "linked to tf": "h1.1"} and said == []
     by_hand = as_text(mi.links(registry=tmp_path)).set_index("site")
     assert by_hand["exploratory"].to_dict() == {"h0.0": "tf", "h1.1": ""} and (by_hand["links"] == "").all()
 
 
 def test_a_plan_that_is_tested_again_says_that_the_first_stands(tmp_path: Path) -> None:
-    toy, collection, module = (
-        mi.load(TOY_MODEL),
-        mi.collection(nine_queries(tmp_path / "toy")),
-        load_experiment("joint/pathway"),
-    )
+    toy, collection, said = mi.load(TOY_MODEL), mi.collection(nine_queries(tmp_path / "toy")), list[str]()
     asked = {"filler": "a", "idf": "", "draws": 20, "seed": 0}
     identity = {"experiment": "joint/pathway", "model_fingerprint": toy.fingerprint, "options": asked}
     identity |= {"collection_sha256": collection.hash, "pool": vars(Pool()) | {"run": None}}
     first = open_run(tmp_path, identity, lambda run: run.write_record({"identity": identity, "asked": asked}))
     first.write_frame("summary", pd.DataFrame({"kind": ["plan"]}))
-    assert module._other_plans(tmp_path, toy, collection, Pool(), asked) == []
-    for pool, other in ((Pool(), asked | {"seed": 1}), (Pool(per_grade=1), asked)):
-        assert [one.id for one in module._other_plans(tmp_path, toy, collection, pool, other)] == [first.id]
+    pathway = load_experiment("joint/pathway")
+    for experiment, pool, stands in (
+        (pathway(), Pool(), 0),
+        (pathway(seed=1), Pool(), 1),
+        (pathway(), Pool(per_grade=1), 2),
+    ):
+        experiment._say_earlier(Inputs(toy, [], collection, pool, tmp_path, said.append))
+        assert len(said) == stands
+    assert said[0].startswith(f"A plan was tested on this model and collection before (run {first.id}) and stands")
 
 
 def test_a_dry_run_says_what_can_be_found(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ import pytest
 
 import mechir as mi
 from mechir.inference import holm
+from mechir.measures import GAP, LINK_TO
 from mechir.registry.findings import checked
-from mechir.registry.plan import FAMILY, GAP, LINK, concluded
+from mechir.registry.plan import FAMILY, concluded
 from tests.test_links import CONTRAST, EDIT, NOT, OF, PATCHING, PATH, R_IDF, SURE, TURNED, one, row, tell
 
-POSITIVE = {"site": "", "measure": GAP, "value": 0.5, "low": 0.4, "high": 0.6, "unit": "logits", "least": 0.2,
+LINKED = {name: str(LINK_TO(name)) for name in ("tf", "idf", "scoring")}
+POSITIVE = {"site": "", "measure": str(GAP("tfc1")), "value": 0.5, "low": 0.4, "high": 0.6, "unit": "logits", "least": 0.2,
             "p": SURE, "p_corrected": SURE, "n_queries": 20, "causal": True}  # fmt: skip
 
 
@@ -40,12 +42,12 @@ def plan(rows: list[dict[str, Any]]) -> pd.DataFrame:
 def test_a_head_must_look_and_act_and_a_term_must_raise_the_score() -> None:
     found = plan(evidence())
     linked = found[(found["label"] == "linked")]
-    assert set(linked.index) == {(LINK + "tf", "h1.2"), (LINK + "scoring", "h3.1"), (LINK + "idf", "embed.u0")}
-    own = found.loc[LINK + "tf", "h1.2"]
+    assert set(linked.index) == {(LINKED["tf"], "h1.2"), (LINKED["scoring"], "h3.1"), (LINKED["idf"], "embed.u0")}
+    own = found.loc[LINKED["tf"], "h1.2"]
     assert (own["p"], own["p_corrected"], own["value"]) == (SURE, 3 * SURE, 0.4) and own["family"] == FAMILY
     assert (own["effect"], own["effect_low"], own["effect_high"]) == (0.2, 0.1, 0.3)
-    assert found.loc[LINK + "tf", "h0.0"]["label"] == "does not act"
-    assert found.loc[LINK + "tf", "h2.0"]["label"] == "does not match"
+    assert found.loc[LINKED["tf"], "h0.0"]["label"] == "does not act"
+    assert found.loc[LINKED["tf"], "h2.0"]["label"] == "does not match"
     tops = found[found.index.get_level_values("site") == ""]
     assert tops["value"].tolist() == [1, 1, 1] and (tops["label"] == "").all()
     assert tops["p_corrected"].tolist() == holm(tops["p"].to_numpy()).tolist()
@@ -54,11 +56,11 @@ def test_a_head_must_look_and_act_and_a_term_must_raise_the_score() -> None:
 def test_the_p_of_a_link_is_the_larger_of_its_parts() -> None:
     rows = evidence()
     rows[1] |= {"p_corrected": 0.012}
-    assert plan(rows).loc[LINK + "tf", "h1.2"]["p_corrected"] == pytest.approx(0.036)
+    assert plan(rows).loc[LINKED["tf"], "h1.2"]["p_corrected"] == pytest.approx(0.036)
     rows[1] |= {"p_corrected": 0.02}  # below .05, and not below a third of it
-    own = plan(rows).loc[LINK + "tf", "h1.2"]
+    own = plan(rows).loc[LINKED["tf"], "h1.2"]
     assert own["p_corrected"] == pytest.approx(0.06) and own["label"] == "does not match"
-    assert plan(evidence({"p": 0.015})).loc[LINK + "scoring", "h3.1"]["p_corrected"] == pytest.approx(0.045)
+    assert plan(evidence({"p": 0.015})).loc[LINKED["scoring"], "h3.1"]["p_corrected"] == pytest.approx(0.045)
 
 
 @pytest.mark.parametrize(
@@ -79,28 +81,28 @@ def test_the_p_of_a_link_is_the_larger_of_its_parts() -> None:
 def test_without_a_gap_nothing_is_linked_and_it_says_why(gap: dict[str, Any], why: str) -> None:
     found = plan(evidence(gap))
     assert not (found["label"] == "linked").any() and (found["p_corrected"] == 1).all()
-    assert found.loc[LINK + "tf", ""]["label"] == why == found.loc[LINK + "tf", "h1.2"]["label"]
+    assert found.loc[LINKED["tf"], ""]["label"] == why == found.loc[LINKED["tf"], "h1.2"]["label"]
 
 
 def test_what_was_not_measured_is_said() -> None:
     found = plan(evidence()[1:3])
     assert found["label"].tolist() == ["what changing them does was not measured"] * 3
     found = plan(evidence()[1:])
-    assert found.loc[LINK + "tf", ""]["label"] == "the effect of a term on the score was not measured"
+    assert found.loc[LINKED["tf"], ""]["label"] == "the effect of a term on the score was not measured"
 
 
 @pytest.mark.parametrize("change", [{"value": -0.4}, {"value": 0.04}, {"p_corrected": float("nan")}])
 def test_a_wrong_sign_too_little_or_no_test_is_no_evidence(change: dict[str, float]) -> None:
     rows = evidence()
     rows[4] |= change
-    assert plan(rows).loc[LINK + "tf", ""]["value"] == 0
-    assert plan(rows).loc[LINK + "tf", ""]["label"] == "no one of the heads has all that a link needs"
+    assert plan(rows).loc[LINKED["tf"], ""]["value"] == 0
+    assert plan(rows).loc[LINKED["tf"], ""]["label"] == "no one of the heads has all that a link needs"
 
 
 def test_directions_are_paid_for_by_the_vectors_that_are_tried() -> None:
     rows = evidence()
     other = [row(R_IDF, "embed.u1", 0.9, SURE), row(TURNED, "embed.u1", 0.0, NOT, run_id="e1")]
-    assert plan(rows + other).loc[LINK + "idf", "embed.u0"]["p"] == pytest.approx(2 * SURE)
+    assert plan(rows + other).loc[LINKED["idf"], "embed.u0"]["p"] == pytest.approx(2 * SURE)
 
 
 def conclude(registry: Path, run: str, written: str, rows: list[dict[str, Any]]) -> None:
@@ -123,7 +125,7 @@ def test_nothing_that_is_run_later_changes_a_conclusion(tmp_path: Path) -> None:
     assert {site: after[site] for site in before} == before
     conclude(tmp_path, "b2", "2026-01-03", evidence({"value": -0.5, "low": -0.6, "high": -0.4}))
     assert {site: planned for site, (planned, _) in links(tmp_path).items()}.items() >= before.items()
-    assert mi.findings(measure=LINK + "tf", registry=tmp_path)["run_id"].nunique() == 2  # the record shows both
+    assert mi.findings(measure=LINKED["tf"], registry=tmp_path)["run_id"].nunique() == 2  # the record shows both
 
 
 def test_a_plan_that_links_nothing_stands_as_well(tmp_path: Path) -> None:

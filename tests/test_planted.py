@@ -132,7 +132,7 @@ def test_only_the_true_sites_and_ports_carry_the_counterfactual(at_c, counterfac
     sites |= {head: effect(head.hook, head.head) for head in HEADS}
     margin = separated(pd.Series({str(site): value for site, value in sites.items()}), truth.sites)
     ports = {f"{h}.{p}": effect(f"blocks.{h.layer}.attn.hook_{p}", h.head) for h in PLANTED for p in "qkv"}
-    into = {f"{edge.reader}.{edge.port}" for edge in truth.edges if isinstance(edge.reader, mi.Head)}
+    into = {str(reader) for edge in truth.edges for reader in edge.readers if isinstance(reader, mi.Head)}
     least = 1000 if at_c.design.c == 100 else 5
     assert margin > least, sites
     assert separated(pd.Series(ports), into) > least / 5, ports
@@ -261,10 +261,15 @@ def test_pairs_differ_in_one_thing(clear: planted.PlantedEncoder, counterfactual
 
 
 def test_truth_names_the_circuit(clear: planted.PlantedEncoder) -> None:
-    edges = {name: {str(edge) for edge in planted.truth(clear, name).edges} for name in ("tf", "query")}
-    shared = {"h1.2->mlp1.in", "mlp1->h3.1.v", "h3.1->score.in"}
-    assert edges["tf"] == shared | {"resid0->h1.2.k"}
-    assert edges["query"] == shared | {"resid0->h1.2.q", "resid0->mlp1.in", "resid0->h3.1.k"}
+    edges = {name: planted.truth(clear, name).edges for name in ("tf", "query")}
+    shared = mi.Circuit(["h1.2->mlp1", "mlp1->h3.1.v", "h3.1->score"])
+    assert edges["tf"] == shared | ["resid0->h1.2.k"]
+    assert edges["query"] == shared | ["resid0->h1.2.q", "resid0->mlp1", "resid0->h3.1.k"]
+    assert str(edges["tf"]) == "resid0->h1.2.k\nh1.2->mlp1\nmlp1->h3.1.v\nh3.1->score"
+    backup = planted.truth(planted.bm25(backup=True), "query").edges
+    for circuit in (*edges.values(), backup):
+        assert mi.Circuit.parse(str(circuit)) == circuit and len(circuit) >= 4
+        assert all(mi.parse_edge(str(edge)) == edge for edge in circuit)
     assert planted.truth(clear, "tf").traps == {mi.Head(0, 0), mi.Head(2, 3)}
 
 

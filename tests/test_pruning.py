@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 import mechir as mi
-from mechir import Prune
+from mechir import Ablate
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.methods import pruning
@@ -24,10 +24,12 @@ SITES = ["n0.3", "n0.17", "h0.2", "n2.47", "h2.0", "h2.3"]
 
 
 def test_it_is_what_ablating_each_does(tiny: HookedEncoder) -> None:
-    together = tiny.score(PAIRS, do=Prune(SITES))
-    assert torch.equal(together, tiny.score(PAIRS, do=[mi.Ablate(site) for site in SITES]))
+    together = tiny.score(PAIRS, do=Ablate(SITES))
+    assert torch.equal(together, tiny.score(PAIRS, do=[Ablate(site) for site in SITES]))
     assert not torch.allclose(together, tiny.score(PAIRS), atol=1e-3)
-    swept = mi.sweep(tiny, PAIRS, {"one": Prune(SITES), "other order": Prune(SITES[::-1]), "intact": ()})
+    first, second = tiny.batch(PAIRS[:2]), tiny.batch(PAIRS[2:])
+    assert len(Ablate(SITES).hooks(first)) == 4 and Ablate(SITES).hooks(first) == Ablate(SITES[::-1]).hooks(second)
+    swept = mi.sweep(tiny, PAIRS, {"one": Ablate(SITES), "other order": Ablate(SITES[::-1]), "intact": ()})
     scores = swept.pivot(index=["query_id", "doc_id"], columns="name", values="score")
     assert (scores["one"] == scores["other order"]).all()
     pattern = {"blocks.2.attn.hook_pattern": (0, 3), "blocks.0.attn.hook_pattern": (2,)}
@@ -40,12 +42,12 @@ def test_it_is_what_ablating_each_does(tiny: HookedEncoder) -> None:
     heads = [site for site in SITES if site.startswith("h")]
     with tiny.hooks([(name, unweighted) for name in pattern]):
         by_weights = tiny.score(PAIRS)
-    assert torch.allclose(by_weights, tiny.score(PAIRS, do=Prune(heads)), atol=1e-5)
+    assert torch.allclose(by_weights, tiny.score(PAIRS, do=Ablate(heads)), atol=1e-5)
 
 
 def test_a_neuron_is_its_output_column(checkpoints: Checkpoints) -> None:
     model = HookedEncoder.from_pretrained(checkpoints.path("bert"), dtype="float64")
-    pruned = model.score(PAIRS, do=Prune(["n1.5"]))
+    pruned = model.score(PAIRS, do=Ablate(["n1.5"]))
     layer = model.parts.layers[1]
     kept = layer.mlp_out.weight[:, 5].clone()
     with torch.no_grad():
@@ -58,7 +60,7 @@ def test_a_neuron_is_its_output_column(checkpoints: Checkpoints) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_exported_checkpoint_is_the_pruned_model(checkpoints: Checkpoints, family: str, tmp_path: Path) -> None:
     model = HookedEncoder.from_pretrained(checkpoints.path(family), dtype="float64")
-    before, pruned = model.score(PAIRS), model.score(PAIRS, do=Prune(SITES))
+    before, pruned = model.score(PAIRS), model.score(PAIRS, do=Ablate(SITES))
     folder = pruning.export(model, SITES, tmp_path / "pruned")
     assert {file.name for file in folder.iterdir()} >= {"config.json", "model.safetensors"}
     ours = HookedEncoder.from_pretrained(folder, dtype="float64").score(PAIRS)
@@ -94,7 +96,7 @@ def test_each_end_has_random_sets_of_its_own(tiny: HookedEncoder) -> None:
     assert sets["name"].is_unique and len(sets) == 2 * 2 * 2 * 22
     random = sets["set"] == "random"
     assert (sets["like"] != "").equals(random) and (sets["draw"] >= 0).equals(random)
-    for _, part in sets.groupby(["scheme", "p"]):
+    for _, part in sets.groupby(["scheme", "share"]):
         for end in ("top", "bottom"):
             own = part.loc[part["set"] == end, "sites"].item().split(",")
             likes = part[part["like"] == end]
@@ -149,7 +151,7 @@ def test_an_end_is_compared_with_its_own_random_sets() -> None:
     drawn = [("random", end, k, f"{end} {k}") for end in ("top", "bottom") for k in range(20)]
     ends = [("top", "", -1, "t"), ("bottom", "", -1, "b")]
     sets = pd.DataFrame([*ends, *drawn], columns=["set", "like", "draw", "name"])
-    sets = sets.assign(scheme="c", p=0.1, units=3, note=None)
+    sets = sets.assign(scheme="c", share=0.1, units=3, note=None)
     few = {"original": (1, 1, 2), "t": (4, 5, 4), "b": (2, 3, 4)}
     few |= {f"top {k}": (2, 2 + k % 2, 3) for k in range(20)}  # none as bad as the top
     few |= {f"bottom {k}": (5, 4, 5) if k < 7 else (1, 1, 1) for k in range(20)}  # seven worse than the bottom
@@ -162,40 +164,44 @@ def test_an_end_is_compared_with_its_own_random_sets() -> None:
         random = np.mean([values[f"{end} {k}"] for k in range(20)], axis=0)
         own = found[found["set"] == end].iloc[0]
         expected = compare(values[name], random)
-        assert own["excess"] == pytest.approx(expected.change) and own["p_excess"] == pytest.approx(expected.p_paired)
+        assert own["excess"] == pytest.approx(expected.change) and own["excess_p"] == pytest.approx(expected.p_paired)
         assert own["excess_low"] == pytest.approx(expected.low) and own["p_draws"] == pytest.approx(p_draws)
         assert own["value"] == pytest.approx(values[name].mean()) and own["like"] == ""
         mean = found[(found["like"] == end) & (found["draw"] < 0)].iloc[0]
         assert (
-            mean["value"] == pytest.approx(random.mean()) and mean["p_holm"] >= mean["p_paired"] and mean["units"] == 3
+            mean["value"] == pytest.approx(random.mean())
+            and mean["change_p_corrected"] >= mean["change_p"]
+            and mean["units"] == 3
         )
         single = found[(found["like"] == end) & (found["draw"] >= 0)].set_index("draw")
-        assert len(single) == 20 and single["p_paired"].isna().all()
+        assert len(single) == 20 and single["change_p"].isna().all()
         assert single.loc[3, "change"] == pytest.approx((values[f"{end} 3"] - values["original"]).mean())
     assert found["set"].value_counts().to_dict() == {"random": 42, "top": 1, "bottom": 1, "original": 1}
-    assert list(table.columns[:8]) == ["collection", "group", "measure", "scheme", "p", "set", "like", "draw"]
+    assert list(table.columns[:8]) == ["collection", "group", "measure", "scheme", "share", "set", "like", "draw"]
 
 
 @pytest.mark.parametrize(
     ("sites", "said"),
     [
-        (["mlp3"], r"Cannot prune 'mlp3': write neurons \(n5\.1203\) and heads \(h8\.1\)\."),
-        (["h1.2.q"], r"Cannot prune 'h1\.2\.q': write neurons"),
-        (["n1.5", "h0.1", "n1.5"], r"'n1\.5' is to be pruned more than once: give each unit once\."),
+        (["n1.5", "h1.2.q"], r"Cannot ablate 'h1\.2\.q': write a head \(h8\.1\), neuron \(n5\.1203\)"),
+        (["n1.5", "h0.1", "n1.5"], r"'n1\.5' is to be ablated more than once: give each site once\."),
+        ([], r"There is nothing to ablate: name a site such as 'h8\.1', or several\."),
     ],
 )
-def test_what_cannot_be_pruned_is_refused(sites: list[str], said: str) -> None:
+def test_what_cannot_be_ablated_is_refused(sites: list[str], said: str) -> None:
     with pytest.raises(MechirError, match=said):
-        Prune(sites)
+        Ablate(sites)
 
 
 def test_units_that_do_not_exist_are_refused(tiny: HookedEncoder, tmp_path: Path) -> None:
     for site, last in (("n1.48", 47), ("h1.4", 3)):
-        with pytest.raises(MechirError, match=rf"Unit \d+ is out of range: 'blocks.1.*' has units 0-{last}\."):
-            tiny.score(PAIRS, do=Prune([site]))
         what, n = (site[0] == "n" and "Neuron") or "Head", last + 1
         with pytest.raises(MechirError, match=rf"{what} {n} is out of range: layer 1 has {what.lower()}s 0-{last}\."):
+            tiny.score(PAIRS, do=Ablate(["n1.5", "h1.0", site]))
+        with pytest.raises(MechirError, match=rf"{what} {n} is out of range: layer 1 has {what.lower()}s 0-{last}\."):
             pruning.export(tiny, [site], tmp_path / "never")
+    with pytest.raises(MechirError, match=r"Cannot prune 'mlp1': write neurons \(n5\.1203\) and heads \(h8\.1\)\."):
+        pruning.export(tiny, ["n1.5", "mlp1"], tmp_path / "never")
     with pytest.raises(MechirError, match=r"is there already: give a directory that does not exist yet\."):
         pruning.export(tiny, ["n1.5"], tmp_path)
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 
 import mechir as mi
-from mechir import experiment
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.material import Pool, readable
@@ -51,7 +50,7 @@ def test_beyond_the_share_it_is_refused_with_the_share_that_would_do(toy: Hooked
 def test_up_to_the_share_it_is_left_out_counted_and_named(toy: HookedEncoder, folder: Path, tmp_path: Path) -> None:
     read = mi.collection(folder, leave_out=0.02)
     with pytest.warns(UserWarning, match="The model cannot read 1 of 73 pairs of 'toy', which are left out"):
-        run = experiment.run(TABLE_1, toy, read, registry=tmp_path / "r")
+        run = mi.run(TABLE_1, toy, read, registry=tmp_path / "r")
     record = run.record
     assert record["left_out"]["query too long for the model"] == {"n": 1, "examples": ["long/d0101"]}
     assert record["left_out"]["judged query without a document in the pool"]["examples"] == ["long"]
@@ -78,7 +77,7 @@ def test_what_cannot_be_read_is_in_no_ideal_ranking(folder: Path, tmp_path: Path
     )
     read = mi.collection(folder, leave_out=0.5)
     with pytest.warns(UserWarning, match="cannot read 1 of 13 pairs"):
-        run = experiment.run(TABLE_1, model, read, pool=Pool(run="mine"), registry=tmp_path / "r")
+        run = mi.run(TABLE_1, model, read, pool=Pool(run="mine"), registry=tmp_path / "r")
     assert set(run.judged["query_id"]) == {"q1"}
 
 

@@ -20,7 +20,7 @@ HEADS = pd.DataFrame(
         "estimate": [0.3567, 0.1, -0.02, 0.0004],
         "low": [0.324, 0.05, -0.03, -0.001],
         "high": [0.39, 0.2, -0.01, 0.002],
-        "p_max": [0.000001, 0.0131, 1.0, float("nan")],
+        "p_corrected": [0.000001, 0.0131, 1.0, float("nan")],
         "queries": [20, 20, 1900, 1900],
         "rank": pd.array([1, 2, 1, 2], dtype="Int64"),
     }
@@ -73,7 +73,7 @@ def test_a_number_is_written_anew() -> None:
     assert number_of(f"{of}: estimate low high") == ".357 [.324, .390]"
     assert number_of(f"{of}: estimate/2 low high", "0.2 [0.1, 0.3]") == "0.36 [0.32, 0.39]"
     assert number_of(f"{of}: low high/1") == ".324 to .4"
-    assert number_of(f"{of}: p_max/p") == "< .0001"
+    assert number_of(f"{of}: p_corrected/p") == "< .0001"
     assert number_of("attention_contrast: rank=1: count") == "2"
     assert number_of("attention_contrast: rank=1 row=2: queries") == "1,900"
     assert number_of("attention_contrast: spearman(estimate,low)/1") == "1.0"

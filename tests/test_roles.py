@@ -18,8 +18,9 @@ from mechir.encoder import HookedEncoder
 from mechir.encoding import Encoded, encode
 from mechir.errors import MechirError
 from mechir.pairs import Pair
+from mechir.reranker import Reranker
 from mechir.segments import Segment
-from tests.models import FAMILIES, Checkpoints
+from tests.models import FAMILIES, Checkpoints, stub
 from tests.test_contrasts import (
     BERT,
     DOCUMENT,
@@ -114,7 +115,7 @@ def test_batches_hold_every_contrast_once_with_its_roles_and_no_role_on_padding(
     wanted = contrasts()
     encoded_all = encode_contrasts(tiny, wanted)
     seen: list[int] = []
-    for batch in encoded_all.buckets(4, 100):
+    for batch in encoded_all.batches(tiny, max_rows=4, max_tokens=100):
         seen += batch.rows.tolist()
         assert batch.base.pairs == tuple(wanted[k].base for k in batch.rows)
         assert batch.donor.pairs == tuple(wanted[k].donor for k in batch.rows)
@@ -147,16 +148,15 @@ def test_the_hash_is_of_both_sides_and_the_filler_in_order() -> None:
 
 
 def test_a_batch_moves_as_a_whole(tiny: HookedEncoder) -> None:
-    batch = next(encode_contrasts(tiny, contrasts(3)).buckets(8, 1000)).to("meta")
+    batch = next(encode_contrasts(tiny, contrasts(3)).batches(tiny)).to("meta")
     assert {batch.base.input_ids.device.type, batch.donor.segment.device.type, batch.roles.device.type} == {"meta"}
 
 
 def test_the_filler_of_byte_level_bpe_is_no_match() -> None:
-    class Reader:
-        tokenizer = byte_level()
+    def encoded(self: Reranker, pairs: Sequence[Pair], max_length: int | None = None) -> Encoded:
+        return encode(self.tokenizer, pairs, 512)
 
-        def encode(self, pairs: Sequence[Pair], max_length: int | None = None) -> Encoded:
-            return encode(self.tokenizer, pairs, 512)
+    reader = stub(Reranker, tokenizer=byte_level(), encode=encoded)
 
     pair = Pair("goldfish", "the moon is a stone", "q7", "d7")
     found = Contrast(
@@ -164,7 +164,7 @@ def test_the_filler_of_byte_level_bpe_is_no_match() -> None:
     )
     donor = encode(byte_level(), [found.donor], 512)
     assert len(donor.ids[0]) == len(encode(byte_level(), [found.base], 512).ids[0])
-    assert "doc match" not in named(Reader(), found)  # type: ignore[arg-type]
+    assert "doc match" not in named(reader, found)  # type: ignore[arg-type]
 
 
 # Contrasts made by hand

@@ -68,7 +68,7 @@ def test_a_model_shows_its_parity_once_it_is_certified(checkpoints: object, tiny
     n = sum(one.numel() for one in tiny.hf.parameters())
     assert f"{n:,} parameters, fingerprint {tiny.fingerprint[:12]})" in repr(tiny)
     found = tiny.certify(PAIRS[:2])
-    assert f"scores {found['score_cls_only']:.1e} from Hugging Face's)" in repr(tiny)
+    assert f"scores {found['score_head_row']:.1e} from Hugging Face's)" in repr(tiny)
     tiny.parity = None
 
 

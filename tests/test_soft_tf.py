@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import mechir as mi
-from mechir import experiment
+from mechir.catalog import load_experiment
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
+from mechir.experiment import Inputs
+from mechir.material import Pool
 from mechir.methods import soft_tf
 from mechir.methods.statistics import resampled
 from mechir.planted.design import STOP_WORDS
@@ -141,16 +144,16 @@ def test_a_text_is_its_query_and_document(tiny: HookedEncoder) -> None:
     assert len(rows) == 18 and sorted(told.values()) == [0, 1, 2]
 
 
-def test_frequencies_are_counted_in_one_text(tiny: HookedEncoder) -> None:
+def test_frequencies_are_counted_in_one_text(tiny: HookedEncoder, tmp_path: Path) -> None:
     assert soft_tf.frequencies(tiny, PAIRS[:2], words=5) == len(soft_tf.COUNTS)
     cut = [mi.Pair("river", "tank " * 500, "q", "d"), mi.Pair("river", "river " * 500, "q", "e")]
     assert soft_tf.frequencies(tiny, cut, words=500) == 1  # 0 in one text, many in the other
-    check = experiment.load_experiment("lu2025/soft_tf").check
-    asked = {"heads": "h0.1", "top": 2, "filler": "a", "per_query": 4, "seed": 0}
-    assert check(tiny, cut, words=5, **asked) == {"heads": "h0.1"}
+    kind, inputs = load_experiment("lu2025/soft_tf"), Inputs(tiny, cut, None, Pool(), tmp_path)
+    asked = kind.chosen(heads="h0.1", words=5)
+    assert asked.check(inputs) == asked
     said = r"--words 500 leaves no room for the words that are appended: write a smaller number\."
     with pytest.raises(MechirError, match=said):
-        check(tiny, cut, words=500, **asked)
+        kind.chosen(heads="h0.1", words=500).check(inputs)
 
 
 @pytest.mark.parametrize("k1", [1.2, 0.6])

@@ -18,8 +18,9 @@ from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.methods.matching import attention_by_grade
 from mechir.methods.spectra import aligned, head_inputs, preferences, qk_spectra, random_directions
+from mechir.reranker import Weights
 from mechir.segments import Segment
-from tests.models import FAMILIES, PAIRS, Checkpoints
+from tests.models import FAMILIES, PAIRS, Checkpoints, stub
 
 LOOK_ALIKE = {"h0.0", "h1.2", "h2.3"}
 """Planted: head 1.2, and the two traps that have its queries and keys."""
@@ -47,9 +48,9 @@ def test_the_factors_rebuild_w_qk_and_the_statistics_are_those_of_the_dense_matr
     np.testing.assert_allclose(found["trace"], (sigma * (u * v).sum(-2)).sum(-1).flatten(), atol=1e-6)
     np.testing.assert_allclose(found["frobenius"], size)
     np.testing.assert_allclose(found["z"], trace * math.sqrt(32) / size)
-    np.testing.assert_allclose(found["p"], 2 * stats.norm.cdf(-found["z"].abs()))
+    np.testing.assert_allclose(found["z_p"], 2 * stats.norm.cdf(-found["z"].abs()))
     np.testing.assert_allclose(np.stack(found["sigma"]), torch.linalg.svdvals(dense)[..., :8].flatten(0, 1))
-    assert (found["p_holm"] >= found["p"]).all() and (found["p_relu_holm"] >= found["p_relu"]).all()
+    assert (found["z_p_corrected"] >= found["z_p"]).all() and (found["relu_p_corrected"] >= found["relu_p"]).all()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -75,19 +76,18 @@ def test_on_random_weights_z_is_standard_normal_and_p_relu_uniform() -> None:
     w_q, w_k = (torch.randn(n, n, d, rank, generator=draw, dtype=torch.float64) for _ in range(2))
     # Columns of falling size, as a trained head has them.
     fall = torch.linspace(2, 0.2, rank, dtype=torch.float64)
-    model = SimpleNamespace(
-        W_QK=FactoredMatrix(w_q * fall, w_k.transpose(-1, -2)), cfg=SimpleNamespace(n_layers=n, n_heads=n)
-    )
+    weights = FactoredMatrix(w_q * fall, w_k.transpose(-1, -2))
+    model = stub(Weights, W_QK=weights, cfg=SimpleNamespace(n_layers=n, n_heads=n), structure=HookedEncoder.structure)
     found = qk_spectra(model, draws=2000)
     assert stats.kstest(found["z"], "norm").pvalue > 0.05
     assert abs(found["z"].mean()) < 0.1 and found["z"].std() == pytest.approx(1, abs=0.08)
-    assert stats.kstest(found["p_relu"], "uniform").pvalue > 0.05
-    assert 0.025 < (found["p_relu"] < 0.05).mean() < 0.08 and 0.025 < (found["p"] < 0.05).mean() < 0.08
-    assert (found["p_holm"] > 0.05).all() and (found["p_relu_holm"] > 0.05).all()
+    assert stats.kstest(found["relu_p"], "uniform").pvalue > 0.05
+    assert 0.025 < (found["relu_p"] < 0.05).mean() < 0.08 and 0.025 < (found["z_p"] < 0.05).mean() < 0.08
+    assert (found["z_p_corrected"] > 0.05).all() and (found["relu_p_corrected"] > 0.05).all()
 
 
 def test_the_draws_are_seeded(tiny: HookedEncoder) -> None:
-    one, same, other = (qk_spectra(tiny, seed=seed)["p_relu"] for seed in (0, 0, 1))
+    one, same, other = (qk_spectra(tiny, seed=seed)["relu_p"] for seed in (0, 0, 1))
     assert one.equals(same) and not one.equals(other) and (one > 0).all()
     assert (one * 241 % 1).round(6).isin([0, 1]).all()  # 20 draws for each of the 12 heads
 
@@ -150,13 +150,13 @@ def test_spectra_flag_the_matching_head_and_the_traps_alike(at_c: planted.Plante
     found = qk_spectra(at_c).set_index("site")
     assert set(found["z"].nlargest(3).index) == set(found["relu"].nlargest(3).index) == LOOK_ALIKE
     assert found.loc[list(LOOK_ALIKE), "z"].min() > 2 * found["z"].drop(list(LOOK_ALIKE)).abs().max()
-    assert (found.loc[list(LOOK_ALIKE), "p_holm"] < 1e-6).all()
-    assert (found.loc[list(LOOK_ALIKE), "p_relu"] == 1 / 321).all()  # above all 20 x 16 draws
+    assert (found.loc[list(LOOK_ALIKE), "z_p_corrected"] < 1e-6).all()
+    assert (found.loc[list(LOOK_ALIKE), "relu_p"] == 1 / 321).all()  # above all 20 x 16 draws
     # 0.0 and 2.3 are false positives of weights and patterns: they change no score.
     assert {str(head) for head in planted.truth(at_c, "tf").traps} == LOOK_ALIKE - {"h1.2"}
     nothing = found.loc["h3.1"]
-    assert nothing[["trace", "frobenius", "relu"]].eq(0).all() and nothing[["z", "p", "p_holm"]].isna().all()
-    assert nothing["p_relu"] == 1
+    assert nothing[["trace", "frobenius", "relu"]].eq(0).all() and nothing[["z", "z_p", "z_p_corrected"]].isna().all()
+    assert nothing["relu_p"] == 1
 
 
 def test_the_query_prefers_the_document_in_the_matching_head(at_c: planted.PlantedEncoder) -> None:

@@ -18,8 +18,8 @@ from mechir.errors import MechirError
 from mechir.hooks import edits
 from mechir.methods.spectra import aligned, random_directions
 from mechir.pairs import Pair
-from mechir.subspaces import EMBED, EditEmbedding, Project, Subspace
-from mechir.sweep import forwards
+from mechir.subspaces import EMBED, Add, EditEmbedding, Project, Subspace
+from mechir.sweeps import forwards
 from tests.models import FAMILIES, PAIRS, Checkpoints
 
 
@@ -36,7 +36,7 @@ def kept(model: HookedEncoder, names: Sequence[str], do: Any = (), pairs: Sequen
         found[hook.name] = x
 
     with model.hooks([*edits(do, batch), *((name, keep) for name in names)]):
-        model(batch, last_rows="all")
+        model(batch, head_row=False)
     return found
 
 
@@ -222,6 +222,8 @@ def test_a_sweep_gives_what_each_gives_alone_and_equal_edits_are_computed_once(t
         "z": Project("h2.1", Subspace.span(drawn(3, 8), "three")),
         "edit": EditEmbedding(2, direction, (7, 8, 17)),
         "whole": EditEmbedding(0.5, pieces=range(10)),
+        "add": Add("resid2", drawn(32), at="cls|doc"),
+        "add to a head": Add("h1.2.q", drawn(8), factor=5),
         "two": (EditEmbedding(-1, direction, absolute=True), mi.Ablate("h0.1")),
     }
     rows = mi.sweep(tiny, PAIRS, do)
@@ -229,8 +231,11 @@ def test_a_sweep_gives_what_each_gives_alone_and_equal_edits_are_computed_once(t
         alone = tiny.score(PAIRS, do=what).numpy()
         np.testing.assert_allclose(rows.loc[rows["name"] == name, "score"], alone, atol=1e-5)
         assert name == "base" or np.abs(alone - tiny.score(PAIRS).numpy()).max() > 1e-3
-    twice = {name: Project("resid1", Subspace.span(drawn(32), "one")) for name in "ab"}
-    assert forwards(tiny, twice) == forwards(tiny, {"a": twice["a"]})
+    for make in (lambda: Project("resid1", Subspace.span(drawn(32), "one")), lambda: Add("resid1", drawn(32), "doc")):
+        twice = {name: make() for name in "ab"}
+        assert forwards(tiny, twice) == forwards(tiny, {"a": twice["a"]})
+    later = {name: Add("resid2", drawn(32), factor=factor) for name, factor in (("a", 1), ("b", -1))}
+    assert forwards(tiny, later) == pytest.approx((1 + 1 + 2) / 3)  # layers 0 and 1 are shared
     assert EditEmbedding(2, direction, (8, 7, 7)) == EditEmbedding(2.0, Subspace.span(drawn(32), "one"), [7, 8])
 
 
@@ -263,7 +268,14 @@ WIDE, NARROW = Subspace.span(drawn(32), "wide"), Subspace.span(drawn(8), "narrow
             Project("embed", NARROW),
             f"{NARROW!r} has 8 dimensions and 'embed.hook_embed' has 32: take directions of that activation.",
         ),
-        (Project("h1.4.q", NARROW), "Head 4 is out of range: the model has heads 0-3 (blocks.1.attn.hook_q)."),
+        (
+            Add("h1.2.q", torch.ones(32)),
+            f"{Add('h1.2.q', torch.ones(32))!r} has 32 dimensions and 'blocks.1.attn.hook_q' has 8: take a vector of that "
+            "activation.",
+        ),
+        (Add("h1.4.q", torch.ones(8)), "Head 4 is out of range: layer 1 has heads 0-3."),
+        (Add("resid0", torch.ones(32), at=99), "Position 99 is out of range: the longest pair has 0-21."),
+        (Project("h1.4.q", NARROW), "Head 4 is out of range: layer 1 has heads 0-3."),
         (
             Project("h3.0.q", NARROW),
             "Layer 3 is out of range in 'blocks.3.attn.hook_q': the model has layers 0-2.",
@@ -286,6 +298,22 @@ def test_what_does_not_fit_the_model_is_refused(tiny: HookedEncoder, do: Project
                 f"Cannot project '{site}': write a head's part (h8.1.q), resid3, mlp3, attn3 or embed.",
             )
             for site in ("h0.1.pattern", "h0.1.result", "attn0.pattern", "n0.3", 3)
+        ),
+        (
+            lambda: Add("n0.3", [1.0]),
+            "Cannot add to 'n0.3': write a head's part (h8.1.q), resid3, mlp3, attn3 or embed.",
+        ),
+        (
+            lambda: Add("resid0", torch.ones(2, 3)),
+            "What is added has the shape (2, 3): give a vector of numbers and a factor, such as 1.0.",
+        ),
+        (
+            lambda: Add("resid0", [1.0, float("nan")]),
+            "What is added has values that are not finite: give a vector of numbers and a factor, such as 1.0.",
+        ),
+        (
+            lambda: Add("resid0", [1.0], factor=float("inf")),
+            "What is added has values that are not finite: give a vector of numbers and a factor, such as 1.0.",
         ),
         (
             lambda: Project("embed", [1.0, 2.0]),
@@ -314,6 +342,7 @@ def test_what_makes_no_sense_is_refused_at_once(call: Any, message: str) -> None
 def test_the_edit_leaves_the_activation_it_was_given_alone(tiny: HookedEncoder) -> None:
     batch, x = tiny.batch(PAIRS[:2]), drawn(2, 5, 4, 8).float()
     before = x.clone()
-    ((name, edit),) = Project("h1.2.q", NARROW).hooks(batch)
-    out = edit(x, hook=SimpleNamespace(name=name))
-    assert torch.equal(x, before) and not torch.equal(out, x) and out.dtype == x.dtype
+    for do in (Project("h1.2.q", NARROW), Add("h1.2.q", drawn(8)), Add("attn1.q", drawn(8), at=(0, 2))):
+        ((name, edit),) = do.hooks(batch)
+        out = edit(x, hook=SimpleNamespace(name=name))
+        assert torch.equal(x, before) and not torch.equal(out, x) and out.dtype == x.dtype

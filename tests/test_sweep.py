@@ -11,7 +11,7 @@ import mechir as mi
 from mechir import encoding, pairs
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
-from mechir.sweep import forwards
+from mechir.sweeps import forwards
 from tests.models import FAMILIES, PAIRS, Checkpoints
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import reduce
 from operator import or_
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 import mechir as mi
 from mechir.errors import MechirError
 from mechir.segments import FIVE
-from mechir.sites import ATTENTION, MLP, RESID
+from mechir.sites import ATTENTION, MLP, RESID, is_head
 
 SEGMENTS = st.sets(st.sampled_from(FIVE), min_size=1).map(lambda parts: reduce(or_, parts))
 DIRECTIONS = st.builds(mi.Direction, SEGMENTS, SEGMENTS)
@@ -50,12 +51,22 @@ def test_a_range_of_layers_includes_its_end(first: int, more: int) -> None:
     assert mi.Mask.parse(f"doc<-query@{first}-{first + more}").layers == tuple(range(first, first + more + 1))
 
 
+@given(SITES, SITES)
+def test_only_a_head_is_a_head(site: mi.Head, other: mi.Head) -> None:
+    parts = isinstance(site, mi.Head)
+    whole = parts and site.part == "z"
+    assert (is_head(str(site)), is_head(str(site), parts=True)) == (whole, parts)
+    column = pd.Series([str(site), str(other), "", f"h1.2->{site}", "h8", "head", None], dtype=object)
+    assert is_head(column).tolist() == [whole, is_head(str(other)), *[False] * 5]
+    assert is_head(column, parts=True).tolist() == [parts, isinstance(other, mi.Head), *[False] * 5]
+    assert is_head(pd.Series([site, None])).tolist() == [whole, False] and is_head(column[:0]).dtype == bool
+
+
 def test_the_papers_names_are_understood() -> None:
     assert [str(mi.Direction.parse(text)) for text in ("D<-Q", "CLS<-SEP1", "cls <- q|d", "d<-all")] == [
         "doc<-query", "cls<-sep1", "cls<-query|doc", "doc<-all",
     ]  # fmt: skip
     assert len(set(mi.directions())) == 25
-    assert str(mi.Edge(mi.Head(1, 3), mi.Head(8, 1), "q")) == "h1.3->h8.1.q"
 
 
 @pytest.mark.parametrize("text", ["", "h1", "h1.2.3", "mlp", "n-1.2", "H 1.2"])
@@ -65,7 +76,7 @@ def test_what_is_no_site_is_refused(text: str) -> None:
 
 
 def test_sites_of_different_kinds_are_different_keys() -> None:
-    kinds = [mi.Mlp(3), mi.Attn(3), mi.Resid(3), mi.Head(3, 1), mi.Neuron(3, 1), mi.Score(3), mi.Attn(3, "z")]
+    kinds = [mi.Mlp(3), mi.Attn(3), mi.Resid(3), mi.Head(3, 1), mi.Neuron(3, 1), mi.Score(), mi.Attn(3, "z")]
     assert len(set(kinds)) == len(kinds)
     assert mi.Mlp(3) != mi.Attn(3)
     assert mi.Head(3, 1) == mi.Head(3, 1, "z") and hash(mi.Head(3, 1)) == hash(mi.Head(3, 1, "z"))

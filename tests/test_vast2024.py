@@ -11,16 +11,21 @@ import pandas as pd
 import pytest
 
 import mechir as mi
-from mechir import experiment, options, planted
+from mechir import engine, planted
+from mechir.analyses import Importance, Pruning
+from mechir.catalog import load_experiment, shown
 from mechir.collection_groups import Collections, collections
 from mechir.encoder import HookedEncoder
+from mechir.engine import Shard
 from mechir.errors import MechirError
 from mechir.estimate import estimate
-from mechir.experiment import Pool, Shard
+from mechir.experiment import Finished
 from mechir.inference import mean_interval
+from mechir.material import Pool
 from mechir.methods import importance, pruning, ranking, schemes
 from mechir.methods.walk import Way
 from mechir.registry.queries import matching
+from mechir.registry.runs import Run
 from tests.models import TOY, TOY_MODEL
 from tests.test_cli import call
 
@@ -48,8 +53,8 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("registry")
 
 
-def run(name: str, model: HookedEncoder, source: Any, registry: Path, **options: Any) -> experiment.Run:
-    stored = experiment.run(f"vast2024/{name}", model, source, pool=POOL, registry=registry, **QUICK, **options)
+def run(name: str, model: HookedEncoder, source: Any, registry: Path, **options: Any) -> Run:
+    stored = mi.run(f"vast2024/{name}", model, source, pool=POOL, registry=registry, **QUICK, **options)
     assert (stored.path / "chart.html").is_file()
     assert (stored.path / "chart.png").read_bytes().startswith(b"\x89PNG")
     return stored
@@ -62,18 +67,17 @@ def test_importance_is_told_for_each_collection_and_label(
     c = toy.cfg
     assert summary.groupby(["collection", "label"]).size().tolist() == [c.n_layers * (c.d_mlp + c.n_heads)] * 4
     assert summary["unconverged"].isna().all() and (summary["queries"] == 4).all() and (summary["pairs"] == 4).all()
-    assert (summary["low"] <= summary["conductance"]).all() and (summary["conductance"] <= summary["high"]).all()
-    table = experiment.shown("vast2024/importance", summary)
+    assert (summary["low"] <= summary["estimate"]).all() and (summary["estimate"] <= summary["high"]).all()
+    table = shown("vast2024/importance", summary)
     assert len(table) == 4 * (10 + min(10, c.n_layers * c.n_heads)) and (table["rank"] <= 10).all()
     few = run("importance", toy, both, registry, every=2)
     assert few.record["pairs"] == 8 and few.record["identity"]["options"]["relevant"] == f"{TOY.name}:2,other:2"
 
 
 def test_pairs_that_do_not_converge_are_named(toy: HookedEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = experiment.load_experiment("vast2024/importance")
     pairs = importance.labelled(collections([f"in:{TOY}"]).pairs(limit_queries=2), {TOY.name: 2})
     rows = importance.unit_rows(toy, pairs, units=("z",), way=Way(steps=1, max_steps=1, tol=1e-9))
-    told = module.summarise(rows, pd.DataFrame())
+    told = Importance().summarise(Finished(rows))
     first = [pair for pair in pairs if pair.grade == 1]
     named = told[told["label"] == "relevant"]["unconverged"].unique()
     expected = ", ".join(f"{pair.query_id}/{pair.doc_id}" for pair in first[:3])
@@ -125,24 +129,24 @@ def test_transfer_and_distribution_compute_nothing_again(
     assert one.loc[(TOY.name, "I_all"), "p_chance"] == pytest.approx(one.loc[(TOY.name, "other"), "p_chance"])
     assert not {"F_in", "F_out"} & {*told["first"], *told["second"]}  # the fusion of one collection is that one
     assert (told["label"] == "both labels").any() and (told["second"] == "other queries").any()
-    assert told[told["layer"].notna()]["p"].eq(0.01).all() and told[told["layer"].isna()]["p_holm"].notna().all()
+    assert told[told["layer"].notna()]["p"].eq(0.01).all() and told[told["layer"].isna()]["p_corrected"].notna().all()
 
 
 def test_the_distribution_adds_up(toy: HookedEncoder, both: Collections, registry: Path) -> None:
     first, told = run("importance", toy, both, registry), run("distribution", toy, both, registry).summary
     stream = told[told["kind"] == "resid"]
-    sums = stream.groupby(["collection", "label", "layer"])["conductance"].sum().unstack()
+    sums = stream.groupby(["collection", "label", "layer"])["estimate"].sum().unstack()
     pairs = first.rows[first.rows["kind"] == "pair"]
     delta = pairs.groupby(["collection", "label"])["delta"].mean()
     assert sums.shape == (4, toy.cfg.n_layers + 1)
     np.testing.assert_allclose(sums, np.tile(delta.to_numpy()[:, None], 3), rtol=0.5, atol=0.1)  # tol=1: coarse
     last = stream[(stream["layer"] == toy.cfg.n_layers) & (stream["part"] != "cls")]
-    assert (last["conductance"] == 0).all()
+    assert (last["estimate"] == 0).all()
     top = importance.importance(first.rows)
     for (collection, label), part in told[told["kind"] == "neuron"].groupby(["collection", "label"]):
         values = top[(top["collection"] == collection) & (top["label"] == label) & (top["kind"] == "neuron")]
         best = values[values["rank"] <= int(0.01 * len(values) + 0.5)]
-        assert part["conductance"].sum() == pytest.approx(best["conductance"].sum(), rel=1e-4)
+        assert part["estimate"].sum() == pytest.approx(best["estimate"].sum(), rel=1e-4)
         assert part.groupby("layer")["of"].first().sum() == part["units"].sum() == len(best) > 0
 
 
@@ -151,20 +155,20 @@ def test_pruning_tests_on_other_queries_and_stores_every_draw(
 ) -> None:
     stored = run("pruning", toy, both, registry, grid="5", scheme="F_in,out-in", every=2)
     learned = [one for one in (registry / "runs").iterdir() if one.name != stored.id]
-    ids = {tuple(sorted(set(experiment.Run(one).rows["query_id"]))) for one in learned}
+    ids = {tuple(sorted(set(Run(one).rows["query_id"]))) for one in learned}
     assert any(not set(stored.rows["query_id"]) & set(one) for one in ids)
     sets = pd.read_parquet(stored.path / "sets.parquet")
-    assert sets.groupby(["scheme", "p"]).size().tolist() == [2 * 21] * 2 and sets["name"].is_unique
+    assert sets.groupby(["scheme", "share"]).size().tolist() == [2 * 21] * 2 and sets["name"].is_unique
     rows = stored.rows
-    cut = sets[(sets["set"] == "top") & (sets["p"] == 0.05)].iloc[0]
+    cut = sets[(sets["set"] == "top") & (sets["share"] == 0.05)].iloc[0]
     asked = POOL.pairs(both)
     kept = [pair for pair in asked if pair.query_id in set(rows["query_id"])]
-    expected = toy.score(kept, do=mi.Prune(cut["sites"].split(",")))
+    expected = toy.score(kept, do=mi.Ablate(cut["sites"].split(",")))
     np.testing.assert_allclose(rows[rows["name"] == cut["name"]]["score"], expected, atol=1e-5)
     told = stored.summary
     lines = told[(told["collection"] == "other") & (told["measure"] == "nDCG@10")]
     assert len(lines) == 1 + 2 * 2 * (1 + 20 + 1) and len(told) == 4 * len(lines)
-    one = lines[(lines["scheme"] == "F_in") & (lines["p"] == 0.05)]
+    one = lines[(lines["scheme"] == "F_in") & (lines["share"] == 0.05)]
     for kind in ("top", "bottom"):
         draws = one[(one["like"] == kind) & (one["draw"] >= 0)]["change"]
         mean = one[(one["like"] == kind) & (one["draw"] < 0)]["change"].item()
@@ -173,10 +177,10 @@ def test_pruning_tests_on_other_queries_and_stores_every_draw(
         assert end["excess"] == pytest.approx(end["change"] - mean)
         assert end["p_draws"] == pytest.approx((1 + (draws <= end["change"] + 1e-12).sum()) / 21)
     assert {group for _, group in told.groupby("collection")["group"].first().items()} == {"in", "out"}
-    printed = experiment.shown("vast2024/pruning", told)
+    printed = shown("vast2024/pruning", told)
     assert len(printed) == 4 * (1 + 2 * 4)
     assert printed["like"].value_counts().to_dict() == {"": 4 * 5, "top": 8, "bottom": 8}
-    chart = experiment.load_experiment("vast2024/pruning").chart(told)
+    chart = Pruning().chart(told)
     colours = {row["pruned"] for row in next(iter(chart.to_dict()["datasets"].values()))}
     assert colours == {"top", "bottom", "random, like top", "random, like bottom"}
     wide = pd.DataFrame(
@@ -188,15 +192,14 @@ def test_pruning_tests_on_other_queries_and_stores_every_draw(
     ]
     assert drawn[0].equals(drawn[1]) and drawn[0]["a 5 % top"] == drawn[2]["a 5 % top"]
     assert (drawn[0] == drawn[2]).mean() < 0.2
-    forwards = experiment.load_experiment("vast2024/pruning").cost(toy, grid="1,5", draws=20, scheme="F_in,out-in")
-    assert forwards == 1 + 2 * 2 * (20 + 1) * 2 + 15
+    assert Pruning(grid=(1.0, 5.0), draws=20, scheme=("F_in", "out-in")).cost(toy) == 1 + 2 * 2 * (20 + 1) * 2 + 15
 
 
 def test_units_can_be_ranked_by_what_separates_the_labels(toy: HookedEncoder, registry: Path) -> None:
     source = mi.collection(TOY)
     stored = run("pruning", toy, source, registry, grid="10", label="difference", every=2)
     learned = run("importance", toy, source, registry, every=2).summary
-    wide = learned.pivot(index="site", columns="label", values="conductance").reindex(learned["site"].unique())
+    wide = learned.pivot(index="site", columns="label", values="estimate").reindex(learned["site"].unique())
     sets = pd.read_parquet(stored.path / "sets.parquet").set_index("set")
     expected = schemes.top(wide["relevant"] - wide["non-relevant"], 0.1)
     assert sets.loc["top", "sites"].split(",") == expected
@@ -211,7 +214,7 @@ def test_units_become_findings(toy: HookedEncoder, both: Collections, registry: 
     for row in told.itertuples():
         label = row.measure.removeprefix("conductance, ").removesuffix(" documents")
         source = summary.loc[(row.collection, label, row.site)]
-        assert (row.value, row.label.split()[1]) == (source["conductance"], str(source["rank"]))
+        assert (row.value, row.label.split()[1]) == (source["estimate"], str(source["rank"]))
     neurons = told[told["role"] == "relevance-neuron"]
     assert len(neurons) and neurons["site"].str.startswith("n").all() and set(heads["role"]) == {"scoring"}
     pruned = run("pruning", toy, both, registry, grid="5", scheme="F_in,out-in", every=2)
@@ -226,8 +229,7 @@ def test_units_become_findings(toy: HookedEncoder, both: Collections, registry: 
 
 
 def test_matching_heads_are_set_beside_conductance(toy: HookedEncoder, registry: Path) -> None:
-    options = {name: value for name, value in QUICK.items()}
-    stored = experiment.run("vast2024/matching_heads", toy, mi.collection(TOY), pool=POOL, registry=registry, **options)
+    stored = run("matching_heads", toy, mi.collection(TOY), registry)
     told = stored.summary
     heads = told[told["kind"] == "head"].set_index("site")
     assert sorted(heads["rank"]) == sorted(heads["rank_contrast"]) == list(range(1, len(heads) + 1))
@@ -243,21 +245,21 @@ def test_matching_heads_are_set_beside_conductance(toy: HookedEncoder, registry:
 @pytest.mark.parametrize("name", ["importance", "transfer", "distribution", "pruning", "matching_heads"])
 def test_each_says_what_it_costs(toy: HookedEncoder, name: str) -> None:
     pairs = POOL.pairs(mi.collection(TOY))
-    module = experiment.load_experiment(f"vast2024/{name}")
-    assert estimate(module, toy, pairs)["forwards"] >= 15 * len(pairs)
-    assert "sets" not in options.options(module) and "tol" in options.options(module)
+    experiment = load_experiment(f"vast2024/{name}")
+    assert estimate(experiment, toy, pairs)["forwards"] >= 15 * len(pairs)
+    assert "sets" not in experiment.options() and "tol" in experiment.options()
 
 
 def test_shards_fill_the_rows_that_another_experiment_summarises(
     toy: HookedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experiment, "UNIT", 1)
+    monkeypatch.setattr(engine, "UNIT", 1)
     source = mi.collection(TOY)
     asked: dict[str, Any] = {"pool": POOL, "registry": tmp_path} | QUICK
-    half = experiment.run("vast2024/transfer", toy, source, shard=Shard(0, 2), **asked)
+    half = mi.run("vast2024/transfer", toy, source, shard=Shard(0, 2), **asked)
     with pytest.raises(MechirError, match=rf"Run {half.id} is not finished \(2 of 4 units\): start it again"):
         _ = half.summary
-    whole = experiment.run("vast2024/transfer", toy, source, shard=Shard(1, 2), **asked)
+    whole = mi.run("vast2024/transfer", toy, source, shard=Shard(1, 2), **asked)
     assert whole.id == half.id and len(whole.summary)
 
 
@@ -273,7 +275,7 @@ def test_without_the_planted_units_the_ranking_is_chance(c: float) -> None:
     judged = frame[["query_id", "doc_id"]].assign(grade=best.astype(int))
     units = ["h1.2", "h3.1", "n1.0"]
     random, _ = schemes.random_like(units, pruning.sizes(model), 20)
-    do = {"original": (), "planted": mi.Prune(units)} | {str(k): mi.Prune(one) for k, one in enumerate(random)}
+    do = {"original": (), "planted": mi.Ablate(units)} | {str(k): mi.Ablate(one) for k, one in enumerate(random)}
     rows = mi.sweep(model, pairs, do)
     found = {
         name: ranking.ndcg(part, judged).set_index("query_id")["value"]
@@ -324,5 +326,5 @@ def test_groups_on_the_command_line(toy: HookedEncoder, tmp_path: Path, capsys: 
 
 def test_groups_are_refused_where_they_mean_nothing(toy: HookedEncoder, both: Collections, tmp_path: Path) -> None:
     with pytest.raises(MechirError, match=r"'vast2025/qk_svd' takes no groups: write --collection without 'in:'\."):
-        experiment.run("vast2025/qk_svd", toy, both, registry=tmp_path)
+        mi.run("vast2025/qk_svd", toy, both, registry=tmp_path)
     assert not list(tmp_path.iterdir())

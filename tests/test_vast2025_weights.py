@@ -9,11 +9,13 @@ import pandas as pd
 import pytest
 
 import mechir as mi
-from mechir import experiment, planted
-from mechir.collection import Collection
+from mechir import engine, planted
+from mechir.analyses import AttentionContrast, QkProjection, QkSvd
+from mechir.catalog import load_experiment
 from mechir.encoder import HookedEncoder
 from mechir.estimate import estimate
 from mechir.inference import mean_interval, studentised
+from mechir.judged_collection import Collection
 from mechir.material import Pool
 from tests.models import TOY, TOY_MODEL
 
@@ -59,9 +61,9 @@ def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_runs_in_units_and_draws(
     toy: HookedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    collection, module = mi.collection(TOY), experiment.load_experiment(name)
-    monkeypatch.setattr(experiment, "UNIT", 1)
-    stored = experiment.run(name, toy, collection, pool=POOL, registry=tmp_path, **NAMES[name])
+    collection, experiment = mi.collection(TOY), load_experiment(name).chosen(**NAMES[name])
+    monkeypatch.setattr(engine, "UNIT", 1)
+    stored = mi.run(name, toy, collection, pool=POOL, registry=tmp_path, **NAMES[name])
     assert len(stored.done()) == 6 and len(stored.summary) > 1 and (stored.path / "chart.html").is_file()
     assert (stored.path / "chart.png").read_bytes().startswith(b"\x89PNG")
     told = mi.findings(registry=tmp_path)
@@ -70,12 +72,13 @@ def test_each_runs_in_units_and_draws(
         and len(told) == {"contrast": 16, "svd": 8, "projection": 10}[name.split("_")[-1]]
     )
     assert told["causal"].all() == (name == "vast2025/qk_projection") and told["p_corrected"].between(0, 1).all()
-    whole = module.measure(toy, POOL.pairs(collection), **NAMES[name])
+    assert mi.run(experiment, toy, collection, pool=POOL, registry=tmp_path).id == stored.id
+    whole = experiment.measure(toy, POOL.pairs(collection))
     keys = [key for key in ("site", "directions", "direction", "query_id", "doc_id", "grade") if key in whole]
     numbers = [key for key in whole if key not in keys and whole[key].dtype.kind == "f"]
     both = [rows.set_index(keys)[numbers].sort_index() for rows in (stored.rows, whole)]
     pd.testing.assert_frame_equal(*both, atol=1e-5)
-    estimated = estimate(name, toy, POOL.pairs(collection), **NAMES[name])
+    estimated = estimate(experiment, toy, POOL.pairs(collection))
     assert estimated["pairs"] == 60 and estimated["forwards"] >= 60
 
 
@@ -83,13 +86,13 @@ def test_each_runs_in_units_and_draws(
 def test_attention_contrast_measures_on_all_queries(
     model: planted.PlantedEncoder, planted_collection: Collection, tmp_path: Path
 ) -> None:
-    stored = experiment.run("vast2025/attention_contrast", model, planted_collection, registry=tmp_path, weak=1)
+    stored = mi.run(AttentionContrast(weak=1), model, planted_collection, registry=tmp_path)
     summary = stored.summary
     heads = summary[(summary["direction"] == "query<-doc") & (summary["contrast"] == "relevant - weak")]
     heads = heads.set_index("site")
     assert len(heads) == 16 and heads["rank"].tolist() == list(range(1, 17))
     assert set(heads.index[heads["rank"] <= 3]) == set(heads["estimate"].nlargest(3).index) == LOOK_ALIKE
-    assert set(heads.index[heads["p_max"] < 0.05]) >= LOOK_ALIKE
+    assert set(heads.index[heads["p_corrected"] < 0.05]) >= LOOK_ALIKE
     assert (heads["queries"] == 12).all()
     rows = stored.rows[(stored.rows["site"] == "h1.2") & (stored.rows["direction"] == "query<-doc")]
     wide = rows.pivot_table(index="query_id", columns="grade", values="mean_max")
@@ -109,13 +112,13 @@ def test_attention_contrast_measures_on_all_queries(
 def test_qk_svd_sets_the_weights_against_the_attention(
     model: planted.PlantedEncoder, planted_collection: Collection, tmp_path: Path
 ) -> None:
-    stored = experiment.run("vast2025/qk_svd", model, planted_collection, registry=tmp_path, weak=1)
+    stored = mi.run(QkSvd(weak=1), model, planted_collection, registry=tmp_path)
     summary = stored.summary.set_index("site")
     assert len(summary) == 16 and "sigma" not in summary
     for column in ("trace", "z", "relu", "contrast", "query_prefers_doc"):
         assert set(summary[column].nlargest(3).index) == LOOK_ALIKE, column
     assert (summary["contrast_low"] <= summary["contrast"]).all()
-    assert np.isnan(summary.loc["h3.1", "z"]) and summary.loc["h1.2", "p_max"] < 0.05
+    assert np.isnan(summary.loc["h3.1", "z"]) and summary.loc["h1.2", "contrast_p_corrected"] < 0.05
     assert summary.loc["h1.2", "query_prefers_doc_low"] > 10
 
 
@@ -123,10 +126,8 @@ def test_qk_projection_clears_the_traps(
     model: planted.PlantedEncoder, planted_collection: Collection, tmp_path: Path
 ) -> None:
     pool = Pool(limit_queries=10)
-    options = {"strongest": 5, "others": 3, "k": 8, "draws": 4}
-    stored = experiment.run(
-        "vast2025/qk_projection", model, planted_collection, pool=pool, registry=tmp_path, **options
-    )
+    experiment = QkProjection(strongest=5, others=3, k=8, draws=4)
+    stored = mi.run(experiment, model, planted_collection, pool=pool, registry=tmp_path)
     summary, rows = stored.summary.set_index("site"), stored.rows
     assert summary["chosen"].tolist() == ["aligned"] * 5 + ["random"] * 3 and (summary["queries"] == 10).all()
     assert set(summary.index[:5]) > LOOK_ALIKE and "h3.1" not in summary.index
@@ -147,23 +148,22 @@ def test_qk_projection_clears_the_traps(
     assert summary.loc["h1.2", "score_excess"] == pytest.approx(excess.mean())
     low, high = summary.loc["h1.2", ["score_excess_low", "score_excess_high"]]
     assert low < excess.mean() < high and (low, high) == pytest.approx(mean_interval(excess.to_numpy()))
-    beyond = summary.loc[summary["score_p_max"] < 0.05, "score_excess"]
+    beyond = summary.loc[summary["score_excess_p_corrected"] < 0.05, "score_excess"]
     assert (beyond.abs() < 5e-3).all()  # what moves the score beyond chance moves it by next to nothing
     moved = summary.loc[list(LOOK_ALIKE)]
-    assert (moved["attention_p_max"] < 0.05).all() and (moved["attention_excess_high"] < 0).all()
+    assert (moved["attention_excess_p_corrected"] < 0.05).all() and (moved["attention_excess_high"] < 0).all()
 
 
 def test_qk_projection_takes_so_many_pairs_of_a_query_and_grade(toy: HookedEncoder) -> None:
-    measure = experiment.load_experiment("vast2025/qk_projection").measure
     pairs = POOL.pairs(mi.collection(TOY))
     for take in (1, 2):
-        rows = measure(toy, pairs, strongest=1, others=1, k=2, draws=1, take=take)
+        rows = QkProjection(strongest=1, others=1, k=2, draws=1, take=take).measure(toy, pairs)
         assert len(rows) == 2 * 2 * 6 * 5 * take
         assert (rows.groupby(["site", "directions", "query_id", "grade"]).size() == take).all()
-    named = measure(toy, pairs[:2], heads="h1.0,h0.1", draws=1)
-    assert named["site"].unique().tolist() == ["h1.0", "h0.1"] and set(named["chosen"]) == {"named"}
+    named = QkProjection(heads=(mi.Head(1, 0), mi.Head(0, 1)), draws=1).measure(toy, pairs[:2])
+    assert named["site"].unique().tolist() == ["h0.1", "h1.0"] and set(named["chosen"]) == {"named"}
     drawn = [
-        measure(toy, pairs[:2], strongest=2, others=3, draws=0, seed=seed)["site"].unique().tolist()
+        QkProjection(strongest=2, others=3, draws=1, seed=seed).measure(toy, pairs[:2])["site"].unique().tolist()
         for seed in (0, 0, 1)
     ]
     assert drawn[0] == drawn[1] and len(drawn[0]) == 5 and drawn[0][:2] == drawn[2][:2]

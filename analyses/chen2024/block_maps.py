@@ -1,62 +1,71 @@
-"""Block maps by role for documents at the top and at the bottom of the ranking (Chen et al. 2024, arXiv:2405.02503).
-
-Chen et al. compare documents that ranked 1-10 with those that ranked 91-100; here the split is by thirds of each
-query's pool under the model's own base scores, so that it works for pools of any size.
-"""
+"""Block maps by role for documents at the top and the bottom of the ranking (Chen et al. 2024, arXiv:2405.02503)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pandas as pd
 
 from mechir.contrasts import ROLES, Contrast
+from mechir.experiment import Experiment, Finished, RunsOn
+from mechir.inference import LEVEL
+from mechir.measures import PATCHING_TOP
 from mechir.methods import effects
-from mechir.methods.patching import blocks, patch
+from mechir.methods.patching import patch
+from mechir.model_sites import blocks
+from mechir.reranker import Weights
 from mechir.views import charts
 
 NAMES = {"resid": "resid_pre", "attn": "attn_out", "mlp": "mlp_out"}
 
 
-def cost(model: Any) -> float:
-    """Full forwards per contrast: half of one for each of three components, layers and roles."""
-    return 2 + 0.55 * 3 * model.cfg.n_layers * len(ROLES)
+@dataclass(frozen=True)
+class BlockMaps(Experiment):
+    """Block maps by role for documents at the top and the bottom of the ranking (Chen et al. 2024, arXiv:2405.02503).
 
+    Chen et al. compare documents that ranked 1-10 with those that ranked 91-100; here the split is by thirds of each
+    query's pool under the model's own base scores, so that it works for pools of any size.
+    """
 
-def measure(model: Any, contrasts: Sequence[Contrast]) -> pd.DataFrame:
-    """`rank`, `site`, `at`, ids, scores, `effect`: see `patch`; `rank` is top, middle or bottom third of the query."""
-    rows = patch(model, contrasts, blocks(model), at="role")
-    rows.insert(0, "rank", effects.thirds(rows))
-    return rows
+    runs_on: ClassVar[RunsOn] = "contrasts"
 
+    def cost(self, model: Weights) -> float:
+        """Full forwards per contrast: half of one for each of three components, layers and roles."""
+        return 2 + 0.55 * 3 * model.cfg.n_layers * len(ROLES)
 
-def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
-    """One line per third of the ranking, component, layer and role: see `effects.table`."""
-    table = effects.table(rows[rows["rank"] != "middle"], ["rank", "site", "at"])
-    parsed = table["site"].str.extract(r"([a-z]+)(\d+)")
-    table.insert(1, "component", parsed[0].map(NAMES))
-    table.insert(2, "layer", parsed[1].astype(int))
-    return table
+    def measure(self, model: Weights, contrasts: Sequence[Contrast]) -> pd.DataFrame:
+        """`rank`, `site`, `at`, ids, scores, `effect`: see `patch`; `rank` is its third of the query."""
+        rows = patch(model, contrasts, blocks(model), at="role")
+        rows.insert(0, "rank", effects.thirds(rows))
+        return rows
 
+    def summarise(self, run: Finished) -> pd.DataFrame:
+        """One line per third of the ranking, component, layer and role: see `effects.table`."""
+        table = effects.table(run.rows[run.rows["rank"] != "middle"], ["rank", "site", "at"])
+        parsed = table["site"].str.extract(r"([a-z]+)(\d+)")
+        table.insert(1, "component", parsed[0].map(NAMES))
+        table.insert(2, "layer", parsed[1].astype(int))
+        return table
 
-def findings(summary: pd.DataFrame, axiom: str) -> pd.DataFrame:
-    """The effect of every place at the top of the ranking, corrected over the whole map."""
-    return effects.stated(summary[summary["rank"] == "top"], "patching in the top third", axiom)
+    def findings(self, run: Finished) -> pd.DataFrame:
+        """The effect of every place at the top of the ranking, corrected over the whole map."""
+        top = run.summary[run.summary["rank"] == "top"]
+        return effects.stated(top, [PATCHING_TOP(run.diagnostic, place) for place in top["at"]])
 
-
-def chart(summary: pd.DataFrame) -> Any:
-    """Layer x role, a panel per component and third."""
-    panels = summary["component"] + ", " + summary["rank"] + " third"
-    return charts.effect_map(
-        summary.assign(significant=summary["p_max"] < 0.05, panel=panels),
-        "at",
-        "layer",
-        "estimate",
-        title="Effect of a patch on the score (logits), by role of the position",
-        subtitle="ring: p < .05 over the whole map (sign flips of queries)",
-        ring="significant",
-        column="panel",
-        order_x=list(ROLES),
-        order_y=sorted(summary["layer"].unique()),
-    )
+    def chart(self, summary: pd.DataFrame) -> Any:
+        """Layer x role, a panel per component and third."""
+        panels = summary["component"] + ", " + summary["rank"] + " third"
+        return charts.effect_map(
+            summary.assign(significant=summary["p_corrected"] < LEVEL, panel=panels),
+            "at",
+            "layer",
+            "estimate",
+            title="Effect of a patch on the score (logits), by role of the position",
+            subtitle="ring: p < .05 over the whole map (sign flips of queries)",
+            ring="significant",
+            column="panel",
+            order_x=list(ROLES),
+            order_y=sorted(summary["layer"].unique()),
+        )

@@ -1,65 +1,70 @@
-"""Which heads carry the perturbation, at the top and at the bottom of the ranking (Chen et al. 2024, arXiv:2405.02503).
-
-Every head's output z is patched from the donor, at all positions or only at some (--at "query|doc"). Documents are
-split by thirds of each query's pool under the model's base scores, where Chen et al. compare ranks 1-10 with 91-100.
-"""
+"""Which heads carry the perturbation, at the top and bottom of the ranking (Chen et al. 2024, arXiv:2405.02503)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import pandas as pd
 
 from mechir.contrasts import Contrast
+from mechir.experiment import Experiment, Finished, Inputs, RunsOn
+from mechir.measures import PATCHING, TEXT
 from mechir.methods import effects
-from mechir.methods.checks import one_of, place
-from mechir.methods.patching import all_heads, patch
+from mechir.methods.checks import place
+from mechir.methods.patching import patch
+from mechir.model_sites import all_heads
+from mechir.options import option
+from mechir.reranker import Weights
 from mechir.sites import ATTENTION
 from mechir.views import charts
 
-TEXT = "query|doc"
-"""Where matching heads write what they count. In the last layer nobody reads it."""
 
+@dataclass(frozen=True)
+class HeadMaps(Experiment):
+    """Which heads carry the perturbation, at the top and bottom of the ranking (Chen et al. 2024, arXiv:2405.02503).
 
-def cost(model: Any, **options: Any) -> float:
-    """Full forwards per contrast: half of one per head."""
-    return 2 + 0.55 * model.cfg.n_layers * model.cfg.n_heads
-
-
-def check(model: Any, contrasts: Sequence[Contrast], *, part: str, at: str) -> dict[str, Any]:
-    """The place in its normal form; refuses what does not fit."""
-    one_of(ATTENTION, part=part)
-    return {"at": place(model, contrasts, at)}
-
-
-def measure(model: Any, contrasts: Sequence[Contrast], *, part: str = "z", at: str = "all") -> pd.DataFrame:
-    """`rank`, `site`, `at`, ids, scores, `effect`: see `patch`.
-
-    `part` is z, or v, q, k, pattern; `at` "all" positions, or those of some roles or segments.
+    Every head's output z is patched from the donor, at all positions or only at some (--at "query|doc"). Documents are
+    split by thirds of each query's pool under the model's base scores, where Chen et al. compare ranks 1-10 with
+    91-100.
     """
-    rows = patch(model, contrasts, all_heads(model, part), at=at if at == "all" else [at])
-    rows.insert(0, "rank", effects.thirds(rows))
-    return rows
 
+    runs_on: ClassVar[RunsOn] = "contrasts"
+    figure: ClassVar[int | None] = 11
+    answers: ClassVar = {"soft-tf": ("--at", TEXT)}
 
-def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
-    """One line per third (and `all`) and head: see `effects.table`; `p_max` is over the heads of one third."""
-    parts = [("all", rows), *((name, rows[rows["rank"] == name]) for name in ("top", "bottom"))]
-    tables = [effects.table(part, ["site"]).assign(rank=name) for name, part in parts if len(part)]
-    found = pd.concat(tables, ignore_index=True)
-    return found[["rank", *(name for name in found.columns if name != "rank")]]
+    part: str = option("z", "what of a head is patched", among=tuple(ATTENTION))
+    at: str = option("all", "where: all positions, or those of some roles or segments, such as query|doc")
 
+    def cost(self, model: Weights) -> float:
+        """Full forwards per contrast: half of one per head."""
+        return 2 + 0.55 * model.cfg.n_layers * model.cfg.n_heads
 
-def findings(summary: pd.DataFrame, rows: pd.DataFrame, axiom: str, *, at: str = "all") -> pd.DataFrame:
-    """The gap, and the effect of every head, corrected over all; soft-TF is what it writes at query and document."""
-    found = effects.stated(summary[summary["rank"] == "all"], "patching", axiom)
-    counts = (found["term"] == "tf") & (at == TEXT)
-    where = "" if at == "all" else f", at {at}"
-    found = found.assign(role=counts.map({True: "soft-tf", False: ""}), measure=found["measure"] + where)
-    return pd.concat([effects.gap_stated(rows, axiom), found], ignore_index=True).fillna({"role": ""})
+    def check(self, inputs: Inputs) -> Experiment:
+        """The place in its normal form; refuses what does not fit."""
+        return replace(self, at=place(inputs.model, inputs.material, self.at))
 
+    def measure(self, model: Weights, contrasts: Sequence[Contrast]) -> pd.DataFrame:
+        """`rank`, `site`, `at`, ids, scores, `effect`: see `patch`."""
+        rows = patch(model, contrasts, all_heads(model, self.part), at="all" if self.at == "all" else [self.at])
+        rows.insert(0, "rank", effects.thirds(rows))
+        return rows
 
-def chart(summary: pd.DataFrame) -> Any:
-    """Layer x head, a panel per third."""
-    return charts.head_map(summary, "site", title="Effect of patching a head on the score (logits)", column="rank")
+    def summarise(self, run: Finished) -> pd.DataFrame:
+        """A line per third (and `all`) and head: see `effects.table`; `p_corrected` is over the heads of one third."""
+        thirds = {name: run.rows[run.rows["rank"] == name] for name in ("top", "bottom")}
+        parts = {"all": run.rows} | thirds
+        tables = [effects.table(part, ["site"]).assign(rank=name) for name, part in parts.items() if len(part)]
+        table = pd.concat(tables, ignore_index=True)
+        return table[["rank", *(name for name in table.columns if name != "rank")]]
+
+    def findings(self, run: Finished) -> pd.DataFrame:
+        """The gap, and the effect of every head, corrected over all; at query and document it is soft-TF."""
+        every = run.summary[run.summary["rank"] == "all"]
+        patched = effects.stated(every, PATCHING(run.diagnostic, "" if self.at == "all" else self.at))
+        return pd.concat([effects.gap_stated(run.rows, run.diagnostic), patched], ignore_index=True)
+
+    def chart(self, summary: pd.DataFrame) -> Any:
+        """Layer x head, a panel per third."""
+        return charts.head_map(summary, "site", title="Effect of patching a head on the score (logits)", column="rank")

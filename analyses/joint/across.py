@@ -1,78 +1,143 @@
-"""Are they the same components elsewhere? The findings and links of a registry across its collections and models.
-
-On one model a measure's values per head can be set side by side: Spearman's rho and the share of heads with the same
-sign on every two collections, and which components are linked on all of them or on some, with the conflicts. Heads of
-two models are not the same heads: of these the links are compared by how many there are, how deep they lie (layer /
-number of layers) and how large their effects are. It reads the findings of the registry and runs nothing itself; the
-model and collection that it is given only own the run.
-
-The heads of a model are all there are: the intervals say how much rho hangs on single heads, and that of a share is
-Wilson's. They mislead as in `joint/overlap`: values that grow with depth everywhere agree by that alone. A component
-without a link may have had too few queries; only collections on which both sides of the rule were measured count.
-"""
+"""Are they the same components elsewhere? The findings and links of a registry across its collections and models."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from mechir.errors import MechirError
+from mechir.experiment import Experiment, Finished, Inputs
 from mechir.inference import holm
 from mechir.methods.agreement import rank_agreement, sign_agreement
-from mechir.methods.checks import at_least
 from mechir.methods.statistics import RESAMPLES
+from mechir.options import frame, option
 from mechir.pairs import Pair
 from mechir.registry.conflicts import conflicts
-from mechir.registry.links import exploratory, held, linked, measured
+from mechir.registry.evidence import held
+from mechir.registry.links import exploratory, linked, measured
 from mechir.registry.queries import matching
+from mechir.reranker import Weights
+from mechir.sites import is_head
 from mechir.views import charts
 
 LEAST = 6
 """A measure with fewer heads on both collections is not compared."""
 WHERE = ["model", "model_fingerprint", "collection"]
 HEAD = r"h(\d+)\.\d+"
+NUMBERS = ["effect", "low", "high", "unit"]
 FIRST = "write `mechir run joint/pathway` with another --collection or --model first"
 
 
-def cost(model: Any, **options: Any) -> float:
-    """Full forwards per pair: none."""
-    return 0.0
+@dataclass(frozen=True)
+class Across(Experiment):
+    """Are they the same components elsewhere? The findings and links of a registry across its collections and models.
 
+    On one model a measure's values per head can be set side by side: Spearman's rho and the share of heads with the
+    same sign on every two collections, and which components are linked on all of them or on some, with the conflicts.
+    Heads of two models are not the same heads: of these the links are compared by how many there are, how deep they lie
+    (layer / number of layers) and how large their effects are. It reads the findings of the registry and runs nothing
+    itself; the model and collection that it is given only own the run.
 
-def check(model: Any, pairs: Sequence[Pair], *, draws: int, seed: int) -> dict[str, Any]:
-    """Refuses numbers out of their range."""
-    at_least(1, draws=draws)
-    at_least(0, seed=seed)
-    return {}
+    The heads of a model are all there are: the intervals say how much rho hangs on single heads, and that of a share is
+    Wilson's. They mislead as in `joint/overlap`: values that grow with depth everywhere agree by that alone. A
+    component without a link may have had too few queries; only collections on which both sides of the rule were
+    measured count.
+    """
 
+    draws: int = option(RESAMPLES, "pairings at random, and resamples", least=1)
+    seed: int = option(0, "seed of what is drawn at random", least=0)
+    heads: pd.DataFrame = frame()
+    asked: pd.DataFrame = frame()
+    links: pd.DataFrame = frame()
 
-def prepare(model: Any, pairs: list[Pair], registry: Path, **options: Any) -> tuple[list[Pair], dict[str, Any]]:
-    """One pair, that the run has a query; from the registry the findings about heads, what was asked, and the links."""
-    found = held(matching(registry, newest=True))
-    there = found[WHERE].drop_duplicates()
-    if len(there) < 2:
-        one = there.iloc[0]
-        told = f"All findings of '{registry}' are of {one['model']} on {one['collection']}"
-        raise MechirError(f"{told}, and two collections or models are needed: {FIRST}.")
-    heads = found[found["site"].str.fullmatch(HEAD) & ~found["planned"]].sort_values(
-        [*WHERE, "measure", "site", "written"]
-    )
-    heads = heads.drop_duplicates([*WHERE, "measure", "site"], keep="last")[[*WHERE, "measure", "site", "value"]]
-    asked = pd.DataFrame(_asked(found), columns=[*WHERE, "term"], dtype=str)
-    if not (len(asked) or any(True for _ in _comparable(heads))):
-        raise MechirError(
-            f"The findings of '{registry}' hold no links, and no two collections share a measure: {FIRST}."
-        )
-    links = pd.DataFrame(
-        _links(found), columns=[*WHERE, "site", "term", "effect", "low", "high", "unit", "conflicts", "planned"]
-    )
-    frames = {"heads": heads, "asked": asked, "links": links.sort_values(["term", "site", *WHERE])}
-    return pairs[:1], {name: one.reset_index(drop=True) for name, one in frames.items()}
+    def cost(self, model: Weights) -> float:
+        """Full forwards per pair: none."""
+        return 0.0
+
+    def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Pair]]:
+        """One pair, that the run has a query; the findings on heads, what was asked, and the links of the registry."""
+        registry = inputs.registry
+        findings = held(matching(registry, newest=True))
+        there = findings[WHERE].drop_duplicates()
+        if len(there) < 2:
+            only = there.iloc[0]
+            everything = f"All findings of '{registry}' are of {only['model']} on {only['collection']}"
+            raise MechirError(f"{everything}, and two collections or models are needed: {FIRST}.")
+        of_heads = is_head(findings["site"]) & ~findings["planned"]
+        heads = findings[of_heads].sort_values([*WHERE, "measure", "site", "written"])
+        heads = heads.drop_duplicates([*WHERE, "measure", "site"], keep="last")[[*WHERE, "measure", "site", "value"]]
+        asked = pd.DataFrame(_asked(findings), columns=[*WHERE, "term"], dtype=str)
+        if not (len(asked) or any(True for _ in _comparable(heads))):
+            raise MechirError(
+                f"The findings of '{registry}' hold no links, and no two collections share a measure: {FIRST}."
+            )
+        links = pd.DataFrame(_links(findings), columns=[*WHERE, "site", "term", *NUMBERS, "conflicts", "planned"])
+        tables = {"heads": heads, "asked": asked, "links": links.sort_values(["term", "site", *WHERE])}
+        indexed = {name: table.reset_index(drop=True) for name, table in tables.items()}
+        return replace(self, **indexed), inputs.material[:1]
+
+    def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
+        """The ids of the pair; everything is in the findings."""
+        return pd.DataFrame([{"query_id": pair.query_id, "doc_id": pair.doc_id, "grade": pair.grade} for pair in pairs])
+
+    def summarise(self, run: Finished) -> pd.DataFrame:
+        """Three kinds of rows, all with `kind` and `model`.
+
+        "values", of one model: `measure`, `one`, `two` (collections), `n` heads; `rho` with `low`, `high`, `p`; `same`,
+        the share of heads with the same sign, with `same_low`, `same_high`, `same_expected` by chance, `p_same`;
+        `p_corrected` and `p_same_corrected` by Holm over all these rows.
+        "links", a row per model, collection and term: `n` components linked; of the heads among them the mean `depth`
+        in layers / number of layers, from `depth_low` to `depth_high`; the `effect` of the strongest, `site`, with its
+        interval and `unit`.
+        "component", a row per linked component and collection: `depth`, `effect`, `low`, `high`, `unit`; `on`, the
+        collections that it is linked on; `where`: on "all" or "some" of the `asked` ones, "only asked here" for one;
+        `conflicts`; `planned`, whether a plan concluded it.
+
+        The number of layers is that of the findings: the last layer with a head in them.
+        """
+        values = pd.DataFrame(_values(self.heads, self.draws, self.seed))
+        if len(values):
+            values["p_corrected"] = holm(values["p"].to_numpy())
+            values["p_same_corrected"] = holm(values["p_same"].to_numpy())
+        components = _components(self.heads, self.asked, self.links)
+        counts = pd.DataFrame(_counts(self.asked, components))
+        return pd.concat([part for part in (values, counts, components) if len(part)], ignore_index=True)
+
+    @classmethod
+    def table(cls, summary: pd.DataFrame) -> pd.DataFrame:
+        """What the terminal prints: all rows, the sentences of conflicts left out."""
+        first = ["kind", "model", "collection", "term", "measure", "one", "two", "site", "where", "n", "rho", "effect"]
+        left = ["model_fingerprint", "conflicts", "p", "p_same", "same_expected", "depth_low", "depth_high", "on"]
+        names = [name for name in first if name in summary]
+        names += [name for name in summary if name not in (*first, *left)]
+        return summary[names].astype({name: "Int64" for name in ("n", "asked") if name in summary})
+
+    def chart(self, summary: pd.DataFrame) -> Any:
+        """Spearman's rho by measure and two collections; how deep the linked heads lie, or how many links there are."""
+        several = summary["model_fingerprint"].nunique() > 1
+        name = summary["model"] + " " + summary["model_fingerprint"].str[:6] + ", " if several else ""
+        parts = []
+        if len(values := summary[summary["kind"] == "values"]):
+            of = (name + summary["measure"] + ": " + summary["one"] + " and " + summary["two"]).loc[values.index]
+            title = "Spearman's rho of the values of heads on two collections"
+            parts.append(charts.bars(values.assign(of=of), "rho", "of", title=title, low="low", high="high"))
+        on = (name + summary.get("collection", pd.Series("", summary.index))).rename("on")
+        if len(
+            deep := summary[(summary["kind"] == "component") & summary.get("depth", pd.Series(dtype=float)).notna()]
+        ):
+            where = "layer / number of layers"
+            shown = deep.rename(columns={"depth": where}).assign(on=on.loc[deep.index])
+            title = "Linked heads: how deep they lie, and how large their effect"
+            parts.append(charts.scatter(shown, where, "effect", "on", title=title, label="site", column="term"))
+        elif len(counts := summary[summary["kind"] == "links"]):
+            shown = counts.assign(of=counts["term"] + ", " + on.loc[counts.index], n=counts["n"].astype(float))
+            parts.append(charts.bars(shown, "n", "of", title="Linked components"))
+        return parts[0] if len(parts) == 1 else charts.stacked(*parts)
 
 
 def _asked(found: pd.DataFrame) -> Iterator[tuple[str, ...]]:
@@ -102,53 +167,6 @@ def _comparable(heads: pd.DataFrame) -> Iterator[tuple[dict[str, Any], np.ndarra
             if len(both) >= LEAST and both.nunique().min() > 1:
                 row = {"model": model, "model_fingerprint": fingerprint, "measure": name, "one": one, "two": two}
                 yield row | {"n": len(both)}, both[one].to_numpy(), both[two].to_numpy()
-
-
-def measure(
-    model: Any,
-    pairs: Sequence[Pair],
-    *,
-    heads: pd.DataFrame,
-    asked: pd.DataFrame,
-    links: pd.DataFrame,
-    draws: int = RESAMPLES,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """The ids of the pair; everything is in the findings. `draws`: pairings at random, and resamples."""
-    return pd.DataFrame([{"query_id": pair.query_id, "doc_id": pair.doc_id, "grade": pair.grade} for pair in pairs])
-
-
-def summarise(
-    rows: pd.DataFrame,
-    judged: pd.DataFrame,
-    heads: pd.DataFrame,
-    asked: pd.DataFrame,
-    links: pd.DataFrame,
-    *,
-    draws: int,
-    seed: int,
-) -> pd.DataFrame:
-    """Three kinds of rows, all with `kind` and `model`.
-
-    "values", of one model: `measure`, `one`, `two` (collections), `n` heads; `rho` with `low`, `high`, `p`; `same`, the
-    share of heads with the same sign, with `same_low`, `same_high`, `same_expected` by chance, `p_same`; `p_corrected`
-    and `p_same_corrected` by Holm over all these rows.
-    "links", a row per model, collection and term: `n` components linked; of the heads among them the mean `depth` in
-    layers / number of layers, from `depth_low` to `depth_high`; the `effect` of the strongest, `site`, with its
-    interval and `unit`.
-    "component", a row per linked component and collection: `depth`, `effect`, `low`, `high`, `unit`; `on`, the
-    collections that it is linked on; `where`: on "all" or "some" of the `asked` ones, "only asked here" for one;
-    `conflicts`; `planned`, whether a plan concluded it.
-
-    The number of layers is that of the findings: the last layer with a head in them.
-    """
-    values = pd.DataFrame(_values(heads, draws, seed))
-    if len(values):
-        values["p_corrected"] = holm(values["p"].to_numpy())
-        values["p_same_corrected"] = holm(values["p_same"].to_numpy())
-    components = _components(heads, asked, links)
-    counts = pd.DataFrame(_counts(asked, components))
-    return pd.concat([part for part in (values, counts, components) if len(part)], ignore_index=True)
 
 
 def _values(heads: pd.DataFrame, draws: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -184,33 +202,3 @@ def _counts(asked: pd.DataFrame, components: pd.DataFrame) -> Iterator[dict[str,
             strongest = own.loc[own["effect"].abs().idxmax()]
             row |= {name: strongest[name] for name in ("site", "effect", "low", "high", "unit")}
         yield row
-
-
-def table(summary: pd.DataFrame) -> pd.DataFrame:
-    """What the terminal prints: all rows, the sentences of conflicts left out."""
-    first = ["kind", "model", "collection", "term", "measure", "one", "two", "site", "where", "n", "rho", "effect"]
-    left = ["model_fingerprint", "conflicts", "p", "p_same", "same_expected", "depth_low", "depth_high", "on"]
-    names = [name for name in first if name in summary]
-    names += [name for name in summary if name not in (*first, *left)]
-    return summary[names].astype({name: "Int64" for name in ("n", "asked") if name in summary})
-
-
-def chart(summary: pd.DataFrame) -> Any:
-    """Spearman's rho by measure and two collections; how deep the linked heads lie, or how many links there are."""
-    several = summary["model_fingerprint"].nunique() > 1
-    name = summary["model"] + " " + summary["model_fingerprint"].str[:6] + ", " if several else ""
-    parts = []
-    if len(values := summary[summary["kind"] == "values"]):
-        of = (name + summary["measure"] + ": " + summary["one"] + " and " + summary["two"]).loc[values.index]
-        title = "Spearman's rho of the values of heads on two collections"
-        parts.append(charts.bars(values.assign(of=of), "rho", "of", title=title, low="low", high="high"))
-    on = (name + summary.get("collection", pd.Series("", summary.index))).rename("on")
-    if len(deep := summary[(summary["kind"] == "component") & summary.get("depth", pd.Series(dtype=float)).notna()]):
-        where = "layer / number of layers"
-        shown = deep.rename(columns={"depth": where}).assign(on=on.loc[deep.index])
-        title = "Linked heads: how deep they lie, and how large their effect"
-        parts.append(charts.scatter(shown, where, "effect", "on", title=title, label="site", column="term"))
-    elif len(counts := summary[summary["kind"] == "links"]):
-        shown = counts.assign(of=counts["term"] + ", " + on.loc[counts.index], n=counts["n"].astype(float))
-        parts.append(charts.bars(shown, "n", "of", title="Linked components"))
-    return parts[0] if len(parts) == 1 else charts.stacked(*parts)

@@ -1,69 +1,86 @@
-"""What heads look at: their attention between query and document on a few pairs, word piece by word piece.
-
-Of queries spread over the pool, the first document of the highest grade and the first of the lowest. Nothing is
-averaged and nothing claimed: it shows what the numbers of other experiments are about.
-"""
+"""What heads look at: their attention between query and document on a few pairs, word piece by word piece."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
-from mechir.errors import MechirError
+from mechir.experiment import Experiment, Finished, Inputs
 from mechir.methods.attention import pair_attention
-from mechir.methods.checks import at_least, head_list
+from mechir.methods.checks import heads_there
+from mechir.options import option
 from mechir.pairs import Pair, first_of_each
+from mechir.reranker import Weights
+from mechir.sites import Head
 from mechir.views import charts
 
 
-def cost(model: Any, **options: Any) -> float:
-    """Full forwards per pair that is taken."""
-    return 1.0
+@dataclass(frozen=True)
+class Examples(Experiment):
+    """What heads look at: their attention between query and document on a few pairs, word piece by word piece.
 
-
-def check(model: Any, pairs: Sequence[Pair], *, heads: str, queries: int) -> dict[str, Any]:
-    """Heads in the order in which they are shown; refuses what does not fit."""
-    at_least(1, queries=queries)
-    if not (found := head_list(model, heads, ordered=True)):
-        raise MechirError("--heads is empty: write the heads to look at with commas, e.g. h1.1,h2.9.")
-    return {"heads": found}
-
-
-def prepare(model: Any, pairs: list[Pair], *, queries: int, **options: Any) -> tuple[list[Pair], dict[str, Any]]:
-    """The pairs to look at."""
-    ids = list(dict.fromkeys(pair.query_id for pair in pairs))
-    spread = {ids[place] for place in np.linspace(0, len(ids) - 1, min(queries, len(ids))).round().astype(int).tolist()}
-    kept = first_of_each([pair for pair in pairs if pair.query_id in spread], 1, by_grade=True)
-    found = []
-    for query in ids:
-        own = sorted((pair for pair in kept if pair.query_id == query), key=lambda pair: -(pair.grade or 0))
-        found += [own[0], own[-1]][: len(own)] if own else []
-    return found, {}
-
-
-def measure(model: Any, pairs: Sequence[Pair], *, heads: str = "h0.0", queries: int = 3) -> pd.DataFrame:
-    """The rows of `pair_attention`. `heads` with commas; `queries`: how many are shown."""
-    return pair_attention(model, pairs, heads.split(","))
-
-
-def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
-    """One row per head and pair: `site`, ids, `grade`, `score` (logits).
-
-    `query_doc`, the largest weight to the document of a query piece, averaged over them; `doc_query` the reverse.
+    Of queries spread over the pool, the first document of the highest grade and the first of the lowest. Nothing is
+    averaged and nothing claimed: it shows what the numbers of other experiments are about.
     """
-    found = rows[["site", "query_id", "doc_id", "grade", "score"]].copy()
-    for name, readers in (("query_doc", "query"), ("doc_query", "doc")):
-        largest = [np.reshape(row[name], (len(row[readers]), -1)).max(axis=1) for _, row in rows.iterrows()]
-        found[name] = [float(values.mean()) for values in largest]
-    return found
 
+    answers: ClassVar = {"examples": ("--heads", "HEAD")}
 
-def chart(summary: pd.DataFrame) -> Any:
-    """How much each head looks across, a row per pair."""
-    named = summary.assign(pair=summary["query_id"] + "/" + summary["doc_id"])
-    return charts.heatmap(
-        named, "site", "pair", "query_doc", title="Largest weight of a query piece to the document, mean over pieces"
+    heads: tuple[Head, ...] = option(
+        (Head(0, 0),),
+        "heads to look at, in the order in which they are shown",
+        in_order=True,
+        not_empty="the heads to look at with commas, e.g. h1.1,h2.9",
     )
+    queries: int = option(3, "how many queries are shown", least=1)
+
+    def cost(self, model: Weights) -> float:
+        """Full forwards per pair that is taken."""
+        return 1.0
+
+    def check(self, inputs: Inputs) -> Experiment:
+        """Refuses heads that the model does not have."""
+        heads_there(inputs.model, self.heads)
+        return self
+
+    def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Pair]]:
+        """The pairs to look at."""
+        pairs = inputs.material
+        ids = list(dict.fromkeys(pair.query_id for pair in pairs))
+        places = np.linspace(0, len(ids) - 1, min(self.queries, len(ids))).round().astype(int)
+        spread = {ids[place] for place in places.tolist()}
+        kept = first_of_each([pair for pair in pairs if pair.query_id in spread], 1, by_grade=True)
+        shown = []
+        for query in ids:
+            graded = sorted((pair for pair in kept if pair.query_id == query), key=lambda pair: -(pair.grade or 0))
+            shown += [graded[0], graded[-1]][: len(graded)] if graded else []
+        return self, shown
+
+    def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
+        """The rows of `pair_attention`."""
+        return pair_attention(model, pairs, self.heads)
+
+    def summarise(self, run: Finished) -> pd.DataFrame:
+        """One row per head and pair: `site`, ids, `grade`, `score` (logits).
+
+        `query_doc`, the largest weight to the document of a query piece, averaged over them; `doc_query` the reverse.
+        """
+        summary = run.rows[["site", "query_id", "doc_id", "grade", "score"]].copy()
+        for name, readers in (("query_doc", "query"), ("doc_query", "doc")):
+            largest = [np.reshape(row[name], (len(row[readers]), -1)).max(axis=1) for _, row in run.rows.iterrows()]
+            summary[name] = [float(values.mean()) for values in largest]
+        return summary
+
+    def chart(self, summary: pd.DataFrame) -> Any:
+        """How much each head looks across, a row per pair."""
+        named = summary.assign(pair=summary["query_id"] + "/" + summary["doc_id"])
+        return charts.heatmap(
+            named,
+            "site",
+            "pair",
+            "query_doc",
+            title="Largest weight of a query piece to the document, mean over pieces",
+        )

@@ -1,34 +1,26 @@
-"""Do the methods name the same heads? Every two measures of the registry about heads, on one model and collection.
-
-Of each two: Spearman's rho of |value| over the heads that both have, and Jaccard's index of the heads that each puts
-first, against chance (values paired at random; hypergeometric), corrected by Holm over all pairs of measures. It reads
-the findings of the registry and runs nothing itself; the newest run of a measure counts.
-
-The heads of a model are all there are: the 95 % intervals, heads resampled, say how much a number hangs on single
-heads, not how sure the values are. They mislead where few heads matter: without those the rest is noise in both. Two
-measures that both grow with depth, or that were taken on the same queries, agree beyond chance without measuring the
-same; and |value| of a measure that is no strength, such as k1, has no order that means anything.
-"""
+"""Do the methods name the same heads? Every two measures of the registry about heads, on one model and collection."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from mechir.collection import Collection
 from mechir.errors import MechirError, closest
-from mechir.inference import holm
+from mechir.experiment import Experiment, Finished, Inputs
+from mechir.inference import LEVEL, holm
+from mechir.measures import LINK_TO
 from mechir.methods.agreement import first, rank_agreement, top_agreement
-from mechir.methods.checks import at_least
 from mechir.methods.statistics import RESAMPLES
+from mechir.options import frame, option
 from mechir.pairs import Pair
 from mechir.registry.names import Named
-from mechir.registry.plan import LINK
 from mechir.registry.queries import matching
+from mechir.reranker import Weights
+from mechir.sites import is_head
 from mechir.views import charts
 
 LEAST = 6
@@ -36,44 +28,119 @@ LEAST = 6
 FIRST = "run some first, such as `mechir run vast2025/attention_contrast` and `mechir run chen2024/head_maps`"
 
 
-def cost(model: Any, **options: Any) -> float:
-    """Full forwards per pair: none."""
-    return 0.0
+@dataclass(frozen=True)
+class Overlap(Experiment):
+    """Do the methods name the same heads? Every two measures of the registry about heads, on one model and collection.
 
+    Of each two: Spearman's rho of |value| over the heads that both have, and Jaccard's index of the heads that each
+    puts first, against chance (values paired at random; hypergeometric), corrected by Holm over all pairs of measures.
+    It reads the findings of the registry and runs nothing itself; the newest run of a measure counts.
 
-def check(model: Any, pairs: Sequence[Pair], *, measures: str, top: int, draws: int, seed: int) -> dict[str, Any]:
-    """Measures by name; refuses numbers out of their range."""
-    at_least(1, top=top, draws=draws)
-    at_least(0, seed=seed)
-    return {"measures": ";".join(sorted({name.strip() for name in measures.split(";") if name.strip()}))}
+    The heads of a model are all there are: the 95 % intervals, heads resampled, say how much a number hangs on single
+    heads, not how sure the values are. They mislead where few heads matter: without those the rest is noise in both.
+    Two measures that both grow with depth, or that were taken on the same queries, agree beyond chance without
+    measuring the same; and |value| of a measure that is no strength, such as k1, has no order that means anything.
+    """
 
+    measures: tuple[str, ...] = option(
+        (), "measures that are compared, as findings write them, with semicolons; by default all", separator=";"
+    )
+    top: int = option(10, "heads that each measure puts first", least=1)
+    draws: int = option(RESAMPLES, "pairings at random, and resamples", least=1)
+    seed: int = option(0, "seed of what is drawn at random", least=0)
+    heads: pd.DataFrame = frame("measure", "site", "value")
 
-def prepare(
-    model: Any, pairs: list[Pair], collection: Collection, registry: Path, *, measures: str, **options: Any
-) -> tuple[list[Pair], dict[str, Any]]:
-    """One pair, that the run has a query; the findings about heads: `measure`, `site`, `value`."""
-    on = Named(collection.id, collection.full_name, collection.hash)
-    try:
-        found = matching(registry, {"collection": on}, model=model.fingerprint, newest=True)
-    except MechirError as error:
-        raise MechirError(f"{error} There is nothing to compare: {FIRST}.") from error
-    found = found[~found["measure"].str.startswith(LINK)]  # conclusions repeat what they stand on
-    found = found[found["site"].str.fullmatch(r"h\d+\.\d+")].sort_values(["measure", "site", "written"])
-    heads = found.drop_duplicates(["measure", "site"], keep="last")[["measure", "site", "value"]]
-    sizes = heads.assign(size=heads["value"].abs()).groupby("measure")["size"].agg(["count", "nunique"])
-    known = sizes.index[(sizes["count"] >= LEAST) & (sizes["nunique"] > 1)].tolist()
-    asked = list(dict.fromkeys(name.strip() for name in measures.split(";") if name.strip())) or known
-    if wrong := [name for name in asked if name not in known]:
-        known = known or ["none"]
-        raise MechirError(f"No measure '{wrong[0]}' orders heads here: the closest are {closest(wrong[0], known)}.")
-    heads = heads[heads["measure"].isin(asked)].reset_index(drop=True)
-    if not _comparable(heads):
-        told = ", ".join(f"'{name}'" for name in asked) or "none"
-        raise MechirError(
-            f"Two measures of the same {LEAST} heads or more are needed, and of {collection.id} this registry has "
-            f"{told}: {FIRST}."
+    def cost(self, model: Weights) -> float:
+        """Full forwards per pair: none."""
+        return 0.0
+
+    def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Pair]]:
+        """One pair, that the run has a query; the findings about heads: `measure`, `site`, `value`."""
+        collection, registry = inputs.source, inputs.registry
+        on = Named(collection.id, collection.full_name, collection.hash)
+        try:
+            findings = matching(registry, {"collection": on}, model=inputs.model.fingerprint, newest=True)
+        except MechirError as error:
+            raise MechirError(f"{error} There is nothing to compare: {FIRST}.") from error
+        findings = findings[~LINK_TO.among(findings["measure"])]  # conclusions repeat what they stand on
+        findings = findings[is_head(findings["site"])].sort_values(["measure", "site", "written"])
+        heads = findings.drop_duplicates(["measure", "site"], keep="last")[["measure", "site", "value"]]
+        asked = self._asked(heads)
+        heads = heads[heads["measure"].isin(asked)].reset_index(drop=True)
+        if not _comparable(heads):
+            named = ", ".join(f"'{name}'" for name in asked) or "none"
+            raise MechirError(
+                f"Two measures of the same {LEAST} heads or more are needed, and of {collection.id} this registry has "
+                f"{named}: {FIRST}."
+            )
+        return replace(self, heads=heads), inputs.material[:1]
+
+    def _asked(self, heads: pd.DataFrame) -> list[str]:
+        """The measures that are compared; refuses one that orders no heads."""
+        sizes = heads.assign(size=heads["value"].abs()).groupby("measure")["size"].agg(["count", "nunique"])
+        known = sizes.index[(sizes["count"] >= LEAST) & (sizes["nunique"] > 1)].tolist()
+        if wrong := [name for name in self.measures if name not in known]:
+            known = known or ["none"]
+            raise MechirError(f"No measure '{wrong[0]}' orders heads here: the closest are {closest(wrong[0], known)}.")
+        return list(self.measures) or known
+
+    def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
+        """The ids of the pair; everything is in the findings."""
+        return pd.DataFrame([{"query_id": pair.query_id, "doc_id": pair.doc_id, "grade": pair.grade} for pair in pairs])
+
+    def summarise(self, run: Finished) -> pd.DataFrame:
+        """One row for every two measures with `LEAST` heads in common.
+
+        `one`, `two`; `n`, heads that both have; `rho` with `low`, `high`, `p`, `p_corrected` (Holm over all rows);
+        `top`, heads that each puts first (at most half of them), `shared`, their names, `jaccard` with `jaccard_low`,
+        `jaccard_high`, `jaccard_expected` by chance, `p_jaccard`, `p_jaccard_corrected`.
+        """
+        lines = []
+        for one, two, both in _comparable(self.heads):
+            sides, k = (both[one].to_numpy(), both[two].to_numpy()), min(self.top, len(both) // 2)
+            rank = rank_agreement(*sides, draws=self.draws, seed=self.seed)
+            share = top_agreement(*sides, k, draws=self.draws, seed=self.seed)
+            chosen = first(*sides, k, seed=self.seed)
+            shared = both.index[sorted({*chosen[0].tolist()} & {*chosen[1].tolist()})]
+            line = {"one": one, "two": two, "n": len(both)}
+            line |= {"rho": rank.value, "low": rank.low, "high": rank.high, "p": rank.p}
+            line |= {"top": k, "shared": ", ".join(shared), "jaccard": share.value, "jaccard_low": share.low}
+            line |= {"jaccard_high": share.high, "jaccard_expected": share.expected, "p_jaccard": share.p}
+            lines.append(line)
+        table = pd.DataFrame(lines)
+        return table.assign(
+            p_corrected=holm(table["p"].to_numpy()), p_jaccard_corrected=holm(table["p_jaccard"].to_numpy())
         )
-    return pairs[:1], {"heads": heads}
+
+    @classmethod
+    def table(cls, summary: pd.DataFrame) -> pd.DataFrame:
+        """What the terminal prints: the pairs from the most alike on, without the names of the heads."""
+        names = ["one", "two", "n", "rho", "low", "high", "p_corrected", "jaccard", "jaccard_low", "jaccard_high"]
+        names += ["jaccard_expected", "p_jaccard_corrected"]
+        return summary.sort_values("rho", ascending=False, kind="stable")[names]
+
+    def chart(self, summary: pd.DataFrame) -> Any:
+        """Spearman's rho of every two measures, with a star where p < .05 over all pairs; the numbers name the rows."""
+        names = sorted({*summary["one"], *summary["two"]})
+        number = {name: str(place + 1) for place, name in enumerate(names)}
+        turned = summary.rename(columns={"one": "two", "two": "one"})
+        shown = pd.concat([summary, turned], ignore_index=True)
+        named = shown.assign(
+            measure=[f"{number[name]} {name}" for name in shown["one"]],
+            other=[number[name] for name in shown["two"]],
+            star=shown["p_corrected"] < LEVEL,
+        )
+        return charts.heatmap(
+            named,
+            "other",
+            "measure",
+            "rho",
+            title="Do the methods order the heads alike? Spearman's rho of |value|",
+            subtitle=f"{int(summary['n'].median())} heads in the median; *: p < .05 over all pairs of measures (Holm)",
+            star="star",
+            order_x=[number[name] for name in names],
+            order_y=[f"{number[name]} {name}" for name in names],
+        )
 
 
 def _comparable(heads: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
@@ -81,86 +148,3 @@ def _comparable(heads: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
     wide = heads.assign(size=heads["value"].abs()).pivot(index="site", columns="measure", values="size")
     pairs = [(one, two, wide[[one, two]].dropna()) for one, two in combinations(wide.columns, 2)]
     return [(one, two, both) for one, two, both in pairs if len(both) >= LEAST and both.nunique().min() > 1]
-
-
-def measure(
-    model: Any,
-    pairs: Sequence[Pair],
-    *,
-    heads: pd.DataFrame,
-    measures: str = "",
-    top: int = 10,
-    draws: int = RESAMPLES,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """The ids of the pair; everything is in the findings.
-
-    `measures`: those that are compared, as findings write them, with semicolons (default: all); `top`: how many heads
-    each puts first; `draws`: pairings at random, and resamples.
-    """
-    return pd.DataFrame([{"query_id": pair.query_id, "doc_id": pair.doc_id, "grade": pair.grade} for pair in pairs])
-
-
-def summarise(
-    rows: pd.DataFrame, judged: pd.DataFrame, heads: pd.DataFrame, *, top: int, draws: int, seed: int
-) -> pd.DataFrame:
-    """One row for every two measures with `LEAST` heads in common.
-
-    `one`, `two`; `n`, heads that both have; `rho` with `low`, `high`, `p`, `p_corrected` (Holm over all rows);
-    `top`, heads that each puts first (at most half of them), `shared`, their names, `jaccard` with `jaccard_low`,
-    `jaccard_high`, `jaccard_expected` by chance, `p_jaccard`, `p_jaccard_corrected`.
-    """
-    found = []
-    for one, two, both in _comparable(heads):
-        sides = both[one].to_numpy(), both[two].to_numpy()
-        rank = rank_agreement(*sides, draws=draws, seed=seed)
-        k = min(top, len(both) // 2)
-        share = top_agreement(*sides, k, draws=draws, seed=seed)
-        chosen = first(*sides, k, seed=seed)
-        shared = both.index[sorted({*chosen[0].tolist()} & {*chosen[1].tolist()})]
-        row = {
-            "one": one,
-            "two": two,
-            "n": len(both),
-            "rho": rank.value,
-            "low": rank.low,
-            "high": rank.high,
-            "p": rank.p,
-        }
-        row |= {"top": k, "shared": ", ".join(shared), "jaccard": share.value, "jaccard_low": share.low}
-        found.append(row | {"jaccard_high": share.high, "jaccard_expected": share.expected, "p_jaccard": share.p})
-    table = pd.DataFrame(found)
-    return table.assign(
-        p_corrected=holm(table["p"].to_numpy()), p_jaccard_corrected=holm(table["p_jaccard"].to_numpy())
-    )
-
-
-def table(summary: pd.DataFrame) -> pd.DataFrame:
-    """What the terminal prints: the pairs from the most alike on, without the names of the heads."""
-    names = ["one", "two", "n", "rho", "low", "high", "p_corrected", "jaccard", "jaccard_low", "jaccard_high"]
-    names += ["jaccard_expected", "p_jaccard_corrected"]
-    return summary.sort_values("rho", ascending=False, kind="stable")[names]
-
-
-def chart(summary: pd.DataFrame) -> Any:
-    """Spearman's rho of every two measures, with a star where p < .05 over all pairs; the numbers name the rows."""
-    names = sorted({*summary["one"], *summary["two"]})
-    number = {name: str(place + 1) for place, name in enumerate(names)}
-    turned = summary.rename(columns={"one": "two", "two": "one"})
-    shown = pd.concat([summary, turned], ignore_index=True)
-    named = shown.assign(
-        measure=[f"{number[name]} {name}" for name in shown["one"]],
-        other=[number[name] for name in shown["two"]],
-        star=shown["p_corrected"] < 0.05,
-    )
-    return charts.heatmap(
-        named,
-        "other",
-        "measure",
-        "rho",
-        title="Do the methods order the heads alike? Spearman's rho of |value|",
-        subtitle=f"{int(summary['n'].median())} heads in the median; *: p < .05 over all pairs of measures (Holm)",
-        star="star",
-        order_x=[number[name] for name in names],
-        order_y=[f"{number[name]} {name}" for name in names],
-    )

@@ -1,56 +1,57 @@
-"""Which heads write the score: path patching from every head and MLP to the score (Lu et al. 2025, arXiv:2502.04645).
-
-The sender sees the donor's world, all other heads keep the base's (Wang et al.). By default MLPs are recomputed on the
-way and LayerNorms are live, as the authors do; the column `departure` says how far that is from a linear path.
-"""
+"""Which heads write the score: path patching from every head and MLP to it (Lu et al. 2025, arXiv:2502.04645)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pandas as pd
 
 from mechir.contrasts import Contrast
+from mechir.experiment import Experiment, Finished, RunsOn
+from mechir.measures import PATH_TO_SCORE
 from mechir.methods import effects
-from mechir.methods.checks import one_of
 from mechir.methods.paths import FREEZE, LN, path_patch
+from mechir.options import option
+from mechir.reranker import Weights
 from mechir.views import charts
 
 
-def cost(model: Any, **options: Any) -> float:
-    """Full forwards per contrast: the base, the donor, and an MLP per layer at CLS for each sender."""
-    return 2.5
+@dataclass(frozen=True)
+class HeadToScore(Experiment):
+    """Which heads write the score: path patching from every head and MLP to it (Lu et al. 2025, arXiv:2502.04645).
 
+    The sender sees the donor's world, all other heads keep the base's (Wang et al.). By default MLPs are recomputed on
+    the way and LayerNorms are live, as the authors do; the column `departure` says how far that is from a linear path.
+    """
 
-def check(model: Any, contrasts: Sequence[Contrast], *, freeze: str, ln: str) -> dict[str, Any]:
-    """Refuses unknown words."""
-    one_of(FREEZE, freeze=freeze)
-    one_of(LN, ln=ln)
-    return {}
+    runs_on: ClassVar[RunsOn] = "contrasts"
+    figure: ClassVar[int | None] = 12
+    answers: ClassVar = {"scoring": ()}
 
+    freeze: str = option("heads", "what keeps the base's activation on the way", among=FREEZE)
+    ln: str = option("live", "LayerNorms on the way: recomputed, or with the base's standard deviation", among=LN)
 
-def measure(model: Any, contrasts: Sequence[Contrast], *, freeze: str = "heads", ln: str = "live") -> pd.DataFrame:
-    """`sender`, ids, `base`, `donor`, `patched`, `effect`, `departure`: see `path_patch`."""
-    return path_patch(model, contrasts, freeze=freeze, ln=ln)
+    def cost(self, model: Weights) -> float:
+        """Full forwards per contrast: the base, the donor, and an MLP per layer at CLS for each sender."""
+        return 2.5
 
+    def measure(self, model: Weights, contrasts: Sequence[Contrast]) -> pd.DataFrame:
+        """`sender`, ids, `base`, `donor`, `patched`, `effect`, `departure`: see `path_patch`."""
+        return path_patch(model, contrasts, freeze=self.freeze, ln=self.ln)
 
-def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
-    """One line per sender, the largest effect first: see `effects.table`; `departure` is the median over contrasts."""
-    table = effects.table(rows, ["sender"])
-    table["departure"] = table["sender"].map(rows.groupby("sender")["departure"].median())
-    return table.sort_values("estimate", key=abs, ascending=False, ignore_index=True)
+    def summarise(self, run: Finished) -> pd.DataFrame:
+        """One line per sender, the largest effect first: see `effects.table`; `departure` is the contrasts' median."""
+        table = effects.table(run.rows, ["sender"])
+        table["departure"] = table["sender"].map(run.rows.groupby("sender")["departure"].median())
+        return table.sort_values("estimate", key=abs, ascending=False, ignore_index=True)
 
+    def findings(self, run: Finished) -> pd.DataFrame:
+        """The gap, and the effect of every sender, corrected over all of them."""
+        paths = effects.stated(run.summary, PATH_TO_SCORE(run.diagnostic, self.freeze, self.ln), "sender")
+        return pd.concat([effects.gap_stated(run.rows, run.diagnostic), paths], ignore_index=True)
 
-def findings(
-    summary: pd.DataFrame, rows: pd.DataFrame, axiom: str, *, freeze: str = "heads", ln: str = "live"
-) -> pd.DataFrame:
-    """The gap, and the effect of every sender, corrected over all of them."""
-    other = "" if (freeze, ln) == ("heads", "live") else f" (freeze {freeze}, LayerNorm {ln})"
-    found = effects.stated(summary, f"path to the score{other}", axiom, "sender").assign(role="scoring")
-    return pd.concat([effects.gap_stated(rows, axiom), found], ignore_index=True).fillna({"role": ""})
-
-
-def chart(summary: pd.DataFrame) -> Any:
-    """Layer x head, in logits; MLPs are in the table."""
-    return charts.head_map(summary, "sender", title="Effect on the score along the path head -> score")
+    def chart(self, summary: pd.DataFrame) -> Any:
+        """Layer x head, in logits; MLPs are in the table."""
+        return charts.head_map(summary, "sender", title="Effect on the score along the path head -> score")

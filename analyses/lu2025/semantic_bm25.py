@@ -1,121 +1,145 @@
-"""Is the score a BM25? A linear model of IDF, soft-TF and their product (Lu et al. 2025, arXiv:2502.04645, section 6).
-
-IDF is the coordinate of a query token along the singular vector of W_E that goes with it, soft-TF the mass that
-matching heads pay from it to the document. Fitted on two thirds of the queries and tested on the others, beside BM25
-tuned on the same queries. Matching heads are found on a third that is not tested.
-"""
+"""Is the score a BM25? A linear model of IDF, soft-TF and their product (Lu et al. 2025, arXiv:2502.04645, 6)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
-from mechir.collection import Collection
 from mechir.errors import MechirError
+from mechir.experiment import Experiment, Finished, Inputs
+from mechir.measures import IDF_WEIGHT, SEMANTIC_BM25, WEIGHT, stated
 from mechir.methods import semantic_bm25 as semantic
 from mechir.methods.checks import SELECTION, embedding_vector, heads_or_search
 from mechir.methods.lexical import Counts, collection_counts, find_idf, refuse_idf, singular_direction
 from mechir.methods.matching import matching_heads
-from mechir.methods.patching import all_heads
+from mechir.model_sites import all_heads
+from mechir.options import option
 from mechir.pairs import Pair, split_queries
+from mechir.reranker import Weights
+from mechir.sites import Head
 from mechir.views import charts
 
 DRAWS = 20
-WHOLE = "semantic BM25"
+WHOLE = str(SEMANTIC_BM25)
 
 
-def cost(model: Any, **options: Any) -> float:
-    """Full forwards per pair: the query whole, and cut to five pieces."""
-    return 3.0
+@dataclass(frozen=True)
+class SemanticBm25(Experiment):
+    """Is the score a BM25? A linear model of IDF, soft-TF and their product (Lu et al. 2025, arXiv:2502.04645, 6).
 
-
-def check(
-    model: Any,
-    pairs: Sequence[Pair],
-    collection: Collection,
-    *,
-    heads: str,
-    top: int,
-    vector: int,
-    sign: int,
-    idf: str,
-    exponential: bool,
-) -> dict[str, Any]:
-    """Heads by layer; refuses what does not fit."""
-    embedding_vector(model, vector, sign)
-    refuse_idf(model, collection, idf)
-    if (n := len({pair.query_id for pair in pairs})) < SELECTION:
-        raise MechirError(f"{n} queries cannot be fitted and tested on: take {SELECTION} or more.")
-    return {"heads": heads_or_search(model, pairs, heads, top=top, matching=True)}
-
-
-def prepare(
-    model: Any,
-    pairs: list[Pair],
-    collection: Collection,
-    *,
-    heads: str,
-    top: int,
-    vector: int,
-    sign: int,
-    idf: str,
-    **options: Any,
-) -> tuple[list[Pair], dict[str, Any]]:
-    """All pairs; the matching heads, found on the first of every three queries, and the IDF direction."""
-    found: dict[str, Any] = dict(find_idf(model, collection, idf=idf, vector=vector, sign=sign))
-    if heads:
-        return pairs, found
-    chosen, _ = split_queries(pairs, SELECTION)
-    return pairs, found | {"heads": ",".join(matching_heads(model, chosen, top))}
-
-
-def measure(
-    model: Any,
-    pairs: Sequence[Pair],
-    *,
-    heads: str = "",
-    top: int = 13,
-    vector: int = -1,
-    sign: int = 0,
-    idf: str = "",
-    exponential: bool = False,
-) -> pd.DataFrame:
-    """The rows of `lexical_features`.
-
-    `heads`, `vector` (-1) and `sign` (0) are found by the run where none are given; `exponential` takes exp of the IDF
-    coordinate, for a direction that carries log IDF.
+    IDF is the coordinate of a query token along the singular vector of W_E that goes with it, soft-TF the mass that
+    matching heads pay from it to the document. Fitted on two thirds of the queries and tested on the others, beside
+    BM25 tuned on the same queries. Matching heads are found on a third that is not tested.
     """
-    direction = singular_direction(model, vector, sign)
-    return semantic.lexical_features(model, pairs, direction, heads=heads.split(","), exponential=exponential)
 
+    figure: ClassVar[int | None] = 10
+    answers: ClassVar = {"bm25": ()}
 
-def summarise(
-    rows: pd.DataFrame, judged: pd.DataFrame, model: Any, collection: Collection, *, heads: str = ""
-) -> pd.DataFrame:
-    """One row per model of the score: `model`, `features` (how many), and `quality` on the held-out queries.
-
-    "semantic BM25" and, as ablations, "IDF only", "soft-TF only", "random heads" (as many; the mean of 20 draws),
-    "random features" (normal, of the same shape); baselines "BM25 tuned" (k1 and b in `note`; IDF and lengths of the
-    collection), "TF", "IDF", whose `r2` and `rmse` are of a line from them to the score, fitted on the training
-    queries. "first five tokens" is the paper's design on queries of five pieces or more, "..., stale index" the same
-    with its published index (see `lexical_features`); both on held-out queries. "..., random split" mixes the pairs of
-    a query between training and test as the paper does, which flatters.
-    """
-    target, query = rows["score"].to_numpy(), rows["query_id"].to_numpy()
-    order = {one: k for k, one in enumerate(dict.fromkeys(query.tolist()))}
-    train = np.array([order[one] % 3 != 2 for one in query])
-    every = [str(head) for head in all_heads(model)]
-    chosen = [every.index(name) for name in heads.split(",")]
-    lines = _models(rows, chosen, target, train, query) + _baselines(
-        rows, collection_counts(model, collection), target, train, query
+    heads: tuple[Head, ...] = option(
+        (), "matching heads with commas; found by the run where none are named", in_order=True
     )
-    long = rows["score5"].notna().to_numpy()
-    if rows.loc[long, "query_id"].nunique() >= 6:
-        lines += _first_five(rows[long], train[long])
-    return pd.DataFrame(lines).astype(dict.fromkeys(("n", "queries", "features"), int))
+    top: int = option(13, "matching heads found by the run where none are named", least=1)
+    vector: int = option(-1, "singular vector of W_E, 0 the first; -1 for the one that goes with IDF")
+    sign: int = option(0, "1 or -1, which way the vector is taken; 0 for up with IDF")
+    idf: str = option("", "a table of lines word<TAB>idf; by default IDF is counted in the collection")
+    exponential: bool = option(False, "take exp of the IDF coordinate, for a direction that carries log IDF")
+
+    def cost(self, model: Weights) -> float:
+        """Full forwards per pair: the query whole, and cut to five pieces."""
+        return 3.0
+
+    def check(self, inputs: Inputs) -> Experiment:
+        """Heads by layer; refuses what does not fit."""
+        embedding_vector(inputs.model, self.vector, self.sign)
+        refuse_idf(inputs.model, inputs.source, self.idf)
+        if (n := len({pair.query_id for pair in inputs.material})) < SELECTION:
+            raise MechirError(f"{n} queries cannot be fitted and tested on: take {SELECTION} or more.")
+        return replace(self, heads=heads_or_search(inputs.model, inputs.material, self.heads, matching=True))
+
+    def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Pair]]:
+        """All pairs; the matching heads, found on the first of every three queries, and the IDF direction."""
+        model, pairs = inputs.model, inputs.material
+        along = find_idf(model, inputs.source, idf=self.idf, vector=self.vector, sign=self.sign)
+        ready = replace(self, vector=along["vector"], sign=along["sign"])
+        if self.heads:
+            return ready, pairs
+        return replace(ready, heads=matching_heads(model, split_queries(pairs, SELECTION)[0], self.top)), pairs
+
+    def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
+        """The rows of `lexical_features`."""
+        direction = singular_direction(model, self.vector, self.sign)
+        return semantic.lexical_features(model, pairs, direction, heads=self.heads, exponential=self.exponential)
+
+    def summarise(self, run: Finished) -> pd.DataFrame:
+        """One row per model of the score: `model`, `features` (how many), and `quality` on the held-out queries.
+
+        "semantic BM25" and, as ablations, "IDF only", "soft-TF only", "random heads" (as many; the mean of 20 draws),
+        "random features" (normal, of the same shape); baselines "BM25 tuned" (k1 and b in `note`; IDF and lengths of
+        the collection), "TF", "IDF", whose `r2` and `rmse` are of a line from them to the score, fitted on the training
+        queries. "first five tokens" is the paper's design on queries of five pieces or more, "..., stale index" the
+        same with its published index (see `lexical_features`); both on held-out queries. "..., random split" mixes the
+        pairs of a query between training and test as the paper does, which flatters.
+        """
+        rows, model = run.rows, run.model
+        assert model is not None  # every stored run has one
+        target, query = rows["score"].to_numpy(), rows["query_id"].to_numpy()
+        order = {query_id: place for place, query_id in enumerate(dict.fromkeys(query.tolist()))}
+        train = np.array([order[query_id] % 3 != 2 for query_id in query])
+        counts = collection_counts(model, run.source)
+        lines = _models(rows, _columns(model, self.heads), target, train, query)
+        lines += _baselines(rows, counts, target, train, query)
+        long = rows["score5"].notna().to_numpy()
+        if rows.loc[long, "query_id"].nunique() >= 6:
+            lines += _first_five(rows[long], train[long])
+        return pd.DataFrame(lines).astype(dict.fromkeys(("pairs", "queries", "features"), int))
+
+    @staticmethod
+    def across(summaries: pd.DataFrame) -> pd.DataFrame:
+        """One row per collection, as in the paper's table: the held-out Pearson r of every model of the score.
+
+        `low` and `high` are the interval of "semantic BM25", `queries` and `pairs` what its r is measured on.
+        """
+        wide = summaries.pivot(index="collection", columns="model", values="estimate")[summaries["model"].unique()]
+        tested = summaries[summaries["model"] == WHOLE].set_index("collection")[["queries", "pairs", "low", "high"]]
+        return tested.join(wide).loc[summaries["collection"].unique()].reset_index()
+
+    def findings(self, run: Finished) -> pd.DataFrame:
+        """What every chosen head weighs in the semantic BM25, by soft-TF and its product with IDF; how good it is."""
+        rows, model, n = run.rows, run.model, len(self.heads)
+        assert model is not None  # every stored run has one
+        features = semantic.pooled(rows, _columns(model, self.heads), "soft_tf,product")
+        weights = semantic.weights(features, rows["score"].to_numpy(), rows["query_id"].to_numpy())
+        sites = [*map(str, self.heads)] * 2
+        weights = weights.assign(site=sites, queries=rows["query_id"].nunique(), pairs=len(rows))
+        whole = run.summary[run.summary["model"] == WHOLE]
+        parts = [
+            stated(weights[:n], WEIGHT),
+            stated(weights[n:], IDF_WEIGHT),
+            stated(whole, SEMANTIC_BM25, site=""),
+        ]
+        return pd.concat(parts, ignore_index=True)
+
+    def chart(self, summary: pd.DataFrame) -> Any:
+        """Pearson r with the score on held-out queries, with its interval."""
+        return charts.bars(
+            summary.rename(columns={"estimate": "Pearson r"}),
+            "Pearson r",
+            "model",
+            title="How much of the score a linear model of IDF and soft-TF says",
+            subtitle="Pearson r on held-out queries, 95 % interval over queries; 'random split': over held-out pairs",
+            low="low",
+            high="high",
+        )
+
+
+def _columns(model: Weights, heads: Sequence[Head]) -> list[int]:
+    """The places of these heads among all heads of the model."""
+    every = all_heads(model)
+    return [every.index(head) for head in heads]
 
 
 def _told(name: str, predicted: np.ndarray, target: np.ndarray, test: np.ndarray, query: np.ndarray) -> dict[str, Any]:
@@ -178,45 +202,3 @@ def _first_five(long: pd.DataFrame, train: np.ndarray) -> list[dict[str, Any]]:
             told = _told(name + ending, predicted, target, ~split, query)
             lines.append(told | {"features": float(features.shape[1])})
     return lines
-
-
-def across(summaries: pd.DataFrame) -> pd.DataFrame:
-    """One row per collection, as in the paper's table: the held-out Pearson r of every model of the score.
-
-    `low` and `high` are the interval of "semantic BM25", `queries` and `n` what its r is measured on.
-    """
-    wide = summaries.pivot(index="collection", columns="model", values="pearson")[summaries["model"].unique()]
-    own = summaries[summaries["model"] == WHOLE].set_index("collection")[["queries", "n", "low", "high"]]
-    return own.join(wide).loc[summaries["collection"].unique()].reset_index()
-
-
-def findings(summary: pd.DataFrame, rows: pd.DataFrame, model: Any, *, heads: str = "") -> pd.DataFrame:
-    """What every chosen head weighs in the semantic BM25, by soft-TF and its product with IDF; and how good that is."""
-    every, chosen = [str(head) for head in all_heads(model)], heads.split(",")
-    features = semantic.pooled(rows, [every.index(name) for name in chosen], "soft_tf,product")
-    weights = semantic.weights(features, rows["score"].to_numpy(), rows["query_id"].to_numpy())
-    weights = weights.rename(columns={"weight": "value"}).assign(site=chosen * 2, unit="logits per sd")
-    kinds = (("weight of soft-TF", "soft-tf", "tf"), ("weight of IDF x soft-TF", "idf", "idf"))
-    parts = zip((weights[: len(chosen)], weights[len(chosen) :]), kinds, strict=True)
-    found = [part.assign(measure=measure, role=role, term=term) for part, (measure, role, term) in parts]
-    whole = summary[summary["model"] == WHOLE].rename(
-        columns={"pearson": "value", "queries": "n_queries", "n": "n_pairs"}
-    )
-    whole = whole[["value", "low", "high", "n_queries", "n_pairs"]].assign(
-        site="", measure="semantic BM25", unit="r, held out"
-    )
-    found = [one.assign(n_queries=rows["query_id"].nunique(), n_pairs=len(rows)) for one in found]
-    return pd.concat([*found, whole], ignore_index=True).fillna({"role": "", "term": ""})
-
-
-def chart(summary: pd.DataFrame) -> Any:
-    """Pearson r with the score on held-out queries, with its interval."""
-    return charts.bars(
-        summary.rename(columns={"pearson": "Pearson r"}),
-        "Pearson r",
-        "model",
-        title="How much of the score a linear model of IDF and soft-TF says",
-        subtitle="Pearson r on held-out queries, 95 % interval over queries; 'random split': over held-out pairs",
-        low="low",
-        high="high",
-    )

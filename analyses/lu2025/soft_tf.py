@@ -1,23 +1,20 @@
-"""Do matching heads count? Attention mass against term frequency and length (Lu et al. 2025, arXiv:2502.04645, 4.2).
-
-A word of each query is appended 0 to 8 times to a document (TFC2), filler standing in for what is missing, and
-documents are repeated (LNC2). To the mass that each head's query term pays, tf / (tf + k1) is fitted, with one k1 and
-an intercept and a size of its own for each text. Matching heads are found on one query in three, and the others are
-measured.
-"""
+"""Do matching heads count? Attention mass against term frequency and length (Lu et al. 2025, arXiv:2502.04645, 4.2)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
 from mechir.contrasts import single_piece
 from mechir.errors import MechirError
+from mechir.experiment import Experiment, Finished, Inputs
 from mechir.inference import mean_interval, means
-from mechir.methods.checks import SELECTION, at_least, heads_or_search, terms_there
+from mechir.measures import BY_LENGTH, K1, LIKENESS, RISE, stated
+from mechir.methods.checks import SELECTION, heads_or_search, terms_there
 from mechir.methods.matching import choose_matching
 from mechir.methods.soft_tf import (
     COUNTS,
@@ -29,89 +26,133 @@ from mechir.methods.soft_tf import (
     term_mass,
     text_of,
 )
+from mechir.options import option
 from mechir.pairs import Pair, first_of_each, split_queries
+from mechir.reranker import Weights
+from mechir.sites import Head, is_head
 from mechir.views import charts
 
-LEAST = 0.02
-"""A rise of attention below this is called nothing, whatever its p."""
 STRONGEST = 6
 """Heads named in the chart for the rise of their mass, matching or not."""
 
 
-def cost(model: Any, **options: Any) -> float:
-    """Full forwards per pair that is taken."""
-    return 1.5 * (len(COUNTS) + len(TIMES) + 1)
+@dataclass(frozen=True)
+class SoftTf(Experiment):
+    """Do matching heads count? Attention mass against term frequency and length (Lu et al. 2025, arXiv:2502.04645).
 
-
-def check(
-    model: Any,
-    pairs: Sequence[Pair],
-    *,
-    heads: str,
-    top: int,
-    filler: str,
-    words: int,
-    per_query: int,
-    seed: int,
-) -> dict[str, Any]:
-    """Heads by layer; refuses what does not fit."""
-    at_least(1, words=words, per_query=per_query)
-    at_least(0, seed=seed)
-    single_piece(model.tokenizer, filler)
-    terms_there(pairs, seed)
-    matching = heads_or_search(model, pairs, heads, top=top, matching=True)
-    kept = pairs if matching else split_queries(pairs, SELECTION)[1]
-    if frequencies(model, first_of_each(kept, per_query), filler=filler, words=words, seed=seed) < FREQUENCIES:
-        raise MechirError(f"--words {words} leaves no room for the words that are appended: write a smaller number.")
-    return {"heads": matching}
-
-
-def prepare(
-    model: Any, pairs: list[Pair], *, heads: str, top: int, **options: Any
-) -> tuple[list[Pair], dict[str, str]]:
-    """The pairs left to measure, and the matching heads found on the others."""
-    return choose_matching(model, pairs, heads=heads, top=top)
-
-
-def measure(
-    model: Any,
-    pairs: Sequence[Pair],
-    *,
-    heads: str = "",
-    top: int = 10,
-    filler: str = "a",
-    words: int = 40,
-    per_query: int = 4,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """`heads` ("matching" or "other"), and the rows of `term_mass`; `similarity_correlation` as kind "similarity".
-
-    The option `heads` names the matching heads, found by the run where none are given; of each query `per_query` pairs
-    are taken.
+    A word of each query is appended 0 to 8 times to a document (TFC2), filler standing in for what is missing, and
+    documents are repeated (LNC2). To the mass that each head's query term pays, tf / (tf + k1) is fitted, with one k1
+    and an intercept and a size of its own for each text. Matching heads are found on one query in three, and the others
+    are measured (section 4.2).
     """
-    some = first_of_each(pairs, per_query)
-    mass = term_mass(model, some, filler=filler, words=words, seed=seed)
-    likeness = similarity_correlation(model, some).assign(kind="similarity")
-    rows = pd.concat([mass, likeness], ignore_index=True)
-    rows.insert(0, "heads", np.where(rows["site"].isin(heads.split(",")), "matching", "other"))
-    return rows
 
+    figure: ClassVar[int | None] = 7
+    answers: ClassVar = {"rise": ()}
 
-def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
-    """One row per head, matching ones with the largest rise first, and the means of the matching and the other heads.
+    heads: tuple[Head, ...] = option(
+        (), "matching heads with commas; found by the run where none are named", in_order=True
+    )
+    top: int = option(10, "matching heads found by the run where none are named", least=1)
+    filler: str = option("a", "a word of one word piece that stands in for what is not appended")
+    words: int = option(40, "words of a document that are kept", least=1)
+    per_query: int = option(4, "pairs of each query that are measured", least=1)
+    seed: int = option(0, "the seed of the word of each query that is appended", least=0)
 
-    Heads: `heads` ("matching", "other"), `site`, `queries`; `base`, `size`, `k1`, `k1_low`, `k1_high`, `r2` of
-    `saturation` of the mass on the document by term frequency, base and size each text's own; `rise` = mean mass at the
-    highest count less that at the lowest of the same text, with `rise_low`, `rise_high` over queries; `by_length` =
-    mean mass of the document three times over less once; `similarity` = mean r of attention and likeness, with its
-    interval. Rows with the site "mean" are means over heads, rows "mass" the mean mass on the document by number of
-    words appended (`count`).
-    """
-    heads = [_head(str(site), part) for site, part in rows.groupby("site", sort=False)]
-    found = pd.DataFrame(heads).sort_values(["heads", "rise"], ascending=[True, False])
-    means = found.groupby("heads", sort=False).mean(numeric_only=True).reset_index().assign(site="mean")
-    means = means.drop(columns=[name for name in found.columns if name.endswith(("_low", "_high"))])
-    return pd.concat([found, means, _curve(rows)], ignore_index=True)
+    def cost(self, model: Weights) -> float:
+        """Full forwards per pair that is taken."""
+        return 1.5 * (len(COUNTS) + len(TIMES) + 1)
+
+    def check(self, inputs: Inputs) -> Experiment:
+        """Heads by layer; refuses what does not fit."""
+        model, pairs = inputs.model, inputs.material
+        single_piece(model.tokenizer, self.filler)
+        terms_there(pairs, self.seed)
+        matching = heads_or_search(model, pairs, self.heads, matching=True)
+        kept = first_of_each(pairs if matching else split_queries(pairs, SELECTION)[1], self.per_query)
+        if frequencies(model, kept, filler=self.filler, words=self.words, seed=self.seed) < FREQUENCIES:
+            raise MechirError(
+                f"--words {self.words} leaves no room for the words that are appended: write a smaller number."
+            )
+        return replace(self, heads=matching)
+
+    def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Pair]]:
+        """The matching heads, and the pairs left to measure: see `choose_matching`."""
+        heads, rest = choose_matching(inputs.model, inputs.material, heads=self.heads, top=self.top)
+        return replace(self, heads=heads), rest
+
+    def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
+        """`heads` ("matching" or "other"), and rows of `term_mass`; `similarity_correlation` as kind "similarity".
+
+        Of each query `per_query` pairs are taken.
+        """
+        some = first_of_each(pairs, self.per_query)
+        mass = term_mass(model, some, filler=self.filler, words=self.words, seed=self.seed)
+        likeness = similarity_correlation(model, some).assign(kind="similarity")
+        rows = pd.concat([mass, likeness], ignore_index=True)
+        matching = rows["site"].isin([str(head) for head in self.heads])
+        rows.insert(0, "heads", np.where(matching, "matching", "other"))
+        return rows
+
+    def summarise(self, run: Finished) -> pd.DataFrame:
+        """One row per head, matching ones with the largest rise first, and the means of matching and of other heads.
+
+        Heads: `heads` ("matching", "other"), `site`, `queries`; `base`, `size`, `k1`, `k1_low`, `k1_high`, `r2` of
+        `saturation` of the mass on the document by term frequency, base and size each text's own; `rise` = mean mass at
+        the highest count less that at the lowest of the same text, with `rise_low`, `rise_high` over queries;
+        `by_length` = mean mass of the document three times over less once; `similarity` = mean r of attention and
+        likeness, with its interval. Rows with the site "mean" are means over heads, rows "mass" the mean mass on the
+        document by number of words appended (`count`).
+        """
+        lines = [_head(str(site), part) for site, part in run.rows.groupby("site", sort=False)]
+        heads = pd.DataFrame(lines).sort_values(["heads", "rise"], ascending=[True, False])
+        means = heads.groupby("heads", sort=False).mean(numeric_only=True).reset_index().assign(site="mean")
+        means = means.drop(columns=[name for name in heads.columns if name.endswith(("_low", "_high"))])
+        return pd.concat([heads, means, _curve(run.rows)], ignore_index=True)
+
+    def findings(self, run: Finished) -> pd.DataFrame:
+        """How every head's mass rises with tf (tested over all heads) and length, where it saturates, what it follows.
+
+        The document is changed here, not the head: none of these is causal.
+        """
+        heads = run.summary[is_head(run.summary["site"])]
+        tf = run.rows[run.rows["kind"] == "tf"]
+        rises = np.column_stack([_change(tf[tf["site"] == site], COUNTS) for site in heads["site"]])
+        parts = [
+            stated(heads, RISE, "rise", p_corrected=means(rises).p_corrected, family=f"{len(heads)} heads"),
+            stated(heads, K1, "k1"),
+            stated(heads, BY_LENGTH, "by_length"),
+            stated(heads, LIKENESS, "similarity"),
+        ]
+        return pd.concat(parts, ignore_index=True).dropna(subset="value")
+
+    def chart(self, summary: pd.DataFrame) -> Any:
+        """Mass by number of occurrences appended, and k1 against the rise, a point per head."""
+        curve = summary[summary["site"] == "mass"]
+        points = summary[summary["site"].str.match(r"h\d")]
+        return charts.stacked(
+            charts.lines(
+                curve,
+                "count",
+                "mass",
+                "heads",
+                title="Attention of a query term to the document, by occurrences appended",
+                low="mass_low",
+                high="mass_high",
+            ),
+            charts.scatter(
+                points.assign(
+                    named=(points["heads"] == "matching") | (points["rise"].rank(ascending=False) <= STRONGEST)
+                ),
+                "similarity",
+                "rise",
+                "heads",
+                title="What a head's attention follows",
+                subtitle="likeness of embeddings (mean r) and rise of the mass with term frequency; "
+                f"named: matching, and the {STRONGEST} largest rises",
+                label="site",
+                named="named",
+            ),
+        )
 
 
 def _head(site: str, part: pd.DataFrame) -> dict[str, Any]:
@@ -143,55 +184,3 @@ def _curve(rows: pd.DataFrame) -> pd.DataFrame:
         lines.append({"site": "mass", "heads": heads, "count": count, "queries": len(values)})
         lines[-1] |= {"mass": values.mean(), "mass_low": low, "mass_high": high}
     return pd.DataFrame(lines)
-
-
-def findings(summary: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """How every head's mass rises with tf (a test over all heads) and with length, where it saturates, what it follows.
-
-    The document is changed here, not the head: none of these is causal.
-    """
-    heads = summary[summary["site"].str.startswith("h")].set_index("site")
-    tf = rows[rows["kind"] == "tf"]
-    rises = np.column_stack([_change(tf[tf["site"] == site], COUNTS) for site in heads.index])
-    tested = {"p_corrected": means(rises).p_corrected, "family": f"{len(heads)} heads", "least": LEAST}
-    found = [
-        _stated(heads, "rise", "tf", "rise of attention, tf 0 to 8", "attention").assign(**tested),
-        _stated(heads, "k1", "saturation", "k1 of attention", "occurrences"),
-        _stated(heads, "by_length", "length", "rise of attention, document three times over", "attention"),
-        _stated(heads, "similarity", "tf", "attention and likeness of embeddings", "r"),
-    ]
-    return pd.concat(found, ignore_index=True).dropna(subset="value")
-
-
-def _stated(heads: pd.DataFrame, name: str, term: str, measure: str, unit: str) -> pd.DataFrame:
-    names = {name: "value", f"{name}_low": "low", f"{name}_high": "high", "queries": "n_queries"}
-    kept = heads.reset_index().rename(columns=names)[["site", "value", "low", "high", "n_queries"]]
-    return kept.assign(measure=measure, unit=unit, role="soft-tf", term=term)
-
-
-def chart(summary: pd.DataFrame) -> Any:
-    """Mass by number of occurrences appended, and k1 against the rise, a point per head."""
-    curve = summary[summary["site"] == "mass"]
-    points = summary[summary["site"].str.match(r"h\d")]
-    return charts.stacked(
-        charts.lines(
-            curve,
-            "count",
-            "mass",
-            "heads",
-            title="Attention of a query term to the document, by occurrences appended",
-            low="mass_low",
-            high="mass_high",
-        ),
-        charts.scatter(
-            points.assign(named=(points["heads"] == "matching") | (points["rise"].rank(ascending=False) <= STRONGEST)),
-            "similarity",
-            "rise",
-            "heads",
-            title="What a head's attention follows",
-            subtitle="likeness of embeddings (mean r) and rise of the mass with term frequency; "
-            f"named: matching, and the {STRONGEST} largest rises",
-            label="site",
-            named="named",
-        ),
-    )

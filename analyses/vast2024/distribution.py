@@ -1,60 +1,110 @@
-"""Where the top units sit: by layer, component and part of the text (Vast et al. 2024, Figure 4).
-
-Beside them stands where the change of the score flows at every depth: the residual stream by segment, a complete cut
-(compare Zhan et al. 2020, SIGIR, Figure 2).
-"""
+"""Where the top units sit: by layer, component and part of the text (Vast et al. 2024, Figure 4)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
+from mechir.experiment import Experiment, Finished
 from mechir.methods.conductance import KIND, parts
 from mechir.methods.importance import Table, tables
 from mechir.methods.schemes import top
 from mechir.methods.statistics import percentiles
 from mechir.views import charts
 
-rows_of = "vast2024/importance"
+from .importance import Importance
+
 TOP = {"neuron": 0.01, "head": 0.1}
 DRAWS = 1000
 
 
-def summarise(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
-    """Conductance by layer and part: of the top 1 % of neurons and 10 % of heads (one at least), and of the stream.
+@dataclass(frozen=True)
+class Distribution(Importance):
+    """Where the top units sit: by layer, component and part of the text (Vast et al. 2024, Figure 4).
 
-    One row per collection, label, `kind` ("neuron", "head", "resid"), `layer` and `part` (a segment; of heads by their
-    weights a direction). `conductance`, of these units in that part together (units of F, mean over pairs) with `low`
-    and `high` (95 %, whole queries resampled, the units kept), and `share`, of the sum over the kind (for the stream of
-    the layer's sum, F(text) - F(baseline)). `of`: how many top units the layer has; `units`: how many of them have
-    their largest conductance in the part; `pairs` and `queries`.
+    Beside them stands where the change of the score flows at every depth: the residual stream by segment, a complete
+    cut (compare Zhan et al. 2020, SIGIR, Figure 2).
     """
-    found = []
-    for (collection, label), here in rows[rows["kind"] == "unit"].groupby(["collection", "label"], sort=False):
-        (own,) = tables(here)
-        drawn = own.drawn(DRAWS) * own.counts
-        for kind in dict.fromkeys(here["unit"].map(KIND)):
-            lines = pd.DataFrame(_lines(here[here["unit"].map(KIND) == kind], kind, own, drawn))
-            sums = (
-                lines.groupby("layer")["conductance"] if kind == "resid" else lines.groupby(lambda _: 0)["conductance"]
-            )
-            lines = lines.assign(collection=collection, label=label, kind=kind)
-            found.append(lines.assign(share=lines["conductance"] / sums.transform("sum"), pairs=int(own.counts.sum())))
-            found[-1]["queries"] = len(own.counts)
-    first = ["collection", "label", "kind", "layer", "part"]
-    told = pd.concat(found, ignore_index=True)
-    return told[[*first, *(name for name in told.columns if name not in first)]]
+
+    rows_of: ClassVar[type[Experiment] | None] = Importance
+    figure: ClassVar[int | None] = None
+
+    def summarise(self, run: Finished) -> pd.DataFrame:
+        """Conductance by layer and part: of the top 1 % of neurons and 10 % of heads (one at least), and of the stream.
+
+        One row per collection, label, `kind` ("neuron", "head", "resid"), `layer` and `part` (a segment; of heads by
+        their weights a direction). `estimate`, the conductance of these units in that part together (units of F, mean
+        over pairs) with `low` and `high` (95 %, whole queries resampled, the units kept), and `share`, of the sum over
+        the kind (for the stream of the layer's sum, F(text) - F(baseline)). `of`: how many top units the layer has;
+        `units`: how many of them have their largest conductance in the part; `pairs` and `queries`.
+        """
+        frames, rows = [], run.rows
+        for (collection, label), here in rows[rows["kind"] == "unit"].groupby(["collection", "label"], sort=False):
+            (table,) = tables(here)
+            drawn = table.drawn(DRAWS) * table.counts
+            for kind in dict.fromkeys(here["unit"].map(KIND)):
+                lines = pd.DataFrame(_lines(here[here["unit"].map(KIND) == kind], kind, table, drawn))
+                lines = lines.assign(collection=collection, label=label, kind=kind)
+                sums = lines.groupby("layer" if kind == "resid" else "kind")["estimate"].transform("sum")
+                share = lines["estimate"] / sums
+                pairs, queries = int(table.counts.sum()), len(table.counts)
+                frames.append(lines.assign(share=share, pairs=pairs, queries=queries))
+        first = ["collection", "label", "kind", "layer", "part"]
+        summary = pd.concat(frames, ignore_index=True)
+        return summary[[*first, *(name for name in summary.columns if name not in first)]]
+
+    @classmethod
+    def table(cls, summary: pd.DataFrame) -> pd.DataFrame:
+        """The five largest of each kind for every collection and label."""
+        size = summary["estimate"].abs()
+        keys = ["collection", "label", "kind"]
+        return summary[size.groupby([summary[key] for key in keys]).rank(ascending=False, method="first") <= 5]
+
+    def findings(self, run: Finished) -> None:
+        """Nothing: the findings are those of `Importance`."""
+
+    def chart(self, summary: pd.DataFrame) -> Any:
+        """Top neurons by layer and segment, and the stream's change by layer and segment."""
+        summary = summary.assign(panel=summary["collection"] + ", " + summary["label"])
+        neurons = summary[summary["kind"] == "neuron"].rename(columns={"estimate": "conductance"})
+        segments = neurons["part"].unique().tolist()
+        resid = summary[summary["kind"] == "resid"].rename(columns={"share": "share of the change"})
+        return charts.stacked(
+            charts.effect_map(
+                neurons,
+                "part",
+                "layer",
+                "conductance",
+                title="Conductance of the top 1 % of neurons",
+                subtitle="by layer and segment; mean over pairs, 95 % interval over queries",
+                low="low",
+                high="high",
+                column="panel",
+                order_x=segments,
+                order_y=sorted(neurons["layer"].unique().tolist()),
+            ),
+            charts.lines(
+                resid,
+                "layer",
+                "share of the change",
+                "part",
+                title="Through which segment the change of the score flows",
+                subtitle="the stream that each layer reads; the last is what the head of the model reads",
+                column="panel",
+            ),
+        )
 
 
-def _lines(rows: pd.DataFrame, kind: str, own: Table, drawn: np.ndarray) -> Iterator[dict[str, Any]]:
-    """Of every layer the conductance of its top units, part by part."""
-    means = pd.Series(own.mean(), own.sites)
-    own_kind = means[means.index.str[0] == kind[0]]
-    best = set(top(own_kind, max(TOP[kind], 1 / len(own_kind)))) if kind in TOP else set()
-    weights = own.counts / own.counts.sum()
+def _lines(rows: pd.DataFrame, kind: str, table: Table, drawn: np.ndarray) -> Iterator[dict[str, Any]]:
+    """The conductance of the top units of every layer, part by part."""
+    means = pd.Series(table.mean(), table.sites)
+    alike = means[means.index.str[0] == kind[0]]
+    best = set(top(alike, max(TOP[kind], 1 / len(alike)))) if kind in TOP else set()
+    weights = table.counts / table.counts.sum()
     for (layer, unit), here in rows.groupby(["layer", "unit"], sort=False):
         named = parts(str(unit))
         values = np.stack(here["conductance"].to_list()).astype(float).reshape(len(here), -1, len(named))
@@ -65,43 +115,4 @@ def _lines(rows: pd.DataFrame, kind: str, own: Table, drawn: np.ndarray) -> Iter
         for k, part in enumerate(named):
             low, high = percentiles(spread[:, k]) if len(here) > 1 else (np.nan, np.nan)
             line = {"layer": int(layer), "part": part, "units": int((largest == k).sum()), "of": len(chosen)}
-            yield line | {"conductance": float(weights @ of_parts[:, k]), "low": low, "high": high}
-
-
-def table(summary: pd.DataFrame) -> pd.DataFrame:
-    """The five largest of each kind for every collection and label."""
-    size = summary["conductance"].abs()
-    keys = ["collection", "label", "kind"]
-    return summary[size.groupby([summary[key] for key in keys]).rank(ascending=False, method="first") <= 5]
-
-
-def chart(summary: pd.DataFrame) -> Any:
-    """Top neurons by layer and segment, and the stream's change by layer and segment."""
-    summary = summary.assign(panel=summary["collection"] + ", " + summary["label"])
-    neurons = summary[summary["kind"] == "neuron"]
-    segments = neurons["part"].unique().tolist()
-    resid = summary[summary["kind"] == "resid"].rename(columns={"share": "share of the change"})
-    return charts.stacked(
-        charts.effect_map(
-            neurons,
-            "part",
-            "layer",
-            "conductance",
-            title="Conductance of the top 1 % of neurons",
-            subtitle="by layer and segment; mean over pairs, 95 % interval over queries",
-            low="low",
-            high="high",
-            column="panel",
-            order_x=segments,
-            order_y=sorted(neurons["layer"].unique().tolist()),
-        ),
-        charts.lines(
-            resid,
-            "layer",
-            "share of the change",
-            "part",
-            title="Through which segment the change of the score flows",
-            subtitle="the stream that each layer reads; the last is what the head of the model reads",
-            column="panel",
-        ),
-    )
+            yield line | {"estimate": float(weights @ of_parts[:, k]), "low": low, "high": high}

@@ -1,34 +1,31 @@
-"""Which units transfer: agreement of collections, groups and labels (Vast et al. 2024, Figures 2 and 3).
-
-Of the top units of two schemes, which share is the same? Beside it stand chance and the same collection measured on
-other queries, as no two samples of queries agree wholly.
-"""
+"""Which units transfer: agreement of collections, groups and labels (Vast et al. 2024, Figures 2 and 3)."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from mechir.collection_groups import Collections
+from mechir.experiment import Experiment, Finished
 from mechir.inference import holm
 from mechir.methods.importance import Table, tables
 from mechir.methods.schemes import KINDS, LABELS, Ranked, agreement, by_place, kind, members, schemes
 from mechir.methods.statistics import overlap_of_all, percentiles
 from mechir.views import charts
 
-rows_of = "vast2024/importance"
+from .importance import Importance
+
 GRID = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1)
 PLACES = 0.01
 """The share whose agreement is told layer by layer, and drawn."""
 DRAWS = 100
 BOTH, AGAIN = "both labels", "other queries"
-Means = Mapping[str, pd.DataFrame]
-"""Of each label the conductances, [site, collection]."""
+FIRST = ["label", "first", "second", "kind", "p", "layer", "n_first", "n_second", "shared", "share", "low", "high"]
 
 
 class Compared(NamedTuple):
@@ -43,41 +40,78 @@ class Compared(NamedTuple):
     other: list[str]
 
 
-def summarise(rows: pd.DataFrame, judged: pd.DataFrame, collections: Collections) -> pd.DataFrame:
-    """Agreement of the top units of `first` and `second`, for each share `p` and `kind` ("neuron", "head").
+@dataclass(frozen=True)
+class Transfer(Importance):
+    """Which units transfer: agreement of collections, groups and labels (Vast et al. 2024, Figures 2 and 3).
 
-    `label` is whose units they are; "both labels" compares relevant with non-relevant of one scheme. Where `second` is
-    an intersection (`I_all`), it is that of all its collections; where it is "other queries", both are of one
-    collection, each from one half of its queries. `layer` is a number in rows of one layer (p = 1 % alone), else
-    missing. `n_first`, `n_second` units; `shared`; `share` of the first, the papers' number, with `low` and `high`
-    (95 %: whole queries resampled 100 times, halves drawn anew; resampling blurs a ranking, so the interval lies low);
-    `jaccard`, over the union; `expected`, the share by chance; `p_chance`, that so many or more are shared
-    (hypergeometric), `p_holm` over the rows of all layers together; `queries` of the first.
+    Of the top units of two schemes, which share is the same? Beside it stand chance and the same collection measured on
+    other queries, as no two samples of queries agree wholly.
     """
-    found, groups = tables(rows), collections.groups
-    queries = {table.collection: len(table.counts) for table in found}
-    every = list(_compared(found, groups))
-    counts = {one: sum(kind(site) == one for site in found[0].sites) for one in KINDS}
-    lines = [_line(one, counts[one.kind], groups) for one in every]
-    drawn = np.array([[_share(one) for one in _compared(found, groups, seed)] for seed in range(DRAWS)])
-    bounds = [percentiles(column[np.isfinite(column)]) for column in drawn.T]
-    told = pd.DataFrame(lines).assign(low=[low for low, _ in bounds], high=[high for _, high in bounds])
-    told["p_holm"] = holm(told["p_chance"].to_numpy())
-    told = pd.concat([told, pd.DataFrame(_places(every, found))], ignore_index=True)
-    told["queries"] = [queries.get(first, sum(queries.values())) for first in told["first"]]
-    first = ["label", "first", "second", "kind", "p", "layer", "n_first", "n_second", "shared", "share", "low", "high"]
-    return told[[*first, *(name for name in told.columns if name not in first)]]
+
+    rows_of: ClassVar[type[Experiment] | None] = Importance
+    figure: ClassVar[int | None] = None
+
+    def summarise(self, run: Finished) -> pd.DataFrame:
+        """Agreement of the top units of `first` and `second`, for each share `p` and `kind` ("neuron", "head").
+
+        `label` is whose units they are; "both labels" compares relevant with non-relevant of one scheme. Where `second`
+        is an intersection (`I_all`), it is that of all its collections; where it is "other queries", both are of one
+        collection, each from one half of its queries. `layer` is a number in rows of one layer (p = 1 % alone), else
+        missing. `n_first`, `n_second` units; `shared`; `share` of the first, the papers' number, with `low` and `high`
+        (95 %: whole queries resampled 100 times, halves drawn anew; resampling blurs a ranking, so the interval lies
+        low); `jaccard`, over the union; `expected`, the share by chance; `p_chance`, that so many or more are shared
+        (hypergeometric), `p_corrected` over the rows of all layers together; `queries` of the first.
+        """
+        samples, groups = tables(run.rows), run.source.groups
+        queries = {table.collection: len(table.counts) for table in samples}
+        every = list(_compared(samples, groups))
+        counts = {one: sum(kind(site) == one for site in samples[0].sites) for one in KINDS}
+        lines = [_line(one, counts[one.kind], groups) for one in every]
+        drawn = np.array([[_share(one) for one in _compared(samples, groups, seed)] for seed in range(DRAWS)])
+        bounds = [percentiles(column[np.isfinite(column)]) for column in drawn.T]
+        summary = pd.DataFrame(lines).assign(low=[low for low, _ in bounds], high=[high for _, high in bounds])
+        summary["p_corrected"] = holm(summary["p_chance"].to_numpy())
+        summary = pd.concat([summary, pd.DataFrame(_places(every, samples))], ignore_index=True)
+        summary["queries"] = [queries.get(first, sum(queries.values())) for first in summary["first"]]
+        return summary[[*FIRST, *(name for name in summary.columns if name not in FIRST)]]
+
+    @classmethod
+    def table(cls, summary: pd.DataFrame) -> pd.DataFrame:
+        """The top 1 % of neurons and the top 10 % of heads, all layers together."""
+        whole = summary[summary["layer"].isna()]
+        return whole[whole["p"] == whole["kind"].map({"neuron": PLACES, "head": 0.1})].drop(columns="layer")
+
+    def findings(self, run: Finished) -> None:
+        """Nothing: the findings are those of `Importance`."""
+
+    def chart(self, summary: pd.DataFrame) -> Any:
+        """Agreement of neurons against the share that is taken: of collections, of labels, and with other queries."""
+        of_several = summary[["first", "second"]].apply(lambda names: names.str.match("[IF]_")).any(axis=1)
+        shown = summary[summary["layer"].isna() & (summary["kind"] == "neuron") & ~of_several].copy()
+        shown["compared"] = shown["first"] + " / " + shown["second"].where(shown["label"] != BOTH, "other label")
+        shown["top units, %"] = 100 * shown["p"]
+        return charts.lines(
+            shown,
+            "top units, %",
+            "share",
+            "compared",
+            title="Which share of the top neurons is the same",
+            subtitle="95 % interval over queries; by chance it is the share that is taken",
+            low="low",
+            high="high",
+            column="label",
+        )
 
 
-def _compared(found: Sequence[Table], groups: Mapping[str, str], seed: int | None = None) -> Iterator[Compared]:
+def _compared(samples: Sequence[Table], groups: Mapping[str, str], seed: int | None = None) -> Iterator[Compared]:
     """Everything that is compared, on all queries or, with a seed, on queries drawn anew."""
-    ranked = _ranked(found, groups, lambda table: None if seed is None else table.drawn(1, seed)[0])
-    half, rest = (_ranked(found, groups, partial(_half, which=which, seed=seed)) for which in (0, 1))
+    ranked = _ranked(samples, groups, lambda table: None if seed is None else table.drawn(1, seed)[0])
+    half, rest = (_ranked(samples, groups, partial(_half, which=which, seed=seed)) for which in (0, 1))
     alone = [f"F_{group}" for group in groups.values() if len(members(f"F_{group}", groups)) == 1]
     names = [name for name in ranked[LABELS[0]].orders if name not in alone]  # a fusion of one is that one
     of_all = [scheme for scheme in schemes(groups) if scheme.startswith("I_") and len(members(scheme, groups)) > 1]
-    halves = min(len(table.counts) for table in found) > 1
-    most = max(sum(kind(site) == one for site in found[0].sites) for one in KINDS)
+    halves = min(len(table.counts) for table in samples) > 1
+    most = max(sum(kind(site) == one for site in samples[0].sites) for one in KINDS)
     for p in (p for p in GRID if p * most >= 0.5):
         for label in LABELS:
             kept: dict[str, Any] = {name: ranked[label].kept(name, p) for name in (*names, *of_all)}
@@ -94,13 +128,13 @@ def _compared(found: Sequence[Table], groups: Mapping[str, str], seed: int | Non
             yield from _kinds(BOTH, name, name, p, one, other)
 
 
-def _ranked(found: Sequence[Table], groups: Mapping[str, str], weights: Callable[[Table], Any]) -> dict[str, Ranked]:
+def _ranked(samples: Sequence[Table], groups: Mapping[str, str], weights: Callable[[Table], Any]) -> dict[str, Ranked]:
     """Units ranked for each label, queries weighted."""
     wide = {
         label: pd.DataFrame(
             {
                 table.collection: pd.Series(table.mean(weights(table)), table.sites)
-                for table in found
+                for table in samples
                 if table.label == label
             }
         )
@@ -130,49 +164,23 @@ def _share(one: Compared) -> float:
 
 
 def _line(one: Compared, n: int, groups: Mapping[str, str]) -> dict[str, Any]:
-    told = one._asdict() | {"layer": np.nan, "n_first": len(one.one), "n_second": len(one.other)}
-    told |= agreement(one.one, one.other, n)
+    line = one._asdict() | {"layer": np.nan, "n_first": len(one.one), "n_second": len(one.other)}
+    line |= agreement(one.one, one.other, n)
     if one.second.startswith("I_") and one.second not in groups:
         chance = overlap_of_all([len(one.one)] * len(members(one.second, groups)), len(one.other), n)
-        told |= {"expected": chance.expected / len(one.one), "p": chance.p}
-    told["p_chance"], told["p"] = told["p"], one.p
-    return {name: value for name, value in told.items() if name not in ("one", "other")}
+        line |= {"expected": chance.expected / len(one.one), "p": chance.p}
+    line["p_chance"], line["p"] = line["p"], one.p
+    return {name: value for name, value in line.items() if name not in ("one", "other")}
 
 
-def _places(every: Sequence[Compared], found: Sequence[Table]) -> Iterator[dict[str, Any]]:
+def _places(every: Sequence[Compared], samples: Sequence[Table]) -> Iterator[dict[str, Any]]:
     """Agreement layer by layer."""
-    places = pd.Series([(int(site[1:].partition(".")[0]), kind(site)) for site in found[0].sites]).value_counts()
+    places = pd.Series([(int(site[1:].partition(".")[0]), kind(site)) for site in samples[0].sites]).value_counts()
     sizes = {place: int(n) for place, n in sorted(places.items())}
     for one in every:
         if one.p != PLACES or one.second.startswith("I_"):
             continue
-        told = by_place(one.one, one.other, {place: n for place, n in sizes.items() if place[1] == one.kind})
-        told = told.rename(columns={"first": "n_first", "second": "n_second", "p": "p_chance"})
-        for line in told.to_dict("records"):
+        layers = by_place(one.one, one.other, {place: n for place, n in sizes.items() if place[1] == one.kind})
+        layers = layers.rename(columns={"first": "n_first", "second": "n_second", "p": "p_chance"})
+        for line in layers.to_dict("records"):
             yield line | {"label": one.label, "first": one.first, "second": one.second, "p": one.p}
-
-
-def table(summary: pd.DataFrame) -> pd.DataFrame:
-    """The top 1 % of neurons and the top 10 % of heads, all layers together."""
-    whole = summary[summary["layer"].isna()]
-    return whole[whole["p"] == whole["kind"].map({"neuron": PLACES, "head": 0.1})].drop(columns="layer")
-
-
-def chart(summary: pd.DataFrame) -> Any:
-    """Agreement of neurons against the share that is taken: collections with each other, labels, and other queries."""
-    of_several = summary[["first", "second"]].apply(lambda names: names.str.match("[IF]_")).any(axis=1)
-    shown = summary[summary["layer"].isna() & (summary["kind"] == "neuron") & ~of_several].copy()
-    shown["compared"] = shown["first"] + " / " + shown["second"].where(shown["label"] != BOTH, "other label")
-    shown["top units, %"] = 100 * shown["p"]
-    drawn = charts.lines(
-        shown,
-        "top units, %",
-        "share",
-        "compared",
-        title="Which share of the top neurons is the same",
-        subtitle="95 % interval over queries; by chance it is the share that is taken",
-        low="low",
-        high="high",
-        column="label",
-    )
-    return drawn

@@ -1,4 +1,4 @@
-"""The command line: `mechir run | score | show | findings | report | export | delete | convert | fetch`."""
+"""The command line: `mechir run | new | score | show | findings | report | export | delete | convert | fetch`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 
 from mechir.cli.ask import delete, export, findings, report, show
 from mechir.cli.files import convert, fetch, score
+from mechir.cli.new import new
 from mechir.cli.run import run
 from mechir.errors import MechirError
 
@@ -21,7 +22,7 @@ def commands() -> None:
     """How a neural reranker decides that a document is relevant, proved by intervention."""
 
 
-for command in (run, score, show, findings, report, export, delete, convert, fetch):
+for command in (run, new, score, show, findings, report, export, delete, convert, fetch):
     commands.add_command(command)
 
 

@@ -10,6 +10,7 @@ import click
 
 from mechir.cli.options import REGISTRY, Command, shared
 from mechir.errors import MechirError
+from mechir.reranker import score_parity
 
 
 def reading_lines(record: dict[str, Any]) -> list[str]:
@@ -22,7 +23,7 @@ def reading_lines(record: dict[str, Any]) -> list[str]:
 def print_summary(stored: Any) -> None:
     """Prints the summary of a finished run and where it lies."""
     from mechir import left_out
-    from mechir.experiment import shown
+    from mechir.catalog import shown
     from mechir.views import tables
 
     record, summary = stored.record, stored.summary
@@ -41,7 +42,7 @@ def print_summary(stored: Any) -> None:
         click.echo(line)
     certificate = record["certificate"]
     click.echo(
-        f"parity with Hugging Face on {certificate['n_pairs']} pairs: scores {certificate['score_cls_only']:.1e} "
+        f"parity with Hugging Face on {certificate['n_pairs']} pairs: scores {score_parity(certificate):.1e} "
         f"(relative), patterns {certificate['pattern']:.1e}; {record['truncated_documents']} documents truncated"
     )
     for line in reading_lines(record):

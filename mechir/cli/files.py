@@ -59,7 +59,8 @@ def score(
     certificate(reranker, pairs)
     scores = reranker.score(pairs, [*masks, *ablated], readout=readout)
     named = [str(one).removesuffix(RENORMALISED) for one in masks]
-    said = ["mechir", readout, *named, *(["renormalised"] if renormalise else []), *(str(one.site) for one in ablated)]
+    named += ["renormalised"] if renormalise else []
+    said = ["mechir", readout, *named, *(str(site) for one in ablated for site in one.sites)]
     write_trec_run(out, pairs, scores.tolist(), tag="".join("-".join(said).split()), seed=seed)
     click.echo(f"Wrote {out}: {len(pairs)} pairs by {readout}")
     for line in left_out.sentences(left_out.by_reason(sample.left_out)):

@@ -1,12 +1,11 @@
-"""`mechir run`: an experiment is a command, whose options come from its signature."""
+"""`mechir run`: an experiment is a command, whose options are its fields."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,18 +13,20 @@ from mechir.cli.ask import print_summary
 from mechir.cli.options import MODEL, REGISTRY, Command, collection_option, rules_of, shared
 from mechir.errors import MechirError
 
-DEFAULT_EXPERIMENT = "joint/pathway"
+if TYPE_CHECKING:
+    from mechir.encoder.hooked import HookedEncoder
+    from mechir.experiment import Experiment
+    from mechir.options import Declared
+
 DEFAULT_QUERIES = 20
 """How many queries of the embedded collection an experiment takes by default: some minutes on two cores."""
 
 
-def _repeated(module: ModuleType) -> str:
+def _repeated(experiment: type[Experiment]) -> str:
     """What it means to give several collections; nothing where only one is taken."""
-    from mechir.material import takes_groups
-
-    if takes_groups(module):
+    if experiment.runs_on == "groups":
         return "; several in groups: in:PATH, out:PATH"
-    return "; may be repeated, one row each" if hasattr(module, "across") else ""
+    return "; may be repeated, one row each" if experiment.across is not None else ""
 
 
 _DIAGNOSTIC = (
@@ -61,78 +62,72 @@ _STORE = (
 
 
 class Experiments(click.Group):
-    """`mechir run [EXPERIMENT] ...`: each experiment is a command whose options come from its signature."""
+    """`mechir run [EXPERIMENT] ...`: each experiment is a command whose options are its fields."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Puts the default experiment in where none is named."""
         if not args or (args[0].startswith("-") and args[0] not in ("-h", "--help")):
-            args = [DEFAULT_EXPERIMENT, *args]
+            from mechir.catalog import default_experiment
+
+            args = [default_experiment().name, *args]
         return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The experiments that come with mechir."""
-        from mechir.experiment import experiments
+        from mechir.catalog import experiments
 
         return list(experiments())
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
         """The command of one experiment."""
-        from mechir.experiment import load_experiment
+        from mechir.catalog import load_experiment
 
         return _experiment_command(load_experiment(cmd_name))
 
 
 @click.command(cls=Experiments)
 def run() -> None:
-    """Runs EXPERIMENT (by default joint/pathway, from matching heads to BM25), or what is missing of it."""
+    """Runs EXPERIMENT (by default the whole chain, from matching heads to BM25), or what is missing of it."""
 
 
-def _experiment_command(module: ModuleType) -> click.Command:
-    from mechir.material import takes_contrasts
-    from mechir.options import options
-
-    own = options(module)
+def _experiment_command(experiment: type[Experiment]) -> click.Command:
+    own = experiment.options()
 
     def start(collection: str | tuple[str, ...] | None, **given: Any) -> None:
         chosen = {name: given[name] if name == "seed" else given.pop(name) for name in own}
         several = (collection,) if isinstance(collection, str) else collection or (None,)
-        _run(module, chosen, several, **given)
+        _run(experiment.chosen(**chosen), several, **given)
 
-    command = click.command(module.name, cls=Command, help=inspect.getdoc(module), short_help=_first_line(module))(
+    first_line = (inspect.getdoc(experiment) or "").split("\n")[0]
+    command = click.command(experiment.name, cls=Command, help=inspect.getdoc(experiment), short_help=first_line)(
         shared(
             *MODEL,
-            *collection_option(_repeated(module)),
-            *(_DIAGNOSTIC if takes_contrasts(module) else ()),
+            *collection_option(_repeated(experiment)),
+            *(_DIAGNOSTIC if experiment.runs_on == "contrasts" else ()),
             *_POOL,
             *_STORE,
         )(start)
     )
     everywhere = {option.name for option in command.params}
     if taken := [name for name in own if name in everywhere - {"seed"}]:  # one --seed is for all that is drawn
-        raise MechirError(f"'{module.name}' has an option '{taken[0]}', which means the pool's everywhere: rename it.")
+        raise MechirError(
+            f"'{experiment.name}' has an option '{taken[0]}', which means the pool's everywhere: rename it."
+        )
     command.may_be_empty = frozenset(own)
-    for name, parameter in own.items():
-        if name not in everywhere:
-            command.params.insert(0, _option(name, parameter))
+    command.params[:0] = [_option(declared) for declared in own.values() if declared.name not in everywhere]
     return command
 
 
-def _option(name: str, parameter: inspect.Parameter) -> click.Option:
-    from mechir.options import kind_of
-
-    kind = kind_of(parameter) or str
-    flag = f"--{name.replace('_', '-')}"
-    shown = {"default": parameter.default, "show_default": True, "help": "Option of this experiment."}
-    return click.Option([flag], is_flag=True, **shown) if kind is bool else click.Option([flag], type=kind, **shown)
-
-
-def _first_line(module: ModuleType) -> str:
-    return (inspect.getdoc(module) or "").split("\n")[0]
+def _option(declared: Declared) -> click.Option:
+    kind = declared.kind if declared.item is None else str
+    default = declared.written(declared.default)
+    shown = {"default": default, "show_default": default != "", "help": declared.help}
+    flag = [declared.flag]
+    return click.Option(flag, is_flag=True, **shown) if kind is bool else click.Option(flag, type=kind, **shown)
 
 
 def _run(
-    module: ModuleType,
-    chosen: dict[str, Any],
+    experiment: Experiment,
     collections: Sequence[str | None],
     model: str | None,
     device: str | None,
@@ -145,44 +140,49 @@ def _run(
     **rest: Any,
 ) -> None:
     from mechir import collection as open_collection
-    from mechir import experiment
-    from mechir import material as material_
+    from mechir import engine
     from mechir.encoder.default import load
-    from mechir.estimate import estimate
-    from mechir.options import by_name, in_normal_form
 
     rules = rules_of(rest)
     asked: dict[str, Any] = {key: rest.pop(key) for key in ("diagnostic", "data", "filler", "swap") if key in rest}
-    part = experiment.Shard.parse(shard)
+    part = engine.Shard.parse(shard)
     if collections == (None,) and asked.get("data") is None and rest["limit_queries"] is None:
-        asks: dict[str, int] = {"limit_queries": DEFAULT_QUERIES} | getattr(module, "EMBEDDED", {})
+        asks: dict[str, int] = {"limit_queries": DEFAULT_QUERIES} | dict(experiment.embedded)
         rest |= {name: n for name, n in asks.items() if rest[name] is None}
         taken, n = asks["limit_queries"], len(open_collection("embedded").queries)
         _say(f"The first {taken} of {n} queries; --limit-queries {n} takes all." if taken < n else f"All {n} queries.")
     reranker = load(model, dtype=dtype, device=device, relevant_label=relevant_label)
-    sources = _sources(module, collections, rules, asked, rest, reranker)  # a wrong name is told before any work
+    sources = _sources(experiment, collections, rules, asked, rest, reranker)  # a wrong name is told before any work
     done = []
     for source, pool in sources:
         if dry_run:
-            source = material_.source_of(module, source)
-            limited = reranker.limited(pool.max_length)
-            material = material_.material_of(module, limited, source, pool).material
-            known = experiment.known_of(source, pool, registry)
-            normal = in_normal_form(module, limited, material, chosen, known)
-            _print_estimate(estimate(module, limited, material, **normal))
-            if hasattr(module, "power"):
-                _print_power(module.power(limited, material, **by_name(module.power, known), **normal))
+            _print_cost(experiment, reranker.limited(pool.max_length), source, pool, registry)
             continue
-        stored = experiment.run(
-            module, reranker, source, pool=pool, registry=registry, shard=part, fresh=fresh, say=_say, **chosen
+        stored = engine.run(
+            experiment, reranker, source, pool=pool, registry=registry, shard=part, fresh=fresh, say=_say
         )
         done += [stored] if _print_run(stored) else []
     if len(done) > 1:
-        _print_across(module, done)
-    if done and getattr(module, "REPORT", False):
+        _print_across(experiment, done)
+    if done and experiment.reports:
         from mechir.reporting.report import report
 
         click.echo(f"Report: {report(registry=registry)}")
+
+
+def _print_cost(experiment: Experiment, model: HookedEncoder, source: Any, pool: Any, registry: Path) -> None:
+    """Prints what a run would cost, and what so many queries can find where that is known."""
+    from mechir.engine import checked
+    from mechir.estimate import estimate
+    from mechir.experiment import Inputs
+    from mechir.material import material_of, source_of
+
+    source = source_of(experiment, source)
+    inputs = Inputs(model, material_of(experiment, model, source, pool).material, source, pool, registry)
+    normal = checked(experiment, inputs)
+    _print_estimate(estimate(normal, model, inputs.material))
+    if (found := normal.power(inputs)) is not None:
+        _print_power(found)
 
 
 def _print_run(stored: Any) -> bool:
@@ -197,7 +197,7 @@ def _print_run(stored: Any) -> bool:
     return True
 
 
-def _print_across(module: ModuleType, done: Sequence[Any]) -> None:
+def _print_across(experiment: Experiment, done: Sequence[Any]) -> None:
     import pandas as pd
 
     from mechir.registry.names import named, on, shown
@@ -207,23 +207,24 @@ def _print_across(module: ModuleType, done: Sequence[Any]) -> None:
     ids, names = [one["identity"]["collection"] for one in records], shown(map(named, records))
     rows = [id_ if ids.count(id_) == 1 else on(one, names) for id_, one in zip(ids, records, strict=True)]
     summaries = [stored.summary.assign(collection=row) for row, stored in zip(rows, done, strict=True)]
-    click.echo(f"\n{tables.summary(module.across(pd.concat(summaries, ignore_index=True)))}")
+    assert experiment.across is not None  # several collections are refused otherwise
+    click.echo(f"\n{tables.summary(experiment.across(pd.concat(summaries, ignore_index=True)))}")
 
 
 def _sources(
-    module: ModuleType,
+    experiment: Experiment,
     names: Sequence[str | None],
     rules: dict[str, Any],
     asked: dict[str, Any],
     pool: dict[str, Any],
-    model: Any,
+    model: HookedEncoder,
 ) -> list[tuple[Any, Any]]:
     """What is run on, one after the other; collections in groups are one."""
     from mechir.collection_groups import collections, in_group
-    from mechir.material import Pool, takes_groups
+    from mechir.material import Pool
 
     given = [name for name in names if name is not None]
-    if takes_groups(module) and (len(given) > 1 or any(map(in_group, given))):
+    if experiment.runs_on == "groups" and (len(given) > 1 or any(map(in_group, given))):
         return [(collections(given, **rules), Pool(**pool))]
     sources = [_source(name, rules, asked, pool, model) for name in names]
     contents = [(source.id, source.hash) for source, _ in sources]
@@ -233,7 +234,7 @@ def _sources(
 
 
 def _source(
-    collection: str | None, rules: dict[str, Any], asked: dict[str, Any], pool: dict[str, Any], model: Any
+    collection: str | None, rules: dict[str, Any], asked: dict[str, Any], pool: dict[str, Any], model: HookedEncoder
 ) -> tuple[Any, Any]:
     """What is run on: a collection and the pool of it, or a diagnostic set that is sampled already."""
     from mechir import collection as open_collection

@@ -12,6 +12,7 @@ from torch import Tensor
 from mechir.encoder.hooked import HookedEncoder
 from mechir.errors import MechirError
 from mechir.pairs import Batch, Pair
+from mechir.reranker import score_parity
 
 BOUNDS = {"float32": 1e-4, "float64": 1e-4, "bfloat16": 3e-2}
 """The largest relative difference of scores with which a run is begun. A bfloat16 has 8 bits: on two trained rerankers
@@ -25,30 +26,29 @@ def certify(model: HookedEncoder, pairs: Sequence[Pair], *, max_rows: int = 16) 
     Hugging Face reads the texts by itself: its ids, token types and mask, `tokenizer(query, document, padding=True,
     truncation=True)`, go into its model. `input` is how many pairs it reads otherwise than we do. `score` is relative
     to the largest absolute logit and compares like with like: explicit attention with their eager one, fused attention
-    with their default one. `score_cls_only` compares the plan that scoring runs, which computes the CLS row alone in
+    with their default one. `score_head_row` compares the plan that scoring runs, which computes the CLS row alone in
     the last layer, with their default one: the same sums in another order. `hidden` (every layer) and `pattern` are
     absolute, over real tokens only. `segments_matter` is the largest change of a logit when all segment ids are 0:
     above 0 it shows that they reach the model.
     """
-    worst = {"score": 0.0, "score_cls_only": 0.0, "hidden": 0.0, "pattern": 0.0, "segments_matter": 0.0}
+    worst = {"score": 0.0, "score_head_row": 0.0, "hidden": 0.0, "pattern": 0.0, "segments_matter": 0.0}
     scale, other_inputs = 0.0, 0
     encoded = model.encode(pairs)
-    for _, batch in encoded.buckets(max_rows):
-        batch = batch.to(model.device)
+    for _, batch in model.batches(encoded, max_rows=max_rows, max_tokens=4096):
         inputs = _read(model, batch)
         other = _differing(batch, inputs)
         other_inputs += int(other.sum())
         if bool(other.any()):
             continue
         theirs, their_logits = _theirs(model, inputs)
-        logits, cache = model.run_with_cache(batch, return_type="logits", names_filter=_compared, last_rows="all")
+        logits, cache = model.run_with_cache(batch, return_type="logits", names_filter=_compared, head_row=False)
         real = batch.attention_mask
         scale = max(scale, float(theirs.logits.abs().max()))
-        fused = model(batch, return_type="logits", last_rows="all")
+        fused = model(batch, return_type="logits", head_row=False)
         for key, difference in (
             ("score", logits - theirs.logits),
             ("score", fused - their_logits),
-            ("score_cls_only", model(batch, return_type="logits") - their_logits),
+            ("score_head_row", model(batch, return_type="logits") - their_logits),
         ):
             worst[key] = max(worst[key], _largest(difference))
         for layer in range(model.cfg.n_layers):
@@ -58,13 +58,13 @@ def certify(model: HookedEncoder, pairs: Sequence[Pair], *, max_rows: int = 16) 
             worst["pattern"] = max(worst["pattern"], _largest(pattern.transpose(1, 2)[real]))
         flat = Batch(batch.input_ids, 0 * batch.token_type_ids, real, batch.segment, batch.pairs)
         worst["segments_matter"] = max(
-            worst["segments_matter"], _largest(logits - model(flat, return_type="logits", last_rows="all"))
+            worst["segments_matter"], _largest(logits - model(flat, return_type="logits", head_row=False))
         )
     return {
         "input": other_inputs,
         **worst,
         "score": worst["score"] / (scale or 1.0),
-        "score_cls_only": worst["score_cls_only"] / (scale or 1.0),
+        "score_head_row": worst["score_head_row"] / (scale or 1.0),
         "n_pairs": len(encoded),
         "dtype": str(model.dtype).removeprefix("torch."),
         "transformers": transformers.__version__,
@@ -87,7 +87,7 @@ def refuse_unlike(certificate: Mapping[str, Any], name: str) -> None:
             f"Hugging Face's tokenizer reads {certificate['input']} of {certificate['n_pairs']} pairs otherwise than "
             f"'{name}' does here (ids, token types or mask): do not use this model, and report it."
         )
-    worst, bound = max(certificate["score"], certificate["score_cls_only"]), BOUNDS[certificate["dtype"]]
+    worst, bound = max(certificate["score"], score_parity(certificate)), BOUNDS[certificate["dtype"]]
     if not worst <= bound:  # NaN is no parity either
         raise MechirError(
             f"The scores of '{name}' differ from Hugging Face's by {worst:.1e} of the largest logit, more than "

@@ -2,27 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from mechir.encoder.families import Family, Parts
-
-
-@dataclass(frozen=True)
-class Dimensions:
-    """The sizes of a model, under the names of TransformerLens's `cfg`."""
-
-    model_name: str
-    family: str
-    n_layers: int
-    n_heads: int
-    d_model: int
-    d_head: int
-    d_mlp: int
-    d_vocab: int
-    n_ctx: int
-    n_labels: int
-    act_fn: str
+from mechir.encoder.families import Family
+from mechir.reranker import Dimensions, Parts
 
 
 def dimensions(config: Any, family: Family, name: str, of: Parts) -> Dimensions:

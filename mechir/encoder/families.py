@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from mechir.reranker import Embeddings, Layer, Parts
+
 
 class Family(NamedTuple):
     """One row: the class that Hugging Face has for it, and dotted paths below that class or below one layer."""
@@ -66,40 +68,6 @@ FAMILIES: dict[str, Family] = {
         classifier="classifier",
     ),
 }
-
-
-class Embeddings(NamedTuple):
-    """The modules that turn token ids into the first residual stream."""
-
-    word: nn.Embedding
-    position: nn.Embedding
-    token_type: nn.Embedding | None
-    ln: nn.LayerNorm
-    project: nn.Linear | None
-
-
-class Layer(NamedTuple):
-    """The modules of one layer: Hugging Face's own, shared and not copied."""
-
-    q: nn.Linear
-    k: nn.Linear
-    v: nn.Linear
-    o: nn.Linear
-    ln1: nn.LayerNorm
-    mlp_in: nn.Linear
-    activation: Callable[[torch.Tensor], torch.Tensor]
-    mlp_out: nn.Linear
-    ln2: nn.LayerNorm
-
-
-class Parts(NamedTuple):
-    """Everything the forward reads, by what it does."""
-
-    embeddings: Embeddings
-    layers: tuple[Layer, ...]
-    pooler: nn.Linear
-    pooler_activation: Callable[[torch.Tensor], torch.Tensor]
-    classifier: nn.Linear
 
 
 def parts(hf: nn.Module, family: Family) -> Parts:

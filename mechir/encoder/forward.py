@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from mechir.encoder.families import Layer, Parts
 from mechir.pairs import Batch
+from mechir.reranker import Layer, Parts
 
 
 class LayerNormHooks(nn.Module):
@@ -97,14 +97,14 @@ def block(
     *,
     n_heads: int,
     explicit: bool = False,
-    cls_only: bool = False,
+    head_row: bool = False,
 ) -> Float[Tensor, "batch row d_model"]:
     """One post-LN layer: LN2(n + MLP(n)) with n = LN1(x + attention(x)).
 
-    `allowed` is True at sources that are no padding (None: there is no padding). `cls_only` computes the first row of
+    `allowed` is True at sources that are no padding (None: there is no padding). `head_row` computes the first row of
     the output alone, which is all that the classification head reads.
     """
-    rows, z = read(of, hooks, x, allowed, n_heads=n_heads, explicit=explicit, cls_only=cls_only)
+    rows, z = read(of, hooks, x, allowed, n_heads=n_heads, explicit=explicit, head_row=head_row)
     return write(of, hooks, rows, z)
 
 
@@ -136,11 +136,11 @@ def read(
     *,
     n_heads: int,
     explicit: bool = False,
-    cls_only: bool = False,
+    head_row: bool = False,
 ) -> tuple[Float[Tensor, "batch reader d_model"], Float[Tensor, "batch reader head d_head"]]:
     """The first half of a layer: the stream at the rows that are computed, and what each head reads for them (z)."""
     x = hooks.hook_resid_pre(x)
-    rows = x[:, :1] if cls_only else x
+    rows = x[:, :1] if head_row else x
     at = hooks.attn
 
     def split(y: Tensor) -> Float[Tensor, "batch pos head d_head"]:
@@ -181,6 +181,11 @@ def layer_norm(of: nn.LayerNorm, hooks: LayerNormHooks, x: Float[Tensor, "*axes 
     centred = x - x.mean(-1, keepdim=True)
     scale = hooks.hook_scale((centred.square().mean(-1, keepdim=True) + of.eps).sqrt())
     return hooks.hook_normalized(centred / scale * of.weight + of.bias)
+
+
+def anything_hooked(layer: nn.Module) -> bool:
+    """Whether a hook stands anywhere in a layer."""
+    return any(point.has_hooks() for point in layer.modules() if isinstance(point, HookPoint))
 
 
 def is_hooked(point: HookPoint) -> bool:

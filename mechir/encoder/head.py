@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from mechir.encoder.families import Parts
 from mechir.errors import MechirError
+from mechir.reranker import Parts
 
 READOUTS = ("score", "log_p", "p")
 

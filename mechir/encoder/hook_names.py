@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterable, Sequence
 
 from mechir.errors import MechirError, closest
-from mechir.hooks import Edit, Hook
+from mechir.hooks import Edit, Hook, as_edit
 
 
 def resolved(hooks: Sequence[Hook], known: Iterable[str], n_layers: int) -> list[tuple[str, Edit]]:
-    """The hooks with filters on names replaced by the names they match.
+    """The hooks with filters on names replaced by the names they match, plain functions made edits.
 
     Args:
         hooks: names or filters on names, each with its edit.
@@ -22,7 +22,8 @@ def resolved(hooks: Sequence[Hook], known: Iterable[str], n_layers: int) -> list
     """
     names = list(known)
     edits: list[tuple[str, Edit]] = []
-    for name, edit in hooks:
+    for name, function in hooks:
+        edit = as_edit(function)
         if isinstance(name, str):
             refuse_unknown(name, names, n_layers)
             edits.append((name, edit))
@@ -32,6 +33,15 @@ def resolved(hooks: Sequence[Hook], known: Iterable[str], n_layers: int) -> list
             raise MechirError(f"The filter {name} matches no hook of this model, e.g. not 'blocks.0.attn.hook_z'.")
         edits += [(one, edit) for one in matches]
     return edits
+
+
+def refuse_foreign(edit: Edit, fingerprint: str) -> None:
+    """Raises for activations or directions of another model than the one with this fingerprint."""
+    if edit.model not in ("", fingerprint):
+        raise MechirError(
+            f"These activations are of another model (fingerprint {edit.model[:12]}, this one is {fingerprint[:12]}): "
+            "record them in this one."
+        )
 
 
 def refuse_unknown(name: str, known: Sequence[str], n_layers: int) -> None:

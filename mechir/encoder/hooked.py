@@ -7,8 +7,9 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -21,26 +22,30 @@ from mechir.encoder.dimensions import dimensions
 from mechir.encoder.families import Family, parts
 from mechir.encoder.fingerprint import fingerprint
 from mechir.encoder.head import ClassificationHead, label_names, read_out
-from mechir.encoder.hook_names import refuse_unknown, resolved
+from mechir.encoder.hook_names import refuse_foreign, refuse_unknown, resolved
+from mechir.encoder.layer_runs import LayerRuns
 from mechir.encoder.loaded_state import LoadedState
 from mechir.encoder.reading import Reading, length_limit, token_types
 from mechir.encoder.tokenizing import refuse_unfit
-from mechir.encoder.weights import Weights
+from mechir.encoder.weights import WeightViews
 from mechir.encoding import Encoded, encode
 from mechir.errors import MechirError
 from mechir.finite import refuse_non_finite
 from mechir.hooks import Edit, Hook, edits
 from mechir.pairs import Batch, Pair, as_pairs, progress_bar
+from mechir.reranker import Structure, Weights, score_parity
 
 RETURN_TYPES = ("score", "logits", "resid")
 
 
-class HookedEncoder(Weights, HookedRootModule):
+class HookedEncoder(WeightViews, LayerRuns, HookedRootModule, Weights):
     """A cross-encoder under TransformerLens hook names: `*ForSequenceClassification` of the BERT-like families.
 
     The parameters are those of the Hugging Face model in `self.hf`, not copies. `docs/concepts.md` lists hook names and
     shapes. Inputs are pairs (or `(query, document)` strings).
     """
+
+    structure = Structure(norm="post", positions="absolute", reads="cls")
 
     def __init__(
         self,
@@ -167,16 +172,6 @@ class HookedEncoder(Weights, HookedRootModule):
         )
 
     @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self.parts.classifier.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the parameters are stored and computed in."""
-        return self.parts.classifier.weight.dtype
-
-    @property
     def max_tokens(self) -> int:
         """How many word pieces are computed together by default: what fits a CPU's caches, or fills a GPU."""
         return 4096 if self.device.type == "cpu" else 65536
@@ -195,6 +190,30 @@ class HookedEncoder(Weights, HookedRootModule):
             inputs = encoded.batch(range(len(encoded)))
         return inputs.to(self.device)
 
+    def batches(
+        self,
+        pairs: Any,
+        *,
+        max_rows: int = 64,
+        max_tokens: int | None = None,
+        max_length: int | None = None,
+        progress: bool | None = False,
+    ) -> Iterator[tuple[np.ndarray, Batch]]:
+        """Batches of pairs of like length, longest first, on the model's device, each with the index of its rows.
+
+        Args:
+            pairs: as in `encode`, or what `encode` gave.
+            max_rows: the most pairs computed together.
+            max_tokens: the most word pieces computed together; by default `max_tokens` of the model.
+            max_length: word pieces kept of a pair.
+            progress: a bar with the time left; None: on a terminal, for work over two seconds.
+        """
+        encoded = pairs if isinstance(pairs, Encoded) else self.encode(pairs, max_length)
+        with progress_bar(len(encoded), progress) as bar:
+            for index, batch in encoded.buckets(max_rows, self.max_tokens if max_tokens is None else max_tokens):
+                yield index, batch.to(self.device)
+                bar.update(len(batch))
+
     def forward(
         self,
         inputs: Any,
@@ -204,7 +223,7 @@ class HookedEncoder(Weights, HookedRootModule):
         start_at_layer: int = 0,
         stop_at_layer: int | None = None,
         explicit: Sequence[int] = (),
-        last_rows: Literal["auto", "cls", "all"] = "auto",
+        head_row: bool | None = None,
     ) -> Float[Tensor, "..."]:
         """Scores [batch] by default, logits [batch, label], or the residual stream [batch, pos, d_model].
 
@@ -215,7 +234,8 @@ class HookedEncoder(Weights, HookedRootModule):
             start_at_layer: the first layer computed; needs `resid` when above 0.
             stop_at_layer: the first layer not computed.
             explicit: layers whose attention is computed with scores and pattern in the open even when unseen.
-            last_rows: `auto` computes only the CLS row of the last layer when nothing in it is hooked.
+            head_row: True computes of the last layer only the row that the head reads (CLS), False computes all rows;
+                by default only that row when nothing in the layer is hooked.
         """
         if return_type not in RETURN_TYPES:
             raise MechirError(f"Unknown return_type {return_type!r}: write one of {', '.join(RETURN_TYPES)}.")
@@ -226,41 +246,13 @@ class HookedEncoder(Weights, HookedRootModule):
             resid = self.embedded(batch)
         allowed = self.allowed(batch)
         wants_resid = stop_at_layer is not None or return_type == "resid"
+        head_row = not fw.anything_hooked(self.blocks[-1]) if head_row is None else head_row
         for layer in range(start_at_layer, n if stop_at_layer is None else stop_at_layer):
-            cls_only = layer == n - 1 and not wants_resid and self._only_cls(last_rows)
-            resid = self.run_block(layer, resid, allowed, explicit=layer in explicit, cls_only=cls_only)
+            only = head_row and layer == n - 1 and not wants_resid
+            resid = self.run_block(layer, resid, allowed, explicit=layer in explicit, head_row=only)
         if wants_resid:
             return resid
-        logits = self.head(self.parts, resid[:, 0])
-        return logits if return_type == "logits" else self.head.score(logits)
-
-    def embedded(self, batch: Batch) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream that layer 0 reads."""
-        return self.hook_full_embed(fw.embed(self.parts, self.embed, batch, self._positions_after))
-
-    def run_block(self, layer: int, resid: Tensor, allowed: Tensor | None, **plan: bool) -> Tensor:
-        """The residual stream after one layer (see `forward.block`)."""
-        hooks: Any = self.blocks[layer]
-        return fw.block(self.parts.layers[layer], hooks, resid, allowed, n_heads=self.cfg.n_heads, **plan)
-
-    def run_read(self, layer: int, resid: Tensor, allowed: Tensor | None, **plan: bool) -> tuple[Tensor, Tensor]:
-        """The first half of a layer: the stream's rows and what the heads read (see `forward.read`)."""
-        hooks: Any = self.blocks[layer]
-        return fw.read(self.parts.layers[layer], hooks, resid, allowed, n_heads=self.cfg.n_heads, **plan)
-
-    def run_write(self, layer: int, rows: Tensor, z: Tensor) -> Tensor:
-        """The second half of a layer: the residual stream after it (see `forward.write`)."""
-        hooks: Any = self.blocks[layer]
-        return fw.write(self.parts.layers[layer], hooks, rows, z)
-
-    def allowed(self, batch: Batch) -> Tensor | None:
-        """True at sources that are no padding; None where a batch has no padding."""
-        return None if bool(batch.attention_mask.all()) else batch.attention_mask[:, None, None, :]
-
-    def _only_cls(self, last_rows: str) -> bool:
-        if last_rows == "auto":
-            return not any(point.has_hooks() for point in self.blocks[-1].modules() if isinstance(point, HookPoint))
-        return last_rows == "cls"
+        return self.logits(resid) if return_type == "logits" else self.run_head(resid)
 
     def resolve(self, hooks: Sequence[Hook]) -> list[tuple[str, Edit]]:
         """The hooks with filters on names replaced by the names they match.
@@ -269,17 +261,10 @@ class HookedEncoder(Weights, HookedRootModule):
             MechirError: for a name that this model lacks (the closest are named), a filter that matches none, or
                 activations of another model.
         """
-        for _, edit in hooks:
-            self._refuse_foreign(edit)
-        return resolved(hooks, self.hook_dict, self.cfg.n_layers)
-
-    def _refuse_foreign(self, edit: Edit) -> None:
-        source = getattr(edit, "model", "")
-        if isinstance(source, str) and source not in ("", self.fingerprint):
-            raise MechirError(
-                f"These activations are of another model (fingerprint {source[:12]}, this one is "
-                f"{self.fingerprint[:12]}): record them in this one."
-            )
+        found = resolved(hooks, self.hook_dict, self.cfg.n_layers)
+        for _, edit in found:
+            refuse_foreign(edit, self.fingerprint)
+        return found
 
     @contextlib.contextmanager
     def hooks(
@@ -327,22 +312,19 @@ class HookedEncoder(Weights, HookedRootModule):
         """
         encoded = self.encode(pairs, max_length)
         out = torch.empty(len(encoded), dtype=torch.float64 if self.dtype == torch.float64 else torch.float32)
-        with progress_bar(len(encoded), progress) as bar:
-            for index, batch in encoded.buckets(max_rows, max_tokens or self.max_tokens):
-                batch = batch.to(self.device)
-                with self.hooks(edits(do, batch)):
-                    out[torch.from_numpy(index)] = self(batch).cpu()
-                bar.update(len(batch))
+        for index, batch in self.batches(encoded, max_rows=max_rows, max_tokens=max_tokens, progress=progress):
+            with self.hooks(edits(do, batch)):
+                out[torch.from_numpy(index)] = self(batch).cpu()
         refuse_non_finite(self, out, encoded, do)
         return read_out(out, readout)
 
     def certify(self, pairs: Sequence[Pair]) -> dict[str, Any]:
         """The largest differences from Hugging Face's own model on these pairs (see `certify.certify`).
 
-        That of the scores, `score_cls_only`, is kept as `parity`.
+        That of the scores, `score_head_row`, is kept as `parity`.
         """
         from mechir.encoder.certify import certify
 
-        found = certify(self, pairs)
-        self.parity = found["score_cls_only"]
-        return found
+        certificate = certify(self, pairs)
+        self.parity = score_parity(certificate)
+        return certificate

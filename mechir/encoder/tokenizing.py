@@ -11,11 +11,11 @@ import transformers
 from tokenizers.normalizers import Lowercase, Sequence
 
 from mechir.encoder.checkpoint import VOCABULARIES, refuse_unreadable_settings
-from mechir.encoder.families import Embeddings
 from mechir.encoder.quiet import quiet
 from mechir.encoding import segments_of, write
 from mechir.errors import MechirError
 from mechir.pairs import Pair
+from mechir.reranker import Embeddings
 
 PROBE = Pair("a", "a")
 """A pair that shows which special tokens and types a tokenizer writes."""

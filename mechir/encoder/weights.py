@@ -7,15 +7,24 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
-from mechir.encoder.dimensions import Dimensions
-from mechir.encoder.families import Parts
+from mechir.reranker import Dimensions, Parts
 
 
-class Weights:
-    """Embeddings and the weights of queries and keys by head."""
+class WeightViews:
+    """Embeddings and the weights of queries and keys by head; where the parameters are and in which number type."""
 
     parts: Parts
     cfg: Dimensions
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.parts.classifier.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the parameters are stored and computed in."""
+        return self.parts.classifier.weight.dtype
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_embed"]:

@@ -9,13 +9,14 @@ Queries are the sample: documents of one query are not independent. docs/inferen
 tests do where their assumptions fail.
 """
 
-from mechir.inference.families import holm, intersection_union, step_down
+from mechir.inference.families import LEVEL, holm, intersection_union, step_down
 from mechir.inference.permuted import Contrasts, grade_contrasts
 from mechir.inference.power import detectable, enough
 from mechir.inference.studentised import FEWEST, Estimates, mean_interval, means, shares
 
 __all__ = [
     "FEWEST",
+    "LEVEL",
     "Contrasts",
     "Estimates",
     "detectable",

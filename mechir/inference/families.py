@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+LEVEL = 0.05
+"""The significance level of the project: a corrected p below this counts."""
+
 
 def step_down(
     own: Float[np.ndarray, "column"], reference: Float[np.ndarray, "draw column"]

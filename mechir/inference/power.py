@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
+from mechir.inference.families import LEVEL
 from mechir.inference.studentised import FEWEST
 
 POWER = 0.8
@@ -13,7 +14,7 @@ MOST = 100_000
 """Queries beyond which nothing is asked for."""
 
 
-def detectable(spread: float, queries: int, *, tests: int = 1, level: float = 0.05) -> float:
+def detectable(spread: float, queries: int, *, tests: int = 1, level: float = LEVEL) -> float:
     """The smallest mean over queries that a two-sided test finds four times in five.
 
     (t + z) spread / sqrt(queries), with t the point of Student's distribution for `level` shared out over the tests and
@@ -32,7 +33,7 @@ def detectable(spread: float, queries: int, *, tests: int = 1, level: float = 0.
     return float((t + stats.norm.ppf(POWER)) * spread / queries**0.5)
 
 
-def enough(effect: float, spread: float, *, tests: int = 1, level: float = 0.05) -> int:
+def enough(effect: float, spread: float, *, tests: int = 1, level: float = LEVEL) -> int:
     """The fewest queries on which an effect of this size is found four times in five; see `detectable`."""
     if not (effect > 0 and spread >= 0):
         return MOST

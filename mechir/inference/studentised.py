@@ -26,7 +26,7 @@ from scipy import stats
 
 from mechir.inference.families import step_down
 
-LEVEL = 0.95
+CONFIDENCE = 0.95
 """Of every interval."""
 RESAMPLES = 10_000
 """Draws of the queries; with thousands of queries fewer, down to 1,000."""
@@ -175,10 +175,10 @@ def _resampled(parts: _Parts, columns: np.ndarray, seed: int) -> np.ndarray:
 def _estimates(parts: _Parts, own: np.ndarray, tested: np.ndarray, reference: np.ndarray) -> Estimates:
     """The intervals and tests that |t*| of the tested columns gives; Student's intervals for the others."""
     m, n = len(own), parts.queries
-    student = stats.t.ppf((1 + LEVEL) / 2, np.maximum(n - 1, 1))
+    student = stats.t.ppf((1 + CONFIDENCE) / 2, np.maximum(n - 1, 1))
     point = student.copy()
     if tested.any():
-        high = np.quantile(reference, LEVEL, axis=0, method="higher")
+        high = np.quantile(reference, CONFIDENCE, axis=0, method="higher")
         point[tested] = np.where(np.isfinite(high), high, student[tested])
     p, corrected, wide = (np.full(m, np.nan) for _ in range(3))
     level = (n >= FEWEST) & ~tested  # all values equal: above 0 or below it every time; or hardly any that moves
@@ -189,7 +189,7 @@ def _estimates(parts: _Parts, own: np.ndarray, tested: np.ndarray, reference: np
         share = len(place) / family.sum()
         p[place] = (1 + (there >= own[place] * (1 - 1e-9)).sum(0)) / (1 + len(there))
         corrected[place] = step_down(own[place], there) / share
-        wide[place] = np.quantile(there.max(1), 1 - (1 - LEVEL) * share, method="higher")
+        wide[place] = np.quantile(there.max(1), 1 - (1 - CONFIDENCE) * share, method="higher")
     p[level], corrected[level] = 1.0, 1.0
     p[equal] = np.maximum(2.0 ** (1 - n[equal]), 1 / (1 + RESAMPLES))
     corrected[equal] = p[equal] * family.sum()

@@ -11,8 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechir.contrasts import ROLES, Contrast, ContrastBatch, encode_contrasts
-from mechir.methods.patching import heads_of, ids_of
+from mechir.methods.patching import ids_of
+from mechir.model_sites import heads_of
 from mechir.pairs import Pair
+from mechir.recorder import observe
+from mechir.reranker import Reranker
 from mechir.segments import Segment
 from mechir.sites import Head
 
@@ -22,7 +25,7 @@ DIGITS = 4
 
 @torch.no_grad()
 def role_attention(
-    model: Any, contrasts: Sequence[Contrast], heads: Sequence[Head | str], *, max_length: int | None = None
+    model: Reranker, contrasts: Sequence[Contrast], heads: Sequence[Head | str], *, max_length: int | None = None
 ) -> pd.DataFrame:
     """Attention mass between roles, in the base and in the donor.
 
@@ -44,26 +47,21 @@ def role_attention(
     listed = heads_of(model, heads)
     encoded = encode_contrasts(model, contrasts, max_length)
     parts = []
-    for batch in encoded.buckets(64, model.max_tokens):
-        parts += _masses(model, batch.to(model.device), listed)
+    for batch in encoded.batches(model):
+        parts += _masses(model, batch, listed)
     found = pd.concat(parts, ignore_index=True)
     ids = ids_of(encoded.contrasts).iloc[found["row"]].reset_index(drop=True)
     return pd.concat([found[["site", "reader", "source"]], ids, found[["base", "donor"]]], axis=1)
 
 
-def _masses(model: Any, batch: ContrastBatch, listed: Sequence[Head]) -> list[pd.DataFrame]:
+def _masses(model: Reranker, batch: ContrastBatch, listed: Sequence[Head]) -> list[pd.DataFrame]:
     member = torch.stack([batch.roles == role for role in range(len(ROLES))], 1).to(model.dtype)
     share = member / member.sum(-1, keepdim=True).clamp(min=1)
-    masses = {}
-    for name, side in (("base", batch.base), ("donor", batch.donor)):
-        kept: dict[str, Tensor] = {}
-
-        def keep(x: Tensor, hook: Any, kept: dict[str, Tensor] = kept) -> None:
-            kept[hook.name] = between(x, share, member)
-
-        with model.hooks([(name_, keep) for name_ in {f"blocks.{head.layer}.attn.hook_pattern" for head in listed}]):
-            model(side, last_rows="all")
-        masses[name] = kept
+    names = {f"blocks.{head.layer}.attn.hook_pattern" for head in listed}
+    masses = {
+        name: observe(model, side, names, lambda _, x: between(x, share, member), head_row=False)[1]
+        for name, side in (("base", batch.base), ("donor", batch.donor))
+    }
     there = member.any(-1).cpu()
     rows, readers, sources = (there[:, :, None] & there[:, None, :]).nonzero(as_tuple=True)
     return [
@@ -94,7 +92,7 @@ def between(
 
 @torch.no_grad()
 def pair_attention(
-    model: Any, pairs: Sequence[Pair], heads: Sequence[Head | str], *, max_length: int | None = None
+    model: Reranker, pairs: Sequence[Pair], heads: Sequence[Head | str], *, max_length: int | None = None
 ) -> pd.DataFrame:
     """What heads look at: the weights between every word piece of the query and every one of the document.
 
@@ -117,16 +115,10 @@ def pair_attention(
     hooks = {f"blocks.{head.layer}.attn.hook_pattern" for head in listed}
     rows: list[dict[str, Any]] = []
     for number, pair in enumerate(pairs):  # few are looked at, so one forward each
-        kept: dict[str, Tensor] = {}
-
-        def keep(x: Tensor, hook: Any, kept: dict[str, Tensor] = kept) -> None:
-            kept[hook.name] = x[0].double().cpu()
-
         batch = encoded.batch([number]).to(model.device)
-        with model.hooks([(name, keep) for name in hooks]):
-            score = float(model(batch, last_rows="all")[0])
+        scores, kept = observe(model, batch, hooks, lambda _, x: x[0].double().cpu(), head_row=False)
         query, doc = (batch.at(side)[0].nonzero()[:, 0].cpu() for side in (Segment.QUERY, Segment.DOC))
-        told = {"query_id": pair.query_id, "doc_id": pair.doc_id, "grade": pair.grade, "score": score}
+        told = {"query_id": pair.query_id, "doc_id": pair.doc_id, "grade": pair.grade, "score": float(scores[0])}
         for name, side in (("query", query), ("doc", doc)):
             told[name] = model.tokenizer.convert_ids_to_tokens(encoded.ids[number][side.numpy()].tolist())
         for head in listed:

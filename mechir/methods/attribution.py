@@ -22,15 +22,17 @@ from torch import Tensor
 
 from mechir.contrasts import Contrast, ContrastBatch, encode_contrasts
 from mechir.errors import MechirError
-from mechir.methods.patching import all_heads, donor_run, mlps, patch, places, sites_of, tidy
-from mechir.pairs import progress_bar
+from mechir.methods.patching import donor_run, patch, places, tidy
+from mechir.model_sites import all_heads, mlps, sites_of
+from mechir.recorder import observe
+from mechir.reranker import Reranker, Restarts, needs
 from mechir.sites import Head, Neuron, Site
 
 FIXED = ("attn.hook_q", "attn.hook_k")
 
 
 def attribute(
-    model: Any,
+    model: Reranker,
     contrasts: Sequence[Contrast],
     sites: Site | str | Iterable[Site | str] | None = None,
     *,
@@ -61,20 +63,21 @@ def attribute(
         MechirError: as `patch`; for a pattern.
     """
     listed = sites_of(model, [*all_heads(model), *mlps(model)] if sites is None else sites)
+    if qk_fix and any(site.hook.endswith(FIXED) for site in listed):
+        other = "give qk_fix=False, or measure it by patching.patch"
+        needs(model, "attribute(qk_fix=True)", positions="absolute", causal=False, window=None, instead=other)
     for site in listed:
         if site.hook.endswith(("pattern", "result")):
             raise MechirError(f"'{site}' has no attribution of its own: write its q, k, v or z.")
     encoded = encode_contrasts(model, contrasts, max_length)
-    found: list[pd.DataFrame] = []
-    with progress_bar(len(contrasts), progress) as bar:
-        for batch in encoded.buckets(max_rows, max_tokens or model.max_tokens):
-            found += _attributed(model, batch.to(model.device), listed, at, qk_fix)
-            bar.update(len(batch.rows))
-    return tidy(model, encoded, pd.concat(found, ignore_index=True), ["site", "at"])
+    parts: list[pd.DataFrame] = []
+    for batch in encoded.batches(model, max_rows=max_rows, max_tokens=max_tokens, progress=progress):
+        parts += _attributed(model, batch, listed, at, qk_fix)
+    return tidy(encoded, pd.concat(parts, ignore_index=True), ["site", "at"])
 
 
 def _attributed(
-    model: Any, batch: ContrastBatch, listed: Sequence[Any], at: str | Sequence[str], qk_fix: bool
+    model: Reranker, batch: ContrastBatch, listed: Sequence[Any], at: str | Sequence[str], qk_fix: bool
 ) -> list[pd.DataFrame]:
     names = {site.hook for site in listed}
     fixed = {name for name in names if name.endswith(FIXED)} if qk_fix else set()
@@ -118,19 +121,15 @@ def _long(
 
 
 def gradients(
-    model: Any, batch: ContrastBatch, names: Iterable[str]
+    model: Reranker, batch: ContrastBatch, names: Iterable[str]
 ) -> tuple[Float[Tensor, "batch"], dict[str, Tensor], dict[str, Tensor]]:
     """The base's scores, its activations at these hooks, and the gradient of each pair's score by them."""
-    kept: dict[str, Tensor] = {}
-
-    def keep(x: Tensor, hook: Any) -> None:
-        kept[hook.name] = x
 
     def leaf(x: Tensor, hook: Any) -> Tensor:
         return x.detach().requires_grad_()
 
-    with torch.enable_grad(), model.hooks([("hook_full_embed", leaf), *((name, keep) for name in names)]):
-        score = model(batch.base, last_rows="cls")
+    with torch.enable_grad(), model.hooks([("hook_full_embed", leaf)]):
+        score, kept = observe(model, batch.base, names, head_row=True)
         found = torch.autograd.grad(score.sum(), list(kept.values()), allow_unused=True)
     whole = [torch.zeros_like(x) if g is None else g for x, g in zip(kept.values(), found, strict=True)]
     return score.detach(), {name: x.detach() for name, x in kept.items()}, dict(zip(kept, whole, strict=True))
@@ -219,7 +218,7 @@ class Screened(NamedTuple):
 
 
 def screen_then_verify(
-    model: Any,
+    model: Restarts,
     contrasts: Sequence[Contrast],
     sites: Any = None,
     *,
@@ -244,6 +243,7 @@ def screen_then_verify(
     Raises:
         MechirError: for a fraction outside 0 to 1.
     """
+    needs(model, "screen_then_verify", Restarts)
     for name, value in (("top", top), ("check", check)):
         if not 0 <= value <= 1 or (name == "top" and value == 0):
             raise MechirError(f"{name}={value} is no fraction: write e.g. {name}=0.1.")

@@ -1,13 +1,9 @@
-"""What experiments ask of their options before anything is measured, each option named by its flag.
-
-Lists come back in their one normal form, so that what is asked in two ways is one run.
-"""
+"""What experiments ask of their options before anything is measured, each option named by its flag."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,12 +14,13 @@ from mechir.diagnostics import Term
 from mechir.errors import MechirError, closest
 from mechir.methods.conductance import KIND, unit_readers
 from mechir.methods.matching import contrasts_of
-from mechir.methods.patching import heads_of, place_name, places
+from mechir.methods.patching import place_name, places
 from mechir.methods.targets import Target
 from mechir.methods.walk import Way
+from mechir.model_sites import heads_of
 from mechir.pairs import EASY, Pair, split_queries
-from mechir.segments import Direction
-from mechir.sites import parse_site
+from mechir.reranker import Reranker, Weights, needs
+from mechir.sites import Head
 
 SELECTION = 3
 """Heads that are not named are found on one query in so many."""
@@ -33,13 +30,6 @@ NO_TWO_GRADES = "Matching heads are found where a query has documents of two gra
 def flag(name: str) -> str:
     """An option as it is written on the command line."""
     return f"--{name.replace('_', '-')}"
-
-
-def at_least(least: int, **options: int | float) -> None:
-    """Refuses numbers below the least that makes sense."""
-    for name, value in options.items():
-        if not value >= least:
-            raise MechirError(f"{flag(name)} is {value}: write {least} or more.")
 
 
 def above_0(**options: int | float) -> None:
@@ -65,81 +55,7 @@ def naming(name: str, text: str) -> Iterator[None]:
         raise MechirError(f"Cannot read {flag(name)} '{text}': {error}") from error
 
 
-def parts(text: str) -> list[str]:
-    """What is listed with commas or white space."""
-    return [one for one in re.split(r"[\s,]+", text) if one]
-
-
-def head_list(model: Any, text: str, name: str = "heads", *, ordered: bool = False) -> str:
-    """Heads with commas, each once: `h2.9 h01.1` is `h1.1,h2.9`; empty where nothing is named.
-
-    `ordered`: as they were given, for experiments that show them so; else by layer.
-
-    Raises:
-        MechirError: for what is no head of this model.
-    """
-    if not parts(text):
-        return ""
-    with naming(name, text):
-        heads = dict.fromkeys(heads_of(model, [parse_site(one) for one in parts(text)]))
-        if whole := next((head for head in heads if head.part != "z"), None):
-            raise MechirError(f"'{whole}' is a part of a head: write h{whole.layer}.{whole.head}.")
-    return ",".join(map(str, heads if ordered else sorted(heads)))
-
-
-def number_list(text: str, name: str) -> list[float]:
-    """Numbers of 0 or more with commas, each once and rising.
-
-    Raises:
-        MechirError: for anything else; for none.
-    """
-    try:
-        numbers = sorted({float(one) for one in parts(text)})
-    except ValueError:
-        numbers = []
-    if not numbers or not all(0 <= one < math.inf for one in numbers):
-        raise MechirError(f"Cannot read {flag(name)} '{text}': write numbers of 0 or more with commas, e.g. 1,5.")
-    return numbers
-
-
-def written(numbers: Iterable[float]) -> str:
-    """A list of numbers as an option: "0.1,5"."""
-    return ",".join(str(number).removesuffix(".0") for number in numbers)
-
-
-def word_list(text: str, name: str, known: Sequence[str]) -> str:
-    """Words with commas, each once and in the order in which they are known.
-
-    Raises:
-        MechirError: for an unknown word, or none.
-    """
-    words = [one.strip() for one in text.split(",") if one.strip()]
-    if not words:
-        raise MechirError(f"{flag(name)} is empty: write some of {','.join(known)}.")
-    for one in words:
-        one_of(known, **{name: one})
-    return ",".join(one for one in known if one in words)
-
-
-def direction_list(text: str, name: str) -> list[Direction]:
-    """Directions with commas, each once: those of single segments first, as the papers' tables are read.
-
-    Raises:
-        MechirError: for what is no direction, or none.
-    """
-    directions = [one for one in text.split(",") if one.strip()]
-    if not directions:
-        raise MechirError(f"{flag(name)} is empty: write directions with commas, e.g. doc<-query,cls<-all.")
-    with naming(name, text):
-        return sorted(set(map(Direction.parse, directions)), key=_as_read)
-
-
-def _as_read(direction: Direction) -> tuple[bool, int, int]:
-    reader, source = direction.reader, direction.source
-    return len(reader) + len(source) > 2, reader.value, source.value
-
-
-def place(model: Any, contrasts: Sequence[Contrast], text: str, *, each: Sequence[str] = ("all",)) -> str:
+def place(model: Reranker, contrasts: Sequence[Contrast], text: str, *, each: Sequence[str] = ("all",)) -> str:
     """A place of `patch` in its normal form: `D|Q` is `query|doc`; `each`: the words that stand for several.
 
     Raises:
@@ -149,7 +65,7 @@ def place(model: Any, contrasts: Sequence[Contrast], text: str, *, each: Sequenc
     if name in each:
         return name
     normal = place_name(text)
-    for batch in encode_contrasts(model, contrasts).buckets(64, model.max_tokens):
+    for batch in encode_contrasts(model, contrasts).batches(model):
         if any(mask is None or bool(mask.any()) for mask in places([normal], batch).values()):
             return normal
     raise MechirError(f"No contrast has a position at '{normal}': write --at with one of {', '.join(ROLES)}, or all.")
@@ -204,29 +120,38 @@ def relevant_there(judged: pd.DataFrame) -> None:
         raise MechirError("No query of this pool has a relevant document (grade 1 or more), so there is no nDCG.")
 
 
+def heads_there(model: Reranker, heads: Sequence[Head], name: str = "heads") -> None:
+    """Refuses heads that the model does not have; `name`: of the option."""
+    if heads:
+        with naming(name, ",".join(map(str, heads))):
+            heads_of(model, heads)
+
+
 def heads_or_search(
-    model: Any, material: Sequence[Any], text: str, name: str = "heads", *, top: int, matching: bool = False
-) -> str:
-    """`head_list`; where no head is named, refuses a pool on which the run cannot find `top` of them.
+    model: Reranker, material: Sequence[Any], heads: Sequence[Head], name: str = "heads", *, matching: bool = False
+) -> tuple[Head, ...]:
+    """The heads that are named, by layer; where none is, refuses a pool on which the run cannot find some.
 
     `matching`: they are found by attention on documents of two grades.
 
     Raises:
-        MechirError: for too few queries to find heads on one in three and measure on the others, or too few grades.
+        MechirError: for heads that the model does not have, too few queries to find heads on one in three and measure
+            on the others, or too few grades.
     """
-    at_least(1, top=top)
-    if found := head_list(model, text, name):
-        return found
+    heads_there(model, heads, name)
+    if heads:
+        return tuple(sorted(heads))
     chosen, _ = split_queries(material, SELECTION)
     if matching:
         grades_there(material)
         if not any(len(grades) > 1 for grades in grades_of(chosen).values()):
             raise MechirError(f"{NO_TWO_GRADES} one query in {SELECTION}: take more, or name them with {flag(name)}.")
-    return ""
+    return ()
 
 
-def embedding_vector(model: Any, vector: int, sign: int) -> None:
+def embedding_vector(model: Weights, vector: int, sign: int) -> None:
     """Refuses a singular vector that the word embeddings do not have, and what is no sign; -1 and 0 are found."""
+    needs(model, "embedding_vector", Weights)
     last = min(model.W_E.shape) - 1
     if not -1 <= vector <= last:
         raise MechirError(f"--vector is {vector}: write 0 to {last}, or -1 for the one that goes with IDF.")
@@ -240,7 +165,7 @@ def terms_there(pairs: Iterable[Pair], seed: int) -> None:
         Term(seed=seed)(pair)
 
 
-def unit_target(model: Any, *, baseline: str, target: str, tol: float, **units: str) -> str:
+def unit_target(model: Reranker, *, baseline: str, target: str, tol: float, **units: str) -> str:
     """The target of conductance in its normal form; `units`: what is read of `heads` and `neurons`.
 
     Raises:

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from mechir.errors import MechirError
 from mechir.methods.groups import Groups
-from mechir.methods.patching import sites_of
 from mechir.methods.targets import Target
 from mechir.methods.walk import Walked, Way, walk
+from mechir.model_sites import sites_of
 from mechir.pairs import Batch, Pair
+from mechir.reranker import Reranker, Weights, needs
 from mechir.segments import FIVE, directions
 
 UNITS = {
@@ -54,7 +55,7 @@ class Conductances(NamedTuple):
 
 
 def conductance(
-    model: Any,
+    model: Weights,
     pairs: Sequence[Pair],
     *,
     units: Sequence[str] = ("post", "pattern"),
@@ -88,6 +89,7 @@ def conductance(
         MechirError: for unknown names, "margin" without `against`, a pair that equals its baseline, a target that no
             unit feeds.
     """
+    needs(model, "conductance", Weights)
     goal = Target(target, against)
     readers = unit_readers(model, units, goal, split=split)
     sums, checks = _Sums.empty(Groups.of(pairs), readers), list[pd.DataFrame]()
@@ -143,7 +145,9 @@ class UnitReader:
         return (member[:, :, : flow.shape[1]] @ flow).transpose(1, 2)
 
 
-def unit_readers(model: Any, units: Sequence[str], target: Target, *, split: bool = False) -> dict[str, UnitReader]:
+def unit_readers(
+    model: Reranker, units: Sequence[str], target: Target, *, split: bool = False
+) -> dict[str, UnitReader]:
     """The reader of every layer's units that feed the target, by hook.
 
     Raises:

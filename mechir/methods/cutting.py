@@ -17,27 +17,30 @@ from mechir.contrasts import align
 from mechir.diagnostics import Tfc1
 from mechir.errors import MechirError
 from mechir.inference import means as tested
-from mechir.interventions import Prune
+from mechir.interventions import Ablate
 from mechir.methods import ranking
 from mechir.methods.pruning import sizes
 from mechir.methods.schemes import random_like
 from mechir.pairs import Pair
-from mechir.sweep import sweep
+from mechir.reranker import Reranker, Restarts, needs
+from mechir.sweeps import sweep
 
 INTACT = "original"
 WAYS = ("zero", "mean")
 """What stands in the place of a head's z."""
 NDCG, TERM = "nDCG@10", "effect of a term, logits"
 """What is measured of each set: the ranking, and what one more occurrence of a query term does to the score."""
+METRICS = {NDCG: "nDCG@10", TERM: "effect of a term"}
+"""How findings call them."""
 SETS = ["set", "draw", "sites", "note"]
 
 
-def head_means(model: Any, pairs: Sequence[Pair]) -> pd.DataFrame:
+def head_means(model: Reranker, pairs: Sequence[Pair]) -> pd.DataFrame:
     """The mean z of every head by segment, as a frame that a run stores: see `BySegment.frame`."""
     return means(model, pairs, hooks=("attn.hook_z",)).frame()
 
 
-def cut_sets(model: Any, named: Mapping[str, Sequence[str]], draws: int, seed: int) -> pd.DataFrame:
+def cut_sets(model: Reranker, named: Mapping[str, Sequence[str]], draws: int, seed: int) -> pd.DataFrame:
     """Named sets of heads and their random sets: `set`, `draw` (-1 for the set itself), `sites`, `note`.
 
     Sets without a head, and a set that has all heads of another, are left out.
@@ -54,7 +57,7 @@ def cut_sets(model: Any, named: Mapping[str, Sequence[str]], draws: int, seed: i
 
 
 def cut_scores(
-    model: Any, pairs: Sequence[Pair], sets: pd.DataFrame, stored: pd.DataFrame, filler: str
+    model: Restarts, pairs: Sequence[Pair], sets: pd.DataFrame, stored: pd.DataFrame, filler: str
 ) -> pd.DataFrame:
     """Scores of every pair, and of one more occurrence of a query term, intact and under every cut.
 
@@ -70,11 +73,12 @@ def cut_scores(
         have the set "original". Contrasts are of each query's best and worst judged document, those that cannot be
         aligned left out.
     """
+    needs(model, "cut_scores", Restarts)
     filling = {"zero": None, "mean": BySegment.of_frame(stored)}
     do: dict[str, Any] = {f"{INTACT}|-1|": ()}
     for one in sets.itertuples(index=False):
         for way, with_ in filling.items():
-            do[f"{one.set}|{one.draw}|{way}"] = Prune(one.sites.split(","), with_)
+            do[f"{one.set}|{one.draw}|{way}"] = Ablate(one.sites.split(","), with_)
     contrasts = list(_contrasts(model, pairs, filler))
     texts = {"pair": list(pairs), "base": [one.base for one in contrasts], "donor": [one.donor for one in contrasts]}
     parts = [
@@ -87,7 +91,7 @@ def cut_scores(
     return pd.concat([names, rows.drop(columns="name")], axis=1)
 
 
-def _contrasts(model: Any, pairs: Sequence[Pair], filler: str) -> Iterator[Any]:
+def _contrasts(model: Reranker, pairs: Sequence[Pair], filler: str) -> Iterator[Any]:
     by_query: dict[str, list[Pair]] = {}
     for pair in pairs:
         by_query.setdefault(pair.query_id, []).append(pair)

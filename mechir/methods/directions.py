@@ -7,25 +7,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mechir import measures
 from mechir.inference import holm, mean_interval
 from mechir.interventions import RENORMALISED
+from mechir.measures import WITHOUT_DIRECTION
 from mechir.methods import ranking, statistics
 
 DRAWS = 1000
 """Random rankings behind the row `random`, as in the paper."""
-LEAST = 0.01
-"""A change of nDCG below this is called nothing, whatever its p."""
 
 
 def stated(table: pd.DataFrame, renormalise: bool) -> pd.DataFrame:
     """The cuts of `condition_table` as findings; `renormalise`: they were made before the softmax."""
     cuts = table[table["name"].str.contains("<-", regex=False)]
-    told = {"name": "site", "change": "value", "change_low": "low", "change_high": "high", "p_paired": "p"}
-    told |= {"p_holm": "p_corrected", "n": "n_queries"}
-    kept = cuts[list(told)].rename(columns=told)
-    how = {"measure": "nDCG@10 without", "unit": "nDCG@10", "sign": -1, "causal": True, "least": LEAST}
-    sites = kept["site"] + (RENORMALISED if renormalise else "")
-    return kept.assign(**how, site=sites, family=f"{len(cuts)} cuts")
+    sites = cuts["name"] + (RENORMALISED if renormalise else "")
+    return measures.stated(cuts, WITHOUT_DIRECTION, "change", site=sites, family=f"{len(cuts)} cuts")
 
 
 def condition_table(
@@ -41,14 +37,14 @@ def condition_table(
 
     Returns:
         One row per condition in the order of `rows`, then `random` (the mean of 1,000 random rankings) and
-        `random_analytic` (its expectation). Columns:
-        `name`; `n` queries; `ndcg`, mean nDCG@k over queries (linear gain), with `low` and `high`, the 95 % bootstrap
-        interval over queries; `change` = condition - original, with `change_low` and `change_high` (queries resampled
-        in pairs; negative: the cut harmed); `p_unpaired` (two-tailed Student test on per-query values, unpaired with
-        equal variances, as the authors' code does), `p_paired` (the paired test, the better one here), `p_holm`
-        (paired, corrected by Holm over all conditions of the table); `tied`, the mean share of documents with a
-        tied score. `low` and `high` of `random` hold 95 % of the 1,000 draws. A value is the mean over all orders of
-        tied documents (see `ranking.ndcg`). Queries without a relevant document are left out.
+        `random_analytic` (its expectation). Columns: `name`; `queries`; `ndcg`, mean nDCG@k over queries (linear gain),
+        with `low` and `high`, the 95 % bootstrap interval over queries; `change` = condition - original, with
+        `change_low` and `change_high` (queries resampled in pairs; negative: the cut harmed); `change_p_unpaired`
+        (two-tailed Student test on per-query values, unpaired with equal variances, as the authors' code does),
+        `change_p` (the paired test, the better one here), `change_p_corrected` (paired, corrected by Holm over all
+        conditions of the table); `tied`, the mean share of documents with a tied score. `low` and `high` of `random`
+        hold 95 % of the 1,000 draws. A value is the mean over all orders of tied documents (see `ranking.ndcg`).
+        Queries without a relevant document are left out.
 
     Source: arXiv:2507.14604, Table 1.
     """
@@ -65,12 +61,12 @@ def condition_table(
             | _beside(values, baseline, name == original)
         )
     frame = pd.DataFrame(table)
-    frame.insert(frame.columns.get_loc("p_paired") + 1, "p_holm", holm(frame["p_paired"].to_numpy()))
+    frame.insert(frame.columns.get_loc("change_p") + 1, "change_p_corrected", holm(frame["change_p"].to_numpy()))
     expected = ranking.random_ndcg(pool, judgments, k).set_index("query_id")["value"]
     draws = ranking.random_draws(pool, judgments, k, draws=DRAWS)
     spread = np.quantile(draws, [0.025, 0.975]).tolist()
     random = [
-        {"name": "random", "n": len(baseline), "ndcg": float(draws.mean())}
+        {"name": "random", "queries": len(baseline), "ndcg": float(draws.mean())}
         | dict(zip(("low", "high"), spread, strict=True)),
         {"name": "random_analytic"} | _line(expected),
     ]
@@ -79,7 +75,7 @@ def condition_table(
 
 def _line(values: pd.Series) -> dict[str, Any]:
     low, high = mean_interval(values.to_numpy())
-    return {"n": len(values), "ndcg": float(values.mean()), "low": low, "high": high}
+    return {"queries": len(values), "ndcg": float(values.mean()), "low": low, "high": high}
 
 
 def _beside(values: pd.Series, baseline: pd.Series, same: bool) -> dict[str, Any]:
@@ -90,6 +86,6 @@ def _beside(values: pd.Series, baseline: pd.Series, same: bool) -> dict[str, Any
         "change": found.change,
         "change_low": found.low,
         "change_high": found.high,
-        "p_unpaired": found.p_unpaired,
-        "p_paired": found.p_paired,
+        "change_p_unpaired": found.p_unpaired,
+        "change_p": found.p_paired,
     }

@@ -15,21 +15,24 @@ from torch import Tensor
 from mechir.diagnostics import Term
 from mechir.hooks import Hook, edits
 from mechir.methods.lexical import pieces_of, random_direction
-from mechir.methods.patching import heads_of
+from mechir.model_sites import heads_of
 from mechir.pairs import Batch, Pair
+from mechir.recorder import observe
+from mechir.reranker import Reranker, Weights, needs
 from mechir.segments import Segment
 from mechir.sites import Head
 from mechir.subspaces import EditEmbedding, Subspace
 
 
 def doses(
-    model: Any, direction: Subspace, factors: Sequence[float], draws: int
+    model: Weights, direction: Subspace, factors: Sequence[float], draws: int
 ) -> dict[tuple[str, float], EditEmbedding]:
     """Along a direction up and down, the whole row, and `draws` random directions: (along, signed factor) -> edit.
 
     Up the direction a coordinate a becomes c |a|, down it becomes -c |a|; the row is multiplied by c and by -c: the
     edits of Lu et al. 2025. Random directions are edited up alone.
     """
+    needs(model, "doses", Weights)
     found: dict[tuple[str, float], EditEmbedding] = {}
     for c in factors:
         for signed in (c, -c):
@@ -40,7 +43,7 @@ def doses(
     return found
 
 
-def shifts(model: Any, direction: Subspace, draws: int) -> dict[tuple[str, float], EditEmbedding]:
+def shifts(model: Weights, direction: Subspace, draws: int) -> dict[tuple[str, float], EditEmbedding]:
     """One step up the direction and one down, and along `draws` random ones: (along, 1 or -1) -> edit.
 
     A step is as far as words differ along a direction: the standard deviation of its coordinate over the rows of W_E,
@@ -49,6 +52,7 @@ def shifts(model: Any, direction: Subspace, draws: int) -> dict[tuple[str, float
     what a step does to first order: what any displacement does, as to the LayerNorms, is the same both ways and drops
     out.
     """
+    needs(model, "shifts", Weights)
     words = sorted(set(range(len(model.W_E))) - set(model.tokenizer.all_special_ids))
     rows = model.W_E.detach().double().cpu()[words]
     rows = rows - rows.mean(0)
@@ -67,7 +71,7 @@ def shifts(model: Any, direction: Subspace, draws: int) -> dict[tuple[str, float
 
 @torch.no_grad()
 def dose_response(
-    model: Any,
+    model: Reranker,
     pairs: Sequence[Pair],
     do: Mapping[tuple[str, float], EditEmbedding],
     heads: Sequence[Head | str],
@@ -91,12 +95,12 @@ def dose_response(
     Raises:
         MechirError: for what is no head of this model.
     """
+    needs(model, "dose_response", reads="cls")
     sites, firsts = heads_of(model, heads), {pair.query_id: pair for pair in reversed(pairs)}
     terms = {query_id: Term(seed=seed)(pair) for query_id, pair in firsts.items()}
     pieces = dict(zip(terms, pieces_of(model, list(terms.values())), strict=True))
     rows = []
-    for _, batch in model.encode(pairs).buckets(64, model.max_tokens):
-        batch = batch.to(model.device)
+    for _, batch in model.batches(pairs):
         ids, asked = batch.input_ids, [pair.query_id for pair in batch.pairs]
         edited = torch.stack(
             [torch.isin(row, torch.tensor(pieces[key]).to(row)) for row, key in zip(ids, asked, strict=True)]
@@ -117,19 +121,19 @@ def dose_response(
 
 
 def _response(
-    model: Any, batch: Batch, edit: EditEmbedding | None, edited: Bool[Tensor, "batch pos"], heads: Sequence[Head]
+    model: Reranker, batch: Batch, edit: EditEmbedding | None, edited: Bool[Tensor, "batch pos"], heads: Sequence[Head]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The score with the edit at the positions marked, and the mean weight of the heads from CLS to the query's."""
     there = batch.at(Segment.QUERY) & edited
-    looked: list[Float[Tensor, "batch"]] = []
-
-    def keep(x: Tensor, hook: Any) -> None:
-        looked.extend(_mean_at(x[:, head.head, 0], there) for head in heads if f".{head.layer}." in hook.name)
-
     names = {f"blocks.{head.layer}.attn.hook_pattern" for head in heads}
-    do = () if edit is None else _At(edit, edited)
-    with model.hooks([*edits(do, batch), *((name, keep) for name in names)]):
-        score = model(batch, last_rows="cls")
+    with model.hooks(edits(() if edit is None else _At(edit, edited), batch)):
+        score, kept = observe(model, batch, names, lambda _, x: x[:, :, 0], head_row=True)
+    looked = [
+        _mean_at(rows[:, head.head], there)
+        for name, rows in kept.items()
+        for head in heads
+        if f"blocks.{head.layer}." in name
+    ]
     return score.cpu().numpy(), torch.stack(looked).mean(0).cpu().numpy()
 
 

@@ -5,25 +5,21 @@ What is reported is what is tested: a share of the gap as a share, an effect in 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from mechir import inference
+from mechir import inference, measures
 from mechir.errors import MechirError
+from mechir.measures import GAP, LOGITS, Measure
 from mechir.methods import ranking
 
 PAIR = ["query_id", "doc_id", "filler"]
 METRICS = ("difference", "ratio", "robust", "ratio_of_means")
 ROUNDING = ranking.TIE
 """Mean effects of a query below this are 0 to the test: they are what float32 makes of nothing."""
-LEAST = 0.05
-"""An effect below this share of the gap (or below so many logits) is called nothing, whatever its p."""
-TERM_OF = {"tfc": "tf", "tdc": "idf", "lnc": "length"}
-"""Which part of BM25 a diagnostic changes, by the beginning of its name."""
 MATERIAL = 0.1
 """A gap below this share of the standard deviation of scores within queries is called nothing, whatever its p."""
 MIN_GAP = 0.01
@@ -80,11 +76,11 @@ def summarise(
         min_gap: see `measured`.
 
     Returns:
-        The columns of `by`; `n` pairs, `queries`, `left_out` (pairs whose gap is too small for the metric);
-        `estimate`, the mean over queries of the mean over a query's pairs (the ratio of those means), with `low` and
-        `high`, its 95 % interval over queries; `p_max`, the two-sided p-value of that estimate being 0, corrected for
-        all lines together (1 where nothing moved; below 1e-5 nothing is said to move; missing for lines of fewer than
-        6 queries, which are no part of the family). See `mechir.inference`.
+        The columns of `by`; `pairs`, `queries`, `left_out` (pairs whose gap is too small for the metric); `estimate`,
+        the mean over queries of the mean over a query's pairs (the ratio of those means), with `low` and `high`, its 95
+        % interval over queries; `p_corrected`, the two-sided p-value of that estimate being 0, corrected for all lines
+        together (1 where nothing moved; below 1e-5 nothing is said to move; missing for lines of fewer than 6 queries,
+        which are no part of the family). See `mechir.inference`.
 
     Raises:
         MechirError: for an unknown metric, or when every pair is left out.
@@ -104,13 +100,13 @@ def summarise(
     counts, asked = kept.groupby(by, sort=False).size(), rows.groupby(by, sort=False).size()
     frame = pd.DataFrame(
         {
-            "n": counts.reindex(effects.index),
+            "pairs": counts.reindex(effects.index),
             "queries": found.queries,
             "left_out": (asked.reindex(effects.index) - counts.reindex(effects.index)),
             "estimate": found.estimate,
             "low": found.low,
             "high": found.high,
-            "p_max": found.p_corrected,
+            "p_corrected": found.p_corrected,
         },
         index=effects.index,
     )
@@ -122,20 +118,22 @@ def table(rows: pd.DataFrame, by: Sequence[str], *, min_gap: float = MIN_GAP) ->
 
     Returns:
         `summarise(rows, by)`; `share` = mean effect / mean gap with `share_low`, `share_high` and `left_out` (the pairs
-        whose gap is too small); `estimate[a]` for each filler `a`, where there are several. `p_max` is of the share.
-        Where the mean gap cannot be told from 0 (its 95 % interval holds 0) there is no share, and `p_max` is of the
-        effect in logits.
+        whose gap is too small); `estimate[a]` for each filler `a`, where there are several. `p_corrected` is of the
+        share. Where the mean gap cannot be told from 0 (its 95 % interval holds 0) there is no share, and `p_corrected`
+        is of the effect in logits.
     """
     found = summarise(rows, by)
     whole = gap(rows)
     if not whole.low * whole.high > 0 or len(small_gaps(rows, min_gap)) == len(rows.drop_duplicates(PAIR)):
-        found = found.assign(share=np.nan, share_low=np.nan, share_high=np.nan, left_out=found["n"])
+        found = found.assign(share=np.nan, share_low=np.nan, share_high=np.nan, left_out=found["pairs"])
     else:
         ratios = summarise(rows, by, "ratio_of_means", min_gap=min_gap).set_index(list(by))
-        shares = ratios[["estimate", "low", "high", "left_out", "p_max"]].set_axis(
-            ["share", "share_low", "share_high", "left_out", "p_max"], axis=1
+        shares = ratios[["estimate", "low", "high", "left_out", "p_corrected"]].set_axis(
+            ["share", "share_low", "share_high", "left_out", "p_corrected"], axis=1
         )
-        found = found.drop(columns=["left_out", "p_max"]).merge(shares, "left", left_on=list(by), right_index=True)
+        found = found.drop(columns=["left_out", "p_corrected"]).merge(
+            shares, "left", left_on=list(by), right_index=True
+        )
     fillers = [filler for filler in rows["filler"].unique() if filler]
     for filler in fillers if len(fillers) > 1 else []:
         alone = rows[rows["filler"] == filler].groupby([*by, "query_id"], sort=False)["effect"].mean()
@@ -176,22 +174,17 @@ def _gaps(rows: pd.DataFrame) -> pd.Series:
     return (rows["donor"] - rows["base"]).astype(float)
 
 
-def stated(found: pd.DataFrame, what: str, axiom: str, site: str = "site") -> pd.DataFrame:
+def stated(found: pd.DataFrame, measure: Measure | Sequence[Measure], site: str = "site") -> pd.DataFrame:
     """The lines of `table` as findings: the share of the gap, or the effect in logits where there is no share.
 
-    `what` was done, on the diagnostic `axiom`, which says the term; both are in `measure`, and where patched (`at`).
-    A share counts from 0.05 on, an effect from 0.05 logits on; `effect` with its interval is in logits either way.
+    `measure`: of all lines, or one for each; `site`: the column of what was changed. `effect` with its interval is in
+    logits either way.
     """
     share = bool(found["share"].notna().all())
-    told = {site: "site", "p_max": "p_corrected", "queries": "n_queries", "n": "n_pairs"}
-    logits = {"estimate": "effect", "low": "effect_low", "high": "effect_high"}
-    names = ("share", "share_low", "share_high") if share else tuple(logits)
-    numbers = {to: found[name] for name, to in zip(names, ("value", "low", "high"), strict=True)}
-    where = ", at " + found["at"] if "at" in found else ""
-    how = {"unit": "share of the gap" if share else "logits", "least": LEAST, "term": term_of(axiom), "causal": True}
-    kept = found[list(told)].rename(columns=told).assign(**numbers)
-    kept = kept.assign(**{to: found[name] for name, to in logits.items()})
-    return kept.assign(**how, measure=f"{what}, {axiom}" + where, family=f"{len(found)} {site}s")
+    more = {to: found[name] for name, to in (("estimate", "effect"), ("low", "effect_low"), ("high", "effect_high"))}
+    more |= {"site": found[site], "p_corrected": found["p_corrected"]}
+    more |= {"family": f"{len(found)} {site}s"} | ({} if share else {"unit": LOGITS})
+    return measures.stated(found, measure, "share" if share else "estimate", **more)
 
 
 def gap_stated(rows: pd.DataFrame, axiom: str) -> pd.DataFrame:
@@ -200,17 +193,10 @@ def gap_stated(rows: pd.DataFrame, axiom: str) -> pd.DataFrame:
     It counts where it is a tenth of the standard deviation of scores within queries, or 0.05 logits where no query has
     two documents.
     """
-    found = gap(rows)
-    least = MATERIAL * found.spread if found.spread > 0 else LEAST
-    line = {"site": "", "measure": f"gap, {axiom}", "value": found.mean, "low": found.low, "high": found.high}
-    line |= {"unit": "logits", "least": least, "p": found.p, "p_corrected": found.p, "family": "the gap alone"}
-    line |= {"n_queries": found.queries, "n_pairs": found.pairs, "term": term_of(axiom), "causal": True}
-    return pd.DataFrame([line])
-
-
-def term_of(axiom: str) -> str:
-    """The part of BM25 that a diagnostic changes; empty where it is none."""
-    return next((term for start, term in TERM_OF.items() if re.search(rf"\b{start}", axiom)), "")
+    whole = gap(rows)
+    least = MATERIAL * whole.spread if whole.spread > 0 else GAP.least
+    line = {"estimate": whole.mean, "p_corrected": whole.p, "site": ""} | whole._asdict()
+    return measures.stated(pd.DataFrame([line]), GAP(axiom), least=least, family="the gap alone")
 
 
 def thirds(rows: pd.DataFrame) -> pd.Series:

@@ -19,8 +19,9 @@ from jaxtyping import Float
 from mechir.collection_groups import Collections, collection_of
 from mechir.errors import MechirError, refuse_below
 from mechir.methods.conductance import KIND, conductance, parts
-from mechir.methods.schemes import LABELS
+from mechir.methods.schemes import LABELS, kind
 from mechir.pairs import Pair
+from mechir.reranker import Reranker, Weights, needs
 
 RELEVANT, OTHER = LABELS
 DRAWS = 1000
@@ -89,7 +90,7 @@ def labelled(pairs: Sequence[Pair], lowest: Mapping[str, int], take: int = 0) ->
     return kept
 
 
-def against_others(model: Any, pairs: Sequence[Pair]) -> list[float]:
+def against_others(model: Reranker, pairs: Sequence[Pair]) -> list[float]:
     """For the target "margin": to each labelled pair the mean score of its query's pairs of the other label.
 
     Raises:
@@ -115,7 +116,7 @@ def with_both(pairs: Sequence[Pair]) -> list[Pair]:
     return [pair for pair in pairs if len(labels[pair.query_id]) == len(LABELS)]
 
 
-def unit_rows(model: Any, pairs: Sequence[Pair], **options: Any) -> pd.DataFrame:
+def unit_rows(model: Weights, pairs: Sequence[Pair], **options: Any) -> pd.DataFrame:
     """What an experiment on units stores of some whole queries, their pairs `labelled`.
 
     `options`: of `conductance`; segments and directions are kept apart.
@@ -125,6 +126,7 @@ def unit_rows(model: Any, pairs: Sequence[Pair], **options: Any) -> pd.DataFrame
         mean over these pairs as a flat list: all `parts` of the layer's first unit, of the second, ...
         "pair": `collection`, `query_id`, `label`, `doc_id`, `value`, `delta`, `error`, `steps`, `converged`.
     """
+    needs(model, "unit_rows", Weights)
     found = conductance(model, pairs, split=True, **options)
     units = found.rows.assign(kind="unit", conductance=[x.ravel() for x in found.rows["conductance"]])
     both = pd.concat([units, found.checks.assign(kind="pair")], ignore_index=True)
@@ -187,16 +189,16 @@ def importance(rows: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> pd.D
             some = (table._replace(values=table.values[:, cut : cut + COLUMNS]) for cut in cuts)
             bounds = [np.quantile(one.mean(drawn), [0.025, 0.975], axis=0) for one in some]
         low, high = np.concatenate(bounds, axis=1)
-        frame = pd.DataFrame({"conductance": table.mean(), "low": low, "high": high}).assign(
+        frame = pd.DataFrame({"estimate": table.mean(), "low": low, "high": high}).assign(
             collection=table.collection,
             label=table.label,
             site=table.sites,
-            kind=["head" if site[0] == "h" else "neuron" for site in table.sites],
+            kind=[kind(site) for site in table.sites],
             layer=[int(site[1:].partition(".")[0]) for site in table.sites],
             pairs=int(table.counts.sum()),
             queries=queries,
         )
-        frame["rank"] = frame.groupby("kind")["conductance"].rank(ascending=False, method="first").astype(int)
+        frame["rank"] = frame.groupby("kind")["estimate"].rank(ascending=False, method="first").astype(int)
         found.append(frame)
     frame = pd.concat(found, ignore_index=True)
     first = ["collection", "label", "site", "kind", "layer", "rank"]

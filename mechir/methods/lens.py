@@ -7,7 +7,7 @@ and a control whether that is more than chance.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,9 @@ from mechir.finite import refuse_non_finite
 from mechir.inference import mean_interval
 from mechir.methods.groups import crossed
 from mechir.methods.ranking import TIE
-from mechir.pairs import Pair, progress_bar, shares
+from mechir.pairs import Batch, Pair, shares
+from mechir.recorder import observe
+from mechir.reranker import Restarts, needs
 from mechir.segments import FIVE
 from mechir.sites import Resid
 
@@ -38,7 +40,7 @@ GAP = "relevant - others"
 
 @torch.no_grad()
 def read_depths(
-    model: Any, pairs: Sequence[Pair], *, max_length: int | None = None, progress: bool | None = None
+    model: Restarts, pairs: Sequence[Pair], *, max_length: int | None = None, progress: bool | None = None
 ) -> pd.DataFrame:
     """What the head says of the CLS row at every depth, and the mean of each segment's residual stream.
 
@@ -63,6 +65,7 @@ def read_depths(
     Raises:
         MechirError: for pairs without grades.
     """
+    needs(model, "read_depths", Restarts, norm="post", reads="cls")
     if any(pair.grade is None for pair in pairs):
         raise MechirError("Pairs without a grade are neither relevant nor not: give judged pairs.")
     sites, c = _sites(model), model.cfg
@@ -71,25 +74,25 @@ def read_depths(
     scores = torch.empty(len(pairs), len(sites), dtype=wide)
     means = torch.empty(len(pairs), c.n_layers + 1, len(FIVE), c.d_model)
     encoded = model.encode(pairs, max_length)
-    with progress_bar(len(pairs), progress) as bar:
-        for index, batch in encoded.buckets(64, model.max_tokens):
-            batch = batch.to(model.device)
-            rows, weights = torch.from_numpy(index), shares(batch.members(), wide)
-
-            def keep(x: Tensor, hook: Any, rows: Tensor = rows, weights: Tensor = weights) -> None:
-                place = places[hook.name]
-                scores[rows, place] = model.head.score(model.head(model.parts, x[:, 0])).to(scores)
-                if place % 2 == 0:
-                    means[rows, place // 2] = (weights @ x.to(wide)).to(means)
-
-            with model.hooks([(places.__contains__, keep)]):
-                model(batch, last_rows="all")
-            bar.update(len(batch))
+    for index, batch in model.batches(encoded, progress=progress):
+        rows = torch.from_numpy(index)
+        for name, (score, mean) in _read(model, batch, places.__contains__, wide).items():
+            scores[rows, places[name]] = score.to(scores)
+            if places[name] % 2 == 0:
+                means[rows, places[name] // 2] = mean.to(means)
     refuse_non_finite(model, scores[:, -1], encoded)
     return _frame(pairs, sites, scores, means)
 
 
-def _sites(model: Any) -> list[Resid]:
+def _read(
+    model: Restarts, batch: Batch, at: Callable[[str], bool], wide: torch.dtype
+) -> dict[str, tuple[Float[Tensor, "batch"], Float[Tensor, "batch segment d_model"]]]:
+    """What the head says of the residual stream at each of these hooks, and the mean of each segment there."""
+    weights = shares(batch.members(), wide)
+    return observe(model, batch, at, lambda _, x: (model.run_head(x), weights @ x.to(wide)), head_row=False)[1]
+
+
+def _sites(model: Restarts) -> list[Resid]:
     """The residual stream after every sublayer: even places are whole layers, odd ones attention."""
     return [Resid(0), *(Resid(layer, part) for layer in range(model.cfg.n_layers) for part in ("mid", "post"))]
 

@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,21 +19,22 @@ import torch
 from jaxtyping import Float
 from scipy import stats
 
-from mechir.collection import Collection
 from mechir.errors import MechirError, refuse_below
+from mechir.judged_collection import Collection
 from mechir.pairs import Pair
+from mechir.reranker import Reranker, Weights, needs
 from mechir.subspaces import Subspace
 
 LEAST = 10
 """Word pieces that a correlation needs."""
 
 
-def pieces_of(model: Any, texts: Sequence[str]) -> list[list[int]]:
+def pieces_of(model: Reranker, texts: Sequence[str]) -> list[list[int]]:
     """The word pieces of each text, without special tokens and not cut to the model's length."""
     return list(model.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def query_pieces(model: Any, pairs: Sequence[Pair]) -> pd.DataFrame:
+def query_pieces(model: Reranker, pairs: Sequence[Pair]) -> pd.DataFrame:
     """One row per distinct word piece of each query: `query_id`, `piece` (its id) and `token`."""
     texts = {pair.query_id: pair.query for pair in pairs}
     found = zip(texts, pieces_of(model, list(texts.values())), strict=True)
@@ -50,7 +51,7 @@ class Counts(NamedTuple):
     documents: int
 
 
-def collection_counts(model: Any, collection: Collection, *, limit: int = 50_000) -> Counts:
+def collection_counts(model: Reranker, collection: Collection, *, limit: int = 50_000) -> Counts:
     """Word pieces in the documents of a collection, or in `limit` at even distances where it has more."""
     refuse_below(1, limit=limit)
     texts, lengths = collection.texts(limit), list[int]()
@@ -79,7 +80,7 @@ def piece_idf(documents: Iterable[Sequence[int]]) -> dict[int, float]:
     return {int(piece): math.log(n / count) for piece, count in counts.items()}
 
 
-def read_idf(path: str | Path, model: Any) -> dict[int, float]:
+def read_idf(path: str | Path, model: Reranker) -> dict[int, float]:
     """Word piece -> IDF from a table of lines "word<TAB>idf"; words of several word pieces are left out.
 
     Raises:
@@ -110,7 +111,7 @@ def read_idf(path: str | Path, model: Any) -> dict[int, float]:
     return {pieces[0]: value for pieces, value in zip(found, values, strict=True) if len(pieces) == 1}
 
 
-def refuse_idf(model: Any, collection: Collection, path: str = "") -> None:
+def refuse_idf(model: Reranker, collection: Collection, path: str = "") -> None:
     """Refuses an IDF that nothing can be correlated with; of a collection no more documents are read than it takes.
 
     Raises:
@@ -137,11 +138,12 @@ def refuse_idf(model: Any, collection: Collection, path: str = "") -> None:
     )
 
 
-def embedding_svd(model: Any, n: int = 50) -> tuple[Float[np.ndarray, "d_vocab n"], np.ndarray, np.ndarray]:
+def embedding_svd(model: Weights, n: int = 50) -> tuple[Float[np.ndarray, "d_vocab n"], np.ndarray, np.ndarray]:
     """U, sigma and V^T [n, d_embed] of W_E, the first n; signs are such that each column of U sums to 0 or more.
 
     The sign of a singular vector is arbitrary; fixing it makes runs comparable.
     """
+    needs(model, "embedding_svd", Weights)
     u, sigma, vt = torch.linalg.svd(model.W_E.detach().double().cpu(), full_matrices=False)
     signs = torch.where(u.sum(0) < 0, -1.0, 1.0)
     n = min(n, len(sigma))
@@ -149,7 +151,7 @@ def embedding_svd(model: Any, n: int = 50) -> tuple[Float[np.ndarray, "d_vocab n
 
 
 def idf_correlations(
-    model: Any, idf: Mapping[int, float], *, vectors: int = 50, draws: int = 1000, seed: int = 0
+    model: Weights, idf: Mapping[int, float], *, vectors: int = 50, draws: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
     """How the singular vectors of W_E, and the length of its rows, go with IDF.
 
@@ -163,12 +165,13 @@ def idf_correlations(
     Returns:
         One row per vector: `vector` (0 the first; "norm" is the length of a piece's row), `sigma`, `n` pieces, and for
         `idf` and `log_idf` (pieces of IDF 0 left out): `pearson_idf` with its 95 % interval over pieces (Fisher) `_low`
-        and `_high`, `spearman_idf`, `p_idf`: how often any of the vectors reaches this |pearson| with IDF permuted. The
-        sign of r belongs to the sign convention of `embedding_svd`: |r| is what counts.
+        and `_high`, `spearman_idf`, `pearson_idf_p_corrected`: how often any of the vectors reaches this |pearson| with
+        IDF permuted. The sign of r belongs to the sign convention of `embedding_svd`: |r| is what counts.
 
     Raises:
         MechirError: for fewer than 10 word pieces.
     """
+    needs(model, "idf_correlations", Weights)
     refuse_below(1, vectors=vectors, draws=draws)
     known = {piece: value for piece, value in idf.items() if value > 0}
     if len(known) < LEAST:
@@ -187,7 +190,7 @@ def idf_correlations(
         found[f"pearson_{name}_low"] = [interval.low for interval in intervals]
         found[f"pearson_{name}_high"] = [interval.high for interval in intervals]
         found[f"spearman_{name}"] = [stats.spearmanr(column, target).statistic for column in columns.T]
-        found[f"p_{name}"] = _permuted(columns, target, np.abs(r), draws, seed)
+        found[f"pearson_{name}_p_corrected"] = _permuted(columns, target, np.abs(r), draws, seed)
     return found
 
 
@@ -199,17 +202,20 @@ def _permuted(columns: np.ndarray, target: np.ndarray, r: np.ndarray, draws: int
     return (1 + (largest[:, None] >= r).sum(0)) / (1 + draws)
 
 
-def idf_table(model: Any, collection: Collection, path: str = "") -> dict[int, float]:
+def idf_table(model: Reranker, collection: Collection, path: str = "") -> dict[int, float]:
     """IDF of word pieces: `read_idf` of a table, or where none is given counted in the collection's documents."""
     return read_idf(path, model) if path else collection_counts(model, collection).idf
 
 
-def find_idf(model: Any, collection: Collection, *, idf: str = "", vector: int = -1, sign: int = 0) -> dict[str, int]:
+def find_idf(
+    model: Weights, collection: Collection, *, idf: str = "", vector: int = -1, sign: int = 0
+) -> dict[str, int]:
     """Which singular vector of W_E goes with IDF and with which sign: options `vector` and `sign` of experiments.
 
     IDF is read from the table `idf` or counted in the collection; a `vector` of 0 or more and a `sign` of 1 or -1 are
     kept.
     """
+    needs(model, "find_idf", Weights)
     table = idf_table(model, collection, idf)
     found = idf_correlations(model, table, draws=1, vectors=max(50, vector + 1))
     r = found.loc[found["vector"] != "norm", "pearson_idf"]
@@ -217,11 +223,12 @@ def find_idf(model: Any, collection: Collection, *, idf: str = "", vector: int =
     return {"vector": chosen, "sign": sign or (1 if r.iloc[chosen] > 0 else -1)}
 
 
-def singular_direction(model: Any, vector: int = 0, sign: int = 1) -> Subspace:
+def singular_direction(model: Weights, vector: int = 0, sign: int = 1) -> Subspace:
     """One right singular vector of W_E, its sign that of `embedding_svd` times `sign`: for `EditEmbedding`.
 
     Where `idf_correlations` gives it a negative r, sign = -1 turns it up with IDF.
     """
+    needs(model, "singular_direction", Weights)
     if not 0 <= vector < min(model.W_E.shape) or sign not in (-1, 1):
         last = min(model.W_E.shape) - 1
         raise MechirError(
@@ -231,7 +238,8 @@ def singular_direction(model: Any, vector: int = 0, sign: int = 1) -> Subspace:
     return Subspace.span(vt[vector] * sign, f"singular vector {vector} of W_E, sign {sign}", model=model.fingerprint)
 
 
-def random_direction(model: Any, seed: int) -> Subspace:
+def random_direction(model: Weights, seed: int) -> Subspace:
     """A random direction of the embedding space, as a control of `singular_direction`."""
+    needs(model, "random_direction", Weights)
     drawn = torch.randn(model.W_E.shape[1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return Subspace.span(drawn, f"random direction of W_E, seed {seed}", model=model.fingerprint)

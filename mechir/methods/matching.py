@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,18 +21,21 @@ from torch import Tensor
 
 from mechir.errors import MechirError, refuse_below
 from mechir.hooks import EveryLayer
-from mechir.inference import grade_contrasts, holm
+from mechir.inference import LEVEL, grade_contrasts, holm
 from mechir.methods.groups import Groups, crossed
-from mechir.pairs import EASY, Batch, Pair, progress_bar, shares, split_queries
+from mechir.model_sites import heads_of
+from mechir.pairs import EASY, Batch, Pair, shares, split_queries
+from mechir.recorder import observe
+from mechir.reranker import Reranker
 from mechir.segments import FIVE, Segment, directions
-from mechir.sites import Attn, Head
+from mechir.sites import Attn, Head, is_head
 
 MEASURES = ("mean_max", "max", "mass", "entropy", "identical")
 SIDES = ("query<-doc", "doc<-query")
 CONTRASTS = (("relevant", "weak"), ("hard", "weak"), ("relevant", "hard"))
 
 
-def attention_by_grade(model: Any, pairs: Sequence[Pair], **options: Any) -> pd.DataFrame:
+def attention_by_grade(model: Reranker, pairs: Sequence[Pair], **options: Any) -> pd.DataFrame:
     """How every head attends between query and document, as means over each query's pairs of one grade.
 
     Arguments and errors are those of `attention_by_pair`.
@@ -51,7 +55,7 @@ def attention_by_grade(model: Any, pairs: Sequence[Pair], **options: Any) -> pd.
 
 @torch.no_grad()
 def attention_by_pair(
-    model: Any,
+    model: Reranker,
     pairs: Sequence[Pair],
     *,
     sep2: bool = False,
@@ -86,17 +90,10 @@ def attention_by_pair(
     groups = Groups.of(pairs)
     kept = _Kept.empty(model, len(pairs), len(groups.ids))
     encoded = model.encode(pairs, max_length)
-    with progress_bar(len(pairs), progress) as bar:
-        for index, batch in encoded.buckets(64, model.max_tokens // 2):  # patterns in the open take twice the memory
-            batch, places = batch.to(model.device), torch.as_tensor(index)
-            view, group = _View.of(batch, sep2), groups.of_pair[index]
-
-            def keep(x: Tensor, hook: Any, view: _View = view, of: tuple[Tensor, Tensor] = (places, group)) -> None:
-                kept.add(int(hook.name.split(".")[1]), *of, view, x)
-
-            with model.hooks([(EveryLayer("attn.hook_pattern"), keep)]):
-                model(batch, last_rows="all")
-            bar.update(len(batch))
+    limit = model.max_tokens // 2  # patterns in the open take twice the memory
+    for index, batch in model.batches(encoded, max_tokens=limit, progress=progress):
+        add = partial(kept.add, torch.as_tensor(index), groups.of_pair[index], _View.of(batch, sep2))
+        observe(model, batch, EveryLayer("attn.hook_pattern"), add, head_row=False)
     return kept.frame(encoded.pairs, groups.ids)
 
 
@@ -137,7 +134,7 @@ class _Kept:
     layers: Float[Tensor, "group layer segment segment"]
 
     @classmethod
-    def empty(cls, model: Any, n_pairs: int, n_groups: int) -> _Kept:
+    def empty(cls, model: Reranker, n_pairs: int, n_groups: int) -> _Kept:
         c = model.cfg
         return cls(
             torch.zeros(n_pairs, c.n_layers, len(SIDES), c.n_heads, len(MEASURES), dtype=torch.float64),
@@ -146,13 +143,13 @@ class _Kept:
 
     def add(
         self,
-        layer: int,
         places: Tensor,
         group: Tensor,
         view: _View,
+        name: str,
         pattern: Float[Tensor, "batch head reader source"],
     ) -> None:
-        window = slice(view.first, view.end)
+        layer, window = int(name.split(".")[1]), slice(view.first, view.end)
         sides = (
             reduced(pattern[:, :, window], view.query, view.document, view.equal),
             reduced(pattern[..., window], view.document, view.query, view.equal.transpose(1, 2)),
@@ -213,11 +210,11 @@ def compare_grades(
     Returns:
         One row per direction, site and contrast ("relevant - weak", "hard - weak", "relevant - hard"): `queries` (those
         with both grades), `estimate`, the mean difference over queries, with `low` and `high`, its own 95 % interval;
-        `low_all` and `high_all`, which hold for all heads of the direction at once; `p_max`, two-sided, grades permuted
-        within queries, corrected for all of these heads (see `mechir.inference`); `p_equal`, that the difference lies
-        within +- delta (two one-sided t-tests, Holm over the heads); `label`: **lexical** where relevant and hard are
-        both above weak, **semantic** where relevant is above both and hard - weak within +- delta, otherwise
-        **undecided**.
+        `low_all` and `high_all`, which hold for all heads of the direction at once; `p_corrected`, two-sided, grades
+        permuted within queries, corrected for all of these heads (see `mechir.inference`); `p_equal`, that the
+        difference lies within +- delta (two one-sided t-tests, Holm over the heads); `label`: **lexical** where
+        relevant and hard are both above weak, **semantic** where relevant is above both and hard - weak within +-
+        delta, otherwise **undecided**.
 
     Raises:
         MechirError: for a grade that no pair has, an unknown measure, one grade for relevant and weak, rows that are
@@ -228,7 +225,7 @@ def compare_grades(
         raise MechirError(f"Unknown measure '{measure}': write one of {', '.join(MEASURES)}.")
     if grades["relevant"] == grades["weak"]:
         raise MechirError(f"relevant and weak are both {grades['weak']}: write two grades.")
-    heads = rows[rows["direction"].isin(SIDES) & rows["site"].str.startswith("h")]
+    heads = rows[rows["direction"].isin(SIDES) & is_head(rows["site"])]
     if "n" in heads and (heads["n"] > 1).any():
         raise MechirError(
             "Grades are permuted over pairs, and these rows are means over some: write attention_by_pair(...)."
@@ -272,7 +269,7 @@ def _compared(part: pd.DataFrame, grades: tuple[int, int], measure: str, delta: 
             "high": found.high,
             "low_all": found.low_all,
             "high_all": found.high_all,
-            "p_max": found.p_corrected,
+            "p_corrected": found.p_corrected,
             "p_equal": holm(_p_equal(differences, delta)),
         }
     )
@@ -289,9 +286,9 @@ def _p_equal(values: np.ndarray, delta: float) -> np.ndarray:
 def _labelled(found: pd.DataFrame) -> pd.DataFrame:
     if found["contrast"].nunique() < len(CONTRASTS):
         return found.assign(label="undecided")
-    above = (found["estimate"] > 0) & (found["p_max"] < 0.05)
+    above = (found["estimate"] > 0) & (found["p_corrected"] < LEVEL)
     wide = found.assign(above=above).pivot(index=["direction", "site"], columns="contrast", values=["above", "p_equal"])
-    higher, equal = wide["above"].astype(bool), wide["p_equal"]["hard - weak"] < 0.05
+    higher, equal = wide["above"].astype(bool), wide["p_equal"]["hard - weak"] < LEVEL
     lexical = higher["relevant - weak"] & higher["hard - weak"]
     semantic = higher["relevant - weak"] & higher["relevant - hard"] & equal & ~lexical
     label = pd.Series(np.select([lexical, semantic], ["lexical", "semantic"], "undecided"), index=wide.index)
@@ -300,9 +297,9 @@ def _labelled(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def choose_matching(
-    model: Any, pairs: Sequence[Pair], *, heads: str = "", top: int = 10, every: int = 3
-) -> tuple[list[Pair], dict[str, str]]:
-    """The `prepare` of experiments on matching heads: what is left to measure, and the option `heads` with commas.
+    model: Reranker, pairs: list[Pair], *, heads: tuple[Head, ...] = (), top: int = 10, every: int = 3
+) -> tuple[tuple[Head, ...], list[Pair]]:
+    """The heads that are named, or the `top` matching heads found where none are, and the pairs left to measure.
 
     Where none are named, those whose largest attention from query to document differs most between the best and the
     worst grade of a query are found on one query in `every`, and the other queries are left.
@@ -311,20 +308,20 @@ def choose_matching(
         MechirError: when there are too few queries for both, or no query has two grades.
     """
     if heads:
-        return list(pairs), {}
+        return heads, pairs
     chosen, rest = split_queries(pairs, every)
-    return rest, {"heads": ",".join(matching_heads(model, chosen, top))}
+    return matching_heads(model, chosen, top), rest
 
 
-def matching_heads(model: Any, pairs: Sequence[Pair], top: int) -> list[str]:
+def matching_heads(model: Reranker, pairs: Sequence[Pair], top: int) -> tuple[Head, ...]:
     """The heads with the largest difference of `mean_max` (query<-doc) between best and worst grade, over queries."""
     refuse_below(1, top=top)
     rows = attention_by_grade(model, pairs)
-    rows = rows[(rows["direction"] == SIDES[0]) & rows["site"].str.startswith("h")]
+    rows = rows[(rows["direction"] == SIDES[0]) & is_head(rows["site"])]
     values = rows.pivot(index=["query_id", "grade"], columns="site", values="mean_max").sort_index()
     groups = values.groupby("query_id")
     difference = (groups.last() - groups.first())[groups.size() > 1]
     if difference.empty:
         raise MechirError("No query has documents of two grades to tell matching heads by: name them with --heads.")
     order = difference.mean().reindex(rows["site"].unique()).sort_values(ascending=False, kind="stable")
-    return [str(site) for site in order.index[:top]]
+    return tuple(heads_of(model, order.index[:top]))

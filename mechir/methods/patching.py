@@ -7,7 +7,6 @@ contrast swapped the same call measures the other direction.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,32 +17,20 @@ from torch import Tensor
 from mechir.contrasts import ROLES, Contrast, ContrastBatch, EncodedContrasts, encode_contrasts
 from mechir.errors import MechirError, refuse_below
 from mechir.interventions import Splice
-from mechir.pairs import progress_bar, split_queries
+from mechir.model_sites import all_heads, heads_of, sites_of
+from mechir.pairs import split_queries
+from mechir.recorder import observe
+from mechir.reranker import Reranker, Restarts, needs
 from mechir.segments import FIVE, Segment
-from mechir.sites import Attn, Head, Mlp, Neuron, Resid, Site, parse_site
-from mechir.sweep import stages, walk
+from mechir.sites import Head, Site
+from mechir.sweeps import stages, walk
 
 WHERE = ("all", "role", "segment", "position")
 
 
-def all_heads(model: Any, part: str = "z") -> list[Head]:
-    """Every head of the model, by layer."""
-    return [Head(layer, head, part) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
-
-
-def mlps(model: Any) -> list[Mlp]:
-    """Every MLP of the model."""
-    return [Mlp(layer) for layer in range(model.cfg.n_layers)]
-
-
-def blocks(model: Any) -> list[Resid | Attn | Mlp]:
-    """The residual stream that each layer reads and what its attention and its MLP add: the rows of block maps."""
-    return [kind(layer) for kind in (Resid, Attn, Mlp) for layer in range(model.cfg.n_layers)]
-
-
 @torch.no_grad()
 def patch(
-    model: Any,
+    model: Restarts,
     contrasts: Sequence[Contrast],
     sites: Site | str | Iterable[Site | str],
     *,
@@ -58,7 +45,7 @@ def patch(
     Only the activations of one batch are held, and only those that are patched; each run starts at the patched layer.
 
     Args:
-        model: a `HookedEncoder`.
+        model: one that starts at any layer, such as a `HookedEncoder`.
         contrasts: aligned pairs (`align`, `diagnostic(...).align(model).contrasts`).
         sites: e.g. "h8.1", "h8.1.q", `all_heads(model)`, `blocks(model)`.
         at: "all" positions together; "role", "segment" or "position": once for each of them; or the names of some,
@@ -76,24 +63,22 @@ def patch(
     Raises:
         MechirError: for a site that the model lacks, an unknown place, or contrasts that are not aligned.
     """
+    needs(model, "patch", Restarts)
     listed = sites_of(model, sites)
     encoded = encode_contrasts(model, contrasts, max_length)
-    found: list[pd.DataFrame] = []
     limit = max_tokens or model.max_tokens
-    with progress_bar(len(contrasts), progress) as bar:
-        for batch in encoded.buckets(max_rows, limit):
-            found.append(_patched(model, batch.to(model.device), listed, at, max_rows, limit))
-            bar.update(len(batch.rows))
-    found = [rows for rows in found if len(rows)]
-    if not found:
+    batches = encoded.batches(model, max_rows=max_rows, max_tokens=limit, progress=progress)
+    parts = [_patched(model, batch, listed, at, max_rows, limit) for batch in batches]
+    parts = [rows for rows in parts if len(rows)]
+    if not parts:
         raise MechirError(f"No contrast has a position at {at!r}: write one of {', '.join(WHERE + ROLES)}.")
-    return tidy(model, encoded, pd.concat(found, ignore_index=True), ["site", "at"])
+    return tidy(encoded, pd.concat(parts, ignore_index=True), ["site", "at"])
 
 
 def choose_heads(
-    model: Any, contrasts: list[Contrast], *, heads: str = "", top: int = 4, every: int = 3
-) -> tuple[list[Contrast], dict[str, str]]:
-    """The `prepare` of experiments on some heads: what is left to measure, and the option `heads` with commas.
+    model: Restarts, contrasts: list[Contrast], *, heads: tuple[Head, ...] = (), top: int = 4, every: int = 3
+) -> tuple[tuple[Head, ...], list[Contrast]]:
+    """The heads that are named, or the `top` heads found where none are, and the contrasts left to measure.
 
     Where none are named, those with the largest mean effect of patching z on one query in `every` are taken and the
     other queries are left: who is chosen and who is measured are different queries, so the choice does not flatter.
@@ -101,11 +86,12 @@ def choose_heads(
     Raises:
         MechirError: when there are too few queries for both.
     """
+    needs(model, "choose_heads", Restarts)
     if heads:
-        return contrasts, {}
+        return heads, contrasts
     chosen, rest = split_queries(contrasts, every)
     rows = patch(model, chosen, all_heads(model))
-    return rest, {"heads": ",".join(largest(rows, "site", top))}
+    return tuple(heads_of(model, largest(rows, "site", top))), rest
 
 
 def largest(rows: pd.DataFrame, by: str, top: int) -> list[str]:
@@ -116,7 +102,12 @@ def largest(rows: pd.DataFrame, by: str, top: int) -> list[str]:
 
 
 def _patched(
-    model: Any, batch: ContrastBatch, listed: Sequence[Site], at: str | Sequence[str], max_rows: int, max_tokens: int
+    model: Restarts,
+    batch: ContrastBatch,
+    listed: Sequence[Site],
+    at: str | Sequence[str],
+    max_rows: int,
+    max_tokens: int,
 ) -> pd.DataFrame:
     score, donor = donor_run(model, batch, {site.hook for site in listed})
     where = {name: mask for name, mask in places(at, batch).items() if mask is None or bool(mask.any())}
@@ -146,16 +137,10 @@ def _patched(
 
 
 def donor_run(
-    model: Any, batch: ContrastBatch, names: Iterable[str]
+    model: Reranker, batch: ContrastBatch, names: Iterable[str]
 ) -> tuple[Float[Tensor, "batch"], dict[str, Float[Tensor, "batch ..."]]]:
-    """The donor's scores, and its activations at these hooks; of the last layer's writings the CLS row alone."""
-    kept: dict[str, Tensor] = {}
-
-    def keep(x: Tensor, hook: Any) -> None:
-        kept[hook.name] = x
-
-    with model.hooks([(name, keep) for name in names]):
-        return model(batch.donor, last_rows="cls"), kept
+    """The donor's scores, and its activations at these hooks; of the last layer's writings the head's row alone."""
+    return observe(model, batch.donor, names, head_row=True)
 
 
 def places(at: str | Sequence[str], batch: ContrastBatch) -> dict[str, Bool[Tensor, "batch pos"] | None]:
@@ -196,41 +181,6 @@ def _place(name: str, batch: ContrastBatch) -> Bool[Tensor, "batch pos"] | None:
     return batch.roles == ROLES.index(name) if name in ROLES else batch.base.at(Segment.parse(name))
 
 
-def sites_of(model: Any, sites: Any) -> list[Any]:
-    """The sites as values, checked against the model.
-
-    Raises:
-        MechirError: for what is no site, or none of this model's.
-    """
-    listed = [sites] if isinstance(sites, str) or hasattr(sites, "hook") else list(sites)
-    parsed = [parse_site(site) if isinstance(site, str) else site for site in listed]
-    if not parsed:
-        raise MechirError("There is nothing to patch: name a site such as 'h8.1', or give all_heads(model).")
-    sizes = {Head: ("Head", model.cfg.n_heads), Neuron: ("Neuron", model.cfg.d_mlp)}
-    for site in parsed:
-        model.resolve([(site.hook, _nothing)])
-        what, size = sizes.get(type(site), ("", 1))
-        if what and not 0 <= int(site[1]) < size:
-            raise MechirError(f"{what} {site[1]} is out of range: layer {site.layer} has {what.lower()}s 0-{size - 1}.")
-    return parsed
-
-
-def heads_of(model: Any, heads: Any) -> list[Head]:
-    """The heads as values, checked against the model.
-
-    Raises:
-        MechirError: for what is no head, or none of this model's.
-    """
-    listed = sites_of(model, heads)
-    for site in listed:
-        if not isinstance(site, Head):
-            raise MechirError(f"'{site}' has no attention: write heads, such as h8.1.")
-    return listed
-
-
-def _nothing(x: Tensor, hook: Any) -> None: ...
-
-
 def ids_of(contrasts: Sequence[Contrast]) -> pd.DataFrame:
     """`query_id`, `doc_id`, `grade`, `filler` of each contrast."""
     return pd.DataFrame(
@@ -243,7 +193,7 @@ def ids_of(contrasts: Sequence[Contrast]) -> pd.DataFrame:
     )
 
 
-def tidy(model: Any, encoded: EncodedContrasts, found: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+def tidy(encoded: EncodedContrasts, found: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """Rows in the order of the keys as they came and of the contrasts, with the ids of each contrast.
 
     Raises:

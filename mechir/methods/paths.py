@@ -10,7 +10,9 @@ Source: Wang et al. 2022 (arXiv:2211.00593, appendix B); Lu et al. 2025 (arXiv:2
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,23 +22,26 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from mechir.circuits import Edge, Reader, readers_in_order
 from mechir.contrasts import Contrast, ContrastBatch, encode_contrasts
 from mechir.errors import MechirError
-from mechir.hooks import Edit
-from mechir.methods.patching import all_heads, mlps, sites_of, tidy
-from mechir.pairs import Batch, progress_bar
-from mechir.sites import Head, Mlp, Resid, Score, parse_site
+from mechir.methods.patching import largest, tidy
+from mechir.model_sites import all_heads, heads_of, mlps, sites_of
+from mechir.pairs import Batch
+from mechir.recorder import observe
+from mechir.reranker import Reranker, Restarts, Weights, needs
+from mechir.sites import Head, Mlp, Resid, Score, Site
 
 FREEZE = ("heads", "heads+mlps")
 LN = ("live", "frozen")
-PORTS = ("q", "k", "v")
 Sender = Resid | Head | Mlp
-Receiver = Score | Head | Mlp
+END = (sys.maxsize, 0)
+"""Where the score is read, on the scale of `_stop`."""
 
 
 @torch.no_grad()
 def path_patch(
-    model: Any,
+    model: Weights,
     contrasts: Sequence[Contrast],
     senders: Any = None,
     receiver: Any = "score",
@@ -76,27 +81,32 @@ def path_patch(
     Raises:
         MechirError: for a sender that is not before its receiver, an unknown mode, or contrasts that are not aligned.
     """
+    needs(model, "path_patch", Weights, norm="post", reads="cls")
     _refuse_modes(freeze, ln)
     receivers = _receivers(model, receiver)
     sent = _senders(model, senders, receivers)
     encoded = encode_contrasts(model, contrasts, max_length)
     limit = max_tokens or model.max_tokens
-    found: list[pd.DataFrame] = []
-    with progress_bar(len(contrasts), progress) as bar:
-        for batch in encoded.buckets(max_rows, limit):
-            found += _batch(model, batch.to(model.device), sent, receivers, freeze, ln, limit)
-            bar.update(len(batch.rows))
-    name = "+".join(map(str, receivers))
-    rows = pd.concat(found, ignore_index=True)
-    rows.insert(0, "edge", [f"{sender}->{name}" for sender in rows["sender"]])
-    return tidy(model, encoded, rows, ["edge", "sender"])
+    parts: list[pd.DataFrame] = []
+    for batch in encoded.batches(model, max_rows=max_rows, max_tokens=limit, progress=progress):
+        parts += _batch(model, batch, sent, receivers, freeze, ln, limit)
+    rows = pd.concat(parts, ignore_index=True)
+    edges = {str(sender): str(Edge(sender, *receivers)) for sender in sent}
+    rows.insert(0, "edge", rows["sender"].map(edges))
+    return tidy(encoded, rows, ["edge", "sender"])
+
+
+def scoring_heads(model: Weights, contrasts: Sequence[Contrast], top: int) -> tuple[Head, ...]:
+    """The `top` heads with the largest mean effect along head -> score, whatever its sign."""
+    needs(model, "scoring_heads", Weights, norm="post", reads="cls")
+    return tuple(heads_of(model, largest(path_patch(model, contrasts, all_heads(model)), "sender", top)))
 
 
 def _batch(
-    model: Any,
+    model: Weights,
     batch: ContrastBatch,
     sent: Sequence[Sender],
-    receivers: Sequence[Receiver],
+    receivers: Sequence[Reader],
     freeze: str,
     ln: str,
     limit: int,
@@ -136,27 +146,22 @@ class Run:
     score: Float[Tensor, "batch"]
 
     @classmethod
-    def of(cls, model: Any, batch: Batch, rows: int | None) -> Run:
-        """The run over a batch; of the last layer's writings there is the CLS row alone."""
-        kept: dict[str, list[Tensor]] = {name: [] for name in set(_KEPT.values())}
-
-        def keep(x: Tensor, hook: Any) -> None:
-            kept[_KEPT[hook.name.split(".", 2)[2]]].append(x[:, :rows])
-
-        last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
-        names = [f"blocks.{layer}.{name}" for layer in range(model.cfg.n_layers) for name in _KEPT]
-        with model.hooks([(name, keep) for name in names if "resid_post" not in name or name == last]):
-            score = model(batch, last_rows="cls")
-        return cls(**kept, score=score)
+    def of(cls, model: Reranker, batch: Batch, rows: int | None) -> Run:
+        """The run over a batch; of the last layer's writings there is the head's row alone."""
+        n = model.cfg.n_layers
+        names = {part: [f"blocks.{layer}.{hook}" for layer in range(n)] for part, hook in _KEPT.items()}
+        names["resid"].append(f"blocks.{n - 1}.hook_resid_post")
+        every = itertools.chain.from_iterable(names.values())
+        score, kept = observe(model, batch, every, lambda _, x: x[:, :rows], head_row=True)
+        return cls(**{part: [kept[name] for name in of] for part, of in names.items()}, score=score)
 
 
 _KEPT = {
-    "hook_resid_pre": "resid",
-    "attn.hook_z": "z",
-    "hook_attn_out": "attn",
-    "hook_resid_mid": "mid",
-    "hook_mlp_out": "mlp",
-    "hook_resid_post": "resid",
+    "resid": "hook_resid_pre",
+    "z": "attn.hook_z",
+    "attn": "hook_attn_out",
+    "mid": "hook_resid_mid",
+    "mlp": "hook_mlp_out",
 }
 
 
@@ -178,18 +183,19 @@ class Arrived:
 
 
 def carry(
-    model: Any,
+    model: Weights,
     base: Run,
     donor: Run,
     senders: Sequence[Sender],
-    receivers: Sequence[Receiver],
+    receivers: Sequence[Reader],
     freeze: str = "heads",
     ln: str = "live",
-) -> dict[Receiver, Arrived]:
+) -> dict[Reader, Arrived]:
     """The change of each sender, carried along the base's residual stream to the input of every receiver.
 
     `senders` come in the order in which they write. A receiver that some sender does not reach has the base there.
     """
+    needs(model, "carry", Weights, norm="post")
     stream = linear = base.resid[0].new_empty(0, *base.resid[0].shape)
     stops = {_stop(receiver) for receiver in receivers}
     found: dict[tuple[int, int], Arrived] = {}
@@ -214,7 +220,7 @@ def carry(
         written = base.mlp[layer] if freeze == "heads+mlps" else of.mlp_out(of.activation(of.mlp_in(stream)))
         stream, linear = _join(stream + written, linear, read, _sent(model, base, donor, senders, Mlp, layer))
         stream, linear = layer_norm(of.ln2, stream, read, ln), transported(of.ln2, linear, read)
-    arrive((model.cfg.n_layers, 0), base.resid[-1])
+    arrive(END, base.resid[-1])
     return {receiver: found[_stop(receiver)] for receiver in receivers}
 
 
@@ -224,7 +230,7 @@ def _join(stream: Tensor, linear: Tensor, base: Tensor, sent: Tensor) -> tuple[T
 
 
 def _sent(
-    model: Any, base: Run, donor: Run, senders: Sequence[Sender], kind: type, layer: int
+    model: Weights, base: Run, donor: Run, senders: Sequence[Sender], kind: type, layer: int
 ) -> Float[Tensor, "sender batch row d_model"]:
     """What each sender of this kind and layer writes on the donor, less what it writes on the base."""
     here = [sender for sender in senders if isinstance(sender, kind) and sender.layer == layer]
@@ -254,28 +260,27 @@ def transported(
     return (change - change.mean(-1, keepdim=True)) / scale * of.weight
 
 
-def _scored(model: Any, stream: Float[Tensor, "sender batch row d_model"]) -> Float[Tensor, "sender batch"]:
-    logits = model.head(model.parts, stream[:, :, 0].flatten(0, 1))
-    return model.head.score(logits).unflatten(0, stream.shape[:2])
+def _scored(model: Restarts, stream: Float[Tensor, "sender batch row d_model"]) -> Float[Tensor, "sender batch"]:
+    return model.run_head(stream.flatten(0, 1)).unflatten(0, stream.shape[:2])
 
 
 def _received(
-    model: Any, batch: Batch, base: Run, arrived: Mapping[Receiver, Arrived], n: int
+    model: Weights, batch: Batch, base: Run, arrived: Mapping[Reader, Arrived], n: int
 ) -> Float[Tensor, "sender batch"]:
     """The base run again from the first receiver's layer, with nothing but the receivers' inputs replaced."""
-    first = min(receiver.layer for receiver in arrived)
+    first = min(receiver.layer for receiver in arrived if not isinstance(receiver, Score))
     hooks = [(receiver.hook, _input(model, receiver, at)) for receiver, at in arrived.items()]
     allowed = model.allowed(batch)
     allowed = None if allowed is None else allowed.repeat(n, 1, 1, 1)
     resid = base.resid[first].repeat(n, 1, 1)
     with model.hooks(hooks):
         for layer in range(first, model.cfg.n_layers):
-            resid = model.run_block(layer, resid, allowed, cls_only=layer == model.cfg.n_layers - 1)
-        score = model.head.score(model.head(model.parts, resid[:, 0]))
+            resid = model.run_block(layer, resid, allowed, head_row=layer == model.cfg.n_layers - 1)
+        score = model.run_head(resid)
     return score.unflatten(0, (n, len(batch)))
 
 
-def _input(model: Any, receiver: Receiver, arrived: Arrived) -> Edit:
+def _input(model: Weights, receiver: Reader, arrived: Arrived) -> Callable[..., Tensor]:
     """The edit that gives a receiver what arrived, and nobody else."""
     new = arrived.stream.flatten(0, 1)
     if isinstance(receiver, Head):
@@ -292,23 +297,13 @@ def _input(model: Any, receiver: Receiver, arrived: Arrived) -> Edit:
     return edit
 
 
-def _receivers(model: Any, receiver: Any) -> list[Receiver]:
-    listed = [receiver] if isinstance(receiver, str) or hasattr(receiver, "hook") else list(receiver)
-    parsed: list[Any] = [
-        Score(model.cfg.n_layers) if one == "score" else parse_site(one) if isinstance(one, str) else one
-        for one in listed
-    ]
-    parsed = [Mlp(one.layer, "in") if isinstance(one, Mlp) else one for one in parsed]
-    for one in parsed:
-        if not isinstance(one, Score | Mlp) and not (isinstance(one, Head) and one.part in PORTS):
-            raise MechirError(f"'{one}' receives nothing: write 'score', a head's input such as h10.1.k, or mlp3.")
-    if len(parsed) > 1 and not all(isinstance(one, Head) for one in parsed):
-        raise MechirError("Several receivers are heads' inputs, such as h10.1.k and h10.4.k: give the others alone.")
-    sites_of(model, [one for one in parsed if not isinstance(one, Score)] or [Head(0, 0)])
-    return parsed
+def _receivers(model: Reranker, receiver: Any) -> tuple[Reader, ...]:
+    receivers = readers_in_order([receiver] if isinstance(receiver, str | Site | Score) else receiver)
+    sites_of(model, [reader for reader in receivers if not isinstance(reader, Score)] or [Head(0, 0)])
+    return receivers
 
 
-def _senders(model: Any, senders: Any, receivers: Sequence[Receiver]) -> list[Sender]:
+def _senders(model: Reranker, senders: Any, receivers: Sequence[Reader]) -> list[Sender]:
     last = max(map(_stop, receivers))
     if senders is None:
         everything: list[Sender] = [Resid(0), *all_heads(model), *mlps(model)]
@@ -322,9 +317,9 @@ def _senders(model: Any, senders: Any, receivers: Sequence[Receiver]) -> list[Se
     return parsed
 
 
-def _stop(receiver: Receiver) -> tuple[int, int]:
-    """Where a receiver reads: before a layer (l, 0), or between its attention and its MLP (l, 1)."""
-    return receiver.layer, int(isinstance(receiver, Mlp))
+def _stop(receiver: Reader) -> tuple[int, int]:
+    """Where a receiver reads: before a layer (l, 0), between its attention and its MLP (l, 1), or after all layers."""
+    return END if isinstance(receiver, Score) else (receiver.layer, int(isinstance(receiver, Mlp)))
 
 
 def _place(sender: Sender) -> tuple[float, float]:

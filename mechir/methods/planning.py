@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from mechir.inference import detectable, enough
+from mechir.inference import LEVEL, detectable, enough
 from mechir.methods import effects
+from mechir.sites import is_head
 
-LEVEL = 0.05 / 3
-"""Of each of the three hypotheses."""
-HEAD = r"h\d+\.\d+"
+HYPOTHESIS = LEVEL / 3
+"""The level of each of the three hypotheses."""
 
 
 def contrast_spreads(rows: pd.DataFrame, grades: Mapping[str, int]) -> np.ndarray:
     """Of every head the standard deviation over queries of relevant - weak, of rows of `attention_by_pair`."""
-    own = rows[(rows["direction"] == "query<-doc") & rows["site"].str.fullmatch(HEAD)]
+    own = rows[(rows["direction"] == "query<-doc") & is_head(rows["site"])]
     means = own.groupby(["site", "query_id", "grade"], sort=False)["mean_max"].mean().unstack("grade")
     difference = (means[grades["relevant"]] - means[grades["weak"]]).unstack("query_id")
     return difference.std(axis=1).dropna().to_numpy()
@@ -25,7 +25,7 @@ def contrast_spreads(rows: pd.DataFrame, grades: Mapping[str, int]) -> np.ndarra
 
 def share_spreads(rows: pd.DataFrame) -> np.ndarray:
     """Of every head that moves the score the standard deviation of effect - share gap, in units of the mean gap."""
-    own = rows[rows["site"].str.fullmatch(HEAD)]
+    own = rows[is_head(rows["site"])]
     means = (
         own.assign(gap=own["donor"] - own["base"]).groupby(["site", "query_id"], sort=False)[["effect", "gap"]].mean()
     )
@@ -55,12 +55,12 @@ def power_table(
         median, wide = np.quantile(own, [0.5, 0.9])
         line = {"measure": measure, "queries": queries, "spread": median, "spread_90": wide}
         line |= {
-            name: detectable(of, queries, tests=len(own), level=LEVEL)
+            name: detectable(of, queries, tests=len(own), level=HYPOTHESIS)
             for name, of in (("finds", median), ("finds_90", wide))
         }
         line |= {
             "counts": counts[measure],
-            "queries_for_that": enough(counts[measure], median, tests=len(own), level=LEVEL),
+            "queries_for_that": enough(counts[measure], median, tests=len(own), level=HYPOTHESIS),
         }
         lines.append(line)
     return pd.DataFrame(lines)

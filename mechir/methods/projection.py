@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,25 +11,28 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechir.methods.patching import heads_of
-from mechir.methods.spectra import Seen
+from mechir.methods.spectra import LOOK, Seen
+from mechir.model_sites import heads_of
 from mechir.pairs import Batch, Pair
+from mechir.recorder import observe
+from mechir.reranker import Weights, needs
 from mechir.segments import Segment
 from mechir.sites import Head
 from mechir.subspaces import Project, Subspace
-from mechir.sweep import sweep
+from mechir.sweeps import sweep
 
 ALIGNED = "aligned"
 
 
-def subspaces(model: Any, head: Head, k: int, draws: int) -> dict[str, Subspace]:
+def subspaces(model: Weights, head: Head, k: int, draws: int) -> dict[str, Subspace]:
     """The aligned directions of a head, and `draws` random subspaces of the same rank, by name."""
+    needs(model, "subspaces", Weights, positions="absolute", instead=LOOK)
     seen = Seen.by(model, head)
     return {ALIGNED: seen.aligned(k)} | {f"random {seed}": seen.random(k, seed=seed) for seed in range(draws)}
 
 
 def project_heads(
-    model: Any, pairs: Sequence[Pair], heads: Sequence[Head | str], *, k: int = 4, draws: int = 20
+    model: Weights, pairs: Sequence[Pair], heads: Sequence[Head | str], *, k: int = 4, draws: int = 20
 ) -> pd.DataFrame:
     """What a head's matching attention and the score lose with its k most aligned directions, and with random ones.
 
@@ -42,6 +44,7 @@ def project_heads(
     Raises:
         MechirError: for a site that is no head of this model, or more directions than it has.
     """
+    needs(model, "project_heads", Weights, positions="absolute", causal=False, window=None, instead=LOOK)
     parsed = [Head(site.layer, site.head, "q") for site in heads_of(model, heads)]
     sets = {head: subspaces(model, head, k, draws) for head in parsed}
     do = {f"{head}|{name}": Project(head, subspace) for head, found in sets.items() for name, subspace in found.items()}
@@ -63,7 +66,7 @@ def project_heads(
 
 @torch.no_grad()
 def _attention(
-    model: Any, pairs: Sequence[Pair], sets: Mapping[Head, Mapping[str, Subspace]]
+    model: Weights, pairs: Sequence[Pair], sets: Mapping[Head, Mapping[str, Subspace]]
 ) -> dict[tuple[Head, str], np.ndarray]:
     """The largest weight on a document token, mean over query tokens: intact ("") and without each set of directions.
 
@@ -71,16 +74,9 @@ def _attention(
     """
     found = {(head, name): np.empty(len(pairs)) for head, of in sets.items() for name in ("", *of)}
     layers = {head.layer for head in sets}
-    for index, batch in model.encode(pairs).buckets(64, model.max_tokens):
-        batch = batch.to(model.device)
-        kept: dict[str, Tensor] = {}
-
-        def keep(x: Tensor, hook: Any, kept: dict[str, Tensor] = kept) -> None:
-            kept[hook.name] = x
-
-        names = [f"blocks.{layer}.attn.hook_{part}" for layer in layers for part in "qk"]
-        with model.hooks([(name, keep) for name in names]):
-            model(batch, stop_at_layer=max(layers) + 1)
+    names = [f"blocks.{layer}.attn.hook_{part}" for layer in layers for part in "qk"]
+    for index, batch in model.batches(pairs):
+        _, kept = observe(model, batch, names, stop_at_layer=max(layers) + 1)
         for head, of in sets.items():
             q, k = (kept[f"blocks.{head.layer}.attn.hook_{part}"][:, :, head.head] for part in "qk")
             for name, subspace in {"": None, **of}.items():

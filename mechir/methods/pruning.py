@@ -20,11 +20,12 @@ import torch
 from mechir.collection_groups import collection_of
 from mechir.errors import MechirError
 from mechir.inference import holm, mean_interval
-from mechir.interventions import Prune
+from mechir.interventions import Ablate
 from mechir.methods import ranking
-from mechir.methods.patching import sites_of
 from mechir.methods.schemes import Ranked, random_like, refuse_share, refuse_unknown
 from mechir.methods.statistics import compare
+from mechir.model_sites import sites_of
+from mechir.reranker import Reranker, Weights, needs
 from mechir.sites import Head, Neuron
 
 ORIGINAL = "original"
@@ -33,14 +34,14 @@ RANDOM = "random"
 MEASURES = ("nDCG@10", "MRR")
 
 
-def sizes(model: Any) -> dict[tuple[int, str], int]:
+def sizes(model: Reranker) -> dict[tuple[int, str], int]:
     """(layer, "neuron" or "head") -> how many units there are."""
     c = model.cfg
     return {(layer, kind): n for layer in range(c.n_layers) for kind, n in (("neuron", c.d_mlp), ("head", c.n_heads))}
 
 
 def pruned_sets(
-    model: Any,
+    model: Reranker,
     importance: pd.DataFrame,
     groups: Mapping[str, str],
     schemes: Sequence[str],
@@ -64,9 +65,9 @@ def pruned_sets(
         joint: rank neurons and heads together.
 
     Returns:
-        `name`, `scheme`, `p`, `set` ("top", "bottom", "random"), `like` (which of the two a random set belongs to, else
-        empty), `draw` (-1 but for random), `units`, `sites` (with commas) and `note`: where a layer has too few other
-        units for random sets apart from the end that they belong to.
+        `name`, `scheme`, `share`, `set` ("top", "bottom", "random"), `like` (which of the two a random set belongs to,
+        else empty), `draw` (-1 but for random), `units`, `sites` (with commas) and `note`: where a layer has too few
+        other units for random sets apart from the end that they belong to.
 
     Raises:
         MechirError: for an unknown scheme, a share out of range, a scheme that keeps no unit at one end (write
@@ -81,13 +82,13 @@ def pruned_sets(
         if not own:
             raise MechirError(f"'{scheme}' keeps no unit at the {end}, p={p}: take a larger share, or another scheme.")
         random, notes = random_like(own, counts, draws, seed=seed)
-        shared = {"scheme": scheme, "p": p, "note": "; ".join(notes) or None, "units": len(own)}
+        shared = {"scheme": scheme, "share": p, "note": "; ".join(notes) or None, "units": len(own)}
         name = f"{scheme} {100 * p:g} %"
         found.append(shared | {"name": f"{name} {end}", "set": end, "like": "", "draw": -1, "sites": ",".join(own)})
         for draw, one in enumerate(random):
             line = {"name": f"{name} random {draw} like {end}", "set": RANDOM, "like": end, "draw": draw}
             found.append(shared | line | {"sites": ",".join(one)})
-    return pd.DataFrame(found)[["name", "scheme", "p", "set", "like", "draw", "units", "sites", "note"]]
+    return pd.DataFrame(found)[["name", "scheme", "share", "set", "like", "draw", "units", "sites", "note"]]
 
 
 def refuse(groups: Mapping[str, str], schemes: Sequence[str], grid: Sequence[float], draws: int) -> None:
@@ -99,7 +100,7 @@ def refuse(groups: Mapping[str, str], schemes: Sequence[str], grid: Sequence[flo
         raise MechirError(f"draws={draws} random sets are too few to compare with: write 20 or more.")
 
 
-def refuse_small(model: Any, grid: Sequence[float], *, joint: bool = False) -> None:
+def refuse_small(model: Reranker, grid: Sequence[float], *, joint: bool = False) -> None:
     """Refuses shares that are less than half of one unit of any kind, before anything is measured."""
     counts = [model.cfg.n_layers * n for n in (model.cfg.d_mlp, model.cfg.n_heads)]
     counts = [sum(counts)] if joint else counts
@@ -123,11 +124,11 @@ def pruning_table(
     Returns:
         One row per collection, measure ("nDCG@10", linear gain; "MRR") and set; of the random sets like the top, and of
         those like the bottom (`like`), a row for each draw and one (`draw` -1) for their mean query by query. `value`
-        over `queries`; `change` = value - original with `low` and `high`, its 95 % bootstrap interval over queries
-        (negative: the ranking got worse), `p_paired` and `p_holm` (over the table's rows but single draws). For top and
-        bottom: `excess` = change - mean change of its own random sets, with `excess_low`, `excess_high`, `p_excess`,
-        `p_excess_holm`; `p_draws` = (1 + own random sets without which the value is as low or lower) / (1 + sets), so
-        1/21 at best with 20.
+        over `queries`; `change` = value - original with `change_low` and `change_high`, its 95 % bootstrap interval
+        over queries (negative: the ranking got worse), `change_p` and `change_p_corrected` (over the table's rows but
+        single draws). For top and bottom: `excess` = change - mean change of its own random sets, with `excess_low`,
+        `excess_high`, `excess_p`, `excess_p_corrected`; `p_draws` = (1 + own random sets without which the value is as
+        low or lower) / (1 + sets), so 1/21 at best with 20.
 
     It misleads where a set's intact neighbours make up for it: what is pruned matters, what is not may too.
     """
@@ -140,10 +141,10 @@ def pruning_table(
             found.append(lines.assign(collection=name, group=group, measure=measure))
     table = pd.concat(found, ignore_index=True)
     whole = table["draw"] < 0
-    for p, corrected in (("p_paired", "p_holm"), ("p_excess", "p_excess_holm")):
+    for p, corrected in (("change_p", "change_p_corrected"), ("excess_p", "excess_p_corrected")):
         table[corrected] = np.nan
         table.loc[whole, corrected] = holm(table.loc[whole, p].to_numpy(dtype=float))
-    first = ["collection", "group", "measure", "scheme", "p", "set", "like", "draw", "units", "queries", "value"]
+    first = ["collection", "group", "measure", "scheme", "share", "set", "like", "draw", "units", "queries", "value"]
     return table[[*first, *(name for name in table.columns if name not in first)]]
 
 
@@ -162,7 +163,7 @@ def _lines(values: pd.DataFrame, sets: pd.DataFrame) -> Iterator[dict[str, Any]]
     low, high = mean_interval(original.to_numpy())
     line = {"queries": len(values), "value": original.mean(), "draw": -1, "like": ""}
     yield line | {"set": ORIGINAL, "value_low": low, "value_high": high}
-    for _, part in sets.groupby(["scheme", "p"], sort=False):
+    for _, part in sets.groupby(["scheme", "share"], sort=False):
         for end in ENDS:
             yield from _beside(values, part[part["set"] == end].iloc[0], part[part["like"] == end])
 
@@ -171,7 +172,7 @@ def _beside(values: pd.DataFrame, own: pd.Series, likes: pd.DataFrame) -> Iterat
     """The rows of a top or bottom, of its random sets one by one, and of their mean."""
     original, drawn = values[ORIGINAL], values[likes["name"]]
     random = drawn.mean(axis=1)
-    shared = {key: own[key] for key in ("scheme", "p", "units", "note")} | {"queries": len(values)}
+    shared = {key: own[key] for key in ("scheme", "share", "units", "note")} | {"queries": len(values)}
     line = shared | {"set": own["set"], "like": "", "draw": -1, "value": values[own["name"]].mean()}
     yield line | _change(values[own["name"]], original) | _excess(values[own["name"]], random, drawn)
     shared |= {"set": RANDOM, "like": own["set"]}
@@ -182,31 +183,35 @@ def _beside(values: pd.DataFrame, own: pd.Series, likes: pd.DataFrame) -> Iterat
 
 def _change(values: pd.Series, original: pd.Series) -> dict[str, float]:
     found = compare(values.to_numpy(), original.to_numpy())
-    return {"change": found.change, "low": found.low, "high": found.high, "p_paired": found.p_paired}
+    return {"change": found.change, "change_low": found.low, "change_high": found.high, "change_p": found.p_paired}
 
 
 def _excess(values: pd.Series, random: pd.Series, drawn: pd.DataFrame) -> dict[str, float]:
     """What a set changes beyond its random sets."""
     found = compare(values.to_numpy(), random.to_numpy())
     as_far = (drawn.mean() <= values.mean() + 1e-12).sum()
-    line = {"excess": found.change, "excess_low": found.low, "excess_high": found.high, "p_excess": found.p_paired}
+    line = {"excess": found.change, "excess_low": found.low, "excess_high": found.high, "excess_p": found.p_paired}
     return line | {"p_draws": (1 + as_far) / (1 + drawn.shape[1])}
 
 
 @torch.no_grad()
-def export(model: Any, sites: Iterable[Neuron | Head | str], folder: Path | str) -> Path:
+def export(model: Weights, sites: Iterable[Neuron | Head | str], folder: Path | str) -> Path:
     """Writes the model without these units as a checkpoint that Hugging Face loads, tokenizer included.
 
-    The columns of the output matrices that read the units are 0, so scores are those under `Prune` to rounding. The
+    The columns of the output matrices that read the units are 0, so scores are those under `Ablate` to rounding. The
     shapes stay: nothing gets smaller or faster.
 
     Raises:
-        MechirError: as `Prune`; for units that the model does not have, a folder that is there already.
+        MechirError: as `Ablate`; for what is no unit, or none of the model's; for a folder that is there already.
     """
+    needs(model, "export", Weights)
     target = Path(folder)
     if target.exists():
         raise MechirError(f"'{target}' is there already: give a directory that does not exist yet.")
-    chosen = sites_of(model, Prune(sites).sites)
+    chosen = sites_of(model, Ablate(sites).sites)
+    for site in chosen:
+        if not isinstance(site, Head | Neuron):
+            raise MechirError(f"Cannot prune '{site}': write neurons (n5.1203) and heads (h8.1).")
     pruned = copy.deepcopy(model)
     for site in chosen:
         layer = pruned.parts.layers[site.layer]

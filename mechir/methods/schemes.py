@@ -14,7 +14,7 @@ import pandas as pd
 
 from mechir.errors import MechirError, closest
 from mechir.methods.statistics import overlap
-from mechir.sites import Head, Neuron, parse_site
+from mechir.sites import Head, Neuron, is_head, parse_site
 
 KINDS = ("neuron", "head")
 LABELS = ("relevant", "non-relevant")
@@ -23,7 +23,7 @@ ALL = "all"
 
 def kind(site: str) -> str:
     """Whether a unit is a neuron or a head."""
-    return "head" if site.startswith("h") else "neuron"
+    return "head" if is_head(site) else "neuron"
 
 
 def top(values: pd.Series, p: float, *, joint: bool = False, bottom: bool = False) -> list[str]:

@@ -21,10 +21,13 @@ from torch import Tensor
 from mechir.encoding import Encoded
 from mechir.errors import MechirError
 from mechir.hooks import EveryLayer
-from mechir.methods.patching import all_heads
 from mechir.methods.statistics import percentiles, resampled
+from mechir.model_sites import all_heads
 from mechir.pairs import Batch, Pair
+from mechir.recorder import observe
+from mechir.reranker import Weights, needs
 from mechir.segments import Segment
+from mechir.sites import Head
 from mechir.subspaces import Subspace
 
 FIRST = 5
@@ -36,7 +39,12 @@ B = (0.0, 0.25, 0.4, 0.5, 0.75, 1.0)
 
 @torch.no_grad()
 def lexical_features(
-    model: Any, pairs: Sequence[Pair], direction: Subspace, *, heads: Sequence[str] = (), exponential: bool = False
+    model: Weights,
+    pairs: Sequence[Pair],
+    direction: Subspace,
+    *,
+    heads: Sequence[Head | str] = (),
+    exponential: bool = False,
 ) -> pd.DataFrame:
     """What the semantic BM25 is made of, and what BM25 is made of, for every pair.
 
@@ -56,17 +64,17 @@ def lexical_features(
         there; `stale5` with the document still read from where it began before the cut and the last SEP counted to
         it, as the published code does. NaN and empty lists for shorter queries.
     """
+    needs(model, "lexical_features", Weights)
     encoded = model.encode(pairs)
     at = {str(head): k for k, head in enumerate(all_heads(model))}
-    chosen = [at[name] for name in heads]
+    chosen = [at[str(head)] for head in heads]
     rows = [
         {"query_id": pair.query_id, "doc_id": pair.doc_id, "grade": pair.grade, "score5": np.nan}
         | {"design5": [], "stale5": []}
         | _counts(encoded, place)
         for place, pair in enumerate(encoded.pairs)
     ]
-    for index, batch in encoded.buckets(64, model.max_tokens):
-        batch = batch.to(model.device)
+    for index, batch in model.batches(encoded):
         score, along, document, _ = _masses(model, batch, direction, exponential, None)
         for row, place in enumerate(index.tolist()):
             query = batch.at(Segment.QUERY)[row].cpu()
@@ -92,24 +100,22 @@ def _counts(encoded: Encoded, place: int) -> dict[str, Any]:
 
 
 def _masses(
-    model: Any, batch: Batch, direction: Subspace, exponential: bool, beyond: Tensor | None
+    model: Weights, batch: Batch, direction: Subspace, exponential: bool, beyond: Tensor | None
 ) -> tuple[Tensor, Float[Tensor, "batch pos"], Float[Tensor, "batch pos head"], Float[Tensor, "batch pos head"]]:
     """Scores; each token's coordinate; each reader's mass on the document, and on what `beyond` marks, of all heads."""
     along = direction.coordinates(model.W_E[batch.input_ids].double())[..., 0].cpu()
     marks = [batch.at(Segment.DOC), batch.at(Segment.DOC) if beyond is None else beyond]
-    kept: tuple[list[Tensor], list[Tensor]] = ([], [])
 
-    def keep(x: Tensor, hook: Any) -> None:
-        for to, mark in zip(kept, marks, strict=True):
-            to.append(torch.einsum("bhrs,bs->brh", x, mark.to(x)).double().cpu())
+    def masses(_: str, x: Tensor) -> list[Tensor]:
+        return [torch.einsum("bhrs,bs->brh", x, mark.to(x)).double().cpu() for mark in marks]
 
-    with model.hooks([(EveryLayer("attn.hook_pattern"), keep)]):
-        score = model(batch, last_rows="all").cpu()
-    return score, along.exp() if exponential else along, torch.cat(kept[0], 2), torch.cat(kept[1], 2)
+    score, kept = observe(model, batch, EveryLayer("attn.hook_pattern"), masses, head_row=False)
+    document, marked = (torch.cat(layers, 2) for layers in zip(*kept.values(), strict=True))
+    return score.cpu(), along.exp() if exponential else along, document, marked
 
 
 def _first_five(
-    model: Any, encoded: Encoded, long: Sequence[int], direction: Subspace, exponential: bool, heads: Sequence[int]
+    model: Weights, encoded: Encoded, long: Sequence[int], direction: Subspace, exponential: bool, heads: Sequence[int]
 ) -> dict[int, dict[str, Any]]:
     """The pairs with queries cut to five pieces: [CLS] q1 .. q5 [SEP] document [SEP]."""
     kept, dropped = [], []
@@ -124,8 +130,7 @@ def _first_five(
     pairs = tuple(encoded.pairs[place] for place in long)
     cut = replace(encoded, pairs=pairs, ids=of(encoded.ids), types=of(encoded.types), segments=of(encoded.segments))
     found: dict[int, dict[str, Any]] = {}
-    for index, batch in cut.buckets(64, model.max_tokens):
-        batch = batch.to(model.device)
+    for index, batch in model.batches(cut):
         skipped = torch.tensor([dropped[k] for k in index.tolist()], device=batch.input_ids.device)[:, None]
         document = batch.at(Segment.DOC)
         stale = batch.at(Segment.DOC | Segment.SEP2) & ~(document & (document.cumsum(1) <= skipped))
@@ -199,13 +204,13 @@ def weights(
 ) -> pd.DataFrame:
     """The coefficients of that model on all pairs given: logits for one standard deviation of a feature.
 
-    One row per feature: `weight`, with `low` and `high` (95 %, whole queries resampled). Where features go together a
+    One row per feature: `estimate`, with `low` and `high` (95 %, whole queries resampled). Where features go together a
     single weight says little.
     """
     weight = _fit(features, target, np.arange(len(target)))[0].coef_
     drawn = [_fit(features, target, some)[0].coef_ for some in resampled(query, draws, seed)]
     bounds = np.quantile(drawn, [0.025, 0.975], axis=0) if drawn else np.full((2, features.shape[1]), np.nan)
-    return pd.DataFrame({"weight": weight, "low": bounds[0], "high": bounds[1]})
+    return pd.DataFrame({"estimate": weight, "low": bounds[0], "high": bounds[1]})
 
 
 def quality(
@@ -229,9 +234,9 @@ def quality(
         seed: of them.
 
     Returns:
-        `pearson` with `low` and `high` (95 %, whole queries resampled), `spearman`, `within` (mean Spearman within a
-        query, which no difference between queries helps), `r2`, `rmse` (logits), `n` pairs, `queries`. Nothing is
-        fitted here: an r2 below 0 says that the mean of these scores would have been the better prediction.
+        `estimate`, Pearson's r, with `low` and `high` (95 %, whole queries resampled), `spearman`, `within` (mean
+        Spearman within a query, which no difference between queries helps), `r2`, `rmse` (logits), `pairs`, `queries`.
+        Nothing is fitted here: an r2 below 0 says that the mean of these scores would have been the better prediction.
     """
     logits = predicted if logits is None else logits
     low, high = percentiles([_pearson(predicted[some], target[some]) for some in resampled(query, draws, seed)])
@@ -242,14 +247,14 @@ def quality(
         if len(here) > 2 and np.ptp(predicted[here]) > 0 and np.ptp(target[here]) > 0
     ]
     return {
-        "pearson": _pearson(predicted, target),
+        "estimate": _pearson(predicted, target),
         "low": low,
         "high": high,
         "spearman": float(stats.spearmanr(predicted, target).statistic) if np.ptp(predicted) > 0 else float("nan"),
         "within": float(np.mean(inside)) if inside else float("nan"),
         "r2": float(r2_score(target, logits)),
         "rmse": float(root_mean_squared_error(target, logits)),
-        "n": float(len(target)),
+        "pairs": float(len(target)),
         "queries": float(len(places)),
     }
 

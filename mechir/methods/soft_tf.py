@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,9 +22,11 @@ from mechir.errors import MechirError, refuse_below
 from mechir.hooks import EveryLayer
 from mechir.methods.groups import crossed
 from mechir.methods.lexical import pieces_of
-from mechir.methods.patching import all_heads
 from mechir.methods.statistics import percentiles, resampled
+from mechir.model_sites import all_heads
 from mechir.pairs import Batch, Pair, shares
+from mechir.recorder import observe
+from mechir.reranker import Reranker, Weights, needs
 from mechir.segments import Segment
 
 COUNTS = (0, 1, 2, 3, 5, 8)
@@ -61,7 +63,7 @@ def dosed(pairs: Sequence[Pair], *, filler: str = "a", words: int = 40, seed: in
             yield Dosed("length", times, term, made)
 
 
-def frequencies(model: Any, pairs: Sequence[Pair], *, filler: str = "a", words: int = 40, seed: int = 0) -> int:
+def frequencies(model: Reranker, pairs: Sequence[Pair], *, filler: str = "a", words: int = 40, seed: int = 0) -> int:
     """How many different frequencies of the term the model reads in one text under `dosed`, where that is most.
 
     Counted by the term's first word piece, over the counts appended to one pair.
@@ -75,7 +77,9 @@ def frequencies(model: Any, pairs: Sequence[Pair], *, filler: str = "a", words: 
 
 
 @torch.no_grad()
-def term_mass(model: Any, pairs: Sequence[Pair], *, filler: str = "a", words: int = 40, seed: int = 0) -> pd.DataFrame:
+def term_mass(
+    model: Reranker, pairs: Sequence[Pair], *, filler: str = "a", words: int = 40, seed: int = 0
+) -> pd.DataFrame:
     """What every head's query term pays to the document, under `dosed`.
 
     Returns:
@@ -90,8 +94,7 @@ def term_mass(model: Any, pairs: Sequence[Pair], *, filler: str = "a", words: in
     encoded = model.encode([text.pair for text in texts])
     heads = [str(head) for head in all_heads(model)]
     parts = []
-    for index, batch in encoded.buckets(64, model.max_tokens):
-        batch = batch.to(model.device)
+    for index, batch in model.batches(encoded):
         here = [texts[place] for place in index]
         pieces = [terms[text.term] for text in here]
         readers, own = _places(batch, pieces, Segment.QUERY), _places(batch, pieces, Segment.DOC)
@@ -120,23 +123,21 @@ def _places(batch: Batch, pieces: Sequence[tuple[int, ...]], where: Segment) -> 
 
 
 def _masses(
-    model: Any,
+    model: Reranker,
     batch: Batch,
     readers: Bool[Tensor, "batch pos"],
     document: Bool[Tensor, "batch pos"],
     own: Bool[Tensor, "batch pos"],
 ) -> Float[Tensor, "kind batch head"]:
     """Of all heads, layer after layer: the mass on the document and on the term's own pieces."""
-    kept: list[Tensor] = []
     share = shares(readers)
 
-    def keep(x: Tensor, hook: Any) -> None:
+    def masses(_: str, x: Tensor) -> Tensor:
         row = torch.einsum("bhrs,br->bhs", x, share.to(x))
-        kept.append(torch.stack([torch.einsum("bhs,bs->bh", row, to.to(x)) for to in (document, own)]).cpu())
+        return torch.stack([torch.einsum("bhs,bs->bh", row, to.to(x)) for to in (document, own)]).cpu()
 
-    with model.hooks([(EveryLayer("attn.hook_pattern"), keep)]):
-        model(batch, last_rows="all")
-    return torch.cat(kept, 2)
+    _, kept = observe(model, batch, EveryLayer("attn.hook_pattern"), masses, head_row=False)
+    return torch.cat(list(kept.values()), 2)
 
 
 K1 = (0.01, 1000.0)
@@ -261,29 +262,30 @@ def _lowest(losses: np.ndarray) -> float:
 
 
 @torch.no_grad()
-def similarity_correlation(model: Any, pairs: Sequence[Pair]) -> pd.DataFrame:
+def similarity_correlation(model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
     """How a head's attention from query tokens to document tokens goes with the likeness of their embeddings.
 
     Returns:
         One row per head and pair: `site`, `query_id`, `doc_id`, `r`: Pearson over all query x document cells between
         the weight and the cosine of the two word embeddings; missing where either does not vary.
     """
+    needs(model, "similarity_correlation", Weights)
     unit = torch.nn.functional.normalize(model.W_E.detach(), dim=1)
     heads, parts = [str(head) for head in all_heads(model)], []
-    for _, batch in model.encode(pairs).buckets(64, model.max_tokens):
-        batch = batch.to(model.device)
-        likeness = _likeness(unit, batch.input_ids)
-        cells = batch.at(Segment.QUERY)[:, :, None] & batch.at(Segment.DOC)[:, None, :]
-        kept: list[Tensor] = []
-
-        def keep(x: Tensor, hook: Any, cells: Tensor = cells, likeness: Tensor = likeness, kept: Any = kept) -> None:
-            kept.append(_pearson(x, likeness[:, None], cells[:, None]).cpu())
-
-        with model.hooks([(EveryLayer("attn.hook_pattern"), keep)]):
-            model(batch, last_rows="all")
+    for _, batch in model.batches(pairs):
+        r = _correlations(model, batch, unit)
         ids = pd.DataFrame([(pair.query_id, pair.doc_id) for pair in batch.pairs], columns=["query_id", "doc_id"])
-        parts.append(crossed(ids, site=heads).assign(r=torch.cat(kept, 1).flatten().numpy()))
+        parts.append(crossed(ids, site=heads).assign(r=r.flatten().numpy()))
     return pd.concat(parts, ignore_index=True)
+
+
+def _correlations(model: Reranker, batch: Batch, unit: Float[Tensor, "d_vocab d"]) -> Float[Tensor, "batch head"]:
+    """Of all heads, layer after layer: Pearson between the weights and the likeness of the word embeddings."""
+    likeness = _likeness(unit, batch.input_ids)[:, None]
+    cells = (batch.at(Segment.QUERY)[:, :, None] & batch.at(Segment.DOC)[:, None, :])[:, None]
+    where = EveryLayer("attn.hook_pattern")
+    _, kept = observe(model, batch, where, lambda _, x: _pearson(x, likeness, cells).cpu(), head_row=False)
+    return torch.cat(list(kept.values()), 1)
 
 
 def _likeness(unit: Float[Tensor, "d_vocab d"], ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos pos"]:

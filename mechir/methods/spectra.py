@@ -19,17 +19,21 @@ from torch import Tensor
 from mechir.errors import MechirError, refuse_below
 from mechir.inference import holm
 from mechir.methods.groups import Groups, crossed
-from mechir.methods.patching import all_heads, heads_of
-from mechir.pairs import Pair, progress_bar, shares
+from mechir.model_sites import all_heads, heads_of
+from mechir.pairs import Batch, Pair, shares
+from mechir.recorder import observe
+from mechir.reranker import Reranker, Weights, needs
 from mechir.segments import Segment
 from mechir.sites import Head
 from mechir.subspaces import Subspace
 
 DRAWS_PER_HEAD = 20
+LOOK = "compare what its heads look at by matching.attention_by_pair"
+"""What to do with a model whose attention scores are not x W_QK x."""
 VECTORS = ("q_query", "q_doc", "k_query", "k_doc")
 
 
-def qk_spectra(model: Any, *, draws: int | None = None, seed: int = 0) -> pd.DataFrame:
+def qk_spectra(model: Weights, *, draws: int | None = None, seed: int = 0) -> pd.DataFrame:
     """The alignment of every head's W_QK = U S V^T, from its d_head-rank factors.
 
     A head that looks for its own likeness has left and right singular vectors that point the same way. Directions drawn
@@ -43,11 +47,13 @@ def qk_spectra(model: Any, *, draws: int | None = None, seed: int = 0) -> pd.Dat
 
     Returns:
         One row per head: `site`; `trace` = sum_k sigma_k u_k.v_k, the paper's statistic, which is trace(A);
-        `frobenius`; `z` = trace sqrt(d_model) / ||A||_F with `p` (two-sided, normal) and `p_holm` over all heads;
-        `relu` = sum_k sigma_k ReLU(cos(u_k, v_k)) with `p_relu` (one-sided, against the draws) and `p_relu_holm`;
-        `sigma`, the singular values, falling (a list). Positive: alike attracts alike. Heads whose queries and keys
-        share a space smaller than the stream's have larger |z| by chance: the p-values are a screen, not a verdict.
+        `frobenius`; `z` = trace sqrt(d_model) / ||A||_F with `z_p` (two-sided, normal) and `z_p_corrected` over all
+        heads; `relu` = sum_k sigma_k ReLU(cos(u_k, v_k)) with `relu_p` (one-sided, against the draws) and
+        `relu_p_corrected`; `sigma`, the singular values, falling (a list). Positive: alike attracts alike. Heads whose
+        queries and keys share a space smaller than the stream's have larger |z| by chance: the p-values are a screen,
+        not a verdict.
     """
+    needs(model, "qk_spectra", Weights, positions="absolute", instead=LOOK)
     refuse_below(1, draws=draws)
     u, sigma, v = model.W_QK.svd()
     cosine = (u * v).sum(-2).flatten(0, 1)
@@ -65,11 +71,11 @@ def qk_spectra(model: Any, *, draws: int | None = None, seed: int = 0) -> pd.Dat
             "trace": trace.cpu().numpy(),
             "frobenius": size.cpu().numpy(),
             "z": z,
-            "p": p,
-            "p_holm": holm(p),
+            "z_p": p,
+            "z_p_corrected": holm(p),
             "relu": relu.cpu().numpy(),
-            "p_relu": p_relu,
-            "p_relu_holm": holm(p_relu),
+            "relu_p": p_relu,
+            "relu_p_corrected": holm(p_relu),
             "sigma": list(sigma.cpu().numpy()),
         }
     )
@@ -87,7 +93,7 @@ def _random_cosines(d: int, rank: int, draws: int, seed: int) -> Float[Tensor, "
 
 @torch.no_grad()
 def head_inputs(
-    model: Any, pairs: Sequence[Pair], *, max_length: int | None = None, progress: bool | None = None
+    model: Reranker, pairs: Sequence[Pair], *, max_length: int | None = None, progress: bool | None = None
 ) -> pd.DataFrame:
     """What every head asks for and offers, as means over each query's pairs of one grade.
 
@@ -99,30 +105,31 @@ def head_inputs(
     """
     groups, c = Groups.of(pairs), model.cfg
     sums = torch.zeros(len(VECTORS), len(groups.ids), c.n_layers, c.n_heads, c.d_head, dtype=torch.float64)
-    with progress_bar(len(pairs), progress) as bar:
-        for index, batch in model.encode(pairs, max_length).buckets(64, model.max_tokens):
-            batch, group = batch.to(model.device), groups.of_pair[index]
-            weights = shares(batch.members((Segment.QUERY, Segment.DOC)), model.dtype)
-
-            def keep(x: Tensor, hook: Any, group: Tensor = group, weights: Tensor = weights) -> None:
-                first = 0 if hook.name.endswith("q") else 2
-                means = torch.einsum("bsp,bphe->sbhe", weights, x).double().cpu()
-                for which in (0, 1):
-                    sums[first + which, :, int(hook.name.split(".")[1])].index_add_(0, group, means[which])
-
-            with model.hooks([(_q_or_k, keep)]):
-                model(batch, stop_at_layer=c.n_layers)
-            bar.update(len(batch))
+    for index, batch in model.batches(pairs, max_length=max_length, progress=progress):
+        for name, mean in _means(model, batch).items():
+            first, layer = 0 if name.endswith("q") else 2, int(name.split(".")[1])
+            for which in (0, 1):
+                sums[first + which, :, layer].index_add_(0, groups.of_pair[index], mean[which])
     frame = crossed(groups.ids, site=[str(head) for head in all_heads(model)])
     means = sums.flatten(2, 3).numpy() / groups.ids["n"].to_numpy()[:, None, None]
     return frame.assign(**{name: list(x.reshape(-1, c.d_head)) for name, x in zip(VECTORS, means, strict=True)})
+
+
+def _means(model: Reranker, batch: Batch) -> dict[str, Float[Tensor, "side batch head d_head"]]:
+    """The mean q and k of every head over the query's tokens and over the document's, by hook."""
+    weights = shares(batch.members((Segment.QUERY, Segment.DOC)), model.dtype)
+
+    def mean(_: str, x: Tensor) -> Tensor:
+        return torch.einsum("bsp,bphe->sbhe", weights, x).double().cpu()
+
+    return observe(model, batch, _q_or_k, mean, stop_at_layer=model.cfg.n_layers)[1]
 
 
 def _q_or_k(name: str) -> bool:
     return name.endswith(("attn.hook_q", "attn.hook_k"))
 
 
-def preferences(model: Any, inputs: pd.DataFrame, *, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+def preferences(model: Weights, inputs: pd.DataFrame, *, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
     """Whom the mean query and the mean document look at, from `head_inputs`.
 
     Queries count alike, and within a query its grades.
@@ -134,6 +141,7 @@ def preferences(model: Any, inputs: pd.DataFrame, *, draws: int = 1000, seed: in
         reader, two sources, in logits of attention. Each with `_low` and `_high`, the 95 % interval over queries
         (percentiles, whole queries resampled `draws` times). Positive: the other text is preferred.
     """
+    needs(model, "preferences", Weights, positions="absolute", instead=LOOK)
     refuse_below(1, draws=draws)
     queries = list(dict.fromkeys(inputs["query_id"]))
     drawn = np.random.default_rng(seed).multinomial(len(queries), np.full(len(queries), 1 / len(queries)), size=draws)
@@ -181,12 +189,13 @@ class Seen(NamedTuple):
     model: str
 
     @classmethod
-    def by(cls, model: Any, head: Head | str) -> Seen:
+    def by(cls, model: Weights, head: Head | str) -> Seen:
         """What this head's queries see.
 
         Raises:
             MechirError: for what is no head of this model.
         """
+        needs(model, "spectra", Weights, positions="absolute", instead=LOOK)
         (site,) = heads_of(model, head)
         u, sigma, v = model.W_QK[site.layer, site.head].svd()
         w, offset = (part[site.layer, site.head].double() for part in (model.W_Q, model.b_Q))
@@ -219,11 +228,13 @@ class Seen(NamedTuple):
         return Subspace(f"{recipe} of {self.head}", read.contiguous(), write.contiguous(), self.offset, self.model)
 
 
-def aligned(model: Any, head: Head | str, k: int = 4) -> Subspace:
+def aligned(model: Weights, head: Head | str, k: int = 4) -> Subspace:
     """The k most aligned directions of one head: see `Seen.aligned`."""
+    needs(model, "aligned", Weights, positions="absolute", instead=LOOK)
     return Seen.by(model, head).aligned(k)
 
 
-def random_directions(model: Any, head: Head | str, k: int = 4, *, seed: int = 0) -> Subspace:
+def random_directions(model: Weights, head: Head | str, k: int = 4, *, seed: int = 0) -> Subspace:
     """K random directions of one head: see `Seen.random`; for many of them, take them from one `Seen`."""
+    needs(model, "random_directions", Weights, positions="absolute", instead=LOOK)
     return Seen.by(model, head).random(k, seed=seed)

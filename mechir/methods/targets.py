@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,8 @@ from torch import Tensor
 
 from mechir.errors import MechirError
 from mechir.pairs import Batch, shares
+from mechir.recorder import observe
+from mechir.reranker import Reranker
 from mechir.segments import Direction, Segment
 from mechir.sites import Head, Neuron, parse_site
 
@@ -74,7 +75,7 @@ class Target:
             raise MechirError(f"'{self.what}' is always 1: write a part of the sources, e.g. query<-doc.")
         return direction
 
-    def cuts(self, model: Any) -> list[str]:
+    def cuts(self, model: Reranker) -> list[str]:
         """The hooks of the residual streams below: all of the change goes through each of them."""
         n = model.cfg.n_layers
         if self.site is None:
@@ -88,24 +89,22 @@ class Target:
         same_layer = kind == "resid" or (kind == "head" and isinstance(self.site, Neuron))
         return layer < self.site.layer + same_layer
 
-    def value(self, model: Any, batch: Batch, index: np.ndarray) -> Float[Tensor, "pair"]:
+    def value(self, model: Reranker, batch: Batch, index: np.ndarray) -> Float[Tensor, "pair"]:
         """F of a batch; `index`: which of all pairs its rows are."""
         if self.site is not None:
             return self._of_site(model, batch)
-        score = model(batch, last_rows="cls")
+        score = model(batch, head_row=True)
         if self.what == "score":
             return score
         if self.against is not None:
             score = score - torch.as_tensor(np.asarray(self.against, dtype=float)[index]).to(score)
         return score.sigmoid()
 
-    def _of_site(self, model: Any, batch: Batch) -> Float[Tensor, "pair"]:
-        site, where, seen = self.site, self.place(), []
+    def _of_site(self, model: Reranker, batch: Batch) -> Float[Tensor, "pair"]:
+        site, where = self.site, self.place()
         assert site is not None
         hook = site._replace(part="pattern").hook if isinstance(site, Head) else site.hook
-        with model.hooks([(hook, lambda x, hook: seen.append(x))]):
-            model(batch, stop_at_layer=site.layer + 1)
-        (x,) = seen
+        x = observe(model, batch, [hook], stop_at_layer=site.layer + 1)[1][hook]
         if isinstance(where, Segment):
             return (shares(batch.at(where), x.dtype) * x[..., site[1]]).sum(1)
         readers, sources = shares(batch.at(where.reader), x.dtype), batch.at(where.source).to(x)

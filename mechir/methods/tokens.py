@@ -23,6 +23,7 @@ from mechir.methods.conductance import checked
 from mechir.methods.targets import Target
 from mechir.methods.walk import Way, walk
 from mechir.pairs import Batch, Pair
+from mechir.reranker import Reranker, Weights, needs
 from mechir.segments import FIVE, Segment
 from mechir.subspaces import EMBED
 
@@ -44,7 +45,7 @@ class TokenAttribution(NamedTuple):
 
 
 def token_attribution(
-    model: Any,
+    model: Weights,
     pairs: Sequence[Pair],
     *,
     way: Way | None = None,
@@ -82,6 +83,7 @@ def token_attribution(
         MechirError: for unknown names, "margin" without `against`, a `start` of another length, a pair that equals its
             baseline.
     """
+    needs(model, "token_attribution", Weights)
     goal = _OverTokens(target, against)
     encoded = model.encode(pairs, max_length)
     values = [np.empty(0)] * len(pairs)
@@ -97,7 +99,7 @@ def token_attribution(
 class _OverTokens(Target):
     """F with one cut more, the embeddings: steps are doubled until the tokens' own sum agrees as well."""
 
-    def cuts(self, model: Any) -> list[str]:
+    def cuts(self, model: Reranker) -> list[str]:
         return [EMBED, *super().cuts(model)]
 
 
@@ -105,7 +107,7 @@ def _by_position(flow: Float[Tensor, "pair pos d"], batch: Batch) -> Float[Tenso
     return flow.sum(-1)
 
 
-def rows_of(model: Any, encoded: Encoded, values: Sequence[np.ndarray]) -> pd.DataFrame:
+def rows_of(model: Reranker, encoded: Encoded, values: Sequence[np.ndarray]) -> pd.DataFrame:
     """The rows of `TokenAttribution`, from one number for each position of each pair."""
     lengths = encoded.lengths
     ids = [(pair.query_id, pair.doc_id, pair.grade) for pair in encoded.pairs]

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from mechir.encoding import Encoded
 from mechir.errors import MechirError
-from mechir.hooks import Hook
-from mechir.methods.patching import sites_of
+from mechir.hooks import Edit, Hook
 from mechir.methods.targets import Target
+from mechir.model_sites import sites_of
 from mechir.pairs import Batch, Pair, give_back, progress_bar
+from mechir.reranker import Reranker, Weights, needs
 from mechir.segments import Segment
 from mechir.subspaces import EMBED
 
@@ -112,7 +113,7 @@ class Walked:
 
 
 def walk(
-    model: Any,
+    model: Weights,
     pairs: Sequence[Pair],
     readers: Mapping[str, Reader],
     target: Target,
@@ -139,6 +140,7 @@ def walk(
     Raises:
         MechirError: for a pair that equals its baseline, a target that the model lacks, `against` of another length.
     """
+    needs(model, "walk", Weights)
     if target.site is not None:
         sites_of(model, target.site)
     if target.against is not None and len(target.against) != len(pairs):
@@ -151,7 +153,7 @@ def walk(
         pending, steps = np.arange(len(pairs)), way.steps
         while len(pending):
             left: list[np.ndarray] = []
-            for rows, _ in encoded.take(pending).buckets(64, limit // (steps + 1)):
+            for rows, _ in model.batches(encoded.take(pending), max_tokens=limit // (steps + 1)):
                 found = line.walked(pending[rows], way, steps, readers)
                 good = found.error <= way.tol * np.maximum(np.abs(found.delta), floor)
                 done = good | (2 * steps > way.max_steps)
@@ -167,7 +169,7 @@ def walk(
 class _Line:
     """The lines of all pairs, each from `begins` to its word pieces; `limit` word pieces are computed together."""
 
-    model: Any
+    model: Weights
     encoded: Encoded
     begins: Sequence[np.ndarray]
     target: Target
@@ -179,8 +181,8 @@ class _Line:
         if len(self.encoded) == 1:
             return 0.0
         found = np.empty(len(self.encoded))
-        for index, batch in self.encoded.buckets(64, self.limit):
-            found[index] = self.target.value(self.model, batch.to(self.model.device), index).double().cpu().numpy()
+        for index, batch in self.model.batches(self.encoded, max_tokens=self.limit):
+            found[index] = self.target.value(self.model, batch, index).double().cpu().numpy()
         return 0.1 * float(found.std(ddof=1))
 
     def walked(self, index: np.ndarray, way: Way, steps: int, readers: Mapping[str, Reader]) -> Walked:
@@ -231,7 +233,7 @@ class _Line:
 
 
 @dataclass(frozen=True, eq=False)
-class Replaced:
+class Replaced(Edit):
     """The edit that puts a tensor in an activation's place."""
 
     value: Tensor
@@ -242,7 +244,7 @@ class Replaced:
 
 
 def _begins(
-    model: Any, encoded: Encoded, start: Sequence[Pair] | None, way: Way, max_length: int | None
+    model: Reranker, encoded: Encoded, start: Sequence[Pair] | None, way: Way, max_length: int | None
 ) -> list[np.ndarray]:
     """The word pieces at the beginning of each pair's line."""
     if start is None:

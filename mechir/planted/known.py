@@ -9,13 +9,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from mechir.circuits import Circuit, Edge, Source
 from mechir.encoder.hooked import HookedEncoder
 from mechir.errors import MechirError
 from mechir.pairs import Pair
 from mechir.planted.design import CONTENT_WORDS, STOP_WORDS, WORDS
 from mechir.planted.model import PlantedEncoder
 from mechir.planted.weights import AGGREGATOR, BACKUP, GATE_LAYER, MATCHING, PATTERN_TRAP, WRITE_TRAP
-from mechir.sites import Edge, Head, Mlp, Resid, Score, Site
+from mechir.sites import Head, Mlp, Resid, Score
 
 COUNTERFACTUALS = ("tf", "query")
 DOCUMENTS = 20
@@ -27,11 +28,15 @@ MOST = 5
 
 
 class Truth(NamedTuple):
-    """The circuit of a counterfactual: the sites and edges that matter, and the heads that only look as if."""
+    """The circuit of a counterfactual: the edges that matter, and the heads that only look as if they did."""
 
-    sites: frozenset[Site]
-    edges: frozenset[Edge]
+    edges: Circuit
     traps: frozenset[Head]
+
+    @property
+    def sites(self) -> frozenset[Source]:
+        """The heads and MLPs that matter."""
+        return self.edges.sites
 
 
 def truth(model: HookedEncoder, counterfactual: str) -> Truth:
@@ -45,18 +50,15 @@ def truth(model: HookedEncoder, counterfactual: str) -> Truth:
         MechirError: when `model` is not planted or the counterfactual unknown.
     """
     _refuse(model, counterfactual)
-    layers = model.cfg.n_layers
     matching = [Head(*MATCHING)] + ([Head(*BACKUP)] if _planted(model).design.backup else [])
     gate, aggregator, embedding = Mlp(GATE_LAYER), Head(*AGGREGATOR), Resid(0)
-    edges = {Edge(gate, aggregator, "v"), Edge(aggregator, Score(layers))}
+    edges = {Edge(gate, Head(*AGGREGATOR, "v")), Edge(aggregator, Score())}
     edges |= {Edge(head, gate) for head in matching}
-    if counterfactual == "tf":
-        edges |= {Edge(embedding, head, "k") for head in matching}
-    else:
-        edges |= {Edge(embedding, head, "q") for head in matching}
-        edges |= {Edge(embedding, gate), Edge(embedding, aggregator, "k")}
-    traps = frozenset({Head(*PATTERN_TRAP), Head(*WRITE_TRAP)})
-    return Truth(frozenset({*matching, gate, aggregator}), frozenset(edges), traps)
+    changed = "k" if counterfactual == "tf" else "q"
+    edges |= {Edge(embedding, Head(*head[:2], changed)) for head in matching}
+    if counterfactual == "query":
+        edges |= {Edge(embedding, gate), Edge(embedding, Head(*AGGREGATOR, "k"))}
+    return Truth(Circuit(edges), frozenset({Head(*PATTERN_TRAP), Head(*WRITE_TRAP)}))
 
 
 def bm25_scores(model: HookedEncoder, pairs: Sequence[Pair]) -> Float[np.ndarray, "pair"]:

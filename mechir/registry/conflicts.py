@@ -7,8 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-LEVEL = 0.05
-"""A p below this counts."""
+from mechir.inference import LEVEL
+from mechir.registry.evidence import LINKS
+
 FEWEST = 6
 """Queries below which a test of signs cannot reach `LEVEL`, whatever the effect: 2^(1 - 5) is .0625."""
 COLUMNS = ["model_fingerprint", "collection", "site", "kind", "conflict"]
@@ -36,7 +37,7 @@ def _dead(found: pd.DataFrame) -> Iterator[tuple[str, str, str, str, str]]:
     tested = found["p_corrected"].notna()
     own = (found["role"] == "matching") & (found["unit"] == "attention")  # its own attention: what it looks like
     acts = found["causal"] & tested & (found["least"] > 0) & ~own & ~found["planned"]
-    seen = ~found["causal"] & tested & found["holds"] & found["measure"].str.startswith(("contrast, ", "r with IDF"))
+    seen = ~found["causal"] & tested & found["holds"] & (found["looks"] != "")
     of = ["model_fingerprint", "collection", "site"]
     there = found[acts | seen].assign(acts=acts, seen=seen, works=acts & found["holds"])
     if not (len(there) and seen.any()):
@@ -46,7 +47,7 @@ def _dead(found: pd.DataFrame) -> Iterator[tuple[str, str, str, str, str]]:
         causal, first = part[part["acts"]], part[part["seen"]].iloc[0]
         bound = (causal[["low", "high"]].abs().max(axis=1) < causal["least"]) & (causal["n_queries"] >= FEWEST)
         shown = f"{_told(first)}, yet {_told(causal.loc[causal['value'].abs().idxmax()])}"
-        flagged = "flagged by its pattern" if first["role"] == "matching" else "goes with IDF"
+        flagged = next(link.looking for link in LINKS if link.name == first["looks"])
         verdict = "causally dead" if bound.all() else "no causal effect shown"
         yield model, collection, site, "dead", f"{flagged} but {verdict}: {shown}"
 

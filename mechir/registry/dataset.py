@@ -11,8 +11,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mechir.registry.findings import MEANINGS, ROLES, TERMS
-from mechir.registry.links import EVIDENCE
+from mechir.measures import ROLES, TERMS
+from mechir.registry.evidence import EVIDENCE
+from mechir.registry.findings import MEANINGS
 
 FILE = "data/train-00000-of-00001.parquet"
 """Where the hub's viewer and `datasets` expect the rows of the split `train`."""

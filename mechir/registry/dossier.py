@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 
 from mechir.registry.conflicts import conflicts
+from mechir.registry.evidence import held
 from mechir.registry.findings import address, printed
-from mechir.registry.links import exploratory, held, linked
+from mechir.registry.links import exploratory, linked
 from mechir.registry.queries import matching
 from mechir.registry.runs import DEFAULT
 

@@ -12,16 +12,13 @@ from typing import Any
 
 import pandas as pd
 
-from mechir.errors import MechirError, closest
+from mechir.circuits import Edge, parse_edge
+from mechir.errors import MechirError
 from mechir.interventions import RENORMALISED, Mask
+from mechir.measures import refuse_unknown
 from mechir.registry.names import collections_of
-from mechir.sites import Edge, Singular, Site, parse_edge, parse_site
-
-ROLES = ("matching", "soft-tf", "idf", "query-context", "scoring", "no-op", "relevance-neuron")
-"""What a component may do: match words; count them; weigh them by rarity; gather the query; make the score of it; take
-attention that is not needed; carry relevance."""
-TERMS = ("tf", "idf", "length", "saturation")
-"""The parts of BM25."""
+from mechir.reranker import score_parity
+from mechir.sites import Singular, Site, parse_site
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,18 +133,7 @@ def printed(site: Any) -> str:
     parsed = site if isinstance(site, Mask) else address(str(site))
     if isinstance(parsed, Mask) and parsed.heads:
         raise MechirError(f"There are no findings of {parsed!r}: of masks, those of whole layers are.")
-    return str(parsed) if isinstance(parsed, Mask) else str(site)
-
-
-def refuse_unknown(role: str | None = None, term: str | None = None) -> None:
-    """Refuses a role or a term that is none.
-
-    Raises:
-        MechirError: with the closest names.
-    """
-    for what, given, known in (("role", role, ROLES), ("term", term, TERMS)):
-        if given and given not in known:
-            raise MechirError(f"Unknown {what} '{given}': the closest are {closest(given, known)}.")
+    return str(parsed) if isinstance(parsed, Mask | Edge) else str(site)
 
 
 def checked(frame: pd.DataFrame, of_run: Mapping[str, Any]) -> pd.DataFrame:
@@ -207,7 +193,7 @@ def of_record(record: Mapping[str, Any]) -> dict[str, Any]:
             "n_pairs": record["pairs"],
             "model": record["model"],
             "model_revision": record.get("model_revision", ""),
-            "parity": float(record["certificate"]["score_cls_only"]),
+            "parity": score_parity(record["certificate"]),
             "seed": seed_of(record),
             "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }

@@ -11,9 +11,10 @@ from typing import Any
 
 import pandas as pd
 
+from mechir.circuits import Edge
 from mechir.interventions import Mask
 from mechir.registry.findings import address
-from mechir.sites import Edge, Site
+from mechir.sites import Site
 
 
 def _of_text(name: str, of: type = pd.DataFrame) -> Callable[..., Any]:

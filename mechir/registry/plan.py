@@ -20,45 +20,15 @@ hypotheses themselves are corrected by Holm's method. Whatever else is run is ex
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
-from mechir.inference import holm, intersection_union
+from mechir.inference import LEVEL, holm, intersection_union
+from mechir.measures import GAP
+from mechir.registry.evidence import LINKS, TF, Link
 
-LINK = "link to "
-"""How the measure of a conclusion begins."""
 FAMILY = "the plan: tf, idf, scoring"
-GAP = "gap, tfc1"
-LEVEL = 0.05
-"""Of the whole plan: a p below this counts."""
-
-
-class Hypothesis(NamedTuple):
-    """What a link needs: how the measures of its two sides begin, and what its components are called.
-
-    `looks` is empty where there is nothing to look like. A component acts by the surest of the measures `acts`, which
-    are one family; `role` and `term` are those of its conclusion.
-    """
-
-    term: str
-    looks: str
-    acts: tuple[str, ...]
-    components: str
-    role: str
-
-
-PLAN = (
-    Hypothesis("tf", "contrast, query<-doc", ("patching, tfc1, at query|doc",), "heads", "soft-tf"),
-    Hypothesis(
-        "idf",
-        "r with IDF",
-        ("score, a matched term up IDF", "attention, a matched term up IDF"),
-        "directions",
-        "idf",
-    ),
-    Hypothesis("scoring", "", ("path to the score, tfc1",), "heads", "scoring"),
-)
 
 
 def concluded(found: pd.DataFrame) -> pd.DataFrame:
@@ -73,17 +43,17 @@ def concluded(found: pd.DataFrame) -> pd.DataFrame:
         Holm, `label` why none is. With a site a component that looks or acts: `value`, its interval and `effect` are
         those of what it does; `label` is "linked", or which part fails.
     """
-    gap = found[found["measure"] == GAP]
+    gap = found[GAP(TF).among(found["measure"])]
     p_gap, blocked = _gap(gap)
     lines: list[dict[str, Any]] = []
     tops: list[dict[str, Any]] = []
-    for one in PLAN:
-        rows = list(_components(found, one, p_gap, blocked))
+    for link in LINKS:
+        rows = list(_components(found, link, p_gap, blocked))
         best = min((row["p"] for row in rows), default=1.0)
         linked = sum(row["p_corrected"] < LEVEL for row in rows)
         shown = [row for row in rows if min(row["p_looks"], row["p_acts"]) < LEVEL]
-        told = {"site": "", "measure": LINK + one.term, "value": float(linked), "unit": one.components, "p": best}
-        tops.append(told | {"label": _why(found, one, linked, blocked), "role": one.role, "term": _term(one)})
+        told = {"site": "", "measure": str(link.conclusion), "value": float(linked), "unit": link.called, "p": best}
+        tops.append(told | {"label": _why(found, link, linked, blocked), "role": link.role, "term": link.term})
         lines += shown
     for top, p in zip(tops, holm([top["p"] for top in tops]), strict=True):
         top["p_corrected"] = float(p)
@@ -109,27 +79,27 @@ def _gap(gap: pd.DataFrame) -> tuple[float, str]:
     return float(row["p"]), ""
 
 
-def _components(found: pd.DataFrame, one: Hypothesis, p_gap: float, blocked: str) -> Iterator[dict[str, Any]]:
+def _components(found: pd.DataFrame, link: Link, p_gap: float, blocked: str) -> Iterator[dict[str, Any]]:
     """A conclusion for every component on which all sides were measured."""
-    heads = found["site"].str.fullmatch(r"h\d+\.\d+" if one.components == "heads" else r"embed\.u\d+")
-    looks = _parts(found[heads & found["measure"].str.startswith(one.looks)]) if one.looks else None
-    acting = found[heads & found["measure"].isin(one.acts)]
+    components = found["site"].str.fullmatch(link.sites)
+    looks = _parts(found[components & link.looks[0].among(found["measure"])]) if link.looks else None
+    acting = found[components & found["measure"].isin([*map(str, link.acts)])]
     acts = _parts(acting)
-    tried = acting["run_id"].nunique() if one.term == "idf" else 1  # each vector is a family of its own
+    tried = acting["run_id"].nunique() if link.name == "idf" else 1  # each vector is a family of its own
     for site, (p_acts, row) in acts.items():
         if looks is not None and site not in looks:
             continue
         p_looks, p_acts = (1.0 if looks is None else looks[site][0]), min(1.0, p_acts * tried)
         sides = [*([] if looks is None else [("does not match", p_looks)]), ("does not act", p_acts)]
         p = intersection_union(p_gap, *(p_side for _, p_side in sides))
-        corrected = min(1.0, len(PLAN) * p)
+        corrected = min(1.0, len(LINKS) * p)
         linked = corrected < LEVEL
-        failing = [why for why, p_side in sides if len(PLAN) * p_side >= LEVEL]
+        failing = [why for why, p_side in sides if len(LINKS) * p_side >= LEVEL]
         label = "linked" if linked else "; ".join(failing) or blocked or "not sure enough"
         told = {name: row[name] for name in ("value", "low", "high", "unit", "effect", "effect_low", "effect_high")}
         told |= {name: row[name] for name in ("least", "n_queries", "n_pairs")}
-        told |= {"site": site, "measure": LINK + one.term, "label": label, "p": p, "p_corrected": corrected}
-        yield told | {"role": one.role, "term": _term(one), "p_looks": p_looks, "p_acts": p_acts}
+        told |= {"site": site, "measure": str(link.conclusion), "label": label, "p": p, "p_corrected": corrected}
+        yield told | {"role": link.role, "term": link.term, "p_looks": p_looks, "p_acts": p_acts}
 
 
 def _parts(rows: pd.DataFrame) -> dict[str, tuple[float, dict[str, Any]]]:
@@ -143,17 +113,13 @@ def _parts(rows: pd.DataFrame) -> dict[str, tuple[float, dict[str, Any]]]:
     return parts
 
 
-def _why(found: pd.DataFrame, one: Hypothesis, linked: int, blocked: str) -> str:
+def _why(found: pd.DataFrame, link: Link, linked: int, blocked: str) -> str:
     """Why nothing is linked, or empty."""
     if linked:
         return ""
-    if not found["measure"].isin(one.acts).any():
+    if not found["measure"].isin([*map(str, link.acts)]).any():
         return "what changing them does was not measured"
-    return blocked or f"no one of the {one.components} has all that a link needs"
-
-
-def _term(one: Hypothesis) -> str:
-    return "" if one.term == "scoring" else one.term
+    return blocked or f"no one of the {link.called} has all that a link needs"
 
 
 def _number(row: pd.Series) -> str:

@@ -11,20 +11,22 @@ import duckdb
 import pandas as pd
 
 from mechir.errors import MechirError, closest
+from mechir.measures import refuse_unknown
 from mechir.registry.entries import latest, set_damaged_aside
-from mechir.registry.findings import COLUMNS, TYPES, VIEW, printed, refuse_unknown
+from mechir.registry.evidence import LINKS
+from mechir.registry.findings import COLUMNS, TYPES, VIEW, printed
 from mechir.registry.frames import SiteFrame, with_sites
 from mechir.registry.names import Named, meant, shown
-from mechir.registry.plan import LINK
 from mechir.registry.runs import DEFAULT
 
 ATTEMPTS = 3
 Answer = TypeVar("Answer")
 _THEIRS = (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException, duckdb.PermissionException)
 """The asker's mistakes: no reason to look for damage."""
-NEWEST = f"""qualify run_id = case when starts_with(measure, '{LINK}')
+CONCLUDED = f"measure in ({', '.join(repr(str(link.conclusion)) for link in LINKS)})"
+NEWEST = f"""qualify run_id = case when {CONCLUDED}
     then first_value(run_id) over (
-        partition by model_fingerprint, collection, starts_with(measure, '{LINK}') order by written, run_id)
+        partition by model_fingerprint, collection, {CONCLUDED} order by written, run_id)
     else first_value(run_id) over (
         partition by model_fingerprint, collection, site, measure order by written desc, run_id) end"""
 """Of findings the newest; of conclusions the first plan's, which no later one replaces."""

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from mechir.atomic import whole
 from mechir.errors import MechirError, closest
+from mechir.registry.renamed import renamed
 
 DEFAULT = Path("mechir-registry")
 
@@ -97,7 +98,7 @@ class Run:
                 f"Run {self.id} is not finished ({len(self.done())} of {n} units): "
                 "start it again with the same command."
             )
-        return pd.read_parquet(file)
+        return renamed(pd.read_parquet(file), self.record.get("identity", {}).get("experiment", ""))
 
     @property
     def seconds(self) -> float:
@@ -112,10 +113,17 @@ class Run:
         """The units that are finished."""
         return {int(file.stem.removeprefix("part-")) for file in self.parts.glob("part-*.parquet")}
 
-    def write_part(self, unit: int, rows: pd.DataFrame, seconds: float) -> None:
-        """Stores the rows of a unit, whole or not at all."""
+    @property
+    def devices(self) -> list[str]:
+        """Where the finished units were computed, each device once; parts of older runs do not say it."""
+        metadata = [pq.read_schema(self.part(unit)).metadata for unit in sorted(self.done())]
+        return list(dict.fromkeys(one[b"device"].decode() for one in metadata if b"device" in one))
+
+    def write_part(self, unit: int, rows: pd.DataFrame, seconds: float, device: str = "") -> None:
+        """Stores the rows of a unit, whole or not at all, with the time and the device that it took."""
         table = pa.Table.from_pandas(rows, preserve_index=False)
-        table = table.replace_schema_metadata((table.schema.metadata or {}) | {b"seconds": f"{seconds:.3f}".encode()})
+        how = {b"seconds": f"{seconds:.3f}".encode()} | ({b"device": device.encode()} if device else {})
+        table = table.replace_schema_metadata((table.schema.metadata or {}) | how)
         with whole(self.part(unit)) as file:
             pq.write_table(table, file)
 

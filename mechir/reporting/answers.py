@@ -7,9 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from mechir.methods.cutting import NDCG, TERM, WAYS
-from mechir.registry.conflicts import LEVEL
-from mechir.registry.links import LOOKS, SCORES, measured
+from mechir.inference import LEVEL
+from mechir.measures import K1, RISE, SEMANTIC_BM25
+from mechir.methods.cutting import METRICS, NDCG, TERM, WAYS
+from mechir.registry.links import measured
 from mechir.reporting.known import Known
 from mechir.reporting.sentences import (
     NAMED,
@@ -117,9 +118,9 @@ def _counting(cuts: pd.DataFrame) -> Sentence:
 
 def matches(known: Known) -> list[Sentence]:
     """Which heads match."""
-    looks = known.of(*LOOKS["tf"])
+    looks = known.side("tf", "looks")
     if looks.empty:
-        return [known.not_measured("vast2025/attention_contrast", "--easy-negatives", "10")]
+        return [known.not_measured("matching")]
     n, holds = looks["site"].nunique(), looks[looks["holds"]]
     if holds.empty:
         best = looks.loc[looks["p_all"].idxmin()]
@@ -138,11 +139,11 @@ def matches(known: Known) -> list[Sentence]:
 
 def frequency(known: Known) -> list[Sentence]:
     """Whether a term raises the score, which heads carry that and match, and how their attention rises with it."""
-    acts = known.acting("tf")
+    acts = known.side("tf", "acts")
     if acts.empty:
-        return [known.not_measured("chen2024/head_maps", "--at", "query|doc", tf=True)]
+        return [known.not_measured("soft-tf")]
     said = [] if known.gap is None else [_term(known.gap)]
-    linked, looks = list(known.linked("tf")["site"]), known.of(*LOOKS["tf"])
+    linked, looks = list(known.linked("tf")["site"]), known.side("tf", "looks")
     matching = looks[looks["holds"]]["site"].unique()
     if linked:
         rows = acts[acts["site"].isin(linked)].drop_duplicates("site")
@@ -157,7 +158,7 @@ def frequency(known: Known) -> list[Sentence]:
         return [yes, *said, *_rise(known, linked)]
     verdict = known.verdict("tf")
     if looks.empty and verdict is None:
-        missing = known.not_measured("vast2025/attention_contrast", "--easy-negatives", "10")
+        missing = known.not_measured("matching")
         return [
             *said,
             ["Which heads match is not known, so none is linked. ", *missing],
@@ -182,12 +183,12 @@ def _term(gap: pd.Series) -> Sentence:
 
 
 def _rise(known: Known, linked: Sequence[str]) -> list[Sentence]:
-    rises = known.of("soft-tf", "rise of attention, tf")
+    rises = known.of(RISE)
     rises = rises[rises["site"].isin(linked)]
     if rises.empty:
-        return [["How their attention rises with tf: ", *known.not_measured("lu2025/soft_tf")]]
+        return [["How their attention rises with tf: ", *known.not_measured("rise")]]
     said: Sentence = ["From no occurrence of a word to eight, their attention to it changes by ", *listed(rises), "."]
-    saturation = known.of("soft-tf", "k1 of attention")
+    saturation = known.of(K1)
     saturation = saturation[saturation["site"].isin(rises.loc[rises["holds"], "site"])]
     if saturation.empty:
         return [[*said, " No rise holds."]] if not rises["holds"].any() else [said]
@@ -196,15 +197,15 @@ def _rise(known: Known, linked: Sequence[str]) -> list[Sentence]:
 
 def rarity(known: Known) -> list[Sentence]:
     """Whether IDF is involved."""
-    looks, acts, linked = known.of(*LOOKS["idf"], heads=False), known.acting("idf"), known.linked("idf")["site"]
+    looks, acts, linked = known.side("idf", "looks"), known.side("idf", "acts"), known.linked("idf")["site"]
     if looks.empty:
-        return [known.not_measured("lu2025/idf_direction")]
+        return [known.not_measured("idf")]
     holds = looks[looks["holds"]]
     if holds.empty:
         return [["No singular vector of W_E, the word embeddings, goes with IDF; first is ", *told(looks.iloc[0]), "."]]
     goes: Sentence = [f"{counted(len(holds), 'direction goes', 'directions go')} with IDF: ", *listed(holds), "."]
     if acts.empty:
-        return [goes, ["Whether moving words along them acts: ", *known.not_measured("lu2025/idf_edit")]]
+        return [goes, ["Whether moving words along them acts: ", *known.not_measured("idf-acts")]]
     if len(linked):
         rows = acts[acts["holds"] & acts["site"].isin(linked)].drop_duplicates("site")
         yes: Sentence = [
@@ -222,10 +223,9 @@ def rarity(known: Known) -> list[Sentence]:
 
 def scoring(known: Known) -> list[Sentence]:
     """Which heads write the score."""
-    paths = known.of("scoring", SCORES)
-    paths = paths[paths["causal"]]
+    paths = known.side("scoring", "acts")
     if paths.empty:
-        return [known.not_measured("lu2025/head_to_score", tf=True)]
+        return [known.not_measured("scoring")]
     linked = known.linked("scoring")["site"]
     holds = paths[paths["site"].isin(linked)].drop_duplicates("site")
     verdict = known.verdict("scoring")
@@ -238,9 +238,9 @@ def scoring(known: Known) -> list[Sentence]:
 
 def fit(known: Known) -> list[Sentence]:
     """How well a BM25 of the matching heads predicts the score."""
-    whole = known.found[known.found["measure"] == "semantic BM25"]
+    whole = known.found[SEMANTIC_BM25.among(known.found["measure"])]
     if whole.empty:
-        return [known.not_measured("lu2025/semantic_bm25")]
+        return [known.not_measured("bm25")]
     row = whole.iloc[0]
     return [
         [
@@ -256,7 +256,7 @@ def fit(known: Known) -> list[Sentence]:
 def dependence(known: Known) -> list[Sentence]:
     """What held-out queries lose without each set of heads, beside random sets: the ranking, and the counting."""
     if known.pathway is None:
-        return [known.not_measured("joint/pathway")]
+        return [known.not_measured("plan")]
     cuts = _cuts(known)
     if cuts.empty:
         return [["No head matched, was linked or wrote the score, so there was none to take out."]]
@@ -276,7 +276,7 @@ def dependence(known: Known) -> list[Sentence]:
 def _cut(row: pd.Series) -> str:
     own = interval({"low": row["excess_low"], "high": row["excess_high"]})
     return (
-        f"{row['measure'].partition(',')[0]} {number(row['intact'])} to {number(row['value'])} "
+        f"{METRICS[row['measure']]} {number(row['intact'])} to {number(row['value'])} "
         f"({number(row['excess'])}{own} beyond random, {chance(row['p_corrected'])})"
     )
 
@@ -301,9 +301,7 @@ def certainty(known: Known) -> list[Sentence]:
             rest = with_commas([{"run": one} for one in known.later])
             said.append(["The plan was tested again after looking, which counts as exploratory: runs ", *rest, "."])
     else:
-        said.append(
-            ["No plan was tested: every link here is exploratory. Run ", {"code": known.command("joint/pathway")}, "."]
-        )
+        said.append(["No plan was tested: every link here is exploratory. Run ", {"code": known.command("plan")}, "."])
     said.append(
         [
             f"A finding holds where p, corrected within its run and times the number of different answers to the same "

@@ -6,13 +6,11 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from mechir.catalog import experiments, load_experiment
 from mechir.collection_groups import in_group
-from mechir.experiment import experiments, load_experiment
 from mechir.irds import is_dataset
-from mechir.options import options
 from mechir.perturbed import FILLERS
 
 DEFAULTS: dict[str, Any] = {"model": "embedded", "filler": list(FILLERS), "swap": False, "seed": 0}
@@ -29,11 +27,12 @@ def command(record: Mapping[str, Any]) -> str:
     name = identity["experiment"]
     asked = dict(record.get("asked", identity["options"]))
     if name in experiments():
-        defaults = {key: one.default for key, one in options(module_of(name)).items()}
+        defaults = {key: one.written(one.default) for key, one in load_experiment(name).options().items()}
         asked = {key: asked[key] for key in defaults if key in asked and asked[key] != defaults[key]}
     words += flags({key: value for key, value in asked.items() if key != "seed" or not told.get("seed")})
     words += flags({"dtype": None if identity["dtype"] == "float32" else identity["dtype"]})
-    words += flags({"device": None if identity["device"] == "cpu" else identity["device"]})
+    device = identity.get("device", "cpu")  # of older runs; where a run is computed is no part of it any more
+    words += flags({"device": None if device == "cpu" else device})
     return shlex.join(words)
 
 
@@ -41,12 +40,6 @@ def experiment_word(record: Mapping[str, Any]) -> str:
     """The experiment as the command line takes it: its name, or a file."""
     name = record["identity"]["experiment"]
     return str(name if name in experiments() else record.get("file", f"{name}.py"))
-
-
-@cache
-def module_of(name: str) -> ModuleType:
-    """The module of an experiment that comes with mechir."""
-    return load_experiment(name)
 
 
 def given(record: Mapping[str, Any]) -> dict[str, Any]:

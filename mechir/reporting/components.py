@@ -11,8 +11,9 @@ import pandas as pd
 
 from mechir.registry.dossier import agreements
 from mechir.registry.entries import latest
+from mechir.registry.evidence import EVIDENCE, held
 from mechir.registry.findings import checked
-from mechir.registry.links import BEHIND, EVIDENCE, held
+from mechir.registry.links import BEHIND
 from mechir.registry.queries import matching, sql
 from mechir.registry.runs import Run
 from mechir.views.attention import pairs_of
@@ -31,7 +32,7 @@ def known(registry: Path) -> pd.DataFrame:
     """The newest findings of all models and collections, `held`, sites as text; without single neurons."""
     if not latest(registry):
         none = checked(pd.DataFrame(columns=["site", "measure", "value", "unit"]), {})
-        return none.assign(tries=1, planned=False, p_all=0.0, holds=False)
+        return held(none.assign(tries=1))
     return held(matching(registry, newest=True))
 
 
@@ -98,7 +99,7 @@ def table(links: pd.DataFrame) -> dict[str, Any]:
 
     The values of the columns are those of `components`, by measure.
     """
-    columns = [{"name": name, "measure": measure} for name, measure in EVIDENCE.items()]
+    columns = [{"name": name, "measure": str(measure)} for name, measure in EVIDENCE.items()]
     there = [one for one in columns if links[one["name"]].notna().any()]
     rows = links[["site", "links", "exploratory", *BEHIND, "conductance_rank"]].to_dict("records")
     return {"columns": there, "missing": [one["name"] for one in columns if one not in there], "rows": rows}
@@ -107,7 +108,7 @@ def table(links: pd.DataFrame) -> dict[str, Any]:
 def examples(runs: Sequence[Run]) -> dict[str, Any]:
     """Attention on example pairs: `pairs`, as `pairs_of` gives them, and `left_out`, heads for which there is no room.
 
-    `runs`: finished runs of `joint/examples`, the newest first; of each head the newest counts.
+    `runs`: finished runs of the experiment on examples, the newest first; of each head the newest counts.
     """
     seen: set[str] = set()
     pairs: list[Mapping[str, Any]] = []

@@ -4,36 +4,20 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from mechir import left_out
-from mechir.experiment import experiments, shown
+from mechir.catalog import experiments, load_experiment, shown
 from mechir.registry.findings import seed_of
 from mechir.registry.names import named
 from mechir.registry.runs import Run
-from mechir.reporting.commands import command, module_of, remark
+from mechir.reporting.commands import command, remark
+from mechir.reranker import score_parity
 
-FIRST = (
-    "joint/pathway",
-    "vast2025/direction_ablation",
-    "vast2025/layer_sweep",
-    "vast2025/attention_contrast",
-    "vast2025/qk_svd",
-    "vast2025/qk_projection",
-    "lu2025/soft_tf",
-    "lu2025/idf_direction",
-    "lu2025/idf_edit",
-    "lu2025/semantic_bm25",
-    "chen2024/head_maps",
-    "lu2025/head_to_score",
-    "lu2025/head_to_heads",
-    "vast2024/importance",
-    "vast2024/pruning",
-)
-"""Experiments in the order of the figures; the others follow by name."""
 ROWS = 40
 """Of a summary, rows that the page shows."""
 CHART = 400_000
@@ -42,9 +26,10 @@ CHARTS = 5_000_000
 """Characters of all charts above which it does so of the rest."""
 
 
-def place(experiment: str) -> tuple[int, str]:
-    """Where the figures of an experiment stand."""
-    return (FIRST.index(experiment) if experiment in FIRST else len(FIRST), experiment)
+def place(experiment: str) -> tuple[float, str]:
+    """Where the figures of an experiment stand: those with a place first, the others by name."""
+    figure = load_experiment(experiment).figure if experiment in experiments() else None
+    return (math.inf if figure is None else float(figure), experiment)
 
 
 def drawn(runs: Sequence[Run], claims: Mapping[str, Sequence[str]]) -> tuple[list[Run], list[tuple[Run, str]]]:
@@ -122,7 +107,7 @@ def _cell(value: Any) -> Any:
 def _title(name: str, identity: Mapping[str, Any]) -> str:
     first = name
     if name in experiments():
-        first = (inspect.getdoc(module_of(name)) or name).partition("\n")[0].rstrip(".")
+        first = (inspect.getdoc(load_experiment(name)) or name).partition("\n")[0].rstrip(".")
     return f"{first} ({diagnostic_of(identity)})" if "fillers" in identity else first
 
 
@@ -157,9 +142,11 @@ def provenance(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "seed", str(seed_of(record))
     yield (
         "parity with Hugging Face",
-        f"scores {parity['score_cls_only']:.1e} (relative), patterns {parity['pattern']:.1e}, "
-        f"on {parity['n_pairs']} pairs",
+        f"scores {score_parity(parity):.1e} (relative), patterns {parity['pattern']:.1e}, on {parity['n_pairs']} pairs",
     )
-    yield "numbers", f"{identity['dtype']} on {identity['device']}"
+    devices = record.get("devices") or [
+        identity.get("device", "not measured yet")
+    ]  # of older runs part of the identity
+    yield "numbers", f"{identity['dtype']} on {', '.join(devices)}"
     yield "mechir", identity["mechir"] + (f", commit {record['commit'][:12]}" if record.get("commit") else "")
     yield "started", record["started"]

@@ -9,8 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from mechir.registry.links import ACTS
-from mechir.registry.plan import GAP, LINK
+from mechir.catalog import answering
+from mechir.measures import GAP, LINK_TO, Measure
+from mechir.registry.evidence import HEADS, LINKS, TF
 from mechir.registry.runs import Run
 from mechir.reporting.commands import flags
 from mechir.reporting.sentences import Sentence
@@ -21,7 +22,7 @@ class Known:
     """What is known of one model on one collection.
 
     `on`: the options of the command line that name both; `found`: its newest findings, `held`, sites as text; `links`:
-    its rows of `links`; `conflicts`: its rows of `conflicts`; `pathway`: the run of `joint/pathway` whose plan counts,
+    its rows of `links`; `conflicts`: its rows of `conflicts`; `pathway`: the run whose plan counts,
     or None; `later`: those that tested a plan again.
     """
 
@@ -32,17 +33,15 @@ class Known:
     pathway: Run | None
     later: Sequence[str] = ()
 
-    def of(self, role: str, begins: str = "", *, heads: bool = True) -> pd.DataFrame:
-        """The findings of a role whose measure begins so, the largest |value| first; conclusions are none."""
-        kept = self.found[(self.found["role"] == role) & self.found["measure"].str.startswith(begins)]
-        kept = kept[~kept["planned"]]
-        kept = kept[kept["site"].str.fullmatch(r"h\d+\.\d+")] if heads else kept
-        return kept.loc[kept["value"].abs().sort_values(ascending=False, kind="stable").index]
+    def of(self, measure: Measure) -> pd.DataFrame:
+        """The findings of heads by a measure, the largest |value| first."""
+        of_heads = self.found["site"].str.fullmatch(HEADS) & (self.found["role"] == measure.role)
+        return _largest_first(self.found[of_heads & measure.among(self.found["measure"])])
 
-    def acting(self, term: str) -> pd.DataFrame:
-        """The causal findings of a term that a link to it may rest on."""
-        kept = self.of(ACTS[term], heads=term != "idf")
-        return kept[kept["causal"] & (kept["term"] == term)]
+    def side(self, name: str, side: str) -> pd.DataFrame:
+        """The findings that a link may rest on, the largest |value| first; `side`: `looks` or `acts`."""
+        sites = next(link.sites for link in LINKS if link.name == name)
+        return _largest_first(self.found[(self.found[side] == name) & self.found["site"].str.fullmatch(sites)])
 
     def linked(self, term: str) -> pd.DataFrame:
         """The rows of `links` of components that are linked to a term: by the plan, where one was tested."""
@@ -57,20 +56,26 @@ class Known:
     def verdict(self, term: str) -> pd.Series | None:
         """What the plan says of a hypothesis; None where no plan was tested."""
         rows = self.found[self.found["planned"] & (self.found["site"] == "")]
-        rows = rows[rows["measure"] == LINK + term]
+        rows = rows[LINK_TO(term).among(rows["measure"])]
         return rows.iloc[0] if len(rows) else None
 
     @property
     def gap(self) -> pd.Series | None:
         """What one more occurrence of a query term does to the score."""
-        rows = self.found[self.found["measure"] == GAP]
+        rows = self.found[GAP(TF).among(self.found["measure"])]
         return rows.iloc[0] if len(rows) else None
 
-    def not_measured(self, experiment: str, *options: str, tf: bool = False) -> Sentence:
+    def not_measured(self, question: str) -> Sentence:
         """That something was not measured, and the command that does."""
-        return ["Not measured: run ", {"code": self.command(experiment, *options, tf=tf)}, "."]
+        return ["Not measured: run ", {"code": self.command(question)}, "."]
 
-    def command(self, experiment: str, *options: str, tf: bool = False) -> str:
-        """The command that runs an experiment on this model and collection; `tf`: on contrasts of term frequency."""
-        on = {"model": self.on["model"], "diagnostic": "tfc1" if tf else None, "collection": self.on["collection"]}
-        return shlex.join(["mechir", "run", experiment, *flags(on), *options])
+    def command(self, question: str) -> str:
+        """The command that answers a question (`Experiment.answers`) for this model and collection."""
+        experiment = answering(question)
+        diagnostic = "tfc1" if experiment.runs_on == "contrasts" else None
+        on = {"model": self.on["model"], "diagnostic": diagnostic, "collection": self.on["collection"]}
+        return shlex.join(["mechir", "run", experiment.name, *flags(on), *experiment.answers[question]])
+
+
+def _largest_first(found: pd.DataFrame) -> pd.DataFrame:
+    return found.loc[found["value"].abs().sort_values(ascending=False, kind="stable").index]

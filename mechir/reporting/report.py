@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from mechir.catalog import answering
 from mechir.errors import MechirError
 from mechir.registry.conflicts import conflicts
 from mechir.registry.entries import latest
@@ -25,7 +26,6 @@ from mechir.reporting.known import Known
 from mechir.views.page import write
 from mechir.views.report import page
 
-PATHWAY = "joint/pathway"
 SIZE = 8_000_000
 """Bytes that a page may have."""
 
@@ -109,14 +109,13 @@ def _section(
     linked = link_table(found)
     claims = {str(run): list(part["measure"].unique()) for run, part in found.groupby("run_id", sort=False)}
     kept, others = drawn(stored, claims)
-    pathways = [run for run in stored if run.record["identity"]["experiment"] == PATHWAY and _finished(run)]
+    pathways = [run for run in stored if _is_of(run, "plan") and _finished(run)]
     standing = found.loc[found["planned"], "run_id"]  # the newest where findings hold no plan
     pathway = next((run for run in pathways if run.id in {*standing}), next(iter(pathways), None))
     later = [run.id for run in pathways if pathway is not None and run.id != pathway.id]
     on = commands.on([run.record for run in stored], model, collection)
     about = Known(on, found, linked, told, pathway, later)
-    looked = [run for run in stored if run.record["identity"]["experiment"] == "joint/examples"]
-    looked = [run for run in looked if _finished(run)]
+    looked = [run for run in stored if _is_of(run, "examples") and _finished(run)]
     return {
         "model": model,
         "fingerprint": at.fingerprint,
@@ -125,11 +124,16 @@ def _section(
         "answers": answers.answers(about),
         "links": table(linked),
         "components": components(found, told, linked.loc[linked["effect"].notna(), "site"].to_list()),
-        "examples": examples(looked) | {"command": about.command("joint/examples", "--heads", "HEAD")},
+        "examples": examples(looked) | {"command": about.command("examples")},
         "figures": figures(kept, claims),
         "others": [{"run": run.id, "experiment": run.record["identity"]["experiment"], "why": why,
                     "started": run.record["started"]} for run, why in others],
     }  # fmt: skip
+
+
+def _is_of(run: Run, question: str) -> bool:
+    """Whether a run is of the experiment that answers a question."""
+    return bool(run.record["identity"]["experiment"] == answering(question).name)
 
 
 def _finished(run: Run) -> bool:

@@ -14,6 +14,8 @@ import pandas as pd
 import vl_convert
 
 from mechir.atomic import whole
+from mechir.inference import LEVEL
+from mechir.sites import is_head
 from mechir.views.page import as_json, document
 
 CELL = 46
@@ -125,11 +127,11 @@ def effect_map(
 
 
 def head_map(frame: pd.DataFrame, site: str, *, title: str, column: str | None = None) -> Any:
-    """Layer x head of the rows whose `site` is a head: `estimate` with `low` and `high`, a ring where p_max < .05."""
-    cells = frame[frame[site].str.match(r"h\d+\.\d+")].copy()
+    """Layer x head of the rows whose `site` is a head: `estimate`, `low`, `high`, a ring where p_corrected < .05."""
+    cells = frame[is_head(frame[site], parts=True)].copy()
     cells[["layer", "head"]] = cells[site].str.extract(r"h(\d+)\.(\d+)").astype(int).to_numpy()
     return effect_map(
-        cells.assign(significant=cells["p_max"] < 0.05),
+        cells.assign(significant=cells["p_corrected"] < LEVEL),
         "head",
         "layer",
         "estimate",

@@ -9,12 +9,11 @@ from typing import Any
 import pandas as pd
 
 from mechir.errors import MechirError, closest
+from mechir.inference import LEVEL
 from mechir.views import charts
 from mechir.views.latex import ESTIMATES, INTERVAL
 
-LEVEL = 0.05
-"""A p below this has a ring."""
-TESTED = ("p_all", "p_max", "p_corrected")
+TESTED = ("p_all", "p_corrected")
 """What says whether the estimate counts, the first that is there; before them the column `holds`."""
 
 

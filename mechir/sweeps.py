@@ -24,7 +24,8 @@ from mechir.encoding import Encoded
 from mechir.errors import MechirError
 from mechir.finite import refuse_non_finite
 from mechir.hooks import Edit, Hook, edits
-from mechir.pairs import Batch, Pair, progress_bar
+from mechir.pairs import Batch, Pair
+from mechir.reranker import Restarts, needs
 
 READ = (
     "hook_resid_pre",
@@ -50,7 +51,7 @@ class State:
 
 @torch.no_grad()
 def sweep(
-    model: Any,
+    model: Restarts,
     pairs: Sequence[Pair],
     do: Mapping[str, Any],
     *,
@@ -77,22 +78,20 @@ def sweep(
     Raises:
         MechirError: as `model.score`; for an empty `do`.
     """
+    needs(model, "sweep", Restarts)
     if not do:
         raise MechirError("A sweep needs at least one intervention: write {'original': (), 'cut': Mask('doc<-query')}.")
     encoded, max_tokens = model.encode(pairs, max_length), max_tokens or model.max_tokens
     number = np.float64 if model.dtype == torch.float64 else np.float32
     scores = {name: np.empty(len(encoded), dtype=number) for name in do}
-    with progress_bar(len(encoded), progress) as bar:
-        for index, batch in encoded.buckets(max_rows, max_tokens):
-            batch = batch.to(model.device)
-            plans = {name: stages(model, edits(what, batch)) for name, what in do.items()}
-            for name, score in walk(model, batch, plans, max_rows=max_rows, max_tokens=max_tokens):
-                scores[name][index] = score.cpu().numpy()
-            bar.update(len(batch))
+    for index, batch in model.batches(encoded, max_rows=max_rows, max_tokens=max_tokens, progress=progress):
+        plans = {name: stages(model, edits(what, batch)) for name, what in do.items()}
+        for name, score in walk(model, batch, plans, max_rows=max_rows, max_tokens=max_tokens):
+            scores[name][index] = score.cpu().numpy()
     return _frame(model, encoded, do, scores)
 
 
-def _frame(model: Any, encoded: Encoded, do: Mapping[str, Any], scores: Mapping[str, np.ndarray]) -> pd.DataFrame:
+def _frame(model: Restarts, encoded: Encoded, do: Mapping[str, Any], scores: Mapping[str, np.ndarray]) -> pd.DataFrame:
     for name in do:
         refuse_non_finite(model, torch.from_numpy(scores[name]), encoded, do[name])
     one = {
@@ -103,7 +102,7 @@ def _frame(model: Any, encoded: Encoded, do: Mapping[str, Any], scores: Mapping[
     return pd.concat([pd.DataFrame({"name": name} | one | {"score": scores[name]}) for name in do], ignore_index=True)
 
 
-def stages(model: Any, hooks: Sequence[Hook]) -> list[StageEdits]:
+def stages(model: Restarts, hooks: Sequence[Hook]) -> list[StageEdits]:
     """The edits by stage: embeddings (0), what layer l reads (2 l + 1) and writes (2 l + 2), head (the last)."""
     by_stage: list[list[tuple[str, Edit]]] = [[] for _ in range(2 * model.cfg.n_layers + 2)]
     for name, edit in model.resolve(hooks):
@@ -116,7 +115,7 @@ def stages(model: Any, hooks: Sequence[Hook]) -> list[StageEdits]:
 
 
 def walk(
-    model: Any, batch: Batch, plans: Mapping[str, list[StageEdits]], *, max_rows: int, max_tokens: int
+    model: Restarts, batch: Batch, plans: Mapping[str, list[StageEdits]], *, max_rows: int, max_tokens: int
 ) -> Iterator[tuple[str, Float[Tensor, "batch"]]]:
     """The scores of one batch under each plan, in the order in which the tree is walked."""
     allowed = model.allowed(batch)
@@ -151,7 +150,7 @@ def _chunks(branches: list[Branch], at_once: int) -> Iterator[list[Branch]]:
         yield branches[start : start + at_once]
 
 
-def _embed(model: Any, batch: Batch, plans: Mapping[str, list[StageEdits]]) -> list[State]:
+def _embed(model: Restarts, batch: Batch, plans: Mapping[str, list[StageEdits]]) -> list[State]:
     groups: dict[StageEdits, list[str]] = {}
     for name, plan in plans.items():
         groups.setdefault(plan[0], []).append(name)
@@ -163,7 +162,7 @@ def _embed(model: Any, batch: Batch, plans: Mapping[str, list[StageEdits]]) -> l
 
 
 def _run(
-    model: Any, stage: int, chunk: list[Branch], allowed: Tensor | None, plans: Mapping[str, list[StageEdits]]
+    model: Restarts, stage: int, chunk: list[Branch], allowed: Tensor | None, plans: Mapping[str, list[StageEdits]]
 ) -> list[State]:
     """One stage over a chunk of branches, stacked along the batch axis; each edit sees its own rows alone."""
     layer, writes = (stage - 1) // 2, stage % 2 == 0
@@ -176,9 +175,9 @@ def _run(
             return [State(rows, shared) for rows, shared in zip(out.split(size), names, strict=True)]
         last = layer == model.cfg.n_layers - 1
         edits_here = [edit for shared in names for name in shared for s in (0, 1) for _, edit in plans[name][stage + s]]
-        cls_only = last and all(getattr(edit, "cls_first", False) for edit in edits_here)
+        head_row = last and all(edit.head_row for edit in edits_here)
         seen = None if allowed is None else allowed.repeat(len(chunk), 1, 1, 1)
-        rows, z = model.run_read(layer, _stacked([state.resid for state, _ in chunk]), seen, cls_only=cls_only)
+        rows, z = model.run_read(layer, _stacked([state.resid for state, _ in chunk]), seen, head_row=head_row)
     return [State(*each) for each in zip(rows.split(size), names, z.split(size), strict=True)]
 
 
@@ -186,16 +185,18 @@ def _stacked(parts: Sequence[Any]) -> Tensor:
     return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
 
 
-def _score(model: Any, states: Sequence[State], plans: Mapping[str, list[StageEdits]]) -> Iterator[tuple[str, Tensor]]:
+def _score(
+    model: Restarts, states: Sequence[State], plans: Mapping[str, list[StageEdits]]
+) -> Iterator[tuple[str, Tensor]]:
     for state, found in _branches(states, plans, 2 * model.cfg.n_layers + 1):
         with model.hooks(found):
-            score = model.head.score(model.head(model.parts, state.resid[:, 0]))
+            score = model.run_head(state.resid)
         for name in state.names:
             yield name, score
 
 
 @contextlib.contextmanager
-def _rowwise(model: Any, per_branch: list[StageEdits], size: int) -> Iterator[None]:
+def _rowwise(model: Restarts, per_branch: list[StageEdits], size: int) -> Iterator[None]:
     """Hooks that apply the edits of branch i to rows i * size to (i + 1) * size."""
     names = {name: None for found in per_branch for name, _ in found}
 
@@ -216,7 +217,7 @@ def _opens_attention(name: str) -> bool:
     return name.endswith(("hook_pattern", "hook_attn_scores"))
 
 
-def forwards(model: Any, do: Mapping[str, Any]) -> float:
+def forwards(model: Restarts, do: Mapping[str, Any]) -> float:
     """How many full forwards per pair the sweep of `do` costs: layers computed over layers of the model.
 
     The last layer counts in full, although mostly the CLS row alone is computed.

@@ -1,0 +1,1 @@
+"""The experiments that come with mechir, a folder for each paper; they are imported as `mechir.analyses`."""

@@ -1,0 +1,1 @@
+"""Experiments that join several papers, and those that only read the registry."""

@@ -1,0 +1,1 @@
+"""Polyakov, Chen and Eickhoff 2025 (SIGIR): metrics of patching."""

@@ -1,0 +1,36 @@
+"""The experiments that come with mechir, one class in one file: `from mechir.analyses import AttentionContrast`.
+
+In a checkout the files are in the folder `analyses/` beside the package.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+_FOLDER = Path(__file__).parent
+if not any(_FOLDER.glob("*/*.py")):
+    __path__.append(str(_FOLDER.parent.parent / "analyses"))
+
+
+def _files() -> dict[str, str]:
+    """The module of each class: `AttentionContrast` is in `vast2025.attention_contrast`."""
+    files = [file for folder in map(Path, __path__) for file in folder.glob("*/*.py") if not file.name.startswith("_")]
+    return {class_name(file.stem): f"{__name__}.{file.parent.name}.{file.stem}" for file in sorted(files)}
+
+
+def class_name(stem: str) -> str:
+    """The name of the class in a file: `attention_contrast` holds `AttentionContrast`."""
+    return "".join(word.capitalize() for word in stem.split("_"))
+
+
+def __getattr__(name: str) -> Any:
+    files = {} if name.startswith("_") else _files()
+    if name not in files:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(importlib.import_module(files[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_files())

@@ -1,0 +1,174 @@
+"""A job: all that another process needs to compute units of a run, as one value that can be pickled.
+
+job = mi.engine.job(AttentionContrast(), model, collection, registry="runs")
+with ProcessPoolExecutor() as pool:
+list(pool.map(job.compute, job.missing()))
+run = job.finish()
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from mechir import provenance
+from mechir.catalog import load_experiment
+from mechir.encoder.default import NAME, load
+from mechir.encoder.hooked import HookedEncoder
+from mechir.encoder.reading import ASKED
+from mechir.errors import MechirError
+from mechir.experiment import Experiment, Finished
+from mechir.material import Source
+from mechir.registry import entries
+from mechir.registry.findings import checked, of_record, placed
+from mechir.registry.runs import Run
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """Where a model is read from and how, and which one it must then be.
+
+    Attributes:
+        name: a directory, a name on the hub, or "embedded".
+        dtype: of the parameters.
+        relevant_label: which label means relevance.
+        max_length: word pieces of a pair that are read, where it was asked for.
+        fingerprint: of the model.
+    """
+
+    name: str
+    dtype: str
+    relevant_label: int | None
+    max_length: int | None
+    fingerprint: str
+
+    @classmethod
+    def of(cls, model: HookedEncoder) -> ModelReference:
+        """The reference of a loaded model.
+
+        Raises:
+            MechirError: for a model that was made in memory, which no other process can read.
+        """
+        name = model.cfg.model_name
+        path = Path(name).expanduser()
+        if type(model) is not HookedEncoder or not (name == NAME or path.is_dir() or model.revision):
+            raise MechirError(
+                f"'{name}' was made in memory and no other process can read it: save it with "
+                "`model.hf.save_pretrained` and load it from there, or use mechir.run."
+            )
+        length = model.max_length if model.reading.limited_by == ASKED else None
+        where = str(path.resolve()) if path.is_dir() else name
+        return cls(where, str(model.dtype).removeprefix("torch."), model.head.relevant_label, length, model.fingerprint)
+
+    def load(self, device: str | None = None) -> HookedEncoder:
+        """The model.
+
+        Raises:
+            MechirError: where what is read now is another model.
+        """
+        return _loaded(self, device)
+
+
+@lru_cache(maxsize=1)
+def _loaded(reference: ModelReference, device: str | None) -> HookedEncoder:
+    label = reference.relevant_label
+    options = {"dtype": reference.dtype, "relevant_label": label, "max_length": reference.max_length}
+    model = load(reference.name, device=device, **options)
+    if model.fingerprint != reference.fingerprint:
+        raise MechirError(
+            f"'{reference.name}' is another model now (fingerprint {model.fingerprint[:12]}, the run is of "
+            f"{reference.fingerprint[:12]}): start the run again."
+        )
+    return model
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """The units of one run, and what they are computed with.
+
+    Attributes:
+        experiment: with all that its `prepare` found.
+        model: where the model is read from.
+        source: what the material comes from, for the summary.
+        units: the pairs or contrasts of each unit.
+        path: the folder of the run.
+    """
+
+    experiment: Experiment
+    model: ModelReference
+    source: Source
+    units: tuple[tuple[Any, ...], ...]
+    path: Path
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The experiment as its file and its fields: a file's own class is known in this process alone.
+
+        Raises:
+            MechirError: for an experiment that was typed in.
+        """
+        kind = type(self.experiment)
+        if not (file := provenance.source_file(self.experiment)):
+            raise MechirError(f"{kind.__name__} was typed in and no other process can read it: write it into a file.")
+        return vars(self) | {"experiment": (file, dict(vars(self.experiment)))}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        file, values = state["experiment"]
+        vars(self).update(state | {"experiment": load_experiment(file)(**values)})
+
+    @property
+    def run(self) -> Run:
+        """The stored run."""
+        return Run(self.path)
+
+    def missing(self) -> list[int]:
+        """The units that are not computed yet."""
+        done = self.run.done()
+        return [unit for unit in range(len(self.units)) if unit not in done]
+
+    def compute(self, unit: int, device: str | None = None) -> int:
+        """Computes and stores one unit; its number. The model is read once in a process."""
+        compute_unit(self.run, self.experiment, self.model.load(device), self.units[unit], unit)
+        return unit
+
+    def finish(self, device: str | None = None) -> Run:
+        """Writes summary, chart and findings.
+
+        Raises:
+            MechirError: while units are missing.
+        """
+        if missing := self.missing():
+            raise MechirError(
+                f"Run {self.run.id} is not finished: {len(missing)} of {len(self.units)} units are missing."
+            )
+        finish(self.run, self.experiment, self.model.load(device), self.source)
+        return self.run
+
+
+def compute_unit(run: Run, experiment: Experiment, model: HookedEncoder, material: Any, unit: int) -> None:
+    """Measures and stores one unit of a run, with the device that it was computed on."""
+    began = time.monotonic()
+    rows = experiment.measure(model, list(material))
+    run.write_part(unit, rows, time.monotonic() - began, str(model.device))
+
+
+def finish(stored: Run, experiment: Experiment, model: HookedEncoder, source: Source) -> None:
+    """Summary, chart and findings, made once."""
+    from mechir.views import charts
+
+    of = of_record(stored.record)
+    finished = Finished(stored.rows, stored.judged, model, source, of["axiom"])
+    if not (stored.path / "summary.parquet").is_file():
+        summary = experiment.summarise(finished)
+        charts.save(experiment.chart(summary), stored.path / "chart")
+        measured = {"seconds": round(stored.seconds, 1), "devices": stored.devices}
+        measured |= {"quality": provenance.quality(stored)}
+        stored.write_record(stored.record | measured)
+        stored.write_frame("summary", summary)
+    registry = stored.path.parents[1]
+    if not entries.has_findings(registry, stored.id):
+        found = experiment.findings(replace(finished, summary=stored.summary))
+        if found is not None:
+            entries.record(registry, stored.id, checked(placed(found, stored.record), of))

@@ -1,0 +1,340 @@
+"""Measures: what the value of a finding is of, in which unit, and what it speaks for.
+
+A measure prints as findings store it and reads back from there:
+
+    PATCHING("tfc1", at="query|doc")         # patching, tfc1, at query|doc
+    parse_measure("patching, tfc1, at query|doc") == PATCHING("tfc1", at="query|doc")
+
+`MEASURES` lists every measure that an experiment writes; unit, role, term, sign, and what counts are said here alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from mechir.errors import MechirError, closest
+
+ROLES = ("matching", "soft-tf", "idf", "query-context", "scoring", "no-op", "relevance-neuron")
+"""What a component may do: match words; count them; weigh them by rarity; gather the query; make the score of it; take
+attention that is not needed; carry relevance."""
+TERMS = ("tf", "idf", "length", "saturation")
+"""The parts of BM25."""
+TERM_OF = {"tfc": "tf", "tdc": "idf", "lnc": "length"}
+"""Which part of BM25 a diagnostic changes, by the beginning of its name."""
+WORDS = re.compile(r"\{(\w+)(?:=(\w+))?\}")
+"""A parameter in the text of a measure, and the value that goes without saying."""
+PATTERNS = {
+    "metric": r"nDCG@10|MRR|effect of a term",
+    "baseline": r"pad_\w+",
+    "target": r"p|margin|[hn]\d[^ ,]*",
+    "heads": "pattern|z",
+    "neurons": "post|pre",
+    "port": "[qkv]",
+    "direction": r"\S+",
+}
+"""What a parameter may be, where that is not any text."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a finding's value is of.
+
+    Called with its parameters, by place or by name, a measure is one whose text is whole: it prints as it is stored.
+    One without its parameters stands for all of them.
+
+    Attributes:
+        text: with `{name}` for a parameter, `[...]` around what is left out where its parameters are not given or are
+            what goes without saying (`{name=value}`).
+        unit: of a finding's value, interval and `least`; findings may have another where the data decide it.
+        role: of `ROLES`, what it is evidence for or against; empty where it is none.
+        term: of `TERMS`, the part of BM25 that it is about; empty where it is none.
+        sign: 1 where a positive value speaks for the role, -1 where a negative one does, 0 where either does.
+        causal: the component itself is changed, not only looked at.
+        least: |value| below this is called nothing, whatever p.
+        follows: the fields that follow from the parameters.
+        parameters: those that it was called with, by name.
+    """
+
+    text: str
+    unit: str
+    role: str = ""
+    term: str = ""
+    sign: int = 1
+    causal: bool = False
+    least: float = 0.0
+    follows: Callable[[Mapping[str, str]], Mapping[str, Any]] | None = field(default=None, repr=False, compare=False)
+    parameters: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        refuse_unknown(self.role, self.term)
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """The names of its parameters in the order of the text, those in brackets last."""
+        required = WORDS.findall(re.sub(r"\[.*?\]", "", self.text))
+        return tuple(name for name, _ in required + _optional(self.text))
+
+    def __call__(self, *values: object, **named: object) -> Measure:
+        """The measure with these parameters; one that is left out of brackets may be missing or empty.
+
+        Raises:
+            MechirError: for an unknown parameter, or one that is missing.
+        """
+        given = dict(zip(self.takes, values, strict=False)) | named
+        unsaid = dict(WORDS.findall(self.text))
+        missing = unsaid.keys() - dict(_optional(self.text)) - given.keys()
+        if missing or given.keys() - unsaid.keys() or len(values) > len(unsaid):
+            told = ", ".join(map(str, [*values, *named])) or "none"
+            raise MechirError(
+                f"The measure '{self.text}' takes {', '.join(self.takes) or 'no parameter'}: given {told}."
+            )
+        whole = {name: str(given.get(name) or value) for name, value in unsaid.items()}
+        return replace(self, parameters=tuple(whole.items()), **(self.follows(whole) if self.follows else {}))
+
+    def __str__(self) -> str:
+        return _written(self.text, dict(self.parameters))
+
+    @property
+    def family(self) -> Measure:
+        """The same measure whatever its parameters."""
+        return replace(self, parameters=())
+
+    def covers(self, text: str) -> bool:
+        """Whether a finding's measure is this one; without parameters, this one with any."""
+        return (
+            text == str(self) if self.parameters or not self.takes else _pattern(self.text).fullmatch(text) is not None
+        )
+
+    def among(self, texts: pd.Series) -> pd.Series:
+        """Which of the measures of findings it covers."""
+        covered = {text: self.covers(text) for text in texts.unique()}
+        return texts.map(covered).astype(bool)
+
+
+def parse_measure(text: str) -> Measure:
+    """The measure that a finding's text names, with its parameters; of two with one text the first of `MEASURES`.
+
+    Raises:
+        MechirError: for a text that no measure of mechir prints.
+    """
+    for measure in MEASURES:
+        if matched := _pattern(measure.text).fullmatch(text):
+            return measure(**{name: value for name, value in matched.groupdict().items() if value is not None})
+    raise MechirError(f"Unknown measure '{text}': the closest are {closest(text, [one.text for one in MEASURES])}.")
+
+
+def _optional(text: str) -> list[tuple[str, str]]:
+    """The parameters in brackets, each with the value that goes without saying."""
+    return WORDS.findall("".join(re.findall(r"\[.*?\]", text)))
+
+
+def _written(text: str, given: Mapping[str, str]) -> str:
+    """The text with these parameters in their places, without the brackets that say nothing new."""
+    if not given:
+        return text
+    short = re.sub(
+        r"\[(.*?)\]",
+        lambda part: part[1] if any(given[name] != value for name, value in WORDS.findall(part[1])) else "",
+        text,
+    )
+    return WORDS.sub(lambda word: given[word[1]], short)
+
+
+@cache
+def _pattern(text: str) -> re.Pattern[str]:
+    """What the text matches with any parameters."""
+    pattern = ""
+    for part in re.split(r"(\[|\]|\{.*?\})", text):
+        if word := WORDS.fullmatch(part):
+            pattern += f"(?P<{word[1]}>{PATTERNS.get(word[1], '.*?')})"
+        else:
+            pattern += {"[": "(?:", "]": ")?"}.get(part, re.escape(part))
+    return re.compile(pattern)
+
+
+def refuse_unknown(role: str | None = None, term: str | None = None) -> None:
+    """Raises for an unknown role or term.
+
+    Raises:
+        MechirError: with the closest names.
+    """
+    for what, given, known in (("role", role, ROLES), ("term", term, TERMS)):
+        if given and given not in known:
+            raise MechirError(f"Unknown {what} '{given}': the closest are {closest(given, known)}.")
+
+
+def term_of(axiom: str) -> str:
+    """The part of BM25 that a diagnostic changes; empty where it is none."""
+    return next((term for start, term in TERM_OF.items() if re.search(rf"\b{start}", axiom)), "")
+
+
+class Rank(NamedTuple):
+    """A place among so many, as the label of a finding: "rank 3 of 72"."""
+
+    place: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"rank {self.place} of {self.of}"
+
+    @classmethod
+    def parse(cls, label: str) -> Rank | None:
+        """The rank that a label is; None for any other label."""
+        matched = re.fullmatch(r"rank (\d+) of (\d+)", label)
+        return cls(int(matched[1]), int(matched[2])) if matched else None
+
+
+STATED = {"site": "site", "label": "label", "collection": "collection", "queries": "n_queries", "pairs": "n_pairs"}
+"""Columns of a summary that its findings take over, and what they are called there."""
+
+
+def stated(
+    summary: pd.DataFrame, measure: Measure | Iterable[Measure], of: str = "estimate", **more: Any
+) -> pd.DataFrame:
+    """The rows of a summary as findings by a measure.
+
+    Args:
+        summary: `estimate` with `low`, `high`, `p`, `p_corrected`, as far as there are any; `site`, `label`,
+            `collection`, `queries`, `pairs`.
+        measure: of all rows, or one for each.
+        of: the column of the estimate where a row has several; its interval and p are then `{of}_low`, `{of}_high`,
+            `{of}_p`, `{of}_p_corrected`.
+        more: other columns of `Finding`, and what is not as the measure or the summary say.
+
+    Returns:
+        Columns of `Finding`.
+    """
+    begins = "" if of == "estimate" else f"{of}_"
+    names = {of: "value"} | {begins + name: name for name in ("low", "high", "p", "p_corrected")} | STATED
+    measures = [measure] * len(summary) if isinstance(measure, Measure) else list(measure)
+    fields = [(str(one), one.unit, one.role, one.term, one.sign, one.causal, one.least) for one in measures]
+    columns = ["measure", "unit", "role", "term", "sign", "causal", "least"]
+    meanings = pd.DataFrame(fields, columns=columns, index=summary.index)
+    kept = summary[[name for name in names if name in summary]].rename(columns=names)
+    return pd.concat([kept, meanings], axis=1).assign(**more)
+
+
+TEXT = "query|doc"
+"""Where matching heads write what they count. In the last layer nobody reads it."""
+
+
+def _of_axiom(given: Mapping[str, str]) -> Mapping[str, str]:
+    return {"term": term_of(given["axiom"])}
+
+
+def _of_place(given: Mapping[str, str]) -> Mapping[str, str]:
+    """What a component writes at query and document where a term is repeated is soft term frequency."""
+    term = term_of(given["axiom"])
+    return {"term": term, "role": "soft-tf" if term == "tf" and given["at"] == TEXT else ""}
+
+
+def _of_metric(given: Mapping[str, str]) -> Mapping[str, str]:
+    return {"unit": "logits" if given["metric"] == "effect of a term" else given["metric"]}
+
+
+def _of_target(given: Mapping[str, str]) -> Mapping[str, str]:
+    return {"unit": "logits" if given["target"] == "score" else given["target"]}
+
+
+def _of_link(given: Mapping[str, str]) -> Mapping[str, str]:
+    name = given["to"]
+    return {"role": {"tf": "soft-tf"}.get(name, name), "term": name if name in TERMS else ""}
+
+
+SHARE, LOGITS, ATTENTION = "share of the gap", "logits", "attention"
+EFFECT = 0.05
+"""An effect below this share of the gap, or below so many logits, is called nothing."""
+
+CONTRAST = Measure("contrast[ of {of=mean_max}], {direction}", ATTENTION, role="matching", least=0.02)
+QK_ALIGNMENT = Measure("QK alignment", "sd of random directions", role="matching")
+ATTENTION_WITHOUT = Measure(
+    "attention without aligned directions", ATTENTION, role="matching", sign=-1, causal=True, least=0.005
+)
+SCORE_WITHOUT = Measure("score without aligned directions", LOGITS, role="matching", causal=True, least=0.01)
+NO_OP = Measure("attention to CLS and separators", ATTENTION, role="no-op")
+
+RISE = Measure("rise of attention, tf 0 to 8", ATTENTION, role="soft-tf", term="tf", least=0.02)
+K1 = Measure("k1 of attention", "occurrences", role="soft-tf", term="saturation")
+BY_LENGTH = Measure("rise of attention, document three times over", ATTENTION, role="soft-tf", term="length")
+LIKENESS = Measure("attention and likeness of embeddings", "r", role="soft-tf", term="tf")
+WEIGHT = Measure("weight of soft-TF", "logits per sd", role="soft-tf", term="tf")
+IDF_WEIGHT = Measure("weight of IDF x soft-TF", "logits per sd", role="idf", term="idf")
+SEMANTIC_BM25 = Measure("semantic BM25", "r, held out")
+
+R_IDF = Measure("r with IDF", "r", role="idf", term="idf", sign=0, least=0.1)
+SCORE_UP_IDF = Measure("score, a matched term up IDF", LOGITS, role="idf", term="idf", causal=True)
+ATTENTION_UP_IDF = Measure("attention, a matched term up IDF", ATTENTION, role="idf", term="idf", causal=True)
+
+GAP = Measure("gap, {axiom}", LOGITS, causal=True, least=EFFECT, follows=_of_axiom)
+PATCHING = Measure("patching, {axiom}[, at {at}]", SHARE, causal=True, least=EFFECT, follows=_of_place)
+PATCHING_TOP = Measure(
+    "patching in the top third, {axiom}[, at {at}]", SHARE, causal=True, least=EFFECT, follows=_of_axiom
+)
+PATH_TO_HEADS = Measure(
+    "path into the scoring heads, {axiom}, by {port}",
+    SHARE,
+    role="query-context",
+    causal=True,
+    least=EFFECT,
+    follows=_of_axiom,
+)
+PATH_TO_SCORE = Measure(
+    "path to the score[ (freeze {freeze=heads}, LayerNorm {ln=live})], {axiom}",
+    SHARE,
+    role="scoring",
+    causal=True,
+    least=EFFECT,
+    follows=_of_axiom,
+)
+
+CONDUCTANCE = Measure(
+    "conductance, {label} documents[, {baseline=pad_query}][, {target=score}][, {heads=pattern}][, {neurons=post}]",
+    LOGITS,
+    role="scoring",
+    follows=_of_target,
+)
+NEURON_CONDUCTANCE = replace(CONDUCTANCE, role="relevance-neuron")
+WITHOUT_DIRECTION = Measure("nDCG@10 without", "nDCG@10", sign=-1, causal=True, least=0.01)
+WITHOUT_UNITS = Measure(
+    "{metric} without", "nDCG@10", role="relevance-neuron", sign=-1, causal=True, least=0.01, follows=_of_metric
+)
+WITHOUT_HEADS = Measure("{metric} without heads {set}, by {way}", "nDCG@10", sign=-1, causal=True, follows=_of_metric)
+
+LINK_TO = Measure("link to {to}", SHARE, causal=True, follows=_of_link)
+"""What a plan concludes; see `mechir.registry.plan`."""
+
+MEASURES = (
+    CONTRAST,
+    QK_ALIGNMENT,
+    ATTENTION_WITHOUT,
+    SCORE_WITHOUT,
+    NO_OP,
+    RISE,
+    K1,
+    BY_LENGTH,
+    LIKENESS,
+    WEIGHT,
+    IDF_WEIGHT,
+    SEMANTIC_BM25,
+    R_IDF,
+    SCORE_UP_IDF,
+    ATTENTION_UP_IDF,
+    GAP,
+    PATCHING,
+    PATCHING_TOP,
+    PATH_TO_HEADS,
+    PATH_TO_SCORE,
+    CONDUCTANCE,
+    NEURON_CONDUCTANCE,
+    WITHOUT_DIRECTION,
+    WITHOUT_UNITS,
+    WITHOUT_HEADS,
+    LINK_TO,
+)
+"""Every measure that an experiment writes."""

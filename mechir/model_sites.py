@@ -1,0 +1,59 @@
+"""The sites that a model has: all of a kind, and those that a caller names, checked against it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from mechir.errors import MechirError, refuse_index
+from mechir.reranker import Reranker
+from mechir.sites import Attn, Head, Mlp, Neuron, Resid, as_sites
+
+
+def all_heads(model: Reranker, part: str = "z") -> list[Head]:
+    """Every head of the model, by layer."""
+    return [Head(layer, head, part) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
+
+
+def mlps(model: Reranker) -> list[Mlp]:
+    """Every MLP of the model."""
+    return [Mlp(layer) for layer in range(model.cfg.n_layers)]
+
+
+def blocks(model: Reranker) -> list[Resid | Attn | Mlp]:
+    """The residual stream that each layer reads and what its attention and its MLP add: the rows of block maps."""
+    return [kind(layer) for kind in (Resid, Attn, Mlp) for layer in range(model.cfg.n_layers)]
+
+
+def sites_of(model: Reranker, sites: Any) -> list[Any]:
+    """The sites as values, checked against the model.
+
+    Raises:
+        MechirError: for what is no site, or none of this model's.
+    """
+    parsed = as_sites(sites)
+    if not parsed:
+        raise MechirError("There is nothing to patch: name a site such as 'h8.1', or give all_heads(model).")
+    sizes = {Head: model.cfg.n_heads, Neuron: model.cfg.d_mlp}
+    for site in parsed:
+        model.resolve([(site.hook, _nothing)])
+        if isinstance(site, Head | Neuron):
+            refuse_index(type(site).__name__, site[1], sizes[type(site)], f"layer {site.layer}")
+    return parsed
+
+
+def heads_of(model: Reranker, heads: Any) -> list[Head]:
+    """The heads as values, checked against the model.
+
+    Raises:
+        MechirError: for what is no head, or none of this model's.
+    """
+    listed = sites_of(model, heads)
+    for site in listed:
+        if not isinstance(site, Head):
+            raise MechirError(f"'{site}' has no attention: write heads, such as h8.1.")
+    return listed
+
+
+def _nothing(x: Tensor, hook: Any) -> None: ...

@@ -1,0 +1,286 @@
+"""The contract of a model: three tiers of protocols, and the structure that the arithmetic of a method relies on.
+
+A method states what it needs in one line, `needs(model, "path_patch", Weights, norm="post")`. A model that lacks it is
+refused before anything is computed: on another structure the numbers would be wrong, not missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from mechir.encoding import Encoded
+from mechir.errors import MechirError
+from mechir.hooks import Edit, Hook
+from mechir.pairs import Batch, Pair
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """The sizes of a model, under the names of TransformerLens's `cfg`."""
+
+    model_name: str
+    family: str
+    n_layers: int
+    n_heads: int
+    d_model: int
+    d_head: int
+    d_mlp: int
+    d_vocab: int
+    n_ctx: int
+    n_labels: int
+    act_fn: str
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What the arithmetic of a method may rely on.
+
+    Attributes:
+        norm: "post": a norm of the sum after each sublayer; "pre": one of what each sublayer reads, and a final one.
+        positions: "absolute": added to the word embeddings; "rotary" or "relative": part of the attention score.
+        reads: the rows of the last layer that the head reads; "decoder": those of generated tokens.
+        causal: whether a position sees only those before it.
+        window: how far a position sees; None for the whole text.
+    """
+
+    norm: Literal["post", "pre"]
+    positions: Literal["absolute", "rotary", "relative"]
+    reads: Literal["cls", "mean", "last", "decoder"]
+    causal: bool = False
+    window: int | None = None
+
+
+class Embeddings(NamedTuple):
+    """The modules that turn token ids into the first residual stream."""
+
+    word: nn.Embedding
+    position: nn.Embedding
+    token_type: nn.Embedding | None
+    ln: nn.LayerNorm
+    project: nn.Linear | None
+
+
+class Layer(NamedTuple):
+    """The modules of one layer: Hugging Face's own, shared and not copied."""
+
+    q: nn.Linear
+    k: nn.Linear
+    v: nn.Linear
+    o: nn.Linear
+    ln1: nn.LayerNorm
+    mlp_in: nn.Linear
+    activation: Callable[[torch.Tensor], torch.Tensor]
+    mlp_out: nn.Linear
+    ln2: nn.LayerNorm
+
+
+class Parts(NamedTuple):
+    """Everything the forward reads, by what it does."""
+
+    embeddings: Embeddings
+    layers: tuple[Layer, ...]
+    pooler: nn.Linear
+    pooler_activation: Callable[[torch.Tensor], torch.Tensor]
+    classifier: nn.Linear
+
+
+@runtime_checkable
+class Reranker(Protocol):
+    """What every model gives: pairs as batches, their scores, and its activations to read and edit by hook name.
+
+    `fingerprint` names the model; `max_length` counts the word pieces of a pair that it reads.
+    """
+
+    cfg: Dimensions
+    structure: Structure
+    fingerprint: str
+    tokenizer: Any
+    max_length: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number type it computes in."""
+
+    @property
+    def max_tokens(self) -> int:
+        """How many word pieces are computed together by default."""
+
+    def __call__(
+        self, inputs: Any, *, return_type: str = "score", stop_at_layer: int | None = None, head_row: bool | None = None
+    ) -> Float[Tensor, "..."]:
+        """The scores [batch] of the inputs, or the residual stream that layer `stop_at_layer` reads.
+
+        `head_row`: True computes in the last layer only what the head reads, where that is the first row alone; False
+        computes all rows; None all rows where something in that layer is hooked.
+        """
+
+    def encode(self, pairs: Any, max_length: int | None = None) -> Encoded:
+        """The pairs as token ids."""
+
+    def batch(self, inputs: Any) -> Batch:
+        """One padded batch of the inputs, in their order, on the model's device."""
+
+    def batches(
+        self,
+        pairs: Any,
+        *,
+        max_rows: int = 64,
+        max_tokens: int | None = None,
+        max_length: int | None = None,
+        progress: bool | None = False,
+    ) -> Iterator[tuple[np.ndarray, Batch]]:
+        """Batches of pairs of like length on the model's device, each with the index of its rows among the pairs."""
+
+    def allowed(self, batch: Batch) -> Bool[Tensor, "batch 1 1 pos"] | None:
+        """True at sources that are no padding; None where a batch has no padding."""
+
+    def score(
+        self,
+        pairs: Any,
+        do: Any = (),
+        *,
+        readout: str = "score",
+        max_rows: int = 256,
+        max_tokens: int | None = None,
+        max_length: int | None = None,
+        progress: bool | None = None,
+    ) -> Float[Tensor, "pair"]:
+        """The relevance score of each pair under the intervention(s) `do`, in input order, on the CPU."""
+
+    def resolve(self, hooks: Sequence[Hook]) -> list[tuple[str, Edit]]:
+        """The hooks by name, one for each name that a filter matches; refuses names that the model lacks."""
+
+    def hooks(self, fwd_hooks: Any = (), bwd_hooks: Any = ()) -> AbstractContextManager[Any]:
+        """The context in which these hooks read and edit activations."""
+
+    def run_with_cache(self, *inputs: Any, names_filter: Any = None, **options: Any) -> tuple[Tensor, Any]:
+        """The output and the activations of every hook point, or of those that `names_filter` selects."""
+
+    def certify(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+        """The largest differences from the original implementation on these pairs."""
+
+
+@runtime_checkable
+class Restarts(Reranker, Protocol):
+    """A model that starts at any layer, as sweeps and patches do. A layer reads, then writes; the head comes last."""
+
+    def embedded(self, batch: Batch) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream that layer 0 reads."""
+
+    def run_read(
+        self, layer: int, resid: Tensor, allowed: Tensor | None, *, head_row: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The first half of a layer: the stream's rows that are computed, and what the heads read for them (z)."""
+
+    def run_write(self, layer: int, rows: Tensor, z: Tensor) -> Tensor:
+        """The second half of a layer: the residual stream after it."""
+
+    def run_block(self, layer: int, resid: Tensor, allowed: Tensor | None, *, head_row: bool = False) -> Tensor:
+        """The residual stream after one layer."""
+
+    def run_head(self, resid: Float[Tensor, "batch row d_model"]) -> Float[Tensor, "batch"]:
+        """The score that the head reads from a residual stream."""
+
+
+@runtime_checkable
+class Weights(Restarts, Protocol):
+    """A model whose weights may be read, under TransformerLens's names; `hf` is the model that saves them."""
+
+    parts: Parts
+    hf: Any
+
+    @property
+    def W_E(self) -> Float[Tensor, "d_vocab d_embed"]:
+        """The word embeddings."""
+
+    @property
+    def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:
+        """The weights of the queries."""
+
+    @property
+    def b_Q(self) -> Float[Tensor, "layer head d_head"]:
+        """The biases of the queries."""
+
+    @property
+    def b_K(self) -> Float[Tensor, "layer head d_head"]:
+        """The biases of the keys."""
+
+    @property
+    def W_QK(self) -> Any:
+        """W_Q W_K^T [layer, head, d_model, d_model] as its factors."""
+
+
+OFFERS: dict[type, str] = {
+    Reranker: "scores pairs and opens its activations",
+    Restarts: "starts at any layer",
+    Weights: "starts at any layer and shows its weights",
+}
+"""Each tier in words."""
+INSTEAD: dict[type, str] = {
+    Reranker: "load one with mechir.load(...)",
+    Restarts: "score it under interventions with model.score(pairs, do=...)",
+    Weights: "measure it by patching.patch, or under interventions with model.score(pairs, do=...)",
+}
+"""What is left for a model below a tier."""
+READS = {"cls": "the CLS row", "mean": "the mean of all rows", "last": "the last row", "decoder": "generated tokens"}
+
+
+def needs(
+    model: object,
+    method: str,
+    tier: type = Reranker,
+    *,
+    instead: str = "measure it by patching.patch, which relies on no structure",
+    **structure: str | bool | int | None,
+) -> None:
+    """Refuses a model that lacks what a method relies on.
+
+    Args:
+        model: what the method was given.
+        method: its name, as a user calls it.
+        tier: the protocol that it calls.
+        instead: what to do with a model of another structure.
+        structure: fields of `Structure`, each with the value that the method assumes.
+
+    Raises:
+        MechirError: for a model below the tier, or of another structure.
+    """
+    # A model that derives from the protocol is known without a look at each of its attributes, which computes some.
+    if tier not in type(model).__mro__ and not isinstance(model, tier):
+        name = f"'{model.cfg.model_name}'" if isinstance(model, Reranker) else f"a {type(model).__name__}"
+        raise MechirError(f"{method} needs a model that {OFFERS[tier]}, and {name} does not: {INSTEAD[tier]}.")
+    known = cast(Reranker, model)
+    actual = asdict(known.structure)
+    other = [name for name, value in structure.items() if actual[name] != value]
+    if other:
+        assumed, given = (" and ".join(_said(name, of[name]) for name in other) for of in (structure, actual))
+        raise MechirError(f"{method} assumes {assumed}, and '{known.cfg.model_name}' has {given}: {instead}.")
+
+
+def _said(field: str, value: Any) -> str:
+    """A field of `Structure` in words."""
+    if field == "reads":
+        return f"a head that reads {READS[value]}"
+    if field == "causal":
+        return "attention to earlier positions alone" if value else "attention in both directions"
+    if field == "window":
+        return "attention over the whole text" if value is None else f"attention within {value} positions"
+    return f"{value}-norm layers" if field == "norm" else f"{value} positions"
+
+
+def score_parity(certificate: Any) -> float:
+    """The largest difference of scores that a certificate states; older records call it `score_cls_only`."""
+    key = "score_head_row" if "score_head_row" in certificate else "score_cls_only"
+    return float(certificate[key])
