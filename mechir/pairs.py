@@ -184,7 +184,7 @@ def shares(member: Bool[Tensor, "*axes pos"], dtype: torch.dtype = torch.float32
     return weights / weights.sum(-1, keepdim=True).clamp(min=1)
 
 
-def readable(x: Tensor) -> Tensor:
+def for_numpy(x: Tensor) -> Tensor:
     """The values on the CPU, in a number type that NumPy has: bfloat16 becomes float32."""
     x = x.detach().cpu()
     return x.float() if x.dtype == torch.bfloat16 else x

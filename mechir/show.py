@@ -13,7 +13,7 @@ from mechir.errors import MechirError
 from mechir.methods.attention import pair_attention
 from mechir.methods.tokens import PAIR, rows_of
 from mechir.model_sites import heads_of
-from mechir.pairs import Pair, readable
+from mechir.pairs import Pair, for_numpy
 from mechir.reranker import Reranker
 from mechir.sites import Head
 from mechir.views import heads as head_maps
@@ -60,7 +60,7 @@ def attention(
     names = [f"blocks.{site.layer}.attn.hook_pattern" for site in sites]
     with torch.no_grad():
         _, cache = model.run_with_cache(batch, names_filter=names, head_row=False)
-    patterns = np.stack([readable(cache[name][0, site.head]).numpy() for name, site in zip(names, sites, strict=True)])
+    patterns = np.stack([for_numpy(cache[name][0, site.head]).numpy() for name, site in zip(names, sites, strict=True)])
     tokens = model.tokenizer.convert_ids_to_tokens(batch.input_ids[0].tolist())
     return grids(tokens, patterns, [str(site) for site in sites], rows)
 

@@ -1,9 +1,10 @@
 """Speed and memory of scoring and sweeping, as ratios inside one run; prints a table in Markdown.
 
-Run: python scripts/bench_engine.py --model DIR --collection DIR [--device cuda] [--rounds 5] [--full]
+Run: python scripts/bench_engine.py --model DIR --collection DIR [--device cuda] [--rounds 5] [--full | --quick]
 
 Every ratio alternates the two sides, so that a busy machine slows both, and takes medians. Peak memory is that of a
-process of its own. `--full` adds Table 1 on 400 pairs and on all judged pairs of the collection.
+process of its own, on a GPU the GPU's. `--full` adds Table 1 on 400 pairs and on all judged pairs of the collection;
+`--quick` leaves out what takes processes of its own.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ def main() -> None:
     model = mi.load(arguments.model, device=arguments.device, dtype=arguments.dtype)
     pairs = mi.collection(arguments.collection).pairs()
     shuffled = [pairs[int(i)] for i in torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))]
-    machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {model.device}"
-    print(f"{machine}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}\n")
+    print(f"{machine(model)}\n")
     print("| what | ours | other | ratio or value | wanted |\n|---|---|---|---|---|")
     few, rounds = shuffled[: arguments.pairs], arguments.rounds
     for bench in (
-        import_time,
-        lambda: same_batches(model, few, rounds),
-        lambda: peak_ratio(arguments),
+        *(() if arguments.quick else (import_time,)),
+        *(lambda n=n: same_batches(model, few, rounds, n) for n in arguments.rows),
+        *(() if arguments.quick else (lambda: peak_ratio(arguments),)),
         lambda: file_order(model, pairs[: 2 * arguments.pairs], rounds),
+        lambda: tokenising(model, pairs[: 2 * arguments.pairs], rounds),
         lambda: layer_sweep(deeper(model, 6), few[: arguments.pairs // 4], rounds),
         lambda: layer_sweep(deeper(model, 12), few[: arguments.pairs // 4], rounds),
         *((lambda: table_1(model, shuffled), lambda: peak_of_table_1(arguments)) if arguments.full else ()),
@@ -58,9 +59,26 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pairs", type=int, default=256)
-    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--rows", type=int, nargs="+", default=[32], help="pairs in a batch beside Hugging Face")
+    much = parser.add_mutually_exclusive_group()
+    much.add_argument("--full", action="store_true")
+    much.add_argument("--quick", action="store_true")
     parser.add_argument("--peak", choices=["ours", "hf", "table"], help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def machine(model: HookedEncoder) -> str:
+    """What computes, in one line."""
+    at = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else str(model.device)
+    number = str(model.dtype).removeprefix("torch.")
+    threads = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{threads}, {at}, {number}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
+
+
+def peak_gb(model: HookedEncoder) -> float:
+    """Peak memory of this process in GB, on a GPU the GPU's."""
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return torch.cuda.max_memory_allocated() / 2**30 if model.device.type == "cuda" else resident
 
 
 def alternate(ours: Callable[[], object], other: Callable[[], object], rounds: int) -> tuple[float, float]:
@@ -93,10 +111,11 @@ def our_scores(model: HookedEncoder, batches: list[mi.Batch]) -> None:
         model(batch).cpu()
 
 
-def same_batches(model: HookedEncoder, pairs: list[mi.Pair], rounds: int) -> tuple[str, ...]:
-    batches = [batch for _, batch in model.encode(pairs).buckets(32)]
+def same_batches(model: HookedEncoder, pairs: list[mi.Pair], rounds: int, rows: int) -> tuple[str, ...]:
+    batches = [batch for _, batch in model.encode(pairs).buckets(rows, model.max_tokens)]
     ours, other = alternate(lambda: our_scores(model, batches), lambda: hf_scores(model, batches), rounds)
-    return _row(f"score / HF sdpa, same batches, {len(pairs)} pairs", ours, other, ours / other, "<= 1.05")
+    what = f"score / HF sdpa, same batches of {rows}, {len(pairs)} pairs"
+    return _row(what, ours, other, ours / other, "<= 1.05")
 
 
 def file_order(model: HookedEncoder, pairs: list[mi.Pair], rounds: int) -> tuple[str, ...]:
@@ -107,6 +126,12 @@ def file_order(model: HookedEncoder, pairs: list[mi.Pair], rounds: int) -> tuple
 
     ours, other = alternate(lambda: model.score(pairs), hf, rounds)
     return _row(f"HF in file order, batch 32 / bucketed score, {len(pairs)} pairs", ours, other, other / ours, ">= 1.5")
+
+
+def tokenising(model: HookedEncoder, pairs: list[mi.Pair], rounds: int) -> tuple[str, ...]:
+    """What of scoring is done before the model: the same on every device."""
+    ours, other = alternate(lambda: model.encode(pairs), lambda: model.score(pairs), rounds)
+    return _row(f"tokenising / bucketed score, {len(pairs)} pairs", ours, other, ours / other, "")
 
 
 def deeper(model: HookedEncoder, n_layers: int) -> HookedEncoder:
@@ -186,7 +211,7 @@ def _peak_of(arguments: argparse.Namespace, side: str) -> float:
 
 
 def peak(arguments: argparse.Namespace) -> dict[str, float]:
-    """Peak resident memory of this process after one side of the work."""
+    """Peak memory of this process after one side of the work."""
     from mechir.analyses import DirectionAblation
     from mechir.engine import units
 
@@ -198,13 +223,19 @@ def peak(arguments: argparse.Namespace) -> dict[str, float]:
         longest = sorted(range(len(pairs)), key=lambda i: -int(lengths[i]))[:128]
         DirectionAblation().measure(model, units([pairs[i] for i in longest])[0])
     else:
-        batches = [batch for _, batch in model.encode(pairs[: arguments.pairs]).buckets(32)]
+        encoded = model.encode(pairs[: arguments.pairs])
+        batches = [batch for _, batch in encoded.buckets(arguments.rows[0], model.max_tokens)]
         (our_scores if arguments.peak == "ours" else hf_scores)(model, batches)
-    return {"gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    return {"gb": peak_gb(model)}
 
 
 def _row(what: str, ours: float, other: float, ratio: float, wanted: str) -> tuple[str, ...]:
-    return (what, f"{ours:.2f} s", f"{other:.2f} s", f"{ratio:.2f}", wanted)
+    return (what, seconds(ours), seconds(other), f"{ratio:.2f}", wanted)
+
+
+def seconds(time: float) -> str:
+    """To three digits and a hundredth."""
+    return f"{time:.2f} s" if time >= 1 else f"{time:.3g} s"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ Run: python scripts/bench_neurons.py --model DIR --collection DIR [--pairs 8] [-
 2. Neurons and patterns, every pair scored once for the tolerance, against one forward and backward pass of the same
    nodes in the same batches with nothing read: with fused attention, and with the patterns that reading them asks for.
 3. Peak memory of processes of their own: ours, ours of four times the pairs, and those plain passes; then without the
-   holes in glibc's heap, all above 1 MB being taken from the system.
+   holes in glibc's heap, all above 1 MB being taken from the system. On a GPU the GPU's alone.
 
 Time is CPU time (on a GPU elapsed time), medians of rounds in which the sides alternate, after one to warm up.
 """
@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -32,6 +30,7 @@ import numpy as np
 import torch
 import transformers
 from bench_attention import drawn
+from bench_engine import machine, peak_gb, seconds
 from captum.attr import LayerConductance
 from torch import Tensor
 
@@ -48,14 +47,14 @@ SIDES = ("ours", "ours x4", "fused", "explicit")
 
 def main() -> None:
     arguments = _arguments()
-    peaks = [] if arguments.side else memory()  # a process begins with the peak of the one that starts it
+    # Before anything is loaded: a process begins with the peak of the one that starts it.
+    peaks = [] if arguments.side else memory(arguments.device)
     model = mi.load(arguments.model, device=arguments.device)
     pairs, steps, rounds = apart(drawn(arguments.collection, arguments.pairs)), arguments.steps, arguments.rounds
     if arguments.side:
         print(peak(model, pairs, steps, arguments.side))
         return
-    machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {model.device}"
-    print(f"{machine}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}, {len(pairs)} pairs, {steps} steps\n")
+    print(f"{machine(model)}, {len(pairs)} pairs, {steps} steps\n")
     print("| what | ours | other | ratio or value | wanted |\n|---|---|---|---|---|")
     print(against_captum(model, pairs, steps, rounds), flush=True)
     print(against_captum(deep(model, 12), pairs, steps, rounds), flush=True)
@@ -154,9 +153,11 @@ def against_plain(model: HookedEncoder, pairs: list[mi.Pair], steps: int, rounds
     return [_row(f"{what}, {name}", ours, s, ours / s, wanted.get(name, "")) for name, s in times.items()]
 
 
-def memory() -> list[str]:
+def memory(device: str | None) -> list[str]:
     rows, command = [], [sys.executable, __file__, *sys.argv[1:], "--side"]
-    for what, allocator in (("peak memory", {}), ("peak memory without holes", {"MALLOC_MMAP_THRESHOLD_": str(2**20)})):
+    gpu = torch.cuda.is_available() if device is None else device.startswith("cuda")
+    heaps = {"peak memory": {}} | ({} if gpu else {"peak memory without holes": {"MALLOC_MMAP_THRESHOLD_": str(2**20)}})
+    for what, allocator in heaps.items():
         how: Any = {"env": os.environ | allocator, "stdout": subprocess.PIPE, "check": True}
         gb = {side: float(subprocess.run([*command, side], **how).stdout) for side in SIDES}
         for name, x, y, wanted in (
@@ -169,17 +170,17 @@ def memory() -> list[str]:
 
 
 def peak(model: HookedEncoder, pairs: list[mi.Pair], steps: int, side: str) -> float:
-    """Peak memory of this process (on a GPU, the GPU's) in GB after one side of the work."""
+    """Peak memory of this process in GB after one side of the work."""
     if side in ("fused", "explicit"):
         plain(model, pairs, steps, side == "explicit")
     else:
         conductance(model, apart(pairs * (4 if side == "ours x4" else 1)), way=Way(steps=steps, max_steps=steps))
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return torch.cuda.max_memory_allocated() / 2**30 if model.device.type == "cuda" else resident
+    return peak_gb(model)
 
 
 def _row(what: str, ours: float, other: float, ratio: float, wanted: str, unit: str = "s") -> str:
-    return f"| {what} | {ours:.2f} {unit} | {other:.2f} {unit} | {ratio:.2f} | {wanted} |"
+    each = [seconds(x) if unit == "s" else f"{x:.2f} {unit}" for x in (ours, other)]
+    return f"| {what} | {' | '.join(each)} | {ratio:.2f} | {wanted} |"
 
 
 def _arguments() -> argparse.Namespace:

@@ -1,6 +1,7 @@
 """Speed and memory of patching, as ratios inside one run; prints a table in Markdown.
 
-Run: python scripts/bench_patching.py --model DIR --collection DIR [--device cuda] [--rounds 3] [--memory]
+Run: python scripts/bench_patching.py --model DIR --collection DIR [--device cuda] [--dtype bfloat16] [--rounds 3]
+     [--memory]
 
 The loops beside ours do what published code does: one full forward per head (or sender), everything that can be cached
 once cached once, on the same batches unless it says one pair at a time. Every ratio alternates the two sides.
@@ -11,16 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import resource
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from bench_engine import alternate, deeper
+from bench_engine import alternate, deeper, machine, peak_gb, seconds
 
 import mechir as mi
 from mechir import model_sites
@@ -32,13 +30,12 @@ from mechir.methods import attribution, patching, paths
 
 def main() -> None:
     arguments = _arguments()
-    model = mi.load(arguments.model, device=arguments.device)
+    model = mi.load(arguments.model, device=arguments.device, dtype=arguments.dtype)
     if arguments.peak:
         print(json.dumps(peak(model, arguments)))
         return
     contrasts = made(model, arguments.collection, arguments.pairs)
-    machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {model.device}"
-    print(f"{machine}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}\n")
+    print(f"{machine(model)}\n")
     print("| what | ours | other | ratio or value | wanted |\n|---|---|---|---|---|")
     six, twelve = deeper(model, 6), deeper(model, 12)
     for bench in (
@@ -154,7 +151,7 @@ def memory(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 
 def peak(model: HookedEncoder, arguments: argparse.Namespace) -> dict[str, float]:
-    """Peak resident memory of this process after a head map of 1,000 pairs cut to 128 word pieces."""
+    """Peak memory of this process after a head map of 1,000 pairs cut to 128 word pieces."""
     contrasts = []
     for pair in mi.collection(arguments.collection).pairs():
         long = mi.Pair(pair.query, f"{pair.document} " * 3, pair.query_id, f"{pair.doc_id}.{len(contrasts)}")
@@ -163,11 +160,11 @@ def peak(model: HookedEncoder, arguments: argparse.Namespace) -> dict[str, float
         if len(contrasts) == 1000:
             break
     patching.patch(model, contrasts, model_sites.all_heads(model), max_length=128)
-    return {"gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    return {"gb": peak_gb(model)}
 
 
 def _row(what: str, ours: float, other: float, ratio: float, wanted: str) -> tuple[str, ...]:
-    return (what, f"{ours:.3f} s", f"{other:.3f} s", f"{ratio:.2f}", wanted)
+    return (what, seconds(ours), seconds(other), f"{ratio:.2f}", wanted)
 
 
 def _arguments() -> argparse.Namespace:
@@ -175,6 +172,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", required=True)
     parser.add_argument("--collection", required=True)
     parser.add_argument("--device")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--memory", action="store_true", help="also the head map of 1,000 pairs (minutes)")

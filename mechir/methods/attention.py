@@ -13,7 +13,7 @@ from torch import Tensor
 from mechir.contrasts import ROLES, Contrast, ContrastBatch, encode_contrasts
 from mechir.methods.patching import ids_of
 from mechir.model_sites import heads_of
-from mechir.pairs import Pair, readable
+from mechir.pairs import Pair, for_numpy
 from mechir.recorder import observe
 from mechir.reranker import Reranker
 from mechir.segments import Segment
@@ -59,7 +59,7 @@ def _masses(model: Reranker, batch: ContrastBatch, listed: Sequence[Head]) -> li
     share = member / member.sum(-1, keepdim=True).clamp(min=1)
     names = {f"blocks.{head.layer}.attn.hook_pattern" for head in listed}
     masses = {
-        name: observe(model, side, names, lambda _, x: readable(between(x, share, member)), head_row=False)[1]
+        name: observe(model, side, names, lambda _, x: for_numpy(between(x, share, member)), head_row=False)[1]
         for name, side in (("base", batch.base), ("donor", batch.donor))
     }
     there = member.any(-1).cpu()

@@ -24,7 +24,7 @@ from mechir.contrasts import Contrast, ContrastBatch, encode_contrasts
 from mechir.errors import MechirError
 from mechir.methods.patching import donor_run, patch, places, tidy
 from mechir.model_sites import all_heads, mlps, sites_of
-from mechir.pairs import readable
+from mechir.pairs import for_numpy
 from mechir.recorder import observe
 from mechir.reranker import Reranker, Restarts, needs
 from mechir.sites import Head, Neuron, Site
@@ -116,7 +116,7 @@ def _long(
             "row": np.tile(index[kept], n),
             "base": np.tile(base.detach().cpu().numpy()[kept], n),
             "donor": np.tile(donor.cpu().numpy()[kept], n),
-            "effect": readable(value).numpy()[kept].T.reshape(-1),
+            "effect": for_numpy(value).numpy()[kept].T.reshape(-1),
         }
     )
 

@@ -16,7 +16,7 @@ from mechir.diagnostics import Term
 from mechir.hooks import Hook, edits
 from mechir.methods.lexical import pieces_of, random_direction
 from mechir.model_sites import heads_of
-from mechir.pairs import Batch, Pair, readable
+from mechir.pairs import Batch, Pair, for_numpy
 from mechir.recorder import observe
 from mechir.reranker import Reranker, Weights, needs
 from mechir.segments import Segment
@@ -134,7 +134,7 @@ def _response(
         for head in heads
         if f"blocks.{head.layer}." in name
     ]
-    return score.cpu().numpy(), readable(torch.stack(looked).mean(0)).numpy()
+    return score.cpu().numpy(), for_numpy(torch.stack(looked).mean(0)).numpy()
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from mechir.contrasts import Contrast, ContrastBatch, encode_contrasts
 from mechir.errors import MechirError
 from mechir.methods.patching import largest, tidy
 from mechir.model_sites import all_heads, heads_of, mlps, sites_of
-from mechir.pairs import Batch, readable
+from mechir.pairs import Batch, for_numpy
 from mechir.recorder import observe
 from mechir.reranker import Reranker, Restarts, Weights, needs
 from mechir.sites import Head, Mlp, Resid, Score, Site
@@ -124,7 +124,9 @@ def _batch(
             patched = _received(model, batch.base, base, arrived, len(chunk))
         departure = arrived[min(receivers, key=_stop)].departure(batch.base.attention_mask)
         told = {"base": base.score, "donor": donor.score, "patched": patched, "effect": patched - base.score}
-        told = {name: readable(x.expand_as(patched).flatten()) for name, x in (told | {"departure": departure}).items()}
+        told = {
+            name: for_numpy(x.expand_as(patched).flatten()) for name, x in (told | {"departure": departure}).items()
+        }
         names = np.repeat([str(sender) for sender in chunk], len(batch.rows))
         frames.append(pd.DataFrame({"sender": names, "row": np.tile(batch.rows, len(chunk))} | told))
     return frames

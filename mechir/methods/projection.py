@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mechir.methods.spectra import LOOK, Seen
 from mechir.model_sites import heads_of
-from mechir.pairs import Batch, Pair, readable
+from mechir.pairs import Batch, Pair, for_numpy
 from mechir.recorder import observe
 from mechir.reranker import Weights, needs
 from mechir.segments import Segment
@@ -81,7 +81,7 @@ def _attention(
             q, k = (kept[f"blocks.{head.layer}.attn.hook_{part}"][:, :, head.head] for part in "qk")
             for name, subspace in {"": None, **of}.items():
                 asked = q if subspace is None else subspace.add(q, -subspace.coordinates(q))
-                found[head, name][index] = readable(_mean_max(batch, asked, k)).numpy()
+                found[head, name][index] = for_numpy(_mean_max(batch, asked, k)).numpy()
     return found
 
 

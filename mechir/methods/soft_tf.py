@@ -24,7 +24,7 @@ from mechir.methods.groups import crossed
 from mechir.methods.lexical import pieces_of
 from mechir.methods.statistics import percentiles, resampled
 from mechir.model_sites import all_heads
-from mechir.pairs import Batch, Pair, readable, shares
+from mechir.pairs import Batch, Pair, for_numpy, shares
 from mechir.recorder import observe
 from mechir.reranker import Reranker, Weights, needs
 from mechir.segments import Segment
@@ -134,7 +134,7 @@ def _masses(
 
     def masses(_: str, x: Tensor) -> Tensor:
         row = torch.einsum("bhrs,br->bhs", x, share.to(x))
-        return readable(torch.stack([torch.einsum("bhs,bs->bh", row, to.to(x)) for to in (document, own)]))
+        return for_numpy(torch.stack([torch.einsum("bhs,bs->bh", row, to.to(x)) for to in (document, own)]))
 
     _, kept = observe(model, batch, EveryLayer("attn.hook_pattern"), masses, head_row=False)
     return torch.cat(list(kept.values()), 2)
@@ -275,7 +275,7 @@ def similarity_correlation(model: Weights, pairs: Sequence[Pair]) -> pd.DataFram
     for _, batch in model.batches(pairs):
         r = _correlations(model, batch, unit)
         ids = pd.DataFrame([(pair.query_id, pair.doc_id) for pair in batch.pairs], columns=["query_id", "doc_id"])
-        parts.append(crossed(ids, site=heads).assign(r=readable(r.flatten()).numpy()))
+        parts.append(crossed(ids, site=heads).assign(r=for_numpy(r.flatten()).numpy()))
     return pd.concat(parts, ignore_index=True)
 
 
