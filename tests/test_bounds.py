@@ -65,8 +65,8 @@ def scored() -> pd.DataFrame:
 GRADES = {"relevant": 3, "hard": 0, "weak": 0}
 IDF = {k: 1.0 + k for k in range(10)}
 BOUNDS: dict[str, tuple[str, Callable[[int], Any], int]] = {
-    "numbers": (r"--top is 0: write 1 or more", lambda n: checks.at_least(1, top=n), 1),
-    "numbers of 0": (r"--take is -1: write 0 or more", lambda n: checks.at_least(0, take=n), 0),
+    "numbers": (r"--top is 0: write 1 or more", lambda n: load_experiment("lu2025/soft_tf").chosen(top=n), 1),
+    "numbers of 0": (r"--take is -1: write 0 or more", lambda n: load_experiment("vast2024/importance").chosen(take=n), 0),
     "queries contrasted": (
         r"grade 3 \(relevant\) and of grade 0 \(weak\): 1 of 1; take 2 or more",
         lambda n: checks.contrasted([{0, 3}] * n, GRADES, f"of {n}"),
