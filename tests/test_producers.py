@@ -78,9 +78,9 @@ ON_CONTRASTS = {name for name, _ in RUNS if name.startswith(("chen2024/", "lu202
 
 
 def unwritten(found: pd.DataFrame) -> dict[str, set[str]]:
-    """Of what is read, the measures that not exactly one experiment writes, and those that do."""
-    producers = found.groupby("measure")["experiment"].agg(set).to_dict()
-    own = {str(measure): producers.get(str(measure), set()) for measure in READ}
+    """Of what is read, the measures that not exactly one experiment writes in their role, and those that do."""
+    producers = found.groupby(["measure", "role"])["experiment"].agg(set).to_dict()
+    own = {str(measure): producers.get((str(measure), measure.role), set()) for measure in READ}
     return {
         text: names for text, names in own.items() if len(names) != 1 and not (text == str(GAP(TF)) and names == GAPS)
     }
