@@ -1,8 +1,9 @@
 """The exam of the model that ships: nDCG@10 of its re-ranking, beside BM25, chance and its teacher.
 
-    MECHIR_SHARED=DIR python scripts/exam_default_model.py [--model embedded] [--teacher DIR] [--only dl19 ...]
+    python scripts/exam_default_model.py --shared DIR [--model embedded] [--teacher DIR] [--only dl19 ...] [--write]
 
-On each collection in DIR/data the BM25 top 50 is re-ranked; on the embedded collection its default pool.
+On each collection in DIR/data (DIR: by default MECHIR_SHARED) the BM25 top 50 is re-ranked; on the embedded collection
+its default pool. `--write` puts the table into docs/default.md, with the bi-encoder that the model was made from.
 """
 
 from __future__ import annotations
@@ -16,11 +17,21 @@ import pandas as pd
 import torch
 
 import mechir as mi
-from mechir.encoder.default import embedded, load
+from mechir.encoder.checkpoint import read_json
+from mechir.encoder.default import FOLDER, backbone, embedded, load
 from mechir.inference import mean_interval
 from mechir.methods import ranking
+from scripts.docs_markers import put
 
+PAGE = Path(__file__).parent.parent / "docs" / "default.md"
 EXAMS = {"dl19": {"run": "bm25", "top_k": 50}, "cranfield": {"top_k": 50}, "vaswani": {"top_k": 50}}
+TITLES = {"dl19": "TREC DL 2019", "cranfield": "Cranfield", "vaswani": "Vaswani", "embedded": "embedded"}
+RANKERS = {
+    "random (analytic)": "random (analytic)",
+    "BM25": "BM25",
+    "bi-encoder": "bi-encoder (its teacher)",
+    "model": "embedded model",
+}
 
 
 def teacher_scores(folder: Path, pairs: list[mi.Pair]) -> list[float]:
@@ -58,26 +69,46 @@ def exam(name: str, collection: mi.Collection, pairs: list[mi.Pair], full: bool,
     return [*table, {"collection": name, "ranker": "random (analytic)", "n": len(chance), "ndcg": chance.mean()}]
 
 
+def lines_of(table: pd.DataFrame) -> list[list[str]]:
+    """A line for each ranker, a column for each collection, in the order of the page."""
+    found = table.set_index(["ranker", "collection"])
+    names = [name for name in TITLES if name in found.index.get_level_values("collection")]
+    lines = [["nDCG@10", *(f"{TITLES[name]} (n = {found.loc['BM25', name]['n']:.0f})" for name in names)]]
+    for ranker, title in RANKERS.items():
+        own = [found.loc[ranker, name] for name in names]
+        lines.append([title, *(f"{one['ndcg']:.3f}{_interval(one['low'], one['high'])}" for one in own)])
+    return lines
+
+
+def _interval(low: float, high: float) -> str:
+    return "" if pd.isna(low) else f" [{low:.3f}, {high:.3f}]"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", help="a checkpoint, or a folder with manifest.json [default: the embedded model]")
     parser.add_argument("--teacher", type=Path, help="the bi-encoder's folder, to put it beside")
     parser.add_argument("--only", nargs="*", default=["embedded", *EXAMS])
     parser.add_argument("--csv", type=Path, help="where the table goes as well")
+    parser.add_argument("--shared", type=Path, default=os.environ.get("MECHIR_SHARED"), help="the folder of data/")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/default.md")
     options = parser.parse_args()
     torch.set_grad_enabled(False)
     ours = options.model is not None and (Path(options.model) / "manifest.json").is_file()
     model = embedded(Path(options.model)) if ours else load(options.model)
     scorers = {"BM25": bm25_scores, "model": lambda _, pairs: model.score(pairs)}
-    if options.teacher:
-        scorers["bi-encoder"] = lambda _, pairs: teacher_scores(options.teacher, pairs)
+    teacher = options.teacher
+    if options.write and teacher is None:
+        teacher = backbone(read_json(FOLDER / "manifest.json")["backbone"])
+    if teacher:
+        scorers["bi-encoder"] = lambda _, pairs: teacher_scores(teacher, pairs)
     table = []
     for name in options.only:
         if name == "embedded":
             collection = mi.collection(name)
             pairs, full = collection.pairs(easy_negatives=20), False
         else:
-            collection = mi.collection(Path(os.environ["MECHIR_SHARED"]) / "data" / name)
+            collection = mi.collection(options.shared / "data" / name)
             pairs, full = collection.pairs(**EXAMS[name]), True
         ranked = scorers
         if name == "dl19":  # its BM25 run is a file of its own, in its order
@@ -86,6 +117,8 @@ def main() -> None:
     if options.csv:
         pd.DataFrame(table).to_csv(options.csv, index=False)
     print(pd.DataFrame(table).to_string(index=False, float_format="%.4f"))
+    if options.write:
+        put(PAGE, "exam", lines_of(pd.DataFrame(table)))
 
 
 if __name__ == "__main__":

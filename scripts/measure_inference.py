@@ -38,6 +38,7 @@ from mechir.measures import GAP, LINK_TO, parse_measure
 from mechir.registry.findings import checked
 from mechir.registry.plan import concluded
 from mechir.views.tables import summary
+from scripts.docs_markers import put
 
 PAGE = Path(__file__).parent.parent / "docs" / "inference.md"
 COLUMNS, QUERIES = 72, 20
@@ -77,12 +78,7 @@ def main() -> None:
 
 def written(name: str, table: pd.DataFrame) -> None:
     """Puts a table between its two marks in the documentation."""
-    cells = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
-    lines = [list(table.columns), ["---"] * len(table.columns), *cells]
-    text = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
-    PAGE.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+    put(PAGE, name, [list(table.columns), *([_cell(value) for value in row] for row in table.itertuples(index=False))])
 
 
 def _cell(value: Any) -> str:

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from scripts import remake_docs
-from scripts.remake_docs import Column, Condition, Wrong, number, parsed_cell, parsed_table, rewritten, runs_of
+from scripts import docs_frames, docs_made, remake_docs
+from scripts.docs_made import Made, alone, keep, note, noted
+from scripts.docs_markers import (
+    Column,
+    Condition,
+    Wrong,
+    number,
+    parsed_cell,
+    parsed_table,
+    put,
+    rewritten,
+    runs_of,
+)
+from scripts.docs_runs import COMMANDS, FRAMES, RUNS, SCRIPTS
+from scripts.exam_default_model import lines_of
+from tests.test_links import CONTRAST, PATCHING, SURE, row, tell
 
-PAGES = sorted((Path(__file__).parent.parent / "docs").glob("*.md"))
+ROOT = Path(__file__).parent.parent
+PAGES = sorted((ROOT / "docs").glob("*.md"))
 HEADS = pd.DataFrame(
     {
         "site": ["h1.1", "h2.9", "h1.1", "h2.9"],
@@ -25,13 +43,17 @@ HEADS = pd.DataFrame(
         "rank": pd.array([1, 2, 1, 2], dtype="Int64"),
     }
 )
-FRAMES = {"attention_contrast": HEADS, "soft_tf": pd.DataFrame({"site": ["h2.9", "h1.1"], "k1": [1000.0, 0.0857]})}
+OF = {
+    "attention_contrast": HEADS,
+    "attention_contrast.record": HEADS[:1],
+    "soft_tf": pd.DataFrame({"site": ["h2.9", "h1.1"], "k1": [1000.0, 0.0857]}),
+}
 
 
 def number_of(spec: str, old: str = ".1") -> str:
     """What `<!-- n SPEC -->old` becomes."""
     found = re.fullmatch(
-        r"is <!-- n (.*) -->(.*)<!-- /n -->\.", rewritten(f"is <!-- n {spec} -->{old}<!-- /n -->.", FRAMES)
+        r"is <!-- n (.*) -->(.*)<!-- /n -->\.", rewritten(f"is <!-- n {spec} -->{old}<!-- /n -->.", OF)
     )
     assert found and found[1] == spec
     return found[2]
@@ -61,7 +83,7 @@ def test_a_marker_is_read() -> None:
         (6353, "3", "6,353", "6,353"), (1000.0, "g2", "1,000", "1,000"), (0.0857, "g2", ".086", "0.086"), (3.0, "g2", "3", "3"),
         (0.872, "%", "87", "87"), (0.0131, "p", "= .013", "= 0.013"), (0.00009, "p", "< .0001", "< 0.0001"), (1.0, "p", "= 1", "= 1"),
         (float("nan"), "3", "", ""), (None, "3", "", ""), (pd.NA, "3", "", ""), ("a|b", "3", r"a\|b", r"a\|b"), ("h1", "code", "`h1`", "`h1`"),
-        (-0.0004, "3", "-.000", "-0.000"),
+        (-0.0004, "3", "-.000", "-0.000"), (-2e-8, "2", ".00", "0.00"), (-2e-8, "9", "-.000000020", "-0.000000020"), ("k1 0.3, b 1, tuned", "c2", "k1 0.3, b 1", "k1 0.3, b 1"), ("one", "c2", "one", "one"),
     ],
 )  # fmt: skip
 def test_a_value_is_written_as_the_pages_do(value: object, form: str, short: str, long: str) -> None:
@@ -77,6 +99,26 @@ def test_a_number_is_written_anew() -> None:
     assert number_of("attention_contrast: rank=1: count") == "2"
     assert number_of("attention_contrast: rank=1 row=2: queries") == "1,900"
     assert number_of("attention_contrast: spearman(estimate,low)/1") == "1.0"
+    assert number_of("attention_contrast: site!=h1.1 row=1: estimate") == ".100"
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("min(low)/2", "-.03"), ("max(high)/2", ".39"), ("median(queries)/0", "960"), ("mean(queries)/0", "960"),
+        ("pearson(estimate,high)/2", ".97"), ("pearson(estimate,estimate)/2", "1.00"), ("shared(estimate,low,2)", "2"), ("shared(estimate,queries,2)", "0"),
+        ("shared(low,queries,1)", "0"), ("by_chance(estimate,low,2)", ".167"), ("by_chance(low,queries,1)", "1.000"),
+    ],
+)  # fmt: skip
+def test_what_all_rows_say_together(asked: str, told: str) -> None:
+    assert number_of(f"attention_contrast: {asked}") == told
+
+
+def test_what_is_significant_gets_a_star() -> None:
+    of = "attention_contrast: row={}: estimate/2 p_max/star"
+    assert [number_of(of.format(k)) for k in (1, 2, 3, 4)] == ["**.36***", "**.10***", "-.02", ".00"]
+    interval = 'attention_contrast: site=h1.1 contrast="relevant - weak": estimate low high p_max/star'
+    assert number_of(interval) == "**.357 [.324, .390]***"
 
 
 TABLE = """<!-- table attention_contrast: contrast="relevant - weak" | site* | estimate low high | contrast="hard - weak": estimate | {last} -->
@@ -90,18 +132,18 @@ TABLE = """<!-- table attention_contrast: contrast="relevant - weak" | site* | e
 
 
 def test_the_lines_of_a_table_are_written_anew() -> None:
-    found = rewritten(TABLE.format(last="soft_tf: k1/g2"), FRAMES).splitlines()
+    found = rewritten(TABLE.format(last="soft_tf: k1/g2"), OF).splitlines()
     assert found[2:6] == [
         "| head | one | two | three |",
         "|---|---|---|---|",
         "| h1.1 | 0.357 [0.324, 0.390] | -0.020 | 0.086 |",
         "| h2.9 | 0.100 [0.050, 0.200] | 0.000 | 1,000 |",
     ]
-    assert found[6:] == ["", "<!-- /table -->"] and rewritten("\n".join(found), FRAMES) == "\n".join(found)
+    assert found[6:] == ["", "<!-- /table -->"] and rewritten("\n".join(found), OF) == "\n".join(found)
 
 
 def test_what_is_of_a_run_that_is_not_there_stays() -> None:
-    found = rewritten(TABLE.format(last="idf_edit: estimate"), FRAMES).splitlines()
+    found = rewritten(TABLE.format(last="idf_edit: estimate"), OF).splitlines()
     assert [line.split(" | ")[-1] for line in found[4:6]] == ["old |", " |"]
     for page in (TABLE.format(last="label"), "a <!-- n attention_contrast: estimate -->.1<!-- /n -->"):
         assert rewritten(page, {}) == page
@@ -118,6 +160,9 @@ def test_what_is_of_a_run_that_is_not_there_stays() -> None:
         ("attention_contrast: contrast=relevant - weak: estimate", "in conditions spaces in quotes"),
         ("attention_contrast: site=h1.1: __import__('os')", "Cannot read the column"),
         ("attention_contrast: site=h1.1: a b c d", "is 4 columns"),
+        ("attention_contrast: site=h1.1: p_max/star", "is 0 columns"),
+        ("attention_contrast.record: row=1: nothing(estimate)", "There is no 'nothing' in 'nothing(estimate)': there are mean"),
+        ("attention_contrast: max(nothing)", "There is no column 'nothing'"),
     ],
 )  # fmt: skip
 def test_a_marker_that_says_nothing_is_refused(spec: str, message: str) -> None:
@@ -132,31 +177,183 @@ def test_a_marker_that_is_not_closed_is_refused() -> None:
         TABLE.format(last="site").replace("\n\n", "\n"),
     ):
         with pytest.raises(Wrong, match="A marker is not closed"):
-            rewritten(page, FRAMES)
+            rewritten(page, OF)
     with pytest.raises(Wrong, match="has 5 cells, and its header 4"):
-        rewritten(TABLE.format(last="site | site"), FRAMES)
+        rewritten(TABLE.format(last="site | site"), OF)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_marker_of_the_pages_is_read_and_names_a_run(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    assert set(runs_of(text)) <= set(remake_docs.RUNS)
+    assert set(runs_of(text)) <= RUNS.keys() | FRAMES.keys()
     assert not re.search(r"^\s*<!-- /?n ", text, re.MULTILINE), "a comment that begins a line ends the paragraph"
 
 
-def test_every_run_is_on_a_page_or_draws_a_figure() -> None:
+def test_every_run_and_frame_is_on_a_page_or_draws_a_figure() -> None:
     named = {name for page in PAGES for name in runs_of(page.read_text(encoding="utf-8"))}
-    figures = {file.stem for file in (PAGES[0].parent / "figures").glob("*.png")}
-    assert set(remake_docs.RUNS) <= named | figures
+    figures = {file.stem for file in (ROOT / "docs" / "figures").glob("*.png")}
+    assert RUNS.keys() <= named | figures and FRAMES.keys() <= named and figures <= COMMANDS.keys()
+    assert all((ROOT / "scripts" / command.split()[0]).is_file() for command in SCRIPTS.values())
+    assert all(hasattr(docs_frames, command.split()[0]) for command in FRAMES.values())
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One that holds a pathway, its summary, its plan and what it and a run on its way found."""
+    monkeypatch.setattr(docs_made, "REGISTRY", tmp_path)
+    monkeypatch.setattr(docs_made, "MADE", tmp_path / "made.json")
+    for id_ in ("ab", "cd", "ef"):
+        (tmp_path / "runs" / id_).mkdir(parents=True)
+        (tmp_path / "runs" / id_ / "run.json").write_text(json.dumps({"pairs": 1900, "queries": 20, "given": {}}))
+    HEADS.to_parquet(tmp_path / "runs" / "ab" / "summary.parquet")
+    HEADS[:1].to_parquet(tmp_path / "runs" / "ab" / "plan.parquet")
+    tell(tmp_path, "ab", [row(CONTRAST, "h1.1", 0.2, SURE)])
+    tell(tmp_path, "cd", [row(PATCHING, "h1.1", 0.4, SURE)])
+    tell(tmp_path, "ef", [row(PATCHING, "h1.1", 0.9, SURE)])
+    note("pathway", "ab", "cd")
+    return tmp_path
+
+
+def test_a_marker_may_name_what_is_stored_with_a_run(registry: Path, tmp_path: Path) -> None:
+    keep("pools-dl19", {"": pd.DataFrame({"pairs": [765], "random": [0.579]})})
+    keep("code-patching", {"gap": pd.DataFrame({"value": [0.59], "what": pd.Series([1j], dtype=object)})})
+    note("pools-dl19")
+    note("code-patching")
+    frames = Made()
+    assert frames["pathway"].equals(HEADS) and len(frames["pathway.plan"]) == 1
+    assert frames["pathway.record"].to_dict("records") == [{"pairs": 1900, "queries": 20}]
+    assert sorted(frames["pathway.findings"]["value"]) == [0.2, 0.4], "another run's findings are not its own"
+    assert frames["pools-dl19"]["pairs"].item() == 765 and frames["code-patching.gap"]["value"].item() == 0.59
+    assert "pathway.nothing" in frames and "soft_tf" not in frames and set(frames) == {
+        "pathway", "pools-dl19", "code-patching"
+    }  # fmt: skip
+    for name in ("pathway.nothing", "code-patching.nothing"):
+        with pytest.raises(Wrong, match=r"There is no frame '.*nothing'"):
+            frames[name]
+    (tmp_path / "alone").mkdir()
+    only = alone("pathway", tmp_path / "alone")
+    assert {file.name for file in (only / "runs").iterdir()} == {"ab", "cd"}
+    assert {file.name.partition(".")[0] for file in (only / "findings").iterdir()} == {"ab", "cd"}
+
+
+def test_what_was_made_by_another_command_counts_as_missing(registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert noted() == {"pathway": ["joint/pathway", "ab", "cd"]}
+    note("code-lu2025")
+    assert list(noted()) == ["pathway", "code-lu2025"]
+    monkeypatch.setattr(docs_made, "digest", lambda page: "other")
+    assert list(noted()) == ["pathway"], "the code on the page is another one"
+    monkeypatch.setitem(docs_made.COMMANDS, "pathway", "joint/pathway --seed 1")
+    assert noted() == {}
+
+
+def test_a_run_is_made_by_its_command_and_noted_with_those_on_its_way(
+    registry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+    told = "Run cd: 1 of 1\nRun ef: x\nRun cd: again\nno Run aa: x\nRun ab: y\n"
+    monkeypatch.setattr(remake_docs, "said", lambda command: started.append(command) or told)
+    monkeypatch.setenv(remake_docs.SHARED, "/collections")
+    remake_docs.make("pathway-dl19")
+    (command,) = started
+    assert command[1:6] == ["run", "joint/pathway", "--model", "/collections/models/ce-minilm-l6", "--per-grade"]
+    assert noted()["pathway-dl19"] == [COMMANDS["pathway-dl19"], "ab", "cd", "ef"]
+
+
+def test_what_a_run_says_on_its_way_is_kept_and_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    code = "import sys; print('Run cd: on its way', file=sys.stderr); print('Run ab: done'); sys.exit({})"
+    assert remake_docs.ids_of(remake_docs.said([sys.executable, "-c", code.format(0)])) == ["ab", "cd"]
+    assert "Run cd: on its way" in capfd.readouterr().err
+    with pytest.raises(subprocess.CalledProcessError, match="exit status 3"):
+        remake_docs.said([sys.executable, "-c", code.format(3)])
+
+
+def test_what_is_no_run_is_made_once(registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: started.append(command))
+    monkeypatch.setenv(remake_docs.SHARED, "/collections")
+    for _ in range(2):
+        remake_docs.make("default")
+    assert started == [
+        [sys.executable, str(ROOT / "scripts" / "exam_default_model.py"), "--write", "--shared", "/collections"]
+    ]
+    asked: list[str] = []
+    monkeypatch.setattr(docs_frames, "made", lambda of: asked.append(of) or {"": pd.DataFrame({"pairs": [765]})})
+    for _ in range(2):
+        remake_docs.make("pools-dl19")
+    assert asked == ["pools /collections/data/dl19"] and Made()["pools-dl19"]["pairs"].item() == 765
+    assert set(noted()) == {"pathway", "default", "pools-dl19"}
+
+
+def test_the_code_of_a_page_gives_its_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docs_frames, "DOCS", tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```python\nimport numpy as np, pandas as pd\na = np.array([1.0, 2.0])\n_own, text, sure = 1, 'x', True\n```\n"
+        "```bash\nnot Python\n```\n```python\nb = pd.Series({'h1.1': a.sum()}).rename_axis('site')\nc = b.to_frame('of')\nd = 4\n```\n"
+    )
+    found = docs_frames.made("code page")
+    assert set(found) == {"a", "b", "c", "d"}
+    assert found["a"]["value"].tolist() == [1, 2] and found["d"]["value"].tolist() == [4]
+    assert found["b"].to_dict("list") == {"site": ["h1.1"], "value": [3.0]}
+    assert found["c"].to_dict("list") == {"site": ["h1.1"], "of": [3.0]}
+    before = docs_frames.digest("page")
+    page.write_text(page.read_text() + "prose\n")
+    assert docs_frames.digest("page") == before
+    page.write_text(page.read_text().replace("d = 4", "d = 5"))
+    assert docs_frames.digest("page") != before
+
+
+def test_what_pools_give_is_counted(tmp_path: Path) -> None:
+    folder = shutil.copytree(ROOT / "tests" / "data" / "toy", tmp_path / "toy")
+    run = [f"q{query} Q0 d0{query}{k:02d} {k} {-k} x" for query in (1, 2) for k in (1, 2, 3)]
+    (folder / "run.bm25.txt").write_text("\n".join(run) + "\n")
+    found = docs_frames.pools(str(folder)).set_index("pool")
+    assert found.loc["all judged", "pairs"] == 72 and found["random"].between(0, 1).all()
+    assert found.loc["--run bm25 --top-k 50", "pairs"] == 6
+
+
+def test_a_table_goes_between_its_marks(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- exam -->\nold\n<!-- /exam -->\nafter\n")
+    put(page, "exam", [["a", "b"], ["x", 1]])
+    assert page.read_text() == "before\n<!-- exam -->\n\n| a | b |\n| --- | --- |\n| x | 1 |\n\n<!-- /exam -->\nafter\n"
+    for text in ("no marks", "<!-- exam --> never closed", "<!-- /exam --> <!-- exam -->"):
+        page.write_text(text)
+        with pytest.raises(Wrong, match=r"docs/page\.md has no '<!-- exam -->' with '<!-- /exam -->' after it"):
+            put(page, "exam", [["a"]])
+        assert page.read_text() == text
+
+
+def test_every_table_that_a_script_writes_has_its_marks() -> None:
+    for page, names in (("inference", ("error", "coverage", "power", "null")), ("default", ("exam",))):
+        text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+        assert all(text.count(f"<!-- {name} -->") == text.count(f"<!-- /{name} -->") == 1 for name in names)
+
+
+def test_the_exam_is_a_table_of_rankers_and_collections() -> None:
+    rows = [
+        {"collection": name, "ranker": who, "n": 43, "ndcg": 0.6021, "low": 0.535, "high": 0.6664}
+        for name in ("embedded", "dl19")
+        for who in ("BM25", "model", "bi-encoder")
+    ]
+    chance = [
+        {"collection": name, "ranker": "random (analytic)", "n": 43, "ndcg": 0.297} for name in ("embedded", "dl19")
+    ]
+    found = lines_of(pd.DataFrame([*rows, *chance]))
+    assert found[0] == ["nDCG@10", "TREC DL 2019 (n = 43)", "embedded (n = 43)"]
+    assert found[1] == ["random (analytic)", "0.297", "0.297"]
+    assert [line[0] for line in found[2:]] == ["BM25", "bi-encoder (its teacher)", "embedded model"]
+    assert found[4][1] == "0.602 [0.535, 0.666]"
 
 
 def test_without_the_collections_the_command_says_which_numbers_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(remake_docs, "MADE", tmp_path / "made.json")
+    monkeypatch.setattr(docs_made, "MADE", tmp_path / "made.json")
     monkeypatch.delenv(remake_docs.SHARED, raising=False)
     for arguments, code, said in (
         (["--only", "soft_tf-dl19"], 0, "soft_tf-dl19: needs MECHIR_SHARED, its numbers stay as they are\n"),
+        (["--only", "default"], 0, "default: needs MECHIR_SHARED, its numbers stay as they are\n"),
         (["--check"], 0, ""),
         (["--only", "nothing"], 2, ""),
     ):
