@@ -115,9 +115,9 @@ def test_what_all_rows_say_together(asked: str, told: str) -> None:
 
 
 def test_what_is_significant_gets_a_star() -> None:
-    of = "attention_contrast: row={}: estimate/2 p_max/star"
+    of = "attention_contrast: row={}: estimate/2 p_corrected/star"
     assert [number_of(of.format(k)) for k in (1, 2, 3, 4)] == ["**.36***", "**.10***", "-.02", ".00"]
-    interval = 'attention_contrast: site=h1.1 contrast="relevant - weak": estimate low high p_max/star'
+    interval = 'attention_contrast: site=h1.1 contrast="relevant - weak": estimate low high p_corrected/star'
     assert number_of(interval) == "**.357 [.324, .390]***"
 
 
@@ -160,7 +160,7 @@ def test_what_is_of_a_run_that_is_not_there_stays() -> None:
         ("attention_contrast: contrast=relevant - weak: estimate", "in conditions spaces in quotes"),
         ("attention_contrast: site=h1.1: __import__('os')", "Cannot read the column"),
         ("attention_contrast: site=h1.1: a b c d", "is 4 columns"),
-        ("attention_contrast: site=h1.1: p_max/star", "is 0 columns"),
+        ("attention_contrast: site=h1.1: p_corrected/star", "is 0 columns"),
         ("attention_contrast.record: row=1: nothing(estimate)", "There is no 'nothing' in 'nothing(estimate)': there are mean"),
         ("attention_contrast: max(nothing)", "There is no column 'nothing'"),
     ],
