@@ -281,7 +281,7 @@ def put(page: Path, name: str, lines: Sequence[Sequence[object]]) -> None:
     before, found, rest = page.read_text(encoding="utf-8").partition(begin)
     _, closed, after = rest.partition(end)
     if not (found and closed):
-        raise Wrong(f"docs/{page.name} has no '{begin}' with '{end}' after it.")
+        raise Wrong(f"{page.name} has no '{begin}' with '{end}' after it.")
     header, *others = lines
     text = "\n".join(f"| {' | '.join(map(str, line))} |" for line in (header, ["---"] * len(header), *others))
     page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")

@@ -3,7 +3,8 @@
     python scripts/exam_default_model.py --shared DIR [--model embedded] [--teacher DIR] [--only dl19 ...] [--write]
 
 On each collection in DIR/data (DIR: by default MECHIR_SHARED) the BM25 top 50 is re-ranked; on the embedded collection
-its default pool. `--write` puts the table into docs/default.md, with the bi-encoder that the model was made from.
+its default pool. `--write` puts the table into docs/default.md, the model card and the datasheet, with the bi-encoder
+that the model was made from.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -23,9 +25,15 @@ from mechir.inference import mean_interval
 from mechir.methods import ranking
 from scripts.docs_markers import put
 
-PAGE = Path(__file__).parent.parent / "docs" / "default.md"
+ROOT = Path(__file__).parent.parent
 EXAMS = {"dl19": {"run": "bm25", "top_k": 50}, "cranfield": {"top_k": 50}, "vaswani": {"top_k": 50}}
 TITLES = {"dl19": "TREC DL 2019", "cranfield": "Cranfield", "vaswani": "Vaswani", "embedded": "embedded"}
+PAGES = {
+    "docs/default.md": tuple(TITLES),
+    "mechir/data/MODEL_CARD.md": tuple(TITLES),
+    "mechir/data/embedded/DATASHEET.md": ("embedded",),
+}
+"""The pages with the table, and the collections that each shows."""
 RANKERS = {
     "random (analytic)": "random (analytic)",
     "BM25": "BM25",
@@ -69,10 +77,9 @@ def exam(name: str, collection: mi.Collection, pairs: list[mi.Pair], full: bool,
     return [*table, {"collection": name, "ranker": "random (analytic)", "n": len(chance), "ndcg": chance.mean()}]
 
 
-def lines_of(table: pd.DataFrame) -> list[list[str]]:
-    """A line for each ranker, a column for each collection, in the order of the page."""
+def lines_of(table: pd.DataFrame, names: Sequence[str]) -> list[list[str]]:
+    """A line for each ranker, a column for each of these collections."""
     found = table.set_index(["ranker", "collection"])
-    names = [name for name in TITLES if name in found.index.get_level_values("collection")]
     lines = [["nDCG@10", *(f"{TITLES[name]} (n = {found.loc['BM25', name]['n']:.0f})" for name in names)]]
     for ranker, title in RANKERS.items():
         own = [found.loc[ranker, name] for name in names]
@@ -91,8 +98,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["embedded", *EXAMS])
     parser.add_argument("--csv", type=Path, help="where the table goes as well")
     parser.add_argument("--shared", type=Path, default=os.environ.get("MECHIR_SHARED"), help="the folder of data/")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/default.md")
+    parser.add_argument("--write", action="store_true", help="write the table into its three pages")
     options = parser.parse_args()
+    if options.write and (options.model or set(options.only) != TITLES.keys()):
+        parser.error("--write is for the embedded model on all collections: leave --model and --only out")
+    if options.shared is None and set(options.only) - {"embedded"}:
+        parser.error("give --shared DIR, or set MECHIR_SHARED")
     torch.set_grad_enabled(False)
     ours = options.model is not None and (Path(options.model) / "manifest.json").is_file()
     model = embedded(Path(options.model)) if ours else load(options.model)
@@ -117,8 +128,8 @@ def main() -> None:
     if options.csv:
         pd.DataFrame(table).to_csv(options.csv, index=False)
     print(pd.DataFrame(table).to_string(index=False, float_format="%.4f"))
-    if options.write:
-        put(PAGE, "exam", lines_of(pd.DataFrame(table)))
+    for page, names in PAGES.items() if options.write else ():
+        put(ROOT / page, "exam", lines_of(pd.DataFrame(table), names))
 
 
 if __name__ == "__main__":
