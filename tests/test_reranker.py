@@ -58,7 +58,6 @@ ANY = {
     "matching.attention_by_pair",
     "matching.choose_matching",
     "matching.matching_heads",
-    "patching.donor_run",
     "pruning.pruned_sets",
     "pruning.refuse_small",
     "pruning.sizes",

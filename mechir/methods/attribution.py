@@ -10,19 +10,18 @@ Source: attribution patching, Nanda 2023; QK fix, Kramar et al. 2024 (AtP*, arXi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
-from scipy import stats
 from torch import Tensor
 
 from mechir.contrasts import Contrast, ContrastBatch, encode_contrasts
 from mechir.errors import MechirError
-from mechir.methods.patching import donor_run, patch, places, tidy
+from mechir.methods.patching import patch, places, tidy
 from mechir.model_sites import all_heads, mlps, sites_of
 from mechir.pairs import for_numpy
 from mechir.recorder import observe
@@ -46,22 +45,10 @@ def attribute(
 ) -> pd.DataFrame:
     """An estimate of what `patch` measures, for all sites in about three forwards per pair.
 
-    Args:
-        model: a `HookedEncoder`.
-        contrasts: aligned pairs; the gradient is taken on the base.
-        sites: by default all heads and MLPs. Patterns have no attribution: take q and k.
-        at: as in `patch`.
-        qk_fix: put patched q and k through the softmax exactly, and linearise after it.
-        max_rows: the most contrasts computed together.
-        max_tokens: the most word pieces computed together; by default `model.max_tokens`.
-        max_length: word pieces kept of a pair.
-        progress: a bar with the time left; by default on a terminal, for work over two seconds.
-
-    Returns:
-        As `patch`, without `patched`; `effect` is the estimate.
-
-    Raises:
-        MechirError: as `patch`; for a pattern.
+    Arguments, columns and errors are those of `patch`, with these differences: the gradient is taken on the base;
+    `sites` are by default all heads and MLPs, and patterns are refused (take q and k); `qk_fix` puts patched q and k
+    through the softmax exactly and linearises after it; at most `max_rows` contrasts are computed together; there is no
+    `patched`, and `effect` is the estimate.
     """
     listed = sites_of(model, [*all_heads(model), *mlps(model)] if sites is None else sites)
     if qk_fix and any(site.hook.endswith(FIXED) for site in listed):
@@ -71,21 +58,21 @@ def attribute(
         if site.hook.endswith(("pattern", "result")):
             raise MechirError(f"'{site}' has no attribution of its own: write its q, k, v or z.")
     encoded = encode_contrasts(model, contrasts, max_length)
-    parts: list[pd.DataFrame] = []
-    for batch in encoded.batches(model, max_rows=max_rows, max_tokens=max_tokens, progress=progress):
-        parts += _attributed(model, batch, listed, at, qk_fix)
+    batches = encoded.batches(model, max_rows=max_rows, max_tokens=max_tokens, progress=progress)
+    parts = [_attributed(model, batch, listed, at, qk_fix) for batch in batches]
     return tidy(encoded, pd.concat(parts, ignore_index=True), ["site", "at"])
 
 
 def _attributed(
     model: Reranker, batch: ContrastBatch, listed: Sequence[Any], at: str | Sequence[str], qk_fix: bool
-) -> list[pd.DataFrame]:
+) -> pd.DataFrame:
     names = {site.hook for site in listed}
     fixed = {name for name in names if name.endswith(FIXED)} if qk_fix else set()
     read = (names - fixed) | {_beside(name, part) for name in fixed for part in "qkvz"}
     with torch.no_grad():
-        donor_score, donor = donor_run(model, batch, read)
+        donor_score, donor = observe(model, batch.donor, read, head_row=True)
     score, base, gradient = gradients(model, batch, read)
+    scores = pd.DataFrame({"row": batch.rows, "base": score.cpu().numpy(), "donor": donor_score.cpu().numpy()})
     masks = places(at, batch)
     frames = []
     for name, kind in dict.fromkeys((site.hook, type(site)) for site in listed):
@@ -93,32 +80,18 @@ def _attributed(
         units = [site[1] for site in here] if isinstance(here[0], Head | Neuron) else None
         if name in fixed:
             effects = qk_effects(name, base, donor, gradient, model.allowed(batch.base), masks)
+            effects = {place: x if units is None else x[:, units] for place, x in effects.items()}
         else:
             effects = _first_order(gradient[name] * (donor[name] - base[name]), masks, units)
         for place, mask in masks.items():
-            kept = np.arange(len(batch.rows)) if mask is None else mask.any(1).nonzero().flatten().cpu().numpy()
-            value = effects[place] if units is None or name not in fixed else effects[place][:, units]
-            value = value.reshape(len(batch.rows), -1)
-            value = value.sum(1, keepdim=True) if units is None else value
-            frames.append(_long(here, place, batch.rows, kept, score, donor_score, value))
-    return frames
-
-
-def _long(
-    here: Sequence[Site], place: str, index: np.ndarray, kept: np.ndarray, base: Tensor, donor: Tensor, value: Tensor
-) -> pd.DataFrame:
-    """One row per site and contrast that has the place."""
-    n = len(here)
-    return pd.DataFrame(
-        {
-            "site": np.repeat([str(site) for site in here], len(kept)),
-            "at": place,
-            "row": np.tile(index[kept], n),
-            "base": np.tile(base.detach().cpu().numpy()[kept], n),
-            "donor": np.tile(donor.cpu().numpy()[kept], n),
-            "effect": for_numpy(value).numpy()[kept].T.reshape(-1),
-        }
-    )
+            by_unit = effects[place].reshape(len(batch.rows), -1)
+            values = for_numpy(by_unit.sum(1, keepdim=True) if units is None else by_unit).numpy()
+            present = slice(None) if mask is None else mask.any(1).cpu().numpy()
+            frames += [
+                scores.assign(site=str(site), at=place, effect=values[:, column])[present]
+                for column, site in enumerate(here)
+            ]
+    return pd.concat(frames)
 
 
 def gradients(
@@ -130,10 +103,9 @@ def gradients(
         return x.detach().requires_grad_()
 
     with torch.enable_grad(), model.hooks([("hook_full_embed", leaf)]):
-        score, kept = observe(model, batch.base, names, head_row=True)
-        found = torch.autograd.grad(score.sum(), list(kept.values()), allow_unused=True)
-    whole = [torch.zeros_like(x) if g is None else g for x, g in zip(kept.values(), found, strict=True)]
-    return score.detach(), {name: x.detach() for name, x in kept.items()}, dict(zip(kept, whole, strict=True))
+        score, values = observe(model, batch.base, names, head_row=True)
+        gradient = torch.autograd.grad(score.sum(), list(values.values()), allow_unused=True, materialize_grads=True)
+    return score.detach(), {name: x.detach() for name, x in values.items()}, dict(zip(values, gradient, strict=True))
 
 
 Masks = Mapping[str, Bool[Tensor, "batch pos"] | None]
@@ -180,23 +152,23 @@ def qk_effects(
     by_source = grad @ v.transpose(-1, -2)  # what a unit of attention to each source is worth to the score
     now = (pattern * by_source).sum(-1, keepdim=True)
     rows = q.shape[2]
-    found = {}
+    effects = {}
     single = None
     for place, mask in masks.items():
         if name.endswith("hook_q"):
             if single is None:
                 single = ((read(new, k).softmax(-1) - pattern) * by_source).sum(-1)
-            found[place] = single.sum(-1) if mask is None else (single * mask[:, None, :rows]).sum(-1)
+            effects[place] = single.sum(-1) if mask is None else (single * mask[:, None, :rows]).sum(-1)
         elif mask is not None and place.isdigit():
             if single is None:
                 raised = pattern * torch.expm1((read(q, new) - scores).nan_to_num().clamp(max=60))
                 share = raised / (1 + raised)  # (p' - p) / (1 - p), without 1 - p, which may be 0 in float32
                 single = (share * (by_source - now)).sum(2)
-            found[place] = (single * mask[:, None]).sum(-1)
+            effects[place] = (single * mask[:, None]).sum(-1)
         else:
             mixed = new if mask is None else torch.where(mask[:, None, :, None], new, k)
-            found[place] = ((read(q, mixed).softmax(-1) - pattern) * by_source).sum((-1, -2))
-    return found
+            effects[place] = ((read(q, mixed).softmax(-1) - pattern) * by_source).sum((-1, -2))
+    return effects
 
 
 def _beside(name: str, part: str) -> str:
@@ -204,7 +176,7 @@ def _beside(name: str, part: str) -> str:
 
 
 class Screened(NamedTuple):
-    """What a screen found.
+    """The result of `screen_then_verify`.
 
     `sites`: `site`, `at`, `attributed` and `exact` (mean |effect| per contrast; missing where not verified), `chosen`
     ("top" or "random"). `rows`: the exact effects, as `patch` gives them. `pearson` and `spearman` between attributed
@@ -248,9 +220,7 @@ def screen_then_verify(
     for name, value in (("top", top), ("check", check)):
         if not 0 <= value <= 1 or (name == "top" and value == 0):
             raise MechirError(f"{name}={value} is no fraction: write e.g. {name}=0.1.")
-    estimated = attribute(model, contrasts, sites, at=at, **options)
-    groups = estimated.groupby(["site", "at"], sort=False)["effect"]
-    table = pd.DataFrame({"attributed": groups.apply(_size), "signed": groups.mean()}).reset_index()
+    table = _sizes(attribute(model, contrasts, sites, at=at, **options), "attributed", "signed")
     table = table.sort_values("attributed", ascending=False, kind="stable", ignore_index=True)
     n_top = math.ceil(top * len(table))
     rest = np.arange(n_top, len(table))
@@ -264,18 +234,16 @@ def screen_then_verify(
         for place, group in verified.groupby("at", sort=False)
     ]
     rows = pd.concat(parts, ignore_index=True)
-    exact = rows.groupby(["site", "at"], sort=False)["effect"]
-    table = table.merge(pd.DataFrame({"exact": exact.apply(_size), "exact_signed": exact.mean()}).reset_index(), "left")
+    table = table.merge(_sizes(rows, "exact", "exact_signed"), "left")
     both = table.dropna(subset="exact")
-    pearson, spearman = (_correlation(test, both) for test in (stats.pearsonr, stats.spearmanr))
-    return Screened(table[["site", "at", "attributed", "exact", "chosen"]], rows, pearson, spearman, len(both))
+    signed = both[["signed", "exact_signed"]]
+    varied = len(both) > 2 and signed.nunique().min() > 1
+    pearson, spearman = (signed.corr(way).iloc[0, 1] if varied else math.nan for way in ("pearson", "spearman"))
+    columns = ["site", "at", "attributed", "exact", "chosen"]
+    return Screened(table[columns], rows, float(pearson), float(spearman), len(both))
 
 
-def _size(values: pd.Series) -> float:
-    return float(values.abs().mean())
-
-
-def _correlation(test: Callable[..., Any], both: pd.DataFrame) -> float:
-    if len(both) < 3 or both["signed"].nunique() < 2 or both["exact_signed"].nunique() < 2:
-        return float("nan")
-    return float(test(both["signed"], both["exact_signed"]).statistic)
+def _sizes(rows: pd.DataFrame, size: str, signed: str) -> pd.DataFrame:
+    """The mean |effect| of each site and place, and the mean effect, under these names."""
+    effects = rows.assign(**{size: rows["effect"].abs(), signed: rows["effect"]})
+    return effects.groupby(["site", "at"], sort=False)[[size, signed]].mean().reset_index()

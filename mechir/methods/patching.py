@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from mechir.contrasts import ROLES, Contrast, ContrastBatch, EncodedContrasts, encode_contrasts
@@ -20,7 +20,7 @@ from mechir.interventions import Splice
 from mechir.model_sites import all_heads, heads_of, sites_of
 from mechir.pairs import split_queries
 from mechir.recorder import observe
-from mechir.reranker import Reranker, Restarts, needs
+from mechir.reranker import Restarts, needs
 from mechir.segments import FIVE, Segment
 from mechir.sites import Head, Site
 from mechir.sweeps import stages, walk
@@ -109,7 +109,8 @@ def _patched(
     max_rows: int,
     max_tokens: int,
 ) -> pd.DataFrame:
-    score, donor = donor_run(model, batch, {site.hook for site in listed})
+    # Of what the last layer writes there is the head's row alone.
+    score, donor = observe(model, batch.donor, {site.hook for site in listed}, head_row=True)
     where = {name: mask for name, mask in places(at, batch).items() if mask is None or bool(mask.any())}
     edits = {
         f"{site} at {name}": (site, name, Splice(site, donor[site.hook], mask))
@@ -123,24 +124,13 @@ def _patched(
     scores = dict(walk(model, batch.base, plans, max_rows=max_rows, max_tokens=max_tokens))
     base = scores.pop("base")
     patched = torch.stack([scores[key] for key in edits])
-    told = {"base": base, "donor": score, "patched": patched, "effect": patched - base}
-    frame = pd.DataFrame(
-        {
-            "site": np.repeat([str(site) for site, _, _ in edits.values()], len(batch.rows)),
-            "at": np.repeat([name for _, name, _ in edits.values()], len(batch.rows)),
-            "row": np.tile(batch.rows, len(edits)),
-        }
-        | {name: x.expand_as(patched).flatten().cpu() for name, x in told.items()}
-    )
-    there = [np.ones(len(batch.rows), bool) if mask is None else mask.any(1).cpu().numpy() for mask in where.values()]
-    return frame[np.tile(np.concatenate(there), len(listed))]
-
-
-def donor_run(
-    model: Reranker, batch: ContrastBatch, names: Iterable[str]
-) -> tuple[Float[Tensor, "batch"], dict[str, Float[Tensor, "batch ..."]]]:
-    """The donor's scores, and its activations at these hooks; of the last layer's writings the head's row alone."""
-    return observe(model, batch.donor, names, head_row=True)
+    values = {"base": base, "donor": score, "patched": patched, "effect": patched - base}
+    frame = pd.DataFrame({name: x.expand_as(patched).flatten().cpu() for name, x in values.items()})
+    frame.insert(0, "site", np.repeat([str(site) for site, _, _ in edits.values()], len(batch.rows)))
+    frame.insert(1, "at", np.repeat([name for _, name, _ in edits.values()], len(batch.rows)))
+    frame.insert(2, "row", np.tile(batch.rows, len(edits)))
+    present = [np.ones(len(batch.rows), bool) if mask is None else mask.any(1).cpu().numpy() for mask in where.values()]
+    return frame[np.tile(np.concatenate(present), len(listed))]
 
 
 def places(at: str | Sequence[str], batch: ContrastBatch) -> dict[str, Bool[Tensor, "batch pos"] | None]:
@@ -149,9 +139,9 @@ def places(at: str | Sequence[str], batch: ContrastBatch) -> dict[str, Bool[Tens
         width = batch.base.input_ids.shape[1]
         each = torch.eye(width, dtype=torch.bool, device=batch.roles.device)
         return {str(k): each[k] & batch.base.attention_mask for k in range(width)}
-    named = {"role": list(ROLES), "segment": [str(segment) for segment in FIVE]}
-    wanted = named.get(at, [at]) if isinstance(at, str) else at
-    return {name: _place(name, batch) for name in map(place_name, wanted)}
+    several = {"role": list(ROLES), "segment": [str(segment) for segment in FIVE]}
+    names = map(place_name, several.get(at, [at]) if isinstance(at, str) else at)
+    return {name: _place(name, batch) for name in names}
 
 
 def place_name(text: str) -> str:
@@ -183,30 +173,22 @@ def _place(name: str, batch: ContrastBatch) -> Bool[Tensor, "batch pos"] | None:
 
 def ids_of(contrasts: Sequence[Contrast]) -> pd.DataFrame:
     """`query_id`, `doc_id`, `grade`, `filler` of each contrast."""
-    return pd.DataFrame(
-        {
-            "query_id": [contrast.query_id for contrast in contrasts],
-            "doc_id": [contrast.doc_id for contrast in contrasts],
-            "grade": pd.array([contrast.grade for contrast in contrasts], dtype="Int64"),
-            "filler": [contrast.filler for contrast in contrasts],
-        }
-    )
+    rows = [(contrast.query_id, contrast.doc_id, contrast.grade, contrast.filler) for contrast in contrasts]
+    return pd.DataFrame(rows, columns=["query_id", "doc_id", "grade", "filler"]).astype({"grade": "Int64"})
 
 
-def tidy(encoded: EncodedContrasts, found: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """Rows in the order of the keys as they came and of the contrasts, with the ids of each contrast.
+def tidy(encoded: EncodedContrasts, effects: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Orders rows by the keys as they came and by contrast, and adds the ids of each contrast.
 
     Raises:
         MechirError: for scores that are not finite, by the pair.
     """
-    contrasts, rows = encoded.contrasts, found["row"].to_numpy()
+    rows = effects["row"].to_numpy()
     for name in ("base", "donor", "effect"):
-        bad = ~np.isfinite(found[name].to_numpy(dtype=float))
+        bad = ~np.isfinite(effects[name].to_numpy(dtype=float))
         if bad.any():
-            raise MechirError(f"The {name} of {contrasts[rows[bad][0]]} is not finite: check the checkpoint.")
-    ids = ids_of(contrasts)
-    order = found.groupby(list(keys), sort=False).ngroup().to_numpy()
-    place = np.lexsort((rows, order))
-    told = [name for name in found.columns if name not in {*keys, "row"}]
-    parts = [found[list(keys)].iloc[place], ids.iloc[rows[place]], found[told].iloc[place]]
-    return pd.concat([part.reset_index(drop=True) for part in parts], axis=1)
+            raise MechirError(f"The {name} of {encoded.contrasts[rows[bad][0]]} is not finite: check the checkpoint.")
+    order = np.lexsort((rows, effects.groupby(list(keys), sort=False).ngroup().to_numpy()))
+    ordered = effects.iloc[order].reset_index(drop=True)
+    ids = ids_of(encoded.contrasts).iloc[ordered.pop("row")].reset_index(drop=True)
+    return pd.concat([ordered[list(keys)], ids, ordered.drop(columns=list(keys))], axis=1)

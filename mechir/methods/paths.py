@@ -1,4 +1,4 @@
-"""Path patching in a post-LN encoder: what one sender changes through the residual stream alone.
+"""Path patching in a post-LN encoder: the effect of one sender through the residual stream alone.
 
 The sender sees the donor's world, every other head keeps what it wrote on the base, and the change travels along the
 skip path, LayerNorm after LayerNorm, to one receiver. With heads frozen no position reads another, so the way to the
@@ -29,7 +29,7 @@ from mechir.methods.patching import largest, tidy
 from mechir.model_sites import all_heads, heads_of, mlps, sites_of
 from mechir.pairs import Batch, for_numpy
 from mechir.recorder import observe
-from mechir.reranker import Reranker, Restarts, Weights, needs
+from mechir.reranker import Reranker, Weights, needs
 from mechir.sites import Head, Mlp, Resid, Score, Site
 
 FREEZE = ("heads", "heads+mlps")
@@ -82,8 +82,11 @@ def path_patch(
         MechirError: for a sender that is not before its receiver, an unknown mode, or contrasts that are not aligned.
     """
     needs(model, "path_patch", Weights, norm="post", reads="cls")
-    _refuse_modes(freeze, ln)
-    receivers = _receivers(model, receiver)
+    for name, value, known in (("freeze", freeze, FREEZE), ("ln", ln, LN)):
+        if value not in known:
+            raise MechirError(f"Unknown {name}='{value}': write {' or '.join(map(repr, known))}.")
+    receivers = readers_in_order([receiver] if isinstance(receiver, str | Site | Score) else receiver)
+    sites_of(model, [reader for reader in receivers if not isinstance(reader, Score)] or [Head(0, 0)])
     sent = _senders(model, senders, receivers)
     encoded = encode_contrasts(model, contrasts, max_length)
     limit = max_tokens or model.max_tokens
@@ -91,9 +94,9 @@ def path_patch(
     for batch in encoded.batches(model, max_rows=max_rows, max_tokens=limit, progress=progress):
         parts += _batch(model, batch, sent, receivers, freeze, ln, limit)
     rows = pd.concat(parts, ignore_index=True)
-    edges = {str(sender): str(Edge(sender, *receivers)) for sender in sent}
-    rows.insert(0, "edge", rows["sender"].map(edges))
-    return tidy(encoded, rows, ["edge", "sender"])
+    rows["edge"] = rows["sender"].map({str(sender): str(Edge(sender, *receivers)) for sender in sent})
+    columns = ["edge", "sender", "row", "base", "donor", "patched", "effect", "departure"]
+    return tidy(encoded, rows[columns], ["edge", "sender"])
 
 
 def scoring_heads(model: Weights, contrasts: Sequence[Contrast], top: int) -> tuple[Head, ...]:
@@ -119,22 +122,21 @@ def _batch(
         chunk = sorted(sent[start : start + at_once], key=_place)
         arrived = carry(model, base, donor, chunk, receivers, freeze, ln)
         if rows == 1:
-            patched = _scored(model, arrived[receivers[0]].stream)
+            stream = arrived[receivers[0]].stream
+            patched = model.run_head(stream.flatten(0, 1)).unflatten(0, stream.shape[:2])
         else:
             patched = _received(model, batch.base, base, arrived, len(chunk))
-        departure = arrived[min(receivers, key=_stop)].departure(batch.base.attention_mask)
-        told = {"base": base.score, "donor": donor.score, "patched": patched, "effect": patched - base.score}
-        told = {
-            name: for_numpy(x.expand_as(patched).flatten()) for name, x in (told | {"departure": departure}).items()
-        }
+        values = {"base": base.score, "donor": donor.score, "patched": patched, "effect": patched - base.score}
+        values["departure"] = arrived[min(receivers, key=_stop)].departure(batch.base.attention_mask)
+        frame = pd.DataFrame({name: for_numpy(x.expand_as(patched).flatten()) for name, x in values.items()})
         names = np.repeat([str(sender) for sender in chunk], len(batch.rows))
-        frames.append(pd.DataFrame({"sender": names, "row": np.tile(batch.rows, len(chunk))} | told))
+        frames.append(frame.assign(sender=names, row=np.tile(batch.rows, len(chunk))))
     return frames
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What one run read and wrote at its first rows (all, or CLS alone), layer by layer.
+    """The activations of one run at its first rows (all, or CLS alone), layer by layer.
 
     `resid[l]` is what layer l reads (the last is what the head reads), `mid[l]` what its MLP reads; `z`, `attn` and
     `mlp` are what its heads and its two halves write; `score` is the score of each pair.
@@ -149,16 +151,16 @@ class Run:
 
     @classmethod
     def of(cls, model: Reranker, batch: Batch, rows: int | None) -> Run:
-        """The run over a batch; of the last layer's writings there is the head's row alone."""
+        """Runs the model on a batch; of what the last layer writes there is the head's row alone."""
         n = model.cfg.n_layers
-        names = {part: [f"blocks.{layer}.{hook}" for layer in range(n)] for part, hook in _KEPT.items()}
+        names = {part: [f"blocks.{layer}.{hook}" for layer in range(n)] for part, hook in _HOOKS.items()}
         names["resid"].append(f"blocks.{n - 1}.hook_resid_post")
-        every = itertools.chain.from_iterable(names.values())
-        score, kept = observe(model, batch, every, lambda _, x: x[:, :rows], head_row=True)
-        return cls(**{part: [kept[name] for name in of] for part, of in names.items()}, score=score)
+        hooks = itertools.chain.from_iterable(names.values())
+        score, values = observe(model, batch, hooks, lambda _, x: x[:, :rows], head_row=True)
+        return cls(**{part: [values[name] for name in layers] for part, layers in names.items()}, score=score)
 
 
-_KEPT = {
+_HOOKS = {
     "resid": "hook_resid_pre",
     "z": "attn.hook_z",
     "attn": "hook_attn_out",
@@ -169,7 +171,7 @@ _KEPT = {
 
 @dataclass(frozen=True, eq=False)
 class Arrived:
-    """What stands at a receiver's input for each sender, and the change that a linear path would have brought there."""
+    """A receiver's input for each sender, and the change that a linear path would have brought there."""
 
     base: Float[Tensor, "batch row d_model"]
     stream: Float[Tensor, "sender batch row d_model"]
@@ -177,10 +179,10 @@ class Arrived:
 
     def departure(self, real: Bool[Tensor, "batch pos"]) -> Float[Tensor, "sender batch"]:
         """Norm of (change that arrived - linear change) over the norm of the latter; NaN where that is rounding."""
-        here = real[:, : self.base.shape[1], None].to(self.base)
-        gap = ((self.stream - self.base - self.linear) * here).flatten(2).norm(dim=-1)
-        norm = (self.linear * here).flatten(2).norm(dim=-1)
-        least = 1e-4 * (self.base * here).flatten(1).norm(dim=-1)
+        mask = real[:, : self.base.shape[1], None].to(self.base)
+        gap = ((self.stream - self.base - self.linear) * mask).flatten(2).norm(dim=-1)
+        norm = (self.linear * mask).flatten(2).norm(dim=-1)
+        least = 1e-4 * (self.base * mask).flatten(1).norm(dim=-1)
         return torch.where(norm > least, gap / norm, torch.nan)
 
 
@@ -193,22 +195,22 @@ def carry(
     freeze: str = "heads",
     ln: str = "live",
 ) -> dict[Reader, Arrived]:
-    """The change of each sender, carried along the base's residual stream to the input of every receiver.
+    """Carries the change of each sender along the base's residual stream to the input of every receiver.
 
     `senders` come in the order in which they write. A receiver that some sender does not reach has the base there.
     """
     needs(model, "carry", Weights, norm="post")
     stream = linear = base.resid[0].new_empty(0, *base.resid[0].shape)
     stops = {_stop(receiver) for receiver in receivers}
-    found: dict[tuple[int, int], Arrived] = {}
+    arrived: dict[tuple[int, int], Arrived] = {}
 
     def arrive(stop: tuple[int, int], at: Tensor) -> None:
         if stop in stops:
             rest = at.expand(len(senders) - len(stream), *at.shape)
-            found[stop] = Arrived(at, torch.cat([stream, rest]), torch.cat([linear, torch.zeros_like(rest)]))
+            arrived[stop] = Arrived(at, torch.cat([stream, rest]), torch.cat([linear, torch.zeros_like(rest)]))
 
     stream, linear = _join(stream, linear, base.resid[0], _sent(model, base, donor, senders, Resid, 0))
-    for layer, of in enumerate(model.parts.layers):
+    for layer, weights in enumerate(model.parts.layers):
         arrive((layer, 0), base.resid[layer])
         if max(stops) <= (layer, 0):
             break
@@ -216,25 +218,27 @@ def carry(
         read = base.resid[layer][:, :rows] + attn
         sent = _sent(model, base, donor, senders, Head, layer)
         stream, linear = _join(stream[:, :, :rows] + attn, linear[:, :, :rows], read, sent)
-        stream, linear = layer_norm(of.ln1, stream, read, ln), transported(of.ln1, linear, read)
+        stream, linear = layer_norm(weights.ln1, stream, read, ln), transported(weights.ln1, linear, read)
         arrive((layer, 1), base.mid[layer])
         read = base.mid[layer] + base.mlp[layer]
-        written = base.mlp[layer] if freeze == "heads+mlps" else of.mlp_out(of.activation(of.mlp_in(stream)))
+        written = (
+            base.mlp[layer] if freeze == "heads+mlps" else weights.mlp_out(weights.activation(weights.mlp_in(stream)))
+        )
         stream, linear = _join(stream + written, linear, read, _sent(model, base, donor, senders, Mlp, layer))
-        stream, linear = layer_norm(of.ln2, stream, read, ln), transported(of.ln2, linear, read)
+        stream, linear = layer_norm(weights.ln2, stream, read, ln), transported(weights.ln2, linear, read)
     arrive(END, base.resid[-1])
-    return {receiver: found[_stop(receiver)] for receiver in receivers}
+    return {receiver: arrived[_stop(receiver)] for receiver in receivers}
 
 
 def _join(stream: Tensor, linear: Tensor, base: Tensor, sent: Tensor) -> tuple[Tensor, Tensor]:
-    """The senders so far, and those that write here for the first time."""
+    """Adds the senders that write here to those so far."""
     return torch.cat([stream, base + sent]), torch.cat([linear, sent])
 
 
 def _sent(
     model: Weights, base: Run, donor: Run, senders: Sequence[Sender], kind: type, layer: int
 ) -> Float[Tensor, "sender batch row d_model"]:
-    """What each sender of this kind and layer writes on the donor, less what it writes on the base."""
+    """The output of each sender of this kind and layer on the donor, less that on the base."""
     here = [sender for sender in senders if isinstance(sender, kind) and sender.layer == layer]
     if kind is Head:
         weight = model.parts.layers[layer].o.weight.unflatten(1, (model.cfg.n_heads, -1))
@@ -246,30 +250,24 @@ def _sent(
 
 
 def layer_norm(
-    of: nn.LayerNorm, x: Float[Tensor, "*axes d"], base: Float[Tensor, "*_ d"], ln: str
+    norm: nn.LayerNorm, x: Float[Tensor, "*axes d"], base: Float[Tensor, "*_ d"], ln: str
 ) -> Float[Tensor, "*axes d"]:
     """LayerNorm of x; where `ln` is "frozen" with the standard deviation of `base`."""
-    if ln == "live":
-        return of(x)
-    return transported(of, x, base) + of.bias
+    return norm(x) if ln == "live" else transported(norm, x, base) + norm.bias
 
 
 def transported(
-    of: nn.LayerNorm, change: Float[Tensor, "*axes d"], base: Float[Tensor, "*_ d"]
+    norm: nn.LayerNorm, change: Float[Tensor, "*axes d"], base: Float[Tensor, "*_ d"]
 ) -> Float[Tensor, "*axes d"]:
-    """That is gamma * C change / sigma: the LayerNorm of a change, sigma being the base's and C taking the mean out."""
-    scale = (base.var(-1, unbiased=False, keepdim=True) + of.eps).sqrt()
-    return (change - change.mean(-1, keepdim=True)) / scale * of.weight
-
-
-def _scored(model: Restarts, stream: Float[Tensor, "sender batch row d_model"]) -> Float[Tensor, "sender batch"]:
-    return model.run_head(stream.flatten(0, 1)).unflatten(0, stream.shape[:2])
+    """The LayerNorm of a change, gamma * C change / sigma: sigma is the base's, C takes the mean out."""
+    scale = (base.var(-1, unbiased=False, keepdim=True) + norm.eps).sqrt()
+    return (change - change.mean(-1, keepdim=True)) / scale * norm.weight
 
 
 def _received(
     model: Weights, batch: Batch, base: Run, arrived: Mapping[Reader, Arrived], n: int
 ) -> Float[Tensor, "sender batch"]:
-    """The base run again from the first receiver's layer, with nothing but the receivers' inputs replaced."""
+    """The score when the base runs again from the first receiver's layer with nothing but the receivers' inputs new."""
     first = min(receiver.layer for receiver in arrived if not isinstance(receiver, Score))
     hooks = [(receiver.hook, _input(model, receiver, at)) for receiver, at in arrived.items()]
     allowed = model.allowed(batch)
@@ -283,26 +281,19 @@ def _received(
 
 
 def _input(model: Weights, receiver: Reader, arrived: Arrived) -> Callable[..., Tensor]:
-    """The edit that gives a receiver what arrived, and nobody else."""
+    """The edit that puts what arrived into this receiver's input alone."""
     new = arrived.stream.flatten(0, 1)
-    if isinstance(receiver, Head):
-        of = getattr(model.parts.layers[receiver.layer], receiver.part)
-        new = of(new).unflatten(-1, (model.cfg.n_heads, -1))[:, :, receiver.head]
+    if not isinstance(receiver, Head):
+        return lambda x, hook: new[:, : x.shape[1]]
+    read = getattr(model.parts.layers[receiver.layer], receiver.part)
+    heads = read(new).unflatten(-1, (model.cfg.n_heads, -1))
 
     def edit(x: Tensor, hook: Any) -> Tensor:
-        if not isinstance(receiver, Head):
-            return new[:, : x.shape[1]]
         out = x.clone()
-        out[:, :, receiver.head] = new[:, : x.shape[1]]
+        out[:, :, receiver.head] = heads[:, : x.shape[1], receiver.head]
         return out
 
     return edit
-
-
-def _receivers(model: Reranker, receiver: Any) -> tuple[Reader, ...]:
-    receivers = readers_in_order([receiver] if isinstance(receiver, str | Site | Score) else receiver)
-    sites_of(model, [reader for reader in receivers if not isinstance(reader, Score)] or [Head(0, 0)])
-    return receivers
 
 
 def _senders(model: Reranker, senders: Any, receivers: Sequence[Reader]) -> list[Sender]:
@@ -327,9 +318,3 @@ def _stop(receiver: Reader) -> tuple[int, int]:
 def _place(sender: Sender) -> tuple[float, float]:
     """Where a sender writes, on the same scale."""
     return (-1.0, 0.0) if isinstance(sender, Resid) else (float(sender.layer), 0.5 + isinstance(sender, Mlp))
-
-
-def _refuse_modes(freeze: str, ln: str) -> None:
-    for name, value, known in (("freeze", freeze, FREEZE), ("ln", ln, LN)):
-        if value not in known:
-            raise MechirError(f"Unknown {name}='{value}': write {' or '.join(map(repr, known))}.")
