@@ -27,12 +27,11 @@ from mechir.sweeps import sweep
 
 INTACT = "original"
 WAYS = ("zero", "mean")
-"""What stands in the place of a head's z."""
+"""The value that takes the place of a head's z."""
 NDCG, TERM = "nDCG@10", "effect of a term, logits"
-"""What is measured of each set: the ranking, and what one more occurrence of a query term does to the score."""
+"""The measures of each set: the ranking, and the effect of one more occurrence of a query term on the score."""
 METRICS = {NDCG: "nDCG@10", TERM: "effect of a term"}
-"""How findings call them."""
-SETS = ["set", "draw", "sites", "note"]
+"""Their names in findings."""
 
 
 def head_means(model: Reranker, pairs: Sequence[Pair]) -> pd.DataFrame:
@@ -51,9 +50,9 @@ def cut_sets(model: Reranker, named: Mapping[str, Sequence[str]], draws: int, se
             continue
         known.add(frozenset(heads))
         random, notes = random_like(heads, sizes(model), draws, seed=seed)
-        told = "; ".join(notes)
-        rows += [(name, draw, ",".join(one), told) for draw, one in enumerate([list(heads), *random], -1)]
-    return pd.DataFrame(rows, columns=SETS).astype({"set": str, "sites": str, "note": str})
+        note = "; ".join(notes)
+        rows += [(name, draw, ",".join(sites), note) for draw, sites in enumerate([list(heads), *random], -1)]
+    return pd.DataFrame(rows, columns=["set", "draw", "sites", "note"]).astype({"set": str, "sites": str, "note": str})
 
 
 def cut_scores(
@@ -61,12 +60,8 @@ def cut_scores(
 ) -> pd.DataFrame:
     """Scores of every pair, and of one more occurrence of a query term, intact and under every cut.
 
-    Args:
-        model: a `HookedEncoder`.
-        pairs: whole queries.
-        sets: of `cut_sets`.
-        stored: of `head_means`.
-        filler: a word of one word piece, for the contrasts of term frequency.
+    `pairs` are of whole queries, `sets` of `cut_sets`, `stored` of `head_means`; `filler` is a word of one word piece,
+    for the contrasts of term frequency.
 
     Returns:
         `set`, `draw`, `way`, `text` ("pair", "base", "donor"), `query_id`, `doc_id`, `score`; the intact model's rows
@@ -76,16 +71,13 @@ def cut_scores(
     needs(model, "cut_scores", Restarts)
     filling = {"zero": None, "mean": BySegment.of_frame(stored)}
     do: dict[str, Any] = {f"{INTACT}|-1|": ()}
-    for one in sets.itertuples(index=False):
-        for way, with_ in filling.items():
-            do[f"{one.set}|{one.draw}|{way}"] = Ablate(one.sites.split(","), with_)
+    for heads in sets.itertuples(index=False):
+        for way, value in filling.items():
+            do[f"{heads.set}|{heads.draw}|{way}"] = Ablate(heads.sites.split(","), value)
     contrasts = list(_contrasts(model, pairs, filler))
-    texts = {"pair": list(pairs), "base": [one.base for one in contrasts], "donor": [one.donor for one in contrasts]}
-    parts = [
-        sweep(model, some, do, progress=False).assign(text=text)[["name", "text", "query_id", "doc_id", "score"]]
-        for text, some in texts.items()
-        if some
-    ]
+    texts = {"pair": list(pairs), "base": [c.base for c in contrasts], "donor": [c.donor for c in contrasts]}
+    columns = ["name", "text", "query_id", "doc_id", "score"]
+    parts = [sweep(model, some, do, progress=False).assign(text=text)[columns] for text, some in texts.items() if some]
     rows = pd.concat(parts, ignore_index=True)
     names = rows["name"].str.split("|", expand=True).set_axis(["set", "draw", "way"], axis=1).astype({"draw": int})
     return pd.concat([names, rows.drop(columns="name")], axis=1)
@@ -95,8 +87,8 @@ def _contrasts(model: Reranker, pairs: Sequence[Pair], filler: str) -> Iterator[
     by_query: dict[str, list[Pair]] = {}
     for pair in pairs:
         by_query.setdefault(pair.query_id, []).append(pair)
-    for own in by_query.values():
-        judged = sorted(own, key=lambda pair: pair.grade or 0)
+    for group in by_query.values():
+        judged = sorted(group, key=lambda pair: pair.grade or 0)
         for pair in dict.fromkeys([judged[-1], judged[0]]):
             try:
                 yield align(pair, Tfc1(), model.tokenizer, filler, max_length=model.max_length)
@@ -105,7 +97,7 @@ def _contrasts(model: Reranker, pairs: Sequence[Pair], filler: str) -> Iterator[
 
 
 def cut_table(rows: pd.DataFrame, judged: pd.DataFrame, sets: pd.DataFrame) -> pd.DataFrame:
-    """What every set of heads does, beside its random sets, over queries.
+    """The effect of cutting every set of heads, beside that of its random sets, over queries.
 
     Returns:
         A row for each set, `way` and `measure` (`NDCG`, `TERM`): `site`, the heads; `heads`, how many; `intact`, the
@@ -117,54 +109,47 @@ def cut_table(rows: pd.DataFrame, judged: pd.DataFrame, sets: pd.DataFrame) -> p
 
     It misleads where other heads make up for those cut: what is cut and missed matters, what is not missed may too.
     """
-    grades = judged[["query_id", "doc_id", "grade"]]
     parts = []
     for measure in (NDCG, TERM):
-        values = _values(rows, grades, measure)
+        values = _values(rows, judged, measure)
         if len(values) and len(sets):
             parts.append(_of_measure(values, sets[sets["draw"] < 0]).assign(measure=measure))
     if not parts:
         return pd.DataFrame()
-    found = pd.concat(parts, ignore_index=True)
-    found["p_corrected"] = (len(parts) * found["p_corrected"]).clip(upper=1)
-    place = {name: k for k, name in enumerate(found["set"].unique())}
-    order = found.assign(set=found["set"].map(place), way=found["way"].map(WAYS.index)).sort_values(["set", "way"])
-    return found.loc[order.index].reset_index(drop=True)
+    table = pd.concat(parts, ignore_index=True)
+    table["p_corrected"] = (len(parts) * table["p_corrected"]).clip(upper=1)
+    order = {name: k for k, name in enumerate([*table["set"].unique(), *WAYS])}
+    return table.sort_values(["set", "way"], key=lambda names: names.map(order), kind="stable", ignore_index=True)
 
 
 def _of_measure(values: pd.DataFrame, sets: pd.DataFrame) -> pd.DataFrame:
     """The rows of one measure, tested together: a row per set and way."""
     intact, lines, changes, beyond = values[INTACT, -1, ""], [], [], []
-    for one, way in itertools.product(sets.itertuples(index=False), WAYS):
-        every = values[one.set].xs(way, axis=1, level="way").sub(intact, axis=0)
-        random = every.drop(columns=-1)
-        line = {"set": one.set, "way": way, "site": one.sites, "heads": len(one.sites.split(",")), "note": one.note}
-        line |= {"intact": intact.mean(), "value": (intact + every[-1]).mean(), "queries": len(intact)}
-        lines.append(line | _of_random(every[-1].mean(), random.mean()))
-        changes.append(every[-1])
-        beyond.append(every[-1] - random.mean(axis=1))
-    own, excess = (tested(pd.concat(columns, axis=1).to_numpy()) for columns in (changes, beyond))
-    numbers = {"change": own.estimate, "low": own.low, "high": own.high, "p": own.p}
+    for heads, way in itertools.product(sets.itertuples(index=False), WAYS):
+        drawn = values[heads.set].xs(way, axis=1, level="way").sub(intact, axis=0)
+        change = drawn.pop(-1)
+        random = drawn.mean()
+        line = {"set": heads.set, "way": way, "site": heads.sites, "heads": heads.sites.count(",") + 1}
+        line |= {"note": heads.note, "intact": intact.mean(), "value": (intact + change).mean(), "queries": len(intact)}
+        line |= {"random": random.mean(), "random_low": random.min(), "random_high": random.max()}
+        lines.append(line | {"p_draws": (1 + (random <= change.mean() + 1e-12).sum()) / (1 + len(random))})
+        changes.append(change)
+        beyond.append(change - drawn.mean(axis=1))
+    test, excess = (tested(pd.concat(columns, axis=1).to_numpy()) for columns in (changes, beyond))
+    numbers = {"change": test.estimate, "low": test.low, "high": test.high, "p": test.p}
     numbers |= {"excess": excess.estimate, "excess_low": excess.low, "excess_high": excess.high}
     return pd.DataFrame(lines).assign(**numbers, p_excess=excess.p, p_corrected=excess.p_corrected)
 
 
-def _values(rows: pd.DataFrame, grades: pd.DataFrame, measure: str) -> pd.DataFrame:
+def _values(rows: pd.DataFrame, judged: pd.DataFrame, measure: str) -> pd.DataFrame:
     """The measure of every query, [query, (set, draw, way)]."""
-    keys, found = ["set", "draw", "way"], {}
+    keys = ["set", "draw", "way"]
     if measure == NDCG:
-        for key, scores in rows[rows["text"] == "pair"].groupby(keys, sort=False):
-            found[key] = ranking.ndcg(scores, grades).set_index("query_id")["value"]
-        return pd.DataFrame(found).rename_axis(keys, axis=1)
-    own = rows[rows["text"] != "pair"]
-    wide = own.pivot(index=[*keys, "query_id", "doc_id"], columns="text", values="score")
+        groups = rows[rows["text"] == "pair"].groupby(keys, sort=False)
+        values = {key: ranking.ndcg(scores, judged).set_index("query_id")["value"] for key, scores in groups}
+        return pd.DataFrame(values).rename_axis(keys, axis=1)
+    contrasts = rows[rows["text"] != "pair"]
+    wide = contrasts.pivot(index=[*keys, "query_id", "doc_id"], columns="text", values="score")
     if wide.empty:
         return wide
-    effect = (wide["donor"] - wide["base"]).groupby(level=[*keys, "query_id"]).mean()
-    return effect.unstack(keys)
-
-
-def _of_random(own: float, random: pd.Series) -> dict[str, float]:
-    """The mean changes of the random sets, and how many of them change it as far down."""
-    line = {"random": random.mean(), "random_low": random.min(), "random_high": random.max()}
-    return line | {"p_draws": (1 + (random <= own + 1e-12).sum()) / (1 + len(random))}
+    return (wide["donor"] - wide["base"]).groupby(level=[*keys, "query_id"]).mean().unstack(keys)

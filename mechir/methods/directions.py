@@ -1,10 +1,9 @@
-"""From scores under interventions to a table of ranking quality: each condition beside the original and the random."""
+"""Tables of ranking quality under interventions: each condition beside the original and the random."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from mechir import measures
@@ -15,6 +14,8 @@ from mechir.methods import ranking, statistics
 
 DRAWS = 1000
 """Random rankings behind the row `random`, as in the paper."""
+COLUMNS = ["name", "queries", "ndcg", "low", "high", "tied", "change", "change_low", "change_high"]
+COLUMNS += ["change_p_unpaired", "change_p"]
 
 
 def stated(table: pd.DataFrame, renormalise: bool) -> pd.DataFrame:
@@ -29,11 +30,8 @@ def condition_table(
 ) -> pd.DataFrame:
     """nDCG@k of every condition, and its difference from the intact model, over queries.
 
-    Args:
-        rows: `name`, `query_id`, `doc_id`, `score`: one score per condition and pair.
-        judged: `query_id`, `doc_id`, `grade`: the documents that the ideal ranking may use.
-        original: the name of the intact model's condition.
-        k: the cutoff.
+    `rows` is one score per condition and pair: `name`, `query_id`, `doc_id`, `score`; `judged` the documents that the
+    ideal ranking may use: `query_id`, `doc_id`, `grade`; `original` the `name` of the intact model.
 
     Returns:
         One row per condition in the order of `rows`, then `random` (the mean of 1,000 random rankings) and
@@ -52,22 +50,20 @@ def condition_table(
     baseline = ranking.ndcg(pool, judgments, k).set_index("query_id")["value"]
     table = []
     for name, scores in rows.groupby("name", sort=False):
-        found = ranking.ndcg(scores, judgments, k).set_index("query_id")
-        values = found["value"].reindex(baseline.index)
-        table.append(
-            {"name": name}
-            | _line(values)
-            | {"tied": found["tied"].mean()}
-            | _beside(values, baseline, name == original)
-        )
-    frame = pd.DataFrame(table)
-    frame.insert(frame.columns.get_loc("change_p") + 1, "change_p_corrected", holm(frame["change_p"].to_numpy()))
+        quality = ranking.ndcg(scores, judgments, k).set_index("query_id")
+        values = quality["value"].reindex(baseline.index)
+        line = {"name": name} | _line(values) | {"tied": quality["tied"].mean()}
+        if name != original:
+            comparison = statistics.compare(values.to_numpy(), baseline.to_numpy())
+            line |= comparison.row("change") | {"change_p_unpaired": comparison.p_unpaired}
+        table.append(line)
+    frame = pd.DataFrame(table)[COLUMNS]
+    frame["change_p_corrected"] = holm(frame["change_p"].to_numpy())
     expected = ranking.random_ndcg(pool, judgments, k).set_index("query_id")["value"]
     draws = ranking.random_draws(pool, judgments, k, draws=DRAWS)
-    spread = np.quantile(draws, [0.025, 0.975]).tolist()
+    low, high = statistics.percentiles(draws)
     random = [
-        {"name": "random", "queries": len(baseline), "ndcg": float(draws.mean())}
-        | dict(zip(("low", "high"), spread, strict=True)),
+        {"name": "random", "queries": len(baseline), "ndcg": float(draws.mean()), "low": low, "high": high},
         {"name": "random_analytic"} | _line(expected),
     ]
     return pd.concat([frame, pd.DataFrame(random)], ignore_index=True)
@@ -76,16 +72,3 @@ def condition_table(
 def _line(values: pd.Series) -> dict[str, Any]:
     low, high = mean_interval(values.to_numpy())
     return {"queries": len(values), "ndcg": float(values.mean()), "low": low, "high": high}
-
-
-def _beside(values: pd.Series, baseline: pd.Series, same: bool) -> dict[str, Any]:
-    if same:
-        return {}
-    found = statistics.compare(values.to_numpy(), baseline.to_numpy())
-    return {
-        "change": found.change,
-        "change_low": found.low,
-        "change_high": found.high,
-        "change_p_unpaired": found.p_unpaired,
-        "change_p": found.p_paired,
-    }

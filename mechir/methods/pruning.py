@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -51,18 +50,11 @@ def pruned_sets(
     seed: int = 0,
     joint: bool = False,
 ) -> pd.DataFrame:
-    """The sets of units that a pruning study takes out.
+    """The sets of units to prune.
 
-    Args:
-        model: a `HookedEncoder`.
-        importance: [site, collection] conductances, of one label.
-        groups: collection -> group.
-        schemes: see `schemes`.
-        grid: shares of units.
-        draws: random sets for each scheme, share and end, top or bottom: with as many units of every layer and kind as
-            it has, and none of its own.
-        seed: of the draws.
-        joint: rank neurons and heads together.
+    `importance` are conductances of one label, [site, collection], ranked with neurons and heads apart unless `joint`;
+    `groups` is collection -> group; `grid` holds shares of units. For each scheme, share and end, top or bottom, there
+    are `draws` random sets with as many units of every layer and kind as it has, and none of its own.
 
     Returns:
         `name`, `scheme`, `share`, `set` ("top", "bottom", "random"), `like` (which of the two a random set belongs to,
@@ -76,23 +68,23 @@ def pruned_sets(
     refuse(groups, schemes, grid, draws)
     ranked = {end: Ranked.of(importance, groups, joint=joint, bottom=end == "bottom") for end in ENDS}
     counts = sizes(model)
-    found = []
+    rows = []
     for scheme, p, end in itertools.product(schemes, grid, ENDS):
-        own = ranked[end].kept(scheme, p)
-        if not own:
+        chosen = ranked[end].kept(scheme, p)
+        if not chosen:
             raise MechirError(f"'{scheme}' keeps no unit at the {end}, p={p}: take a larger share, or another scheme.")
-        random, notes = random_like(own, counts, draws, seed=seed)
-        shared = {"scheme": scheme, "share": p, "note": "; ".join(notes) or None, "units": len(own)}
-        name = f"{scheme} {100 * p:g} %"
-        found.append(shared | {"name": f"{name} {end}", "set": end, "like": "", "draw": -1, "sites": ",".join(own)})
-        for draw, one in enumerate(random):
-            line = {"name": f"{name} random {draw} like {end}", "set": RANDOM, "like": end, "draw": draw}
-            found.append(shared | line | {"sites": ",".join(one)})
-    return pd.DataFrame(found)[["name", "scheme", "share", "set", "like", "draw", "units", "sites", "note"]]
+        random, notes = random_like(chosen, counts, draws, seed=seed)
+        name, n, note = f"{scheme} {100 * p:g} %", len(chosen), "; ".join(notes) or None
+        rows.append((f"{name} {end}", scheme, p, end, "", -1, n, ",".join(chosen), note))
+        for draw, sites in enumerate(random):
+            label = f"{name} random {draw} like {end}"
+            rows.append((label, scheme, p, RANDOM, end, draw, n, ",".join(sites), note))
+    columns = ["name", "scheme", "share", "set", "like", "draw", "units", "sites", "note"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def refuse(groups: Mapping[str, str], schemes: Sequence[str], grid: Sequence[float], draws: int) -> None:
-    """Refuses unknown schemes, shares out of range and less than 20 draws, before anything is measured."""
+    """Raises for unknown schemes, shares out of range and less than 20 draws."""
     refuse_unknown(schemes, groups)
     for p in grid:
         refuse_share(p)
@@ -101,7 +93,7 @@ def refuse(groups: Mapping[str, str], schemes: Sequence[str], grid: Sequence[flo
 
 
 def refuse_small(model: Reranker, grid: Sequence[float], *, joint: bool = False) -> None:
-    """Refuses shares that are less than half of one unit of any kind, before anything is measured."""
+    """Raises for shares that are less than half of one unit of any kind."""
     counts = [model.cfg.n_layers * n for n in (model.cfg.d_mlp, model.cfg.n_heads)]
     counts = [sum(counts)] if joint else counts
     for p in grid:
@@ -112,14 +104,11 @@ def refuse_small(model: Reranker, grid: Sequence[float], *, joint: bool = False)
 def pruning_table(
     rows: pd.DataFrame, judged: pd.DataFrame, sets: pd.DataFrame, lowest: Mapping[str, int], groups: Mapping[str, str]
 ) -> pd.DataFrame:
-    """What every ranking loses without the units of a set, beside random sets of its own size and layer profile.
+    """The loss of every ranking without the units of a set, beside random sets of its own size and layer profile.
 
-    Args:
-        rows: `name` (of `sets`, or "original"), `query_id`, `doc_id`, `score`.
-        judged: `query_id`, `doc_id`, `grade`.
-        sets: of `pruned_sets`.
-        lowest: the grade from which on a document is relevant to MRR, by collection.
-        groups: collection -> group.
+    `rows` are scores: `name` (of `sets`, or "original"), `query_id`, `doc_id`, `score`; `judged`: `query_id`, `doc_id`,
+    `grade`; `sets` of `pruned_sets`; `lowest`: the grade from which on a document is relevant to MRR, by collection;
+    `groups`: collection -> group.
 
     Returns:
         One row per collection, measure ("nDCG@10", linear gain; "MRR") and set; of the random sets like the top, and of
@@ -132,29 +121,27 @@ def pruning_table(
 
     It misleads where a set's intact neighbours make up for it: what is pruned matters, what is not may too.
     """
-    found = []
+    parts, collections = [], rows["query_id"].map(collection_of)
     for name, group in groups.items():
-        here = rows[[collection_of(query_id) == name for query_id in rows["query_id"]]]
         for measure in MEASURES:
-            values = _by_query(here, judged, measure, lowest[name])
+            values = _by_query(rows[collections == name], judged, measure, lowest[name])
             lines = pd.DataFrame(_lines(values, sets))
-            found.append(lines.assign(collection=name, group=group, measure=measure))
-    table = pd.concat(found, ignore_index=True)
+            parts.append(lines.assign(collection=name, group=group, measure=measure))
+    table = pd.concat(parts, ignore_index=True)
     whole = table["draw"] < 0
-    for p, corrected in (("change_p", "change_p_corrected"), ("excess_p", "excess_p_corrected")):
-        table[corrected] = np.nan
-        table.loc[whole, corrected] = holm(table.loc[whole, p].to_numpy(dtype=float))
+    for p in ("change_p", "excess_p"):
+        table.loc[whole, f"{p}_corrected"] = holm(table.loc[whole, p].to_numpy(dtype=float))
     first = ["collection", "group", "measure", "scheme", "share", "set", "like", "draw", "units", "queries", "value"]
     return table[[*first, *(name for name in table.columns if name not in first)]]
 
 
 def _by_query(rows: pd.DataFrame, judged: pd.DataFrame, measure: str, relevant: int) -> pd.DataFrame:
     """The measure's value, [query, name]."""
-    grades, found = judged[["query_id", "doc_id", "grade"]], {}
+    columns = {}
     for name, scores in rows.groupby("name", sort=False):
-        values = ranking.mrr(scores, grades, relevant) if measure == "MRR" else ranking.ndcg(scores, grades, 10)
-        found[name] = values.set_index("query_id")["value"]
-    return pd.DataFrame(found)
+        values = ranking.mrr(scores, judged, relevant) if measure == "MRR" else ranking.ndcg(scores, judged, 10)
+        columns[name] = values.set_index("query_id")["value"]
+    return pd.DataFrame(columns)
 
 
 def _lines(values: pd.DataFrame, sets: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -168,30 +155,22 @@ def _lines(values: pd.DataFrame, sets: pd.DataFrame) -> Iterator[dict[str, Any]]
             yield from _beside(values, part[part["set"] == end].iloc[0], part[part["like"] == end])
 
 
-def _beside(values: pd.DataFrame, own: pd.Series, likes: pd.DataFrame) -> Iterator[dict[str, Any]]:
+def _beside(values: pd.DataFrame, end: pd.Series, likes: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """The rows of a top or bottom, of its random sets one by one, and of their mean."""
     original, drawn = values[ORIGINAL], values[likes["name"]]
     random = drawn.mean(axis=1)
-    shared = {key: own[key] for key in ("scheme", "share", "units", "note")} | {"queries": len(values)}
-    line = shared | {"set": own["set"], "like": "", "draw": -1, "value": values[own["name"]].mean()}
-    yield line | _change(values[own["name"]], original) | _excess(values[own["name"]], random, drawn)
-    shared |= {"set": RANDOM, "like": own["set"]}
+    shared = {key: end[key] for key in ("scheme", "share", "units", "note")} | {"queries": len(values)}
+    pruned = values[end["name"]]
+    as_far = (drawn.mean() <= pruned.mean() + 1e-12).sum()
+    line = shared | {"set": end["set"], "like": "", "draw": -1, "value": pruned.mean()}
+    line |= compare(pruned.to_numpy(), original.to_numpy()).row("change")
+    line |= compare(pruned.to_numpy(), random.to_numpy()).row("excess")
+    yield line | {"p_draws": (1 + as_far) / (1 + drawn.shape[1])}
+    shared |= {"set": RANDOM, "like": end["set"]}
     for name, draw in zip(likes["name"], likes["draw"], strict=True):
         yield shared | {"draw": draw, "value": values[name].mean(), "change": (values[name] - original).mean()}
-    yield shared | {"draw": -1, "value": random.mean()} | _change(random, original)
-
-
-def _change(values: pd.Series, original: pd.Series) -> dict[str, float]:
-    found = compare(values.to_numpy(), original.to_numpy())
-    return {"change": found.change, "change_low": found.low, "change_high": found.high, "change_p": found.p_paired}
-
-
-def _excess(values: pd.Series, random: pd.Series, drawn: pd.DataFrame) -> dict[str, float]:
-    """What a set changes beyond its random sets."""
-    found = compare(values.to_numpy(), random.to_numpy())
-    as_far = (drawn.mean() <= values.mean() + 1e-12).sum()
-    line = {"excess": found.change, "excess_low": found.low, "excess_high": found.high, "excess_p": found.p_paired}
-    return line | {"p_draws": (1 + as_far) / (1 + drawn.shape[1])}
+    change = compare(random.to_numpy(), original.to_numpy()).row("change")
+    yield shared | {"draw": -1, "value": random.mean()} | change
 
 
 @torch.no_grad()

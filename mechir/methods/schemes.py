@@ -5,6 +5,7 @@ Source: Vast et al. 2024 (arXiv:2406.19309): top units per collection (N_x), int
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ ALL = "all"
 
 
 def kind(site: str) -> str:
-    """Whether a unit is a neuron or a head."""
+    """The kind of a unit, "neuron" or "head"."""
     return "head" if is_head(site) else "neuron"
 
 
@@ -50,36 +51,34 @@ def _orders(values: pd.Series, joint: bool, bottom: bool) -> list[np.ndarray]:
     if joint:
         return [ranked]
     kinds = np.array([kind(site) for site in ranked])
-    return [ranked[kinds == one] for one in KINDS]
+    return [ranked[kinds == name] for name in KINDS]
 
 
 def _first(orders: Sequence[np.ndarray], p: float) -> list[str]:
     refuse_share(p)
-    found = [str(site) for order in orders for site in order[: int(p * len(order) + 0.5)]]
-    if not found:
+    sites = [str(site) for order in orders for site in order[: int(p * len(order) + 0.5)]]
+    if not sites:
         n = sum(len(order) for order in orders)
         raise MechirError(f"p={p} of {n} units is less than half of one: take a larger share.")
-    return found
+    return sites
 
 
 def schemes(groups: Mapping[str, str]) -> list[str]:
     """The schemes that these collections allow, by name.
 
-    A collection's own name. Of several, `I_<group>` and `F_<group>`, intersection and fusion, of each group and of
-    `all`; and `out-in`: what only the fusion of `out` keeps, where there are both groups.
+    The name of each collection. For several also `I_<group>` and `F_<group>`, intersection and fusion, of each group
+    and of `all`; and `out-in`: the units that only the fusion of `out` keeps, where there are both groups.
     """
     if len(groups) == 1:
         return list(groups)
-    names = [*dict.fromkeys(groups.values()), *([ALL] if len(set(groups.values())) > 1 else [])]
-    return [
-        *groups,
-        *(f"{how}_{name}" for how in "IF" for name in names),
-        *(["out-in"] if {"in", "out"} <= set(groups.values()) else []),
-    ]
+    names = list(dict.fromkeys(groups.values()))
+    names += [ALL] if len(names) > 1 else []
+    combined = [f"{how}_{name}" for how in "IF" for name in names]
+    return [*groups, *combined, *(["out-in"] if {"in", "out"} <= set(names) else [])]
 
 
 def refuse_unknown(names: Sequence[str], groups: Mapping[str, str]) -> None:
-    """Refuses names that are no schemes of these collections."""
+    """Raises for names that are no schemes of these collections."""
     known = schemes(groups)
     for name in names:
         if name not in known:
@@ -87,7 +86,7 @@ def refuse_unknown(names: Sequence[str], groups: Mapping[str, str]) -> None:
 
 
 def refuse_share(p: float) -> None:
-    """Refuses what is no share of units."""
+    """Raises for a share of units outside 0 to 1."""
     if not 0 < p <= 1:
         raise MechirError(f"p={p} is no share of units: write a number above 0 and up to 1, e.g. 0.01.")
 
@@ -103,19 +102,12 @@ class Ranked:
     def of(
         cls, values: pd.DataFrame, groups: Mapping[str, str], *, joint: bool = False, bottom: bool = False
     ) -> Ranked:
-        """Ranks units.
-
-        Args:
-            values: [site, collection], signed.
-            groups: collection -> group.
-            joint: as `top`.
-            bottom: as `top`.
-        """
+        """Ranks units by `values`, [site, collection], signed; `groups` is collection -> group; else as `top`."""
         ranked = {name: values[name] for name in groups}
         for scheme in schemes(groups):
             if scheme.startswith("F_") and scheme not in groups:
                 ranked[scheme] = values[members(scheme, groups)].mean(axis=1)
-        return cls(groups, {name: _orders(one, joint, bottom) for name, one in ranked.items()})
+        return cls(groups, {name: _orders(series, joint, bottom) for name, series in ranked.items()})
 
     def kept(self, scheme: str, p: float) -> list[str]:
         """The units that a scheme keeps.
@@ -129,34 +121,28 @@ class Ranked:
         if scheme == "out-in":
             taken = set(self.kept("F_in", p))
             return [site for site in self.kept("F_out", p) if site not in taken]
-        first, *rest = (_first(self.orders[one], p) for one in members(scheme, self.groups))
-        others = [set(one) for one in rest]
-        return [site for site in first if all(site in other for other in others)]
+        first, *rest = (_first(self.orders[name], p) for name in members(scheme, self.groups))
+        common = set(first).intersection(*rest)
+        return [site for site in first if site in common]
 
 
 def members(scheme: str, groups: Mapping[str, str]) -> list[str]:
     """The collections of an intersection or fusion."""
     name = scheme[2:]
-    return [one for one, group in groups.items() if name in (group, ALL)]
+    return [collection for collection, group in groups.items() if name in (group, ALL)]
 
 
 def agreement(first: Sequence[str], second: Sequence[str], n: int) -> dict[str, Any]:
-    """How two choices out of n units agree.
+    """Compares two choices out of n units.
 
     Returns:
         `shared`, units in both; `share`, of the first (the papers' intersection); `jaccard`, over the union;
         `expected`, the share two random choices would have; `p`, the chance of as many shared or more (hypergeometric).
     """
     both = overlap(first, second, n)
-    union = len(set(first) | set(second))
-    size = len(set(first))
-    return {
-        "shared": both.shared,
-        "share": both.shared / size if size else float("nan"),
-        "jaccard": both.shared / union if union else float("nan"),
-        "expected": both.expected / size if size else float("nan"),
-        "p": both.p,
-    }
+    size, union = len(set(first)) or math.nan, len({*first, *second}) or math.nan
+    shares = {"share": both.shared / size, "jaccard": both.shared / union, "expected": both.expected / size}
+    return {"shared": both.shared, **shares, "p": both.p}
 
 
 def by_place(first: Sequence[str], second: Sequence[str], sizes: Mapping[tuple[int, str], int]) -> pd.DataFrame:
@@ -165,10 +151,10 @@ def by_place(first: Sequence[str], second: Sequence[str], sizes: Mapping[tuple[i
     `sizes`: (layer, kind) -> how many units there are.
     """
     rows = []
-    for (layer, one), n in sizes.items():
-        here = [[site for site in chosen if _place(site) == (layer, one)] for chosen in (first, second)]
-        rows.append({"layer": layer, "kind": one, "first": len(here[0]), "second": len(here[1])})
-        rows[-1] |= agreement(here[0], here[1], n)
+    for place, n in sizes.items():
+        here, there = ([site for site in chosen if _place(site) == place] for chosen in (first, second))
+        line = {"layer": place[0], "kind": place[1], "first": len(here), "second": len(there)}
+        rows.append(line | agreement(here, there, n))
     return pd.DataFrame(rows)
 
 
@@ -186,23 +172,21 @@ def random_like(
     Returns:
         The sets, and a sentence for every layer that has too few other units: there the draw is from all of them.
     """
-    generator, places = np.random.default_rng(seed), [_place(site) for site in chosen]
     taken: dict[tuple[int, str], set[int]] = {}
-    for site, place in zip(chosen, places, strict=True):
-        taken.setdefault(place, set()).add(int(parse_site(site)[1]))
+    for site in chosen:
+        taken.setdefault(_place(site), set()).add(int(parse_site(site)[1]))
     pools, notes = {}, []
-    for (layer, one), own in taken.items():
-        n = sizes[layer, one]
-        rest = [unit for unit in range(n) if unit not in own]
-        if len(rest) < len(own):
-            notes.append(f"layer {layer} has {n} {one}s, too few to draw {len(own)} beside the chosen ones")
-            rest = list(range(n))
-        pools[layer, one] = rest
-    sets = []
+    for (layer, name), units in taken.items():
+        n = sizes[layer, name]
+        pools[layer, name] = rest = [unit for unit in range(n) if unit not in units]
+        if len(rest) < len(units):
+            notes.append(f"layer {layer} has {n} {name}s, too few to draw {len(units)} beside the chosen ones")
+            pools[layer, name] = list(range(n))
+    generator, sets = np.random.default_rng(seed), []
     for _ in range(draws):
         drawn = []
-        for (layer, one), rest in pools.items():
-            picked = np.sort(generator.choice(rest, len(taken[layer, one]), replace=False))
-            drawn += [str((Head if one == "head" else Neuron)(layer, int(unit))) for unit in picked]
+        for (layer, name), pool in pools.items():
+            picked = np.sort(generator.choice(pool, len(taken[layer, name]), replace=False))
+            drawn += [str((Head if name == "head" else Neuron)(layer, int(unit))) for unit in picked]
         sets.append(drawn)
     return sets, notes

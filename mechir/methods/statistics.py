@@ -26,6 +26,10 @@ class Comparison(NamedTuple):
     p_unpaired: float
     p_paired: float
 
+    def row(self, name: str) -> dict[str, float]:
+        """The change as columns of a table: `name`, `name_low`, `name_high` and the paired `name_p`."""
+        return {name: self.change, f"{name}_low": self.low, f"{name}_high": self.high, f"{name}_p": self.p_paired}
+
 
 def compare(edited: Sequence[float] | np.ndarray, original: Sequence[float] | np.ndarray) -> Comparison:
     """The mean difference edited - original over queries, its interval, and two two-tailed tests.
@@ -36,8 +40,8 @@ def compare(edited: Sequence[float] | np.ndarray, original: Sequence[float] | np
     """
     edited, original = _without_noise(edited), _without_noise(original)
     change = _without_noise(edited - original)
-    found = means(change[:, None])
-    mean, low, high, p = (float(x[0]) for x in (found.estimate, found.low, found.high, found.p))
+    test = means(change[:, None])
+    mean, low, high, p = (float(x[0]) for x in (test.estimate, test.low, test.high, test.p))
     return Comparison(len(change), mean, low, high, _p_unpaired(edited, original), p)
 
 
@@ -51,14 +55,14 @@ def _p_unpaired(edited: np.ndarray, original: np.ndarray) -> float:
 
 
 def _without_noise(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Values that differ in the last digits only made equal: their variance is rounding, not a sample's."""
+    """Makes values equal that differ in the last digits only: their variance is rounding, not a sample's."""
     values = np.asarray(values, dtype=float)
     constant = np.ptp(values) <= 1e-12 * np.abs(values).max()
     return np.full_like(values, values[0]) if constant else values
 
 
 class Overlap(NamedTuple):
-    """How many things two choices out of `n` share, how many two random choices would, and the chance of as many."""
+    """The things two choices out of `n` share, how many two random choices would, and the chance of as many."""
 
     shared: int
     expected: float
@@ -68,10 +72,10 @@ class Overlap(NamedTuple):
 
 def overlap(first: Iterable[str], second: Iterable[str], n: int) -> Overlap:
     """The intersection of two choices out of n things against chance (hypergeometric, one-sided)."""
-    one, other = set(first), set(second)
-    shared = len(one & other)
-    chance = stats.hypergeom(n, len(one), len(other))
-    return Overlap(shared, len(one) * len(other) / n, float(chance.sf(shared - 1)), n)
+    chosen, other = set(first), set(second)
+    shared = len(chosen & other)
+    p = stats.hypergeom.sf(shared - 1, n, len(chosen), len(other))
+    return Overlap(shared, len(chosen) * len(other) / n, float(p), n)
 
 
 def overlap_of_all(sizes: Sequence[int], shared: int, n: int) -> Overlap:
@@ -89,8 +93,8 @@ def overlap_of_all(sizes: Sequence[int], shared: int, n: int) -> Overlap:
 
 
 def resampled(query: np.ndarray, draws: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """The places of pairs when whole queries are drawn anew, so often; none where there is one query alone."""
-    places = [np.flatnonzero(query == one) for one in dict.fromkeys(query.tolist())]
+    """The places of pairs in `draws` resamples of whole queries; no resample where there is one query alone."""
+    places = [np.flatnonzero(query == name) for name in dict.fromkeys(query.tolist())]
     generator = np.random.default_rng(seed)
     for _ in range(draws if len(places) > 1 else 0):
         yield np.concatenate([places[k] for k in generator.integers(len(places), size=len(places))])
