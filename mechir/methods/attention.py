@@ -46,39 +46,31 @@ def role_attention(
     """
     listed = heads_of(model, heads)
     encoded = encode_contrasts(model, contrasts, max_length)
-    parts = []
-    for batch in encoded.batches(model):
-        parts += _masses(model, batch, listed)
-    found = pd.concat(parts, ignore_index=True)
-    ids = ids_of(encoded.contrasts).iloc[found["row"]].reset_index(drop=True)
-    return pd.concat([found[["site", "reader", "source"]], ids, found[["base", "donor"]]], axis=1)
+    masses = pd.concat([_masses(model, batch, listed) for batch in encoded.batches(model)], ignore_index=True)
+    ids = ids_of(encoded.contrasts).iloc[masses["row"]].reset_index(drop=True)
+    return pd.concat([masses[["site", "reader", "source"]], ids, masses[["base", "donor"]]], axis=1)
 
 
-def _masses(model: Reranker, batch: ContrastBatch, listed: Sequence[Head]) -> list[pd.DataFrame]:
+def _masses(model: Reranker, batch: ContrastBatch, heads: Sequence[Head]) -> pd.DataFrame:
     member = torch.stack([batch.roles == role for role in range(len(ROLES))], 1).to(model.dtype)
     share = member / member.sum(-1, keepdim=True).clamp(min=1)
-    names = {f"blocks.{head.layer}.attn.hook_pattern" for head in listed}
-    masses = {
-        name: observe(model, side, names, lambda _, x: for_numpy(between(x, share, member)), head_row=False)[1]
-        for name, side in (("base", batch.base), ("donor", batch.donor))
-    }
-    there = member.any(-1).cpu()
-    rows, readers, sources = (there[:, :, None] & there[:, None, :]).nonzero(as_tuple=True)
-    return [
-        pd.DataFrame(
-            {
-                "site": f"h{head.layer}.{head.head}",
-                "reader": [ROLES[k] for k in readers],
-                "source": [ROLES[k] for k in sources],
-                "row": batch.rows[rows.numpy()],
-            }
-            | {
-                name: kept[f"blocks.{head.layer}.attn.hook_pattern"][:, head.head][rows, readers, sources].numpy()
-                for name, kept in masses.items()
-            }
+    hooks = {head: head._replace(part="pattern").hook for head in heads}
+    base, donor = (
+        observe(model, side, set(hooks.values()), lambda _, x: for_numpy(between(x, share, member)), head_row=False)[1]
+        for side in (batch.base, batch.donor)
+    )
+    present = member.any(-1).cpu()
+    rows, readers, sources = (present[:, :, None] & present[:, None, :]).nonzero(as_tuple=True)
+    names = {"reader": [ROLES[k] for k in readers], "source": [ROLES[k] for k in sources]}
+    cells = pd.DataFrame(names | {"row": batch.rows[rows.numpy()]})
+    return pd.concat(
+        cells.assign(
+            site=f"h{head.layer}.{head.head}",
+            base=base[hook][:, head.head][rows, readers, sources].numpy(),
+            donor=donor[hook][:, head.head][rows, readers, sources].numpy(),
         )
-        for head in listed
-    ]
+        for head, hook in hooks.items()
+    )
 
 
 def between(
@@ -94,11 +86,11 @@ def between(
 def pair_attention(
     model: Reranker, pairs: Sequence[Pair], heads: Sequence[Head | str], *, max_length: int | None = None
 ) -> pd.DataFrame:
-    """What heads look at: the weights between every word piece of the query and every one of the document.
+    """The weights of heads between every word piece of the query and every one of the document.
 
     Args:
         model: a `HookedEncoder`.
-        pairs: what is read.
+        pairs: the texts that are read.
         heads: whose attention.
         max_length: word pieces kept of a pair.
 
@@ -111,19 +103,19 @@ def pair_attention(
     Raises:
         MechirError: for a site that is no head of this model.
     """
-    listed, encoded = heads_of(model, heads), model.encode(pairs, max_length)
-    hooks = {f"blocks.{head.layer}.attn.hook_pattern" for head in listed}
+    encoded = model.encode(pairs, max_length)
+    hooks = {head: head._replace(part="pattern").hook for head in heads_of(model, heads)}
     rows: list[dict[str, Any]] = []
     for number, pair in enumerate(pairs):  # few are looked at, so one forward each
         batch = encoded.batch([number]).to(model.device)
-        scores, kept = observe(model, batch, hooks, lambda _, x: x[0].double().cpu(), head_row=False)
+        scores, patterns = observe(model, batch, set(hooks.values()), lambda _, x: x[0].double().cpu(), head_row=False)
         query, doc = (batch.at(side)[0].nonzero()[:, 0].cpu() for side in (Segment.QUERY, Segment.DOC))
-        told = {"query_id": pair.query_id, "doc_id": pair.doc_id, "grade": pair.grade, "score": float(scores[0])}
+        line = {"query_id": pair.query_id, "doc_id": pair.doc_id, "grade": pair.grade, "score": float(scores[0])}
         for name, side in (("query", query), ("doc", doc)):
-            told[name] = model.tokenizer.convert_ids_to_tokens(encoded.ids[number][side.numpy()].tolist())
-        for head in listed:
-            pattern = kept[f"blocks.{head.layer}.attn.hook_pattern"][head.head]
+            line[name] = model.tokenizer.convert_ids_to_tokens(encoded.ids[number][side.numpy()].tolist())
+        for head, hook in hooks.items():
+            pattern = patterns[hook][head.head]
             blocks = {"query_doc": pattern[query][:, doc], "doc_query": pattern[doc][:, query]}
             weights = {name: block.flatten().numpy().round(DIGITS).tolist() for name, block in blocks.items()}
-            rows.append({"site": str(head)} | told | weights)
+            rows.append({"site": str(head)} | line | weights)
     return pd.DataFrame(rows)
