@@ -15,10 +15,10 @@ from mechir.errors import MechirError
 from mechir.methods.conductance import conductance
 from mechir.methods.importance import (
     against_others,
+    format_thresholds,
     importance,
     labelled,
     thresholds,
-    told,
     unconverged,
     unit_rows,
     with_both,
@@ -38,7 +38,7 @@ def test_half_of_the_highest_grade_is_relevant(tmp_path: Path) -> None:
     both = collections([f"in:{TOY}", f"out:{tmp_path / 'binary'}"])
     assert thresholds(both) == {TOY.name: -(-highest // 2), "binary": 1}
     assert thresholds(both, f"{TOY.name}:1") == {TOY.name: 1, "binary": 1}
-    assert thresholds(both, told(thresholds(both))) == thresholds(both)
+    assert thresholds(both, format_thresholds(thresholds(both))) == thresholds(both)
     for text, said in (
         ("x", r"Cannot read --relevant 'x': write a grade above 0, or NAME:GRADE with commas\."),
         ("other:1", r"Cannot read --relevant 'other:1'"),

@@ -15,10 +15,10 @@ from mechir.methods.checks import unit_target
 from mechir.methods.importance import (
     RELEVANT,
     against_others,
+    format_thresholds,
     importance,
     labelled,
     thresholds,
-    told,
     unconverged,
     unit_rows,
     with_both,
@@ -83,7 +83,7 @@ class Importance(Experiment):
         """One query in `every`, of each query and label the first `take` pairs; from which grade on one is relevant."""
         lowest = thresholds(inputs.source, self.relevant)
         kept = _kept(inputs.material, lowest, self.take, self.every, self.target)
-        return replace(self, relevant=told(lowest)), kept
+        return replace(self, relevant=format_thresholds(lowest)), kept
 
     def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
         """The rows of `unit_rows`; a margin is over the mean score of the query's pairs of the other label."""

@@ -14,7 +14,7 @@ from mechir.collection_groups import collection_of
 from mechir.errors import MechirError
 from mechir.experiment import Experiment, Finished, Inputs, RunsOn
 from mechir.methods.checks import unit_target
-from mechir.methods.importance import labelled, thresholds, told, unit_rows, with_both
+from mechir.methods.importance import format_thresholds, labelled, thresholds, unit_rows, with_both
 from mechir.methods.matching import SIDES, attention_by_grade
 from mechir.methods.schemes import LABELS
 from mechir.methods.statistics import overlap, percentiles
@@ -71,7 +71,7 @@ class MatchingHeads(Experiment):
             return min(pair.grade or 0, lowest[collection_of(pair.query_id)])
 
         kept = labelled(sorted(inputs.material, key=weakest_first), lowest, self.take)
-        return replace(self, relevant=told(lowest)), kept
+        return replace(self, relevant=format_thresholds(lowest)), kept
 
     def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
         """A row per query, label and head: `conductance`, mean over pairs, and `mean_max`, see `attention_by_grade`."""

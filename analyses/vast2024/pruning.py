@@ -14,7 +14,7 @@ from mechir.experiment import Experiment, Finished, Inputs
 from mechir.interventions import Ablate
 from mechir.measures import WITHOUT_UNITS, stated
 from mechir.methods.checks import one_of
-from mechir.methods.importance import labelled, read_thresholds, thresholds, told
+from mechir.methods.importance import format_thresholds, labelled, read_thresholds, thresholds
 from mechir.methods.pruning import ENDS, ORIGINAL, RANDOM, pruned_sets, pruning_table, refuse, refuse_small
 from mechir.methods.schemes import LABELS, schemes
 from mechir.options import frame, option
@@ -80,7 +80,7 @@ class Pruning(Importance):
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Pair]]:
         """The other queries' pairs; the sets of units, from a run of `Importance` on one query in `every`."""
         asked, groups = _asked(self.scheme, inputs.source.groups), inputs.source.groups
-        lowest = told(thresholds(inputs.source, self.relevant))
+        lowest = format_thresholds(thresholds(inputs.source, self.relevant))
         shared = {name: getattr(self, name) for name in Importance.options()}
         learned = inputs.run(Importance(**shared | {"relevant": lowest})).summary
         values = learned.pivot(index="site", columns=["label", "collection"], values="estimate")

@@ -1,4 +1,4 @@
-"""What experiments ask of their options before anything is measured, each option named by its flag."""
+"""Checks of experiments' options before anything is measured; messages name each option by its flag."""
 
 from __future__ import annotations
 
@@ -28,19 +28,12 @@ NO_TWO_GRADES = "Matching heads are found where a query has documents of two gra
 
 
 def flag(name: str) -> str:
-    """An option as it is written on the command line."""
+    """The flag of an option on the command line."""
     return f"--{name.replace('_', '-')}"
 
 
-def above_0(**options: int | float) -> None:
-    """Refuses numbers that are not above 0."""
-    for name, value in options.items():
-        if not 0 < value < math.inf:
-            raise MechirError(f"{flag(name)} is {value}: write a number above 0.")
-
-
 def one_of(known: Collection[str], **options: str) -> None:
-    """Refuses words that are not known."""
+    """Raises for words that are not known."""
     for name, value in options.items():
         if value not in known:
             raise MechirError(f"Unknown {flag(name)} '{value}': the closest are {closest(value, known)}.")
@@ -48,7 +41,7 @@ def one_of(known: Collection[str], **options: str) -> None:
 
 @contextlib.contextmanager
 def naming(name: str, text: str) -> Iterator[None]:
-    """Says which option it was that could not be read."""
+    """Names the option that could not be read in the message of an error."""
     try:
         yield
     except MechirError as error:
@@ -72,23 +65,20 @@ def place(model: Reranker, contrasts: Sequence[Contrast], text: str, *, each: Se
 
 
 def grades_there(pairs: Sequence[Pair], **grades: int) -> None:
-    """Refuses grades that no pair of the pool has, and pairs without one.
+    """Raises for grades that no pair of the pool has, and for pairs without one.
 
     Raises:
         MechirError: with the grades that there are.
     """
     if any(pair.grade is None for pair in pairs):
         raise MechirError("Pairs without a grade cannot be contrasted: give judged pairs.")
-    there = sorted({pair.grade for pair in pairs if pair.grade is not None})
+    known = [str(grade) for grade in sorted({pair.grade for pair in pairs if pair.grade is not None})]
     for name, grade in grades.items():
-        if grade not in there:
-            other = f"write {flag(name)} with one of {', '.join(map(str, there))}"
-            way = "add --easy-negatives 10 (easy_negatives=10)" if grade == EASY else other
-            raise MechirError(f"No pair of this pool has grade {grade} ({name}): it has {_listed(there)}; {way}.")
-
-
-def _listed(grades: Sequence[int]) -> str:
-    return f"grades {', '.join(map(str, grades))}" if len(grades) > 1 else f"grade {grades[0]} alone"
+        if str(grade) not in known:
+            other = f"write {flag(name)} with one of {', '.join(known)}"
+            hint = "add --easy-negatives 10 (easy_negatives=10)" if grade == EASY else other
+            listed = f"grades {', '.join(known)}" if len(known) > 1 else f"grade {known[0]} alone"
+            raise MechirError(f"No pair of this pool has grade {grade} ({name}): it has {listed}; {hint}.")
 
 
 def grades_of(pairs: Iterable[Pair]) -> dict[str, set[int | None]]:
@@ -100,7 +90,7 @@ def grades_of(pairs: Iterable[Pair]) -> dict[str, set[int | None]]:
 
 
 def contrasted(queries: Sequence[set[int | None]], grades: Mapping[str, int], where: str) -> None:
-    """Refuses queries of which fewer than two have pairs of both grades, for any two of `relevant`, `hard`, `weak`."""
+    """Raises where fewer than two queries have pairs of both grades, for any two of `relevant`, `hard`, `weak`."""
     for high, low in contrasts_of(grades):
         n = sum({grades[high], grades[low]} <= known for known in queries)
         if n < 2:
@@ -109,19 +99,19 @@ def contrasted(queries: Sequence[set[int | None]], grades: Mapping[str, int], wh
 
 
 def relevant_against_weak(relevant: int, weak: int) -> None:
-    """Refuses one grade for both."""
+    """Raises where both are one grade."""
     if relevant == weak:
         raise MechirError(f"--relevant and --weak are both {weak}: write two grades, or there is nothing to contrast.")
 
 
 def relevant_there(judged: pd.DataFrame) -> None:
-    """Refuses a pool whose queries have no relevant document, so that there is no nDCG."""
+    """Raises for a pool whose queries have no relevant document, so that there is no nDCG."""
     if not (judged["grade"] > 0).any():
         raise MechirError("No query of this pool has a relevant document (grade 1 or more), so there is no nDCG.")
 
 
 def heads_there(model: Reranker, heads: Sequence[Head], name: str = "heads") -> None:
-    """Refuses heads that the model does not have; `name`: of the option."""
+    """Raises for heads that the model does not have; `name`: of the option."""
     if heads:
         with naming(name, ",".join(map(str, heads))):
             heads_of(model, heads)
@@ -130,7 +120,7 @@ def heads_there(model: Reranker, heads: Sequence[Head], name: str = "heads") -> 
 def heads_or_search(
     model: Reranker, material: Sequence[Any], heads: Sequence[Head], name: str = "heads", *, matching: bool = False
 ) -> tuple[Head, ...]:
-    """The heads that are named, by layer; where none is, refuses a pool on which the run cannot find some.
+    """Returns the heads that are named, by layer; where none is, raises for a pool on which the run cannot find some.
 
     `matching`: they are found by attention on documents of two grades.
 
@@ -150,7 +140,7 @@ def heads_or_search(
 
 
 def embedding_vector(model: Weights, vector: int, sign: int) -> None:
-    """Refuses a singular vector that the word embeddings do not have, and what is no sign; -1 and 0 are found."""
+    """Raises for an unknown singular vector of the word embeddings or sign; -1 and 0 stand for those with IDF."""
     needs(model, "embedding_vector", Weights)
     last = min(model.W_E.shape) - 1
     if not -1 <= vector <= last:
@@ -160,20 +150,21 @@ def embedding_vector(model: Weights, vector: int, sign: int) -> None:
 
 
 def terms_there(pairs: Iterable[Pair], seed: int) -> None:
-    """Refuses queries without a word to edit."""
+    """Raises for queries without a word to edit."""
     for pair in {pair.query_id: pair for pair in pairs}.values():
         Term(seed=seed)(pair)
 
 
 def unit_target(model: Reranker, *, baseline: str, target: str, tol: float, **units: str) -> str:
-    """The target of conductance in its normal form; `units`: what is read of `heads` and `neurons`.
+    """The target of conductance in its normal form; `units`: the activation of `heads` and `neurons`.
 
     Raises:
         MechirError: for unknown words, a tolerance that is not above 0, a target that the model lacks.
     """
-    above_0(tol=tol)
+    if not 0 < tol < math.inf:
+        raise MechirError(f"--tol is {tol}: write a number above 0.")
     for name, unit in units.items():
-        one_of([one for one, kind in KIND.items() if kind == name.removesuffix("s")], **{name: unit})
+        one_of([known for known, kind in KIND.items() if kind == name.removesuffix("s")], **{name: unit})
     Way(baseline, tol=tol)
     with naming("target", target):
         goal = Target(target, [] if target == "margin" else None)

@@ -8,7 +8,7 @@ Source: Vast et al. 2024 (arXiv:2406.19309); conductance: Dhamdhere et al. 2019 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechir.errors import MechirError
-from mechir.methods.groups import Groups
+from mechir.methods.groups import Groups, pair_ids
 from mechir.methods.targets import Target
 from mechir.methods.walk import Walked, Way, walk
 from mechir.model_sites import sites_of
@@ -40,7 +40,7 @@ KIND = {"post": "neuron", "pre": "neuron", "pattern": "head", "z": "head", "resi
 
 
 class Conductances(NamedTuple):
-    """What `conductance` found.
+    """The result of `conductance`.
 
     `rows`: one row per query, grade and layer of units: `query_id`, `grade`, `n` pairs, `layer`, `unit` (of `UNITS`),
     and `conductance`, the array over the layer's neurons or heads of the mean over the pairs of the sum over positions;
@@ -72,7 +72,7 @@ def conductance(
 
     Args:
         model: a `HookedEncoder`.
-        pairs: what is read.
+        pairs: the texts.
         units: of neurons one of "post" and "pre", of heads one of "pattern" and "z", and "resid".
         way: the line, and how it is summed.
         target: F, see `Target`: "score", "p", "margin", or a head or neuron ("h3.5@query<-doc", "n2.17@cls"), whose
@@ -92,30 +92,37 @@ def conductance(
     needs(model, "conductance", Weights)
     goal = Target(target, against)
     readers = unit_readers(model, units, goal, split=split)
-    sums, checks = _Sums.empty(Groups.of(pairs), readers), list[pd.DataFrame]()
-    how: dict[str, Any] = {"max_tokens": max_tokens, "max_length": max_length, "progress": progress}
-    for found in walk(model, pairs, readers, goal, way=way, start=start, **how):
-        sums.add(found.index, found.flows)
-        checks.append(checked(pairs, found))
-    return Conductances(sums.frame(readers), pd.concat(checks).sort_index())
+    groups, checks = Groups.of(pairs), list[pd.DataFrame]()
+    n, counts = len(groups.ids), groups.ids["n"].to_numpy(dtype=float)
+    sums = {hook: torch.zeros(n, *reader.shape, dtype=torch.float64) for hook, reader in readers.items()}
+    options: dict[str, Any] = {"max_tokens": max_tokens, "max_length": max_length, "progress": progress}
+    for done in walk(model, pairs, readers, goal, way=way, start=start, **options):
+        group = groups.of_pair[torch.from_numpy(done.index)]
+        for hook, flow in done.flows.items():
+            sums[hook].index_add_(0, group, flow.double())
+        checks.append(checked(pairs, done))
+    rows = []
+    for hook, reader in readers.items():
+        means = (sums[hook].numpy().T / counts).T.astype(np.float32)
+        rows.append(groups.ids.assign(layer=reader.layer, unit=reader.kind, conductance=list(means)))
+    return Conductances(pd.concat(rows, ignore_index=True), pd.concat(checks).sort_index())
 
 
-def checked(pairs: Sequence[Pair], found: Walked) -> pd.DataFrame:
+def checked(pairs: Sequence[Pair], done: Walked) -> pd.DataFrame:
     """The `checks` of pairs that are done, by their place among all."""
-    ids = [(pairs[k].query_id, pairs[k].doc_id, pairs[k].grade) for k in found.index]
-    told = {"value": found.value, "delta": found.delta, "error": found.error}
-    frame = pd.DataFrame(ids, columns=["query_id", "doc_id", "grade"], index=found.index)
-    return frame.assign(**told, steps=found.steps, converged=found.converged)
+    numbers = {"value": done.value, "delta": done.delta, "error": done.error}
+    ids = pair_ids(pairs[k] for k in done.index).set_axis(done.index)
+    return ids.assign(**numbers, steps=done.steps, converged=done.converged)
 
 
 def parts(unit: str) -> list[str]:
-    """What `split` keeps apart: directions of a head's weights, else the five segments."""
+    """The parts that `split` keeps: directions of a head's weights, else the five segments."""
     return [str(part) for part in (directions() if unit == "pattern" else FIVE)]
 
 
 @dataclass(frozen=True)
 class UnitReader:
-    """Of the flow through a layer's activation, what goes through each unit: summed over everything else.
+    """The part of the flow through a layer's activation that goes through each unit, summed over everything else.
 
     `kind` is one of `UNITS`; `split` keeps segments or directions, in a last axis of 5 or 25.
     """
@@ -127,7 +134,7 @@ class UnitReader:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one pair's result: units, and parts where they are kept apart."""
+        """The shape of one pair's result: units, and with `split` parts."""
         return (self.n, len(parts(self.kind))) if self.split else (self.n,)
 
     def __call__(self, flow: Float[Tensor, "pair ..."], batch: Batch) -> Float[Tensor, "pair ..."]:
@@ -161,39 +168,14 @@ def unit_readers(
             raise MechirError(f"'{both[0]}' and '{both[1]}' are two readings of the same units: take one of them.")
     if target.site is not None:
         sites_of(model, target.site)
-    found, c = {}, model.cfg
+    readers, c = {}, model.cfg
     sizes = {"neuron": c.d_mlp, "head": c.n_heads, "resid": 1}
     for layer in range(c.n_layers + 1):
         for unit in units:
             if layer < c.n_layers and target.feeds(layer, KIND[unit]):
-                found[f"blocks.{layer}.{UNITS[unit]}"] = UnitReader(layer, unit, sizes[KIND[unit]], split)
+                readers[f"blocks.{layer}.{UNITS[unit]}"] = UnitReader(layer, unit, sizes[KIND[unit]], split)
             elif layer == c.n_layers and unit == "resid" and target.site is None:
-                found[f"blocks.{layer - 1}.hook_resid_post"] = UnitReader(layer, unit, 1, split)
-    if not found:
-        raise MechirError(f"No unit of {', '.join(units)} feeds '{target.what}': take a later target, or other units.")
-    return found
-
-
-@dataclass(frozen=True)
-class _Sums:
-    """Sums over the pairs of each group, by hook."""
-
-    groups: Groups
-    values: dict[str, Float[Tensor, "group ..."]]
-
-    @classmethod
-    def empty(cls, groups: Groups, readers: Mapping[str, UnitReader]) -> _Sums:
-        n = len(groups.ids)
-        return cls(groups, {hook: torch.zeros(n, *r.shape, dtype=torch.float64) for hook, r in readers.items()})
-
-    def add(self, index: np.ndarray, flows: Mapping[str, Tensor]) -> None:
-        for hook, x in flows.items():
-            self.values[hook].index_add_(0, self.groups.of_pair[torch.from_numpy(index)], x.double())
-
-    def frame(self, readers: Mapping[str, UnitReader]) -> pd.DataFrame:
-        ids, found = self.groups.ids, []
-        counts = ids["n"].to_numpy(dtype=float)
-        for hook, reader in readers.items():
-            values = self.values[hook].numpy() / counts.reshape(-1, *[1] * len(reader.shape))
-            found.append(ids.assign(layer=reader.layer, unit=reader.kind, conductance=list(values.astype(np.float32))))
-        return pd.concat(found, ignore_index=True)
+                readers[f"blocks.{layer - 1}.hook_resid_post"] = UnitReader(layer, unit, 1, split)
+    if not readers:
+        raise MechirError(f"No unit of {', '.join(units)} feeds '{target.text}': take a later target, or other units.")
+    return readers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -14,7 +14,7 @@ from mechir.pairs import Pair
 
 
 class Groups(NamedTuple):
-    """Which group each pair is in, and of each group `query_id`, `grade` and `n`, its pairs."""
+    """The group that each pair is in, and `query_id`, `grade` and `n`, the number of pairs, of each group."""
 
     of_pair: Int[Tensor, "pair"]
     ids: pd.DataFrame
@@ -30,7 +30,18 @@ class Groups(NamedTuple):
 
 
 def crossed(ids: pd.DataFrame, **columns: Sequence[object]) -> pd.DataFrame:
-    """Every row of `ids` once for each entry of the columns, which have one length: rows first, entries within."""
+    """Repeats every row of `ids` for each entry of the columns, which have one length: rows first, entries within."""
     n = len(next(iter(columns.values())))
-    found = ids.loc[ids.index.repeat(n)].reset_index(drop=True)
-    return found.assign(**{name: list(values) * len(ids) for name, values in columns.items()})
+    rows = ids.loc[ids.index.repeat(n)].reset_index(drop=True)
+    return rows.assign(**{name: list(values) * len(ids) for name, values in columns.items()})
+
+
+def pair_ids(pairs: Iterable[Pair]) -> pd.DataFrame:
+    """The `query_id`, `doc_id` and `grade` of each pair."""
+    rows = [(pair.query_id, pair.doc_id, pair.grade) for pair in pairs]
+    return pd.DataFrame(rows, columns=["query_id", "doc_id", "grade"])
+
+
+def columns_first(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """The same rows with these columns before the others."""
+    return rows[[*names, *rows.columns.difference(names, sort=False)]]

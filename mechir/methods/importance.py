@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -19,8 +18,9 @@ from jaxtyping import Float
 from mechir.collection_groups import Collections, collection_of
 from mechir.errors import MechirError, refuse_below
 from mechir.methods.conductance import KIND, conductance, parts
+from mechir.methods.groups import columns_first, pair_ids
 from mechir.methods.schemes import LABELS, kind
-from mechir.pairs import Pair
+from mechir.pairs import Pair, first_of_each
 from mechir.reranker import Reranker, Weights, needs
 
 RELEVANT, OTHER = LABELS
@@ -40,31 +40,31 @@ def thresholds(collections: Collections, text: str = "") -> dict[str, int]:
     Raises:
         MechirError: for what cannot be read, an unknown collection, a collection without a relevant document.
     """
-    members = [one for _, one in collections.members]
-    listed = [one.strip() for one in text.split(",") if one.strip()]
-    told = {one.rpartition(":")[0]: one.rpartition(":")[2] for one in listed}
-    unknown = set(told) - {one.id for one in members} - {""}
-    grades = all(re.fullmatch("0*[1-9][0-9]*", grade) for grade in told.values())
-    if unknown or not grades or len(told) < len(listed):
+    members = [collection for _, collection in collections.members]
+    listed = [part.strip().rpartition(":") for part in text.split(",") if part.strip()]
+    grades = {name: grade for name, _, grade in listed}
+    unknown = set(grades) - {collection.id for collection in members} - {""}
+    readable = all(re.fullmatch("0*[1-9][0-9]*", grade) for grade in grades.values())
+    if unknown or not readable or len(grades) < len(listed):
         raise MechirError(f"Cannot read --relevant '{text}': write a grade above 0, or NAME:GRADE with commas.")
-    found = {}
-    for one in members:
-        highest = max((grade for grades in one.judgments.values() for grade in grades.values()), default=0)
-        lowest = int(told.get(one.id, told.get("", math.ceil(highest / 2))))
-        if not 0 < lowest <= highest:
-            raise MechirError(f"'{one.id}' has no relevant document: its highest grade is {highest}, not {lowest}.")
-        found[one.id] = lowest
-    return found
+    lowest = {}
+    for collection in members:
+        highest = max((grade for judged in collection.judgments.values() for grade in judged.values()), default=0)
+        name, half = collection.id, math.ceil(highest / 2)
+        lowest[name] = int(grades.get(name, grades.get("", half)))
+        if not 0 < lowest[name] <= highest:
+            raise MechirError(f"'{name}' has no relevant document: its highest grade is {highest}, not {lowest[name]}.")
+    return lowest
 
 
-def told(lowest: Mapping[str, int]) -> str:
-    """The thresholds as an option: "dl19:2,vaswani:1"."""
+def format_thresholds(lowest: Mapping[str, int]) -> str:
+    """Formats thresholds as an option: "dl19:2,vaswani:1"."""
     return ",".join(f"{name}:{grade}" for name, grade in lowest.items())
 
 
 def read_thresholds(text: str) -> dict[str, int]:
-    """What `told` wrote."""
-    return {name: int(grade) for name, grade in (one.rsplit(":", 1) for one in text.split(","))}
+    """Parses the output of `format_thresholds`."""
+    return {name: int(grade) for name, grade in (part.rsplit(":", 1) for part in text.split(","))}
 
 
 def labelled(pairs: Sequence[Pair], lowest: Mapping[str, int], take: int = 0) -> list[Pair]:
@@ -74,20 +74,13 @@ def labelled(pairs: Sequence[Pair], lowest: Mapping[str, int], take: int = 0) ->
         MechirError: when a collection's pairs are all relevant, or none is.
     """
     refuse_below(0, take=take)
-    seen, of_label = Counter[tuple[str, int]](), Counter[tuple[str, int]]()
-    kept = []
-    for pair in pairs:
-        name = collection_of(pair.query_id)
-        label = int((pair.grade or 0) >= lowest[name])
-        seen[pair.query_id, label] += 1
-        of_label[name, label] += 1
-        if not take or seen[pair.query_id, label] <= take:
-            kept.append(replace(pair, grade=label))
-    for name in dict.fromkeys(name for name, _ in of_label):
-        for label, what in ((1, f"of grade {lowest[name]} or more"), (0, "that is not relevant")):
-            if not of_label[name, label]:
-                raise MechirError(f"No pair of '{name}' has a document {what}: take more queries, or --relevant.")
-    return kept
+    labels = [replace(pair, grade=int((pair.grade or 0) >= lowest[collection_of(pair.query_id)])) for pair in pairs]
+    both = {(collection_of(pair.query_id), pair.grade) for pair in labels}
+    for name in dict.fromkeys(collection_of(pair.query_id) for pair in pairs):
+        for label, which in ((1, f"of grade {lowest[name]} or more"), (0, "that is not relevant")):
+            if (name, label) not in both:
+                raise MechirError(f"No pair of '{name}' has a document {which}: take more queries, or --relevant.")
+    return first_of_each(labels, take or len(labels), by_grade=True)
 
 
 def against_others(model: Reranker, pairs: Sequence[Pair]) -> list[float]:
@@ -96,28 +89,23 @@ def against_others(model: Reranker, pairs: Sequence[Pair]) -> list[float]:
     Raises:
         MechirError: for a query with one label alone.
     """
-    scores = pd.Series(model.score(pairs, progress=False).numpy().astype(float))
-    keys = [[pair.query_id for pair in pairs], [pair.grade for pair in pairs]]
-    means = scores.groupby(keys).mean()
-    found = []
-    for pair in pairs:
-        other = (pair.query_id, 1 - int(pair.grade or 0))
-        if other not in means.index:
+    frame = pair_ids(pairs).assign(score=model.score(pairs, progress=False).numpy().astype(float))
+    means = frame.groupby(["query_id", "grade"])["score"].mean()
+    others = means.reindex(pd.MultiIndex.from_arrays([frame["query_id"], 1 - frame["grade"]]))
+    for pair, score in zip(pairs, others, strict=True):
+        if math.isnan(score):
             raise MechirError(f"Query '{pair.query_id}' has no pair of the other label, so it has no margin.")
-        found.append(float(means[other]))
-    return found
+    return others.tolist()
 
 
 def with_both(pairs: Sequence[Pair]) -> list[Pair]:
     """The labelled pairs of queries that have both labels."""
-    labels: dict[str, set[int | None]] = {}
-    for pair in pairs:
-        labels.setdefault(pair.query_id, set()).add(pair.grade)
-    return [pair for pair in pairs if len(labels[pair.query_id]) == len(LABELS)]
+    labels = {(pair.query_id, pair.grade) for pair in pairs}
+    return [pair for pair in pairs if {(pair.query_id, label) for label in range(len(LABELS))} <= labels]
 
 
 def unit_rows(model: Weights, pairs: Sequence[Pair], **options: Any) -> pd.DataFrame:
-    """What an experiment on units stores of some whole queries, their pairs `labelled`.
+    """The rows that an experiment on units stores of some whole queries, their pairs `labelled`.
 
     `options`: of `conductance`; segments and directions are kept apart.
 
@@ -127,13 +115,12 @@ def unit_rows(model: Weights, pairs: Sequence[Pair], **options: Any) -> pd.DataF
         "pair": `collection`, `query_id`, `label`, `doc_id`, `value`, `delta`, `error`, `steps`, `converged`.
     """
     needs(model, "unit_rows", Weights)
-    found = conductance(model, pairs, split=True, **options)
-    units = found.rows.assign(kind="unit", conductance=[x.ravel() for x in found.rows["conductance"]])
-    both = pd.concat([units, found.checks.assign(kind="pair")], ignore_index=True)
+    rows, checks = conductance(model, pairs, split=True, **options)
+    units = rows.assign(kind="unit", conductance=[x.ravel() for x in rows["conductance"]])
+    both = pd.concat([units, checks.assign(kind="pair")], ignore_index=True)
     both["label"] = np.where(both["grade"].astype(int) == 1, RELEVANT, OTHER)
     both["collection"] = [collection_of(query_id) for query_id in both["query_id"]]
-    first = ["kind", "collection", "query_id", "label"]
-    return both[[*first, *(name for name in both.columns if name not in (*first, "grade"))]]
+    return columns_first(both.drop(columns="grade"), ["kind", "collection", "query_id", "label"])
 
 
 class Table(NamedTuple):
@@ -151,7 +138,7 @@ class Table(NamedTuple):
         return weights @ self.values / weights.sum(-1, keepdims=True)
 
     def drawn(self, draws: int, seed: int = 0) -> Float[np.ndarray, "draw query"]:
-        """How often each query is drawn when queries are resampled, so many times."""
+        """The counts of each query in `draws` resamples of the queries."""
         n = len(self.counts)
         return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), draws).astype(float)
 
@@ -159,7 +146,7 @@ class Table(NamedTuple):
 def tables(rows: pd.DataFrame) -> list[Table]:
     """The "unit" rows of heads and neurons as a matrix for each collection and label, their parts summed."""
     units = rows[(rows["kind"] == "unit") & (rows["unit"] != "resid")]
-    found = []
+    matrices = []
     for (collection, label), part in units.groupby(["collection", "label"], sort=False):
         queries = list(dict.fromkeys(part["query_id"]))
         sites, values = list[str](), []
@@ -168,8 +155,8 @@ def tables(rows: pd.DataFrame) -> list[Table]:
             values.append(stacked.reshape(len(queries), -1, len(parts(str(unit)))).sum(2))
             sites += [f"{KIND[str(unit)][0]}{int(layer)}.{k}" for k in range(values[-1].shape[1])]
         counts = part.drop_duplicates("query_id").set_index("query_id").loc[queries, "n"].to_numpy(dtype=float)
-        found.append(Table(str(collection), str(label), sites, np.concatenate(values, axis=1), counts))
-    return found
+        matrices.append(Table(str(collection), str(label), sites, np.concatenate(values, axis=1), counts))
+    return matrices
 
 
 def importance(rows: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
@@ -180,14 +167,14 @@ def importance(rows: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> pd.D
         largest; `conductance` (units of F, signed) with `low` and `high`, its 95 % interval (percentiles, whole queries
         resampled); `pairs` and `queries`.
     """
-    found = []
+    frames = []
     for table in tables(rows):
         queries, drawn = len(table.counts), table.drawn(draws, seed)
         bounds = [np.full((2, len(table.sites)), np.nan)]
         if queries > 1:
             cuts = range(0, len(table.sites), COLUMNS)
             some = (table._replace(values=table.values[:, cut : cut + COLUMNS]) for cut in cuts)
-            bounds = [np.quantile(one.mean(drawn), [0.025, 0.975], axis=0) for one in some]
+            bounds = [np.quantile(columns.mean(drawn), [0.025, 0.975], axis=0) for columns in some]
         low, high = np.concatenate(bounds, axis=1)
         frame = pd.DataFrame({"estimate": table.mean(), "low": low, "high": high}).assign(
             collection=table.collection,
@@ -199,10 +186,9 @@ def importance(rows: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> pd.D
             queries=queries,
         )
         frame["rank"] = frame.groupby("kind")["estimate"].rank(ascending=False, method="first").astype(int)
-        found.append(frame)
-    frame = pd.concat(found, ignore_index=True)
+        frames.append(frame)
     first = ["collection", "label", "site", "kind", "layer", "rank"]
-    return frame[[*first, *(name for name in frame.columns if name not in first)]]
+    return columns_first(pd.concat(frames, ignore_index=True), first)
 
 
 def unconverged(rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,15 +1,13 @@
-"""Where matching happens: how the attention between query and document differs by grade, head by head.
+"""Matching attention: how the attention between query and document differs by grade, head by head.
 
-Patterns are reduced as they appear, of heads to a row per pair and of layers to sums per query and grade.
+Patterns are reduced as they appear, those of heads to a row per pair and those of layers to sums per query and grade.
 
 Source: Vast et al. 2025 (arXiv:2507.14604, section 4; CORIA 2025, section 4).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,7 @@ from torch import Tensor
 from mechir.errors import MechirError, refuse_below
 from mechir.hooks import EveryLayer
 from mechir.inference import LEVEL, grade_contrasts, holm
-from mechir.methods.groups import Groups, crossed
+from mechir.methods.groups import Groups, columns_first, crossed, pair_ids
 from mechir.model_sites import heads_of
 from mechir.pairs import EASY, Batch, Pair, shares, split_queries
 from mechir.recorder import observe
@@ -36,7 +34,7 @@ CONTRASTS = (("relevant", "weak"), ("hard", "weak"), ("relevant", "hard"))
 
 
 def attention_by_grade(model: Reranker, pairs: Sequence[Pair], **options: Any) -> pd.DataFrame:
-    """How every head attends between query and document, as means over each query's pairs of one grade.
+    """The attention of every head between query and document, as means over each query's pairs of one grade.
 
     Arguments and errors are those of `attention_by_pair`.
 
@@ -62,7 +60,7 @@ def attention_by_pair(
     max_length: int | None = None,
     progress: bool | None = None,
 ) -> pd.DataFrame:
-    """How every head attends between query and document, pair by pair.
+    """The attention of every head between query and document, pair by pair.
 
     Args:
         model: a `HookedEncoder`.
@@ -87,94 +85,48 @@ def attention_by_pair(
     """
     if any(pair.grade is None for pair in pairs):
         raise MechirError("Pairs without a grade cannot be contrasted: give judged pairs.")
-    groups = Groups.of(pairs)
-    kept = _Kept.empty(model, len(pairs), len(groups.ids))
+    groups, c = Groups.of(pairs), model.cfg
+    by_head = torch.zeros(len(pairs), c.n_layers, len(SIDES), c.n_heads, len(MEASURES), dtype=torch.float64)
+    by_layer = torch.zeros(len(groups.ids), c.n_layers, len(FIVE), len(FIVE), dtype=torch.float64)
     encoded = model.encode(pairs, max_length)
     limit = model.max_tokens // 2  # patterns in the open take twice the memory
     for index, batch in model.batches(encoded, max_tokens=limit, progress=progress):
-        add = partial(kept.add, torch.as_tensor(index), groups.of_pair[index], _View.of(batch, sep2))
-        observe(model, batch, EveryLayer("attn.hook_pattern"), add, head_row=False)
-    return kept.frame(encoded.pairs, groups.ids)
+        _, values = observe(model, batch, EveryLayer("attn.hook_pattern"), _reduction(batch, sep2), head_row=False)
+        for name, (sides, masses) in values.items():
+            layer = int(name.split(".")[1])
+            by_head[torch.as_tensor(index), layer] = sides
+            by_layer[:, layer].index_add_(0, groups.of_pair[index], masses)
+    heads = crossed(
+        pair_ids(encoded.pairs),
+        direction=[side for _ in range(c.n_layers) for side in SIDES for _ in range(c.n_heads)],
+        site=[str(Head(layer, head)) for layer in range(c.n_layers) for _ in SIDES for head in range(c.n_heads)],
+    )
+    heads[list(MEASURES)] = by_head.reshape(-1, len(MEASURES)).numpy()
+    named = [str(direction) for direction in directions()]
+    sites = [str(Attn(layer)) for layer in range(c.n_layers) for _ in named]
+    layers = crossed(groups.ids, direction=named * c.n_layers, site=sites)
+    mass = by_layer.flatten(1).numpy() / groups.ids["n"].to_numpy()[:, None]
+    return pd.concat([heads, layers.assign(mass=mass.ravel())], ignore_index=True)
 
 
-@dataclass(frozen=True)
-class _View:
-    """What of a batch is query and what is document, and which of their tokens are equal."""
+def _reduction(batch: Batch, sep2: bool) -> Callable[[str, Tensor], tuple[Tensor, Tensor]]:
+    """A function from a pattern to the `MEASURES` [pair, side, head, measure] and masses [pair, segment, segment]."""
+    query, document = batch.at(Segment.QUERY), batch.at(Segment.DOC | Segment.SEP2 if sep2 else Segment.DOC)
+    places = query.any(0).nonzero().flatten()
+    window = slice(int(places[0]), int(places[-1]) + 1)
+    query, equal = query[:, window], batch.input_ids[:, window, None] == batch.input_ids[:, None, :]
+    member = batch.members()
+    share = shares(member)
 
-    first: int
-    end: int
-    query: Bool[Tensor, "batch q"]
-    document: Bool[Tensor, "batch pos"]
-    equal: Bool[Tensor, "batch q pos"]
-    share: Float[Tensor, "batch segment pos"]
-    member: Float[Tensor, "batch segment pos"]
-
-    @classmethod
-    def of(cls, batch: Batch, sep2: bool) -> _View:
-        query = batch.at(Segment.QUERY)
-        places = query.any(0).nonzero().flatten()
-        first, end = int(places[0]), int(places[-1]) + 1
-        member = batch.members()
-        return cls(
-            first,
-            end,
-            query[:, first:end],
-            batch.at(Segment.DOC | Segment.SEP2 if sep2 else Segment.DOC),
-            batch.input_ids[:, first:end, None] == batch.input_ids[:, None, :],
-            shares(member),
-            member.float(),
-        )
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """What is kept of the patterns: of heads pair by pair, of whole layers sums over the pairs of each group."""
-
-    heads: Float[Tensor, "pair layer side head measure"]
-    layers: Float[Tensor, "group layer segment segment"]
-
-    @classmethod
-    def empty(cls, model: Reranker, n_pairs: int, n_groups: int) -> _Kept:
-        c = model.cfg
-        return cls(
-            torch.zeros(n_pairs, c.n_layers, len(SIDES), c.n_heads, len(MEASURES), dtype=torch.float64),
-            torch.zeros(n_groups, c.n_layers, len(FIVE), len(FIVE), dtype=torch.float64),
-        )
-
-    def add(
-        self,
-        places: Tensor,
-        group: Tensor,
-        view: _View,
-        name: str,
-        pattern: Float[Tensor, "batch head reader source"],
-    ) -> None:
-        layer, window = int(name.split(".")[1]), slice(view.first, view.end)
+    def reduce(_: str, pattern: Float[Tensor, "batch head reader source"]) -> tuple[Tensor, Tensor]:
         sides = (
-            reduced(pattern[:, :, window], view.query, view.document, view.equal),
-            reduced(pattern[..., window], view.document, view.query, view.equal.transpose(1, 2)),
+            reduced(pattern[:, :, window], query, document, equal),
+            reduced(pattern[..., window], document, query, equal.transpose(1, 2)),
         )
-        self.heads[places, layer] = torch.stack(sides, 1).double().cpu()
-        masses = view.share.to(pattern) @ (pattern.mean(1) @ view.member.to(pattern).transpose(1, 2))
-        self.layers[:, layer].index_add_(0, group, masses.double().cpu())
+        masses = share.to(pattern) @ (pattern.mean(1) @ member.to(pattern).transpose(1, 2))
+        return torch.stack(sides, 1).double().cpu(), masses.double().cpu()
 
-    def frame(self, pairs: Sequence[Pair], groups: pd.DataFrame) -> pd.DataFrame:
-        _, n_layers, _, n_heads, _ = self.heads.shape
-        ids = pd.DataFrame(
-            [(pair.query_id, pair.doc_id, pair.grade) for pair in pairs], columns=["query_id", "doc_id", "grade"]
-        )
-        by_head = crossed(
-            ids,
-            direction=[side for _ in range(n_layers) for side in SIDES for _ in range(n_heads)],
-            site=[str(Head(layer, head)) for layer in range(n_layers) for _ in SIDES for head in range(n_heads)],
-        )
-        values = self.heads.reshape(-1, len(MEASURES)).numpy().T
-        by_head = by_head.assign(**dict(zip(MEASURES, values, strict=True)))
-        named = [str(direction) for direction in directions()]
-        layers = [str(Attn(layer)) for layer in range(n_layers) for _ in named]
-        by_layer = crossed(groups, direction=named * n_layers, site=layers)
-        mass = (self.layers.flatten(1).numpy() / groups["n"].to_numpy()[:, None]).reshape(-1)
-        return pd.concat([by_head, by_layer.assign(mass=mass)], ignore_index=True)
+    return reduce
 
 
 def reduced(
@@ -191,14 +143,14 @@ def reduced(
     spread = torch.xlogy(mass, mass).sum(-1) - torch.xlogy(p, p).sum((-1, -2))
     same = (p * equal[:, None]).sum((-1, -2))
     safe = total.clamp(min=torch.finfo(p.dtype).tiny)
-    found = (largest.sum(-1) / n, largest.amax(-1), total / n, (spread / safe).clamp(min=0), same / safe)
-    return torch.stack(found, -1)
+    measures = (largest.sum(-1) / n, largest.amax(-1), total / n, (spread / safe).clamp(min=0), same / safe)
+    return torch.stack(measures, -1)
 
 
 def compare_grades(
     rows: pd.DataFrame, grades: dict[str, int], *, measure: str = "mean_max", delta: float = 0.02
 ) -> pd.DataFrame:
-    """Grades compared head by head, and what kind of match each head shows.
+    """Compares grades head by head, and names the kind of match that each head shows.
 
     Args:
         rows: of `attention_by_pair`; rows of whole layers are left out.
@@ -238,11 +190,10 @@ def compare_grades(
     parts = []
     for side, part in heads.groupby("direction", sort=False):
         for high, low in contrasts_of(grades):
-            found = _compared(part, (grades[high], grades[low]), measure, delta)
-            parts.append(found.assign(direction=side, contrast=f"{high} - {low}"))
-    found = _labelled(pd.concat(parts, ignore_index=True))
-    first = ["direction", "site", "contrast", "label"]
-    return found[[*first, *(name for name in found.columns if name not in first)]]
+            contrast = _compared(part, (grades[high], grades[low]), measure, delta)
+            parts.append(contrast.assign(direction=side, contrast=f"{high} - {low}"))
+    table = _labelled(pd.concat(parts, ignore_index=True))
+    return columns_first(table, ["direction", "site", "contrast", "label"])
 
 
 def contrasts_of(grades: Mapping[str, int]) -> list[tuple[str, str]]:
@@ -252,27 +203,17 @@ def contrasts_of(grades: Mapping[str, int]) -> list[tuple[str, str]]:
 
 def _compared(part: pd.DataFrame, grades: tuple[int, int], measure: str, delta: float) -> pd.DataFrame:
     """One contrast of the heads of one direction."""
-    own = part[part["grade"].isin(grades)]
-    keys = ["query_id", "grade", *(["doc_id"] if "doc_id" in own else [])]
-    values = own.pivot(index=keys, columns="site", values=measure)[part["site"].unique()]
+    rows = part[part["grade"].isin(grades)]
+    keys = ["query_id", "grade", *(["doc_id"] if "doc_id" in rows else [])]
+    values = rows.pivot(index=keys, columns="site", values=measure)[part["site"].unique()]
     query, grade = (values.index.get_level_values(name).to_numpy() for name in ("query_id", "grade"))
-    found, differences, _ = grade_contrasts(values.to_numpy(), query, grade == grades[0])
+    test, differences, _ = grade_contrasts(values.to_numpy(), query, grade == grades[0])
     if (n := len(differences)) < 2:
         both = f"grade {grades[0]} and of grade {grades[1]}"
         raise MechirError(f"Queries with pairs of {both}: {n}; take 2 or more.")
-    return pd.DataFrame(
-        {
-            "site": values.columns,
-            "queries": n,
-            "estimate": found.estimate,
-            "low": found.low,
-            "high": found.high,
-            "low_all": found.low_all,
-            "high_all": found.high_all,
-            "p_corrected": found.p_corrected,
-            "p_equal": holm(_p_equal(differences, delta)),
-        }
-    )
+    names = ("estimate", "low", "high", "low_all", "high_all", "p_corrected")
+    frame = pd.DataFrame({"site": values.columns, "queries": n} | {name: getattr(test, name) for name in names})
+    return frame.assign(p_equal=holm(_p_equal(differences, delta)))
 
 
 def _p_equal(values: np.ndarray, delta: float) -> np.ndarray:
@@ -283,26 +224,25 @@ def _p_equal(values: np.ndarray, delta: float) -> np.ndarray:
     return stats.t.sf(t, len(values) - 1)
 
 
-def _labelled(found: pd.DataFrame) -> pd.DataFrame:
-    if found["contrast"].nunique() < len(CONTRASTS):
-        return found.assign(label="undecided")
-    above = (found["estimate"] > 0) & (found["p_corrected"] < LEVEL)
-    wide = found.assign(above=above).pivot(index=["direction", "site"], columns="contrast", values=["above", "p_equal"])
+def _labelled(table: pd.DataFrame) -> pd.DataFrame:
+    if table["contrast"].nunique() < len(CONTRASTS):
+        return table.assign(label="undecided")
+    above = (table["estimate"] > 0) & (table["p_corrected"] < LEVEL)
+    wide = table.assign(above=above).pivot(index=["direction", "site"], columns="contrast", values=["above", "p_equal"])
     higher, equal = wide["above"].astype(bool), wide["p_equal"]["hard - weak"] < LEVEL
     lexical = higher["relevant - weak"] & higher["hard - weak"]
     semantic = higher["relevant - weak"] & higher["relevant - hard"] & equal & ~lexical
-    label = pd.Series(np.select([lexical, semantic], ["lexical", "semantic"], "undecided"), index=wide.index)
-    keys = pd.MultiIndex.from_frame(found[["direction", "site"]])
-    return found.assign(label=label.reindex(keys).to_numpy())
+    label = np.select([lexical, semantic], ["lexical", "semantic"], "undecided")
+    return table.join(pd.Series(label, index=wide.index, name="label"), on=["direction", "site"])
 
 
 def choose_matching(
     model: Reranker, pairs: list[Pair], *, heads: tuple[Head, ...] = (), top: int = 10, every: int = 3
 ) -> tuple[tuple[Head, ...], list[Pair]]:
-    """The heads that are named, or the `top` matching heads found where none are, and the pairs left to measure.
+    """Returns the named heads, or else the `top` matching heads, with the pairs left to measure.
 
-    Where none are named, those whose largest attention from query to document differs most between the best and the
-    worst grade of a query are found on one query in `every`, and the other queries are left.
+    Matching heads are those whose largest attention from query to document differs most between the best and the worst
+    grade of a query; they are chosen on one query in `every`, and the pairs of the other queries are left.
 
     Raises:
         MechirError: when there are too few queries for both, or no query has two grades.

@@ -1,4 +1,4 @@
-"""What is attributed: the score of a pair, or what one head or neuron does on it."""
+"""The targets of attribution: the score of a pair, or the activation of one head or neuron on it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ READOUTS = ("score", "p", "margin")
 
 @dataclass(frozen=True)
 class Target:
-    """F, the number whose change is attributed.
+    """The number F whose change is attributed.
 
     Args:
-        what: "score" (logit or log-odds), "p" = sigmoid(score), "margin" = sigmoid(score - `against`); or a head or
+        text: "score" (logit or log-odds), "p" = sigmoid(score), "margin" = sigmoid(score - `against`); or a head or
             neuron and where it is looked at: "h3.5@query<-doc", the mean over readers of the weight on all sources, 0
             to 1 (the whole pattern adds up to 1 whatever happens, so a head needs a direction); "n2.17@cls", the mean
             over positions of the activation, over all of them without "@". (The authors' code sums the block: the same
@@ -36,73 +36,69 @@ class Target:
         MechirError: for another word or site, "margin" without `against`.
     """
 
-    what: str = "score"
+    text: str = "score"
     against: Sequence[float] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.what not in READOUTS:
+        if self.text not in READOUTS:
             self.place()  # refuses what cannot be read
-        if (self.what == "margin") != (self.against is not None):
+        if (self.text == "margin") != (self.against is not None):
             raise MechirError("The target 'margin' takes against=, a score for each pair, and no other target does.")
 
     @property
     def site(self) -> Head | Neuron | None:
-        """The head or neuron, where it is one."""
-        if self.what in READOUTS:
+        """The head or neuron, if the target is one."""
+        if self.text in READOUTS:
             return None
-        site = parse_site(self.what.partition("@")[0])
+        site = parse_site(self.text.partition("@")[0])
         if not isinstance(site, Head | Neuron) or (isinstance(site, Head) and site.part != "z"):
-            raise MechirError(f"Cannot attribute '{self.what}': write {', '.join(READOUTS)}, a head or a neuron.")
+            raise MechirError(f"Cannot attribute '{self.text}': write {', '.join(READOUTS)}, a head or a neuron.")
         return site
 
     @property
     def name(self) -> str:
-        """What is attributed in its normal form: `h03.5@Q<-D` is `h3.5@query<-doc`."""
+        """The normal form: `h03.5@Q<-D` is `h3.5@query<-doc`."""
         if self.site is None:
-            return self.what
+            return self.text
         place = self.place()
         return str(self.site) if place == Segment.ALL else f"{self.site}@{place}"
 
     def place(self) -> Direction | Segment:
         """The direction of a head, the segment of a neuron."""
-        where = self.what.partition("@")[2]
+        where = self.text.partition("@")[2]
         if isinstance(self.site, Neuron):
             return Segment.parse(where) if where else Segment.ALL
         if not where:
-            raise MechirError(f"The weights of '{self.what}' always add up to 1: write '{self.what}@query<-doc'.")
+            raise MechirError(f"The weights of '{self.text}' always add up to 1: write '{self.text}@query<-doc'.")
         direction = Direction.parse(where)
         if direction.source == Segment.ALL:
-            raise MechirError(f"'{self.what}' is always 1: write a part of the sources, e.g. query<-doc.")
+            raise MechirError(f"'{self.text}' is always 1: write a part of the sources, e.g. query<-doc.")
         return direction
 
     def cuts(self, model: Reranker) -> list[str]:
         """The hooks of the residual streams below: all of the change goes through each of them."""
-        n = model.cfg.n_layers
-        if self.site is None:
-            return [*(f"blocks.{layer}.hook_resid_pre" for layer in range(n)), f"blocks.{n - 1}.hook_resid_post"]
-        return [f"blocks.{layer}.hook_resid_pre" for layer in range(self.site.layer + 1)]
+        n = model.cfg.n_layers if self.site is None else self.site.layer + 1
+        below = [f"blocks.{layer}.hook_resid_pre" for layer in range(n)]
+        return below if self.site else [*below, f"blocks.{n - 1}.hook_resid_post"]
 
     def feeds(self, layer: int, kind: str) -> bool:
-        """Whether units of a layer ("neuron", "head" or "resid") lie below the target."""
-        if self.site is None:
-            return True
+        """True where units of a layer ("neuron", "head" or "resid") lie below the target."""
         same_layer = kind == "resid" or (kind == "head" and isinstance(self.site, Neuron))
-        return layer < self.site.layer + same_layer
+        return self.site is None or layer < self.site.layer + same_layer
 
     def value(self, model: Reranker, batch: Batch, index: np.ndarray) -> Float[Tensor, "pair"]:
-        """F of a batch; `index`: which of all pairs its rows are."""
+        """F of a batch; `index`: the places of its rows among all pairs."""
         if self.site is not None:
-            return self._of_site(model, batch)
+            return self._activation(self.site, model, batch)
         score = model(batch, head_row=True)
-        if self.what == "score":
+        if self.text == "score":
             return score
         if self.against is not None:
             score = score - torch.as_tensor(np.asarray(self.against, dtype=float)[index]).to(score)
         return score.sigmoid()
 
-    def _of_site(self, model: Reranker, batch: Batch) -> Float[Tensor, "pair"]:
-        site, where = self.site, self.place()
-        assert site is not None
+    def _activation(self, site: Head | Neuron, model: Reranker, batch: Batch) -> Float[Tensor, "pair"]:
+        where = self.place()
         hook = site._replace(part="pattern").hook if isinstance(site, Head) else site.hook
         x = observe(model, batch, [hook], stop_at_layer=site.layer + 1)[1][hook]
         if isinstance(where, Segment):

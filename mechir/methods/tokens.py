@@ -20,6 +20,7 @@ from mechir.encoding import Encoded
 from mechir.errors import MechirError
 from mechir.inference import mean_interval
 from mechir.methods.conductance import checked
+from mechir.methods.groups import pair_ids
 from mechir.methods.targets import Target
 from mechir.methods.walk import Way, walk
 from mechir.pairs import Batch, Pair
@@ -31,7 +32,7 @@ PAIR = ["query_id", "doc_id"]
 
 
 class TokenAttribution(NamedTuple):
-    """What `token_attribution` found.
+    """The result of `token_attribution`.
 
     `rows`: one row per pair and position, pairs in input order, without padding: `query_id`, `doc_id`, `grade`;
     `position`, from 0; `token`, the word piece as the tokenizer prints it ("##ing"); `segment`, one of "cls", "query",
@@ -56,20 +57,11 @@ def token_attribution(
     max_length: int | None = None,
     progress: bool | None = None,
 ) -> TokenAttribution:
-    """How much of F(text) - F(baseline) comes in at each word piece of each pair; nothing is averaged.
+    """Splits F(text) - F(baseline) over the word pieces of each pair; nothing is averaged.
 
-    Args:
-        model: a `HookedEncoder`.
-        pairs: what is read.
-        way: the line, and how it is summed; by default `Way("pad_both")`, query and document from [PAD] to the text.
-            "pad_query" changes the query alone and gives every document token exactly 0, "pad_document" the reverse.
-        target: F, see `Target`: "score", "p", "margin", or a head or neuron ("h3.5@query<-doc", "n2.17@cls").
-        against: for "margin", a constant for each pair, such as the score of a document that is not relevant.
-        start: a text to begin at for each pair in the place of the baseline, of as many word pieces in each segment;
-            a position where both hold the same word piece gets exactly 0.
-        max_tokens: the most word pieces computed together; by default `model.max_tokens`.
-        max_length: word pieces kept of a pair.
-        progress: a bar with the time left; by default on a terminal, for work over two seconds.
+    Arguments are those of `conductance`. `way` is by default `Way("pad_both")`, query and document from [PAD] to the
+    text; "pad_query" changes the query alone and gives every document token exactly 0, "pad_document" the reverse. With
+    a `start`, a position where both texts hold the same word piece gets exactly 0.
 
     When it misleads: an attribution says "rather than the baseline". [PAD] is a token that the model has seen only
     masked, and F(baseline) is the score of a text that does not exist: the embedded model gives a pair of nothing but
@@ -88,11 +80,11 @@ def token_attribution(
     encoded = model.encode(pairs, max_length)
     values = [np.empty(0)] * len(pairs)
     checks: list[pd.DataFrame] = []
-    how: dict[str, Any] = {"max_tokens": max_tokens, "max_length": max_length, "progress": progress}
-    for found in walk(model, pairs, {EMBED: _by_position}, goal, way=way or Way("pad_both"), start=start, **how):
-        for k, flow in zip(found.index, found.flows[EMBED].double().numpy(), strict=True):
+    options: dict[str, Any] = {"max_tokens": max_tokens, "max_length": max_length, "progress": progress}
+    for done in walk(model, pairs, {EMBED: _by_position}, goal, way=way or Way("pad_both"), start=start, **options):
+        for k, flow in zip(done.index, done.flows[EMBED].double().numpy(), strict=True):
             values[k] = flow[: len(encoded.ids[k])]
-        checks.append(checked(pairs, found))
+        checks.append(checked(pairs, done))
     return TokenAttribution(rows_of(model, encoded, values), pd.concat(checks).sort_index())
 
 
@@ -109,22 +101,23 @@ def _by_position(flow: Float[Tensor, "pair pos d"], batch: Batch) -> Float[Tenso
 
 def rows_of(model: Reranker, encoded: Encoded, values: Sequence[np.ndarray]) -> pd.DataFrame:
     """The rows of `TokenAttribution`, from one number for each position of each pair."""
-    lengths = encoded.lengths
-    ids = [(pair.query_id, pair.doc_id, pair.grade) for pair in encoded.pairs]
-    frame = pd.DataFrame(ids, columns=[*PAIR, "grade"]).loc[np.repeat(np.arange(len(ids)), lengths)]
-    return frame.reset_index(drop=True).assign(
-        position=np.concatenate([np.arange(length) for length in lengths]),
-        token=model.tokenizer.convert_ids_to_tokens(np.concatenate(encoded.ids).tolist()),
-        segment=[str(Segment(value)) for value in np.concatenate(encoded.segments).tolist()],
-        attribution=np.concatenate(values),
+    lengths, ids = encoded.lengths, pair_ids(encoded.pairs)
+    return (
+        ids.loc[ids.index.repeat(lengths)]
+        .reset_index(drop=True)
+        .assign(
+            position=np.concatenate([np.arange(length) for length in lengths]),
+            token=model.tokenizer.convert_ids_to_tokens(np.concatenate(encoded.ids).tolist()),
+            segment=[str(Segment(value)) for value in np.concatenate(encoded.segments).tolist()],
+            attribution=np.concatenate(values),
+        )
     )
 
 
 def by_role(rows: pd.DataFrame) -> pd.DataFrame:
-    """What comes in over each segment: the sums over its tokens, averaged over pairs.
+    """The attribution of each segment: the sums over its tokens, averaged over pairs.
 
-    Args:
-        rows: all rows of `token_attribution`, in any order.
+    `rows` are all those of `token_attribution`, in any order.
 
     Returns:
         One row per segment, in reading order: `segment`; `attribution`, in units of F: the sum over the segment's
@@ -140,25 +133,13 @@ def by_role(rows: pd.DataFrame) -> pd.DataFrame:
     Raises:
         MechirError: for two pairs of the same ids, whose tokens cannot be told apart.
     """
-    twice = rows[rows.duplicated([*PAIR, "position"])]
+    twice = rows.loc[rows.duplicated([*PAIR, "position"]), PAIR]
     if len(twice):
-        first = twice.iloc[0]
-        raise MechirError(
-            f"Two pairs have the ids {first['query_id']}/{first['doc_id']}: give every pair ids of its own."
-        )
+        raise MechirError(f"Two pairs have the ids {'/'.join(twice.iloc[0])}: give every pair ids of its own.")
     sums = rows.groupby([*PAIR, "segment"])["attribution"].sum().unstack(fill_value=0.0)
     queries = sums.reindex(columns=[str(segment) for segment in FIVE], fill_value=0.0).groupby("query_id").mean()
-    means = queries.mean()
-    total = means.sum()
-    intervals = [mean_interval(queries[segment].to_numpy()) for segment in queries]
-    return pd.DataFrame(
-        {
-            "segment": list(queries.columns),
-            "attribution": means.to_numpy(),
-            "low": [low for low, _ in intervals],
-            "high": [high for _, high in intervals],
-            "share": means.to_numpy() / total + 0.0 if total else np.nan,  # no segment has a share of -0
-            "pairs": len(sums),
-            "queries": len(queries),
-        }
-    )
+    total = queries.mean().sum()
+    table = queries.mean().rename("attribution").rename_axis("segment").reset_index()
+    table["low"], table["high"] = zip(*(mean_interval(queries[segment].to_numpy()) for segment in queries), strict=True)
+    table["share"] = table["attribution"] / total + 0.0 if total else np.nan  # no segment has a share of -0
+    return table.assign(pairs=len(sums), queries=len(queries))

@@ -30,13 +30,13 @@ from mechir.segments import Segment
 from mechir.subspaces import EMBED
 
 BASELINES = {"pad_query": Segment.QUERY, "pad_document": Segment.DOC, "pad_both": Segment.QUERY | Segment.DOC}
-"""What becomes [PAD]; special tokens stay."""
+"""The texts that become [PAD]; special tokens stay."""
 RULES = ("trapezoid", "left", "gauss-legendre")
 
 
 @dataclass(frozen=True)
 class Way:
-    """Which line is walked, and how it is summed.
+    """The line from a baseline to the text, and how the gradient is summed along it.
 
     Args:
         baseline: one of `BASELINES`. A zero vector is refused: the embeddings' LayerNorm has no answer to it.
@@ -45,7 +45,7 @@ class Way:
         steps: of the first attempt.
         tol: an attempt is good where the error is at most `tol` times the larger of |F(text) - F(baseline)| and a tenth
             of the standard deviation of F over the pairs; otherwise the steps are doubled.
-        max_steps: where that ends.
+        max_steps: the most steps of an attempt.
 
     Raises:
         MechirError: for unknown names, steps out of range.
@@ -66,28 +66,28 @@ class Way:
         for name, value, known in (("baseline", self.baseline, BASELINES), ("rule", self.rule, RULES)):
             if value not in known:
                 raise MechirError(f"Unknown {name} '{value}': write one of {', '.join(known)}.")
-        if not self.tol > 0:  # infinite: nothing is asked of it
+        if not self.tol > 0:  # infinite: any error will do
             raise MechirError(f"tol={self.tol} is no tolerance: write a number above 0, e.g. 0.01.")
         if not 1 <= self.steps <= self.max_steps:
             raise MechirError(f"steps={self.steps} is out of range: write 1 to {self.max_steps} (max_steps).")
 
     def nodes(self, steps: int) -> Float[np.ndarray, "node"]:
-        """Where on the line F is looked at, from 0 (baseline) to 1 (text)."""
+        """The places on the line where F is computed, from 0 (baseline) to 1 (text)."""
         if self.rule == "gauss-legendre":
             return (np.polynomial.legendre.leggauss(steps + 1)[0] + 1) / 2
         return np.linspace(0, 1, steps + 1)
 
 
 Reader = Callable[[Float[Tensor, "pair ..."], Batch], Tensor]
-"""What is kept of the flow through an activation, from [pair, ...] of its shape to [pair, ...]."""
+"""A reduction of the flow through an activation, from [pair, ...] of its shape to [pair, ...]."""
 
 
 @dataclass(frozen=True)
 class Walked:
-    """Pairs of one batch that are done: which they are, and what `walk` found of each, rows as in `index`.
+    """The results of `walk` for some pairs; `index` is their places among all pairs.
 
     `value` is F(text), `delta` F(text) - F(baseline), `error` the largest |sum over a residual cut - delta|; `flows`
-    what each reader kept, by hook.
+    holds the result of each reader, by hook.
     """
 
     index: Int[np.ndarray, "pair"]
@@ -99,17 +99,9 @@ class Walked:
     flows: dict[str, Tensor]
 
     def only(self, rows: Bool[np.ndarray, "pair"]) -> Walked:
-        """These rows of it."""
-        kept = torch.from_numpy(rows)
-        return Walked(
-            self.index[rows],
-            self.value[rows],
-            self.delta[rows],
-            self.error[rows],
-            self.converged[rows],
-            self.steps,
-            {hook: x[kept] for hook, x in self.flows.items()},
-        )
+        """The results of these rows alone."""
+        arrays = {name: getattr(self, name)[rows] for name in ("index", "value", "delta", "error", "converged")}
+        return replace(self, **arrays, flows={hook: x[torch.from_numpy(rows)] for hook, x in self.flows.items()})
 
 
 def walk(
@@ -124,18 +116,10 @@ def walk(
     max_length: int | None = None,
     progress: bool | None = None,
 ) -> Iterator[Walked]:
-    """Every pair along its line, steps doubled until the sums over residual cuts agree with F(text) - F(baseline).
+    """Walks every pair's line, steps doubled until the sums over residual cuts agree with F(text) - F(baseline).
 
-    Args:
-        model: a `HookedEncoder`.
-        pairs: what is read.
-        readers: what to keep of which activation, by hook name; all in one backward pass.
-        target: F.
-        way: the line, and how it is summed.
-        start: a text to begin at for each pair in the place of the baseline, of as many word pieces in each segment.
-        max_tokens: the most word pieces computed together; by default `model.max_tokens`.
-        max_length: word pieces kept of a pair.
-        progress: a bar with the time left; by default on a terminal, for work over two seconds.
+    `readers` reduce the flow through activations, by hook name, all in one backward pass; the other arguments are those
+    of `conductance`.
 
     Raises:
         MechirError: for a pair that equals its baseline, a target that the model lacks, `against` of another length.
@@ -154,13 +138,13 @@ def walk(
         while len(pending):
             left: list[np.ndarray] = []
             for rows, _ in model.batches(encoded.take(pending), max_tokens=limit // (steps + 1)):
-                found = line.walked(pending[rows], way, steps, readers)
-                good = found.error <= way.tol * np.maximum(np.abs(found.delta), floor)
+                attempt = line.walked(pending[rows], way, steps, readers)
+                good = attempt.error <= way.tol * np.maximum(np.abs(attempt.delta), floor)
                 done = good | (2 * steps > way.max_steps)
                 bar.update(int(done.sum()))
-                left.append(found.index[~done])
+                left.append(attempt.index[~done])
                 if done.any():
-                    yield replace(found, converged=good).only(done)
+                    yield replace(attempt, converged=good).only(done)
                 give_back()  # a line of nodes is a large batch, and every one has a shape of its own
             pending, steps = np.concatenate(left), 2 * steps
 
@@ -177,16 +161,15 @@ class _Line:
 
     @torch.no_grad()
     def floor(self) -> float:
-        """What a change counts for at least: a tenth of the standard deviation of F over the texts."""
+        """The least size of a change to compare errors with: a tenth of the standard deviation of F over the texts."""
         if len(self.encoded) == 1:
             return 0.0
-        found = np.empty(len(self.encoded))
-        for index, batch in self.model.batches(self.encoded, max_tokens=self.limit):
-            found[index] = self.target.value(self.model, batch, index).double().cpu().numpy()
-        return 0.1 * float(found.std(ddof=1))
+        batches = self.model.batches(self.encoded, max_tokens=self.limit)
+        values = [self.target.value(self.model, batch, index).double().cpu() for index, batch in batches]
+        return 0.1 * float(torch.cat(values).std())
 
     def walked(self, index: np.ndarray, way: Way, steps: int, readers: Mapping[str, Reader]) -> Walked:
-        """A few pairs along the whole line, as many nodes at a time as fit; the next begin with the last of them.
+        """Walks a few pairs along the whole line, as many nodes at a time as fit; the next begin with the last of them.
 
         F at both ends is that of the nodes, unless the rule leaves them out.
         """
@@ -217,9 +200,8 @@ class _Line:
         low, high = (end.double().cpu() for end in (values[0][: len(index)], values[-1][-len(index) :]))
         sums = torch.stack([torch.stack(part) for part in through.values()]).double().cpu().sum(1)
         error = (sums - (high - low)).abs().amax(0)
-        ends = high.numpy(), (high - low).numpy()
-        read = {name: x.cpu() for name, x in flows.items()}
-        return Walked(index, *ends, error.numpy(), np.ones(len(index), dtype=bool), steps, read)
+        read, converged = {name: x.cpu() for name, x in flows.items()}, np.ones(len(index), dtype=bool)
+        return Walked(index, high.numpy(), (high - low).numpy(), error.numpy(), converged, steps, read)
 
     def value(self, index: np.ndarray, some: np.ndarray, watched: Sequence[Hook] = ()) -> tuple[Tensor, Tensor]:
         """F of these pairs at these places of the line, pairs within places, and the line."""
@@ -234,7 +216,7 @@ class _Line:
 
 @dataclass(frozen=True, eq=False)
 class Replaced(Edit):
-    """The edit that puts a tensor in an activation's place."""
+    """An edit that puts a tensor in an activation's place."""
 
     value: Tensor
 
@@ -248,33 +230,30 @@ def _begins(
 ) -> list[np.ndarray]:
     """The word pieces at the beginning of each pair's line."""
     if start is None:
-        padded = BASELINES[way.baseline].value
-        told = f"its baseline '{way.baseline}'"
-        found = [
-            np.where((segments & padded) != 0, encoded.pad_id, ids)
-            for ids, segments in zip(encoded.ids, encoded.segments, strict=True)
-        ]
+        padded, name = BASELINES[way.baseline].value, f"its baseline '{way.baseline}'"
+        texts = zip(encoded.ids, encoded.segments, strict=True)
+        begins = [np.where((segments & padded) != 0, encoded.pad_id, ids) for ids, segments in texts]
     else:
         if len(start) != len(encoded):
             raise MechirError(f"start= has {len(start)} texts for {len(encoded)} pairs: give one for each.")
-        other, told = model.encode(start, max_length), "the text it starts from"
-        for pair, own, theirs in zip(encoded.pairs, encoded.segments, other.segments, strict=True):
-            if not np.array_equal(own, theirs):
+        other, name = model.encode(start, max_length), "the text it starts from"
+        for pair, end, begin in zip(encoded.pairs, encoded.segments, other.segments, strict=True):
+            if not np.array_equal(begin, end):
                 raise MechirError(f"{pair} and the text it starts from differ in length: fill up with a neutral word.")
-        found = list(other.ids)
-    for pair, begin, end in zip(encoded.pairs, found, encoded.ids, strict=True):
+        begins = list(other.ids)
+    for pair, begin, end in zip(encoded.pairs, begins, encoded.ids, strict=True):
         if np.array_equal(begin, end):
-            raise MechirError(f"{pair} equals {told}, so nothing changes on the way: leave it out.")
-    return found
+            raise MechirError(f"{pair} equals {name}, so nothing changes on the way: leave it out.")
+    return begins
 
 
 def _watched(names: Sequence[str], add: Callable[[str, Tensor, Tensor], None]) -> list[Hook]:
     """Hooks that hand over each activation with its gradient as soon as the backward pass has it, and then let go."""
-    kept: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
 
     def watch(x: Tensor, hook: Any) -> None:
-        kept[hook.name] = x.detach()
-        x.register_hook(lambda gradient: add(hook.name, kept.pop(hook.name), gradient))
+        values[hook.name] = x.detach()
+        x.register_hook(lambda gradient: add(hook.name, values.pop(hook.name), gradient))
 
     return [(name, watch) for name in dict.fromkeys(names)]
 
@@ -282,13 +261,13 @@ def _watched(names: Sequence[str], add: Callable[[str, Tensor, Tensor], None]) -
 def _flow(
     x: Float[Tensor, "node pair ..."], gradient: Float[Tensor, "node pair ..."], rule: str
 ) -> Float[Tensor, "pair ..."]:
-    """Sum over the steps of gradient times change, node by node so that nothing large is made.
+    """Sums gradient times change over the steps, node by node so that nothing large is made.
 
     The trapezoid gives each gradient half the change before and half the change after it.
     """
-    found, last = torch.zeros_like(x[0]), len(x) - 1
+    flow, last = torch.zeros_like(x[0]), len(x) - 1
     back, share = (1, 0.5) if rule == "trapezoid" else (0, 1.0)
     for node in range(last + back):
         change = x[min(node + 1, last)] - x[max(node - back, 0)]
-        found.addcmul_(gradient[node], change, value=share)
-    return found
+        flow.addcmul_(gradient[node], change, value=share)
+    return flow
