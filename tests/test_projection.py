@@ -12,7 +12,7 @@ from mechir import planted
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.methods.projection import project_heads
-from mechir.methods.spectra import aligned, qk_spectra, random_directions
+from mechir.methods.spectra import Seen, aligned, qk_spectra
 from mechir.segments import Segment
 from tests.models import PAIRS
 
@@ -42,7 +42,7 @@ def test_the_basis_does_not_matter() -> None:
         pd.testing.assert_frame_equal(*rows, atol=2e-4)
 
 
-def test_a_head_loses_what_its_attention_says_when_it_is_run(tiny: HookedEncoder) -> None:
+def test_the_change_of_attention_is_that_of_a_run(tiny: HookedEncoder) -> None:
     pairs = [mi.Pair(p.query, p.document, p.query_id, p.doc_id, 1) for p in PAIRS]
     rows = project_heads(tiny, pairs, ["h1.2", "h2.0"], k=3, draws=2)
     assert rows["site"].unique().tolist() == ["h1.2", "h2.0"] and len(rows) == 2 * 3 * len(pairs)
@@ -52,7 +52,7 @@ def test_a_head_loses_what_its_attention_says_when_it_is_run(tiny: HookedEncoder
         head = mi.parse_site(f"{site}.q")
         for name, space in (
             ("aligned", aligned(tiny, site, 3)),
-            ("random 1", random_directions(tiny, site, 3, seed=1)),
+            ("random 1", Seen.by(tiny, site).random(3, seed=1)),
         ):
             part = rows[(rows["site"] == site) & (rows["directions"] == name)]
             assert part["doc_id"].tolist() == [pair.doc_id for pair in pairs]
@@ -82,7 +82,7 @@ def mean_max(model: HookedEncoder, pair: mi.Pair, head: mi.Head, hooks: list) ->
         ("resid1", 2, "'resid1' has no attention: write heads, such as h8.1."),
     ],
 )
-def test_what_is_no_head_or_too_many_directions_is_refused(
+def test_unknown_heads_and_too_many_directions_are_refused(
     tiny: HookedEncoder, head: str, k: int, message: str
 ) -> None:
     with pytest.raises(MechirError) as caught:

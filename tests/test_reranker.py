@@ -49,7 +49,6 @@ ANY = {
     "cutting.head_means",
     "importance.against_others",
     "lexical.collection_counts",
-    "lexical.idf_table",
     "lexical.pieces_of",
     "lexical.query_pieces",
     "lexical.read_idf",
@@ -77,11 +76,9 @@ STRUCTURED = {
     "paths.path_patch": "post-norm layers and a head that reads the CLS row",
     "paths.scoring_heads": "post-norm layers and a head that reads the CLS row",
     "projection.project_heads": SOFTMAX,
-    "projection.subspaces": "absolute positions",
     "spectra.aligned": "absolute positions",
     "spectra.preferences": "absolute positions",
     "spectra.qk_spectra": "absolute positions",
-    "spectra.random_directions": "absolute positions",
 }
 """Those that rely on a structure, and on what."""
 

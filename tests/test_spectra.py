@@ -17,7 +17,7 @@ from mechir import encoding, planted
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.methods.matching import attention_by_grade
-from mechir.methods.spectra import aligned, head_inputs, preferences, qk_spectra, random_directions
+from mechir.methods.spectra import Seen, aligned, head_inputs, preferences, qk_spectra
 from mechir.reranker import Weights
 from mechir.segments import Segment
 from tests.models import FAMILIES, PAIRS, Checkpoints, stub
@@ -176,10 +176,10 @@ def test_the_query_prefers_the_document_in_the_matching_head(at_c: planted.Plant
         ("mlp1", 2, "'mlp1' has no attention: write heads, such as h8.1."),
     ],
 )
-def test_what_is_no_head_or_too_many_directions_is_refused(
+def test_unknown_heads_and_too_many_directions_are_refused(
     tiny: HookedEncoder, head: str, k: int, message: str
 ) -> None:
-    for call in (lambda: aligned(tiny, head, k), lambda: random_directions(tiny, head, k)):
+    for call in (lambda: aligned(tiny, head, k), lambda: Seen.by(tiny, head).random(k)):
         with pytest.raises(MechirError) as caught:
             call()
         assert str(caught.value) == message

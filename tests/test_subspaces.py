@@ -16,7 +16,7 @@ import mechir as mi
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.hooks import edits
-from mechir.methods.spectra import aligned, random_directions
+from mechir.methods.spectra import Seen, aligned
 from mechir.pairs import Pair
 from mechir.subspaces import EMBED, Add, EditEmbedding, Project, Subspace
 from mechir.sweeps import forwards
@@ -113,7 +113,7 @@ def test_a_head_s_queries_no_longer_see_the_direction_and_nothing_else_changes(
 
 def test_random_directions_are_orthonormal_among_those_that_the_queries_see(tiny: HookedEncoder) -> None:
     w = tiny.W_Q[2, 1].double()
-    spaces = [random_directions(tiny, "h2.1", k=4, seed=seed) for seed in (0, 0, 1)]
+    spaces = [Seen.by(tiny, "h2.1").random(k=4, seed=seed) for seed in (0, 0, 1)]
     assert spaces[0] == spaces[1] != spaces[2] and spaces[0].model == tiny.fingerprint
     for space in spaces:
         u = w @ space.read.T

@@ -1,4 +1,4 @@
-"""Dose and response: a query term's embedding scaled step by step, and what the score and the scoring heads do."""
+"""Dose and response: a query term's embedding scaled step by step, and the score and scoring heads that follow."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from mechir.diagnostics import Term
 from mechir.hooks import Hook, edits
+from mechir.methods.groups import columns_first, pair_ids
 from mechir.methods.lexical import pieces_of, random_direction
 from mechir.model_sites import heads_of
-from mechir.pairs import Batch, Pair, for_numpy
+from mechir.pairs import Batch, Pair, for_numpy, shares
 from mechir.recorder import observe
 from mechir.reranker import Reranker, Weights, needs
 from mechir.segments import Segment
@@ -27,24 +28,26 @@ from mechir.subspaces import EditEmbedding, Subspace
 def doses(
     model: Weights, direction: Subspace, factors: Sequence[float], draws: int
 ) -> dict[tuple[str, float], EditEmbedding]:
-    """Along a direction up and down, the whole row, and `draws` random directions: (along, signed factor) -> edit.
+    """Edits along a direction up and down, of the whole row, and along `draws` random directions.
+
+    Keys are (along, signed factor).
 
     Up the direction a coordinate a becomes c |a|, down it becomes -c |a|; the row is multiplied by c and by -c: the
     edits of Lu et al. 2025. Random directions are edited up alone.
     """
     needs(model, "doses", Weights)
-    found: dict[tuple[str, float], EditEmbedding] = {}
+    named: dict[tuple[str, float], EditEmbedding] = {}
     for c in factors:
         for signed in (c, -c):
-            found["direction", signed] = EditEmbedding(signed, direction, absolute=True)
-            found["row", signed] = EditEmbedding(signed)
+            named["direction", signed] = EditEmbedding(signed, direction, absolute=True)
+            named["row", signed] = EditEmbedding(signed)
         for seed in range(draws):
-            found[f"random {seed}", c] = EditEmbedding(c, random_direction(model, seed), absolute=True)
-    return found
+            named[f"random {seed}", c] = EditEmbedding(c, random_direction(model, seed), absolute=True)
+    return named
 
 
 def shifts(model: Weights, direction: Subspace, draws: int) -> dict[tuple[str, float], EditEmbedding]:
-    """One step up the direction and one down, and along `draws` random ones: (along, 1 or -1) -> edit.
+    """Edits one step up the direction and one down, and along `draws` random ones; keys are (along, 1 or -1).
 
     A step is as far as words differ along a direction: the standard deviation of its coordinate over the rows of W_E,
     special tokens left out. Random directions are sums of those rows with random weights, less their mean and what lies
@@ -63,8 +66,8 @@ def shifts(model: Weights, direction: Subspace, draws: int) -> dict[tuple[str, f
         recipe = f"random sum of words, seed {seed}"
         named[f"shift random {seed}"] = Subspace.span(weights @ free, recipe, model=model.fingerprint)
     return {
-        (along, sign): EditEmbedding(1, one, shift=sign * float((rows @ one.read[0]).std()))
-        for along, one in named.items()
+        (along, sign): EditEmbedding(1, line, shift=sign * float((rows @ line.read[0]).std()))
+        for along, line in named.items()
         for sign in (1.0, -1.0)
     }
 
@@ -78,14 +81,10 @@ def dose_response(
     *,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Score and attention of every pair under every edit of one content word of its query, drawn at random.
+    """The score and attention of every pair under every edit of one content word of its query, drawn at random.
 
-    Args:
-        model: a `HookedEncoder`.
-        pairs: whole queries.
-        do: of `doses`, `shifts`; the pieces that are edited are those of the word, in the query and in the document.
-        heads: whose attention from CLS to the word's positions in the query is averaged.
-        seed: of the word.
+    The edits `do`, of `doses` and `shifts`, act on the word's pieces in the query and in the document of the `pairs`,
+    which are whole queries. The attention of `heads` from CLS to the word's positions in the query is averaged.
 
     Returns:
         One row per edit and pair: `along`, `factor`, `query_id`, `doc_id`, `grade`, `term`, `matched` (the document
@@ -101,39 +100,28 @@ def dose_response(
     pieces = dict(zip(terms, pieces_of(model, list(terms.values())), strict=True))
     rows = []
     for _, batch in model.batches(pairs):
-        ids, asked = batch.input_ids, [pair.query_id for pair in batch.pairs]
-        edited = torch.stack(
-            [torch.isin(row, torch.tensor(pieces[key]).to(row)) for row, key in zip(ids, asked, strict=True)]
-        )
+        wanted = [torch.tensor(pieces[pair.query_id]).to(batch.input_ids) for pair in batch.pairs]
+        edited = torch.stack([torch.isin(row, ids) for row, ids in zip(batch.input_ids, wanted, strict=True)])
         score, attention = _response(model, batch, None, edited, sites)
-        told = pd.DataFrame(
-            [(pair.query_id, pair.doc_id, pair.grade, terms[pair.query_id]) for pair in batch.pairs],
-            columns=["query_id", "doc_id", "grade", "term"],
-        ).assign(matched=(edited & batch.at(Segment.DOC)).any(1).cpu().numpy())
-        told = told.assign(score_base=score, attention_base=attention)
+        ids = pair_ids(batch.pairs).assign(term=[terms[pair.query_id] for pair in batch.pairs])
+        ids["matched"] = (edited & batch.at(Segment.DOC)).any(1).cpu().numpy()
+        base = ids.assign(score_base=score, attention_base=attention)
         for (along, factor), edit in do.items():
             scores, looked = _response(model, batch, edit, edited, sites)
             change = {"score_change": scores - score, "attention_change": looked - attention}
-            rows.append(told.assign(along=along, factor=factor, **change))
-    first = ["along", "factor", "query_id", "doc_id", "grade", "term", "matched"]
-    found = pd.concat(rows, ignore_index=True)
-    return found[[*first, *(name for name in found.columns if name not in first)]]
+            rows.append(base.assign(along=along, factor=factor, **change))
+    return columns_first(pd.concat(rows, ignore_index=True), ["along", "factor"])
 
 
 def _response(
     model: Reranker, batch: Batch, edit: EditEmbedding | None, edited: Bool[Tensor, "batch pos"], heads: Sequence[Head]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The score with the edit at the positions marked, and the mean weight of the heads from CLS to the query's."""
-    there = batch.at(Segment.QUERY) & edited
-    names = {f"blocks.{head.layer}.attn.hook_pattern" for head in heads}
+    readers = shares(batch.at(Segment.QUERY) & edited)
+    hooks = {head: head._replace(part="pattern").hook for head in heads}
     with model.hooks(edits(() if edit is None else _At(edit, edited), batch)):
-        score, kept = observe(model, batch, names, lambda _, x: x[:, :, 0], head_row=True)
-    looked = [
-        _mean_at(rows[:, head.head], there)
-        for name, rows in kept.items()
-        for head in heads
-        if f"blocks.{head.layer}." in name
-    ]
+        score, rows = observe(model, batch, set(hooks.values()), lambda _, x: x[:, :, 0], head_row=True)
+    looked = [(rows[hook][:, head.head] * readers.to(rows[hook])).sum(1) for head, hook in hooks.items()]
     return score.cpu().numpy(), for_numpy(torch.stack(looked).mean(0)).numpy()
 
 
@@ -151,7 +139,3 @@ class _At:
             return torch.where(self.where[:, :, None], scaled(x, hook), x)
 
         return [(name, act)]
-
-
-def _mean_at(x: Float[Tensor, "batch pos"], there: Bool[Tensor, "batch pos"]) -> Float[Tensor, "batch"]:
-    return (x * there).sum(1) / there.sum(1).clamp(min=1)

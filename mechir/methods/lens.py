@@ -1,4 +1,4 @@
-"""When relevance is gathered, and where it can be read: the model's own head at every depth, and linear probes.
+"""The depth at which relevance is gathered and can be read: the model's own head at every depth, and linear probes.
 
 The lens applies pooler and classifier to the CLS row after every sublayer ("relevance integration" in the journal code
 of Vast et al. 2025). The probes ask of each segment whether a linear classifier tells relevant documents from others,
@@ -7,7 +7,7 @@ and a control whether that is more than chance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor
 from mechir.errors import MechirError
 from mechir.finite import refuse_non_finite
 from mechir.inference import mean_interval
-from mechir.methods.groups import crossed
+from mechir.methods.groups import crossed, pair_ids
 from mechir.methods.ranking import TIE
 from mechir.pairs import Batch, Pair, shares
 from mechir.recorder import observe
@@ -31,7 +31,7 @@ from mechir.sites import Resid
 FOLDS = 5
 """Parts that the queries are cut into: each is read by a probe that was trained on the others."""
 DRAWS = 100
-"""How often the control's labels are drawn: a few would not show how far chance goes."""
+"""Draws of the control's labels: a few would not show how far chance goes."""
 FEWEST_QUERIES, FEWEST_DRAWS = 4, 5
 CONSTANT = 1e-5
 """A feature that varies less than this within queries, relative to the stream's size, is rounding, not a signal."""
@@ -42,7 +42,7 @@ GAP = "relevant - others"
 def read_depths(
     model: Restarts, pairs: Sequence[Pair], *, max_length: int | None = None, progress: bool | None = None
 ) -> pd.DataFrame:
-    """What the head says of the CLS row at every depth, and the mean of each segment's residual stream.
+    """Applies the head to the CLS row at every depth, and averages each segment's residual stream.
 
     Args:
         model: a `HookedEncoder`.
@@ -68,7 +68,8 @@ def read_depths(
     needs(model, "read_depths", Restarts, norm="post", reads="cls")
     if any(pair.grade is None for pair in pairs):
         raise MechirError("Pairs without a grade are neither relevant nor not: give judged pairs.")
-    sites, c = _sites(model), model.cfg
+    sites, c = [Resid(0)], model.cfg  # even places are whole layers, odd ones attention
+    sites += [Resid(layer, part) for layer in range(c.n_layers) for part in ("mid", "post")]
     places = {site.hook: place for place, site in enumerate(sites)}
     wide = torch.float64 if model.dtype == torch.float64 else torch.float32
     scores = torch.empty(len(pairs), len(sites), dtype=wide)
@@ -76,7 +77,7 @@ def read_depths(
     encoded = model.encode(pairs, max_length)
     for index, batch in model.batches(encoded, progress=progress):
         rows = torch.from_numpy(index)
-        for name, (score, mean) in _read(model, batch, places.__contains__, wide).items():
+        for name, (score, mean) in _read(model, batch, places, wide).items():
             scores[rows, places[name]] = score.to(scores)
             if places[name] % 2 == 0:
                 means[rows, places[name] // 2] = mean.to(means)
@@ -85,16 +86,15 @@ def read_depths(
 
 
 def _read(
-    model: Restarts, batch: Batch, at: Callable[[str], bool], wide: torch.dtype
+    model: Restarts, batch: Batch, hooks: Collection[str], wide: torch.dtype
 ) -> dict[str, tuple[Float[Tensor, "batch"], Float[Tensor, "batch segment d_model"]]]:
-    """What the head says of the residual stream at each of these hooks, and the mean of each segment there."""
+    """The head's score of the residual stream at each of these hooks, and the mean of each segment there."""
     weights = shares(batch.members(), wide)
-    return observe(model, batch, at, lambda _, x: (model.run_head(x), weights @ x.to(wide)), head_row=False)[1]
 
+    def read(_: str, x: Tensor) -> tuple[Tensor, Tensor]:
+        return model.run_head(x), weights @ x.to(wide)
 
-def _sites(model: Restarts) -> list[Resid]:
-    """The residual stream after every sublayer: even places are whole layers, odd ones attention."""
-    return [Resid(0), *(Resid(layer, part) for layer in range(model.cfg.n_layers) for part in ("mid", "post"))]
+    return observe(model, batch, hooks.__contains__, read, head_row=False)[1]
 
 
 def _frame(
@@ -104,29 +104,26 @@ def _frame(
     means: Float[Tensor, "pair layer segment d_model"],
 ) -> pd.DataFrame:
     cells = [(place, number) for place in range(len(sites)) for number in range(1 if place % 2 else len(FIVE))]
-    ids = pd.DataFrame([(p.query_id, p.doc_id, p.grade) for p in pairs], columns=["query_id", "doc_id", "grade"])
     frame = crossed(
-        ids,
+        pair_ids(pairs),
         site=[str(sites[place]) for place, _ in cells],
         depth=[place / 2 for place, _ in cells],
         segment=[str(FIVE[number]) for _, number in cells],
     )
-    read, stored = scores.double().numpy(), means.numpy()
-    score = np.array([[row[place] if number == 0 else np.nan for place, number in cells] for row in read]).ravel()
-    vectors = [None if place % 2 else row[place // 2, number] for row in stored for place, number in cells]
+    place, number = np.array(cells).T
+    score = np.where(number == 0, scores.double().numpy()[:, place], np.nan).ravel()
+    vectors = [None if place % 2 else row[place // 2, number] for row in means.numpy() for place, number in cells]
     return frame.assign(score=score, p=1 / (1 + np.exp(-score)), mean=pd.Series(vectors, dtype=object))
 
 
 def gathered(rows: pd.DataFrame, *, relevant: int = 1) -> pd.DataFrame:
-    """When relevance reaches CLS: the lens by depth and grade, from `read_depths`.
+    """The lens by depth and grade, which shows when relevance reaches CLS, from `read_depths`.
 
-    Args:
-        rows: of `read_depths`.
-        relevant: the grade from which a document counts as relevant.
+    Documents of grade `relevant` or more count as relevant.
 
     Returns:
-        One row per site and what is measured: `site`, `depth`, `measure`, `of`, `queries`, `estimate` with `low` and
-        `high`, its 95 % bootstrap interval over queries. Within a query pairs count alike, then queries do.
+        One row per site, measure and group of documents: `site`, `depth`, `measure`, `of`, `queries`, `estimate` with
+        `low` and `high`, its 95 % bootstrap interval over queries. Within a query pairs count alike, then queries do.
 
         - `measure` "score" (log-odds) or "p" (0 to 1), `of` "grade 2": the mean over the queries that have that grade;
           `of` "relevant - others": the mean difference over the queries that have both, positive where relevant
@@ -142,27 +139,24 @@ def gathered(rows: pd.DataFrame, *, relevant: int = 1) -> pd.DataFrame:
     """
     lens = rows[rows["segment"] == str(FIVE[0])]
     lens = lens.assign(relevant=_relevant(lens, relevant))
-    found = []
+    lines = []
     for (depth, site), part in lens.groupby(["depth", "site"]):
         at = {"site": site, "depth": depth}
         for measure in ("score", "p"):
             by_grade = part.pivot_table(index="query_id", columns="grade", values=measure, sort=True)
             sides = part.pivot_table(index="query_id", columns="relevant", values=measure)
-            told = {f"grade {grade}": by_grade[grade] for grade in by_grade} | {GAP: sides[True] - sides[False]}
-            found += [at | {"measure": measure, "of": of} | _estimated(values) for of, values in told.items()]
-        both = part[part.groupby("query_id")["relevant"].transform("nunique") == 2]
-        areas = [
-            _auroc(_levels(one["score"].to_numpy()), one[["relevant"]].to_numpy())
-            for _, one in both.groupby("query_id")
-        ]
-        found.append(at | {"measure": "auroc", "of": "lens"} | _estimated(np.array(areas).ravel()))
-    return pd.DataFrame(found)
+            groups = {f"grade {grade}": by_grade[grade] for grade in by_grade} | {GAP: sides[True] - sides[False]}
+            lines += [at | {"measure": measure, "of": name} | _estimated(values) for name, values in groups.items()]
+        queries = part[part.groupby("query_id")["relevant"].transform("nunique") == 2].groupby("query_id")
+        areas = [_auroc(_levels(rows["score"].to_numpy()), rows[["relevant"]].to_numpy()) for _, rows in queries]
+        lines.append(at | {"measure": "auroc", "of": "lens"} | _estimated(np.array(areas).ravel()))
+    return pd.DataFrame(lines)
 
 
 def readable(
     rows: pd.DataFrame, *, relevant: int = 1, draws: int = DRAWS, penalty: float = 1.0, seed: int = 0
 ) -> pd.DataFrame:
-    """From which layer on relevance can be read linearly, segment by segment, from `read_depths`.
+    """Linear probes of relevance for every layer and segment, from `read_depths`.
 
     A probe is a linear classifier by least squares with a ridge (Fisher's direction, shrunk) on the segment's mean
     residual, fitted on what differs between the documents of a query, features scaled to variance 1. Queries are cut
@@ -172,7 +166,7 @@ def readable(
     Args:
         rows: of `read_depths`.
         relevant: the grade from which a document counts as relevant.
-        draws: how often the control's labels are drawn.
+        draws: of the control's labels.
         penalty: of the ridge, relative to the variance of a feature.
         seed: of the control's labels.
 
@@ -200,20 +194,18 @@ def readable(
     """
     if not penalty > 0:
         raise MechirError(f"penalty={penalty} is no ridge: write a number above 0.")
-    labelled = both_sides(rows, relevant, draws)
-    chosen = labelled[labelled["mean"].notna()]
-    chosen = chosen.assign(query=chosen["query_id"].factorize()[0])
-    parts = chosen.groupby(["depth", "site", "segment"])
-    found = [
-        {"site": site, "depth": depth, "measure": measure, "of": segment} | told
-        for (depth, site, segment), part in parts
-        for measure, told in _probed(part, draws, penalty, seed).items()
+    vectors = both_sides(rows, relevant, draws).dropna(subset="mean")
+    vectors = vectors.assign(query=vectors["query_id"].factorize()[0])
+    lines = [
+        {"site": site, "depth": depth, "measure": measure, "of": segment} | numbers
+        for (depth, site, segment), part in vectors.groupby(["depth", "site", "segment"])
+        for measure, numbers in _probed(part, draws, penalty, seed).items()
     ]
-    return pd.DataFrame(found)
+    return pd.DataFrame(lines)
 
 
 def both_sides(rows: pd.DataFrame, relevant: int, draws: int = DRAWS) -> pd.DataFrame:
-    """The rows of queries with documents on both sides of a grade, with `relevant`, which side each is on.
+    """The rows of queries with documents on both sides of a grade; `relevant` is the side of each document.
 
     Raises:
         MechirError: as `readable`.
@@ -235,10 +227,10 @@ def _probed(part: pd.DataFrame, draws: int, penalty: float, seed: int) -> dict[s
     query, truth = part["query"].to_numpy(), part["relevant"].to_numpy()
     x = np.stack(part["mean"].to_list()).astype(float)
     labels = _labels(truth, query, draws, seed)
-    said = _held_out(x, labels, query, penalty)
+    predicted = _held_out(x, labels, query, penalty)
     # Controls are tested on labels of their own: two queries that each train the other's probe err together, and only
     # so do the draws spread as widely as the true labels would by chance.
-    areas = np.array([_auroc(said[query == one], labels[query == one] > 0) for one in np.unique(query)])
+    areas = np.array([_auroc(predicted[query == k], labels[query == k] > 0) for k in np.unique(query)])
     probe, control = areas[:, 0], areas[:, 1:].mean(1)
     low, high = np.quantile(areas[:, 1:].mean(0), [0.025, 0.975])
     return {
@@ -249,20 +241,19 @@ def _probed(part: pd.DataFrame, draws: int, penalty: float, seed: int) -> dict[s
 
 
 def _relevant(rows: pd.DataFrame, least: int) -> pd.Series:
-    found, grades = rows["grade"] >= least, sorted(rows["grade"].unique().tolist())
-    if not found.any() or found.all():
+    relevant, grades = rows["grade"] >= least, sorted(rows["grade"].unique().tolist())
+    if relevant.nunique() < 2:
         raise MechirError(
-            f"{'Every' if found.any() else 'No'} pair has grade {least} or more: the grades are {grades}; "
+            f"{'Every' if relevant.any() else 'No'} pair has grade {least} or more: the grades are {grades}; "
             "write --relevant with one that parts them."
         )
-    return found
+    return relevant
 
 
 def _estimated(values: pd.Series | np.ndarray) -> dict[str, Any]:
-    known = np.asarray(values, dtype=float)
-    known = known[~np.isnan(known)]
-    low, high = mean_interval(known) if len(known) else (np.nan, np.nan)
-    return {"queries": len(known), "estimate": known.mean() if len(known) else np.nan, "low": low, "high": high}
+    known = pd.Series(values, dtype=float).dropna()
+    low, high = mean_interval(known.to_numpy())
+    return {"queries": len(known), "estimate": known.mean(), "low": low, "high": high}
 
 
 def _levels(scores: Float[np.ndarray, "pair"]) -> Float[np.ndarray, "pair 1"]:
@@ -275,7 +266,7 @@ def _levels(scores: Float[np.ndarray, "pair"]) -> Float[np.ndarray, "pair 1"]:
 def _auroc(
     values: Float[np.ndarray, "pair probe"], truth: Bool[np.ndarray, "pair probe"]
 ) -> Float[np.ndarray, "probe"]:
-    """How often a true pair is above a false one, ties half, by the sum of ranks."""
+    """The share of true pairs above false ones, ties half, by the sum of ranks."""
     n = truth.sum(0)
     above = np.where(truth, stats.rankdata(values, axis=0), 0.0).sum(0)
     return (above - n * (n + 1) / 2) / (n * (len(truth) - n))
@@ -284,11 +275,10 @@ def _auroc(
 def _labels(
     truth: Bool[np.ndarray, "pair"], query: Int[np.ndarray, "pair"], draws: int, seed: int
 ) -> Float[np.ndarray, "pair label"]:
-    """+1 and -1: the truth first, then as often as `draws` says permuted within each query."""
+    """+1 and -1: the truth in the first column, then `draws` columns of it permuted within each query."""
     generator, labels = np.random.default_rng(seed), np.repeat(np.where(truth, 1.0, -1.0)[:, None], 1 + draws, 1)
-    for one in np.unique(query):
-        own = query == one
-        labels[own, 1:] = generator.permuted(labels[own, 1:], axis=0)
+    for k in np.unique(query):
+        labels[query == k, 1:] = generator.permuted(labels[query == k, 1:], axis=0)
     return labels
 
 
@@ -298,12 +288,12 @@ def _held_out(
     query: Int[np.ndarray, "pair"],
     penalty: float,
 ) -> Float[np.ndarray, "pair label"]:
-    """What the probe of each column of labels says of every pair, trained without the fold of the pair's query."""
-    said, folds = np.zeros_like(labels), min(FOLDS, int(query.max()) + 1)
+    """The prediction for every pair by the probe of each column of labels, trained without the fold of its query."""
+    predicted, folds = np.zeros_like(labels), min(FOLDS, int(query.max()) + 1)
     for fold in range(folds):
         test = query % folds == fold
-        said[test] = x[test] @ _probe(x[~test], labels[~test], query[~test], penalty)
-    return said
+        predicted[test] = x[test] @ _probe(x[~test], labels[~test], query[~test], penalty)
+    return predicted
 
 
 def _probe(
@@ -326,8 +316,5 @@ def _probe(
 
 
 def _centred(x: Float[np.ndarray, "pair n"], query: Int[np.ndarray, "pair"]) -> Float[np.ndarray, "pair n"]:
-    """Each query's mean taken away."""
-    _, place, counts = np.unique(query, return_inverse=True, return_counts=True)
-    sums = np.zeros((len(counts), x.shape[1]))
-    np.add.at(sums, place, x)
-    return x - (sums / counts[:, None])[place]
+    """Subtracts each query's mean."""
+    return x - pd.DataFrame(x).groupby(query).transform("mean").to_numpy()

@@ -37,14 +37,14 @@ def pieces_of(model: Reranker, texts: Sequence[str]) -> list[list[int]]:
 def query_pieces(model: Reranker, pairs: Sequence[Pair]) -> pd.DataFrame:
     """One row per distinct word piece of each query: `query_id`, `piece` (its id) and `token`."""
     texts = {pair.query_id: pair.query for pair in pairs}
-    found = zip(texts, pieces_of(model, list(texts.values())), strict=True)
-    rows = [(query_id, piece) for query_id, pieces in found for piece in dict.fromkeys(pieces)]
+    pieces = map(dict.fromkeys, pieces_of(model, list(texts.values())))
+    rows = [(query_id, piece) for query_id, distinct in zip(texts, pieces, strict=True) for piece in distinct]
     frame = pd.DataFrame(rows, columns=["query_id", "piece"])
     return frame.assign(token=model.tokenizer.convert_ids_to_tokens(frame["piece"].tolist()))
 
 
 class Counts(NamedTuple):
-    """What is counted in the documents of a collection: word piece -> IDF, the mean of their pieces, how many."""
+    """The IDF of word pieces in the documents of a collection, the mean length of these in pieces, and their number."""
 
     idf: dict[int, float]
     length: float
@@ -52,7 +52,7 @@ class Counts(NamedTuple):
 
 
 def collection_counts(model: Reranker, collection: Collection, *, limit: int = 50_000) -> Counts:
-    """Word pieces in the documents of a collection, or in `limit` at even distances where it has more."""
+    """Counts word pieces in the documents of a collection, or in `limit` at even distances where it has more."""
     refuse_below(1, limit=limit)
     texts, lengths = collection.texts(limit), list[int]()
 
@@ -67,7 +67,7 @@ def collection_counts(model: Reranker, collection: Collection, *, limit: int = 5
 
 
 def piece_idf(documents: Iterable[Sequence[int]]) -> dict[int, float]:
-    """Word piece -> ln(N / df) over N documents; pieces that no document holds are not in it.
+    """Maps word pieces to ln(N / df) over N documents; pieces that no document holds are left out.
 
     Raises:
         MechirError: where there is no document.
@@ -81,56 +81,52 @@ def piece_idf(documents: Iterable[Sequence[int]]) -> dict[int, float]:
 
 
 def read_idf(path: str | Path, model: Reranker) -> dict[int, float]:
-    """Word piece -> IDF from a table of lines "word<TAB>idf"; words of several word pieces are left out.
+    """Reads the IDF of word pieces from lines "word<TAB>idf"; words of several word pieces are left out.
 
     Raises:
-        MechirError: for a file that is not there, or cannot be read, or a line that is no such line.
+        MechirError: for a file that is missing or unreadable, or a line of another form.
     """
     file = Path(path)
     if not file.is_file():
         raise MechirError(f"There is no IDF table '{path}': give a file of lines word<TAB>idf.")
-    words, values = list[str](), list[float]()
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise MechirError(f"Cannot read the IDF table '{path}': give a file of lines word<TAB>idf in UTF-8.") from error
+    by_word = dict[str, float]()
     for number, line in enumerate(lines, 1):
         word, _, value = line.rpartition("\t")
         try:
-            values.append(float(value))
+            idf = float(value)
         except ValueError:
-            values.append(math.nan)
-        if not (word and math.isfinite(values[-1])):
+            idf = math.nan
+        if not (word and math.isfinite(idf)):
             raise MechirError(f"Line {number} of '{path}' is not word<TAB>idf: '{line[:40]}'.")
-        words.append(word)
-    by_word = dict[str, float]()
-    for word, idf in zip(words, values, strict=True):
         if by_word.setdefault(word, idf) != idf:
             raise MechirError(f"'{path}' has the word '{word}' with {by_word[word]} and with {idf}: keep one line.")
-    found = pieces_of(model, words)
-    return {pieces[0]: value for pieces, value in zip(found, values, strict=True) if len(pieces) == 1}
+    pieces = pieces_of(model, list(by_word))
+    return {ids[0]: idf for ids, idf in zip(pieces, by_word.values(), strict=True) if len(ids) == 1}
 
 
 def refuse_idf(model: Reranker, collection: Collection, path: str = "") -> None:
-    """Refuses an IDF that nothing can be correlated with; of a collection no more documents are read than it takes.
+    """Raises for an IDF that nothing can be correlated with; reads no more documents of a collection than it takes.
 
     Raises:
         MechirError: as `read_idf`; for fewer than 10 word pieces with an IDF above 0, or one IDF for all.
     """
     if path:
-        found = {piece: idf for piece, idf in read_idf(path, model).items() if idf > 0}
-        if len(found) < LEAST or len(set(found.values())) < 2:
+        known = [idf for idf in read_idf(path, model).values() if idf > 0]
+        if len(known) < LEAST or len(set(known)) < 2:
             raise MechirError(
-                f"'{path}' holds {len(found)} single word pieces with an IDF above 0, of {len(set(found.values()))} "
+                f"'{path}' holds {len(known)} single word pieces with an IDF above 0, of {len(set(known))} "
                 f"values: correlations need {LEAST} pieces or more and 2 values or more."
             )
         return
     counts, n = Counter[int](), 0
-    for text in collection.texts(50_000):
+    for n, text in enumerate(collection.texts(50_000), 1):
         counts.update(set(pieces_of(model, [text])[0]))
-        n += 1
-        some = {count for count in counts.values() if count < n}
-        if len(some) > 1 and sum(count < n for count in counts.values()) >= LEAST:
+        telling = [count for count in counts.values() if count < n]
+        if len(telling) >= LEAST and len(set(telling)) > 1:
             return
     raise MechirError(
         f"In the {n} documents of '{collection.id}' fewer than {LEAST} word pieces tell any two apart, so there is no "
@@ -153,7 +149,7 @@ def embedding_svd(model: Weights, n: int = 50) -> tuple[Float[np.ndarray, "d_voc
 def idf_correlations(
     model: Weights, idf: Mapping[int, float], *, vectors: int = 50, draws: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
-    """How the singular vectors of W_E, and the length of its rows, go with IDF.
+    """Correlates the singular vectors of W_E, and the length of its rows, with IDF.
 
     Args:
         model: a `HookedEncoder`.
@@ -176,22 +172,21 @@ def idf_correlations(
     known = {piece: value for piece, value in idf.items() if value > 0}
     if len(known) < LEAST:
         raise MechirError(f"{len(known)} word pieces have an IDF above 0: correlations need {LEAST} or more.")
-    pieces = np.array(sorted(known))
-    values = np.array([known[int(piece)] for piece in pieces])
+    pieces = sorted(known)
+    values = np.array([known[piece] for piece in pieces])
     u, sigma, _ = embedding_svd(model, vectors)
     norms = model.W_E.detach().double().cpu().norm(dim=1).numpy()
     columns = np.column_stack([u[pieces], norms[pieces]])
-    found = pd.DataFrame({"vector": [*map(str, range(u.shape[1])), "norm"], "sigma": [*sigma, np.nan]})
-    found["n"] = len(pieces)
+    table = pd.DataFrame({"vector": [*map(str, range(u.shape[1])), "norm"], "sigma": [*sigma, np.nan]})
+    table["n"] = len(pieces)
     for name, target in (("idf", values), ("log_idf", np.log(values))):
-        pearson = [stats.pearsonr(column, target) for column in columns.T]
-        intervals = [one.confidence_interval() for one in pearson]
-        found[f"pearson_{name}"] = r = np.array([one.statistic for one in pearson])
-        found[f"pearson_{name}_low"] = [interval.low for interval in intervals]
-        found[f"pearson_{name}_high"] = [interval.high for interval in intervals]
-        found[f"spearman_{name}"] = [stats.spearmanr(column, target).statistic for column in columns.T]
-        found[f"pearson_{name}_p_corrected"] = _permuted(columns, target, np.abs(r), draws, seed)
-    return found
+        pearson = stats.pearsonr(columns, target[:, None], axis=0)
+        table[f"pearson_{name}"] = pearson.statistic
+        table[f"pearson_{name}_low"], table[f"pearson_{name}_high"] = pearson.confidence_interval()
+        table[f"spearman_{name}"] = [stats.spearmanr(column, target).statistic for column in columns.T]
+        p = _permuted(columns, target, np.abs(pearson.statistic), draws, seed)
+        table[f"pearson_{name}_p_corrected"] = p
+    return table
 
 
 def _permuted(columns: np.ndarray, target: np.ndarray, r: np.ndarray, draws: int, seed: int) -> np.ndarray:
@@ -202,23 +197,17 @@ def _permuted(columns: np.ndarray, target: np.ndarray, r: np.ndarray, draws: int
     return (1 + (largest[:, None] >= r).sum(0)) / (1 + draws)
 
 
-def idf_table(model: Reranker, collection: Collection, path: str = "") -> dict[int, float]:
-    """IDF of word pieces: `read_idf` of a table, or where none is given counted in the collection's documents."""
-    return read_idf(path, model) if path else collection_counts(model, collection).idf
-
-
 def find_idf(
     model: Weights, collection: Collection, *, idf: str = "", vector: int = -1, sign: int = 0
 ) -> dict[str, int]:
-    """Which singular vector of W_E goes with IDF and with which sign: options `vector` and `sign` of experiments.
+    """Finds the singular vector of W_E that goes with IDF, and its sign: the options `vector` and `sign`.
 
-    IDF is read from the table `idf` or counted in the collection; a `vector` of 0 or more and a `sign` of 1 or -1 are
-    kept.
+    IDF is read from the table `idf` or counted in the collection; a `vector` of 0 or more and a `sign` of 1 or -1 stay.
     """
     needs(model, "find_idf", Weights)
-    table = idf_table(model, collection, idf)
-    found = idf_correlations(model, table, draws=1, vectors=max(50, vector + 1))
-    r = found.loc[found["vector"] != "norm", "pearson_idf"]
+    known = read_idf(idf, model) if idf else collection_counts(model, collection).idf
+    table = idf_correlations(model, known, draws=1, vectors=max(50, vector + 1))
+    r = table.loc[table["vector"] != "norm", "pearson_idf"]
     chosen = int(r.abs().argmax()) if vector < 0 else vector
     return {"vector": chosen, "sign": sign or (1 if r.iloc[chosen] > 0 else -1)}
 
@@ -229,8 +218,8 @@ def singular_direction(model: Weights, vector: int = 0, sign: int = 1) -> Subspa
     Where `idf_correlations` gives it a negative r, sign = -1 turns it up with IDF.
     """
     needs(model, "singular_direction", Weights)
-    if not 0 <= vector < min(model.W_E.shape) or sign not in (-1, 1):
-        last = min(model.W_E.shape) - 1
+    last = min(model.W_E.shape) - 1
+    if not 0 <= vector <= last or sign not in (-1, 1):
         raise MechirError(
             f"vector={vector}, sign={sign} is out of range: W_E has vectors 0-{last}, the sign is 1 or -1."
         )

@@ -36,7 +36,7 @@ FREEZE = ("heads", "heads+mlps")
 LN = ("live", "frozen")
 Sender = Resid | Head | Mlp
 END = (sys.maxsize, 0)
-"""Where the score is read, on the scale of `_stop`."""
+"""The place where the score is read, on the scale of `_stop`."""
 
 
 @torch.no_grad()
@@ -311,10 +311,10 @@ def _senders(model: Reranker, senders: Any, receivers: Sequence[Reader]) -> list
 
 
 def _stop(receiver: Reader) -> tuple[int, int]:
-    """Where a receiver reads: before a layer (l, 0), between its attention and its MLP (l, 1), or after all layers."""
+    """The place where a receiver reads: before a layer (l, 0), before its MLP (l, 1), or after all layers."""
     return END if isinstance(receiver, Score) else (receiver.layer, int(isinstance(receiver, Mlp)))
 
 
 def _place(sender: Sender) -> tuple[float, float]:
-    """Where a sender writes, on the same scale."""
+    """The place where a sender writes, on the same scale."""
     return (-1.0, 0.0) if isinstance(sender, Resid) else (float(sender.layer), 0.5 + isinstance(sender, Mlp))

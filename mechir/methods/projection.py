@@ -24,17 +24,10 @@ from mechir.sweeps import sweep
 ALIGNED = "aligned"
 
 
-def subspaces(model: Weights, head: Head, k: int, draws: int) -> dict[str, Subspace]:
-    """The aligned directions of a head, and `draws` random subspaces of the same rank, by name."""
-    needs(model, "subspaces", Weights, positions="absolute", instead=LOOK)
-    seen = Seen.by(model, head)
-    return {ALIGNED: seen.aligned(k)} | {f"random {seed}": seen.random(k, seed=seed) for seed in range(draws)}
-
-
 def project_heads(
     model: Weights, pairs: Sequence[Pair], heads: Sequence[Head | str], *, k: int = 4, draws: int = 20
 ) -> pd.DataFrame:
-    """What a head's matching attention and the score lose with its k most aligned directions, and with random ones.
+    """The change of a head's matching attention and of the score without its k most aligned directions, or random ones.
 
     Returns:
         One row per head, set of directions and pair: `site`, `directions` ("aligned", "random 0", ...), `query_id`,
@@ -45,23 +38,26 @@ def project_heads(
         MechirError: for a site that is no head of this model, or more directions than it has.
     """
     needs(model, "project_heads", Weights, positions="absolute", causal=False, window=None, instead=LOOK)
-    parsed = [Head(site.layer, site.head, "q") for site in heads_of(model, heads)]
-    sets = {head: subspaces(model, head, k, draws) for head in parsed}
-    do = {f"{head}|{name}": Project(head, subspace) for head, found in sets.items() for name, subspace in found.items()}
+    sets = {}
+    for site in heads_of(model, heads):
+        seen = Seen.by(model, site)
+        random = {f"random {seed}": seen.random(k, seed=seed) for seed in range(draws)}
+        sets[Head(site.layer, site.head, "q")] = {ALIGNED: seen.aligned(k)} | random
+    do = {f"{head}|{name}": Project(head, sets[head][name]) for head in sets for name in sets[head]}
     scores = sweep(model, pairs, {"base": ()} | do, progress=False)
-    base = scores.loc[scores["name"] == "base", "score"].to_numpy()
-    rest = scores[scores["name"] != "base"].reset_index(drop=True)
-    rest[["site", "directions"]] = rest["name"].str.split("|", expand=True)
+    base = np.tile(scores.loc[scores["name"] == "base", "score"].to_numpy(), len(do))
+    rows = scores[scores["name"] != "base"].reset_index(drop=True)
+    rows[["site", "directions"]] = rows["name"].str.split("|", expand=True)
+    rows["site"] = rows["site"].str.removesuffix(".q")
     attention = _attention(model, pairs, sets)
-    told = {
-        "score_base": np.tile(base, len(do)),
-        "score_change": rest["score"].to_numpy() - np.tile(base, len(do)),
-        "attention_base": np.concatenate([attention[head, ""] for head, found in sets.items() for _ in found]),
-    }
-    changed = np.concatenate([attention[head, name] for head, found in sets.items() for name in found])
-    frame = rest[["site", "directions", "query_id", "doc_id", "grade"]].assign(**told)
-    frame["attention_change"] = changed - frame["attention_base"]
-    return frame.assign(site=frame["site"].str.removesuffix(".q"))
+    intact = np.concatenate([attention[head, ""] for head in sets for _ in sets[head]])
+    projected = np.concatenate([attention[head, name] for head in sets for name in sets[head]])
+    return rows[["site", "directions", "query_id", "doc_id", "grade"]].assign(
+        score_base=base,
+        score_change=rows["score"] - base,
+        attention_base=intact,
+        attention_change=projected - intact,
+    )
 
 
 @torch.no_grad()
@@ -72,24 +68,24 @@ def _attention(
 
     Nothing before a head's own layer changes, so its q and k of one intact run say it all.
     """
-    found = {(head, name): np.empty(len(pairs)) for head, of in sets.items() for name in ("", *of)}
+    values = {(head, name): np.empty(len(pairs)) for head in sets for name in ("", *sets[head])}
     layers = {head.layer for head in sets}
     names = [f"blocks.{layer}.attn.hook_{part}" for layer in layers for part in "qk"]
     for index, batch in model.batches(pairs):
-        _, kept = observe(model, batch, names, stop_at_layer=max(layers) + 1)
-        for head, of in sets.items():
-            q, k = (kept[f"blocks.{head.layer}.attn.hook_{part}"][:, :, head.head] for part in "qk")
-            for name, subspace in {"": None, **of}.items():
-                asked = q if subspace is None else subspace.add(q, -subspace.coordinates(q))
-                found[head, name][index] = for_numpy(_mean_max(batch, asked, k)).numpy()
-    return found
+        _, inputs = observe(model, batch, names, stop_at_layer=max(layers) + 1)
+        for head, subspaces in sets.items():
+            q, k = (inputs[f"blocks.{head.layer}.attn.hook_{part}"][:, :, head.head] for part in "qk")
+            values[head, ""][index] = _mean_max(batch, q, k)
+            for name, subspace in subspaces.items():
+                values[head, name][index] = _mean_max(batch, subspace.add(q, -subspace.coordinates(q)), k)
+    return values
 
 
 def _mean_max(
     batch: Batch, q: Float[Tensor, "batch reader d_head"], k: Float[Tensor, "batch source d_head"]
-) -> Float[Tensor, "batch"]:
+) -> Float[np.ndarray, "batch"]:
     scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
     pattern = scores.masked_fill(~batch.attention_mask[:, None], -math.inf).softmax(-1)
     readers, sources = batch.at(Segment.QUERY), batch.at(Segment.DOC)
     largest = (pattern * sources[:, None]).amax(-1)
-    return (largest * readers).sum(1) / readers.sum(1)
+    return for_numpy((largest * readers).sum(1) / readers.sum(1)).numpy()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import ir_measures
 import numpy as np
@@ -13,6 +12,7 @@ import pandas as pd
 
 from mechir.atomic import written
 from mechir.errors import MechirError, refuse_below
+from mechir.methods.groups import pair_ids
 from mechir.pairs import Pair
 
 TIE = 1e-5
@@ -62,13 +62,14 @@ def mrr(scores: pd.DataFrame, judged: pd.DataFrame, relevant: int = 1) -> pd.Dat
 def _queries(
     scores: pd.DataFrame, judged: pd.DataFrame, lowest: int
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray, float]]:
-    """Of each query with a document of grade `lowest`: its id, tie groups, gains, and the share in a tie."""
+    """Yields the id, tie groups, gains and share in a tie of each query with a document of grade `lowest`."""
     _refuse_infinite(scores)
-    scores = scores[scores["query_id"].isin(_relevant(judged, lowest))]
-    gained = _gains(scores, judged)
-    for query_id, found in gained.sort_values("doc_id").groupby("query_id", sort=False):
-        groups = _tie_groups(found["score"].to_numpy(dtype=float))
-        yield query_id, groups, found["gain"].to_numpy(), float((np.bincount(groups)[groups] > 1).mean())
+    scores = scores.loc[scores["query_id"].isin(_relevant(judged, lowest)), ["query_id", "doc_id", "score"]]
+    ranked = scores.merge(judged[["query_id", "doc_id", "grade"]], "left", on=["query_id", "doc_id"])
+    for query_id, rows in ranked.sort_values("doc_id").groupby("query_id", sort=False):
+        groups = _tie_groups(rows["score"].to_numpy(dtype=float))
+        gains = rows["grade"].fillna(0).clip(lower=0).to_numpy(dtype=float)
+        yield query_id, groups, gains, float((np.bincount(groups)[groups] > 1).mean())
 
 
 def _dcg(groups: np.ndarray, gains: np.ndarray, k: int) -> float:
@@ -121,14 +122,18 @@ def random_draws(
     total, relevant = np.zeros(draws), _relevant(judged)
     pools = pool[pool["query_id"].isin(relevant)].sort_values("doc_id").groupby("query_id", sort=False)["doc_id"]
     for query_id, ids in pools:
-        generator, listed = _generator(seed, query_id), ids.to_numpy()
-        orders = {(query_id, draw): generator.permutation(listed).tolist() for draw in range(draws)}
-        total += _each(orders, judged[judged["query_id"] == query_id], ir_measures.nDCG @ k)["value"].to_numpy()
+        grades = judged[judged["query_id"] == query_id].set_index("doc_id")["grade"].clip(lower=0).astype(int).to_dict()
+        generator, documents = _generator(seed, query_id), ids.to_numpy()
+        # Ranks are handed over as distinct scores, so that trec_eval's own rule for ties (by document id) never acts.
+        orders = {str(draw): generator.permutation(documents).tolist() for draw in range(draws)}
+        runs = {draw: {doc_id: -float(rank) for rank, doc_id in enumerate(order)} for draw, order in orders.items()}
+        for value in ir_measures.iter_calc([ir_measures.nDCG @ k], dict.fromkeys(orders, grades), runs):
+            total[int(value.query_id)] += value.value
     return total / pools.ngroups
 
 
 def write_trec_run(file: Path, pairs: Sequence[Pair], scores: Sequence[float], tag: str, *, seed: int = 0) -> None:
-    """A TREC run, best first within each query. Whole or not at all.
+    """Writes a TREC run, best first within each query; whole or not at all.
 
     Scores within 1e-5 of each other are ties, as in `ndcg`: their order is random, by the seed, and they are written
     as one score, the largest of them, so that a tool that sorts by score sees the tie. Neither the order of the pairs
@@ -139,14 +144,12 @@ def write_trec_run(file: Path, pairs: Sequence[Pair], scores: Sequence[float], t
             written.
     """
     refuse_spaces(pairs)
-    frame = pd.DataFrame(
-        {"query_id": [pair.query_id for pair in pairs], "doc_id": [pair.doc_id for pair in pairs], "score": scores}
-    )
+    frame = pair_ids(pairs).assign(score=scores)
     _refuse_infinite(frame)
     lines = []
-    for query_id, found in frame.groupby("query_id", sort=False):
-        found = found.sort_values("doc_id", kind="stable")
-        ids, values = found["doc_id"].to_numpy(), found["score"].to_numpy(dtype=float)
+    for query_id, rows in frame.groupby("query_id", sort=False):
+        rows = rows.sort_values("doc_id", kind="stable")
+        ids, values = rows["doc_id"].to_numpy(), rows["score"].to_numpy(dtype=float)
         groups = _tie_groups(values)
         order = np.lexsort((_generator(seed, query_id).permutation(len(ids)), groups))
         best = pd.Series(values).groupby(groups).max()
@@ -156,16 +159,12 @@ def write_trec_run(file: Path, pairs: Sequence[Pair], scores: Sequence[float], t
 
 
 def refuse_spaces(pairs: Sequence[Pair]) -> None:
-    """Refuses what the fields of a TREC run, with white space between them, cannot hold.
-
-    Raises:
-        MechirError: for an id that is empty or holds white space.
-    """
+    """Raises for ids that are empty or hold white space, which separates the fields of a TREC run."""
     for pair in pairs:
-        for what, key in (("query", pair.query_id), ("document", pair.doc_id)):
+        for kind, key in (("query", pair.query_id), ("document", pair.doc_id)):
             if key.split() != [key]:
                 raise MechirError(
-                    f"A TREC run has white space between its fields and cannot hold the {what} id {key!a}: "
+                    f"A TREC run has white space between its fields and cannot hold the {kind} id {key!a}: "
                     "give ids without spaces."
                 )
 
@@ -174,43 +173,14 @@ def _relevant(judged: pd.DataFrame, lowest: int = 1) -> set[str]:
     return set(judged.loc[judged["grade"] >= lowest, "query_id"])
 
 
-def _gains(scores: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
-    """The scores with `gain`, the grade; 0 for what is not judged."""
-    grades = judged[["query_id", "doc_id", "grade"]]
-    merged = scores[["query_id", "doc_id", "score"]].merge(grades, on=["query_id", "doc_id"], how="left")
-    return merged.assign(gain=merged["grade"].fillna(0).clip(lower=0).astype(float))
-
-
 def _ideal(judged: pd.DataFrame, k: int) -> dict[str, float]:
     """The DCG@k of the best order of each query's judged documents."""
     gains = judged.assign(gain=judged["grade"].clip(lower=0).astype(float)).groupby("query_id")["gain"]
-    return {
-        query_id: float(np.sort(one.to_numpy())[::-1][:k] @ _discounts(min(k, len(one)))) for query_id, one in gains
-    }
+    return {query_id: float(np.sort(x)[::-1][:k] @ _discounts(min(k, len(x)))) for query_id, x in gains}
 
 
 def _discounts(n: int) -> np.ndarray:
     return 1 / np.log2(np.arange(2, n + 2))
-
-
-def _each(orders: dict[tuple[str, int], list[str]], judged: pd.DataFrame, measure: Any) -> pd.DataFrame:
-    """A measure of ir_measures of each order, best first: `query_id`, `draw`, `value`, in the order of `orders`.
-
-    Ranks are handed over as distinct scores, so that trec_eval's own rule for ties (by document id) never acts.
-    """
-    grades = {
-        query_id: dict(zip(one["doc_id"], one["grade"], strict=True)) for query_id, one in judged.groupby("query_id")
-    }
-    qrels = {
-        f"{query_id}#{draw}": {d: max(int(g), 0) for d, g in grades[query_id].items()} for query_id, draw in orders
-    }
-    runs = {
-        f"{query_id}#{draw}": {doc_id: float(-rank) for rank, doc_id in enumerate(order)}
-        for (query_id, draw), order in orders.items()
-    }
-    found = {one.query_id: one.value for one in ir_measures.iter_calc([measure], qrels, runs)}
-    rows = [(query_id, draw, found[f"{query_id}#{draw}"]) for query_id, draw in orders]
-    return pd.DataFrame(rows, columns=["query_id", "draw", "value"])
 
 
 def _generator(seed: int, query_id: str) -> np.random.Generator:

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from scipy import stats
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score, root_mean_squared_error
 from torch import Tensor
@@ -46,13 +45,13 @@ def lexical_features(
     heads: Sequence[Head | str] = (),
     exponential: bool = False,
 ) -> pd.DataFrame:
-    """What the semantic BM25 is made of, and what BM25 is made of, for every pair.
+    """Measures the features of the semantic BM25, and those of BM25, for every pair.
 
     Args:
         model: a `HookedEncoder`.
         pairs: whole queries.
         direction: of IDF in the word embeddings; a token's coordinate along it stands for its IDF.
-        heads: whose masses are kept position by position, for the paper's design.
+        heads: whose masses stay position by position, for the paper's design.
         exponential: take exp of the coordinate, where the direction carries log IDF.
 
     Returns:
@@ -68,12 +67,12 @@ def lexical_features(
     encoded = model.encode(pairs)
     at = {str(head): k for k, head in enumerate(all_heads(model))}
     chosen = [at[str(head)] for head in heads]
-    rows = [
-        {"query_id": pair.query_id, "doc_id": pair.doc_id, "grade": pair.grade, "score5": np.nan}
-        | {"design5": [], "stale5": []}
-        | _counts(encoded, place)
-        for place, pair in enumerate(encoded.pairs)
-    ]
+    rows = []
+    for pair, ids, segments in zip(encoded.pairs, encoded.ids, encoded.segments, strict=True):
+        query, document = (ids[(segments & part.value) != 0] for part in (Segment.QUERY, Segment.DOC))
+        line: dict[str, Any] = {"query_id": pair.query_id, "doc_id": pair.doc_id, "grade": pair.grade}
+        line |= {"score5": np.nan, "design5": [], "stale5": [], "pieces": query.tolist()}
+        rows.append(line | {"tf": [int((document == id).sum()) for id in query], "length": len(document)})
     for index, batch in model.batches(encoded):
         score, along, document, _ = _masses(model, batch, direction, exponential, None)
         for row, place in enumerate(index.tolist()):
@@ -83,20 +82,9 @@ def lexical_features(
             rows[place]["product"] = (a[:, None] * m).sum(0).tolist()
     long = [k for k, row in enumerate(rows) if len(row["pieces"]) >= FIRST]
     if long and chosen:
-        for place, found in _first_five(model, encoded, long, direction, exponential, chosen).items():
-            rows[place] |= found
+        for place, design in _first_five(model, encoded, long, direction, exponential, chosen).items():
+            rows[place] |= design
     return pd.DataFrame(rows)
-
-
-def _counts(encoded: Encoded, place: int) -> dict[str, Any]:
-    ids, segments = encoded.ids[place], encoded.segments[place]
-    query = ids[(segments & Segment.QUERY.value) != 0]
-    document = ids[(segments & Segment.DOC.value) != 0]
-    return {
-        "pieces": query.tolist(),
-        "tf": [int((document == piece).sum()) for piece in query],
-        "length": len(document),
-    }
 
 
 def _masses(
@@ -109,8 +97,8 @@ def _masses(
     def masses(_: str, x: Tensor) -> list[Tensor]:
         return [torch.einsum("bhrs,bs->brh", x, mark.to(x)).double().cpu() for mark in marks]
 
-    score, kept = observe(model, batch, EveryLayer("attn.hook_pattern"), masses, head_row=False)
-    document, marked = (torch.cat(layers, 2) for layers in zip(*kept.values(), strict=True))
+    score, layers = observe(model, batch, EveryLayer("attn.hook_pattern"), masses, head_row=False)
+    document, marked = (torch.cat(parts, 2) for parts in zip(*layers.values(), strict=True))
     return score.cpu(), along.exp() if exponential else along, document, marked
 
 
@@ -118,33 +106,25 @@ def _first_five(
     model: Weights, encoded: Encoded, long: Sequence[int], direction: Subspace, exponential: bool, heads: Sequence[int]
 ) -> dict[int, dict[str, Any]]:
     """The pairs with queries cut to five pieces: [CLS] q1 .. q5 [SEP] document [SEP]."""
-    kept, dropped = [], []
-    for place in long:
-        asked = np.flatnonzero((encoded.segments[place] & Segment.QUERY.value) != 0)
-        kept.append(np.delete(np.arange(len(encoded.ids[place])), asked[FIRST:]))
-        dropped.append(len(asked) - FIRST)
-
-    def of(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-        return tuple(arrays[place][keep] for place, keep in zip(long, kept, strict=True))
-
-    pairs = tuple(encoded.pairs[place] for place in long)
-    cut = replace(encoded, pairs=pairs, ids=of(encoded.ids), types=of(encoded.types), segments=of(encoded.segments))
-    found: dict[int, dict[str, Any]] = {}
-    for index, batch in model.batches(cut):
-        skipped = torch.tensor([dropped[k] for k in index.tolist()], device=batch.input_ids.device)[:, None]
+    beyond = [np.flatnonzero(encoded.segments[k] & Segment.QUERY.value)[FIRST:] for k in long]
+    whole = encoded.take(np.array(long))
+    cut: dict[str, Any] = {
+        name: tuple(np.delete(x, places) for x, places in zip(getattr(whole, name), beyond, strict=True))
+        for name in ("ids", "types", "segments")
+    }
+    designs: dict[int, dict[str, Any]] = {}
+    for index, batch in model.batches(replace(whole, **cut)):
+        skipped = torch.tensor([len(beyond[k]) for k in index.tolist()], device=batch.input_ids.device)[:, None]
         document = batch.at(Segment.DOC)
         stale = batch.at(Segment.DOC | Segment.SEP2) & ~(document & (document.cumsum(1) <= skipped))
         score, along, clean, wrong = _masses(model, batch, direction, exponential, stale)
         for row, k in enumerate(index.tolist()):
             query = batch.at(Segment.QUERY)[row].cpu()
             a = along[row][query]
-            designs = [_design(a, mass[row][query][:, list(heads)]) for mass in (clean, wrong)]
-            found[long[k]] = {"score5": float(score[row]), "design5": designs[0], "stale5": designs[1]}
-    return found
-
-
-def _design(a: Float[Tensor, "token"], mass: Float[Tensor, "token head"]) -> list[float]:
-    return torch.cat([a[:, None], mass, a[:, None] * mass], 1).flatten().tolist()
+            masses = [mass[row][query][:, list(heads)] for mass in (clean, wrong)]
+            features = [torch.cat([a[:, None], m, a[:, None] * m], 1).flatten().tolist() for m in masses]
+            designs[long[k]] = {"score5": float(score[row]), "design5": features[0], "stale5": features[1]}
+    return designs
 
 
 def bm25_scores(
@@ -152,13 +132,13 @@ def bm25_scores(
 ) -> Float[np.ndarray, "pair"]:
     """BM25: sum idf tf (k1 + 1) / (tf + k1 (1 - b + b length / average)) over the query's word pieces; 0 for tf 0."""
     norm = k1 * (1 - b + b * rows["length"].to_numpy() / average)
-    found = np.zeros(len(rows))
+    scores = np.zeros(len(rows))
     for place, (pieces, tf) in enumerate(zip(rows["pieces"], rows["tf"], strict=True)):
         counts, values = np.asarray(tf, dtype=float), np.array([idf.get(int(piece), 0.0) for piece in pieces])
-        there = counts > 0  # without k1 the others are 0 / 0, and the weight of these is 1 to the last digit
-        weight = counts[there] * (k1 + 1) / (counts[there] + norm[place])
-        found[place] = (values[there] * weight).sum()
-    return found
+        matched = counts > 0  # without k1 the others are 0 / 0, and the weight of these is 1 to the last digit
+        weight = counts[matched] * (k1 + 1) / (counts[matched] + norm[place])
+        scores[place] = (values[matched] * weight).sum()
+    return scores
 
 
 class Tuned(NamedTuple):
@@ -170,12 +150,12 @@ class Tuned(NamedTuple):
 
     @property
     def note(self) -> str:
-        """What was chosen, and whether it lies at an edge of the grid, beyond which more might be better."""
+        """The chosen k1 and b, and whether they lie at an edge of the grid, beyond which more might be better."""
         grids = (("k1", self.k1, K1), ("b", self.b, B)) if self.k1 else (("k1", self.k1, K1),)
         edges = [name for name, value, grid in grids if value in (grid[0], grid[-1])]
         b = f"b {self.b:g}" if self.k1 else "without tf and length"
-        said = f"; {' and '.join(edges)} at the edge of the grid" if edges else ""
-        return f"k1 {self.k1:g}, {b}, tuned on the training queries{said}"
+        edge = f"; {' and '.join(edges)} at the edge of the grid" if edges else ""
+        return f"k1 {self.k1:g}, {b}, tuned on the training queries{edge}"
 
 
 def tuned_bm25(
@@ -183,7 +163,7 @@ def tuned_bm25(
 ) -> Tuned:
     """BM25 with k1 and b chosen on the training pairs, over the grid `K1` x `B`; `average`: the mean length."""
     candidates = [Tuned(bm25_scores(rows, idf, k1=k1, b=b, average=average), k1, b) for k1 in K1 for b in B]
-    return max(candidates, key=lambda one: _pearson(one.scores[train], target[train]))
+    return max(candidates, key=lambda bm25: _pearson(bm25.scores[train], target[train]))
 
 
 def _fit(features: np.ndarray, target: np.ndarray, train: np.ndarray) -> tuple[LinearRegression, np.ndarray]:
@@ -209,8 +189,8 @@ def weights(
     """
     weight = _fit(features, target, np.arange(len(target)))[0].coef_
     drawn = [_fit(features, target, some)[0].coef_ for some in resampled(query, draws, seed)]
-    bounds = np.quantile(drawn, [0.025, 0.975], axis=0) if drawn else np.full((2, features.shape[1]), np.nan)
-    return pd.DataFrame({"estimate": weight, "low": bounds[0], "high": bounds[1]})
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0) if drawn else (np.nan, np.nan)
+    return pd.DataFrame({"estimate": weight, "low": low, "high": high})
 
 
 def quality(
@@ -222,7 +202,7 @@ def quality(
     draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, float]:
-    """How a prediction goes with the score, over held-out pairs.
+    """The quality of a prediction of the score, over held-out pairs.
 
     Args:
         predicted: of each pair; correlations are of these values.
@@ -240,22 +220,18 @@ def quality(
     """
     logits = predicted if logits is None else logits
     low, high = percentiles([_pearson(predicted[some], target[some]) for some in resampled(query, draws, seed)])
-    places = [np.flatnonzero(query == one) for one in dict.fromkeys(query.tolist())]
-    inside = [
-        stats.spearmanr(predicted[here], target[here]).statistic
-        for here in places
-        if len(here) > 2 and np.ptp(predicted[here]) > 0 and np.ptp(target[here]) > 0
-    ]
+    scores = pd.DataFrame({"predicted": predicted, "target": target})
+    within = scores.groupby(query).corr("spearman", min_periods=3)["target"].xs("predicted", level=1)
     return {
         "estimate": _pearson(predicted, target),
         "low": low,
         "high": high,
-        "spearman": float(stats.spearmanr(predicted, target).statistic) if np.ptp(predicted) > 0 else float("nan"),
-        "within": float(np.mean(inside)) if inside else float("nan"),
+        "spearman": float(scores.corr("spearman").loc["predicted", "target"]),
+        "within": float(within.mean()),
         "r2": float(r2_score(target, logits)),
         "rmse": float(root_mean_squared_error(target, logits)),
         "pairs": float(len(target)),
-        "queries": float(len(places)),
+        "queries": float(len(within)),
     }
 
 
@@ -264,14 +240,14 @@ def _pearson(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def pooled(rows: pd.DataFrame, heads: Sequence[int], parts: str = "idf,soft_tf,product") -> np.ndarray:
-    """The pooled features of some heads: [pair, feature]; `parts` names which kinds are in.
+    """The pooled features of some heads, [pair, feature]; `parts` names the kinds of features.
 
     Raises:
         MechirError: for an unknown kind.
     """
     mass, product = (np.stack(rows[name].to_list())[:, list(heads)] for name in ("mass", "product"))
     known = {"idf": rows["idf"].to_numpy()[:, None], "soft_tf": mass, "product": product}
-    unknown = [part for part in parts.split(",") if part not in known]
-    if unknown:
-        raise MechirError(f"Unknown features '{unknown[0]}': write some of {','.join(known)}.")
+    for part in parts.split(","):
+        if part not in known:
+            raise MechirError(f"Unknown features '{part}': write some of {','.join(known)}.")
     return np.concatenate([known[part] for part in parts.split(",")], 1)

@@ -13,14 +13,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from scipy import optimize
 from torch import Tensor
 
 from mechir.diagnostics import Term
 from mechir.errors import MechirError, refuse_below
 from mechir.hooks import EveryLayer
-from mechir.methods.groups import crossed
+from mechir.methods.groups import crossed, pair_ids
 from mechir.methods.lexical import pieces_of
 from mechir.methods.statistics import percentiles, resampled
 from mechir.model_sites import all_heads
@@ -32,11 +32,11 @@ from mechir.segments import Segment
 COUNTS = (0, 1, 2, 3, 5, 8)
 TIMES = (1, 2, 3)
 FREQUENCIES = 3
-"""Different term frequencies that a saturation curve needs."""
+"""The number of different term frequencies that a saturation curve needs."""
 
 
 class Dosed(NamedTuple):
-    """A text, and what was done to it: `kind` "tf" or "length", `dose` occurrences appended or times over."""
+    """A text and its change: `kind` "tf" with `dose` occurrences appended, or "length" with it `dose` times over."""
 
     kind: str
     dose: int
@@ -45,10 +45,10 @@ class Dosed(NamedTuple):
 
 
 def dosed(pairs: Sequence[Pair], *, filler: str = "a", words: int = 40, seed: int = 0) -> Iterator[Dosed]:
-    """Each pair with one word of its query appended 0 to 8 times, and its document once to three times over.
+    """Yields each pair with one word of its query appended 0 to 8 times, and its document once to three times over.
 
-    For "tf" all texts have the same number of words: `filler` stands
-    where the word does not (TFC2). For "length" the document is repeated (LNC2). Documents are cut to `words` words.
+    For "tf" all texts have the same number of words, `filler` standing where the word does not (TFC2). For "length" the
+    document is repeated (LNC2). Documents are cut to `words` words.
     """
     refuse_below(1, words=words)
     for pair in pairs:
@@ -64,7 +64,7 @@ def dosed(pairs: Sequence[Pair], *, filler: str = "a", words: int = 40, seed: in
 
 
 def frequencies(model: Reranker, pairs: Sequence[Pair], *, filler: str = "a", words: int = 40, seed: int = 0) -> int:
-    """How many different frequencies of the term the model reads in one text under `dosed`, where that is most.
+    """The most different frequencies of the term that the model reads in one pair under `dosed`.
 
     Counted by the term's first word piece, over the counts appended to one pair.
     """
@@ -80,7 +80,7 @@ def frequencies(model: Reranker, pairs: Sequence[Pair], *, filler: str = "a", wo
 def term_mass(
     model: Reranker, pairs: Sequence[Pair], *, filler: str = "a", words: int = 40, seed: int = 0
 ) -> pd.DataFrame:
-    """What every head's query term pays to the document, under `dosed`.
+    """The attention of every head's query term to the document, under `dosed`.
 
     Returns:
         One row per head and text: `site`, `kind` ("tf", "length"), `dose` (see `Dosed`), `query_id`, `doc_id`, `term`;
@@ -89,64 +89,45 @@ def term_mass(
         the term's own word pieces alone (0 to 1).
     """
     texts = list(dosed(pairs, filler=filler, words=words, seed=seed))
-    named = list(dict.fromkeys(text.term for text in texts))
-    terms = dict(zip(named, map(tuple, pieces_of(model, named)), strict=True))
+    terms = list(dict.fromkeys(text.term for text in texts))
+    pieces = {term: torch.tensor(ids) for term, ids in zip(terms, pieces_of(model, terms), strict=True)}
     encoded = model.encode([text.pair for text in texts])
-    heads = [str(head) for head in all_heads(model)]
-    parts = []
+    heads, parts = [str(head) for head in all_heads(model)], []
     for index, batch in model.batches(encoded):
-        here = [texts[place] for place in index]
-        pieces = [terms[text.term] for text in here]
-        readers, own = _places(batch, pieces, Segment.QUERY), _places(batch, pieces, Segment.DOC)
-        document = batch.at(Segment.DOC)
-        found = _masses(model, batch, readers, document, own)
-        first = torch.tensor([[one[0]] for one in pieces], device=batch.input_ids.device)
-        ids = pd.DataFrame(
-            {
-                "kind": [text.kind for text in here],
-                "dose": [text.dose for text in here],
-                "query_id": [text.pair.query_id for text in here],
-                "doc_id": [text.pair.doc_id for text in here],
-                "term": [text.term for text in here],
-                "tf": ((batch.input_ids == first) & document).sum(1).cpu().numpy(),
-                "length": document.sum(1).cpu().numpy(),
-            }
-        )
-        parts.append(crossed(ids, site=heads).assign(mass=found[0].flatten().numpy(), same=found[1].flatten().numpy()))
+        some = [texts[place] for place in index]
+        ids = [pieces[text.term].to(batch.input_ids) for text in some]
+        same = torch.stack([torch.isin(row, term) for row, term in zip(batch.input_ids, ids, strict=True)])
+        first, document = torch.stack([term[:1] for term in ids]), batch.at(Segment.DOC)
+        mass = _masses(model, batch, same & batch.at(Segment.QUERY), (document, same & document))
+        rows = [(text.kind, text.dose, text.pair.query_id, text.pair.doc_id, text.term) for text in some]
+        frame = pd.DataFrame(rows, columns=["kind", "dose", "query_id", "doc_id", "term"])
+        frame["tf"] = ((batch.input_ids == first) & document).sum(1).cpu().numpy()
+        frame["length"] = document.sum(1).cpu().numpy()
+        parts.append(crossed(frame, site=heads).assign(mass=mass[0].flatten().numpy(), same=mass[1].flatten().numpy()))
     return pd.concat(parts, ignore_index=True)
 
 
-def _places(batch: Batch, pieces: Sequence[tuple[int, ...]], where: Segment) -> Bool[Tensor, "batch pos"]:
-    width = max(map(len, pieces))
-    padded = torch.tensor([[*one, *[one[0]] * (width - len(one))] for one in pieces], device=batch.input_ids.device)
-    return (batch.input_ids[:, :, None] == padded[:, None, :]).any(2) & batch.at(where)
-
-
 def _masses(
-    model: Reranker,
-    batch: Batch,
-    readers: Bool[Tensor, "batch pos"],
-    document: Bool[Tensor, "batch pos"],
-    own: Bool[Tensor, "batch pos"],
-) -> Float[Tensor, "kind batch head"]:
-    """Of all heads, layer after layer: the mass on the document and on the term's own pieces."""
+    model: Reranker, batch: Batch, readers: Bool[Tensor, "batch pos"], sources: Sequence[Bool[Tensor, "batch pos"]]
+) -> Float[Tensor, "source batch head"]:
+    """The mass of all heads, layer after layer, on each set of sources: the mean over the readers."""
     share = shares(readers)
 
     def masses(_: str, x: Tensor) -> Tensor:
         row = torch.einsum("bhrs,br->bhs", x, share.to(x))
-        return for_numpy(torch.stack([torch.einsum("bhs,bs->bh", row, to.to(x)) for to in (document, own)]))
+        return for_numpy(torch.stack([torch.einsum("bhs,bs->bh", row, source.to(x)) for source in sources]))
 
-    _, kept = observe(model, batch, EveryLayer("attn.hook_pattern"), masses, head_row=False)
-    return torch.cat(list(kept.values()), 2)
+    layers = observe(model, batch, EveryLayer("attn.hook_pattern"), masses, head_row=False)[1]
+    return torch.cat(list(layers.values()), 2)
 
 
 K1 = (0.01, 1000.0)
-"""Where k1 is searched."""
+"""The range in which k1 is searched."""
 GRID = np.geomspace(*K1, 401)
 
 
 def text_of(rows: pd.DataFrame) -> np.ndarray:
-    """Which text each row of `term_mass` (kind "tf") is of, however often the word is appended: query and document."""
+    """The number of each row's text in `term_mass` (kind "tf"): query and document, however often the word is in."""
     document = rows["doc_id"].str.rpartition("+")[0]
     return pd.factorize(pd.MultiIndex.from_arrays([rows["query_id"], document]))[0]
 
@@ -154,19 +135,14 @@ def text_of(rows: pd.DataFrame) -> np.ndarray:
 def saturation(
     tf: np.ndarray, mass: np.ndarray, query: np.ndarray, text: np.ndarray, *, draws: int = 200, seed: int = 0
 ) -> dict[str, float]:
-    """The curve base + size tf / (tf + k1) of least squares, k1 shared and base and size each text's own.
+    """Fits base + size tf / (tf + k1) by least squares, k1 shared and base and size each text's own.
 
-    One base and size for all texts, as here before, takes what texts differ in for a part of the curve: k1 came out
-    too small and r2 low where texts were alike in nothing but their bend.
+    One base and size for all texts would take what texts differ in for a part of the curve: k1 would come out too small
+    and r2 low where texts are alike in nothing but their bend.
 
-    Args:
-        tf: term frequency of each point.
-        mass: the mass of each.
-        query: ids; whole queries are resampled for the interval.
-        text: which text each point is of (see `text_of`), each of one query. Texts of fewer than three different
-            frequencies are left out: a curve of their own goes through any two.
-        draws: resamples.
-        seed: of them.
+    `tf` and `mass` are those of each point. `text` is the number of each point's text (see `text_of`), each of one
+    `query`; texts of fewer than three different frequencies are left out: a curve of their own goes through any two.
+    Whole queries are resampled `draws` times for the interval.
 
     Returns:
         `base` and `size`, means over texts; `k1` with `k1_low` and `k1_high` (95 %, percentiles); `r2` of the whole
@@ -179,18 +155,19 @@ def saturation(
     refuse_below(1, draws=draws)
     points = _Points.of(tf, mass, query, text)
     losses = points.losses(GRID)
-    queries = np.unique(points.query, return_inverse=True)[1]
-    by_query = np.stack([losses[queries == one].sum(0) for one in range(queries.max() + 1)])
+    by_query = pd.DataFrame(losses).groupby(points.query).sum().to_numpy()
     drawn = [_lowest(by_query[some].sum(0)) for some in resampled(np.arange(len(by_query)), draws, seed)]
     k1 = points.searched(losses.sum(0))
-    base, size = points.lines(k1)
+    size = points.sizes(np.array([k1]))[0][:, 0]
+    base = points.means(points.mass) - size * points.means(points.tf / (points.tf + k1))
     k1_low, k1_high = percentiles(drawn)
-    return {"base": base, "size": size, "k1": k1, "k1_low": k1_low, "k1_high": k1_high, "r2": points.r2(k1)}
+    fit = {"base": float(base.mean()), "size": float(size.mean()), "k1": k1}
+    return fit | {"k1_low": k1_low, "k1_high": k1_high, "r2": points.r2(k1)}
 
 
 @dataclass(frozen=True)
 class _Points:
-    """Points text by text: `starts`, where each text begins, `query`, whose it is."""
+    """The points, text by text: `starts` is where each text begins, `query` the query of each text."""
 
     tf: np.ndarray
     mass: np.ndarray
@@ -217,7 +194,7 @@ class _Points:
         return values - np.repeat(self.means(values), np.diff([*self.starts, len(self.tf)]), axis=0)
 
     def sizes(self, k1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of each text and k1: the size of least squares, and the sum of squares that it explains."""
+        """The size of least squares for each text and k1, and the sum of squares that it explains."""
         feature = self.centred(self.tf[:, None] / (self.tf[:, None] + k1))
         along = np.add.reduceat(feature * self.centred(self.mass)[:, None], self.starts)
         size = along / np.add.reduceat(feature**2, self.starts)
@@ -231,16 +208,10 @@ class _Points:
         """The k1 of least squares, given the losses on the grid."""
         best = int(np.argmin(losses))
         around = np.log([GRID[max(0, best - 1)], GRID[min(len(GRID) - 1, best + 1)]])
-        found = optimize.minimize_scalar(
+        best_log = optimize.minimize_scalar(
             lambda x: float(self.losses(np.exp([x])).sum()), bounds=around, method="bounded", options={"xatol": 1e-6}
         )
-        return float(np.exp(found.x))
-
-    def lines(self, k1: float) -> tuple[float, float]:
-        """The mean base and size over texts."""
-        size = self.sizes(np.array([k1]))[0][:, 0]
-        base = self.means(self.mass) - size * self.means(self.tf / (self.tf + k1))
-        return float(base.mean()), float(size.mean())
+        return float(np.exp(best_log.x))
 
     def r2(self, k1: float) -> float:
         """The share of the variance within texts that the fit explains; NaN where nothing varies."""
@@ -263,7 +234,7 @@ def _lowest(losses: np.ndarray) -> float:
 
 @torch.no_grad()
 def similarity_correlation(model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
-    """How a head's attention from query tokens to document tokens goes with the likeness of their embeddings.
+    """Correlates each head's attention from query to document tokens with the likeness of their embeddings.
 
     Returns:
         One row per head and pair: `site`, `query_id`, `doc_id`, `r`: Pearson over all query x document cells between
@@ -274,31 +245,27 @@ def similarity_correlation(model: Weights, pairs: Sequence[Pair]) -> pd.DataFram
     heads, parts = [str(head) for head in all_heads(model)], []
     for _, batch in model.batches(pairs):
         r = _correlations(model, batch, unit)
-        ids = pd.DataFrame([(pair.query_id, pair.doc_id) for pair in batch.pairs], columns=["query_id", "doc_id"])
+        ids = pair_ids(batch.pairs)[["query_id", "doc_id"]]
         parts.append(crossed(ids, site=heads).assign(r=for_numpy(r.flatten()).numpy()))
     return pd.concat(parts, ignore_index=True)
 
 
 def _correlations(model: Reranker, batch: Batch, unit: Float[Tensor, "d_vocab d"]) -> Float[Tensor, "batch head"]:
-    """Of all heads, layer after layer: Pearson between the weights and the likeness of the word embeddings."""
-    likeness = _likeness(unit, batch.input_ids)[:, None]
+    """Pearson between the weights of all heads, layer after layer, and the likeness of the word embeddings."""
+    rows = unit[batch.input_ids]
+    likeness = (rows @ rows.transpose(1, 2))[:, None]
     cells = (batch.at(Segment.QUERY)[:, :, None] & batch.at(Segment.DOC)[:, None, :])[:, None]
-    where = EveryLayer("attn.hook_pattern")
-    _, kept = observe(model, batch, where, lambda _, x: _pearson(x, likeness, cells).cpu(), head_row=False)
-    return torch.cat(list(kept.values()), 1)
-
-
-def _likeness(unit: Float[Tensor, "d_vocab d"], ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos pos"]:
-    found = unit[ids]
-    return found @ found.transpose(1, 2)
+    hooks = EveryLayer("attn.hook_pattern")
+    layers = observe(model, batch, hooks, lambda _, x: _pearson(x, likeness, cells).cpu(), head_row=False)[1]
+    return torch.cat(list(layers.values()), 1)
 
 
 def _pearson(x: Tensor, y: Tensor, cells: Bool[Tensor, "batch 1 q d"]) -> Float[Tensor, "batch head"]:
     n = cells.sum((-1, -2)).clamp(min=1)
     weight = cells.to(x)
 
-    def centred(of: Tensor) -> Tensor:
-        return (of - ((of * weight).sum((-1, -2)) / n)[..., None, None]) * weight
+    def centred(values: Tensor) -> Tensor:
+        return (values - ((values * weight).sum((-1, -2)) / n)[..., None, None]) * weight
 
     a, b = centred(x), centred(y)
     size = (a.square().sum((-1, -2)) * b.square().sum((-1, -2))).sqrt()

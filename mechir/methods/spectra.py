@@ -1,4 +1,4 @@
-"""W_QK taken apart: what a head's weights match, whether that is alignment or chance, and who prefers whom.
+"""The spectrum of W_QK: whether a head's weights match alike with alike beyond chance, and which text it prefers.
 
 With A = W_QK, position i looks at j with (x_i A x_j + bias terms) / sqrt(d_head). The paper prints A transposed; its
 Eq. 1 needs this order (Vast et al. 2025, arXiv:2507.14604, section 5).
@@ -29,7 +29,7 @@ from mechir.subspaces import Subspace
 
 DRAWS_PER_HEAD = 20
 LOOK = "compare what its heads look at by matching.attention_by_pair"
-"""What to do with a model whose attention scores are not x W_QK x."""
+"""The advice for a model whose attention scores are not x W_QK x."""
 VECTORS = ("q_query", "q_doc", "k_query", "k_doc")
 
 
@@ -83,19 +83,19 @@ def qk_spectra(model: Weights, *, draws: int | None = None, seed: int = 0) -> pd
 
 def _random_cosines(d: int, rank: int, draws: int, seed: int) -> Float[Tensor, "draw rank"]:
     """u_k.v_k of two random orthonormal frames: one may as well be the axes, then it is a diagonal of the other."""
-    generator, found = torch.Generator().manual_seed(seed), []
+    generator, cosines = torch.Generator().manual_seed(seed), []
     for n in np.diff(np.unique([*range(0, draws, 64), draws])).tolist():
         frames, upper = torch.linalg.qr(torch.randn(n, d, rank, generator=generator))
         signs = upper.diagonal(dim1=-2, dim2=-1).sign()
-        found.append(frames[:, :rank].diagonal(dim1=-2, dim2=-1) * signs)
-    return torch.cat(found)
+        cosines.append(frames[:, :rank].diagonal(dim1=-2, dim2=-1) * signs)
+    return torch.cat(cosines)
 
 
 @torch.no_grad()
 def head_inputs(
     model: Reranker, pairs: Sequence[Pair], *, max_length: int | None = None, progress: bool | None = None
 ) -> pd.DataFrame:
-    """What every head asks for and offers, as means over each query's pairs of one grade.
+    """The queries and keys of every head, as means over each query's pairs of one grade.
 
     Returns:
         One row per query, grade and head: `query_id`, `grade`, `n` pairs, `site`, and as lists of d_head numbers,
@@ -108,8 +108,7 @@ def head_inputs(
     for index, batch in model.batches(pairs, max_length=max_length, progress=progress):
         for name, mean in _means(model, batch).items():
             first, layer = 0 if name.endswith("q") else 2, int(name.split(".")[1])
-            for which in (0, 1):
-                sums[first + which, :, layer].index_add_(0, groups.of_pair[index], mean[which])
+            sums[first : first + 2, :, layer].index_add_(1, groups.of_pair[index], mean)
     frame = crossed(groups.ids, site=[str(head) for head in all_heads(model)])
     means = sums.flatten(2, 3).numpy() / groups.ids["n"].to_numpy()[:, None, None]
     return frame.assign(**{name: list(x.reshape(-1, c.d_head)) for name, x in zip(VECTORS, means, strict=True)})
@@ -122,15 +121,12 @@ def _means(model: Reranker, batch: Batch) -> dict[str, Float[Tensor, "side batch
     def mean(_: str, x: Tensor) -> Tensor:
         return torch.einsum("bsp,bphe->sbhe", weights, x).double().cpu()
 
-    return observe(model, batch, _q_or_k, mean, stop_at_layer=model.cfg.n_layers)[1]
-
-
-def _q_or_k(name: str) -> bool:
-    return name.endswith(("attn.hook_q", "attn.hook_k"))
+    names = [f"blocks.{layer}.attn.hook_{part}" for layer in range(model.cfg.n_layers) for part in "qk"]
+    return observe(model, batch, names, mean, stop_at_layer=model.cfg.n_layers)[1]
 
 
 def preferences(model: Weights, inputs: pd.DataFrame, *, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """Whom the mean query and the mean document look at, from `head_inputs`.
+    """The preference of the mean query and of the mean document for either text, from `head_inputs`.
 
     Queries count alike, and within a query its grades.
 
@@ -143,39 +139,31 @@ def preferences(model: Weights, inputs: pd.DataFrame, *, draws: int = 1000, seed
     """
     needs(model, "preferences", Weights, positions="absolute", instead=LOOK)
     refuse_below(1, draws=draws)
-    queries = list(dict.fromkeys(inputs["query_id"]))
-    drawn = np.random.default_rng(seed).multinomial(len(queries), np.full(len(queries), 1 / len(queries)), size=draws)
-    weights = np.vstack([np.ones(len(queries)), drawn]) / len(queries)
+    places, queries = inputs["query_id"].factorize()
+    n = len(queries)
+    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)
+    weights = np.vstack([np.ones(n), drawn]) / n
     scale, rows = model.cfg.d_head**0.5, []
-    for site, part in inputs.groupby("site", sort=False):
+    for site, part in inputs.assign(place=places).groupby("site", sort=False):
         (head,) = heads_of(model, str(site))
         b_k = model.b_K[head.layer, head.head].double().cpu().numpy()
-        place = part["query_id"].map({query: k for k, query in enumerate(queries)}).to_numpy()
-        grades = np.bincount(place)
-        q_query, q_doc, k_query, k_doc = (
-            weights @ _per_query(np.stack(part[name].to_list()), place, grades) for name in VECTORS
-        )
-        told = {
+        of_grade = weights[:, part["place"]] / part.groupby("place")["place"].transform("size").to_numpy()
+        q_query, q_doc, k_query, k_doc = (of_grade @ np.stack(part[name].to_list()) for name in VECTORS)
+        numbers = {
             "axis": ((q_query - q_doc) * (k_doc - b_k)).sum(1),
             "query_prefers_doc": (q_query * (k_doc - k_query)).sum(1) / scale,
             "doc_prefers_query": (q_doc * (k_query - k_doc)).sum(1) / scale,
         }
-        line: dict[str, Any] = {"site": site, "queries": len(queries)}
-        for name, values in told.items():
+        line: dict[str, Any] = {"site": site, "queries": n}
+        for name, values in numbers.items():
             low, high = np.quantile(values[1:], [0.025, 0.975])
             line |= {name: values[0], f"{name}_low": low, f"{name}_high": high}
         rows.append(line)
     return pd.DataFrame(rows)
 
 
-def _per_query(vectors: np.ndarray, place: np.ndarray, grades: np.ndarray) -> np.ndarray:
-    sums = np.zeros((len(grades), vectors.shape[1]))
-    np.add.at(sums, place, vectors)
-    return sums / grades[:, None]
-
-
 class Seen(NamedTuple):
-    """What a head's queries q = x W_Q + b_Q see of the residual stream x, taken apart once.
+    """The directions of the residual stream x that a head's queries q = x W_Q + b_Q see, decomposed once.
 
     `u`: the left singular vectors of W_QK; `order`: their places, the most aligned first (the largest sigma u.v). They
     lie in the span of W_Q's columns, so u^T x is pinv(W_Q) u applied to q - b_Q, and what it adds to q is W_Q^T u.
@@ -190,11 +178,7 @@ class Seen(NamedTuple):
 
     @classmethod
     def by(cls, model: Weights, head: Head | str) -> Seen:
-        """What this head's queries see.
-
-        Raises:
-            MechirError: for what is no head of this model.
-        """
+        """Decomposes the W_QK of one head of the model."""
         needs(model, "spectra", Weights, positions="absolute", instead=LOOK)
         (site,) = heads_of(model, head)
         u, sigma, v = model.W_QK[site.layer, site.head].svd()
@@ -210,18 +194,19 @@ class Seen(NamedTuple):
         Raises:
             MechirError: for more directions than the head has.
         """
-        return self._removing(self.u[:, self.order[: self._within(k)]], f"the {k} most aligned directions")
+        self._refuse(k)
+        return self._removing(self.u[:, self.order[:k]], f"the {k} most aligned directions")
 
     def random(self, k: int = 4, *, seed: int = 0) -> Subspace:
         """K random orthonormal directions among those that the queries see: the control of `aligned`."""
+        self._refuse(k)
         generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randn(self.u.shape[1], self._within(k), generator=generator, dtype=torch.float64)
+        drawn = torch.randn(self.u.shape[1], k, generator=generator, dtype=torch.float64)
         return self._removing(self.u @ torch.linalg.qr(drawn)[0].to(self.u), f"{k} random directions, seed {seed},")
 
-    def _within(self, k: int) -> int:
+    def _refuse(self, k: int) -> None:
         if not 1 <= k <= self.w.shape[1]:
             raise MechirError(f"k={k} is out of range: a head has 1-{self.w.shape[1]} directions.")
-        return k
 
     def _removing(self, u: Float[Tensor, "d_model k"], recipe: str) -> Subspace:
         read, write = (torch.linalg.pinv(self.w) @ u).T, u.T @ self.w
@@ -232,9 +217,3 @@ def aligned(model: Weights, head: Head | str, k: int = 4) -> Subspace:
     """The k most aligned directions of one head: see `Seen.aligned`."""
     needs(model, "aligned", Weights, positions="absolute", instead=LOOK)
     return Seen.by(model, head).aligned(k)
-
-
-def random_directions(model: Weights, head: Head | str, k: int = 4, *, seed: int = 0) -> Subspace:
-    """K random directions of one head: see `Seen.random`; for many of them, take them from one `Seen`."""
-    needs(model, "random_directions", Weights, positions="absolute", instead=LOOK)
-    return Seen.by(model, head).random(k, seed=seed)
