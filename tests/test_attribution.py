@@ -139,7 +139,7 @@ def test_the_screen_keeps_the_planted_sites_and_says_how_well_it_did() -> None:
     assert np.allclose(verified["effect"], exact["effect"], atol=1e-6)
 
 
-def test_what_has_no_attribution_is_refused(tiny: HookedEncoder) -> None:
+def test_sites_without_attribution_are_refused(tiny: HookedEncoder) -> None:
     with pytest.raises(MechirError, match=r"'h1.2.pattern' has no attribution of its own: write its q, k, v or z"):
         attribution.attribute(tiny, CONTRASTS, "h1.2.pattern")
     with pytest.raises(MechirError, match=r"top=0.0 is no fraction: write e.g. top=0.1"):
@@ -160,7 +160,7 @@ def test_contrasts_of_one_batch_keep_their_effects(tiny: HookedEncoder) -> None:
             assert np.allclose(among[name], alone.loc[among.index, name], atol=1e-5)
 
 
-def test_what_is_drawn_to_check_the_screen_is_none_of_its_choice(tiny: HookedEncoder) -> None:
+def test_sites_drawn_to_check_the_screen_are_not_among_its_choice(tiny: HookedEncoder) -> None:
     found = attribution.screen_then_verify(tiny, CONTRASTS[:1], top=0.3, check=1.0).sites
     assert found["chosen"].value_counts().to_dict() == {"top": 5, "random": 10}  # of 12 heads and 3 MLPs
     assert (found["chosen"][:5] == "top").all() and found["exact"].notna().all()

@@ -155,7 +155,7 @@ def test_parts_add_up_to_the_whole(tiny: HookedEncoder) -> None:
     assert (last[..., 1:] == 0).all() and (last[..., 0] != 0).any()  # only CLS is read after the last layer
 
 
-def test_the_target_is_what_changes(tiny: HookedEncoder) -> None:
+def test_the_target_is_the_quantity_that_changes(tiny: HookedEncoder) -> None:
     pairs = apart(FEW)
     score, p = (conductance(tiny, pairs, target=target, way=Way(tol=1.0)) for target in ("score", "p"))
     ends = [found.checks["value"].to_numpy() for found in (score, p)]
@@ -171,7 +171,7 @@ def sigmoid(x: Any) -> np.ndarray:
     return np.asarray(1 / (1 + np.exp(-np.asarray(x))))
 
 
-def test_what_does_not_converge_is_named(tiny: HookedEncoder) -> None:
+def test_pairs_that_do_not_converge_are_named(tiny: HookedEncoder) -> None:
     found = conductance(tiny, apart(FEW), way=Way(steps=1, max_steps=2, tol=1e-9))
     assert not found.checks["converged"].any() and (found.checks["steps"] == 2).all()
     assert np.isfinite(np.stack(matrix(found, 0, "post"))).all() and (found.checks["error"] > 0).all()
@@ -211,7 +211,7 @@ def test_what_does_not_converge_is_named(tiny: HookedEncoder) -> None:
         ),
     ],
 )
-def test_what_cannot_be_walked_is_refused(tiny: HookedEncoder, call: Any, said: str) -> None:
+def test_lines_that_cannot_be_walked_are_refused(tiny: HookedEncoder, call: Any, said: str) -> None:
     with pytest.raises(MechirError, match=said):
         call(tiny)
 
@@ -315,7 +315,7 @@ def test_a_head_or_neuron_as_target_is_complete_below_itself(tiny64: HookedEncod
         ),
     ],
 )
-def test_what_is_no_target_is_refused(tiny: HookedEncoder, target: str, said: str) -> None:
+def test_unknown_targets_are_refused(tiny: HookedEncoder, target: str, said: str) -> None:
     with pytest.raises(MechirError, match=said):
         conductance(tiny, FEW, target=target)
 

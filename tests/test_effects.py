@@ -53,7 +53,7 @@ def test_patching_all_of_a_perturbation_has_ratio_one(base: list[float], gap: fl
     assert (effects.measured(rows, "robust").abs() <= 1 + 1e-9).all()
 
 
-def test_the_mean_counts_each_query_once_and_names_what_it_left_out() -> None:
+def test_the_mean_counts_each_query_once_and_names_the_pairs_left_out() -> None:
     rows = frame([0.0] * 5, [1.0] * 5, [1.0, 2.0, 3.0, 4.0, 3.0])  # q0 has two pairs: 1 and 3
     found = effects.summarise(rows).iloc[0]
     assert found["estimate"] == pytest.approx((2 + 2 + 3 + 4) / 4)
@@ -81,7 +81,7 @@ def test_the_interval_of_a_ratio_covers_it_as_often_as_it_says() -> None:
     assert 51 <= covered <= 60
 
 
-def test_what_is_reported_is_what_is_tested() -> None:
+def test_the_reported_quantity_is_the_tested_one() -> None:
     """The effect is .3 of every gap: three queries with large gaps hide that from a test of logits."""
     generator = np.random.default_rng(0)
     gap = np.append(generator.uniform(0.2, 0.6, 20), [2.0, 2.5, 3.0])
@@ -99,7 +99,7 @@ def test_what_is_reported_is_what_is_tested() -> None:
     assert (stated["effect_low"], stated["effect_high"]) == (found["low"], found["high"])
 
 
-def test_where_the_gap_is_not_told_from_0_there_is_no_share() -> None:
+def test_there_is_no_share_where_the_gap_may_be_0() -> None:
     generator = np.random.default_rng(1)
     gap = generator.normal(0, 1, 20)
     rows = frame([0.0] * 20, gap.tolist(), [1.0] * 20).assign(query_id=[f"q{k}" for k in range(20)])
@@ -129,7 +129,7 @@ def test_without_any_gap_a_table_has_effects_and_no_shares() -> None:
     assert found["estimate"] == 1 and np.isnan(found["share"]) and found["left_out"] == 2
 
 
-def test_what_float32_makes_of_nothing_is_not_significant() -> None:
+def test_float32_rounding_is_not_significant() -> None:
     generator = np.random.default_rng(0)
     base = generator.normal(size=16)
     rows = frame(base.tolist(), (base + 1).tolist(), (base + 1e-7).tolist())

@@ -90,7 +90,7 @@ def overlap(registry: Path, toy: HookedEncoder, **options: Any) -> Run:
 SIZES = np.array([8.0, 7, 6, 5, 4, 3, 2, 1])
 
 
-def test_overlap_knows_what_is_alike(toy: HookedEncoder, tmp_path: Path) -> None:
+def test_overlap_knows_which_measures_are_alike(toy: HookedEncoder, tmp_path: Path) -> None:
     tell(tmp_path, "a1", "contrast, query<-doc", SIZES, toy)
     tell(tmp_path, "a2", EVIL, -(SIZES**2), toy)  # the same order of |value|
     tell(tmp_path, "a3", "path to the score, tfc1", SIZES[::-1], toy)
@@ -129,7 +129,7 @@ def test_overlap_is_another_run_once_the_findings_change(
     assert len(overlap(tmp_path, toy, measures="two; one").summary) == 1
 
 
-def test_overlap_without_two_measures_says_what_to_run(
+def test_overlap_without_two_measures_names_the_experiments_to_run(
     toy: HookedEncoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = "run some first, such as `mechir run vast2025/attention_contrast` and `mechir run chen2024/head_maps`"
@@ -186,7 +186,7 @@ def across(registry: Path, toy: HookedEncoder) -> Run:
     return mi.run("joint/across", toy, mi.collection(TOY), registry=registry, draws=400)
 
 
-def test_across_says_what_is_linked_where(toy: HookedEncoder, tmp_path: Path) -> None:
+def test_across_names_the_links_of_each_model(toy: HookedEncoder, tmp_path: Path) -> None:
     chain(tmp_path, "a1", "c", {"h0.1": 0.9, "h1.2": 0.5})
     chain(tmp_path, "a2", EVIL, {"h0.1": 0.8})
     stored = across(tmp_path, toy)
@@ -225,7 +225,9 @@ def test_across_models_compares_depth_and_numbers(toy: HookedEncoder, tmp_path: 
     assert across(tmp_path, toy).id != before.id
 
 
-def test_across_of_one_says_what_to_run(toy: HookedEncoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_across_of_one_model_names_the_experiments_to_run(
+    toy: HookedEncoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tell(tmp_path, "a1", "one", SIZES, toy)
     code, _, err = call(capsys, "run", "joint/across", "--registry", str(tmp_path))
     assert (

@@ -134,7 +134,7 @@ def test_the_gap_by_hand() -> None:
     assert three.loc[("score", lens.GAP), ["queries", "estimate"]].tolist() == [1, pytest.approx(5 - 12 / 9)]
 
 
-def test_probes_find_what_is_there_and_nothing_else() -> None:
+def test_probes_find_a_planted_signal_and_nothing_else() -> None:
     strong = lens.readable(drawn(12, 4.0)).set_index("measure")
     assert strong.loc["auroc", "low"] > 0.9 and strong.loc["auroc", "queries"] == 12
     difference = strong.loc["auroc", "estimate"] - strong.loc["control", "estimate"]
@@ -168,7 +168,7 @@ def test_labels_are_permuted_within_queries() -> None:
     assert len(np.unique(labels, axis=1).T) == 9
 
 
-def test_what_is_constant_within_queries_is_not_read() -> None:
+def test_features_constant_within_queries_are_not_read() -> None:
     rows = drawn(6, 4.0)
     means = rows.groupby("query_id")["mean"].transform("first")
     noise = np.random.default_rng(0).normal(scale=1e-7, size=(len(rows), 12)).astype(np.float32)
@@ -215,7 +215,7 @@ def test_the_experiment_runs_and_draws(tmp_path: Path) -> None:
         ),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_refused(tiny: HookedEncoder, call, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_impossible_readings_are_refused(tiny: HookedEncoder, call, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(MechirError) as caught:
         call(tiny)
     assert str(caught.value) == message

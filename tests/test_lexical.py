@@ -152,7 +152,7 @@ def test_a_step_is_as_far_as_words_differ(tiny: HookedEncoder) -> None:
         assert torch.allclose(held @ words, random.read[0], atol=1e-9)  # a sum of words
 
 
-def test_dose_response_is_what_single_edits_give(tiny: HookedEncoder) -> None:
+def test_dose_response_equals_single_edits(tiny: HookedEncoder) -> None:
     direction = lexical.singular_direction(tiny)
     made = dose.doses(tiny, direction, [4.0], draws=1)
     rows = dose.dose_response(tiny, PAIRS[:4], made, ["h1.2", "h2.0"])

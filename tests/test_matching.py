@@ -76,7 +76,7 @@ def by_loops(model: HookedEncoder, pairs: list[mi.Pair], sep2: bool) -> pd.DataF
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
 @pytest.mark.parametrize(("sep2", "real"), [(False, 0.0), (True, 0.0), (True, 0.9)])
-def test_it_is_what_loops_over_pairs_readers_and_sources_give(
+def test_it_equals_loops_over_pairs_readers_and_sources(
     checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, family: str, sep2: bool, real: float
 ) -> None:
     model = HookedEncoder.from_pretrained(checkpoints.path(family))
@@ -133,7 +133,7 @@ HEADS = {
 
 
 @pytest.mark.usefixtures("few_draws")
-def test_heads_are_labelled_by_what_they_tell_apart() -> None:
+def test_heads_are_labelled_by_the_grades_they_separate() -> None:
     found = compare_grades(synthetic(HEADS), GRADES)
     labels = found.drop_duplicates(["direction", "site"]).set_index(["direction", "site"])["label"]
     for side in SIDES:
@@ -214,7 +214,7 @@ def test_two_queries_are_compared_and_show_nothing() -> None:
 
 @pytest.mark.usefixtures("few_draws")
 @pytest.mark.parametrize("hard", [-1, 3])
-def test_without_hard_negatives_no_kind_of_match_is_told(hard: int) -> None:
+def test_without_hard_negatives_the_kind_of_match_is_undecided(hard: int) -> None:
     """A grade compared with itself differs by 0 for sure, which would make every lexical head semantic."""
     found = compare_grades(synthetic(HEADS), GRADES | {"hard": hard})
     assert "hard - weak" not in set(found["contrast"]) or hard == 3
@@ -243,7 +243,7 @@ def test_queries_without_both_grades_and_rows_of_layers_do_not_count() -> None:
         (1, [], {}, {}, "Queries with pairs of grade 3 and of grade -1: 1; take 2 or more."),
     ],
 )  # fmt: skip
-def test_what_cannot_be_compared_is_refused(
+def test_incomparable_grades_are_refused(
     n: int, dropped: list[int], grades: dict[str, int], options: dict[str, str], message: str
 ) -> None:
     rows = synthetic(HEADS, n=n)
@@ -267,7 +267,7 @@ def test_patterns_flag_the_matching_head_and_the_traps_alike(c: float) -> None:
 
 
 @pytest.mark.usefixtures("few_draws")
-def test_grades_that_mean_nothing_are_seldom_told_apart() -> None:
+def test_meaningless_grades_seldom_differ() -> None:
     """One relevant document to each five weak ones: signs of queries, flipped, reject up to .37 of such families."""
     model = planted.bm25(c=3.0)
     rows = attention_by_pair(model, planted.graded(model, 12, 3))

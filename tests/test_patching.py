@@ -67,7 +67,7 @@ SITES = [
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_patching_is_what_plain_hooks_give(checkpoints: Checkpoints, family: str) -> None:
+def test_patching_equals_plain_hooks(checkpoints: Checkpoints, family: str) -> None:
     model = HookedEncoder.from_pretrained(checkpoints.path(family))
     rows = patching.patch(model, CONTRASTS, SITES)
     assert rows["site"].drop_duplicates().tolist() == SITES
@@ -221,7 +221,7 @@ def mean_effects(rows: pd.DataFrame) -> pd.Series:
         ("h1.2", "title", r"Unknown place 'title': write all, role, segment, position, a segment"),
     ],
 )
-def test_what_cannot_be_patched_is_refused(tiny: HookedEncoder, sites: object, at: str, message: str) -> None:
+def test_sites_that_cannot_be_patched_are_refused(tiny: HookedEncoder, sites: object, at: str, message: str) -> None:
     with pytest.raises(MechirError, match=message):
         patching.patch(tiny, CONTRASTS, sites, at=at)  # type: ignore[arg-type]
 

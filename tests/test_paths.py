@@ -198,7 +198,7 @@ def test_a_pattern_without_writing_sends_nothing_and_writing_unread_is_not_recei
         (None, "score", {"ln": "none"}, r"Unknown ln='none': write 'live' or 'frozen'"),
     ],
 )
-def test_what_is_no_path_is_refused(
+def test_impossible_paths_are_refused(
     tiny: HookedEncoder, senders: object, receiver: object, options: dict[str, str], message: str
 ) -> None:
     with pytest.raises(MechirError, match=message):

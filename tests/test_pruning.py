@@ -23,7 +23,7 @@ from tests.models import FAMILIES, PAIRS, Checkpoints
 SITES = ["n0.3", "n0.17", "h0.2", "n2.47", "h2.0", "h2.3"]
 
 
-def test_it_is_what_ablating_each_does(tiny: HookedEncoder) -> None:
+def test_it_equals_ablating_each_unit(tiny: HookedEncoder) -> None:
     together = tiny.score(PAIRS, do=Ablate(SITES))
     assert torch.equal(together, tiny.score(PAIRS, do=[Ablate(site) for site in SITES]))
     assert not torch.allclose(together, tiny.score(PAIRS), atol=1e-3)
@@ -90,7 +90,7 @@ def importance(model: HookedEncoder) -> pd.DataFrame:
     return pd.DataFrame({"a": values * (1.1 - layer), "b": values}, index=sites)
 
 
-def test_each_end_has_random_sets_of_its_own(tiny: HookedEncoder) -> None:
+def test_each_end_has_its_random_sets(tiny: HookedEncoder) -> None:
     groups, shares = {"a": "in", "b": "out"}, [0.05, 0.1]
     sets = pruning.pruned_sets(tiny, importance(tiny), groups, ["a", "F_all"], shares, draws=21, seed=3)
     assert sets["name"].is_unique and len(sets) == 2 * 2 * 2 * 22
@@ -147,7 +147,7 @@ def ranked(ranks: dict[str, tuple[int, ...]]) -> tuple[pd.DataFrame, pd.DataFram
     return frame, judged.assign(grade=(judged["doc_id"] == "d0").astype(int))
 
 
-def test_an_end_is_compared_with_its_own_random_sets() -> None:
+def test_an_end_is_compared_with_its_random_sets() -> None:
     drawn = [("random", end, k, f"{end} {k}") for end in ("top", "bottom") for k in range(20)]
     ends = [("top", "", -1, "t"), ("bottom", "", -1, "b")]
     sets = pd.DataFrame([*ends, *drawn], columns=["set", "like", "draw", "name"])
@@ -188,7 +188,7 @@ def test_an_end_is_compared_with_its_own_random_sets() -> None:
         ([], r"There is nothing to ablate: name a site such as 'h8\.1', or several\."),
     ],
 )
-def test_what_cannot_be_ablated_is_refused(sites: list[str], said: str) -> None:
+def test_sites_that_cannot_be_ablated_are_refused(sites: list[str], said: str) -> None:
     with pytest.raises(MechirError, match=said):
         Ablate(sites)
 

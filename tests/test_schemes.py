@@ -87,7 +87,7 @@ def test_random_sets_have_the_same_profile_and_none_of_the_chosen() -> None:
     assert all(len(one) == 8 for one in sets)
 
 
-def test_what_keeps_nothing_or_is_unknown_is_refused() -> None:
+def test_unknown_schemes_and_empty_choices_are_refused() -> None:
     for p in (0.0, -1.0, 1.5):
         with pytest.raises(MechirError, match=rf"p={p} is no share of units: write a number above 0 and up to 1"):
             schemes.top(values(0), p)

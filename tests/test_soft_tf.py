@@ -65,7 +65,7 @@ def points(k1: float, texts: int = 80) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return tf, mass, text // 4, text
 
 
-def test_the_curve_finds_what_made_the_points() -> None:
+def test_the_curve_finds_the_parameters_behind_the_points() -> None:
     tf, _, query, text = points(2.0)
     exact = soft_tf.saturation(tf, 0.1 + 0.7 * tf / (tf + 2.0), query, text)
     assert exact["k1"] == pytest.approx(2.0, rel=1e-4) and exact["r2"] == pytest.approx(1)

@@ -45,7 +45,7 @@ def test_overlap_is_against_chance() -> None:
     assert overlap(first, ["x"], 72).p == 1
 
 
-def test_the_overlap_of_several_choices_is_what_drawing_gives() -> None:
+def test_the_overlap_of_several_choices_equals_drawing() -> None:
     two = overlap_of_all([8, 6], 3, 20)
     assert two == pytest.approx(overlap(map(str, range(8)), map(str, [0, 1, 2, 9, 10, 11]), 20))
     generator = np.random.default_rng(0)

@@ -39,7 +39,7 @@ def by_pair(rows: pd.DataFrame) -> pd.Series:
 
 
 @pytest.mark.parametrize("target", ["score", "h1.2@query<-doc", "n2.17@cls"])
-def test_the_tokens_of_a_pair_add_up_to_what_changes(exact: HookedEncoder, target: str) -> None:
+def test_the_tokens_of_a_pair_add_up_to_the_change(exact: HookedEncoder, target: str) -> None:
     found = token_attribution(exact, FEW, target=target, way=Way("pad_both", max_steps=4096))
     checks = found.checks
     assert checks["converged"].all() and (checks["delta"].abs() > 1e-3).all()
@@ -93,7 +93,7 @@ def test_it_is_captum_s(exact: HookedEncoder, rule: str, method: str, nodes: int
 
 
 @pytest.mark.parametrize(("baseline", "still"), [("pad_query", "doc"), ("pad_document", "query")])
-def test_what_does_not_change_gets_exactly_nothing(tiny: HookedEncoder, baseline: str, still: str) -> None:
+def test_unchanged_tokens_get_exactly_nothing(tiny: HookedEncoder, baseline: str, still: str) -> None:
     rows = token_attribution(tiny, FEW, way=Way(baseline, steps=2, tol=np.inf)).rows
     unmoved = rows["segment"].isin([still, *SPECIAL])
     assert (rows.loc[unmoved, "attribution"] == 0).all()
@@ -236,7 +236,7 @@ def test_roles_of_real_pairs_add_up(tiny: HookedEncoder) -> None:
         ),
     ],
 )
-def test_what_cannot_be_done_is_refused(tiny: HookedEncoder, call: Any, said: str) -> None:
+def test_impossible_requests_are_refused(tiny: HookedEncoder, call: Any, said: str) -> None:
     with pytest.raises(MechirError, match=f"^{re.escape(said)}$"):
         call(tiny)
 
