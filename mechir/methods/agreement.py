@@ -91,7 +91,7 @@ def _places(values: Values, seed: int) -> Int[np.ndarray, "component"]:
 
 
 def _first(places: np.ndarray, k: int) -> np.ndarray:
-    """True for the k smallest of each row; those that were drawn twice come one after the other."""
+    """Marks the k smallest of each row; those that were drawn twice come one after the other."""
     inside = np.zeros(places.shape, dtype=bool)
     np.put_along_axis(inside, np.argsort(places, axis=1, kind="stable")[:, :k], True, axis=1)
     return inside

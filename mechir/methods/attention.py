@@ -27,7 +27,7 @@ DIGITS = 4
 def role_attention(
     model: Reranker, contrasts: Sequence[Contrast], heads: Sequence[Head | str], *, max_length: int | None = None
 ) -> pd.DataFrame:
-    """Attention mass between roles, in the base and in the donor.
+    """The attention mass between roles, in the base and in the donor.
 
     Args:
         model: a `HookedEncoder`.

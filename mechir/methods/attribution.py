@@ -114,7 +114,7 @@ Masks = Mapping[str, Bool[Tensor, "batch pos"] | None]
 def _first_order(
     product: Float[Tensor, "batch row ..."], masks: Masks, units: Sequence[int] | None
 ) -> dict[str, Tensor]:
-    """Gradient times change, summed over positions and whatever is inside a unit: [batch] or [batch, unit]."""
+    """The gradient times the change, summed over positions and whatever is inside a unit: [batch] or [batch, unit]."""
     if units is not None:
         product = product[:, :, units].flatten(3).sum(3) if product.ndim > 3 else product[:, :, units]
     else:
@@ -134,7 +134,7 @@ def qk_effects(
     allowed: Bool[Tensor, "batch 1 1 source"] | None,
     masks: Masks,
 ) -> dict[str, Float[Tensor, "batch head"]]:
-    """<d score / d z, z' - z> of every head, z' being what it reads when its q or k comes from the donor.
+    """The product <d score / d z, z' - z> of every head, z' being its z when its q or k comes from the donor.
 
     A single key has AtP*'s closed form: its weight p becomes sigmoid(logit p + change of its attention score), the
     others shrink alike. Any other set of positions is put through the softmax anew.
@@ -201,7 +201,7 @@ def screen_then_verify(
     seed: int = 0,
     **options: Any,
 ) -> Screened:
-    """Attribution of everything, then exact patching of the top fraction, and of as honest a sample of the rest.
+    """Attributes all sites, then patches the top fraction exactly, and a random sample of the rest.
 
     Args:
         model: a `HookedEncoder`.

@@ -40,7 +40,7 @@ def head_means(model: Reranker, pairs: Sequence[Pair]) -> pd.DataFrame:
 
 
 def cut_sets(model: Reranker, named: Mapping[str, Sequence[str]], draws: int, seed: int) -> pd.DataFrame:
-    """Named sets of heads and their random sets: `set`, `draw` (-1 for the set itself), `sites`, `note`.
+    """The named sets of heads and their random sets: `set`, `draw` (-1 for the set itself), `sites`, `note`.
 
     Sets without a head, and a set that has all heads of another, are left out.
     """

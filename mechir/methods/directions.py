@@ -28,7 +28,7 @@ def stated(table: pd.DataFrame, renormalise: bool) -> pd.DataFrame:
 def condition_table(
     rows: pd.DataFrame, judged: pd.DataFrame, *, original: str = "original", k: int = 10
 ) -> pd.DataFrame:
-    """nDCG@k of every condition, and its difference from the intact model, over queries.
+    """The nDCG@k of every condition, and its difference from the intact model, over queries.
 
     `rows` is one score per condition and pair: `name`, `query_id`, `doc_id`, `score`; `judged` the documents that the
     ideal ranking may use: `query_id`, `doc_id`, `grade`; `original` the `name` of the intact model.

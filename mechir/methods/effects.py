@@ -186,7 +186,7 @@ def gap_stated(rows: pd.DataFrame, axiom: str) -> pd.DataFrame:
 
 
 def thirds(rows: pd.DataFrame) -> pd.Series:
-    """`top`, `middle` or `bottom`: the third of its query's documents that a pair's base score puts it in."""
+    """The third of its query's documents by base score that each pair is in: `top`, `middle` or `bottom`."""
     pairs = rows.drop_duplicates(PAIR)
     share = pairs.groupby(["query_id", "filler"])["base"].rank(method="first", ascending=False, pct=True)
     third = pd.cut(share, [0, 1 / 3 + 1e-9, 2 / 3 + 1e-9, 1], labels=["top", "middle", "bottom"]).astype(str)

@@ -84,7 +84,7 @@ def labelled(pairs: Sequence[Pair], lowest: Mapping[str, int], take: int = 0) ->
 
 
 def against_others(model: Reranker, pairs: Sequence[Pair]) -> list[float]:
-    """For the target "margin": to each labelled pair the mean score of its query's pairs of the other label.
+    """The mean score of the pairs of the other label in each labelled pair's query, for the target "margin".
 
     Raises:
         MechirError: for a query with one label alone.

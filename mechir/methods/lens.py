@@ -156,7 +156,7 @@ def gathered(rows: pd.DataFrame, *, relevant: int = 1) -> pd.DataFrame:
 def readable(
     rows: pd.DataFrame, *, relevant: int = 1, draws: int = DRAWS, penalty: float = 1.0, seed: int = 0
 ) -> pd.DataFrame:
-    """Linear probes of relevance for every layer and segment, from `read_depths`.
+    """Probes relevance linearly in every layer and segment, from `read_depths`.
 
     A probe is a linear classifier by least squares with a ridge (Fisher's direction, shrunk) on the segment's mean
     residual, fitted on what differs between the documents of a query, features scaled to variance 1. Queries are cut
@@ -275,7 +275,7 @@ def _auroc(
 def _labels(
     truth: Bool[np.ndarray, "pair"], query: Int[np.ndarray, "pair"], draws: int, seed: int
 ) -> Float[np.ndarray, "pair label"]:
-    """+1 and -1: the truth in the first column, then `draws` columns of it permuted within each query."""
+    """The labels +1 and -1: the truth in the first column, then `draws` columns of it permuted within each query."""
     generator, labels = np.random.default_rng(seed), np.repeat(np.where(truth, 1.0, -1.0)[:, None], 1 + draws, 1)
     for k in np.unique(query):
         labels[query == k, 1:] = generator.permuted(labels[query == k, 1:], axis=0)

@@ -35,7 +35,7 @@ def pieces_of(model: Reranker, texts: Sequence[str]) -> list[list[int]]:
 
 
 def query_pieces(model: Reranker, pairs: Sequence[Pair]) -> pd.DataFrame:
-    """One row per distinct word piece of each query: `query_id`, `piece` (its id) and `token`."""
+    """The distinct word pieces of each query, a row each: `query_id`, `piece` (its id) and `token`."""
     texts = {pair.query_id: pair.query for pair in pairs}
     pieces = map(dict.fromkeys, pieces_of(model, list(texts.values())))
     rows = [(query_id, piece) for query_id, distinct in zip(texts, pieces, strict=True) for piece in distinct]
@@ -135,7 +135,7 @@ def refuse_idf(model: Reranker, collection: Collection, path: str = "") -> None:
 
 
 def embedding_svd(model: Weights, n: int = 50) -> tuple[Float[np.ndarray, "d_vocab n"], np.ndarray, np.ndarray]:
-    """U, sigma and V^T [n, d_embed] of W_E, the first n; signs are such that each column of U sums to 0 or more.
+    """The first n of U, sigma and V^T [n, d_embed] of W_E, signed so that each column of U sums to 0 or more.
 
     The sign of a singular vector is arbitrary; fixing it makes runs comparable.
     """
@@ -213,7 +213,7 @@ def find_idf(
 
 
 def singular_direction(model: Weights, vector: int = 0, sign: int = 1) -> Subspace:
-    """One right singular vector of W_E, its sign that of `embedding_svd` times `sign`: for `EditEmbedding`.
+    """A right singular vector of W_E, its sign that of `embedding_svd` times `sign`: for `EditEmbedding`.
 
     Where `idf_correlations` gives it a negative r, sign = -1 turns it up with IDF.
     """

@@ -202,7 +202,7 @@ def contrasts_of(grades: Mapping[str, int]) -> list[tuple[str, str]]:
 
 
 def _compared(part: pd.DataFrame, grades: tuple[int, int], measure: str, delta: float) -> pd.DataFrame:
-    """One contrast of the heads of one direction."""
+    """Compares two grades on the heads of one direction."""
     rows = part[part["grade"].isin(grades)]
     keys = ["query_id", "grade", *(["doc_id"] if "doc_id" in rows else [])]
     values = rows.pivot(index=keys, columns="site", values=measure)[part["site"].unique()]

@@ -134,7 +134,7 @@ def _patched(
 
 
 def places(at: str | Sequence[str], batch: ContrastBatch) -> dict[str, Bool[Tensor, "batch pos"] | None]:
-    """Name -> the positions of each contrast; None stands for all of them."""
+    """The positions of each contrast by the name of the place; None stands for all of them."""
     if isinstance(at, str) and at == "position":
         width = batch.base.input_ids.shape[1]
         each = torch.eye(width, dtype=torch.bool, device=batch.roles.device)
@@ -145,7 +145,7 @@ def places(at: str | Sequence[str], batch: ContrastBatch) -> dict[str, Bool[Tens
 
 
 def place_name(text: str) -> str:
-    """One place in its normal form: `all`, a role, or a segment: `D|Q` is `query|doc`.
+    """A place in its normal form: `all`, a role, or a segment: `D|Q` is `query|doc`.
 
     Raises:
         MechirError: for any other word, and for padding, which holds no token.
@@ -172,7 +172,7 @@ def _place(name: str, batch: ContrastBatch) -> Bool[Tensor, "batch pos"] | None:
 
 
 def ids_of(contrasts: Sequence[Contrast]) -> pd.DataFrame:
-    """`query_id`, `doc_id`, `grade`, `filler` of each contrast."""
+    """The `query_id`, `doc_id`, `grade` and `filler` of each contrast."""
     rows = [(contrast.query_id, contrast.doc_id, contrast.grade, contrast.filler) for contrast in contrasts]
     return pd.DataFrame(rows, columns=["query_id", "doc_id", "grade", "filler"]).astype({"grade": "Int64"})
 

@@ -178,7 +178,7 @@ class Arrived:
     linear: Float[Tensor, "sender batch row d_model"]
 
     def departure(self, real: Bool[Tensor, "batch pos"]) -> Float[Tensor, "sender batch"]:
-        """Norm of (change that arrived - linear change) over the norm of the latter; NaN where that is rounding."""
+        """The norm of (change that arrived - linear change) over the norm of the latter; NaN where that is rounding."""
         mask = real[:, : self.base.shape[1], None].to(self.base)
         gap = ((self.stream - self.base - self.linear) * mask).flatten(2).norm(dim=-1)
         norm = (self.linear * mask).flatten(2).norm(dim=-1)
@@ -252,7 +252,7 @@ def _sent(
 def layer_norm(
     norm: nn.LayerNorm, x: Float[Tensor, "*axes d"], base: Float[Tensor, "*_ d"], ln: str
 ) -> Float[Tensor, "*axes d"]:
-    """LayerNorm of x; where `ln` is "frozen" with the standard deviation of `base`."""
+    """The LayerNorm of x; where `ln` is "frozen" with the standard deviation of `base`."""
     return norm(x) if ln == "live" else transported(norm, x, base) + norm.bias
 
 

@@ -34,7 +34,7 @@ MEASURES = ("nDCG@10", "MRR")
 
 
 def sizes(model: Reranker) -> dict[tuple[int, str], int]:
-    """(layer, "neuron" or "head") -> how many units there are."""
+    """The number of units by (layer, "neuron" or "head")."""
     c = model.cfg
     return {(layer, kind): n for layer in range(c.n_layers) for kind, n in (("neuron", c.d_mlp), ("head", c.n_heads))}
 

@@ -20,7 +20,7 @@ TIE = 1e-5
 
 
 def ndcg(scores: pd.DataFrame, judged: pd.DataFrame, k: int = 10) -> pd.DataFrame:
-    """nDCG@k of each query (linear gain), with `tied`, the share of its documents in a tie.
+    """The nDCG@k of each query (linear gain), with `tied`, the share of its documents in a tie.
 
     Scores within 1e-5 of each other are ties. The value is the mean over all orders of tied documents, in closed form:
     each has the mean discount of the ranks that its tie takes up (0 beyond k). Without ties it is that of ir_measures.
@@ -118,7 +118,7 @@ def random_ndcg(pool: pd.DataFrame, judged: pd.DataFrame, k: int = 10) -> pd.Dat
 def random_draws(
     pool: pd.DataFrame, judged: pd.DataFrame, k: int = 10, *, draws: int = 1000, seed: int = 0
 ) -> np.ndarray:
-    """Mean nDCG@k over queries of each of `draws` random rankings of the pool: the papers' random baseline."""
+    """The mean nDCG@k over queries of each of `draws` random rankings of the pool: the papers' random baseline."""
     total, relevant = np.zeros(draws), _relevant(judged)
     pools = pool[pool["query_id"].isin(relevant)].sort_values("doc_id").groupby("query_id", sort=False)["doc_id"]
     for query_id, ids in pools:

@@ -146,9 +146,9 @@ def agreement(first: Sequence[str], second: Sequence[str], n: int) -> dict[str, 
 
 
 def by_place(first: Sequence[str], second: Sequence[str], sizes: Mapping[tuple[int, str], int]) -> pd.DataFrame:
-    """`agreement` layer by layer: `layer`, `kind`, `first`, `second` (how many of each), and its columns.
+    """The `agreement` of two choices layer by layer: `layer`, `kind`, `first` and `second` (their sizes), its columns.
 
-    `sizes`: (layer, kind) -> how many units there are.
+    `sizes` is the number of units by (layer, kind).
     """
     rows = []
     for place, n in sizes.items():
@@ -167,7 +167,7 @@ def _place(site: str) -> tuple[int, str]:
 def random_like(
     chosen: Sequence[str], sizes: Mapping[tuple[int, str], int], draws: int, *, seed: int = 0
 ) -> tuple[list[list[str]], list[str]]:
-    """Random sets with as many units of every layer and kind as the chosen ones, and none of them.
+    """Draws random sets with as many units of every layer and kind as the chosen ones, and none of them.
 
     Returns:
         The sets, and a sentence for every layer that has too few other units: there the draw is from all of them.

@@ -90,7 +90,7 @@ def lexical_features(
 def _masses(
     model: Weights, batch: Batch, direction: Subspace, exponential: bool, beyond: Tensor | None
 ) -> tuple[Tensor, Float[Tensor, "batch pos"], Float[Tensor, "batch pos head"], Float[Tensor, "batch pos head"]]:
-    """Scores; each token's coordinate; each reader's mass on the document, and on what `beyond` marks, of all heads."""
+    """The scores; each token's coordinate; each reader's mass on the document and where `beyond` is, of all heads."""
     along = direction.coordinates(model.W_E[batch.input_ids].double())[..., 0].cpu()
     marks = [batch.at(Segment.DOC), batch.at(Segment.DOC) if beyond is None else beyond]
 
@@ -130,7 +130,7 @@ def _first_five(
 def bm25_scores(
     rows: pd.DataFrame, idf: Mapping[int, float], *, k1: float, b: float, average: float
 ) -> Float[np.ndarray, "pair"]:
-    """BM25: sum idf tf (k1 + 1) / (tf + k1 (1 - b + b length / average)) over the query's word pieces; 0 for tf 0."""
+    """The BM25 score, sum idf tf (k1 + 1) / (tf + k1 (1 - b + b length / average)) over query pieces; 0 for tf 0."""
     norm = k1 * (1 - b + b * rows["length"].to_numpy() / average)
     scores = np.zeros(len(rows))
     for place, (pieces, tf) in enumerate(zip(rows["pieces"], rows["tf"], strict=True)):
@@ -142,7 +142,7 @@ def bm25_scores(
 
 
 class Tuned(NamedTuple):
-    """BM25 scores with the k1 and b of the grid that correlate best on the training pairs."""
+    """The BM25 scores with the k1 and b of the grid that correlate best on the training pairs."""
 
     scores: np.ndarray
     k1: float
@@ -161,7 +161,7 @@ class Tuned(NamedTuple):
 def tuned_bm25(
     rows: pd.DataFrame, idf: Mapping[int, float], target: np.ndarray, train: np.ndarray, *, average: float
 ) -> Tuned:
-    """BM25 with k1 and b chosen on the training pairs, over the grid `K1` x `B`; `average`: the mean length."""
+    """Tunes BM25, k1 and b chosen on the training pairs, over the grid `K1` x `B`; `average`: the mean length."""
     candidates = [Tuned(bm25_scores(rows, idf, k1=k1, b=b, average=average), k1, b) for k1 in K1 for b in B]
     return max(candidates, key=lambda bm25: _pearson(bm25.scores[train], target[train]))
 

@@ -251,7 +251,7 @@ def similarity_correlation(model: Weights, pairs: Sequence[Pair]) -> pd.DataFram
 
 
 def _correlations(model: Reranker, batch: Batch, unit: Float[Tensor, "d_vocab d"]) -> Float[Tensor, "batch head"]:
-    """Pearson between the weights of all heads, layer after layer, and the likeness of the word embeddings."""
+    """The Pearson correlation of all heads' weights, layer after layer, with the likeness of the word embeddings."""
     rows = unit[batch.input_ids]
     likeness = (rows @ rows.transpose(1, 2))[:, None]
     cells = (batch.at(Segment.QUERY)[:, :, None] & batch.at(Segment.DOC)[:, None, :])[:, None]

@@ -82,7 +82,7 @@ def qk_spectra(model: Weights, *, draws: int | None = None, seed: int = 0) -> pd
 
 
 def _random_cosines(d: int, rank: int, draws: int, seed: int) -> Float[Tensor, "draw rank"]:
-    """u_k.v_k of two random orthonormal frames: one may as well be the axes, then it is a diagonal of the other."""
+    """The cosines u_k.v_k of two random orthonormal frames; with the axes as one frame, the diagonal of the other."""
     generator, cosines = torch.Generator().manual_seed(seed), []
     for n in np.diff(np.unique([*range(0, draws, 64), draws])).tolist():
         frames, upper = torch.linalg.qr(torch.randn(n, d, rank, generator=generator))
@@ -198,7 +198,7 @@ class Seen(NamedTuple):
         return self._removing(self.u[:, self.order[:k]], f"the {k} most aligned directions")
 
     def random(self, k: int = 4, *, seed: int = 0) -> Subspace:
-        """K random orthonormal directions among those that the queries see: the control of `aligned`."""
+        """The control of `aligned`: k random orthonormal directions among those that the queries see."""
         self._refuse(k)
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randn(self.u.shape[1], k, generator=generator, dtype=torch.float64)

@@ -17,7 +17,7 @@ RESAMPLES = 10_000
 
 
 class Comparison(NamedTuple):
-    """Per-query values of an edited model beside those of the intact one."""
+    """The change of per-query values from the intact to an edited model."""
 
     n: int
     change: float

@@ -82,12 +82,12 @@ class Target:
         return below if self.site else [*below, f"blocks.{n - 1}.hook_resid_post"]
 
     def feeds(self, layer: int, kind: str) -> bool:
-        """True where units of a layer ("neuron", "head" or "resid") lie below the target."""
+        """Tells if units of a layer ("neuron", "head" or "resid") lie below the target."""
         same_layer = kind == "resid" or (kind == "head" and isinstance(self.site, Neuron))
         return self.site is None or layer < self.site.layer + same_layer
 
     def value(self, model: Reranker, batch: Batch, index: np.ndarray) -> Float[Tensor, "pair"]:
-        """F of a batch; `index`: the places of its rows among all pairs."""
+        """The value of F on a batch; `index`: the places of its rows among all pairs."""
         if self.site is not None:
             return self._activation(self.site, model, batch)
         score = model(batch, head_row=True)

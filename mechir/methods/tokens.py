@@ -89,7 +89,7 @@ def token_attribution(
 
 
 class _OverTokens(Target):
-    """F with one cut more, the embeddings: steps are doubled until the tokens' own sum agrees as well."""
+    """A target with one cut more, the embeddings: steps are doubled until the tokens' own sum agrees as well."""
 
     def cuts(self, model: Reranker) -> list[str]:
         return [EMBED, *super().cuts(model)]

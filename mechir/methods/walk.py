@@ -204,7 +204,7 @@ class _Line:
         return Walked(index, high.numpy(), (high - low).numpy(), error.numpy(), converged, steps, read)
 
     def value(self, index: np.ndarray, some: np.ndarray, watched: Sequence[Hook] = ()) -> tuple[Tensor, Tensor]:
-        """F of these pairs at these places of the line, pairs within places, and the line."""
+        """The value of F of these pairs at these places of the line, pairs within places, and the line."""
         batch = self.encoded.batch(np.tile(index, len(some))).to(self.model.device)
         start = replace(self.encoded, ids=tuple(self.begins)).batch(index).input_ids.to(self.model.device)
         begin, end = (self.model.W_E[ids].detach() for ids in (start, batch.input_ids[: len(index)]))
