@@ -13,6 +13,7 @@ from mechir.activations import Activations as Activations
 from mechir.activations import means as means
 from mechir.activations import record as record
 from mechir.activations import samples as samples
+from mechir.batches import Batch as Batch
 from mechir.circuits import Circuit as Circuit
 from mechir.circuits import Edge as Edge
 from mechir.circuits import parse_edge as parse_edge
@@ -24,7 +25,6 @@ from mechir.interventions import Ablate as Ablate
 from mechir.interventions import Mask as Mask
 from mechir.interventions import Patch as Patch
 from mechir.judged_collection import collection as collection
-from mechir.pairs import Batch as Batch
 from mechir.pairs import Pair as Pair
 from mechir.segments import Direction as Direction
 from mechir.segments import Segment as Segment

@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechir.batches import Batch
 from mechir.errors import MechirError
-from mechir.pairs import Batch, Pair, pairs_hash
+from mechir.pairs import Pair, pairs_hash
 from mechir.recorder import observe
 from mechir.reranker import Reranker
 from mechir.segments import FIVE

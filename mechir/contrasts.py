@@ -18,9 +18,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mechir.batches import Batch
 from mechir.encoding import Encoded, encode
 from mechir.errors import MechirError
-from mechir.pairs import SHOWN, Batch, Pair, pairs_hash
+from mechir.pairs import SHOWN, Pair, pairs_hash
 from mechir.reranker import Reranker
 from mechir.segments import Segment
 

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mechir.batches import Batch, give_back
 from mechir.errors import MechirError
-from mechir.pairs import Batch, Pair, give_back
+from mechir.pairs import Pair
 from mechir.segments import Segment
 
 REAL = 0.9

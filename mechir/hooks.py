@@ -8,8 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from mechir.batches import Batch
 from mechir.errors import MechirError
-from mechir.pairs import Batch
 
 
 @runtime_checkable

@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mechir.activations import Activations
+from mechir.batches import Batch, positions, segment_or_positions
 from mechir.errors import MechirError, refuse_index
 from mechir.hooks import Edit, EveryLayer, Hook
-from mechir.pairs import Batch, positions, segment_or_positions
 from mechir.segments import Direction, Segment
 from mechir.sites import (
     Attn,

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, overload
 
 from torch import Tensor
 
-from mechir.pairs import Batch
+from mechir.batches import Batch
 from mechir.reranker import Reranker
 
 Kept = TypeVar("Kept")

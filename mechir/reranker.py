@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from mechir.batches import Batch
 from mechir.encoding import Encoded
 from mechir.errors import MechirError
 from mechir.hooks import Edit, Hook
-from mechir.pairs import Batch, Pair
+from mechir.pairs import Pair
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from mechir.batches import for_numpy
 from mechir.errors import MechirError
 from mechir.methods.attention import pair_attention
 from mechir.methods.tokens import PAIR, rows_of
 from mechir.model_sites import heads_of
-from mechir.pairs import Pair, for_numpy
+from mechir.pairs import Pair
 from mechir.reranker import Reranker
 from mechir.sites import Head
 from mechir.views import heads as head_maps

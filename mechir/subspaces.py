@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mechir.batches import Batch, positions, segment_or_positions
 from mechir.errors import MechirError, refuse_index
 from mechir.hooks import Edit, Hook
-from mechir.pairs import Batch, positions, segment_or_positions
 from mechir.segments import Segment
 from mechir.sites import Attn, Head, Mlp, Resid, as_site
 

@@ -20,11 +20,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechir.batches import Batch
 from mechir.encoding import Encoded
 from mechir.errors import MechirError
 from mechir.finite import refuse_non_finite
 from mechir.hooks import Edit, Hook, edits
-from mechir.pairs import Batch, Pair
+from mechir.pairs import Pair
 from mechir.reranker import Restarts, needs
 
 READ = (

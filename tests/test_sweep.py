@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mechir as mi
-from mechir import encoding, pairs
+from mechir import batches, encoding
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.sweeps import forwards
@@ -147,6 +147,6 @@ def test_batches_hold_every_pair_once_and_memory_is_given_back(
 
 
 def test_giving_memory_back_needs_no_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
-    pairs.give_back()
-    monkeypatch.setattr(pairs.ctypes, "CDLL", lambda name: object())
-    pairs.give_back()
+    batches.give_back()
+    monkeypatch.setattr(batches.ctypes, "CDLL", lambda name: object())
+    batches.give_back()

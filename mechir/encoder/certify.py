@@ -9,9 +9,10 @@ import torch
 import transformers
 from torch import Tensor
 
+from mechir.batches import Batch
 from mechir.encoder.hooked import HookedEncoder
 from mechir.errors import MechirError
-from mechir.pairs import Batch, Pair
+from mechir.pairs import Pair
 from mechir.reranker import score_parity
 
 BOUNDS = {"float32": 1e-4, "float64": 1e-4, "bfloat16": 3e-2}

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from mechir.pairs import Batch
+from mechir.batches import Batch
 from mechir.reranker import Layer, Parts
 
 

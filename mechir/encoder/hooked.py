@@ -16,6 +16,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 
+from mechir.batches import Batch, progress_bar
 from mechir.encoder import forward as fw
 from mechir.encoder.cache import PostNormCache
 from mechir.encoder.dimensions import dimensions
@@ -32,7 +33,7 @@ from mechir.encoding import Encoded, encode
 from mechir.errors import MechirError
 from mechir.finite import refuse_non_finite
 from mechir.hooks import Edit, Hook, edits
-from mechir.pairs import Batch, Pair, as_pairs, progress_bar
+from mechir.pairs import Pair, as_pairs
 from mechir.reranker import Structure, Weights, score_parity
 
 RETURN_TYPES = ("score", "logits", "resid")

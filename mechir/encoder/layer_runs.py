@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+from mechir.batches import Batch
 from mechir.encoder import forward as fw
 from mechir.encoder.head import ClassificationHead
-from mechir.pairs import Batch
 from mechir.reranker import Dimensions, Parts
 
 

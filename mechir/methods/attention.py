@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechir.batches import for_numpy
 from mechir.contrasts import ROLES, Contrast, ContrastBatch, encode_contrasts
 from mechir.methods.patching import ids_of
 from mechir.model_sites import heads_of
-from mechir.pairs import Pair, for_numpy
+from mechir.pairs import Pair
 from mechir.recorder import observe
 from mechir.reranker import Reranker
 from mechir.segments import Segment

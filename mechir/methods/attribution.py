@@ -19,11 +19,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mechir.batches import for_numpy
 from mechir.contrasts import Contrast, ContrastBatch, encode_contrasts
 from mechir.errors import MechirError
 from mechir.methods.patching import patch, places, tidy
 from mechir.model_sites import all_heads, mlps, sites_of
-from mechir.pairs import for_numpy
 from mechir.recorder import observe
 from mechir.reranker import Reranker, Restarts, needs
 from mechir.sites import Head, Neuron, Site

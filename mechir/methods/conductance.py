@@ -18,12 +18,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechir.batches import Batch
 from mechir.errors import MechirError
 from mechir.methods.groups import Groups, pair_ids
 from mechir.methods.targets import Target
 from mechir.methods.walk import Walked, Way, walk
 from mechir.model_sites import sites_of
-from mechir.pairs import Batch, Pair
+from mechir.pairs import Pair
 from mechir.reranker import Reranker, Weights, needs
 from mechir.segments import FIVE, directions
 

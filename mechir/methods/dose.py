@@ -12,12 +12,13 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from mechir.batches import Batch, for_numpy, shares
 from mechir.diagnostics import Term
 from mechir.hooks import Hook, edits
 from mechir.methods.groups import columns_first, pair_ids
 from mechir.methods.lexical import pieces_of, random_direction
 from mechir.model_sites import heads_of
-from mechir.pairs import Batch, Pair, for_numpy, shares
+from mechir.pairs import Pair
 from mechir.recorder import observe
 from mechir.reranker import Reranker, Weights, needs
 from mechir.segments import Segment

@@ -17,12 +17,13 @@ from jaxtyping import Bool, Float, Int
 from scipy import linalg, stats
 from torch import Tensor
 
+from mechir.batches import Batch, shares
 from mechir.errors import MechirError
 from mechir.finite import refuse_non_finite
 from mechir.inference import mean_interval
 from mechir.methods.groups import crossed, pair_ids
 from mechir.methods.ranking import TIE
-from mechir.pairs import Batch, Pair, shares
+from mechir.pairs import Pair
 from mechir.recorder import observe
 from mechir.reranker import Restarts, needs
 from mechir.segments import FIVE

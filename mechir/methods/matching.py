@@ -17,12 +17,13 @@ from jaxtyping import Bool, Float
 from scipy import stats
 from torch import Tensor
 
+from mechir.batches import Batch, shares
 from mechir.errors import MechirError, refuse_below
 from mechir.hooks import EveryLayer
 from mechir.inference import LEVEL, grade_contrasts, holm
 from mechir.methods.groups import Groups, columns_first, crossed, pair_ids
 from mechir.model_sites import heads_of
-from mechir.pairs import EASY, Batch, Pair, shares, split_queries
+from mechir.pairs import EASY, Pair, split_queries
 from mechir.recorder import observe
 from mechir.reranker import Reranker
 from mechir.segments import FIVE, Segment, directions

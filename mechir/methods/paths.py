@@ -22,12 +22,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from mechir.batches import Batch, for_numpy
 from mechir.circuits import Edge, Reader, readers_in_order
 from mechir.contrasts import Contrast, ContrastBatch, encode_contrasts
 from mechir.errors import MechirError
 from mechir.methods.patching import largest, tidy
 from mechir.model_sites import all_heads, heads_of, mlps, sites_of
-from mechir.pairs import Batch, for_numpy
 from mechir.recorder import observe
 from mechir.reranker import Reranker, Weights, needs
 from mechir.sites import Head, Mlp, Resid, Score, Site

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechir.batches import Batch, for_numpy
 from mechir.methods.spectra import LOOK, Seen
 from mechir.model_sites import heads_of
-from mechir.pairs import Batch, Pair, for_numpy
+from mechir.pairs import Pair
 from mechir.recorder import observe
 from mechir.reranker import Weights, needs
 from mechir.segments import Segment

@@ -17,12 +17,13 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score, root_mean_squared_error
 from torch import Tensor
 
+from mechir.batches import Batch
 from mechir.encoding import Encoded
 from mechir.errors import MechirError
 from mechir.hooks import EveryLayer
 from mechir.methods.statistics import percentiles, resampled
 from mechir.model_sites import all_heads
-from mechir.pairs import Batch, Pair
+from mechir.pairs import Pair
 from mechir.recorder import observe
 from mechir.reranker import Weights, needs
 from mechir.segments import Segment

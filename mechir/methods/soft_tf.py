@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from scipy import optimize
 from torch import Tensor
 
+from mechir.batches import Batch, for_numpy, shares
 from mechir.diagnostics import Term
 from mechir.errors import MechirError, refuse_below
 from mechir.hooks import EveryLayer
@@ -24,7 +25,7 @@ from mechir.methods.groups import crossed, pair_ids
 from mechir.methods.lexical import pieces_of
 from mechir.methods.statistics import percentiles, resampled
 from mechir.model_sites import all_heads
-from mechir.pairs import Batch, Pair, for_numpy, shares
+from mechir.pairs import Pair
 from mechir.recorder import observe
 from mechir.reranker import Reranker, Weights, needs
 from mechir.segments import Segment

@@ -16,11 +16,12 @@ from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 
+from mechir.batches import Batch, shares
 from mechir.errors import MechirError, refuse_below
 from mechir.inference import holm
 from mechir.methods.groups import Groups, crossed
 from mechir.model_sites import all_heads, heads_of
-from mechir.pairs import Batch, Pair, shares
+from mechir.pairs import Pair
 from mechir.recorder import observe
 from mechir.reranker import Reranker, Weights, needs
 from mechir.segments import Segment

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechir.batches import Batch, shares
 from mechir.errors import MechirError
-from mechir.pairs import Batch, shares
 from mechir.recorder import observe
 from mechir.reranker import Reranker
 from mechir.segments import Direction, Segment

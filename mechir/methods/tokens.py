@@ -16,6 +16,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
+from mechir.batches import Batch
 from mechir.encoding import Encoded
 from mechir.errors import MechirError
 from mechir.inference import mean_interval
@@ -23,7 +24,7 @@ from mechir.methods.conductance import checked
 from mechir.methods.groups import pair_ids
 from mechir.methods.targets import Target
 from mechir.methods.walk import Way, walk
-from mechir.pairs import Batch, Pair
+from mechir.pairs import Pair
 from mechir.reranker import Reranker, Weights, needs
 from mechir.segments import FIVE, Segment
 from mechir.subspaces import EMBED

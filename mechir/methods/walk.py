@@ -19,12 +19,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mechir.batches import Batch, give_back, progress_bar
 from mechir.encoding import Encoded
 from mechir.errors import MechirError
 from mechir.hooks import Edit, Hook
 from mechir.methods.targets import Target
 from mechir.model_sites import sites_of
-from mechir.pairs import Batch, Pair, give_back, progress_bar
+from mechir.pairs import Pair
 from mechir.reranker import Reranker, Weights, needs
 from mechir.segments import Segment
 from mechir.subspaces import EMBED

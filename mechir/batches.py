@@ -1,0 +1,112 @@
+"""Batches of pairs that the model reads: their positions and weights, the progress over them and their memory."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mechir.errors import MechirError
+from mechir.pairs import Pair
+from mechir.segments import FIVE, Segment
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What the model reads, padded on the right to one length; equal only to itself.
+
+    `segment` holds for every position the value of its `Segment`.
+    """
+
+    input_ids: Int[Tensor, "batch pos"]
+    token_type_ids: Int[Tensor, "batch pos"]
+    attention_mask: Bool[Tensor, "batch pos"]
+    segment: Int[Tensor, "batch pos"]
+    pairs: tuple[Pair, ...] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its tensors on `device`."""
+        return Batch(
+            self.input_ids.to(device),
+            self.token_type_ids.to(device),
+            self.attention_mask.to(device),
+            self.segment.to(device),
+            self.pairs,
+        )
+
+    def at(self, segment: Segment) -> Bool[Tensor, "batch pos"]:
+        """True at the positions that belong to `segment` (a union counts each of its parts)."""
+        return (self.segment & segment.value) != 0
+
+    def members(self, segments: Sequence[Segment] = FIVE) -> Bool[Tensor, "batch segment pos"]:
+        """`at` of several segments."""
+        return torch.stack([self.at(segment) for segment in segments], 1)
+
+
+def segment_or_positions(at: str | Segment | int | Iterable[int] | None) -> Segment | tuple[int, ...] | None:
+    """Where an intervention acts, given as a segment or its name, as a position or several, or as None for all.
+
+    Raises:
+        MechirError: for a name that is no segment.
+    """
+    if at is None or isinstance(at, Segment):
+        return at
+    if isinstance(at, str):
+        return Segment.parse(at)
+    return (at,) if isinstance(at, int) else tuple(at)
+
+
+def positions(at: Segment | tuple[int, ...] | None, batch: Batch) -> Bool[Tensor, "batch pos"] | None:
+    """True at these positions of each pair; None for all.
+
+    Raises:
+        MechirError: for a position that none of the pairs has.
+    """
+    if at is None:
+        return None
+    if isinstance(at, Segment):
+        return batch.at(at)
+    where = torch.zeros_like(batch.attention_mask)
+    for position in at:
+        if not 0 <= position < where.shape[1]:
+            raise MechirError(f"Position {position} is out of range: the longest pair has 0-{where.shape[1] - 1}.")
+        where[:, position] = True
+    return where & batch.attention_mask
+
+
+def shares(member: Bool[Tensor, "*axes pos"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "*axes pos"]:
+    """Weights that average over the positions marked: `shares(member) @ x`; all 0 where none is."""
+    weights = member.to(dtype)
+    return weights / weights.sum(-1, keepdim=True).clamp(min=1)
+
+
+def for_numpy(x: Tensor) -> Tensor:
+    """The values on the CPU, in a number type that NumPy has: bfloat16 becomes float32."""
+    x = x.detach().cpu()
+    return x.float() if x.dtype == torch.bfloat16 else x
+
+
+def give_back() -> None:
+    """Gives freed memory back to the system, where its allocator can (glibc).
+
+    Batches of ever other shapes leave holes that later ones do not fit, and a long loop would grow by a half.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def progress_bar(total: int, show: bool | None) -> Any:
+    """A bar over pairs with the time left; where `show` is None, on a terminal and after two seconds."""
+    from tqdm.auto import tqdm
+
+    hidden = None if show is None else not show
+    return tqdm(total=total, unit="pair", disable=hidden, delay=0 if show else 2, leave=False)
