@@ -18,7 +18,7 @@ from mechir.segments import FIVE, Segment
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What the model reads, padded on the right to one length; equal only to itself.
+    """Pairs as the model reads them, padded on the right to one length; equal only to itself.
 
     `segment` holds for every position the value of its `Segment`.
     """
@@ -52,10 +52,10 @@ class Batch:
 
 
 def segment_or_positions(at: str | Segment | int | Iterable[int] | None) -> Segment | tuple[int, ...] | None:
-    """Where an intervention acts, given as a segment or its name, as a position or several, or as None for all.
+    """Where an intervention acts, from a segment or its name, one position or several, or None for all.
 
     Raises:
-        MechirError: for a name that is no segment.
+        MechirError: for an unknown segment.
     """
     if at is None or isinstance(at, Segment):
         return at
@@ -83,7 +83,7 @@ def positions(at: Segment | tuple[int, ...] | None, batch: Batch) -> Bool[Tensor
 
 
 def shares(member: Bool[Tensor, "*axes pos"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "*axes pos"]:
-    """Weights that average over the positions marked: `shares(member) @ x`; all 0 where none is."""
+    """Weights that average over the marked positions, `shares(member) @ x`; all 0 where none is marked."""
     weights = member.to(dtype)
     return weights / weights.sum(-1, keepdim=True).clamp(min=1)
 
@@ -97,7 +97,7 @@ def for_numpy(x: Tensor) -> Tensor:
 def give_back() -> None:
     """Gives freed memory back to the system, where its allocator can (glibc).
 
-    Batches of ever other shapes leave holes that later ones do not fit, and a long loop would grow by a half.
+    Batches of many shapes leave holes that later ones do not fit, and a long loop would grow by a half.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

@@ -1,4 +1,4 @@
-"""The hash of a collection: the SHA-256 of what is in it."""
+"""The hash of a collection: the SHA-256 of its content."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Qrels = Mapping[str, Mapping[str, int]]
 
 
 def of_directory(queries: Mapping[str, str], docs: Mapping[str, str], qrels: Qrels) -> str:
-    """Of ids and texts, and of the judgments of queries and documents that are there."""
+    """The hash of ids and texts, and of the judgments of queries and documents that exist."""
     known = {
         query_id: {doc_id: grade for doc_id, grade in grades.items() if doc_id in docs}
         for query_id, grades in qrels.items()
@@ -19,7 +19,7 @@ def of_directory(queries: Mapping[str, str], docs: Mapping[str, str], qrels: Qre
 
 
 def of_dataset(name: str, queries: Mapping[str, str], qrels: Qrels) -> str:
-    """Of the id in ir_datasets, queries and judgments: the documents are not here."""
+    """The hash of the id in ir_datasets, queries and judgments: the documents are not read."""
     return _digest([name], _texts(queries), _judgments(qrels))
 
 

@@ -30,11 +30,11 @@ Perturbation = Callable[[Pair], Pair]
 `moves = True` says that it only moves words, so that no filler is wanted."""
 
 ROLES = ("cls", "query match", "query other", "injected", "doc match", "doc other", "sep")
-"""What a position is to the edit: `injected` where base and donor differ; `match` where a token of the query or of the
+"""The role of a position: `injected` where base and donor differ; `match` where a token of the query or of the
 document is one of the injected word pieces; `other` where it is not. Padding has none (-1)."""
 
 AROUND = 4
-"""Words before and after the first difference that a contrast shows of itself."""
+"""How many words before and after the first difference `repr(contrast)` shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Contrast:
 
 
 def contrasts_hash(contrasts: Iterable[Contrast]) -> str:
-    """SHA-256 over both sides of every contrast and its filler, in order."""
+    """The SHA-256 over both sides of every contrast and its filler, in order."""
     digest = hashlib.sha256()
     for contrast in contrasts:
         digest.update(f"{pairs_hash([contrast.base, contrast.donor])}{contrast.filler}".encode())
@@ -92,12 +92,12 @@ def align(
     """The contrast between a pair and its perturbation.
 
     Args:
-        pair: what is perturbed.
+        pair: the pair to perturb.
         perturbation: a function from pair to pair (see `mechir.diagnostics`).
-        tokenizer: that of the model.
+        tokenizer: the model's.
         filler: one word of one word piece, repeated where a text is shorter than the other. It changes the score by
             itself, so report two.
-        max_length: what the model reads; beyond it documents are cut.
+        max_length: word pieces that the model reads; documents are cut there.
 
     Raises:
         MechirError: with the ids and the reason, when nothing was changed, the edit is cut off, or the two cannot be
@@ -126,16 +126,16 @@ def align_pair(
         return _checked(Contrast(base, donor), tokenizer, max_length, None)
     query = _filled(base.query, donor.query, tokenizer, filler)
     document = _filled(base.document, donor.document, tokenizer, filler)
-    found = Contrast(
+    contrast = Contrast(
         replace(base, query=query.base, document=document.base),
         replace(donor, query=query.donor, document=document.donor),
         filler if query.filled or document.filled else "",
     )
-    return _checked(found, tokenizer, max_length, query.edited + document.edited)
+    return _checked(contrast, tokenizer, max_length, query.edited + document.edited)
 
 
 class Texts(NamedTuple):
-    """Two texts with filler put in, whether any was, and how many word pieces are edited."""
+    """Two texts after filling, whether that took a filler, and how many word pieces are edited."""
 
     base: str
     donor: str
@@ -145,49 +145,42 @@ class Texts(NamedTuple):
 
 def _filled(base: str, donor: str, tokenizer: Any, filler: str) -> Texts:
     """The texts with filler at the end of every edited stretch of words, as many as the shorter side lacks pieces."""
+    if base == donor:
+        return Texts(base, donor, False, 0)  # unchanged, white space too
     texts: tuple[list[str], list[str]] = ([], [])
     filled, edited = False, 0
-    for one, other in _stretches(base.split(), donor.split()):
-        sides = [list(one), list(other)]
-        if one != other:
+    for sides in _stretches(base.split(), donor.split()):
+        if sides[0] != sides[1]:
             sizes = [_n_pieces(tokenizer, side, first=not text) for side, text in zip(sides, texts, strict=True)]
             lacking = sizes[1] - sizes[0]
-            sides[0 if lacking > 0 else 1] += [filler] * abs(lacking)
+            sides[0 if lacking > 0 else 1].extend([filler] * abs(lacking))
             filled, edited = filled or lacking != 0, edited + max(sizes)
         for text, side in zip(texts, sides, strict=True):
             text.extend(side)
-    if base == donor:
-        return Texts(base, donor, False, 0)  # as it was, white space and all
     return Texts(" ".join(texts[0]), " ".join(texts[1]), filled, edited)
 
 
 def _stretches(base: list[str], donor: list[str]) -> Iterator[tuple[list[str], list[str]]]:
     """Words of both texts in stretches that are equal or edited, with the fewest words edited."""
-    edited: tuple[list[str], list[str]] = ([], [])
-    for step in rapidfuzz.distance.Indel.opcodes(base, donor):
-        one, other = base[step.src_start : step.src_end], donor[step.dest_start : step.dest_end]
-        if step.tag != "equal":
-            edited = edited[0] + one, edited[1] + other
-            continue
-        yield edited
-        yield one, other
-        edited = [], []
-    yield edited
+    opcodes = rapidfuzz.distance.Indel.opcodes(base, donor)
+    for _, group in itertools.groupby(opcodes, key=lambda step: step.tag == "equal"):
+        steps = list(group)
+        yield base[steps[0].src_start : steps[-1].src_end], donor[steps[0].dest_start : steps[-1].dest_end]
 
 
 def _n_pieces(tokenizer: Any, words: list[str], first: bool) -> int:
-    """Word pieces of these words where they stand: to some tokenizers a word after a space is another one."""
+    """The number of word pieces of words where they stand: some tokenizers treat a word after a space differently."""
     text = ("" if first else " ") + " ".join(words)
     return len(tokenizer(text, add_special_tokens=False)["input_ids"]) if words else 0
 
 
 def single_piece(tokenizer: Any, filler: str) -> set[int]:
-    """The word piece that a filler is, at the beginning of a text and after a space.
+    """The ids of a filler at the beginning of a text and after a space.
 
     Raises:
         MechirError: for a filler of several word pieces, or unknown to the tokenizer.
     """
-    found = set()
+    pieces = set()
     for text in (filler, f" {filler}"):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
@@ -195,27 +188,27 @@ def single_piece(tokenizer: Any, filler: str) -> set[int]:
                 f"The filler '{filler}' is {len(ids)} word pieces of this tokenizer, or unknown to it: give a word of "
                 "one word piece, such as 'a'."
             )
-        found.add(int(ids[0]))
-    return found
+        pieces.add(int(ids[0]))
+    return pieces
 
 
-def _checked(found: Contrast, tokenizer: Any, max_length: int, edited: int | None) -> Contrast:
+def _checked(contrast: Contrast, tokenizer: Any, max_length: int, edited: int | None) -> Contrast:
     """The contrast, if it is aligned, nothing but the edited pieces differs, and the model reads them all."""
-    long = 1_000_000
-    whole, read = ([encode(tokenizer, [p], n) for p in (found.base, found.donor)] for n in (long, max_length))
-    refuse_unaligned(found, whole[0], whole[1], tokenizer)
-    edits = [int((base.ids[0] != donor.ids[0]).sum()) for base, donor in (whole, read)]
+    base, donor = contrast.base, contrast.donor
+    whole, read = ([encode(tokenizer, [pair], n) for pair in (base, donor)] for n in (1_000_000, max_length))
+    refuse_unaligned(contrast, whole[0], whole[1], tokenizer)
+    edits = [int((sides[0].ids[0] != sides[1].ids[0]).sum()) for sides in (whole, read)]
     if edits[0] == 0:
-        raise refused(found.base, "the perturbation changes no word piece")
+        raise refused(base, "the perturbation changes no word piece")
     if edited is not None and edits[0] > edited:
-        raise refused(found.base, "word pieces that were not edited differ or move with this tokenizer")
+        raise refused(base, "word pieces that were not edited differ or move with this tokenizer")
     if edits[1] < edits[0]:
-        raise refused(found.base, f"what is edited lies beyond the {max_length} word pieces that the model reads")
-    return found
+        raise refused(base, f"what is edited lies beyond the {max_length} word pieces that the model reads")
+    return contrast
 
 
 def refuse_unaligned(contrast: Contrast, base: Encoded, donor: Encoded, tokenizer: Any, place: int = 0) -> None:
-    """Refuses unequal lengths or segments, by the pair, the first position and both tokens."""
+    """Raises for unequal lengths or segments, naming the pair, the first position and both tokens."""
     ids, segments = (base.ids[place], donor.ids[place]), (base.segments[place], donor.segments[place])
     if len(ids[0]) == len(ids[1]) and np.array_equal(*segments):
         return
@@ -246,33 +239,29 @@ class EncodedContrasts:
     def batches(
         self, model: Reranker, *, max_rows: int = 64, max_tokens: int | None = None, progress: bool | None = False
     ) -> Iterator[ContrastBatch]:
-        """Batches of contrasts of like length, as `model.batches` gives those of pairs."""
+        """Batches of contrasts of similar length, as from `model.batches`."""
         for index, base in model.batches(self.base, max_rows=max_rows, max_tokens=max_tokens, progress=progress):
             roles = np.full(base.input_ids.shape, -1, dtype=np.int64)
             for row, place in enumerate(index):
                 roles[row, : len(self.roles[place])] = self.roles[place]
-            yield ContrastBatch(index, base, self.donor.batch(index), torch.from_numpy(roles)).to(model.device)
+            donor = self.donor.batch(index).to(model.device)
+            yield ContrastBatch(index, base, donor, torch.from_numpy(roles).to(model.device))
 
 
 class ContrastBatch(NamedTuple):
-    """One batch of contrasts: the row of each among all, what the model reads of both, and every position's role."""
+    """A batch of contrasts: the row of each among all, both sides as the model reads them, every position's role."""
 
     rows: np.ndarray
     base: Batch
     donor: Batch
     roles: Int[Tensor, "batch pos"]
 
-    def to(self, device: torch.device | str) -> ContrastBatch:
-        """The same batch with its tensors on `device`."""
-        return ContrastBatch(self.rows, self.base.to(device), self.donor.to(device), self.roles.to(device))
-
 
 def encode_contrasts(model: Reranker, contrasts: Sequence[Contrast], max_length: int | None = None) -> EncodedContrasts:
     """The contrasts as the model reads them.
 
     Raises:
-        MechirError: for no contrasts at all, and for a base and a donor of unequal length or segments (the pair, the
-            position and both tokens are named).
+        MechirError: for no contrasts at all, and for a base and a donor of unequal length or segments.
     """
     if not contrasts:
         raise MechirError("There are no contrasts to run: none was given, or none could be aligned.")

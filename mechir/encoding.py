@@ -1,4 +1,4 @@
-"""From pairs to token ids: what the model reads of them, which of them it cannot read, and batches of like length."""
+"""Pairs as token ids: encoding, the reasons why a pair cannot be read, and batches of similar length."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mechir.segments import Segment
 REAL = 0.9
 """The least share of a batch that is text and no padding: a longer batch is not worth its arithmetic."""
 TRIM = 32
-"""After so many batches freed memory is given back to the system."""
+"""The number of batches after which freed memory is given back to the system."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +42,10 @@ class Encoded:
         return np.array([len(ids) for ids in self.ids], dtype=np.int64)
 
     def take(self, index: np.ndarray) -> Encoded:
-        """Some of the pairs."""
-        some = ([rows[k] for k in index] for rows in (self.pairs, self.ids, self.types, self.segments))
-        pairs, ids, types, segments = map(tuple, some)
-        return replace(self, pairs=pairs, ids=ids, types=types, segments=segments)
+        """The pairs at `index`."""
+        names = ("pairs", "ids", "types", "segments")
+        selected: dict[str, Any] = {name: tuple(getattr(self, name)[i] for i in index) for name in names}
+        return replace(self, **selected)
 
     def batch(self, index: Sequence[int] | np.ndarray) -> Batch:
         """The pairs at `index`, padded to the longest of them."""
@@ -67,10 +67,9 @@ class Encoded:
         )
 
     def buckets(self, max_rows: int = 64, max_tokens: int = 4096) -> Iterator[tuple[np.ndarray, Batch]]:
-        """Batches of pairs of like length, longest first, with the index of each row among the pairs.
+        """Batches of pairs of similar length, with the index of each row among the pairs.
 
-        The longest come first so that a lack of memory shows at once and the estimate of the time left is high
-        rather than low.
+        The longest come first, so that a lack of memory shows at once and the estimate of the time left is not too low.
         """
         order = np.argsort(-self.lengths, kind="stable")
         sorted_lengths, start, batches = self.lengths[order], 0, 0
@@ -95,7 +94,7 @@ class Unreadable(NamedTuple):
 TOO_LONG, CUT_QUERY = "query too long for the model", "query would be cut"
 NO_TEXT, EMPTY, NO_PIECE = "not a text", "empty text", "no word piece"
 REASONS = (TOO_LONG, CUT_QUERY, NO_TEXT, EMPTY, NO_PIECE)
-"""Why pairs are not read."""
+"""The reasons why a pair cannot be read."""
 
 
 def encode(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> Encoded:
@@ -120,35 +119,38 @@ def encode(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> Encoded:
 
 
 def encode_readable(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> tuple[Encoded, dict[int, Unreadable]]:
-    """The pairs that can be read, encoded, and by its place among all every pair that cannot.
+    """The readable pairs, encoded, and the reason for every other pair, by its place among all.
 
-    Not read are pairs with a text or an id that is no text (None, NaN, half a surrogate pair), an empty text, one that
-    holds no word piece, a query that leaves no room for a document, and a query that would have to be cut: where query
+    Not readable are pairs with a text or an id that is no text (None, NaN, half a surrogate pair), an empty text, one
+    without a word piece, a query that leaves no room for a document, and a query that would have to be cut: where query
     and document together are too long, Hugging Face (`truncation=True`, the longest first) cuts a query that has more
     than half of the room.
     """
-    unreadable = {place: why for place, pair in enumerate(pairs) if (why := _not_text(pair)) is not None}
-    lengths = _query_lengths(tokenizer, [pair for place, pair in enumerate(pairs) if place not in unreadable])
+    unreadable = {place: why for place, pair in enumerate(pairs) if (why := _not_text(pair))}
+    queries = list(dict.fromkeys(pair.query for place, pair in enumerate(pairs) if place not in unreadable))
+    ids = tokenizer(queries, add_special_tokens=False, verbose=False)["input_ids"] if queries else []
+    lengths = dict(zip(queries, map(len, ids), strict=True))
     special = tokenizer.num_special_tokens_to_add(pair=True)
     for place, pair in enumerate(pairs):
         if place not in unreadable and lengths[pair.query] + special >= max_length:
-            unreadable[place] = _too_long(pair, lengths[pair.query], special, max_length)
+            unreadable[place] = Unreadable(
+                TOO_LONG,
+                f"Query '{pair.query_id}' has {lengths[pair.query]} word pieces and alone fills the model, which reads "
+                f"{max_length} with {special} special ones: queries are never truncated, so leave it out.",
+            )
     places = [place for place in range(len(pairs)) if place not in unreadable]
-    written = write(tokenizer, [pairs[place] for place in places], max_length)
-    rows: list[tuple[Pair, Written, np.ndarray]] = []
-    for place, one in zip(places, written, strict=True):
-        pair = pairs[place]
-        why = _spoilt(pair, one, lengths[pair.query], max_length)
-        if why is not None:
+    rows: list[tuple[Pair, Written]] = []
+    for place, written in zip(places, write(tokenizer, [pairs[place] for place in places], max_length), strict=True):
+        if why := _spoilt(pairs[place], written, lengths[pairs[place].query], max_length):
             unreadable[place] = why
         else:
-            rows.append((pair, one, segments_of(one.text)))
+            rows.append((pairs[place], written))
     encoded = Encoded(
-        pairs=tuple(pair for pair, _, _ in rows),
-        ids=tuple(one.ids for _, one, _ in rows),
-        types=tuple(one.types for _, one, _ in rows),
-        segments=tuple(segments for _, _, segments in rows),
-        truncated=sum(one.cut for _, one, _ in rows),
+        pairs=tuple(pair for pair, _ in rows),
+        ids=tuple(written.ids for _, written in rows),
+        types=tuple(written.types for _, written in rows),
+        segments=tuple(segments_of(written.text) for _, written in rows),
+        truncated=sum(written.cut for _, written in rows),
         pad_id=tokenizer.pad_token_id,
         pad_type=tokenizer.pad_token_type_id,
     )
@@ -156,9 +158,9 @@ def encode_readable(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> t
 
 
 class Written(NamedTuple):
-    """One pair as a tokenizer writes it: ids, types, and which text each id is of (0 query, 1 document, -1 neither).
+    """A pair as a tokenizer writes it: ids, types, and the text of each id (0 query, 1 document, -1 neither).
 
-    `cut` says that something was cut off.
+    `cut` is whether something was cut off.
     """
 
     ids: np.ndarray
@@ -168,7 +170,7 @@ class Written(NamedTuple):
 
 
 def write(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> list[Written]:
-    """The pairs as Hugging Face's users have them written: `tokenizer(query, document, truncation=True)`."""
+    """The pairs as Hugging Face's users write them: `tokenizer(query, document, truncation=True)`."""
     if not pairs:
         return []
     texts = [[pair.query for pair in pairs], [pair.document for pair in pairs]]
@@ -176,48 +178,47 @@ def write(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> list[Writte
     typed = "token_type_ids" in tokenizer.model_input_names
     types = read["token_type_ids"] if typed else [[0] * len(ids) for ids in read["input_ids"]]
     slow = read.encodings is None
-    origin = _origins(tokenizer, texts, read["input_ids"]) if slow else _said(read.encodings)
+    origins = _template_origins(tokenizer, texts, read["input_ids"]) if slow else _fast_origins(read.encodings)
     return [
         Written(np.asarray(ids, dtype=np.int64), np.asarray(kinds, dtype=np.int64), np.asarray(text), cut)
-        for ids, kinds, (text, cut) in zip(read["input_ids"], types, origin, strict=True)
+        for ids, kinds, (text, cut) in zip(read["input_ids"], types, origins, strict=True)
     ]
 
 
-def _said(encodings: Sequence[Any]) -> Iterator[tuple[list[int], bool]]:
-    """Which text each id is of, as a fast tokenizer says it."""
-    for one in encodings:
-        yield [-1 if side is None else side for side in one.sequence_ids], bool(one.overflowing)
+def _fast_origins(encodings: Sequence[Any]) -> Iterator[tuple[list[int], bool]]:
+    """The text of each id, and whether something was cut off, as a fast tokenizer reports them."""
+    for encoding in encodings:
+        yield [-1 if side is None else side for side in encoding.sequence_ids], bool(encoding.overflowing)
 
 
-def _origins(
+def _template_origins(
     tokenizer: Any, texts: Sequence[Sequence[str]], written: Sequence[Sequence[int]]
 ) -> Iterator[tuple[list[int], bool]]:
-    """Which text each id is of, for a tokenizer written in Python, which does not say: its template around markers."""
+    """The same for a tokenizer written in Python, which reports nothing: its template around markers."""
     queries, documents = (tokenizer(list(side), add_special_tokens=False, verbose=False)["input_ids"] for side in texts)
     special = tokenizer.num_special_tokens_to_add(pair=True)
     for query, document, ids in zip(queries, documents, written, strict=True):
-        kept = len(ids) - special - len(query)
-        template = tokenizer.build_inputs_with_special_tokens([-2] * len(query), [-1] * max(kept, 0))
-        text = [one + 2 if one < 0 else -1 for one in template]
-        expected = [query, document[:kept] if tokenizer.truncation_side == "right" else document[-kept:]]
-        sides = [[one for one, side in zip(ids, text, strict=False) if side == which] for which in (0, 1)]
-        # Where the query was cut the template does not fit: no position is said to be the query's.
-        yield (text if sides == expected else [-1] * len(ids)), kept < len(document)
+        room = len(ids) - special - len(query)
+        template = tokenizer.build_inputs_with_special_tokens([-2] * len(query), [-1] * max(room, 0))
+        text = [token + 2 if token < 0 else -1 for token in template]
+        expected = [query, document[:room] if tokenizer.truncation_side == "right" else document[-room:]]
+        sides = [[token for token, side in zip(ids, text, strict=False) if side == which] for which in (0, 1)]
+        # Where the query was cut the template does not fit: no position counts as the query's.
+        yield (text if sides == expected else [-1] * len(ids)), room < len(document)
 
 
 def _not_text(pair: Pair) -> Unreadable | None:
-    """Why a pair is no pair of texts, if it is none."""
+    """The reason why a pair does not consist of two texts, or None."""
     fields = {"query": pair.query, "document": pair.document, "query id": pair.query_id, "document id": pair.doc_id}
     for name, value in fields.items():
+        subject = f"The {name} of pair {pair.query_id!r}/{pair.doc_id!r}"
         if not isinstance(value, str):
-            said = f"The {name} of pair {pair.query_id!r}/{pair.doc_id!r} is {value!r} and no text"
-            return Unreadable(NO_TEXT, f"{said}: give a string, or leave the pair out.")
+            return Unreadable(NO_TEXT, f"{subject} is {value!r} and no text: give a string, or leave the pair out.")
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            said = f"The {name} of pair {pair.query_id!r}/{pair.doc_id!r} holds half of a surrogate pair"
-            said += f" at position {error.start}, which is no character"
-            return Unreadable(NO_TEXT, f"{said}: repair the text, or leave the pair out.")
+            half = f"half of a surrogate pair at position {error.start}, which is no character"
+            return Unreadable(NO_TEXT, f"{subject} holds {half}: repair the text, or leave the pair out.")
     if not pair.query.strip():
         return Unreadable(EMPTY, f"Query '{pair.query_id}' is empty: give it a text or leave it out.")
     if not pair.document.strip():
@@ -225,27 +226,10 @@ def _not_text(pair: Pair) -> Unreadable | None:
     return None
 
 
-def _query_lengths(tokenizer: Any, pairs: Sequence[Pair]) -> dict[str, int]:
-    """Word pieces of every query, without special ones."""
-    queries = list(dict.fromkeys(pair.query for pair in pairs))
-    if not queries:
-        return {}
-    ids = tokenizer(queries, add_special_tokens=False, verbose=False)["input_ids"]
-    return dict(zip(queries, map(len, ids), strict=True))
-
-
-def _too_long(pair: Pair, length: int, special: int, max_length: int) -> Unreadable:
-    return Unreadable(
-        TOO_LONG,
-        f"Query '{pair.query_id}' has {length} word pieces and alone fills the model, which reads {max_length} "
-        f"with {special} special ones: queries are never truncated, so leave it out.",
-    )
-
-
-def _spoilt(pair: Pair, one: Written, query_length: int, max_length: int) -> Unreadable | None:
-    """Why a pair cannot be read as it was written, if it cannot."""
-    n_query, n_document = int((one.text == 0).sum()), int((one.text == 1).sum())
-    if one.cut and n_query < query_length:
+def _spoilt(pair: Pair, written: Written, query_length: int, max_length: int) -> Unreadable | None:
+    """The reason why a pair cannot be read as it was written, or None."""
+    n_query, n_document = int((written.text == 0).sum()), int((written.text == 1).sum())
+    if written.cut and n_query < query_length:
         return Unreadable(
             CUT_QUERY,
             f"Query '{pair.query_id}' has {query_length} word pieces, more than half of the {max_length} that are "
@@ -258,7 +242,7 @@ def _spoilt(pair: Pair, one: Written, query_length: int, max_length: int) -> Unr
 
 
 def segments_of(text: np.ndarray, name: str = "") -> np.ndarray:
-    """The segment of each position, from which text each token came; `name` is that of the model, for the message.
+    """The segment of each position, from the text of each token; `name` is the model's, for the message.
 
     Raises:
         MechirError: for a pair that lacks CLS or a separator.
@@ -273,9 +257,9 @@ def segments_of(text: np.ndarray, name: str = "") -> np.ndarray:
     gaps["after the document"] = len(text) - 1 - document[-1]
     missing = [where for where, size in gaps.items() if size < 1]
     if missing:
-        of = f" of '{name}'" if name else ""
+        tokenizer = f"The tokenizer of '{name}'" if name else "The tokenizer"
         raise MechirError(
-            f"The tokenizer{of} writes no special token {missing[0]}, where [CLS] query [SEP] document [SEP] is read: "
+            f"{tokenizer} writes no special token {missing[0]}, where [CLS] query [SEP] document [SEP] is read: "
             "give it the post-processor that writes them (TemplateProcessing in tokenizer.json)."
         )
     return segment

@@ -1,4 +1,4 @@
-"""What is left out of a collection and its pools: for what reason, and which query and document."""
+"""The queries, documents and judgments that a collection and its pools leave out, with the reason."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ NO_PAIR = "judged query without a document in the pool"
 NO_RELEVANT = "query without a relevant document, in no mean of ranking quality"
 
 EXAMPLES = 20
-"""Of each reason, so many pairs stand in the record; all are in `left_out.parquet`."""
+"""How many pairs of each reason stand in the record; all are in `left_out.parquet`."""
 PRINTED = 3
 
 
 class Row(NamedTuple):
-    """One thing that is left out; a whole query has no `doc_id`, a whole document no `query_id`."""
+    """A pair that is left out; a whole query has no `doc_id`, a whole document no `query_id`."""
 
     reason: str
     query_id: str
     doc_id: str
 
     def __str__(self) -> str:
-        return _named(self.query_id, self.doc_id)
+        return "/".join(filter(None, self[1:]))
 
 
 def frame(rows: Iterable[Row]) -> pd.DataFrame:
-    """`reason`, `query_id`, `doc_id`, sorted by reason, else in the order of the rows."""
+    """A table of `reason`, `query_id`, `doc_id`, sorted by reason, else in the order of the rows."""
     table = pd.DataFrame(list(rows), columns=list(Row._fields), dtype=str)
     return table.sort_values("reason", kind="stable", ignore_index=True)
 
@@ -52,27 +52,19 @@ def queries(left_out: pd.DataFrame, reason: str) -> list[str]:
 
 
 def by_reason(left_out: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """What a record says of it: reason -> `n` and up to 20 `examples`, `query_id/doc_id`."""
-    return {
-        str(reason): {"n": len(rows), "examples": [_named(*ids) for ids in _ids(rows)]}
-        for reason, rows in left_out.groupby("reason", sort=False)
-    }
+    """A summary for the record: reason -> `n` and up to 20 `examples`, `query_id/doc_id`."""
+    summary = {}
+    for reason, rows in left_out.groupby("reason", sort=False):
+        examples = [str(Row(*row)) for row in rows[list(Row._fields)].head(EXAMPLES).itertuples(index=False)]
+        summary[str(reason)] = {"n": len(rows), "examples": examples}
+    return summary
 
 
 def sentences(record: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What `by_reason` says, a line for each reason."""
+    """A line for each reason of the result of `by_reason`."""
     lines = []
-    for reason, one in record.items():
-        some = one["examples"][:PRINTED]
-        more = ", ..." if one["n"] > len(some) else ""
-        lines.append(f"left out: {one['n']} x {reason} ({', '.join(some)}{more})")
+    for reason, summary in record.items():
+        examples = summary["examples"][:PRINTED]
+        more = ", ..." if summary["n"] > len(examples) else ""
+        lines.append(f"left out: {summary['n']} x {reason} ({', '.join(examples)}{more})")
     return lines
-
-
-def _ids(rows: pd.DataFrame) -> Iterable[tuple[str, str]]:
-    some = rows[:EXAMPLES]
-    return zip(some["query_id"], some["doc_id"], strict=True)
-
-
-def _named(query_id: str, doc_id: str) -> str:
-    return "/".join(one for one in (query_id, doc_id) if one)

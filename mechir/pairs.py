@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 from mechir.errors import MechirError
 
 Item = TypeVar("Item", bound=Any)
-"""Whatever has a `query_id`: a pair or a contrast."""
+"""A pair or a contrast: anything with a `query_id`."""
 EASY = -1
 """The grade of an easy negative: drawn at random from the collection, unjudged for that query."""
 SHOWN = 60
-"""Of a text, characters that a pair shows of itself."""
+"""How many characters of each text `repr(pair)` shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,34 +38,29 @@ class Pair:
 
 
 def as_pairs(inputs: Any) -> list[Pair]:
-    """One pair or several, given as pairs or as tuples `(query, document)`, as a list of pairs.
+    """A list of pairs from one pair or several, given as pairs or as tuples `(query, document)`.
 
     Raises:
-        MechirError: for what is no pair: a text, a frame, a dataset, a mapping, a list of texts.
+        MechirError: for anything else, such as a text, a frame, a dataset, a mapping or a list of texts.
     """
-    if isinstance(inputs, Pair) or _is_tuple_of_texts(inputs):
-        return [_as_pair(inputs)]
-    if isinstance(inputs, str | bytes | Mapping) or not isinstance(inputs, Sequence):
-        raise _no_pairs(inputs)
-    return [_as_pair(one) for one in inputs]
+    if isinstance(inputs, str | bytes | Mapping) or not isinstance(inputs, Pair | Sequence):
+        raise _no_pair(inputs)
+    pairs = []
+    for item in [inputs] if isinstance(inputs, Pair) or _is_tuple_of_texts(inputs) else inputs:
+        if not isinstance(item, Pair) and not _is_tuple_of_texts(item):
+            raise _no_pair(item)
+        pairs.append(item if isinstance(item, Pair) else Pair(*item))
+    return pairs
 
 
-def _as_pair(one: Any) -> Pair:
-    if isinstance(one, Pair):
-        return one
-    if not _is_tuple_of_texts(one):
-        raise _no_pairs(one)
-    return Pair(*one)
-
-
-def _is_tuple_of_texts(one: Any) -> bool:
+def _is_tuple_of_texts(value: Any) -> bool:
     """Whether this is `(query, document)` or `(query, document, query_id, doc_id)`."""
-    return isinstance(one, tuple) and 2 <= len(one) <= 4 and all(isinstance(part, str) for part in one)
+    return isinstance(value, tuple) and 2 <= len(value) <= 4 and all(isinstance(part, str) for part in value)
 
 
-def _no_pairs(given: Any) -> MechirError:
-    kind = type(given).__name__
-    shown = repr(given)[:SHOWN] if isinstance(given, str | int | float | tuple | None) else f"a {kind}"
+def _no_pair(value: Any) -> MechirError:
+    simple = isinstance(value, str | int | float | tuple | None)
+    shown = repr(value)[:SHOWN] if simple else f"a {type(value).__name__}"
     return MechirError(
         f"{shown} is no pair of query and document: write Pair(query, document, query_id, doc_id), a tuple "
         "(query, document), or a list of these."
@@ -73,7 +68,7 @@ def _no_pairs(given: Any) -> MechirError:
 
 
 def pairs_hash(pairs: Iterable[Pair]) -> str:
-    """SHA-256 over ids, texts and grades, in order: what was really read."""
+    """The SHA-256 over ids, texts and grades, in order: what was really read."""
     digest = hashlib.sha256()
     for pair in pairs:
         for part in (pair.query_id, pair.query, pair.doc_id, pair.document, str(pair.grade)):
@@ -84,23 +79,25 @@ def pairs_hash(pairs: Iterable[Pair]) -> str:
 
 def first_of_each(pairs: Iterable[Pair], n: int, *, by_grade: bool = False) -> list[Pair]:
     """The first n pairs of every query, or of every query and grade."""
-    seen = Counter[tuple[str, int | None]]()
-    kept = []
+    counts = Counter[tuple[str, int | None]]()
+    first = []
     for pair in pairs:
         key = pair.query_id, pair.grade if by_grade else None
-        seen[key] += 1
-        kept += [pair] if seen[key] <= n else []
-    return kept
+        counts[key] += 1
+        if counts[key] <= n:
+            first.append(pair)
+    return first
 
 
 def split_queries(material: Sequence[Item], every: int) -> tuple[list[Item], list[Item]]:
-    """The pairs or contrasts of one query in `every`, and those of the others: to find something, and to test it.
+    """The pairs or contrasts of every `every`-th query, to find something on, and those of the others, to test it on.
 
     Raises:
         MechirError: when there is one query alone.
     """
-    queries = list(dict.fromkeys(one.query_id for one in material))
+    queries = list(dict.fromkeys(item.query_id for item in material))
     if len(queries) < 2:
         raise MechirError("One query cannot both find the heads and test them: take more, or name the heads.")
     chosen = set(queries[::every])
-    return [one for one in material if one.query_id in chosen], [one for one in material if one.query_id not in chosen]
+    others = [item for item in material if item.query_id not in chosen]
+    return [item for item in material if item.query_id in chosen], others

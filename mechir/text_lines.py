@@ -22,7 +22,7 @@ _FIELD = re.compile(r'(?:"(?P<inside>(?:[^"]|"")*+)"|[^"\t\n]*+)(?P<end>[\t\n]|\
 
 
 def stored(folder: Path, name: str) -> Path | None:
-    """The file of this name, plain or with `.gz` behind it, where there is one.
+    """The file of this name, plain or with `.gz` behind it; None if there is neither.
 
     Raises:
         MechirError: where there are both.
@@ -43,7 +43,7 @@ def numbered_lines(file: Path, *, columns: bool = False) -> Iterator[tuple[int, 
     Raises:
         MechirError: for a file that cannot be unpacked, is not UTF-8 or has other line ends.
     """
-    text = _decoded(file, _unpacked(file))
+    text = _text(file)
     if columns:
         _refuse_csv(file, text)
     for number, line in enumerate(text.split("\n"), 1):
@@ -61,19 +61,15 @@ def numbered_lines(file: Path, *, columns: bool = False) -> Iterator[tuple[int, 
             yield number, line
 
 
-def _unpacked(file: Path) -> bytes:
+def _text(file: Path) -> str:
+    """The whole file, unpacked and decoded."""
     data = file.read_bytes()
-    if not data.startswith(GZIP):
-        return data
     try:
-        return gzip.decompress(data)
+        data = gzip.decompress(data) if data.startswith(GZIP) else data
     except (EOFError, OSError, zlib.error) as error:
         raise MechirError(f"{file} cannot be unpacked ({error}): it is cut off or broken, so get it again.") from error
-
-
-def _decoded(file: Path, data: bytes) -> str:
-    wide = data[:64]
-    if data.startswith(UTF16) or (len(wide) > 3 and not (any(wide[::2]) and any(wide[1::2]))):
+    start = data[:64]
+    if data.startswith(UTF16) or (len(start) > 3 and not (any(start[::2]) and any(start[1::2]))):
         raise MechirError(f"{file} is UTF-16, not UTF-8: convert it first.")
     try:
         return data.decode("utf-8-sig")
@@ -119,7 +115,7 @@ def _quoted_line(text: str) -> int | None:
         begins, place = field["end"] == "\n", field.end()
     # Where every line in between begins with an id like the others, two texts have one mark each of their own.
     signs += [
-        at for at, lines in broken if any("\t" not in one or _shape(one.split("\t")[0]) not in shapes for one in lines)
+        at for at, rest in broken if any("\t" not in row or _shape(row.split("\t")[0]) not in shapes for row in rest)
     ]
     return min(signs) if signs else 1 if texts == whole > 1 else None
 

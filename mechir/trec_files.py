@@ -16,13 +16,13 @@ class Texts(dict[str, str]):
     """Id -> text of documents in memory, in the order of their file."""
 
     def many(self, ids: Iterable[str]) -> dict[str, str]:
-        """The texts of those of these documents that there are."""
-        return {one: self[one] for one in ids if one in self}
+        """Id -> text of these documents, without those that do not exist."""
+        return {doc_id: self[doc_id] for doc_id in ids if doc_id in self}
 
     def at(self, places: Iterable[int]) -> list[tuple[str, str]]:
         """Id and text of the documents at these places of the order."""
         ids = [self._ids[place] for place in places]
-        return [(one, self[one]) for one in ids]
+        return [(doc_id, self[doc_id]) for doc_id in ids]
 
     @cached_property
     def _ids(self) -> list[str]:
@@ -64,16 +64,15 @@ def run_file(run: str | Path, folder: Path | None, name: str) -> Path:
     """The file of a run, given by its path or by its name in a collection's folder (`bm25` is `run.bm25.txt`).
 
     Raises:
-        MechirError: when there is none; `name` is the collection's.
+        MechirError: when there is no such file; `name` is the collection's.
     """
     if Path(run).is_file():
         return Path(run)
     if folder is not None and Path(run).name == str(run):
         inside = [stored(folder, file) for file in (str(run), f"run.{run}.txt")]
-        files = [file for file in inside if file is not None]
-        if files:
-            return files[0]
-    here = [] if folder is None else sorted(file.name for file in folder.glob("run.*.txt*"))
+        if file := inside[0] or inside[1]:
+            return file
+    here = sorted(file.name for file in folder.glob("run.*.txt*")) if folder is not None else []
     raise MechirError(f"There is no run file '{run}'; '{name}' has {', '.join(here) or 'none of its own'}.")
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import mechir as mi
+from mechir.batches import Batch
 from mechir.contrasts import ROLES, Contrast, align, contrasts_hash, encode_contrasts, refuse_unaligned
 from mechir.diagnostics import QuerySwap, Tfc1
 from mechir.encoder import HookedEncoder
@@ -147,8 +150,12 @@ def test_the_hash_is_of_both_sides_and_the_filler_in_order() -> None:
     assert found[0] == contrasts_hash(iter(contrasts(3)))
 
 
-def test_a_batch_moves_as_a_whole(tiny: HookedEncoder) -> None:
-    batch = next(encode_contrasts(tiny, contrasts(3)).batches(tiny)).to("meta")
+def test_a_batch_is_as_a_whole_on_the_device_of_the_model(tiny: HookedEncoder) -> None:
+    def batches(self: Reranker, pairs: Encoded, **options: Any) -> Iterator[tuple[np.ndarray, Batch]]:
+        return ((index, batch.to("meta")) for index, batch in tiny.batches(pairs, **options))
+
+    elsewhere = stub(Reranker, batches=batches, device=torch.device("meta"))
+    batch = next(encode_contrasts(tiny, contrasts(3)).batches(elsewhere))
     assert {batch.base.input_ids.device.type, batch.donor.segment.device.type, batch.roles.device.type} == {"meta"}
 
 
