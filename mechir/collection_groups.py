@@ -1,4 +1,4 @@
-"""Several collections as one, each in a group such as `in` and `out` of the domain that the model was trained on."""
+"""Several collections as one, in groups such as `in` and `out` of the domain that the model was trained on."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from mechir.judged_collection import Collection, collection
 from mechir.pairs import Pair
 from mechir.pools import Sample
 
-IDS = ("query_id", "doc_id")
+IDS = ["query_id", "doc_id"]
 BETWEEN = "::"
 """Between the name of a collection and the id of a query or document of it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Collections:
-    """Collections that are measured together; ids of queries and documents begin with their collection's, `dl19::q1`.
+    """Collections that are measured together, as (group, collection).
 
-    `members`: (group, collection) one after the other.
+    Ids of queries and documents begin with their collection's, `dl19::q1`.
     """
 
     members: tuple[tuple[str, Collection], ...]
@@ -34,76 +34,71 @@ class Collections:
 
     @property
     def id(self) -> str:
-        """`in:dl19+out:cranfield`; of one collection its own."""
+        """The ids joined, `in:dl19+out:cranfield`; of one collection its own."""
         if len(self.members) == 1:
             return self.members[0][1].id
-        return "+".join(f"{group}:{one.id}" for group, one in self.members)
+        return "+".join(f"{group}:{member.id}" for group, member in self.members)
 
     @property
     def full_name(self) -> str:
-        """Its id, with the folder above it in every name."""
-        return "+".join(f"{group}:{one.full_name}" for group, one in self.members)
+        """The id, with the folder above it in every name."""
+        return "+".join(f"{group}:{member.full_name}" for group, member in self.members)
 
     @property
     def hash(self) -> str:
         """The SHA-256 of the members' groups, ids and hashes."""
-        told = "\0".join(f"{group}\t{one.id}\t{one.hash}" for group, one in self.members)
-        return hashlib.sha256(told.encode()).hexdigest()
+        text = "\0".join(f"{group}\t{member.id}\t{member.hash}" for group, member in self.members)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def groups(self) -> dict[str, str]:
-        """Collection id -> group."""
-        return {one.id: group for group, one in self.members}
+        """The mapping from collection id to group."""
+        return {member.id: group for group, member in self.members}
 
     @property
     def rules(self) -> dict[str, Any]:
-        """The rules that all were read by, where they are not those by default."""
+        """The rules that all were read by, without the defaults."""
         return self.members[0][1].rules
 
     @property
     def queries(self) -> dict[str, str]:
         """The queries of all, one collection after the other."""
-        return {_named(one, key): text for _, one in self.members for key, text in one.queries.items()}
+        return {member.id + BETWEEN + key: text for _, member in self.members for key, text in member.queries.items()}
 
     def pairs(self, **pool: Any) -> list[Pair]:
-        """The pools of all, each as `Collection.pairs` gives it: `limit_queries` counts in every collection."""
+        """The pools of all, each from `Collection.pairs`: `limit_queries` counts in every collection."""
         return self.sample(**pool).pairs
 
     def sample(self, **pool: Any) -> Sample:
         """The pools of all, and what was left out of them."""
         pairs, frames = [], []
-        for _, one in self.members:
-            sample = one.sample(**pool)
+        for _, member in self.members:
+            sample, prefix = member.sample(**pool), member.id + BETWEEN
             pairs += [
-                replace(pair, query_id=_named(one, pair.query_id), doc_id=_named(one, pair.doc_id))
-                for pair in sample.pairs
+                replace(pair, query_id=prefix + pair.query_id, doc_id=prefix + pair.doc_id) for pair in sample.pairs
             ]
-            ids = {name: sample.left_out[name].map(lambda key, of=one: key and _named(of, key)) for name in IDS}
-            frames.append(sample.left_out.assign(**ids))
+            ids = sample.left_out[IDS]
+            frames.append(sample.left_out.assign(**(prefix + ids).where(ids != "", "")))
         return Sample(pairs, pd.concat(frames).sort_values("reason", kind="stable", ignore_index=True))
 
     def judged(self, pairs: Sequence[Pair], *, full: bool) -> pd.DataFrame:
-        """As `Collection.judged`."""
-        found = []
-        for _, one in self.members:
-            start = len(one.id + BETWEEN)
-            own = [
-                replace(pair, query_id=pair.query_id[start:], doc_id=pair.doc_id[start:])
+        """The table of `Collection.judged` for all."""
+        frames = []
+        for _, member in self.members:
+            prefix = member.id + BETWEEN
+            part = [
+                replace(pair, query_id=pair.query_id.removeprefix(prefix), doc_id=pair.doc_id.removeprefix(prefix))
                 for pair in pairs
-                if pair.query_id.startswith(one.id + BETWEEN)
+                if pair.query_id.startswith(prefix)
             ]
-            frame = one.judged(own, full=full)
-            found.append(frame.assign(**{key: one.id + BETWEEN + frame[key] for key in IDS}))
-        return pd.concat(found, ignore_index=True)
+            frame = member.judged(part, full=full)
+            frames.append(frame.assign(**(prefix + frame[IDS])))
+        return pd.concat(frames, ignore_index=True)
 
     def texts(self, limit: int) -> Iterator[str]:
         """The documents' texts, of each collection at most its share of `limit`."""
-        for _, one in self.members:
-            yield from one.texts(max(1, limit // len(self.members)))
-
-
-def _named(of: Collection, key: str) -> str:
-    return of.id + BETWEEN + key
+        for _, member in self.members:
+            yield from member.texts(max(1, limit // len(self.members)))
 
 
 def collection_of(query_id: str) -> str:
@@ -113,8 +108,8 @@ def collection_of(query_id: str) -> str:
 
 def in_group(text: str) -> bool:
     """Whether a collection is written `group:name`."""
-    group, colon, name = text.partition(":")
-    return bool(colon and group.isidentifier() and name)
+    group, _, name = text.partition(":")
+    return group.isidentifier() and bool(name)
 
 
 def collections(named: Sequence[str | Path], **rules: Any) -> Collections:
@@ -125,7 +120,7 @@ def collections(named: Sequence[str | Path], **rules: Any) -> Collections:
         rules: `duplicates` and `leave_out` of `collection`, for all of them.
 
     Raises:
-        MechirError: where a group is missing, two collections have one name, or a collection is refused.
+        MechirError: for a missing group, two collections of one name, or a collection that is refused.
     """
     members = []
     for text in map(str, named):
@@ -133,7 +128,7 @@ def collections(named: Sequence[str | Path], **rules: Any) -> Collections:
         if not in_group(text):
             raise MechirError(f"Cannot read the collection '{text}': write group:name, such as in:PATH or out:PATH.")
         members.append((group, collection(name, **rules)))
-    ids = [one.id for _, one in members]
-    if twice := sorted({one for one in ids if ids.count(one) > 1}):
+    ids = [member.id for _, member in members]
+    if twice := sorted({id_ for id_ in ids if ids.count(id_) > 1}):
         raise MechirError(f"Two collections are called '{twice[0]}': give each once, under a name of its own.")
     return Collections(tuple(members))

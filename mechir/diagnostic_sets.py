@@ -64,7 +64,7 @@ def _of_collection(name: str, source: Any, model: Weights | None, pool: Mapping[
     if name not in AXIOMS:
         raise MechirError(f"Unknown diagnostic '{name}'. The closest are {closest(name, AXIOMS)}.")
     opened = source if isinstance(source, Collection) else open_collection(source)
-    known = inspect.signature(opened.pairs).parameters
+    known = inspect.signature(opened.sample).parameters
     unknown = sorted(pool.keys() - known.keys())
     if unknown:
         raise MechirError(f"A pool has no option '{unknown[0]}': it takes {', '.join(known)}.")

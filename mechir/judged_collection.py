@@ -24,6 +24,7 @@ from mechir.rules import (
     counted,
     one_grade_each,
     one_text_each,
+    refuse_below,
     refuse_beyond,
     refuse_options,
 )
@@ -31,18 +32,18 @@ from mechir.rules import (
 FILES = ("queries.tsv", "docs.tsv", "qrels.txt")
 EMBEDDED = Path(__file__).parent / "data" / "embedded"
 BM25_LIMIT = 2_000_000
-"""Documents above which BM25 candidates are not computed here."""
+"""The most documents for which BM25 candidates are computed here."""
 
 
 @dataclass(frozen=True, eq=False)
 class Collection:
-    """Queries, documents and judgments, and what can be sampled from them.
+    """Queries, documents and judgments, from which pools are sampled.
 
     `queries` and `docs` map ids to texts, in the order of their files; `qrels` maps query id -> document id -> grade,
-    as it was read, and `judgments` those of them that count. `easy_negatives` is how many a pool has where none are
-    asked for (20 in the embedded collection, which `ships` with mechir, else 0). `duplicates` and `leave_out` are the
-    rules it was read by, `again` what was read twice. `hash` is the SHA-256 of ids, texts and judgments; for
-    ir_datasets that of its id, queries and judgments alone.
+    as it was read, and `judgments` those that count. `easy_negatives` is the default number of a pool (20 in the
+    embedded collection, which `ships` with mechir, else 0). `duplicates` and `leave_out` are the rules it was read by,
+    `again` the lines that were repeated. `hash` is the SHA-256 of ids, texts and judgments; for ir_datasets that of its
+    id, queries and judgments alone.
     """
 
     id: str
@@ -64,77 +65,41 @@ class Collection:
 
     @property
     def full_name(self) -> str:
-        """Its id with the folder above it, `scifact/test`; of what lies in no folder of the reader's the id."""
+        """The id with the folder above it, `scifact/test`; the id alone if it ships or is of ir_datasets."""
         return self.id if self.folder is None or self.ships else f"{self.folder.resolve().parent.name}/{self.id}"
 
     @property
     def address(self) -> str:
-        """What `collection` opens it by from anywhere: the whole path of its folder, or its id."""
+        """The whole path of the folder, or the id: the argument by which `collection` opens it from anywhere."""
         return self.id if self.folder is None or self.ships else str(self.folder.resolve())
 
     @property
     def unjudged(self) -> int:
-        """How many queries have no judgments: they are left out of every pool, for their nDCG is undefined."""
+        """The number of queries without judgments: they are left out of every pool, for their nDCG is undefined."""
         return sum(not self.qrels.get(query_id) for query_id in self.queries)
 
     @property
     def rules(self) -> dict[str, Any]:
-        """The rules it was read by, where they are not those by default: arguments of `collection`."""
-        rules = {"duplicates": self.duplicates, "leave_out": self.leave_out}
-        default = {"duplicates": DUPLICATES[0], "leave_out": LEAVE_OUT}
-        return {name: value for name, value in rules.items() if value != default[name]}
+        """The rules it was read by, without the defaults: arguments of `collection`."""
+        defaults = {"duplicates": DUPLICATES[0], "leave_out": LEAVE_OUT}
+        return {name: getattr(self, name) for name, value in defaults.items() if getattr(self, name) != value}
 
     @property
     def judgments(self) -> Mapping[str, Mapping[str, int]]:
-        """The judgments that count: grades of 0 and more, of queries and documents that are there and not empty.
+        """The judgments that count: grades of 0 and more, of queries and documents that exist and are not empty.
 
         Raises:
-            MechirError: where more than `leave_out` of them cannot be used.
+            MechirError: when more than `leave_out` of them cannot be used.
         """
         return self._counted.qrels
 
     @cached_property
     def _counted(self) -> Counted:
-        where = f"'{self.folder or self.id}'"
-        return counted(self.qrels, self.queries, self.docs.many, where, self.leave_out)
+        return counted(self.qrels, self.queries, self.docs.many, f"'{self.folder or self.id}'", self.leave_out)
 
-    def pairs(
-        self,
-        *,
-        per_grade: int | None = None,
-        easy_negatives: int | None = None,
-        top_k: int | None = None,
-        run: str | Path | None = None,
-        limit_queries: int | None = None,
-        seed: int = 0,
-    ) -> list[Pair]:
-        """A pool: the pairs to score, whole queries one after the other, in the order of the queries' file.
-
-        By default all documents that are judged 0 or more of every judged query, by falling grade.
-
-        Args:
-            per_grade: at most so many per grade and query, drawn at random; grade 0 are the hard negatives.
-            easy_negatives: so many per query drawn from the whole collection, unjudged for that query, grade -1;
-                by default the collection's own number, or 0 with `run` or `top_k`. Never an empty document, nor the
-                query itself.
-            top_k: the first so many documents of the run, or of BM25 when there is no `run`. Documents of a grade
-                below 0 and the query itself are passed over.
-            run: a TREC run, by its path or by its name in the directory (`bm25` is `run.bm25.txt`).
-            limit_queries: only the first so many judged queries.
-            seed: of everything drawn. Each query and grade draws by itself, so no other option changes what is drawn.
-
-        Raises:
-            MechirError: for options that exclude each other or are below 1, an unknown run, a collection too small for
-                the easy negatives, more to leave out than `leave_out`, or an empty pool.
-        """
-        return self.sample(
-            per_grade=per_grade,
-            easy_negatives=easy_negatives,
-            top_k=top_k,
-            run=run,
-            limit_queries=limit_queries,
-            seed=seed,
-        ).pairs
+    def pairs(self, **pool: Any) -> list[Pair]:
+        """The pairs of a pool; see `sample` for its options."""
+        return self.sample(**pool).pairs
 
     def sample(
         self,
@@ -146,15 +111,34 @@ class Collection:
         limit_queries: int | None = None,
         seed: int = 0,
     ) -> Sample:
-        """The pool of `pairs`, and what was left out of it and of the collection."""
+        """A pool, and what is left out of it and of the collection.
+
+        Its pairs are whole queries one after the other, in the order of the queries' file: by default all documents
+        that are judged 0 or more of every judged query, by falling grade.
+
+        Args:
+            per_grade: the most documents per grade and query, drawn at random; grade 0 are the hard negatives.
+            easy_negatives: the number per query that is drawn from the whole collection, unjudged for that query, grade
+                -1; by default the collection's own number, or 0 with `run` or `top_k`. Never an empty document, nor the
+                query itself.
+            top_k: the number of first documents of the run, or of BM25 when there is no `run`. Documents of a grade
+                below 0 and the query itself are passed over.
+            run: a TREC run, by its path or by its name in the directory (`bm25` is `run.bm25.txt`).
+            limit_queries: the number of first judged queries that are taken.
+            seed: for every draw. Each query and grade draws by itself, so no other option changes what is drawn.
+
+        Raises:
+            MechirError: for options that exclude each other or are below 1, an unknown run, a collection too small for
+                the easy negatives, more to leave out than `leave_out`, or an empty pool.
+        """
         if easy_negatives is None:
             easy_negatives = self.easy_negatives if run is None and top_k is None else 0
-        _refuse_below(1, per_grade=per_grade, top_k=top_k, limit_queries=limit_queries)
-        _refuse_below(0, easy_negatives=easy_negatives)
+        refuse_below(1, per_grade=per_grade, top_k=top_k, limit_queries=limit_queries)
+        refuse_below(0, easy_negatives=easy_negatives)
         if per_grade is not None and (run is not None or top_k is not None):
             raise MechirError("per_grade samples judged documents and run/top_k takes a run's: give one or the other.")
-        judgments, asked = self.judgments, self._asked(limit_queries)
-        judged = [query_id for query_id in asked if query_id in judgments]
+        judgments, queries = self.judgments, self._judged_queries(limit_queries)
+        judged = [query_id for query_id in queries if query_id in judgments]
         rows: list[Row] = []
         if run is not None:
             chosen, rows = self._of_run(run, top_k, judged)
@@ -163,16 +147,18 @@ class Collection:
         else:
             chosen = {key: pools.judged_documents(key, judgments[key], per_grade, seed) for key in judged}
         if not chosen:
-            given = "the run names documents of none" if run is not None else "there are documents to score for none"
-            raise MechirError(f"The pool of '{self.id}' is empty: {given} of its judged queries.")
+            reason = "the run names documents of none" if run is not None else "there are documents to score for none"
+            raise MechirError(f"The pool of '{self.id}' is empty: {reason} of its judged queries.")
         easy: dict[str, dict[str, str]] = {}
         for query_id in chosen if easy_negatives else ():
-            easy[query_id], passed = self._easy(query_id, chosen[query_id], easy_negatives, seed)
+            text, taken = self.queries[query_id], {*self.qrels[query_id], *chosen[query_id]}
+            drawn, passed = pools.easy_negatives(self.id, self.docs, query_id, text, taken, easy_negatives, seed)
+            easy[query_id] = drawn
             rows += passed
-        return Sample(self._pairs(chosen, easy), self._left_out(rows, asked, chosen))
+        return Sample(self._pairs(chosen, easy), self._left_out(rows, queries, chosen))
 
     def judged(self, pairs: Sequence[Pair], *, full: bool) -> pd.DataFrame:
-        """What the ideal ranking may use: `query_id`, `doc_id`, `grade` (0 for unjudged), `pooled`.
+        """The documents of the ideal ranking: `query_id`, `doc_id`, `grade` (0 for unjudged), `pooled`.
 
         The pool's own documents (`pooled`), and where `full` every other judged document of its queries that counts:
         the nDCG of published results. A sampled pool is measured against its own ideal ranking.
@@ -189,10 +175,10 @@ class Collection:
         """The texts of all documents, or of `limit` of them at even distances where there are more."""
         n = len(self.docs)
         places = np.linspace(0, n - 1, min(n, limit)).round().astype(int)
-        for some in np.array_split(places, len(places) // 1000 + 1):
-            yield from (text for _, text in self.docs.at(some.tolist()))
+        for part in np.array_split(places, len(places) // 1000 + 1):
+            yield from (text for _, text in self.docs.at(part.tolist()))
 
-    def _asked(self, limit: int | None) -> list[str]:
+    def _judged_queries(self, limit: int | None) -> list[str]:
         """The judged queries up to the `limit`-th of them that has a judgment that counts."""
         judged = [query_id for query_id in self.queries if self.qrels.get(query_id)]
         counting = [place for place, query_id in enumerate(judged) if query_id in self.judgments]
@@ -200,17 +186,15 @@ class Collection:
 
     def _pairs(self, chosen: Mapping[str, list[str]], easy: Mapping[str, Mapping[str, str]]) -> list[Pair]:
         texts = self.docs.many({doc_id: None for ids in chosen.values() for doc_id in ids})
-        return [
-            Pair(self.queries[query_id], text, query_id, doc_id, grade)
-            for query_id, ids in chosen.items()
-            for doc_id, text, grade in [
-                *((doc_id, texts[doc_id], self.judgments[query_id].get(doc_id)) for doc_id in ids),
-                *((doc_id, text, EASY) for doc_id, text in easy.get(query_id, {}).items()),
-            ]
-        ]
+        pairs = []
+        for query_id, ids in chosen.items():
+            query, grades = self.queries[query_id], self.judgments[query_id]
+            pairs += [Pair(query, texts[doc_id], query_id, doc_id, grades.get(doc_id)) for doc_id in ids]
+            pairs += [Pair(query, text, query_id, doc_id, EASY) for doc_id, text in easy.get(query_id, {}).items()]
+        return pairs
 
-    def _left_out(self, rows: Sequence[Row], asked: Sequence[str], chosen: Mapping[str, list[str]]) -> pd.DataFrame:
-        """What the collection and this pool leave out; said once where the query itself is among the documents."""
+    def _left_out(self, rows: Sequence[Row], queries: Sequence[str], chosen: Mapping[str, list[str]]) -> pd.DataFrame:
+        """The table of all that is left out, with a warning where a query itself is among the documents."""
         itself = [row for row in rows if row.reason == left_out.ITSELF]
         if itself:
             warnings.warn(
@@ -218,36 +202,35 @@ class Collection:
                 "they are neither drawn nor taken from a ranking.",
                 stacklevel=4,
             )
-        silent = [Row(left_out.NO_PAIR, query_id, "") for query_id in asked if query_id not in chosen]
-        silent += [
-            Row(left_out.NO_RELEVANT, query_id, "") for query_id in chosen if not any(self.judgments[query_id].values())
-        ]
-        return left_out.frame([*self.again, *self._counted.left_out, *rows, *silent])
+        no_pair = [Row(left_out.NO_PAIR, query_id, "") for query_id in queries if query_id not in chosen]
+        irrelevant = [query_id for query_id in chosen if not any(self.judgments[query_id].values())]
+        no_relevant = [Row(left_out.NO_RELEVANT, query_id, "") for query_id in irrelevant]
+        return left_out.frame([*self.again, *self._counted.left_out, *rows, *no_pair, *no_relevant])
 
-    def _easy(self, query_id: str, chosen: Sequence[str], n: int, seed: int) -> tuple[dict[str, str], list[Row]]:
-        taken = {*self.qrels[query_id], *chosen}
-        return pools.easy_negatives(self.id, self.docs, query_id, self.queries[query_id], taken, n, seed)
+    def _first(self, ranked: Mapping[str, list[str]], k: int | None) -> tuple[dict[str, list[str]], list[Row]]:
+        """The first k documents of each ranking that can be scored, and what is left out of the rankings."""
+        first: dict[str, list[str]] = {}
+        rows: list[Row] = []
+        for query_id, ids in ranked.items():
+            texts, grades = self.docs.many(ids), self.qrels[query_id]
+            documents, left = pools.of_ranking(query_id, self.queries[query_id], ids, grades, texts)
+            rows += left
+            if documents:
+                first[query_id] = documents[:k]
+        return first, rows
 
     def _of_run(self, run: str | Path, k: int | None, judged: Sequence[str]) -> tuple[dict[str, list[str]], list[Row]]:
         """The first k documents of each query of a run; its lines of every judged query must be of this collection."""
         ranked = trec_files.read_run(trec_files.run_file(run, self.folder, self.id))
-        rows = [Row(left_out.RUN_QUERY, query_id, "") for query_id in ranked if query_id not in self.queries]
-        chosen: dict[str, list[str]] = {}
-        total = 0
-        for query_id in (one for one in self.judgments if one in ranked):
-            listed, query = ranked[query_id], self.queries[query_id]
-            texts = self.docs.many(listed)
-            kept, left = pools.of_ranking(query_id, query, listed, self.qrels[query_id], texts)
-            rows += left
-            total += len(listed)
-            if kept:
-                chosen[query_id] = kept[:k]
+        unknown = [Row(left_out.RUN_QUERY, query_id, "") for query_id in ranked if query_id not in self.queries]
+        ranked = {query_id: ranked[query_id] for query_id in self.judgments if query_id in ranked}
+        chosen, rows = self._first(ranked, k)
         lost = [row for row in rows if row.reason in (left_out.RUN_MISSING, left_out.RUN_EMPTY)]
-        refuse_beyond(lost, total, f"lines of the run '{run}'", self.leave_out)
-        return {query_id: chosen[query_id] for query_id in judged if query_id in chosen}, rows
+        refuse_beyond(lost, sum(map(len, ranked.values())), f"lines of the run '{run}'", self.leave_out)
+        return {query_id: chosen[query_id] for query_id in judged if query_id in chosen}, unknown + rows
 
     def _of_bm25(self, k: int, judged: Sequence[str]) -> tuple[dict[str, list[str]], list[Row]]:
-        """BM25's first k documents of each query, but for the query itself and grades below 0."""
+        """BM25's first k documents of each query, without the query itself and grades below 0."""
         if len(self.docs) > BM25_LIMIT:
             raise MechirError(
                 f"'{self.id}' has {len(self.docs)} documents, too many for BM25 here: give a run of it with --run FILE."
@@ -256,42 +239,34 @@ class Collection:
         queries = {query_id: self.queries[query_id] for query_id in judged}
         spare = pools.passed_over(queries, self.qrels, texts)
         ranked = bm25.candidates(queries, list(texts), list(texts.values()), k + spare) if queries else {}
-        chosen: dict[str, list[str]] = {}
-        rows: list[Row] = []
-        for query_id, listed in ranked.items():
-            kept, left = pools.of_ranking(query_id, queries[query_id], listed, self.qrels[query_id], texts)
-            rows += left
-            if kept:
-                chosen[query_id] = kept[:k]
-        return chosen, rows
+        return self._first(ranked, k)
 
 
 def collection(
     name_or_path: str | Path, *, duplicates: str = "refuse", leave_out: float | int = LEAVE_OUT
 ) -> Collection:
-    """A directory with queries.tsv, docs.tsv and qrels.txt, an ir_datasets id, or "embedded" (which ships).
+    """Opens a directory with queries.tsv, docs.tsv and qrels.txt, an ir_datasets id, or "embedded" (which ships).
 
     The embedded collection was written for mechir: each query has 12 judged passages of known make-up
     (`mechir/data/embedded/design.tsv`; see `mechir/data/embedded/DATASHEET.md`).
 
     Args:
         name_or_path: the directory, whose files may be packed (`docs.tsv.gz`), or the id.
-        duplicates: what to do where a pair is judged twice, with different grades: "refuse", or "max" for the largest.
+        duplicates: the rule for a pair that is judged twice, with different grades: "refuse", or "max" for the largest.
         leave_out: the share of judgments that may name missing or empty documents or unknown queries, of judged queries
             that may be empty, and of lines of a run: up to it they are left out and counted. Above it, they are
             refused: of a directory now, of ir_datasets when the first pool is made.
 
     Raises:
-        MechirError: for anything else, and for files that cannot be trusted.
+        MechirError: for anything else, and for files that contradict themselves.
     """
     refuse_options(duplicates, leave_out)
     leave_out = float(leave_out)
     if str(name_or_path) == EMBEDDED.name:
         return replace(_directory(EMBEDDED, duplicates, leave_out), ships=True, easy_negatives=20)
-    folder = Path(name_or_path).expanduser()
+    name, folder = str(name_or_path), Path(name_or_path).expanduser()
     if folder.is_dir():
         return _directory(folder, duplicates, leave_out)
-    name = str(name_or_path)
     if name.startswith((".", "/", "~")):
         raise MechirError(f"There is no directory '{name}': write the path of a collection or an ir_datasets id.")
     return _dataset(name, duplicates, leave_out)
@@ -299,10 +274,8 @@ def collection(
 
 def _dataset(name: str, duplicates: str, leave_out: float) -> Collection:
     dataset = irds.open_dataset(name)
-    lacking = [
-        what for what, has in (("queries", dataset.has_queries()), ("judgments", dataset.has_qrels())) if not has
-    ]
-    if lacking:
+    has = {"queries": dataset.has_queries(), "judgments": dataset.has_qrels()}
+    if lacking := [part for part in has if not has[part]]:
         raise MechirError(
             f"'{name}' has no {' and no '.join(lacking)} in ir_datasets: write the id of one of its judged subsets, "
             "such as 'msmarco-passage/trec-dl-2019/judged' of 'msmarco-passage'."
@@ -319,32 +292,16 @@ def _dataset(name: str, duplicates: str, leave_out: float) -> Collection:
 
 def _directory(folder: Path, duplicates: str, leave_out: float) -> Collection:
     files = {name: text_lines.stored(folder, name) for name in FILES}
-    missing = [name for name, file in files.items() if file is None]
-    if missing:
+    if missing := [name for name, file in files.items() if file is None]:
         raise MechirError(f"'{folder}' is no collection: it holds no {' and no '.join(missing)}.")
     queries_file, docs_file, qrels_file = (file for file in files.values() if file is not None)
-    lines = trec_files.read_texts(queries_file, "query")
-    queries, again = one_text_each(lines, "query", f"{queries_file}, line")
-    lines = trec_files.read_texts(docs_file, "document")
-    docs, more = one_text_each(lines, "document", f"{docs_file}, line")
+    queries, again = one_text_each(trec_files.read_texts(queries_file, "query"), "query", f"{queries_file}, line")
+    docs, more = one_text_each(trec_files.read_texts(docs_file, "document"), "document", f"{docs_file}, line")
     qrels, twice = one_grade_each(trec_files.read_qrels(qrels_file), f"{qrels_file}, line", duplicates)
     digest = collection_hash.of_directory(queries, docs, qrels)
-    read = Collection(
-        folder.resolve().name,
-        queries,
-        trec_files.Texts(docs),
-        qrels,
-        digest,
-        folder,
-        duplicates=duplicates,
-        leave_out=leave_out,
-        again=(*again, *more, *twice),
+    name, texts, repeated = folder.resolve().name, trec_files.Texts(docs), (*again, *more, *twice)
+    made = Collection(
+        name, queries, texts, qrels, digest, folder, duplicates=duplicates, leave_out=leave_out, again=repeated
     )
-    _ = read.judgments  # what cannot be trusted is refused before anything else is done
-    return read
-
-
-def _refuse_below(least: int, **options: int | None) -> None:
-    for name, value in options.items():
-        if value is not None and value < least:
-            raise MechirError(f"{name}={value} asks for nothing: write {least} or more, or leave it out.")
+    _ = made.judgments  # raises for too many judgments that cannot be used
+    return made

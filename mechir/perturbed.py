@@ -1,4 +1,4 @@
-"""Pairs and their perturbations, and what they give once they are aligned for a model."""
+"""Pairs and their perturbations, and the contrasts that they give for a model."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from mechir.contrasts import Contrast, Perturbation, align_pair, sides, single_piece
 from mechir.errors import MechirError
 from mechir.judged_collection import Collection
 from mechir.pairs import Pair, pairs_hash
+from mechir.pools import draw
 from mechir.reranker import Reranker
+from mechir.rules import refuse_below
 
 FILLERS = ("a", "the")
-"""Two by default: what depends on the filler is not an effect of the perturbation."""
+"""The default fillers, two: a result that depends on the filler is not an effect of the perturbation."""
 
 
 class Aligned(NamedTuple):
-    """Contrasts, and those that there are not: `skipped` has `query_id`, `doc_id`, `filler`, `reason`."""
+    """Contrasts, and the pairs that gave none: `skipped` has `query_id`, `doc_id`, `filler`, `reason`."""
 
     contrasts: list[Contrast]
     skipped: pd.DataFrame
@@ -32,12 +33,12 @@ class Aligned(NamedTuple):
 
     @property
     def bases(self) -> list[Pair]:
-        """What runs are on."""
+        """The pairs that runs are on."""
         return [contrast.base for contrast in self.contrasts]
 
     @property
     def donors(self) -> list[Pair]:
-        """Where activations come from."""
+        """The pairs that activations come from."""
         return [contrast.donor for contrast in self.contrasts]
 
 
@@ -46,9 +47,9 @@ class Diagnostic:
     """Pairs and their perturbations, not aligned yet: that takes a model's tokenizer.
 
     `refused` are the pairs that the perturbation does not apply to, with the reason. With `swap`, runs are on the
-    perturbed text and activations come from the other. `perturbed` is the collection that was, `left_out` what its pool
-    leaves out, `folder` that of a published set. `asked` is what `diagnostic` was asked for: `name`, and the options of
-    the pool that were given.
+    perturbed text and activations come from the other. `perturbed` is the collection, `left_out` what its pool leaves
+    out, `folder` that of a published set. `asked` holds the arguments of `diagnostic`: `name`, and the options of the
+    pool that were given.
     """
 
     id: str
@@ -64,19 +65,19 @@ class Diagnostic:
 
     @property
     def full_name(self) -> str:
-        """Its id with the folder above the collection, or of a published set with the one that it was read from."""
+        """The id with the folder above the collection, or with the folder of a published set."""
         if self.perturbed is not None:
             return f"{self.axiom} of {self.perturbed.full_name}"
         return self.id if self.folder is None else f"{self.folder.resolve().name}/{self.id}"
 
     @property
     def rules(self) -> dict[str, Any]:
-        """The rules that the perturbed collection was read by, where they are not those by default."""
+        """The rules that the perturbed collection was read by, without the defaults."""
         return {} if self.perturbed is None else self.perturbed.rules
 
     @property
     def axiom(self) -> str:
-        """What is perturbed: the name of the diagnostic, without that of the collection."""
+        """The name of the diagnostic, without that of the collection."""
         return self.id.removesuffix(f" of {self.collection}")
 
     @property
@@ -90,35 +91,29 @@ class Diagnostic:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of all texts, ids and grades of both sides."""
+        """The SHA-256 of all texts, ids and grades of both sides."""
         sides = [pairs_hash(pair[side] for pair in self.cases) for side in (0, 1)]
         return hashlib.sha256("".join(sides).encode()).hexdigest()
 
     def limited(self, *, limit_queries: int | None = None, per_grade: int | None = None, seed: int = 0) -> Diagnostic:
-        """The first so many queries; of each query and grade at most so many pairs, drawn at random.
+        """The first `limit_queries` queries; of each query and grade at most `per_grade` pairs, drawn at random.
 
-        What it was `asked` for is then no longer what it is.
+        The result has no `asked`.
         """
-        for name, value in {"limit_queries": limit_queries, "per_grade": per_grade}.items():
-            if value is not None and value < 1:
-                raise MechirError(f"{name}={value} asks for nothing: write 1 or more, or leave it out.")
-        ids = list(dict.fromkeys(base.query_id for base, _ in self.cases))[:limit_queries]
-        groups: dict[tuple[str, int | None], list[int]] = {}
+        refuse_below(1, limit_queries=limit_queries, per_grade=per_grade)
+        ids = set(list(dict.fromkeys(base.query_id for base, _ in self.cases))[:limit_queries])
+        groups: dict[tuple[str, str], list[int]] = {}
         for place, (base, _) in enumerate(self.cases):
-            if base.query_id in set(ids):
-                groups.setdefault((base.query_id, base.grade), []).append(place)
-        kept = sorted(place for key, places in groups.items() for place in _drawn(places, per_grade, seed, key))
-        cases = tuple(self.cases[place] for place in kept)
-        if limit_queries is None:
-            return replace(self, cases=cases, asked=None)
-        known = set(ids)
-        refused = tuple((pair, reason) for pair, reason in self.refused if pair.query_id in known)
-        return replace(self, cases=cases, refused=refused, asked=None)
+            if base.query_id in ids:
+                groups.setdefault((base.query_id, str(base.grade)), []).append(place)
+        drawn = sorted(place for key, places in groups.items() for place in draw(places, per_grade, seed, *key))
+        refused = tuple(case for case in self.refused if limit_queries is None or case[0].query_id in ids)
+        return replace(self, cases=tuple(self.cases[place] for place in drawn), refused=refused, asked=None)
 
     def align(self, model: Reranker, filler: str | Sequence[str] | None = None) -> Aligned:
         """The contrasts for this model, once per filler (by default the set's own two).
 
-        Pairs that cannot be aligned, or whose edit the model would not read, are left out with id and reason.
+        Pairs that cannot be aligned, or whose edit the model would not read, are skipped with id and reason.
 
         Raises:
             MechirError: for a filler that is not one word piece, or when nothing at all can be aligned.
@@ -131,12 +126,12 @@ class Diagnostic:
         for base, donor in self.cases:
             for word in fillers:
                 try:
-                    found = align_pair(base, donor, model.tokenizer, word, max_length=limit, moves=self.moves)
+                    contrast = align_pair(base, donor, model.tokenizer, word, max_length=limit, moves=self.moves)
                 except MechirError as error:
                     skipped.append((base.query_id, base.doc_id, word, str(error)))
                     continue
-                contrasts.append(found.swapped() if self.swap else found)
-                if not found.filler:  # needed none: another would give the same
+                contrasts.append(contrast.swapped() if self.swap else contrast)
+                if not contrast.filler:  # another filler would give the same
                     break
         frame = pd.DataFrame(skipped, columns=["query_id", "doc_id", "filler", "reason"])
         if not contrasts:
@@ -151,16 +146,8 @@ class Diagnostic:
         return frame.assign(grade=pd.array(list(rows.values()), dtype="Int64"), pooled=True)
 
 
-def _drawn(places: list[int], n: int | None, seed: int, key: tuple[str, int | None]) -> list[int]:
-    if n is None or len(places) <= n:
-        return places
-    digest = hashlib.sha256(f"{seed}\0{key[0]}\0{key[1]}".encode()).digest()
-    generator = np.random.default_rng(int.from_bytes(digest[:16]))
-    return [places[k] for k in generator.choice(len(places), n, replace=False)]
-
-
 def perturbed(name: str, pairs: Sequence[Pair], perturbation: Perturbation) -> Diagnostic:
-    """These pairs under a perturbation."""
+    """A diagnostic set of pairs under a perturbation."""
     cases, refused = [], []
     for pair in pairs:
         try:

@@ -1,11 +1,13 @@
-"""What a pool is made of: the judged documents of a query, those drawn at random, those of a ranking."""
+"""The parts of a pool: the judged documents of a query, documents drawn at random, and documents of a ranking."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -18,14 +20,14 @@ from mechir.rules import is_query, numbered, plain
 from mechir.trec_files import Texts
 
 Documents = Texts | irds.Documents
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A pool as it was drawn.
+    """A pool: `pairs` are whole queries one after the other.
 
-    `pairs`: whole queries one after the other; `left_out`: `reason`, `query_id`, `doc_id`, of the collection and of
-    this pool.
+    `left_out` has `reason`, `query_id`, `doc_id` of the collection and of this pool.
     """
 
     pairs: list[Pair] = field(repr=False)
@@ -37,34 +39,31 @@ class Sample:
 
 def judged_documents(query_id: str, grades: Mapping[str, int], per_grade: int | None, seed: int) -> list[str]:
     """The judged documents of a query by falling grade; of each grade at most so many, drawn at random."""
-    by_grade: dict[int, list[str]] = {}
-    for doc_id, grade in sorted(grades.items()):
-        by_grade.setdefault(grade, []).append(doc_id)
-    sampled: list[str] = []
-    for grade in sorted(by_grade, reverse=True):
-        ids = by_grade[grade]
-        if per_grade is not None and len(ids) > per_grade:
-            ids = sorted(_generator(seed, query_id, str(grade)).choice(ids, per_grade, replace=False).tolist())
-        sampled += ids
-    return sampled
+    ordered = sorted(grades, key=lambda doc_id: (-grades[doc_id], doc_id))
+    return [
+        doc_id
+        for grade, ids in itertools.groupby(ordered, key=grades.__getitem__)
+        for doc_id in sorted(draw(list(ids), per_grade, seed, query_id, str(grade)))
+    ]
+
+
+def draw(items: Sequence[Item], n: int | None, seed: int, *key: str) -> list[Item]:
+    """At most n of the items, drawn at random by the seed and the key."""
+    if n is None or len(items) <= n:
+        return list(items)
+    return [items[place] for place in _generator(seed, *key).choice(len(items), n, replace=False)]
 
 
 def easy_negatives(
     name: str, docs: Documents, query_id: str, query: str, taken: Iterable[str], n: int, seed: int
 ) -> tuple[dict[str, str], list[Row]]:
-    """So many documents drawn from the whole collection, id -> text, and those that were passed over.
+    """Draws n documents from the whole collection, id -> text, and lists those that were passed over.
 
-    Args:
-        name: the collection's.
-        docs: its documents.
-        query_id: the query that they are negatives of.
-        query: its text; neither this nor an empty document is drawn.
-        taken: documents that are not drawn: judged for the query, or in its pool.
-        n: how many.
-        seed: of the draw.
+    Neither an empty document is drawn, nor the query itself, nor one of `taken`: judged for the query, or in its pool.
+    `name` is the collection's, for the message.
 
     Raises:
-        MechirError: where there are too few.
+        MechirError: when there are too few.
     """
     size = len(docs)
     known, seen, generator = set(taken), set[int](), _generator(seed, query_id, "easy")
@@ -95,9 +94,9 @@ def of_ranking(
     """The documents of a ranking that can be scored, in its order, and those that are left out.
 
     Left out are documents that are missing, empty, or the query itself, judged or not, as BEIR leaves them out.
-    Documents of a grade below 0 (`excluded`) are passed over: they are told of with the judgments.
+    Documents of a grade below 0 (`excluded`) are passed over: they are listed with the judgments.
     """
-    kept, rows = [], []
+    documents, rows = [], []
     for doc_id in ranked:
         if doc_id not in texts:
             rows.append(Row(left_out.RUN_MISSING, query_id, doc_id))
@@ -106,14 +105,14 @@ def of_ranking(
         elif is_query(query_id, query, doc_id, texts[doc_id]):
             rows.append(Row(left_out.ITSELF, query_id, doc_id))
         elif excluded.get(doc_id, 0) >= 0:
-            kept.append(doc_id)
-    return kept, rows
+            documents.append(doc_id)
+    return documents, rows
 
 
 def passed_over(queries: Mapping[str, str], qrels: Mapping[str, Mapping[str, int]], texts: Mapping[str, str]) -> int:
-    """How many documents at most `of_ranking` leaves out of the ranking of one of these queries."""
+    """The most documents that `of_ranking` leaves out of the ranking of one of these queries."""
     wanted = {plain(query) for query in queries.values()}
-    same = Counter(found for found in map(plain, texts.values()) if found in wanted)
+    same = Counter(text for text in map(plain, texts.values()) if text in wanted)
     return max(
         (
             same[plain(query)]

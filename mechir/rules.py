@@ -1,4 +1,4 @@
-"""The rules for queries, documents and judgments, the same whatever they are read from."""
+"""The rules for queries, documents and judgments, the same for every source."""
 
 from __future__ import annotations
 
@@ -17,18 +17,14 @@ LEAVE_OUT = 0.01
 
 
 class Counted(NamedTuple):
-    """The judgments that count, query id -> document id -> grade (0 or more), and those that do not."""
+    """The judgments that count, query id -> document id -> grade (0 or more), and the others."""
 
     qrels: Qrels
     left_out: list[Row]
 
 
 def refuse_options(duplicates: Any, leave_out: Any) -> None:
-    """Refuses options that say nothing.
-
-    Raises:
-        MechirError: for an unknown rule for duplicates, or a share that is none.
-    """
+    """Raises for an unknown rule for duplicates, or a share that is not between 0 and 1."""
     if duplicates not in DUPLICATES:
         raise MechirError(
             f"Cannot take duplicates='{duplicates}' (--duplicates): write 'refuse', or 'max' for the largest grade."
@@ -37,38 +33,38 @@ def refuse_options(duplicates: Any, leave_out: Any) -> None:
         raise MechirError(f"leave_out={leave_out} (--leave-out) is no share: write a number from 0 to 1, such as 0.05.")
 
 
+def refuse_below(least: int, **options: int | None) -> None:
+    """Raises for an option below the least value that selects anything."""
+    for name, value in options.items():
+        if value is not None and value < least:
+            raise MechirError(f"{name}={value} asks for nothing: write {least} or more, or leave it out.")
+
+
 def one_text_each(lines: Iterable[tuple[int, str, str]], what: str, place: str) -> tuple[dict[str, str], list[Row]]:
     """Id -> text without white space around it, in order; an id that comes again with the same text counts once.
 
     Args:
         lines: number, id and text.
         what: "query" or "document".
-        place: what stands before a number to say where it is: "queries.tsv, line".
+        place: what a message puts before a line's number: "queries.tsv, line".
 
     Raises:
         MechirError: for one id with two texts.
     """
     texts: dict[str, str] = {}
-    again = []
+    rows = []
     for number, key, text in lines:
         text = text.strip()
-        if texts.setdefault(key, text) != text:
+        if key not in texts:
+            texts[key] = text
+        elif texts[key] == text:
+            again = Row(left_out.QUERY_AGAIN, key, "") if what == "query" else Row(left_out.DOCUMENT_AGAIN, "", key)
+            rows.append(again)
+        else:
             raise MechirError(
                 f"{place} {number}: {what} id '{key}' stands here a second time, with another text; ids are unique."
             )
-        again.append(key)
-    return texts, _repeated(again, what)
-
-
-def _repeated(keys: Sequence[str], what: str) -> list[Row]:
-    seen, rows = set[str](), []
-    for key in keys:
-        if key in seen:
-            rows.append(
-                Row(left_out.QUERY_AGAIN, key, "") if what == "query" else Row(left_out.DOCUMENT_AGAIN, "", key)
-            )
-        seen.add(key)
-    return rows
+    return texts, rows
 
 
 def one_grade_each(
@@ -77,8 +73,8 @@ def one_grade_each(
     """Query id -> document id -> grade; a pair that is judged again with the same grade counts once.
 
     Args:
-        lines: number, query id, document id and grade; subtopics and iterations are no part of it.
-        place: what stands before a number to say where it is: "qrels.txt, line".
+        lines: number, query id, document id and grade, without subtopics and iterations.
+        place: what a message puts before a line's number: "qrels.txt, line".
         duplicates: what to do where the grades differ: "refuse", or "max" for the largest.
 
     Raises:
@@ -110,57 +106,46 @@ def counted(
     where: str,
     leave_out: float,
 ) -> Counted:
-    """Which judgments count: not those of a grade below 0, nor where the query or document is empty or missing.
+    """Divides judgments: those of a grade below 0, or of an empty or missing query or document, do not count.
 
     Args:
         qrels: one grade for each pair.
         queries: id -> text.
-        find: the texts of those documents that there are, by id.
-        where: the collection, as it is said.
+        find: from document ids to id -> text of those that exist.
+        where: the name of the collection in messages.
         leave_out: the share of judgments, and of judged queries, that may be left out.
 
     Raises:
-        MechirError: where more would be.
+        MechirError: for more than that.
     """
-    judged = {query_id: grades for query_id, grades in qrels.items() if query_id in queries}
-    texts = find({doc_id: None for grades in judged.values() for doc_id, grade in grades.items() if grade >= 0})
-    count: Qrels = {}
+    judged = [query_id for query_id in qrels if query_id in queries]
+    texts = find({doc_id: None for query_id in judged for doc_id, grade in qrels[query_id].items() if grade >= 0})
+    counting: Qrels = {}
     rows = []
     for query_id, grades in qrels.items():
         for doc_id, grade in grades.items():
-            if reason := _why_not(query_id in judged, doc_id, grade, texts):
-                rows.append(Row(reason, query_id, doc_id))
+            if query_id not in queries:
+                rows.append(Row(left_out.UNKNOWN_QUERY, query_id, doc_id))
+            elif grade < 0:
+                rows.append(Row(left_out.NEGATIVE, query_id, doc_id))
+            elif not texts.get(doc_id):
+                rows.append(Row(left_out.EMPTY if doc_id in texts else left_out.MISSING, query_id, doc_id))
             elif queries[query_id]:
-                count.setdefault(query_id, {})[doc_id] = grade
+                counting.setdefault(query_id, {})[doc_id] = grade
     lost = [row for row in rows if row.reason != left_out.NEGATIVE]
     refuse_beyond(lost, sum(map(len, qrels.values())), f"judgments of {where}", leave_out)
     empty = [Row(left_out.EMPTY_QUERY, query_id, "") for query_id in judged if not queries[query_id]]
     refuse_beyond(empty, len(judged), f"judged queries of {where}", leave_out)
-    return Counted(count, rows + empty)
+    return Counted(counting, rows + empty)
 
 
-def _why_not(known: bool, doc_id: str, grade: int, texts: Mapping[str, str]) -> str:
-    """The reason why a judgment does not count; empty where it does."""
-    if not known:
-        return left_out.UNKNOWN_QUERY
-    if grade < 0:
-        return left_out.NEGATIVE
-    if doc_id not in texts:
-        return left_out.MISSING
-    return "" if texts[doc_id] else left_out.EMPTY
-
-
-def refuse_beyond(lost: Sequence[Row], total: int, of: str, leave_out: float) -> None:
-    """Warns of what is left out.
-
-    Raises:
-        MechirError: where it is more than the share that may be.
-    """
+def refuse_beyond(lost: Sequence[Row], total: int, kind: str, leave_out: float) -> None:
+    """Warns of what is left out of `total` lines of a kind, and raises where it is more than the allowed share."""
     if not lost:
         return
     reasons = "; ".join(dict.fromkeys(row.reason for row in lost))
     listed = ", ".join(map(str, lost[:3]))
-    sentence = f"{len(lost)} of {total} {of} cannot be used ({reasons}: {listed}{', ...' if len(lost) > 3 else ''})"
+    sentence = f"{len(lost)} of {total} {kind} cannot be used ({reasons}: {listed}{', ...' if len(lost) > 3 else ''})"
     if len(lost) / total > leave_out:
         enough = -(-100 * len(lost) // total) / 100
         advice = f"or leave them out with leave_out={enough:g} (--leave-out {enough:g})"
