@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,11 +60,6 @@ class Collections:
         """The rules that all were read by, without the defaults."""
         return self.members[0][1].rules
 
-    @property
-    def queries(self) -> dict[str, str]:
-        """The queries of all, one collection after the other."""
-        return {member.id + BETWEEN + key: text for _, member in self.members for key, text in member.queries.items()}
-
     def pairs(self, **pool: Any) -> list[Pair]:
         """The pools of all, each from `Collection.pairs`: `limit_queries` counts in every collection."""
         return self.sample(**pool).pairs
@@ -94,11 +89,6 @@ class Collections:
             frame = member.judged(part, full=full)
             frames.append(frame.assign(**(prefix + frame[IDS])))
         return pd.concat(frames, ignore_index=True)
-
-    def texts(self, limit: int) -> Iterator[str]:
-        """The documents' texts, of each collection at most its share of `limit`."""
-        for _, member in self.members:
-            yield from member.texts(max(1, limit // len(self.members)))
 
 
 def collection_of(query_id: str) -> str:

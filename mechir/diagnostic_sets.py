@@ -11,7 +11,7 @@ from typing import Any
 from mechir import diagnostics as axioms
 from mechir.contrasts import Perturbation
 from mechir.errors import MechirError, closest
-from mechir.judged_collection import Collection
+from mechir.judged_collection import Collection, collection
 from mechir.pairs import Pair
 from mechir.perturbed import FILLERS, Diagnostic, perturbed
 from mechir.published_sets import PUBLISHED
@@ -37,7 +37,7 @@ def diagnostic(
         source: a collection (or its name), or a directory that holds the files of the set.
         fillers: words that make two texts equally long; every pair is aligned with each.
         swap: run on the perturbed text, take activations from the other.
-        model: whose embedding gives the synonyms of stmc1 over a collection.
+        model: the model whose embedding gives the synonyms of stmc1 over a collection.
         pool: `limit_queries`, `per_grade`, `seed`; with a collection whatever `Collection.pairs` takes.
 
     Raises:
@@ -48,25 +48,21 @@ def diagnostic(
     if folder is not None and folder.is_dir() and not stored(folder, "qrels.txt"):
         if name not in PUBLISHED:
             raise MechirError(f"Unknown diagnostic set '{name}': in files there are {', '.join(PUBLISHED)}.")
-        unknown = sorted(given.keys() - {"limit_queries", "per_grade", "seed"})
-        if unknown:
+        if unknown := sorted(given.keys() - {"limit_queries", "per_grade", "seed"}):
             raise MechirError(f"A set read from files has no {unknown[0]}: only limit_queries, per_grade and seed.")
-        made = replace(PUBLISHED[name](folder).limited(**given), folder=folder)
+        chosen = replace(PUBLISHED[name](folder).limited(**given), folder=folder)
     else:
-        made = _of_collection(name, source, model, pool)
+        chosen = _of_collection(name, source, model, pool)
     words = (fillers,) if isinstance(fillers, str) else tuple(dict.fromkeys(fillers))
-    return replace(made, fillers=words, swap=swap, asked={"name": name, "seed": 0} | given)
+    return replace(chosen, fillers=words, swap=swap, asked={"name": name, "seed": 0} | given)
 
 
 def _of_collection(name: str, source: Any, model: Weights | None, pool: Mapping[str, Any]) -> Diagnostic:
-    from mechir.judged_collection import collection as open_collection
-
     if name not in AXIOMS:
         raise MechirError(f"Unknown diagnostic '{name}'. The closest are {closest(name, AXIOMS)}.")
-    opened = source if isinstance(source, Collection) else open_collection(source)
+    opened = source if isinstance(source, Collection) else collection(source)
     known = inspect.signature(opened.sample).parameters
-    unknown = sorted(pool.keys() - known.keys())
-    if unknown:
+    if unknown := sorted(pool.keys() - known.keys()):
         raise MechirError(f"A pool has no option '{unknown[0]}': it takes {', '.join(known)}.")
     sample = opened.sample(**{"easy_negatives": 0, **{k: v for k, v in pool.items() if v is not None}})
     made = perturbed(f"{name} of {opened.id}", sample.pairs, AXIOMS[name](opened, sample.pairs, model))
@@ -91,7 +87,7 @@ def _others(opened: Collection) -> list[str]:
 
 
 def _documents(opened: Collection, pairs: Sequence[Pair]) -> list[str]:
-    """Where noise comes from: the whole collection, or the pool where documents are read on demand."""
+    """The documents that noise is taken from: all, or those of the pool where documents are read on demand."""
     if not isinstance(opened.docs, dict):
         return [pair.document for pair in pairs]
     return [text for text in opened.docs.values() if text]

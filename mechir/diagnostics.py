@@ -1,7 +1,7 @@
 """Perturbations after the retrieval axioms: functions from a pair to the pair that it is contrasted with.
 
-Frozen values, pure Python. What is drawn depends on the seed and the ids of the pair alone. To add one, write a
-function `Pair -> Pair`; `contrasts.align` finds what it edited.
+Frozen values that give the donor of a pair, in pure Python. Draws depend on the seed and the ids of the pair alone. To
+add one, write a function `Pair -> Pair`; `contrasts.align` finds what it edited.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import math
 import random
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -34,10 +35,7 @@ class Idf(dict[str, float]):
     """Word -> ln(N / df) over the N documents of a collection; a word that none of them holds has ln N."""
 
     def __init__(self, documents: Sequence[str]) -> None:
-        counts: dict[str, int] = {}
-        for document in documents:
-            for word in set(words(document)):
-                counts[word] = counts.get(word, 0) + 1
+        counts = Counter(word for document in documents for word in set(words(document)))
         self.n = len(documents)
         super().__init__({word: math.log(self.n / count) for word, count in counts.items()})
 
@@ -51,9 +49,9 @@ def _generator(pair: Pair, seed: int, *key: str) -> random.Random:
 
 
 def _content(pair: Pair) -> list[str]:
-    """The query's words that carry meaning, each once; all of its words if none does."""
-    listed = list(dict.fromkeys(words(pair.query)))
-    return [word for word in listed if word not in COMMON] or listed
+    """The words of the query without stop words, each once; all of them if they are stop words alone."""
+    distinct = list(dict.fromkeys(words(pair.query)))
+    return [word for word in distinct if word not in COMMON] or distinct
 
 
 def _mentions(word: str, term: str) -> bool:
@@ -62,7 +60,7 @@ def _mentions(word: str, term: str) -> bool:
 
 @dataclass(frozen=True)
 class Term:
-    """Which term of the query is edited.
+    """The term of the query that is edited.
 
     That of `chosen` for the query's id, else the rarest by `idf`, else a random content word of the query.
     """
@@ -103,10 +101,10 @@ class Tfc1:
         """The donor."""
         term, read = self.term(pair), pair.document.split()
         if self.where == "replace":
-            kept = [word for word in read if not _mentions(word, term)]
-            if len(kept) == len(read):
+            others = [word for word in read if not _mentions(word, term)]
+            if len(others) == len(read):
                 raise refused(pair, f"its document does not hold '{term}'")
-            return replace(pair, document=" ".join(kept))
+            return replace(pair, document=" ".join(others))
         places = {"append": len(read), "prepend": 0}
         place = places.get(self.where, _generator(pair, self.term.seed, "place").randint(0, len(read)))
         return replace(pair, document=" ".join([*read[:place], term, *read[place:]]))
@@ -142,7 +140,7 @@ class Tfc2:
 
 @dataclass(frozen=True)
 class Lnc1:
-    """LNC1: text that says nothing of the query, appended, should not raise the score.
+    """LNC1: appending text without a word of the query should not raise the score.
 
     As many words as the document has (at most `limit`), from a random other document of `documents`, query words left
     out.
@@ -154,7 +152,7 @@ class Lnc1:
 
     def __call__(self, pair: Pair) -> Pair:
         """The donor."""
-        read, asked = pair.document.split(), set(words(pair.query))
+        read, query = pair.document.split(), set(words(pair.query))
         generator, noise = _generator(pair, self.seed, "noise"), list[str]()
         wanted = min(len(read), self.limit)
         others = [text for text in self.documents if text != pair.document]
@@ -162,7 +160,7 @@ class Lnc1:
             raise MechirError("LNC1 appends words of other documents: give documents= of more than one.")
         while len(noise) < wanted and others:
             text = generator.choice(others)
-            new = [word for word in text.split() if not asked & set(words(word))]
+            new = [word for word in text.split() if not query & set(words(word))]
             noise += new
             if not new:
                 others.remove(text)
@@ -188,7 +186,7 @@ class Lnc2:
 
 @dataclass(frozen=True)
 class Stmc1:
-    """STMC1: a word that means what a query term means, appended, should raise the score.
+    """STMC1: appending a synonym of a query term should raise the score.
 
     `synonyms` maps terms to words: a table, or `neighbours(model, terms)`.
     """
@@ -205,7 +203,7 @@ class Stmc1:
 
 
 def neighbours(model: Weights, terms: Sequence[str]) -> dict[str, str]:
-    """For each term the whole word of the vocabulary whose embedding in this model is nearest by cosine.
+    """The nearest whole word of the vocabulary for each term, by cosine of the embeddings in this model.
 
     A term of several word pieces is their mean. Pieces of words, special tokens and words that share a stem with the
     term (its first four letters, or all of the shorter one) are left out: they are its spelling, not its meaning. A
@@ -216,15 +214,14 @@ def neighbours(model: Weights, terms: Sequence[str]) -> dict[str, str]:
     begins = any(piece.startswith(BEGINS) for piece in pieces)  # some vocabularies mark where a word begins
     vocabulary = [piece.lstrip("".join(BEGINS)) if piece.startswith(BEGINS) or not begins else "" for piece in pieces]
     whole = torch.tensor([place for place, word in enumerate(vocabulary) if word.isalpha() and len(word) > 2])
-    found = {}
+    nearest = {}
     for term in terms:
         ids = model.tokenizer(f" {term}", add_special_tokens=False)["input_ids"]
         near = table[whole] @ table[ids].mean(0)
         ranked = (vocabulary[int(whole[place])] for place in near.argsort(descending=True))
-        word = next((word for word in ranked if not _same_stem(word.lower(), term.lower())), None)
-        if word is not None:
-            found[term] = word
-    return found
+        if word := next((word for word in ranked if not _same_stem(word.lower(), term.lower())), None):
+            nearest[term] = word
+    return nearest
 
 
 BEGINS = ("\u0120", "\u2581")
@@ -238,7 +235,7 @@ def _same_stem(word: str, term: str) -> bool:
 
 @dataclass(frozen=True)
 class Negate:
-    """A negation before the first occurrence of the term in the document (where it has one)."""
+    """A negation before the first occurrence of the term in the document."""
 
     word: str = "not"
     term: Term = Term()

@@ -1,4 +1,4 @@
-"""Collections of ir_datasets: documents fetched when they are read, and one sentence when they cannot be."""
+"""Collections of ir_datasets: documents are fetched when they are read, or an error says why they cannot be."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mechir.errors import MechirError, closest
-from mechir.grades import grade_of
+from mechir.rules import grade_of
 
 
 def is_dataset(name: str) -> bool:
@@ -24,11 +24,7 @@ def is_dataset(name: str) -> bool:
 
 
 def open_dataset(name: str) -> Any:
-    """The dataset; nothing is downloaded yet.
-
-    Raises:
-        MechirError: for an unknown name, with the closest.
-    """
+    """Opens a dataset without a download; raises for an unknown name, with the closest."""
     import ir_datasets
 
     # A dataset that cannot be reached is reported at once, not after three tries.
@@ -44,7 +40,7 @@ def open_dataset(name: str) -> Any:
 
 @contextlib.contextmanager
 def reachable(name: str) -> Iterator[None]:
-    """Turns ir_datasets' two unrelated ways to fail without a network into one sentence."""
+    """Turns the errors of ir_datasets without a network into a MechirError."""
     import requests
 
     try:
@@ -58,14 +54,14 @@ def reachable(name: str) -> Iterator[None]:
 
 
 def queries(name: str, dataset: Any) -> Iterator[tuple[int, str, str]]:
-    """Number, id and text of the queries."""
+    """The number, id and text of each query."""
     with reachable(name):
         for number, query in enumerate(dataset.queries_iter(), 1):
             yield number, query.query_id, query.default_text() or ""
 
 
 def qrels(name: str, dataset: Any) -> Iterator[tuple[int, str, str, int]]:
-    """Number, query id, document id and grade of the judgments."""
+    """The number, query id, document id and grade of each judgment."""
     with reachable(name):
         for number, line in enumerate(dataset.qrels_iter(), 1):
             try:
@@ -78,7 +74,7 @@ def qrels(name: str, dataset: Any) -> Iterator[tuple[int, str, str, int]]:
 
 
 class Documents:
-    """Document id -> text, read from the dataset's own store when asked for, and not before."""
+    """A mapping from document id to text, read from the dataset's store on demand."""
 
     def __init__(self, name: str, dataset: Any) -> None:
         self.name, self.dataset = name, dataset
@@ -99,27 +95,26 @@ class Documents:
             return int(self.dataset.docs_store().count() if count is None else count)
 
     def many(self, ids: Iterable[str]) -> dict[str, str]:
-        """The texts of those of these documents that there are, in one go."""
+        """Id -> text of these documents, without those that do not exist, in one go."""
         wanted = list(ids)
         with reachable(self.name):
-            found = self.dataset.docs_store().get_many(wanted)
-        return {doc_id: _text(found[doc_id]) for doc_id in wanted if doc_id in found}
+            docs = self.dataset.docs_store().get_many(wanted)
+        return {doc_id: _text(docs[doc_id]) for doc_id in wanted if doc_id in docs}
 
     def at(self, places: Iterable[int]) -> list[tuple[str, str]]:
         """Id and text of the documents at these places of the collection's order."""
         with reachable(self.name):
-            iterator = self.dataset.docs_iter()
-            documents = [iterator[int(place)] for place in places]
-        return [(doc.doc_id, _text(doc)) for doc in documents]
+            docs = self.dataset.docs_iter()
+            return [(doc.doc_id, _text(doc)) for doc in (docs[int(place)] for place in places)]
 
 
 def _text(doc: Any) -> str:
-    """A document's text as a directory's is read: without white space around it."""
+    """The text without white space around it, as documents of a directory are read."""
     return (doc.default_text() or "").strip()
 
 
 def fetch_dataset(name: str) -> str:
-    """Downloads queries, judgments and documents, and says where they are."""
+    """Downloads queries, judgments and documents, and counts them in a sentence."""
     dataset = open_dataset(name)
     n_queries = len({query_id for _, query_id, _ in queries(name, dataset)})
     n_qrels = len({(query_id, doc_id) for _, query_id, doc_id, _ in qrels(name, dataset)})

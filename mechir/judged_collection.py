@@ -24,8 +24,8 @@ from mechir.rules import (
     counted,
     one_grade_each,
     one_text_each,
-    refuse_below,
     refuse_beyond,
+    refuse_counts_below,
     refuse_options,
 )
 
@@ -74,11 +74,6 @@ class Collection:
         return self.id if self.folder is None or self.ships else str(self.folder.resolve())
 
     @property
-    def unjudged(self) -> int:
-        """The number of queries without judgments: they are left out of every pool, for their nDCG is undefined."""
-        return sum(not self.qrels.get(query_id) for query_id in self.queries)
-
-    @property
     def rules(self) -> dict[str, Any]:
         """The rules it was read by, without the defaults: arguments of `collection`."""
         defaults = {"duplicates": DUPLICATES[0], "leave_out": LEAVE_OUT}
@@ -114,7 +109,8 @@ class Collection:
         """A pool, and what is left out of it and of the collection.
 
         Its pairs are whole queries one after the other, in the order of the queries' file: by default all documents
-        that are judged 0 or more of every judged query, by falling grade.
+        that are judged 0 or more of every judged query, by falling grade. Queries without judgments are in no pool, for
+        their nDCG is undefined.
 
         Args:
             per_grade: the most documents per grade and query, drawn at random; grade 0 are the hard negatives.
@@ -133,8 +129,8 @@ class Collection:
         """
         if easy_negatives is None:
             easy_negatives = self.easy_negatives if run is None and top_k is None else 0
-        refuse_below(1, per_grade=per_grade, top_k=top_k, limit_queries=limit_queries)
-        refuse_below(0, easy_negatives=easy_negatives)
+        refuse_counts_below(1, per_grade=per_grade, top_k=top_k, limit_queries=limit_queries)
+        refuse_counts_below(0, easy_negatives=easy_negatives)
         if per_grade is not None and (run is not None or top_k is not None):
             raise MechirError("per_grade samples judged documents and run/top_k takes a run's: give one or the other.")
         judgments, queries = self.judgments, self._judged_queries(limit_queries)

@@ -16,7 +16,7 @@ from mechir.judged_collection import Collection
 from mechir.pairs import Pair, pairs_hash
 from mechir.pools import draw
 from mechir.reranker import Reranker
-from mechir.rules import refuse_below
+from mechir.rules import refuse_counts_below
 
 FILLERS = ("a", "the")
 """The default fillers, two: a result that depends on the filler is not an effect of the perturbation."""
@@ -78,12 +78,7 @@ class Diagnostic:
     @property
     def axiom(self) -> str:
         """The name of the diagnostic, without that of the collection."""
-        return self.id.removesuffix(f" of {self.collection}")
-
-    @property
-    def collection(self) -> str:
-        """The id of the collection that was perturbed; empty for a published set."""
-        return "" if self.perturbed is None else self.perturbed.id
+        return self.id if self.perturbed is None else self.id.removesuffix(f" of {self.perturbed.id}")
 
     def __repr__(self) -> str:
         queries = len({base.query_id for base, _ in self.cases})
@@ -100,7 +95,7 @@ class Diagnostic:
 
         The result has no `asked`.
         """
-        refuse_below(1, limit_queries=limit_queries, per_grade=per_grade)
+        refuse_counts_below(1, limit_queries=limit_queries, per_grade=per_grade)
         ids = set(list(dict.fromkeys(base.query_id for base, _ in self.cases))[:limit_queries])
         groups: dict[tuple[str, str], list[int]] = {}
         for place, (base, _) in enumerate(self.cases):

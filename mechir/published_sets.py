@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +26,14 @@ def _lines(folder: Path, name: str, header: bool = True) -> list[dict[str, str]]
 
 
 def _file(folder: Path, name: str) -> Path:
-    found = sorted(folder.glob(name))
-    if not found:
+    files = sorted(folder.glob(name))
+    if not files:
         raise MechirError(f"'{folder}' holds no '{name}': give the directory of the published files.")
-    if len(found) > 1:
+    if len(files) > 1:
         raise MechirError(
-            f"'{folder}' holds several '{name}' ({found[0].name}, {found[1].name}, ...): leave one there."
+            f"'{folder}' holds several '{name}' ({files[0].name}, {files[1].name}, ...): leave one there."
         )
-    return found[0]
+    return files[0]
 
 
 def _chen(folder: Path) -> list[Pair]:
@@ -45,42 +47,28 @@ def _chen(folder: Path) -> list[Pair]:
     ]
 
 
-def _chosen(folder: Path) -> dict[str, dict[str, str]]:
-    return {row["qid"]: row for row in _lines(folder, "stmc1_qids_perturbation.csv")}
+def _terms(folder: Path) -> tuple[axioms.Term, dict[str, str]]:
+    """The term of each query that is edited, and the synonym of each term."""
+    rows = {row["qid"]: row for row in _lines(folder, "stmc1_qids_perturbation.csv")}
+    synonyms = {row["term"]: row["most_similar_synonym"] for row in rows.values()}
+    return axioms.Term({query_id: row["term"] for query_id, row in rows.items()}), synonyms
 
 
-def _chen_tfc1(where: str) -> Callable[[Path], Diagnostic]:
-    def read(folder: Path) -> Diagnostic:
-        term = axioms.Term({query_id: row["term"] for query_id, row in _chosen(folder).items()})
-        return perturbed(f"chen2024 tfc1 {where}", _chen(folder), axioms.Tfc1(where, term))
-
-    return read
+def _chen_tfc1(where: str, folder: Path) -> Diagnostic:
+    return perturbed(f"chen2024 tfc1 {where}", _chen(folder), axioms.Tfc1(where, _terms(folder)[0]))
 
 
 def _chen_stmc1(folder: Path) -> Diagnostic:
-    rows = _chosen(folder)
-    term = axioms.Term({query_id: row["term"] for query_id, row in rows.items()})
-    table = {row["term"]: row["most_similar_synonym"] for row in rows.values()}
-    return perturbed("lu2025 stmc1", _chen(folder), axioms.Stmc1(table, term))
+    term, synonyms = _terms(folder)
+    return perturbed("lu2025 stmc1", _chen(folder), axioms.Stmc1(synonyms, term))
 
 
-def _mechir(axiom: str) -> Callable[[Path], Diagnostic]:
-    def read(folder: Path) -> Diagnostic:
-        cases = []
-        for row in _lines(folder, f"*{axiom}_topk_4000.tsv"):
-            base = Pair(row["query"], row["text"], row["qid"], row["docno"], int(row["relevance"]))
-            cases.append((base, replace(base, document=row["perturbed_text"])))
-        return Diagnostic(f"parry2025 {axiom.lower()}", tuple(cases))
-
-    return read
-
-
-def _sentences(row: Mapping[str, str]) -> tuple[str, list[str]]:
-    """The term that a generated document repeats, and its sentences."""
-    text = row["doc"].strip().strip('"')
-    found = axioms.words(text)
-    term = max(axioms.words(row["query"]), key=lambda word: (found.count(word), len(word)))
-    return term, re.split(r"(?<=[.!?])\s+", text)
+def _mechir(axiom: str, folder: Path) -> Diagnostic:
+    cases = []
+    for row in _lines(folder, f"*{axiom}_topk_4000.tsv"):
+        base = Pair(row["query"], row["text"], row["qid"], row["docno"], int(row["relevance"]))
+        cases.append((base, replace(base, document=row["perturbed_text"])))
+    return Diagnostic(f"parry2025 {axiom.lower()}", tuple(cases))
 
 
 def _restored(text: str, term: str, n: int) -> str:
@@ -92,12 +80,15 @@ def _restored(text: str, term: str, n: int) -> str:
 
 
 def _generated(folder: Path) -> Iterator[tuple[Pair, str, list[str]]]:
-    """One generated document per query, with its term and sentences; those that never name a term are left out."""
+    """The first generated document of each query that names a term of it, with that term and its sentences."""
     seen: set[str] = set()
     for row in _lines(folder, "tfc2_lnc1_query_answer_injected.csv"):
-        term, sentences = _sentences(row)
-        if row["qid"] not in seen and term in axioms.words(row["doc"]):
+        text = row["doc"].strip().strip('"')
+        counts = Counter(axioms.words(text))
+        term = max(axioms.words(row["query"]), key=lambda word: (counts[word], len(word)))
+        if row["qid"] not in seen and counts[term]:
             seen.add(row["qid"])
+            sentences = re.split(r"(?<=[.!?])\s+", text)
             yield Pair(row["query"], " ".join(sentences), row["qid"], row["qid"]), term, sentences
 
 
@@ -106,17 +97,17 @@ def _lu_tfc2(folder: Path) -> Diagnostic:
     cases = []
     for pair, term, _ in _generated(folder):
         for k in range(axioms.words(pair.document).count(term)):
-            texts = [_restored(pair.document, term, n) for n in (k, k + 1)]
-            named = [replace(pair, document=text, doc_id=f"{pair.query_id}.{k}") for text in texts]
-            cases.append((named[0], named[1]))
+            base, donor = (_restored(pair.document, term, n) for n in (k, k + 1))
+            named = replace(pair, doc_id=f"{pair.query_id}.{k}")
+            cases.append((replace(named, document=base), replace(named, document=donor)))
     return Diagnostic("lu2025 tfc2", tuple(cases))
 
 
 def _lu_lnc2(folder: Path) -> Diagnostic:
     """Lu et al.: the first sentence, and four sentences of the next query's document with its term made "it"."""
-    found = list(_generated(folder))
+    generated = list(_generated(folder))
     cases = []
-    for (pair, _, sentences), (other, term, noise) in zip(found, [*found[1:], *found[:1]], strict=True):
+    for (pair, _, sentences), (other, term, noise) in zip(generated, [*generated[1:], *generated[:1]], strict=True):
         base = replace(pair, document=sentences[0])
         added = _restored(" ".join(noise[:4]), term, 0)
         if other.query_id != pair.query_id:
@@ -124,16 +115,14 @@ def _lu_lnc2(folder: Path) -> Diagnostic:
     return Diagnostic("lu2025 lnc2", tuple(cases))
 
 
-def _minimal(folder: Path, names: Iterable[str]) -> Iterator[dict[str, Any]]:
-    for name in names:
-        for line in _file(folder, name).read_text(encoding="utf-8").splitlines():
-            yield json.loads(line)
+def _entries(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in _file(folder, name).read_text(encoding="utf-8").splitlines()]
 
 
 def _negation(folder: Path) -> Diagnostic:
     """Curated minimal pairs: one document, and the same with the excluded term negated (grade 1)."""
     cases = []
-    for entry in _minimal(folder, ["gold_curated.jsonl"]):
+    for entry in _entries(folder, "gold_curated.jsonl"):
         if entry["slice_type"] == "minpairs":
             base = Pair(entry["query"]["base"], entry["doc_neg"]["text"], entry["query_id"], entry["doc_neg"]["doc_id"])
             cases.append((base, replace(base, document=entry["doc_pos"]["text"])))
@@ -143,19 +132,19 @@ def _negation(folder: Path) -> Diagnostic:
 def _negation_query(folder: Path) -> Diagnostic:
     """The query, and the same excluding a term; documents that satisfy the exclusion have grade 1, others 0."""
     cases = []
-    for entry in _minimal(folder, ["gold.jsonl"]):
-        for grade, which in ((1, "doc_pos"), (0, "doc_neg")):
-            document = entry[which]
+    for entry in _entries(folder, "gold.jsonl"):
+        for grade, side in ((1, "doc_pos"), (0, "doc_neg")):
+            document = entry[side]
             base = Pair(entry["query"]["base"], document["text"], entry["query_id"], document["doc_id"], grade)
             cases.append((base, replace(base, query=entry["query"]["neg"])))
     return Diagnostic("negation of the query", tuple(cases))
 
 
 PUBLISHED: dict[str, Callable[[Path], Diagnostic]] = {
-    "tfc1": _chen_tfc1("append"),
-    **{f"tfc1-{where}": _chen_tfc1(where) for where in axioms.WHERE[1:]},
-    "mechir-tfc1": _mechir("TFC1"),
-    "mechir-tdc": _mechir("TDC"),
+    "tfc1": partial(_chen_tfc1, "append"),
+    **{f"tfc1-{where}": partial(_chen_tfc1, where) for where in axioms.WHERE[1:]},
+    "mechir-tfc1": partial(_mechir, "TFC1"),
+    "mechir-tdc": partial(_mechir, "TDC"),
     "tfc2": _lu_tfc2,
     "lnc2": _lu_lnc2,
     "stmc1": _chen_stmc1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -33,11 +34,22 @@ def refuse_options(duplicates: Any, leave_out: Any) -> None:
         raise MechirError(f"leave_out={leave_out} (--leave-out) is no share: write a number from 0 to 1, such as 0.05.")
 
 
-def refuse_below(least: int, **options: int | None) -> None:
+def refuse_counts_below(least: int, **options: int | None) -> None:
     """Raises for an option below the least value that selects anything."""
     for name, value in options.items():
         if value is not None and value < least:
             raise MechirError(f"{name}={value} asks for nothing: write {least} or more, or leave it out.")
+
+
+def grade_of(written: Any) -> int:
+    """The grade as a whole number of at most nine digits.
+
+    Raises:
+        ValueError: for anything else, such as 1_0, which Python reads as 10, or a grade of 0.5.
+    """
+    if not re.fullmatch(r"[+-]?\d{1,9}(\.0+)?", str(written), re.ASCII):
+        raise ValueError(f"{written!r} is no whole number")
+    return int(float(written))
 
 
 def one_text_each(lines: Iterable[tuple[int, str, str]], what: str, place: str) -> tuple[dict[str, str], list[Row]]:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mechir.errors import MechirError
-from mechir.grades import grade_of
+from mechir.rules import grade_of
 from mechir.text_lines import numbered_lines, stored
 
 
