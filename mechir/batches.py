@@ -7,9 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mechir.errors import MechirError
 from mechir.pairs import Pair
@@ -49,6 +51,11 @@ class Batch:
     def members(self, segments: Sequence[Segment] = FIVE) -> Bool[Tensor, "batch segment pos"]:
         """`at` of several segments."""
         return torch.stack([self.at(segment) for segment in segments], 1)
+
+
+def padded(rows: Sequence[np.ndarray], fill: int) -> Int[Tensor, "batch pos"]:
+    """Rows of whole numbers as one tensor, filled up on the right to the longest."""
+    return pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True, padding_value=fill)
 
 
 def segment_or_positions(at: str | Segment | int | Iterable[int] | None) -> Segment | tuple[int, ...] | None:

@@ -103,11 +103,9 @@ def in_group(text: str) -> bool:
 
 
 def collections(named: Sequence[str | Path], **rules: Any) -> Collections:
-    """Collections written `group:name`, such as `in:PATH` and `out:beir/nfcorpus/test`; see `collection`.
+    """Opens collections written `group:name`, such as `in:PATH` and `out:beir/nfcorpus/test`.
 
-    Args:
-        named: the collections.
-        rules: `duplicates` and `leave_out` of `collection`, for all of them.
+    `rules` are `duplicates` and `leave_out` of `collection`, for all of them.
 
     Raises:
         MechirError: for a missing group, two collections of one name, or a collection that is refused.

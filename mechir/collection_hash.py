@@ -10,12 +10,9 @@ Qrels = Mapping[str, Mapping[str, int]]
 
 def of_directory(queries: Mapping[str, str], docs: Mapping[str, str], qrels: Qrels) -> str:
     """The hash of ids and texts, and of the judgments of queries and documents that exist."""
-    known = {
-        query_id: {doc_id: grade for doc_id, grade in grades.items() if doc_id in docs}
-        for query_id, grades in qrels.items()
-        if query_id in queries
-    }
-    return _digest(_texts(queries), _texts(docs), _judgments(known))
+    known = ((query_id, grades) for query_id, grades in qrels.items() if query_id in queries)
+    judged = {query_id: {key: grade for key, grade in grades.items() if key in docs} for query_id, grades in known}
+    return _digest(_texts(queries), _texts(docs), _judgments(judged))
 
 
 def of_dataset(name: str, queries: Mapping[str, str], qrels: Qrels) -> str:

@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import rapidfuzz.distance
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mechir.batches import Batch
+from mechir.batches import Batch, padded
 from mechir.encoding import Encoded, encode
 from mechir.errors import MechirError
 from mechir.pairs import SHOWN, Pair, pairs_hash
@@ -89,15 +88,10 @@ def contrasts_hash(contrasts: Iterable[Contrast]) -> str:
 def align(
     pair: Pair, perturbation: Perturbation, tokenizer: Any, filler: str = "a", *, max_length: int = 512
 ) -> Contrast:
-    """The contrast between a pair and its perturbation.
+    """The contrast between a pair and its perturbation (see `mechir.diagnostics`), for the tokenizer of a model.
 
-    Args:
-        pair: the pair to perturb.
-        perturbation: a function from pair to pair (see `mechir.diagnostics`).
-        tokenizer: the model's.
-        filler: one word of one word piece, repeated where a text is shorter than the other. It changes the score by
-            itself, so report two.
-        max_length: word pieces that the model reads; documents are cut there.
+    The filler is a word of one word piece, repeated where a text is shorter than the other; it changes the score by
+    itself, so report two. Documents are cut at `max_length`, the word pieces that the model reads.
 
     Raises:
         MechirError: with the ids and the reason, when nothing was changed, the edit is cut off, or the two cannot be
@@ -241,11 +235,8 @@ class EncodedContrasts:
     ) -> Iterator[ContrastBatch]:
         """Batches of contrasts of similar length, as from `model.batches`."""
         for index, base in model.batches(self.base, max_rows=max_rows, max_tokens=max_tokens, progress=progress):
-            roles = np.full(base.input_ids.shape, -1, dtype=np.int64)
-            for row, place in enumerate(index):
-                roles[row, : len(self.roles[place])] = self.roles[place]
-            donor = self.donor.batch(index).to(model.device)
-            yield ContrastBatch(index, base, donor, torch.from_numpy(roles).to(model.device))
+            donor, roles = self.donor.batch(index), padded([self.roles[place] for place in index], -1)
+            yield ContrastBatch(index, base, donor.to(model.device), roles.to(model.device))
 
 
 class ContrastBatch(NamedTuple):

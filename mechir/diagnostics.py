@@ -54,10 +54,6 @@ def _content(pair: Pair) -> list[str]:
     return [word for word in distinct if word not in COMMON] or distinct
 
 
-def _mentions(word: str, term: str) -> bool:
-    return words(word) == words(term)
-
-
 @dataclass(frozen=True)
 class Term:
     """The term of the query that is edited.
@@ -101,7 +97,7 @@ class Tfc1:
         """The donor."""
         term, read = self.term(pair), pair.document.split()
         if self.where == "replace":
-            others = [word for word in read if not _mentions(word, term)]
+            others = [word for word in read if words(word) != words(term)]
             if len(others) == len(read):
                 raise refused(pair, f"its document does not hold '{term}'")
             return replace(pair, document=" ".join(others))
@@ -243,7 +239,7 @@ class Negate:
     def __call__(self, pair: Pair) -> Pair:
         """The donor."""
         term, read = self.term(pair), pair.document.split()
-        place = next((k for k, word in enumerate(read) if _mentions(word, term)), None)
+        place = next((k for k, word in enumerate(read) if words(word) == words(term)), None)
         if place is None:
             raise refused(pair, f"its document does not hold '{term}'")
         return replace(pair, document=" ".join([*read[:place], self.word, *read[place:]]))
@@ -263,7 +259,7 @@ class QuerySwap:
         if not free:
             raise refused(pair, "every other word is in its texts")
         other = _generator(pair, self.term.seed, "swap").choice(free)
-        swapped = [other if _mentions(word, term) else word for word in pair.query.split()]
+        swapped = [other if words(word) == words(term) else word for word in pair.query.split()]
         return replace(pair, query=" ".join(swapped))
 
 

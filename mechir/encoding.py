@@ -7,10 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from mechir.batches import Batch, give_back
+from mechir.batches import Batch, give_back, padded
 from mechir.errors import MechirError
 from mechir.pairs import Pair
 from mechir.segments import Segment
@@ -49,18 +47,10 @@ class Encoded:
 
     def batch(self, index: Sequence[int] | np.ndarray) -> Batch:
         """The pairs at `index`, padded to the longest of them."""
-        width = max(len(self.ids[i]) for i in index)
-
-        def padded(rows: tuple[np.ndarray, ...], fill: int) -> Tensor:
-            out = np.full((len(index), width), fill, dtype=np.int64)
-            for row, i in enumerate(index):
-                out[row, : len(rows[i])] = rows[i]
-            return torch.from_numpy(out)
-
-        segment = padded(self.segments, Segment.PAD.value)
+        segment = padded([self.segments[i] for i in index], Segment.PAD.value)
         return Batch(
-            input_ids=padded(self.ids, self.pad_id),
-            token_type_ids=padded(self.types, self.pad_type),
+            input_ids=padded([self.ids[i] for i in index], self.pad_id),
+            token_type_ids=padded([self.types[i] for i in index], self.pad_type),
             attention_mask=segment != Segment.PAD.value,
             segment=segment,
             pairs=tuple(self.pairs[i] for i in index),
@@ -100,12 +90,8 @@ REASONS = (TOO_LONG, CUT_QUERY, NO_TEXT, EMPTY, NO_PIECE)
 def encode(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> Encoded:
     """The pairs as Hugging Face's tokenizer writes them: `[CLS] query [SEP] document [SEP]`, documents cut to fit.
 
-    Queries are never cut. Token types are the tokenizer's own, and 0 everywhere where it writes none.
-
-    Args:
-        tokenizer: of `transformers`.
-        pairs: what to encode.
-        max_length: word pieces that the model reads, special ones included.
+    Queries are never cut, and `max_length` includes special word pieces. Token types are the tokenizer's own, and 0
+    everywhere where it writes none.
 
     Raises:
         MechirError: for no pairs, and for the first pair that cannot be read (see `encode_readable`).

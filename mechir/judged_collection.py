@@ -145,13 +145,8 @@ class Collection:
         if not chosen:
             reason = "the run names documents of none" if run is not None else "there are documents to score for none"
             raise MechirError(f"The pool of '{self.id}' is empty: {reason} of its judged queries.")
-        easy: dict[str, dict[str, str]] = {}
-        for query_id in chosen if easy_negatives else ():
-            text, taken = self.queries[query_id], {*self.qrels[query_id], *chosen[query_id]}
-            drawn, passed = pools.easy_negatives(self.id, self.docs, query_id, text, taken, easy_negatives, seed)
-            easy[query_id] = drawn
-            rows += passed
-        return Sample(self._pairs(chosen, easy), self._left_out(rows, queries, chosen))
+        pairs, passed = self._pairs(chosen, easy_negatives, seed)
+        return Sample(pairs, self._left_out(rows + passed, queries, chosen))
 
     def judged(self, pairs: Sequence[Pair], *, full: bool) -> pd.DataFrame:
         """The documents of the ideal ranking: `query_id`, `doc_id`, `grade` (0 for unjudged), `pooled`.
@@ -180,19 +175,23 @@ class Collection:
         counting = [place for place, query_id in enumerate(judged) if query_id in self.judgments]
         return judged if limit is None or limit >= len(counting) else judged[: counting[limit - 1] + 1]
 
-    def _pairs(self, chosen: Mapping[str, list[str]], easy: Mapping[str, Mapping[str, str]]) -> list[Pair]:
+    def _pairs(self, chosen: Mapping[str, list[str]], n: int, seed: int) -> tuple[list[Pair], list[Row]]:
+        """The pairs of the chosen documents and of n easy negatives each, and what is passed over in drawing these."""
         texts = self.docs.many({doc_id: None for ids in chosen.values() for doc_id in ids})
-        pairs = []
+        pairs, rows = list[Pair](), list[Row]()
         for query_id, ids in chosen.items():
             query, grades = self.queries[query_id], self.judgments[query_id]
             pairs += [Pair(query, texts[doc_id], query_id, doc_id, grades.get(doc_id)) for doc_id in ids]
-            pairs += [Pair(query, text, query_id, doc_id, EASY) for doc_id, text in easy.get(query_id, {}).items()]
-        return pairs
+            if n:
+                taken = {*self.qrels[query_id], *ids}
+                drawn, passed = pools.easy_negatives(self.id, self.docs, query_id, query, taken, n, seed)
+                pairs += [Pair(query, text, query_id, doc_id, EASY) for doc_id, text in drawn.items()]
+                rows += passed
+        return pairs, rows
 
     def _left_out(self, rows: Sequence[Row], queries: Sequence[str], chosen: Mapping[str, list[str]]) -> pd.DataFrame:
         """The table of all that is left out, with a warning where a query itself is among the documents."""
-        itself = [row for row in rows if row.reason == left_out.ITSELF]
-        if itself:
+        if itself := [row for row in rows if row.reason == left_out.ITSELF]:
             warnings.warn(
                 f"'{self.id}' holds documents that are the query itself ({itself[0]}{', ...' * (len(itself) > 1)}): "
                 "they are neither drawn nor taken from a ranking.",
@@ -205,8 +204,7 @@ class Collection:
 
     def _first(self, ranked: Mapping[str, list[str]], k: int | None) -> tuple[dict[str, list[str]], list[Row]]:
         """The first k documents of each ranking that can be scored, and what is left out of the rankings."""
-        first: dict[str, list[str]] = {}
-        rows: list[Row] = []
+        first, rows = dict[str, list[str]](), list[Row]()
         for query_id, ids in ranked.items():
             texts, grades = self.docs.many(ids), self.qrels[query_id]
             documents, left = pools.of_ranking(query_id, self.queries[query_id], ids, grades, texts)

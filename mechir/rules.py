@@ -53,12 +53,9 @@ def grade_of(written: Any) -> int:
 
 
 def one_text_each(lines: Iterable[tuple[int, str, str]], what: str, place: str) -> tuple[dict[str, str], list[Row]]:
-    """Id -> text without white space around it, in order; an id that comes again with the same text counts once.
+    """Id -> text without white space around it, from numbered lines; a repeated id with the same text counts once.
 
-    Args:
-        lines: number, id and text.
-        what: "query" or "document".
-        place: what a message puts before a line's number: "queries.tsv, line".
+    `what` is "query" or "document", and `place` stands before a number in the message: "queries.tsv, line".
 
     Raises:
         MechirError: for one id with two texts.
@@ -82,12 +79,10 @@ def one_text_each(lines: Iterable[tuple[int, str, str]], what: str, place: str) 
 def one_grade_each(
     lines: Iterable[tuple[int, str, str, int]], place: str, duplicates: str = "refuse"
 ) -> tuple[Qrels, list[Row]]:
-    """Query id -> document id -> grade; a pair that is judged again with the same grade counts once.
+    """Query id -> document id -> grade, from numbered lines; a pair judged again with the same grade counts once.
 
-    Args:
-        lines: number, query id, document id and grade, without subtopics and iterations.
-        place: what a message puts before a line's number: "qrels.txt, line".
-        duplicates: what to do where the grades differ: "refuse", or "max" for the largest.
+    Where the grades differ, `duplicates` is "refuse", or "max" for the largest. `place` stands before a number in the
+    message: "qrels.txt, line".
 
     Raises:
         MechirError: for one pair with two grades, where they are refused.
@@ -120,15 +115,10 @@ def counted(
 ) -> Counted:
     """Divides judgments: those of a grade below 0, or of an empty or missing query or document, do not count.
 
-    Args:
-        qrels: one grade for each pair.
-        queries: id -> text.
-        find: from document ids to id -> text of those that exist.
-        where: the name of the collection in messages.
-        leave_out: the share of judgments, and of judged queries, that may be left out.
+    `find` gives id -> text of the documents that exist, and `where` is the name of the collection in messages.
 
     Raises:
-        MechirError: for more than that.
+        MechirError: where the share of judgments, or of judged queries, to leave out is above `leave_out`.
     """
     judged = [query_id for query_id in qrels if query_id in queries]
     texts = find({doc_id: None for query_id in judged for doc_id, grade in qrels[query_id].items() if grade >= 0})

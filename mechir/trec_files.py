@@ -84,8 +84,6 @@ def read_run(file: Path) -> dict[str, list[str]]:
     Raises:
         MechirError: for a file that cannot be read, a malformed line, or a document twice for one query.
     """
-    if not file.is_file():
-        raise MechirError(f"There is no run file '{file}'.")
     scored: dict[str, dict[str, tuple[float, int]]] = {}
     for number, line in numbered_lines(file):
         try:
