@@ -1,4 +1,4 @@
-"""BM25's candidates of queries, over the documents of a collection."""
+"""BM25 candidates for queries over the documents of a collection."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def candidates(queries: Mapping[str, str], ids: Sequence[str], texts: Sequence[s
         return {query_id: [] for query_id in queries}
     retriever = bm25s.BM25(method="lucene", k1=0.9, b=0.4)
     retriever.index(words, **quiet)
-    asked = bm25s.tokenize(list(queries.values()), stopwords="en", **quiet)
-    places, scores = retriever.retrieve(asked, k=min(k, len(ids)), **quiet)
+    query_words = bm25s.tokenize(list(queries.values()), stopwords="en", **quiet)
+    places, scores = retriever.retrieve(query_words, k=min(k, len(ids)), **quiet)
     return {
         query_id: [ids[place] for place, score in zip(row, values, strict=True) if score > 0]
         for query_id, row, values in zip(queries, places, scores, strict=True)

@@ -75,7 +75,7 @@ class Encoded:
 
 
 class Unreadable(NamedTuple):
-    """Why a pair cannot be read: in a few words, and as a sentence that names the pair."""
+    """The reason why a pair cannot be read, in a few words and as a sentence that names the pair."""
 
     reason: str
     sentence: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,9 @@ class Collection:
     """
 
     id: str
-    queries: Mapping[str, str] = field(repr=False)
-    docs: pools.Documents = field(repr=False)
-    qrels: Mapping[str, Mapping[str, int]] = field(repr=False)
+    queries: Mapping[str, str]
+    docs: pools.Documents
+    qrels: Mapping[str, Mapping[str, int]]
     hash: str
     folder: Path | None = None
     easy_negatives: int = 0

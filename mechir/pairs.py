@@ -1,4 +1,4 @@
-"""Pairs of query and document, and what reads them."""
+"""Pairs of query and document: reading, hashing, selecting and splitting them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _no_pair(value: Any) -> MechirError:
 
 
 def pairs_hash(pairs: Iterable[Pair]) -> str:
-    """The SHA-256 over ids, texts and grades, in order: what was really read."""
+    """The SHA-256 over ids, texts and grades, in order."""
     digest = hashlib.sha256()
     for pair in pairs:
         for part in (pair.query_id, pair.query, pair.doc_id, pair.document, str(pair.grade)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,13 +53,13 @@ class Diagnostic:
     """
 
     id: str
-    cases: tuple[tuple[Pair, Pair], ...] = field(repr=False)
-    refused: tuple[tuple[Pair, str], ...] = field(default=(), repr=False)
+    cases: tuple[tuple[Pair, Pair], ...]
+    refused: tuple[tuple[Pair, str], ...] = ()
     moves: bool = False
     fillers: tuple[str, ...] = FILLERS
     swap: bool = False
-    left_out: pd.DataFrame | None = field(default=None, repr=False)
-    perturbed: Collection | None = field(default=None, repr=False)
+    left_out: pd.DataFrame | None = None
+    perturbed: Collection | None = None
     folder: Path | None = None
     asked: Mapping[str, Any] | None = None
 

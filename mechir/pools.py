@@ -6,7 +6,7 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -30,8 +30,8 @@ class Sample:
     `left_out` has `reason`, `query_id`, `doc_id` of the collection and of this pool.
     """
 
-    pairs: list[Pair] = field(repr=False)
-    left_out: pd.DataFrame = field(repr=False)
+    pairs: list[Pair]
+    left_out: pd.DataFrame
 
     def __repr__(self) -> str:
         return f"Sample({len(self.pairs)} pairs, {len(self.left_out)} left out)"

@@ -42,7 +42,7 @@ def refuse_counts_below(least: int, **options: int | None) -> None:
 
 
 def grade_of(written: Any) -> int:
-    """The grade as a whole number of at most nine digits.
+    """Reads a grade, a whole number of at most nine digits.
 
     Raises:
         ValueError: for anything else, such as 1_0, which Python reads as 10, or a grade of 0.5.
@@ -52,10 +52,10 @@ def grade_of(written: Any) -> int:
     return int(float(written))
 
 
-def one_text_each(lines: Iterable[tuple[int, str, str]], what: str, place: str) -> tuple[dict[str, str], list[Row]]:
+def one_text_each(lines: Iterable[tuple[int, str, str]], kind: str, place: str) -> tuple[dict[str, str], list[Row]]:
     """Id -> text without white space around it, from numbered lines; a repeated id with the same text counts once.
 
-    `what` is "query" or "document", and `place` stands before a number in the message: "queries.tsv, line".
+    `kind` is "query" or "document", and `place` stands before a number in the message: "queries.tsv, line".
 
     Raises:
         MechirError: for one id with two texts.
@@ -67,11 +67,11 @@ def one_text_each(lines: Iterable[tuple[int, str, str]], what: str, place: str) 
         if key not in texts:
             texts[key] = text
         elif texts[key] == text:
-            again = Row(left_out.QUERY_AGAIN, key, "") if what == "query" else Row(left_out.DOCUMENT_AGAIN, "", key)
+            again = Row(left_out.QUERY_AGAIN, key, "") if kind == "query" else Row(left_out.DOCUMENT_AGAIN, "", key)
             rows.append(again)
         else:
             raise MechirError(
-                f"{place} {number}: {what} id '{key}' stands here a second time, with another text; ids are unique."
+                f"{place} {number}: {kind} id '{key}' stands here a second time, with another text; ids are unique."
             )
     return texts, rows
 

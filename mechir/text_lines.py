@@ -18,7 +18,7 @@ COLUMN = re.compile(
 )
 """Names of columns, in lower case, without `_`, `-` and spaces."""
 _FIELD = re.compile(r'(?:"(?P<inside>(?:[^"]|"")*+)"|[^"\t\n]*+)(?P<end>[\t\n]|\Z)')
-"""A field as a CSV writer leaves it, with tabs between: every quotation mark belongs to the quoting."""
+"""A field of a CSV writer, with tabs between: every quotation mark belongs to the quoting."""
 
 
 def stored(folder: Path, name: str) -> Path | None:
@@ -34,7 +34,7 @@ def stored(folder: Path, name: str) -> Path | None:
 
 
 def numbered_lines(file: Path, *, columns: bool = False) -> Iterator[tuple[int, str]]:
-    """Numbered lines, split at newlines alone: texts may hold any other character, exotic separators too.
+    """Yields numbered lines, split at newlines alone: texts may hold any other character, exotic separators too.
 
     Args:
         file: plain or packed by gzip, whatever its name.
@@ -91,10 +91,10 @@ def _refuse_csv(file: Path, text: str) -> None:
 
 
 def _quoted_line(text: str) -> int | None:
-    """The first line that was quoted by a CSV writer, where all quotation marks of the file are such a writer's.
+    """The first line quoted by a CSV writer, or None where the quotation marks of the file belong to its texts.
 
-    Marks that a text holds by itself are not: a CSV writer would have doubled them. The quoting shows by a newline, a
-    tab or doubled marks inside it, by an id in quotes, or by quotes around all of several texts.
+    A CSV writer doubles the marks inside a text. Its quoting shows by a newline, a tab or doubled marks inside it, by
+    an id in quotes, or by quotes around all of several texts.
     """
     place, line, begins, texts, whole = 0, 1, True, 0, 0
     signs, broken, shapes = [], [], set()
@@ -113,7 +113,7 @@ def _quoted_line(text: str) -> int | None:
             broken.append((line, inside.split("\n")[1:]))
         line += field[0].count("\n")
         begins, place = field["end"] == "\n", field.end()
-    # Where every line in between begins with an id like the others, two texts have one mark each of their own.
+    # Where every line in between begins with an id like the others, two texts have a mark each.
     signs += [
         at for at, rest in broken if any("\t" not in row or _shape(row.split("\t")[0]) not in shapes for row in rest)
     ]

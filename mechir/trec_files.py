@@ -29,8 +29,8 @@ class Texts(dict[str, str]):
         return list(self)
 
 
-def read_texts(file: Path, what: str) -> Iterator[tuple[int, str, str]]:
-    """Number, id and text of `id<tab>text` lines, in file order; a text may be empty.
+def read_texts(file: Path, kind: str) -> Iterator[tuple[int, str, str]]:
+    """The number, id and text of `id<tab>text` lines, in file order; a text may be empty.
 
     Raises:
         MechirError: for a line without a tab, an empty id, a line of column names, or CSV's quotation marks.
@@ -39,12 +39,12 @@ def read_texts(file: Path, what: str) -> Iterator[tuple[int, str, str]]:
         key, tab, text = line.partition("\t")
         key = key.strip()
         if not tab or not key:
-            raise MechirError(f"{file}, line {number}: cannot read '{line[:60]}'; write {what}_id<tab>text.")
+            raise MechirError(f"{file}, line {number}: cannot read '{line[:60]}'; write {kind}_id<tab>text.")
         yield number, key, text
 
 
 def read_qrels(file: Path) -> Iterator[tuple[int, str, str, int]]:
-    """Number, query id, document id and grade of TREC judgments (`query_id 0 doc_id grade`).
+    """The number, query id, document id and grade of TREC judgments (`query_id 0 doc_id grade`).
 
     Raises:
         MechirError: for a malformed line.

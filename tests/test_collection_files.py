@@ -130,7 +130,7 @@ def test_packed_files_are_read_by_their_content(folder: Path, tmp_path: Path) ->
     assert packed.hash == plain.hash
     assert (packed.pairs(), packed.pairs(run="mine")) == pairs
     assert packed.pairs(run=folder / "run.mine.txt.gz") == packed.pairs(run="run.mine.txt") == pairs[1]
-    assert mi.diagnostic("tfc1", folder).collection == "toy"
+    assert mi.diagnostic("tfc1", folder).id == "tfc1 of toy"
     with pytest.raises(MechirError, match=r"There is no run file 'x'; 'toy' has run.mine.txt.gz"):
         packed.pairs(run="x")
     (folder / "run.mine.txt").write_text("")
