@@ -124,6 +124,26 @@ def test_the_gap_is_a_finding_beside_the_spread_within_queries() -> None:
     assert effects.gap_stated(rows.drop_duplicates("query_id"), "tdc")["least"].item() == GAP.least
 
 
+def test_ranks_move_one_document_at_a_time() -> None:
+    rows = frame([3.0, 2.0, 1.0], [9.0] * 3, [0.0, 2.5, 2.0], query_id=["q", "q", "q"])
+    found = effects.rank_effects(rows)
+    assert found["rank_base"].tolist() == [1, 2, 3]
+    assert found["rank_patched"].tolist() == [3, 2, 2.5]
+    assert found["rank_effect"].tolist() == [-2, 0, 0.5]
+
+
+def test_the_ranking_of_a_query_moves_with_all_its_documents() -> None:
+    rows = frame([3.0, 2.0, 1.0], [9.0] * 3, [1.0, 3.0, 2.0], query_id=["q"] * 3)
+    rows["grade"] = pd.array([0, 1, 0], dtype="Int64")
+    found = effects.query_effects(rows).iloc[0]
+    assert found["ndcg_base"] == pytest.approx(1 / np.log2(3)) and found["ndcg_patched"] == 1
+    assert found["margin_base"] == pytest.approx(0) and found["margin_patched"] == pytest.approx(1.5)
+    assert found["margin_effect"] == pytest.approx(1.5) and found["ndcg_effect"] > 0
+    ungraded = rows.assign(grade=pd.array([None] * 3, dtype="Int64"))
+    with pytest.raises(MechirError, match=r"These pairs have no grades, so there is no nDCG: use rank_effects"):
+        effects.query_effects(ungraded)
+
+
 def test_without_any_gap_a_table_has_effects_and_no_shares() -> None:
     found = effects.table(frame([1.0, 2.0], [1.0, 2.0], [2.0, 3.0]), ["site"]).iloc[0]
     assert found["estimate"] == 1 and np.isnan(found["share"]) and found["left_out"] == 2

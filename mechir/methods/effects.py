@@ -191,3 +191,66 @@ def thirds(rows: pd.DataFrame) -> pd.Series:
     share = pairs.groupby(["query_id", "filler"])["base"].rank(method="first", ascending=False, pct=True)
     third = pd.cut(share, [0, 1 / 3 + 1e-9, 2 / 3 + 1e-9, 1], labels=["top", "middle", "bottom"]).astype(str)
     return rows[PAIR].merge(pairs[PAIR].assign(third=third), "left", on=PAIR)["third"].set_axis(rows.index)
+
+
+def rank_effects(rows: pd.DataFrame, by: Sequence[str] = ("site", "at")) -> pd.DataFrame:
+    """The rows with the rank of each document before and after, when it alone is patched.
+
+    `rank_base` and `rank_patched` count from 1, the best, among the base scores of the query's other pairs (ties take
+    the middle); `rank_effect` = rank_base - rank_patched, positive where the document rises. Ranks move in steps: a
+    real effect on the score may move none.
+    """
+    parts = []
+    for _, group in rows.groupby([*by, "filler", "query_id"], sort=False):
+        base, patched = group["base"].to_numpy(), group["patched"].to_numpy()
+        before, after = _ranks(base, base), _ranks(patched, base)
+        parts.append(pd.DataFrame({"rank_base": before, "rank_patched": after}, index=group.index))
+    ranks = pd.concat(parts).reindex(rows.index)
+    return rows.assign(**ranks, rank_effect=ranks["rank_base"] - ranks["rank_patched"])
+
+
+def _ranks(scores: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The rank of each score among all others but its own."""
+    apart = ~np.eye(len(scores), dtype=bool)
+    above = (others[None, :] > scores[:, None]) & apart
+    level = (others[None, :] == scores[:, None]) & apart
+    return 1 + above.sum(1) + 0.5 * level.sum(1)
+
+
+def query_effects(rows: pd.DataFrame, by: Sequence[str] = ("site", "at"), k: int = 10) -> pd.DataFrame:
+    """What patching every document of a query, each from its own donor, does to the query's ranking.
+
+    Args:
+        rows: of `patch` or `path_patch`, with grades.
+        by: what makes a line.
+        k: cutoff of nDCG.
+
+    Returns:
+        Columns of `by`, `filler`, `query_id`; `ndcg_base`, `ndcg_patched`, `ndcg_effect`; `margin_base`,
+        `margin_patched`, `margin_effect`: the mean score of documents of grade 1 and more less that of the others, in
+        logits (missing where a query has only one kind). Queries without a relevant document are left out.
+
+    Raises:
+        MechirError: when no pair has a grade.
+    """
+    if rows["grade"].isna().all():
+        raise MechirError("These pairs have no grades, so there is no nDCG: use rank_effects, or a judged collection.")
+    parts = []
+    for key, group in rows.groupby([*by, "filler"], sort=False):
+        judged = group[["query_id", "doc_id"]].assign(grade=group["grade"].fillna(0).clip(lower=0).astype(int))
+        columns = {}
+        for when in ("base", "patched"):
+            scores = group[["query_id", "doc_id"]].assign(score=group[when])
+            columns[f"ndcg_{when}"] = ranking.ndcg(scores, judged, k).set_index("query_id")["value"]
+            columns[f"margin_{when}"] = _margins(group[when], judged)
+        frame = pd.DataFrame(columns).loc[lambda rows: rows["ndcg_base"].notna()]
+        for name in ("ndcg", "margin"):
+            frame[f"{name}_effect"] = frame[f"{name}_patched"] - frame[f"{name}_base"]
+        parts.append(frame.rename_axis("query_id").reset_index().assign(**dict(zip([*by, "filler"], key, strict=True))))
+    names = [f"{name}_{part}" for name in ("ndcg", "margin") for part in ("base", "patched", "effect")]
+    return pd.concat(parts, ignore_index=True)[[*by, "filler", "query_id", *names]]
+
+
+def _margins(scores: pd.Series, judged: pd.DataFrame) -> pd.Series:
+    means = scores.groupby([judged["query_id"], judged["grade"] > 0]).mean().unstack()
+    return means.reindex(columns=[True, False]).pipe(lambda kinds: kinds[True] - kinds[False])
