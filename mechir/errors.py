@@ -1,4 +1,4 @@
-"""The one exception for mistakes that the caller can mend."""
+"""The exception for mistakes that the caller can mend, and the checks that raise it everywhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from collections.abc import Iterable
 
 
 class MechirError(ValueError):
-    """What was given, what is known, what to write instead: one sentence. The command line exits with 2."""
+    """A mistake of the caller's, in one sentence: what was given, what is known, what to write instead.
+
+    The command line exits with 2.
+    """
+
+
+def brief(error: Exception) -> str:
+    """The message of another library's error on one line, cut to 200 characters."""
+    return " ".join(str(error).split())[:200]
 
 
 def closest(word: str, known: Iterable[str], n: int = 3) -> str:
@@ -17,14 +25,14 @@ def closest(word: str, known: Iterable[str], n: int = 3) -> str:
     return ", ".join(f"'{match}'" for match in matches or known[:n])
 
 
-def refuse_index(what: str, index: int, size: int, where: str) -> None:
-    """Refuses the number of a head, neuron or other unit that `where` does not have."""
+def refuse_index(unit: str, index: int, size: int, where: str) -> None:
+    """Raises for the number of a head, neuron or other unit that `where` does not have."""
     if not 0 <= index < size:
-        raise MechirError(f"{what} {index} is out of range: {where} has {what.lower()}s 0-{size - 1}.")
+        raise MechirError(f"{unit} {index} is out of range: {where} has {unit.lower()}s 0-{size - 1}.")
 
 
 def refuse_below(least: int, **arguments: int | float | None) -> None:
-    """Refuses numbers below the least that makes sense, by the argument's name; None is left to the function."""
+    """Raises for numbers below the least that makes sense, by the argument's name; None is left to the function."""
     for name, value in arguments.items():
         if value is not None and not value >= least:
             raise MechirError(f"{name}={value} is out of range: write {least} or more.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from mechir.pairs import Pair
 from mechir.reranker import score_parity
 
 BOUNDS = {"float32": 1e-4, "float64": 1e-4, "bfloat16": 3e-2}
-"""The largest relative difference of scores with which a run is begun. A bfloat16 has 8 bits: on two trained rerankers
+"""The largest relative difference of scores that a run accepts. A bfloat16 has 8 bits: on two trained rerankers
 of 6 layers the same sums in another order differ by up to 5e-3 of the largest logit."""
 
 
@@ -42,25 +43,27 @@ def certify(model: HookedEncoder, pairs: Sequence[Pair], *, max_rows: int = 16) 
         if bool(other.any()):
             continue
         theirs, their_logits = _theirs(model, inputs)
-        logits, cache = model.run_with_cache(batch, return_type="logits", names_filter=_compared, head_row=False)
+        logits, cache = model.run_with_cache(
+            batch,
+            return_type="logits",
+            names_filter=lambda name: name.endswith(("hook_resid_post", "hook_pattern")),
+            head_row=False,
+        )
         real = batch.attention_mask
         scale = max(scale, float(theirs.logits.abs().max()))
-        fused = model(batch, return_type="logits", head_row=False)
-        for key, difference in (
+        flat = replace(batch, token_type_ids=0 * batch.token_type_ids)
+        differences = [
             ("score", logits - theirs.logits),
-            ("score", fused - their_logits),
+            ("score", model(batch, return_type="logits", head_row=False) - their_logits),
             ("score_head_row", model(batch, return_type="logits") - their_logits),
-        ):
-            worst[key] = max(worst[key], _largest(difference))
+            ("segments_matter", logits - model(flat, return_type="logits", head_row=False)),
+        ]
         for layer in range(model.cfg.n_layers):
             hidden = cache[f"blocks.{layer}.hook_resid_post"] - theirs.hidden_states[layer + 1]
             pattern = cache[f"blocks.{layer}.attn.hook_pattern"] - theirs.attentions[layer]
-            worst["hidden"] = max(worst["hidden"], _largest(hidden[real]))
-            worst["pattern"] = max(worst["pattern"], _largest(pattern.transpose(1, 2)[real]))
-        flat = Batch(batch.input_ids, 0 * batch.token_type_ids, real, batch.segment, batch.pairs)
-        worst["segments_matter"] = max(
-            worst["segments_matter"], _largest(logits - model(flat, return_type="logits", head_row=False))
-        )
+            differences += [("hidden", hidden[real]), ("pattern", pattern.transpose(1, 2)[real])]
+        for name, difference in differences:
+            worst[name] = max(worst[name], float(difference.abs().max()))
     return {
         "input": other_inputs,
         **worst,
@@ -74,15 +77,7 @@ def certify(model: HookedEncoder, pairs: Sequence[Pair], *, max_rows: int = 16) 
 
 
 def refuse_unlike(certificate: Mapping[str, Any], name: str) -> None:
-    """Raises for a model that reads or scores otherwise than Hugging Face does.
-
-    Args:
-        certificate: of `certify`.
-        name: of the model.
-
-    Raises:
-        MechirError: with the difference and the bound.
-    """
+    """Raises where `certify` found that the model called `name` reads or scores otherwise than Hugging Face does."""
     if certificate["input"]:
         raise MechirError(
             f"Hugging Face's tokenizer reads {certificate['input']} of {certificate['n_pairs']} pairs otherwise than "
@@ -97,15 +92,14 @@ def refuse_unlike(certificate: Mapping[str, Any], name: str) -> None:
 
 
 def _read(model: HookedEncoder, batch: Batch) -> dict[str, Tensor]:
-    """What Hugging Face's tokenizer makes of the same texts, called as its users call it."""
+    """The inputs that Hugging Face's tokenizer makes of the same texts, called as its users call it."""
     texts = [[pair.query for pair in batch.pairs], [pair.document for pair in batch.pairs]]
-    options: dict[str, Any] = {"padding": True, "truncation": True, "max_length": model.max_length}
-    options["return_tensors"] = "pt"
+    options = {"padding": True, "truncation": True, "max_length": model.max_length, "return_tensors": "pt"}
     return dict(model.tokenizer(*texts, **options).to(model.device))
 
 
 def _differing(batch: Batch, inputs: Mapping[str, Tensor]) -> Tensor:
-    """True at the pairs of which Hugging Face reads other ids, types or positions than we do."""
+    """True at the pairs where Hugging Face reads other ids, types or positions than we do."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     if ids.shape != batch.input_ids.shape:
         return torch.ones(len(batch), dtype=torch.bool)
@@ -116,8 +110,8 @@ def _differing(batch: Batch, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def _theirs(model: HookedEncoder, inputs: Mapping[str, Tensor]) -> tuple[Any, Tensor]:
-    """Hugging Face's model on its own inputs: everything with eager attention, which alone gives the patterns; the
-    logits with its default attention.
+    """The outputs of Hugging Face's model on its own inputs with eager attention, which alone gives the patterns, and
+    its logits with its default attention.
     """
     arguments = {name: value for name, value in inputs.items() if name != "token_type_ids"}
     if model.parts.embeddings.token_type is not None and "token_type_ids" in inputs:
@@ -129,11 +123,3 @@ def _theirs(model: HookedEncoder, inputs: Mapping[str, Tensor]) -> tuple[Any, Te
         return model.hf(**arguments, output_hidden_states=True, output_attentions=True), logits
     finally:
         model.hf.set_attn_implementation(default)
-
-
-def _compared(name: str) -> bool:
-    return name.endswith(("hook_resid_post", "hook_pattern"))
-
-
-def _largest(difference: Tensor) -> float:
-    return float(difference.abs().max())

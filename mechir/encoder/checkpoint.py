@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +16,9 @@ from mechir.encoder.quiet import quiet
 from mechir.errors import MechirError
 
 SMALL_FILES = ("*.json", "vocab.txt", "merges.txt", "bpe.codes", "*.model")
-"""What of a checkpoint is fetched and copied beside the weights."""
+"""Files that are fetched and copied beside the weights."""
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "bpe.codes", "*.model")
-"""Files of which a tokenizer needs one."""
+"""Files of which a tokenizer needs at least one."""
 SETTINGS = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 """Files beside the weights that decide the scores."""
 WORDS = ("vocab.*", "merges.txt", "bpe.codes")
@@ -41,7 +42,7 @@ def resolve(name_or_path: str | Path) -> Path:
     """The directory of a checkpoint: the one given, or the hub's snapshot of that name.
 
     Raises:
-        MechirError: when there is no such directory and the hub does not give it.
+        MechirError: when there is no such directory and the hub does not have it.
     """
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
@@ -61,7 +62,7 @@ def resolve(name_or_path: str | Path) -> Path:
 
 
 def from_hub(name: str, patterns: list[str], folder: Path | None = None) -> Path:
-    """The hub's snapshot of `name`, limited to files that match `patterns`; asked for once, without retries."""
+    """Downloads the hub's snapshot of `name`, limited to files that match `patterns`; tried once, without retries."""
     import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -80,11 +81,7 @@ def from_hub(name: str, patterns: list[str], folder: Path | None = None) -> Path
 
 
 def read_json(file: Path, kind: type[Any] = dict) -> Any:
-    """The object that a JSON file holds, or the list where `kind` is list.
-
-    Raises:
-        MechirError: for a file that is cut short, begins with a byte order mark, or holds something else.
-    """
+    """The object that a JSON file holds, or the list where `kind` is list; raises for anything else."""
     refuse_unreadable(file)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -97,14 +94,10 @@ def read_json(file: Path, kind: type[Any] = dict) -> Any:
 
 
 def refuse_unreadable(file: Path) -> None:
-    """Raises for a file that is empty, a pointer of Git LFS, a web page, or begins with a byte order mark.
-
-    Raises:
-        MechirError: with the file and what it is.
-    """
+    """Raises for a file that is empty, a pointer of Git LFS, a web page, or begins with a byte order mark."""
     try:
-        with file.open("rb") as opened:
-            start = opened.read(64)
+        with file.open("rb") as stream:
+            start = stream.read(64)
     except OSError as error:
         raise MechirError(f"Cannot read '{file}' ({error.strerror}).") from error
     if not start:
@@ -126,11 +119,7 @@ def refuse_unreadable_settings(folder: Path) -> None:
 
 
 def refuse_adapters(folder: Path) -> None:
-    """Raises for a folder with an adapter, which would be left out without a word.
-
-    Raises:
-        MechirError: with the file's name.
-    """
+    """Raises for a folder with an adapter, which would silently be left out."""
     for pattern in ("adapter_config.json", "adapter_model.*"):
         for file in folder.glob(pattern):
             raise MechirError(
@@ -140,11 +129,9 @@ def refuse_adapters(folder: Path) -> None:
 
 
 def weight_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
-    """The safetensors files of a checkpoint, as Hugging Face chooses them: one file first, then what an index names.
+    """The safetensors files of a checkpoint, as Hugging Face chooses them.
 
-    Args:
-        folder: the checkpoint.
-        config: its config.json; `transformers_weights` there names the file.
+    In order: the file that `transformers_weights` in the config names, model.safetensors, the files of its index.
 
     Raises:
         MechirError: when there are none; if it is pickled, with the command that converts it.
@@ -157,11 +144,9 @@ def weight_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
         return [folder / WEIGHTS]
     if (folder / INDEX).is_file():
         return _of_index(folder, folder / INDEX)
-    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
-    pickles = [name for name in pickles if not name.startswith(TRAINING)]
-    if pickles:
+    if pickles := _pickles(folder):
         raise MechirError(
-            f"'{folder}' holds only a pickle ({pickles[0]}), and mechir reads safetensors: "
+            f"'{folder}' holds only a pickle ({pickles[0].name}), and mechir reads safetensors: "
             f"run `mechir convert {folder} --out DIR` once, then load DIR."
         )
     others = sorted(file.name for file in folder.glob("*.safetensors"))
@@ -204,42 +189,36 @@ def stored_tensors(files: list[Path]) -> dict[str, Stored]:
     """
     tensors: dict[str, Stored] = {}
     for file in files:
-        for name, shape, dtype in opened(file, _headers):
-            if name in tensors:
-                raise MechirError(
-                    f"'{name}' is in {tensors[name].file.name} and in {file.name} of '{file.parent}': keep one."
-                )
-            tensors[name] = Stored(shape, dtype, file)
+        with opened(file) as reader:
+            slices = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118
+            headers = {name: Stored(tuple(x.get_shape()), str(x.get_dtype()), file) for name, x in slices.items()}
+        for name in tensors.keys() & headers.keys():
+            raise MechirError(
+                f"'{name}' is in {tensors[name].file.name} and in {file.name} of '{file.parent}': keep one."
+            )
+        tensors |= headers
     return dict(sorted(tensors.items()))
 
 
-def _headers(reader: Any) -> list[tuple[str, tuple[int, ...], str]]:
-    slices = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118
-    return [(name, tuple(one.get_shape()), str(one.get_dtype())) for name, one in slices.items()]
-
-
-def opened(file: Path, read: Callable[[Any], Any]) -> Any:
-    """What `read` finds in a safetensors file.
-
-    Raises:
-        MechirError: for a file that is none.
-    """
+@contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """A reader of a safetensors file; raises for any other file."""
     refuse_unreadable(file)
     try:
         with safe_open(file, "pt") as reader:
-            return read(reader)
+            yield reader
     except Exception as error:
         raise MechirError(f"Cannot read '{file}' as safetensors ({error}): download it again.") from error
 
 
 def sha256(file: Path) -> str:
     """The SHA-256 of a file's content, in hex."""
-    with file.open("rb") as opened_file:
-        return hashlib.file_digest(opened_file, "sha256").hexdigest()
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def pickle_files(folder: Path) -> list[Path]:
-    """The pickles of a checkpoint, as Hugging Face chooses them; else the only one that is no file of a trainer's.
+    """The pickles of a checkpoint, as Hugging Face chooses them; else the only one that no trainer left there.
 
     Raises:
         MechirError: when there is none, when several could be meant, or when the index names one that is missing.
@@ -248,7 +227,7 @@ def pickle_files(folder: Path) -> list[Path]:
         return [folder / "pytorch_model.bin"]
     if (folder / "pytorch_model.bin.index.json").is_file():
         return _of_index(folder, folder / "pytorch_model.bin.index.json")
-    pickles = [file for file in _pickles(folder) if not file.name.startswith(TRAINING)]
+    pickles = _pickles(folder)
     if not pickles:
         raise MechirError(f"'{folder}' holds no pickle (pytorch_model.bin): there is nothing to convert.")
     if len(pickles) > 1:
@@ -259,6 +238,7 @@ def pickle_files(folder: Path) -> list[Path]:
     return pickles
 
 
-def _pickles(folder: Path) -> Iterator[Path]:
-    for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt"):
-        yield from sorted(folder.glob(pattern))
+def _pickles(folder: Path) -> list[Path]:
+    """The pickles of a folder, without those that a trainer leaves beside the weights."""
+    files = (file for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in sorted(folder.glob(pattern)))
+    return [file for file in files if not file.name.startswith(TRAINING)]

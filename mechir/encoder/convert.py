@@ -1,4 +1,4 @@
-"""A pickled checkpoint made into safetensors, once: the only place that reads a pickle, and weights only."""
+"""Conversion of a pickled checkpoint into safetensors: the only place that reads a pickle, and weights only."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from mechir.errors import MechirError
 
 
 def convert(name_or_path: str | Path, out: Path) -> dict[str, Any]:
-    """Writes `out/model.safetensors` beside copies of the config and tokenizer files, and what it was made from.
+    """Writes `out/model.safetensors` beside copies of the config and tokenizer files.
 
     The pickle is the one that Hugging Face would read: pytorch_model.bin, else the files of its index, else the only
     one there (files of a trainer aside). It is read by `torch.load(weights_only=True)`: tensors, no code. Tensors keep
     their names and number type.
 
     Returns:
-        What is also in `out/conversion.json`: the source, the SHA-256 of each pickle and of the result, tensors, bytes.
+        The content of `out/conversion.json`: the source, the SHA-256 of each pickle and of the result, tensors, bytes.
 
     Raises:
         MechirError: when there is no pickle or several, when it holds more than weights, or when `out` exists.
@@ -61,7 +61,7 @@ def convert(name_or_path: str | Path, out: Path) -> dict[str, Any]:
             for file in source.glob(pattern):
                 if not file.name.endswith(".index.json"):
                     shutil.copyfile(file, made / file.name)
-        if root != source:  # what says how the model in there is read
+        if root != source:
             _copy_modules(root, made)
         record = {
             "source": str(name_or_path),
@@ -76,23 +76,18 @@ def convert(name_or_path: str | Path, out: Path) -> dict[str, Any]:
 
 
 def _copy_modules(root: Path, made: Path) -> None:
-    """Copies what sentence-transformers says of a model in a folder of its own, which is now the folder itself."""
+    """Copies sentence-transformers' settings of a model in a subfolder, whose files are now in the folder itself."""
     if not (root / "modules.json").is_file():
         return
-    modules = [
-        one | {"path": ""} if one.get("path") == OLD_FOLDER else one for one in read_json(root / "modules.json", list)
-    ]
+    modules = read_json(root / "modules.json", list)
+    modules = [module | {"path": ""} if module.get("path") == OLD_FOLDER else module for module in modules]
     (made / "modules.json").write_text(json.dumps(modules, indent=1) + "\n", encoding="utf-8")
     if (root / SAVED).is_file():
         shutil.copyfile(root / SAVED, made / SAVED)
 
 
 def _tensors(pickles: list[Path]) -> dict[str, torch.Tensor]:
-    """The tensors of all files, each name once.
-
-    Raises:
-        MechirError: for a name that stands in two files, or names as DataParallel writes them.
-    """
+    """The tensors of all files; raises for a name that stands in two of them, or names as DataParallel writes them."""
     tensors: dict[str, torch.Tensor] = {}
     for file in pickles:
         read = _read(file)
@@ -116,7 +111,9 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
             f"'{file}' is no pickle of plain weights ({type(error).__name__}), and nothing else is read: "
             "save its state_dict() with torch.save first."
         ) from error
-    if not isinstance(loaded, dict) or not loaded or not any(_holds_tensors(value) for value in loaded.values()):
+    values = [*loaded.values()] if isinstance(loaded, dict) else []
+    nested = [inner for value in values for inner in (value.values() if isinstance(value, dict) else [value])]
+    if not any(isinstance(value, torch.Tensor) for value in nested):
         raise MechirError(f"'{file}' holds no tensors by name: save its state_dict() with torch.save first.")
     others = [name for name, value in loaded.items() if not isinstance(value, torch.Tensor)]
     if others:
@@ -135,13 +132,8 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
     return {name: value.contiguous().clone() for name, value in loaded.items()}
 
 
-def _holds_tensors(value: Any) -> bool:
-    nested = value.values() if isinstance(value, dict) else (value,)
-    return any(isinstance(one, torch.Tensor) for one in nested)
-
-
 def fetch_model(name: str) -> str:
-    """Downloads a model of the hub for machines without a network, and says what to type next."""
+    """Downloads a model of the hub for machines without a network; the text says what to type next."""
     folder = from_hub(name, ["*.safetensors", "*.safetensors.index.json", *SMALL_FILES])
     if list(folder.rglob("*.safetensors")):
         return f"'{name}' is in {folder}: mechir reads it by its name, or by this directory."

@@ -1,4 +1,4 @@
-"""What sentence-transformers saves beside a cross-encoder, read as its `CrossEncoder` reads it, or refused by name."""
+"""The settings that sentence-transformers saves beside a cross-encoder, followed as `CrossEncoder` does or refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mechir.encoder.checkpoint import read_json
 from mechir.errors import MechirError
 
 SAVED = "config_sentence_transformers.json"
-"""What kind of model was saved, and its prompts."""
+"""The file with the kind of the saved model, and its prompts."""
 OLD_FOLDER = "0_Transformer"
 """Where older versions put the model."""
 MODULE_SETTINGS = tuple(
@@ -29,22 +29,19 @@ HARMLESS: dict[str, tuple[Any, ...] | None] = {
     "tokenizer_name_or_path": (None,),
 }
 """Settings that change no score of a pair, with the values that change none (None: any)."""
-LOADING = ("model_args", "model_kwargs", "config_args", "config_kwargs")
-HARMLESS_LOADING = (
-    "dtype",
-    "torch_dtype",
-    "attn_implementation",
-    "low_cpu_mem_usage",
-    "trust_remote_code",
-    "use_cache",
-)
+_LOADING = ("dtype", "torch_dtype", "attn_implementation", "low_cpu_mem_usage", "trust_remote_code", "use_cache")
+ARGUMENTS = {
+    **dict.fromkeys(("tokenizer_args", "processor_kwargs"), ("model_max_length", "trust_remote_code", "use_fast")),
+    **dict.fromkeys(("model_args", "model_kwargs", "config_args", "config_kwargs"), _LOADING),
+}
+"""Settings that hold arguments, with those arguments that are followed or change no score."""
 
 
 class Settings(NamedTuple):
     """The part of a cross-encoder's settings that its scores follow.
 
     `folder` holds the model; `max_length` counts word pieces; `lower_case` lowers texts before they are cut into
-    pieces; `files` are the files that said so.
+    pieces; `files` are the files that these settings are from.
     """
 
     folder: Path
@@ -60,32 +57,24 @@ def settings(folder: Path) -> Settings:
         MechirError: for a setting that changes scores and is not followed: further modules, a default prompt, arguments
             of the model or tokenizer.
     """
-    if not (folder / "modules.json").is_file() or not _of_cross_encoder(folder):
+    complete = (folder / "modules.json").is_file() and (folder / SAVED).is_file()
+    saved = read_json(folder / SAVED) if complete else {}
+    if saved.get("model_type") != "CrossEncoder":  # `CrossEncoder` reads no settings of any other model
         plain = (folder / "config.json").is_file() or not (folder / OLD_FOLDER / "config.json").is_file()
         return Settings(_with_config(folder if plain else folder / OLD_FOLDER))
     inner = _with_config(_model_module(folder))
-    _refuse_prompt(folder)
+    _refuse_prompt(saved, folder / SAVED)
     file = next((inner / name for name in MODULE_SETTINGS if (inner / name).is_file()), None)
     files = ("modules.json",) if file is None else ("modules.json", file.name)
-    saved = {} if file is None else read_json(file)
-    length, lower_case = saved.pop("max_seq_length", None), saved.pop("do_lower_case", False)
-    for name in ("tokenizer_args", "processor_kwargs"):
-        given = _arguments(name, saved.pop(name, None), file)
-        length = given.pop("model_max_length", length)
-        _refuse_others(name, given, ("trust_remote_code", "use_fast"), file)
-    for name in LOADING:
-        _refuse_others(name, _arguments(name, saved.pop(name, None), file), HARMLESS_LOADING, file)
-    for name, value in saved.items():
+    module = {} if file is None else read_json(file)
+    length, lower_case = module.pop("max_seq_length", None), module.pop("do_lower_case", False)
+    for name in ARGUMENTS:
+        length = _arguments(name, module.pop(name, None), file).get("model_max_length", length)
+    for name, value in module.items():
         values = HARMLESS.get(name, ())
         if values is not None and value not in values:
             raise _not_followed(f"{name}={value!r}", file)
     return Settings(inner, _length(length, file), bool(lower_case), files)
-
-
-def _of_cross_encoder(folder: Path) -> bool:
-    """Whether a cross-encoder was saved: of any other model `CrossEncoder` reads no settings."""
-    file = folder / SAVED
-    return file.is_file() and read_json(file).get("model_type") == "CrossEncoder"
 
 
 def _with_config(folder: Path) -> Path:
@@ -95,13 +84,11 @@ def _with_config(folder: Path) -> Path:
 
 
 def _model_module(folder: Path) -> Path:
-    """The directory of the model that modules.json names.
-
-    Raises:
-        MechirError: for further modules, or a path that leads out of the checkpoint.
-    """
-    modules = _modules(folder / "modules.json")
-    kinds = [str(one.get("type", "")).rpartition(".")[2] for one in modules]
+    """The directory of the model that modules.json names; raises for further modules, or a path that leads outside."""
+    modules = read_json(folder / "modules.json", kind=list)
+    if not all(isinstance(module, dict) for module in modules):
+        raise MechirError(f"'{folder / 'modules.json'}' lists no modules: download it again.")
+    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
     if kinds != ["Transformer"]:
         raise MechirError(
             f"'{folder}' is made of {', '.join(kinds) or 'no modules'} (modules.json), and mechir reads a Transformer "
@@ -113,24 +100,12 @@ def _model_module(folder: Path) -> Path:
     return folder / path
 
 
-def _modules(file: Path) -> list[dict[str, Any]]:
-    modules = read_json(file, kind=list)
-    if not all(isinstance(one, dict) for one in modules):
-        raise MechirError(f"'{file}' lists no modules: download it again.")
-    return modules
-
-
-def _refuse_prompt(folder: Path) -> None:
+def _refuse_prompt(saved: dict[str, Any], file: Path) -> None:
     """Raises for a prompt that `CrossEncoder` writes before every query."""
-    file = folder / SAVED
-    if not file.is_file():
-        return
-    saved = read_json(file)
     name, prompts = saved.get("default_prompt_name"), saved.get("prompts") or {}
     if not isinstance(prompts, dict):
         raise MechirError(f"'{file}' has prompts={prompts!r}: write an object of names and texts.")
-    prompt = prompts.get(name, "") if name else ""
-    if prompt:
+    if name and (prompt := prompts.get(name)):
         raise MechirError(
             f"'{file}' has the default prompt {prompt!r}, which CrossEncoder writes before every query and mechir does "
             "not: write it into the queries, and set default_prompt_name to null."
@@ -138,15 +113,13 @@ def _refuse_prompt(folder: Path) -> None:
 
 
 def _arguments(name: str, given: Any, file: Path | None) -> dict[str, Any]:
+    """The arguments saved under `name`; raises for any that is not among `ARGUMENTS`."""
     if given is not None and not isinstance(given, dict):
         raise MechirError(f"'{file}' has {name}={given!r}: write an object of names and values.")
-    return dict(given or {})
-
-
-def _refuse_others(where: str, given: dict[str, Any], harmless: tuple[str, ...], file: Path | None) -> None:
-    for name, value in given.items():
-        if name not in harmless:
-            raise _not_followed(f"{name}={value!r} in {where}", file)
+    for key, value in (given or {}).items():
+        if key not in ARGUMENTS[name]:
+            raise _not_followed(f"{key}={value!r} in {name}", file)
+    return given or {}
 
 
 def _not_followed(setting: str, file: Path | None) -> MechirError:

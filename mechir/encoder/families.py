@@ -1,4 +1,4 @@
-"""Where each family keeps its tensors: one row of paths per family, one forward for all.
+"""The paths of each family's tensors: one row per family, one forward for all.
 
 To add a family, add a row to `FAMILIES` and a tiny random model of it to `tests/models.py`.
 """
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from mechir.reranker import Embeddings, Layer, Parts
+from mechir.reranker import Dimensions, Embeddings, Layer, Parts
 
 
 class Family(NamedTuple):
@@ -71,13 +71,9 @@ FAMILIES: dict[str, Family] = {
 
 
 def parts(hf: nn.Module, family: Family) -> Parts:
-    """The modules of a Hugging Face classifier, found along the family's paths."""
+    """The modules of a Hugging Face classifier, at the family's paths."""
     body: Any = getattr(hf, family.body)
     embeddings = body.embeddings
-
-    def layer(block: nn.Module) -> Layer:
-        return Layer(**{name: attrgetter(getattr(family, name))(block) for name in Layer._fields})
-
     return Parts(
         Embeddings(
             embeddings.word_embeddings,
@@ -86,8 +82,30 @@ def parts(hf: nn.Module, family: Family) -> Parts:
             embeddings.LayerNorm,
             getattr(body, "embeddings_project", None),
         ),
-        tuple(layer(block) for block in attrgetter(family.layers)(body)),
+        tuple(
+            Layer(**{name: attrgetter(getattr(family, name))(block) for name in Layer._fields})
+            for block in attrgetter(family.layers)(body)
+        ),
         attrgetter(family.pooler)(hf),
         family.pooler_activation,
         attrgetter(family.classifier)(hf),
+    )
+
+
+def dimensions(config: Any, family: Family, name: str, parts: Parts) -> Dimensions:
+    """The sizes of a model called `name` with these parts and Hugging Face's configuration."""
+    layer, n_heads = parts.layers[0], config.num_attention_heads
+    n_ctx = parts.embeddings.position.num_embeddings
+    return Dimensions(
+        model_name=name,
+        family=family.body,
+        n_layers=len(parts.layers),
+        n_heads=n_heads,
+        d_model=layer.q.in_features,
+        d_head=layer.q.in_features // n_heads,
+        d_mlp=layer.mlp_in.out_features,
+        d_vocab=parts.embeddings.word.num_embeddings,
+        n_ctx=n_ctx - config.pad_token_id - 1 if family.positions_from_padding else n_ctx,
+        n_labels=parts.classifier.out_features,
+        act_fn=getattr(config, "hidden_act", None) or config.activation,
     )

@@ -1,12 +1,10 @@
-"""What a model is, as one hash: its tensors as stored, its configuration as used, and its tokenizer as loaded."""
+"""The fingerprint of a model: one hash of its tensors as stored, its configuration as used, its tokenizer as loaded."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,10 +12,12 @@ from torch import Tensor, nn
 
 from mechir.encoder.checkpoint import Stored, opened
 
+ROUNDED = (torch.bfloat16, torch.float16)
+"""Number types with fewer digits than the scores are computed in."""
 PLACES = ("name_or_path", "vocab_file", "merges_file", "tokenizer_file", "is_local", "local_files_only", "cache_dir")
-"""Arguments of a tokenizer that say where its files lie."""
+"""Arguments of a tokenizer that name where its files are."""
 RULE = "mechir model 2"
-"""The rule by which fingerprints are made; another rule gives others, so that they are never taken for these."""
+"""The rule by which fingerprints are made; part of each, so that those of another rule always differ."""
 NO_PROPERTY = (
     "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "return_dict", "torchscript",
     "chunk_size_feed_forward", "attn_implementation", "_attn_implementation", "_attn_implementation_internal",
@@ -48,22 +48,22 @@ def fingerprint(tensors: Mapping[str, str], hf: nn.Module, tokenizer: Any, max_l
 
 
 def described(tokenizer: Any) -> dict[str, Any]:
-    """Everything of a tokenizer that decides which ids it writes, in words that JSON holds.
+    """Everything of a tokenizer that decides which ids it writes, as JSON values.
 
-    The serialisation of a fast one, less what every call sets anew (truncation, padding); of one that is written in
-    Python its class, vocabulary, arguments and merges.
+    For a fast one its serialisation, less what every call sets anew (truncation, padding); for one written in Python
+    its class, vocabulary, arguments and merges.
     """
     if tokenizer.is_fast:
-        cut: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
-        own = {name: value for name, value in cut.items() if name not in ("truncation", "padding")}
+        parts: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+        parts = {name: value for name, value in parts.items() if name not in ("truncation", "padding")}
     else:
         given = {name: str(value) for name, value in tokenizer.init_kwargs.items() if name not in PLACES}
-        own = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "arguments": given}
-        own["merges"] = repr(getattr(tokenizer, "bpe_ranks", None))
+        parts = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "arguments": given}
+        parts["merges"] = repr(getattr(tokenizer, "bpe_ranks", None))
         pieces = getattr(tokenizer, "sp_model", None)
-        own["pieces"] = None if pieces is None else hashlib.sha256(pieces.serialized_model_proto()).hexdigest()
+        parts["pieces"] = None if pieces is None else hashlib.sha256(pieces.serialized_model_proto()).hexdigest()
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    return own | {
+    return parts | {
         "special": special,
         "pad_token_id": tokenizer.pad_token_id,
         "pad_token_type_id": tokenizer.pad_token_type_id,
@@ -77,25 +77,40 @@ def described(tokenizer: Any) -> dict[str, Any]:
 
 def stored_digests(tensors: Mapping[str, Stored]) -> dict[str, str]:
     """The digest of each tensor as it lies in its file: number type, shape and bytes."""
-    digests_by_name: dict[str, str] = {}
-    by_file: dict[Path, list[str]] = {}
-    for name, one in tensors.items():
-        by_file.setdefault(one.file, []).append(name)
-    for file, names in by_file.items():
-        digests_by_name |= opened(file, partial(_digests_of, names))
-    return digests_by_name
-
-
-def _digests_of(names: Sequence[str], reader: Any) -> dict[str, str]:
-    return {name: digest(reader.get_tensor(name)) for name in names}
+    by_name: dict[str, str] = {}
+    for file in dict.fromkeys(tensor.file for tensor in tensors.values()):
+        with opened(file) as reader:
+            names = [name for name, tensor in tensors.items() if tensor.file == file]
+            by_name |= {name: digest(reader.get_tensor(name)) for name in names}
+    return by_name
 
 
 def digests(model: nn.Module) -> dict[str, str]:
     """The digest of each parameter of a model as it is now, in float32 where that is exact, and each epsilon."""
     parameters = {name: digest(_exact(parameter)) for name, parameter in model.named_parameters()}
-    return parameters | {
-        f"{name}.eps": str(one.eps) for name, one in model.named_modules() if isinstance(one, nn.LayerNorm)
-    }
+    norms = {name: norm for name, norm in model.named_modules() if isinstance(norm, nn.LayerNorm)}
+    return parameters | {f"{name}.eps": str(norm.eps) for name, norm in norms.items()}
+
+
+class LoadedState:
+    """The digests of a model's parameters when it was loaded, and the number type that they were rounded to, if any."""
+
+    def __init__(self, hf: nn.Module, dtype: torch.dtype) -> None:
+        self.digests = digests(hf)
+        self.rounded_to = dtype if dtype in ROUNDED else None
+
+    def changes(self, hf: nn.Module, dtype: torch.dtype) -> list[str]:
+        """The names of parameters that differ now; rounded values stay rounded in a finer number type."""
+        now = digests(hf)
+        names = [name for name in (self.digests | now) if self.digests.get(name) != now.get(name)]
+        rounded = self.rounded_to not in (None, dtype)
+        return [*names, f"number type ({str(self.rounded_to).removeprefix('torch.')} before)"] if rounded else names
+
+    def converted(self, hf: nn.Module, dtype: torch.dtype) -> None:
+        """Accepts another number type as no change, and remembers where digits were lost."""
+        now = digests(hf)
+        if now != self.digests:
+            self.digests, self.rounded_to = now, dtype
 
 
 def _exact(value: Tensor) -> Tensor:

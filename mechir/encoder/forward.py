@@ -1,8 +1,9 @@
-"""The whole forward of a post-LN encoder with every activation passed through a hook point.
+"""The forward of a post-LN encoder with every activation passed through a hook point.
 
-Axis names: `reader` and `source` are the two position axes of attention. `pos` is 1 instead of the length where only
-the CLS row is computed (last layer, when nothing else is looked at). Fused attention is used in a layer unless
-something there reads or writes the scores or the pattern.
+A layer is LN2(n + MLP(n)) with n = LN1(x + attention(x)), in two halves, `read` and `write`. Axis names: `reader` and
+`source` are the two position axes of attention; `row` is 1 instead of the length where only the CLS row is computed
+(last layer, when nothing else is hooked). Fused attention is used in a layer unless something there reads or writes the
+scores or the pattern.
 """
 
 from __future__ import annotations
@@ -75,61 +76,42 @@ def embed(
     parts: Parts, hooks: EmbedHooks, batch: Batch, positions_after: int | None
 ) -> Float[Tensor, "batch pos d_model"]:
     """The first residual stream. `positions_after`: RoBERTa's pad id, after which it counts positions; else None."""
-    of = parts.embeddings
+    modules = parts.embeddings
     if positions_after is None:
         positions = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)[None]
     else:
         token = batch.input_ids != positions_after
         positions = token.cumsum(1) * token + positions_after
-    x = hooks.hook_embed(of.word(batch.input_ids))
-    if of.token_type is not None:
-        x = x + hooks.hook_token_type_embed(of.token_type(batch.token_type_ids))
-    x = x + hooks.hook_pos_embed(of.position(positions).expand_as(x))
-    x = layer_norm(of.ln, hooks.ln, x)
-    return x if of.project is None else of.project(x)
-
-
-def block(
-    of: Layer,
-    hooks: BlockHooks,
-    x: Float[Tensor, "batch pos d_model"],
-    allowed: Bool[Tensor, "batch 1 1 pos"] | None,
-    *,
-    n_heads: int,
-    explicit: bool = False,
-    head_row: bool = False,
-) -> Float[Tensor, "batch row d_model"]:
-    """One post-LN layer: LN2(n + MLP(n)) with n = LN1(x + attention(x)).
-
-    `allowed` is True at sources that are no padding (None: there is no padding). `head_row` computes the first row of
-    the output alone, which is all that the classification head reads.
-    """
-    rows, z = read(of, hooks, x, allowed, n_heads=n_heads, explicit=explicit, head_row=head_row)
-    return write(of, hooks, rows, z)
+    x = hooks.hook_embed(modules.word(batch.input_ids))
+    if modules.token_type is not None:
+        x = x + hooks.hook_token_type_embed(modules.token_type(batch.token_type_ids))
+    x = x + hooks.hook_pos_embed(modules.position(positions).expand_as(x))
+    x = layer_norm(modules.ln, hooks.ln, x)
+    return x if modules.project is None else modules.project(x)
 
 
 def write(
-    of: Layer,
+    layer: Layer,
     hooks: BlockHooks,
     rows: Float[Tensor, "batch row d_model"],
     z: Float[Tensor, "batch row head d_head"],
 ) -> Float[Tensor, "batch row d_model"]:
-    """The second half of a layer: what the heads read is written to the stream, and the MLP's part after it."""
+    """The second half of a layer: the output of the heads is added to the stream, then that of the MLP."""
     z = hooks.attn.hook_z(z)
     if is_hooked(hooks.attn.hook_result):
-        weight = of.o.weight.unflatten(1, (z.shape[2], -1))
-        attn_out = hooks.attn.hook_result(torch.einsum("bphd,mhd->bphm", z, weight)).sum(2) + of.o.bias
+        weight = layer.o.weight.unflatten(1, (z.shape[2], -1))
+        attn_out = hooks.attn.hook_result(torch.einsum("bphd,mhd->bphm", z, weight)).sum(2) + layer.o.bias
     else:
-        attn_out = of.o(z.flatten(2))
+        attn_out = layer.o(z.flatten(2))
     attn_out = hooks.hook_attn_out(attn_out)
-    mid = hooks.hook_resid_mid(layer_norm(of.ln1, hooks.ln1, rows + attn_out))
-    pre = hooks.mlp.hook_pre(of.mlp_in(hooks.hook_mlp_in(mid)))
-    mlp_out = hooks.hook_mlp_out(of.mlp_out(hooks.mlp.hook_post(of.activation(pre))))
-    return hooks.hook_resid_post(layer_norm(of.ln2, hooks.ln2, mid + mlp_out))
+    mid = hooks.hook_resid_mid(layer_norm(layer.ln1, hooks.ln1, rows + attn_out))
+    pre = hooks.mlp.hook_pre(layer.mlp_in(hooks.hook_mlp_in(mid)))
+    mlp_out = hooks.hook_mlp_out(layer.mlp_out(hooks.mlp.hook_post(layer.activation(pre))))
+    return hooks.hook_resid_post(layer_norm(layer.ln2, hooks.ln2, mid + mlp_out))
 
 
 def read(
-    of: Layer,
+    layer: Layer,
     hooks: BlockHooks,
     x: Float[Tensor, "batch source d_model"],
     allowed: Bool[Tensor, "batch 1 1 source"] | None,
@@ -138,7 +120,11 @@ def read(
     explicit: bool = False,
     head_row: bool = False,
 ) -> tuple[Float[Tensor, "batch reader d_model"], Float[Tensor, "batch reader head d_head"]]:
-    """The first half of a layer: the stream at the rows that are computed, and what each head reads for them (z)."""
+    """The first half of a layer: the stream at the rows that are computed, and what each head reads for them (z).
+
+    `allowed` is True at sources that are no padding (None: there is no padding). `head_row` computes the first row
+    alone, which is all that the classification head reads.
+    """
     x = hooks.hook_resid_pre(x)
     rows = x[:, :1] if head_row else x
     at = hooks.attn
@@ -146,9 +132,9 @@ def read(
     def split(y: Tensor) -> Float[Tensor, "batch pos head d_head"]:
         return y.unflatten(-1, (n_heads, -1))
 
-    q = at.hook_q(split(of.q(hooks.hook_q_input(rows))))
-    k = at.hook_k(split(of.k(hooks.hook_k_input(x))))
-    v = at.hook_v(split(of.v(hooks.hook_v_input(x))))
+    q = at.hook_q(split(layer.q(hooks.hook_q_input(rows))))
+    k = at.hook_k(split(layer.k(hooks.hook_k_input(x))))
+    v = at.hook_v(split(layer.v(hooks.hook_v_input(x))))
     if explicit or is_hooked(at.hook_attn_scores) or is_hooked(at.hook_pattern):
         return rows, _explicit_z(at, q, k, v, allowed)
     q, k, v = (y.transpose(1, 2) for y in (q, k, v))
@@ -173,18 +159,18 @@ def _explicit_z(
     return (at.hook_pattern(pattern) @ v.transpose(1, 2)).transpose(1, 2)
 
 
-def layer_norm(of: nn.LayerNorm, hooks: LayerNormHooks, x: Float[Tensor, "*axes d"]) -> Float[Tensor, "*axes d"]:
-    """LayerNorm; taken apart only where its scale is looked at."""
+def layer_norm(norm: nn.LayerNorm, hooks: LayerNormHooks, x: Float[Tensor, "*axes d"]) -> Float[Tensor, "*axes d"]:
+    """LayerNorm, computed in steps only where its scale is hooked."""
     x = hooks.hook_in(x)
     if not is_hooked(hooks.hook_scale):
-        return hooks.hook_normalized(of(x))
+        return hooks.hook_normalized(norm(x))
     centred = x - x.mean(-1, keepdim=True)
-    scale = hooks.hook_scale((centred.square().mean(-1, keepdim=True) + of.eps).sqrt())
-    return hooks.hook_normalized(centred / scale * of.weight + of.bias)
+    scale = hooks.hook_scale((centred.square().mean(-1, keepdim=True) + norm.eps).sqrt())
+    return hooks.hook_normalized(centred / scale * norm.weight + norm.bias)
 
 
 def anything_hooked(layer: nn.Module) -> bool:
-    """Whether a hook stands anywhere in a layer."""
+    """Whether any point of a layer has a hook."""
     return any(point.has_hooks() for point in layer.modules() if isinstance(point, HookPoint))
 
 

@@ -51,7 +51,7 @@ class ClassificationHead(nn.Module):
         """The number of the label that means relevance.
 
         Raises:
-            MechirError: when nobody has said which one it is.
+            MechirError: when it is not stated which one it is.
         """
         if self.relevant_label is None:
             listed = ", ".join(f"{number} ('{name}')" for number, name in enumerate(self.labels))
@@ -62,7 +62,7 @@ class ClassificationHead(nn.Module):
         return self.relevant_label
 
     def __str__(self) -> str:
-        """Which output is the score, in words."""
+        """The output that is the score, in words."""
         if self.relevant_label is None:
             return f"not stated which of {self.n_labels} labels it is"
         if self.n_labels == 1:
@@ -76,33 +76,29 @@ def label_names(config: Any, n: int) -> tuple[str, ...]:
     return tuple(named.get(number, f"LABEL_{number}") for number in range(n))
 
 
-def relevant(labels: Sequence[str], asked: Any) -> int | None:
-    """The number of the label that means relevance; None where it has to be said.
+def relevant(labels: Sequence[str], label: Any) -> int | None:
+    """The number of the label that means relevance, given as a number or name; None where it has to be stated.
 
-    Without a word it is the only label, or label 1 of LABEL_0 and LABEL_1, which is how rerankers are trained. Labels
-    with names of their own may stand in any order (of "entailment" and "not_entailment" the first is relevance).
-
-    Args:
-        labels: their names.
-        asked: a number, or a name as it stands in the configuration.
+    By default it is the only label, or label 1 of LABEL_0 and LABEL_1, which is how rerankers are trained. Labels with
+    names of their own may stand in any order (of "entailment" and "not_entailment" the first is relevance).
 
     Raises:
         MechirError: for a number or a name that the model does not have.
     """
-    if asked is None:
+    if label is None:
         usual = len(labels) == 1 or tuple(labels) == ("LABEL_0", "LABEL_1")
         return len(labels) - 1 if usual else None
-    if isinstance(asked, bool) or not isinstance(asked, int | str):
-        raise MechirError(f"relevant_label={asked!r} is no label: write its number, or its name.")
-    if isinstance(asked, str) and asked in labels:
-        if labels.count(asked) > 1:
-            raise MechirError(f"relevant_label='{asked}' is the name of several labels: give its number.")
-        return labels.index(asked)
-    if isinstance(asked, str) and not asked.isdecimal():
-        raise MechirError(f"relevant_label='{asked}' is no label: the model has {', '.join(labels)}.")
-    if not 0 <= int(asked) < len(labels):
-        raise MechirError(f"relevant_label={asked} is out of range: the model has labels 0-{len(labels) - 1}.")
-    return int(asked)
+    if isinstance(label, bool) or not isinstance(label, int | str):
+        raise MechirError(f"relevant_label={label!r} is no label: write its number, or its name.")
+    if isinstance(label, str) and label in labels:
+        if labels.count(label) > 1:
+            raise MechirError(f"relevant_label='{label}' is the name of several labels: give its number.")
+        return labels.index(label)
+    if isinstance(label, str) and not label.isdecimal():
+        raise MechirError(f"relevant_label='{label}' is no label: the model has {', '.join(labels)}.")
+    if not 0 <= int(label) < len(labels):
+        raise MechirError(f"relevant_label={label} is out of range: the model has labels 0-{len(labels) - 1}.")
+    return int(label)
 
 
 def read_out(score: Float[Tensor, "batch"], readout: str) -> Float[Tensor, "batch"]:

@@ -1,50 +1,39 @@
-"""Hooks by name: which a model has, and refusals of names that it lacks."""
+"""The names of a model's hooks, found by filters and checked."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from mechir.errors import MechirError, closest
 from mechir.hooks import Edit, Hook, as_edit
 
 
-def resolved(hooks: Sequence[Hook], known: Iterable[str], n_layers: int) -> list[tuple[str, Edit]]:
-    """The hooks with filters on names replaced by the names they match, plain functions made edits.
-
-    Args:
-        hooks: names or filters on names, each with its edit.
-        known: the names of the model's hook points.
-        n_layers: its layers.
+def resolved(hooks: Sequence[Hook], known: Collection[str], n_layers: int, fingerprint: str) -> list[tuple[str, Edit]]:
+    """The hooks with filters on names replaced by the `known` names they match, plain functions made edits.
 
     Raises:
-        MechirError: for a name that the model lacks (the closest are named), or a filter that matches none.
+        MechirError: for a name that the model lacks (the closest are named), a filter that matches none, or activations
+            or directions of another model than the one with this fingerprint.
     """
-    names = list(known)
     edits: list[tuple[str, Edit]] = []
     for name, function in hooks:
         edit = as_edit(function)
         if isinstance(name, str):
-            refuse_unknown(name, names, n_layers)
-            edits.append((name, edit))
-            continue
-        matches = [one for one in names if name(one)]
+            refuse_unknown(name, known, n_layers)
+        matches = [name] if isinstance(name, str) else [hook for hook in known if name(hook)]
         if not matches:
             raise MechirError(f"The filter {name} matches no hook of this model, e.g. not 'blocks.0.attn.hook_z'.")
-        edits += [(one, edit) for one in matches]
+        if edit.model not in ("", fingerprint):
+            raise MechirError(
+                f"These activations are of another model (fingerprint {edit.model[:12]}, this one is "
+                f"{fingerprint[:12]}): record them in this one."
+            )
+        edits += [(match, edit) for match in matches]
     return edits
 
 
-def refuse_foreign(edit: Edit, fingerprint: str) -> None:
-    """Raises for activations or directions of another model than the one with this fingerprint."""
-    if edit.model not in ("", fingerprint):
-        raise MechirError(
-            f"These activations are of another model (fingerprint {edit.model[:12]}, this one is {fingerprint[:12]}): "
-            "record them in this one."
-        )
-
-
-def refuse_unknown(name: str, known: Sequence[str], n_layers: int) -> None:
+def refuse_unknown(name: str, known: Collection[str], n_layers: int) -> None:
     """Raises for the name of a hook that a model of so many layers does not have."""
     if name in known:
         return

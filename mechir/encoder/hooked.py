@@ -19,13 +19,11 @@ from transformer_lens.HookedRootModule import HookedRootModule
 from mechir.batches import Batch, progress_bar
 from mechir.encoder import forward as fw
 from mechir.encoder.cache import PostNormCache
-from mechir.encoder.dimensions import dimensions
-from mechir.encoder.families import Family, parts
-from mechir.encoder.fingerprint import fingerprint
+from mechir.encoder.families import Family, dimensions, parts
+from mechir.encoder.fingerprint import LoadedState, fingerprint
 from mechir.encoder.head import ClassificationHead, label_names, read_out
-from mechir.encoder.hook_names import refuse_foreign, refuse_unknown, resolved
+from mechir.encoder.hook_names import refuse_unknown, resolved
 from mechir.encoder.layer_runs import LayerRuns
-from mechir.encoder.loaded_state import LoadedState
 from mechir.encoder.reading import Reading, length_limit, token_types
 from mechir.encoder.tokenizing import refuse_unfit
 from mechir.encoder.weights import WeightViews
@@ -72,7 +70,7 @@ class HookedEncoder(WeightViews, LayerRuns, HookedRootModule, Weights):
             revision: on the hub, where it came from there.
             relevant_label: as in `from_pretrained`.
             max_length: likewise.
-            reading: what is known of how it was read.
+            reading: the files and settings that it was read from.
         """
         super().__init__()
         self.hf = hf.eval().requires_grad_(False)
@@ -93,7 +91,7 @@ class HookedEncoder(WeightViews, LayerRuns, HookedRootModule, Weights):
         self.setup()
 
     def _read(self, max_length: int | None, reading: Reading) -> None:
-        """Sets how many word pieces are read, and what follows from it: the fingerprint, and how the model is read."""
+        """Sets how many word pieces are read, and with it the fingerprint and the record of how the model is read."""
         self.max_length, limited_by = length_limit(self.cfg.n_ctx, self.tokenizer, max_length)
         self.fingerprint = fingerprint(self._stored, self.hf, self.tokenizer, self.max_length)
         types = self.parts.embeddings.token_type
@@ -109,7 +107,7 @@ class HookedEncoder(WeightViews, LayerRuns, HookedRootModule, Weights):
     def limited(self, max_length: int | None) -> HookedEncoder:
         """The same model, parameters and hooks shared, that reads at most so many word pieces of a pair.
 
-        Its fingerprint is another one, for its scores are. None: this model itself.
+        Its fingerprint differs, as its scores do. None: this model itself.
 
         Raises:
             MechirError: for a length that the model has no positions for.
@@ -121,13 +119,13 @@ class HookedEncoder(WeightViews, LayerRuns, HookedRootModule, Weights):
         return model
 
     def changed(self) -> list[str]:
-        """What is not as it was when the model was loaded: parameters by name, or the configuration or tokenizer."""
+        """The names of what changed since the model was loaded: parameters, configuration, tokenizer or limit."""
         names = self._loaded.changes(self.hf, self.dtype)
         now = fingerprint(self._stored, self.hf, self.tokenizer, self.max_length)
         return names if now == self.fingerprint else [*names, "configuration, tokenizer or max_length"]
 
     def _apply(self, *arguments: Any, **options: Any) -> HookedEncoder:
-        """As torch's, which `to` calls: a conversion of the number type is no change, and rounding is remembered."""
+        """Torch's own, which `to` calls: a conversion of the number type is no change, and rounding is remembered."""
         before = self.dtype
         intact = not self.changed()
         super()._apply(*arguments, **options)
@@ -145,7 +143,7 @@ class HookedEncoder(WeightViews, LayerRuns, HookedRootModule, Weights):
         relevant_label: int | str | None = None,
         max_length: int | None = None,
     ) -> HookedEncoder:
-        """The checkpoint in a directory or on the hub, read from safetensors only.
+        """Loads the checkpoint in a directory or on the hub, from safetensors only.
 
         Args:
             name_or_path: a directory, or the name of a model on the Hugging Face hub.
@@ -160,11 +158,10 @@ class HookedEncoder(WeightViews, LayerRuns, HookedRootModule, Weights):
         """
         from mechir.encoder.loading import load
 
-        options: dict[str, Any] = {"relevant_label": relevant_label, "max_length": max_length}
-        return load(name_or_path, dtype=dtype, device=device, **options)
+        return load(name_or_path, dtype=dtype, device=device, relevant_label=relevant_label, max_length=max_length)
 
     def __repr__(self) -> str:
-        c, n = self.cfg, sum(one.numel() for one in self.hf.parameters())
+        c, n = self.cfg, sum(parameter.numel() for parameter in self.hf.parameters())
         parity = f", scores {self.parity:.1e} from Hugging Face's" if self.parity is not None else ""
         return (
             f"HookedEncoder({c.model_name}: {c.family}, {c.n_layers} layers x {c.n_heads} heads, d_model {c.d_model}, "
@@ -203,7 +200,7 @@ class HookedEncoder(WeightViews, LayerRuns, HookedRootModule, Weights):
         """Batches of pairs of like length, longest first, on the model's device, each with the index of its rows.
 
         Args:
-            pairs: as in `encode`, or what `encode` gave.
+            pairs: as in `encode`, or its result.
             max_rows: the most pairs computed together.
             max_tokens: the most word pieces computed together; by default `max_tokens` of the model.
             max_length: word pieces kept of a pair.
@@ -230,7 +227,7 @@ class HookedEncoder(WeightViews, LayerRuns, HookedRootModule, Weights):
 
         Args:
             inputs: pairs, tuples of texts, a list of these (`as_pairs`), or a `Batch`.
-            return_type: what comes out; `stop_at_layer` implies "resid".
+            return_type: "score", "logits" or "resid", which `stop_at_layer` implies.
             resid: the residual stream to start from, with `start_at_layer`.
             start_at_layer: the first layer computed; needs `resid` when above 0.
             stop_at_layer: the first layer not computed.
@@ -262,10 +259,7 @@ class HookedEncoder(WeightViews, LayerRuns, HookedRootModule, Weights):
             MechirError: for a name that this model lacks (the closest are named), a filter that matches none, or
                 activations of another model.
         """
-        found = resolved(hooks, self.hook_dict, self.cfg.n_layers)
-        for _, edit in found:
-            refuse_foreign(edit, self.fingerprint)
-        return found
+        return resolved(hooks, self.hook_dict, self.cfg.n_layers, self.fingerprint)
 
     @contextlib.contextmanager
     def hooks(
@@ -278,7 +272,7 @@ class HookedEncoder(WeightViews, LayerRuns, HookedRootModule, Weights):
             yield self
 
     def remove_all_hook_fns(self, *which: Any, **options: Any) -> None:
-        """As TransformerLens's, but visits only the hook points that have hooks: a sweep comes here at every stage."""
+        """Removes hooks as TransformerLens does, from points that have any alone: a sweep calls this at every stage."""
         for point in self.hook_points():
             if point.fwd_hooks or point.bwd_hooks:
                 point.remove_hooks(*which, **options)
@@ -287,7 +281,7 @@ class HookedEncoder(WeightViews, LayerRuns, HookedRootModule, Weights):
         """The output and an `ActivationCache` of every hook point, or of those that `names_filter` selects."""
         if names_filter is not None and not callable(names_filter):
             for name in [names_filter] if isinstance(names_filter, str) else names_filter:
-                refuse_unknown(name, list(self.hook_dict), self.cfg.n_layers)
+                refuse_unknown(name, self.hook_dict, self.cfg.n_layers)
         output, cache = super().run_with_cache(*inputs, names_filter=names_filter, **options)
         return output, PostNormCache(cache, self, has_batch_dim=not options.get("remove_batch_dim", False))
 
@@ -306,7 +300,7 @@ class HookedEncoder(WeightViews, LayerRuns, HookedRootModule, Weights):
         """The relevance score of each pair under the intervention(s) `do`, in input order, on the CPU.
 
         The scale is the logit (1 label) or `logit[1] - logit[0]` (2 labels): the scale of every effect. `readout`
-        "log_p" or "p" changes what is returned, not what effects are measured on.
+        "log_p" or "p" changes the returned values, not the scale of effects.
 
         Raises:
             MechirError: for empty or too long queries, unknown hooks, and scores that are not finite (pair and layer).
@@ -322,7 +316,7 @@ class HookedEncoder(WeightViews, LayerRuns, HookedRootModule, Weights):
     def certify(self, pairs: Sequence[Pair]) -> dict[str, Any]:
         """The largest differences from Hugging Face's own model on these pairs (see `certify.certify`).
 
-        That of the scores, `score_head_row`, is kept as `parity`.
+        That of the scores, `score_head_row`, becomes `parity`.
         """
         from mechir.encoder.certify import certify
 

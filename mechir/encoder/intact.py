@@ -1,4 +1,4 @@
-"""Whether a model is still the one that its fingerprint names: no hooks in it, nothing changed since it was loaded."""
+"""The check that a model is still the one that its fingerprint names: without hooks, unchanged since it was loaded."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from mechir.encoder.hooked import HookedEncoder
 from mechir.errors import MechirError
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-"""Where torch keeps the hooks of a module; those of TransformerLens are among them."""
+"""The attributes in which torch keeps the hooks of a module; those of TransformerLens are among them."""
 EVERYWHERE = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
-"""Where it keeps those of all modules."""
+"""The attributes for hooks of all modules."""
 
 
 def refuse_altered(model: HookedEncoder) -> None:
-    """Raises for a model whose scores would be stored under the name of another one.
+    """Raises for a model whose scores would be stored under the fingerprint of another one.
 
-    Raises:
-        MechirError: for hooks that were left in place, parameters that changed after loading, a model in training mode,
-            and one of which nobody has said which label is relevance.
+    That is one with hooks left in place, parameters that changed after loading, in training mode, in another number
+    type, or without a label that means relevance.
     """
     model.head.stated_label()
     dtype = str(model.dtype).removeprefix("torch.")

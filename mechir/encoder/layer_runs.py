@@ -1,4 +1,4 @@
-"""The forward layer by layer, from any state of the residual stream: what a sweep starts anywhere."""
+"""The forward layer by layer, from any state of the residual stream."""
 
 from __future__ import annotations
 
@@ -35,9 +35,8 @@ class LayerRuns:
         return None if bool(batch.attention_mask.all()) else batch.attention_mask[:, None, None, :]
 
     def run_block(self, layer: int, resid: Tensor, allowed: Tensor | None, **plan: bool) -> Tensor:
-        """The residual stream after one layer (see `forward.block`)."""
-        hooks: Any = self.blocks[layer]
-        return fw.block(self.parts.layers[layer], hooks, resid, allowed, n_heads=self.cfg.n_heads, **plan)
+        """The residual stream after one layer; `plan` as in `forward.read`."""
+        return self.run_write(layer, *self.run_read(layer, resid, allowed, **plan))
 
     def run_read(self, layer: int, resid: Tensor, allowed: Tensor | None, **plan: bool) -> tuple[Tensor, Tensor]:
         """The first half of a layer: the stream's rows and what the heads read (see `forward.read`)."""

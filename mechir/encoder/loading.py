@@ -1,4 +1,4 @@
-"""From a name or directory to a `HookedEncoder`: safetensors only, refused whenever it could not be exact."""
+"""Loads a `HookedEncoder` from a name or directory: safetensors only, refused whenever it could not be exact."""
 
 from __future__ import annotations
 
@@ -18,24 +18,17 @@ from mechir.encoder.quiet import quiet
 from mechir.encoder.reading import Reading
 from mechir.encoder.surplus import refuse_surplus
 from mechir.encoder.tokenizing import load_tokenizer
-from mechir.errors import MechirError
+from mechir.errors import MechirError, brief
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
-def load(
-    name_or_path: str | Path,
-    *,
-    dtype: str | torch.dtype = "float32",
-    device: str | torch.device | None = None,
-    relevant_label: int | str | None = None,
-    max_length: int | None = None,
-) -> HookedEncoder:
-    """See `HookedEncoder.from_pretrained`."""
+def load(name_or_path: str | Path, *, dtype: str | torch.dtype, **options: Any) -> HookedEncoder:
+    """Loads a checkpoint; see `HookedEncoder.from_pretrained` for the options."""
     number = _number(dtype)
     saved = settings(resolve(name_or_path))
-    folder, file = saved.folder, saved.folder / "config.json"
-    raw = read_json(file)
+    folder = saved.folder
+    raw = read_json(folder / "config.json")
     refuse_adapters(folder)
     files = weight_files(folder, raw)
     stored = stored_tensors(files)
@@ -59,11 +52,18 @@ def load(
         settings=saved.files,
         left_out=tuple(unused),
     )
-    options: dict[str, Any] = {"dtype": dtype, "device": device, "relevant_label": relevant_label}
-    options |= {"max_length": max_length, "reading": reading}
-    options["revision"] = folder.name if folder.parent.name == "snapshots" else ""  # the hub's cache
-    kept = {name: one for name, one in stored.items() if _todays(name) in expected}
-    return assemble(hf, tokenizer, family, name=str(name_or_path), tensors=stored_digests(kept), **options)
+    used = {name: tensor for name, tensor in stored.items() if _todays(name) in expected}
+    return assemble(
+        hf,
+        tokenizer,
+        family,
+        name=str(name_or_path),
+        tensors=stored_digests(used),
+        reading=reading,
+        revision=folder.name if folder.parent.name == "snapshots" else "",  # the hub's cache
+        dtype=dtype,
+        **options,
+    )
 
 
 def assemble(
@@ -71,27 +71,12 @@ def assemble(
     tokenizer: Any,
     family: Family,
     *,
-    name: str,
-    tensors: Mapping[str, str],
     dtype: str | torch.dtype = "float32",
     device: str | torch.device | None = None,
     **options: Any,
 ) -> HookedEncoder:
-    """A `HookedEncoder` of a complete model, in the dtype and on the device that were asked for.
-
-    Args:
-        hf: Hugging Face's model.
-        tokenizer: its tokenizer.
-        family: its row of `FAMILIES`.
-        name: what the model is called.
-        tensors: the digest of each of its tensors as stored.
-        dtype: as in `HookedEncoder.from_pretrained`.
-        device: likewise.
-        options: of `HookedEncoder`.
-    """
-    hf = hf.to(_number(dtype))
-    hf = hf.to(_device(device))
-    return HookedEncoder(hf, tokenizer, family, name=name, tensors=tensors, **options)
+    """A `HookedEncoder` of a complete Hugging Face model in this dtype on this device; `options` are the encoder's."""
+    return HookedEncoder(hf.to(_number(dtype)).to(_device(device)), tokenizer, family, **options)
 
 
 def _number(dtype: str | torch.dtype) -> torch.dtype:
@@ -137,14 +122,10 @@ def recognise(raw: dict[str, Any], stored: Mapping[str, Stored], folder: Path) -
 
 
 def configuration(family: Family, raw: Mapping[str, Any], folder: Path) -> Any:
-    """Hugging Face's configuration, without the settings that are no property of the weights.
-
-    Raises:
-        MechirError: for values that it refuses.
-    """
-    kept = {key: value for key, value in raw.items() if key not in (*NO_PROPERTY, "model_type")}
+    """Hugging Face's configuration, without the settings that are no property of the weights; raises where refused."""
+    values = {key: value for key, value in raw.items() if key not in (*NO_PROPERTY, "model_type")}
     try:
-        return _hf_class(family).config_class(**kept)
+        return _hf_class(family).config_class(**values)
     except Exception as error:
         raise _refused(folder, error) from error
 
@@ -154,11 +135,7 @@ def _hf_class(family: Family) -> Any:
 
 
 def _expected(family: Family, config: Any, folder: Path) -> dict[str, tuple[int, ...]]:
-    """The parameters of a model of this configuration, and their shapes.
-
-    Raises:
-        MechirError: where Hugging Face cannot build it.
-    """
+    """The parameters of a model of this configuration, and their shapes; raises where Hugging Face cannot build it."""
     try:
         with torch.device("meta"), quiet():
             model = _hf_class(family)(config)
@@ -168,10 +145,9 @@ def _expected(family: Family, config: Any, folder: Path) -> dict[str, tuple[int,
 
 
 def _refused(folder: Path, error: Exception) -> MechirError:
-    said = " ".join(str(error).split())[:200]
     return MechirError(
-        f"Hugging Face refuses '{folder / 'config.json'}' ({type(error).__name__}: {said}): correct it, or download it "
-        "again."
+        f"Hugging Face refuses '{folder / 'config.json'}' ({type(error).__name__}: {brief(error)}): correct it, or "
+        "download it again."
     )
 
 
@@ -188,7 +164,7 @@ def _refuse_unfaithful(raw: dict[str, Any], folder: Path) -> None:
 
 
 def _refuse_mismatch(expected: Mapping[str, tuple[int, ...]], stored: Mapping[str, Stored], folder: Path) -> None:
-    given = {_todays(name): one.shape for name, one in stored.items()}
+    given = {_todays(name): tensor.shape for name, tensor in stored.items()}
     missing = [name for name in expected if name not in given]
     if missing and all(name.startswith("module.") for name in given):
         raise MechirError(
@@ -196,9 +172,9 @@ def _refuse_mismatch(expected: Mapping[str, tuple[int, ...]], stored: Mapping[st
         )
     if missing:
         head = [name for name in missing if name.startswith(("classifier", "pre_classifier")) or ".pooler." in name]
-        what = "a sequence classifier's head weights" if head else "weights"
+        weights = "a sequence classifier's head weights" if head else "weights"
         raise MechirError(
-            f"'{folder}' lacks {what} ({(head or missing)[0]}, {len(missing)} in all): it is no complete "
+            f"'{folder}' lacks {weights} ({(head or missing)[0]}, {len(missing)} in all): it is no complete "
             "sequence classifier, and random weights in their place would score noise."
         )
     for name, shape in expected.items():
@@ -207,7 +183,7 @@ def _refuse_mismatch(expected: Mapping[str, tuple[int, ...]], stored: Mapping[st
 
 
 def _todays(name: str) -> str:
-    """Old checkpoints call the parameters of a LayerNorm gamma and beta; transformers still renames them."""
+    """Today's name of a LayerNorm's parameter: old checkpoints say gamma and beta, and transformers renames them."""
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 

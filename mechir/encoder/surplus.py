@@ -1,4 +1,4 @@
-"""Tensors that a checkpoint holds and the model has no use for: few of them are harmless."""
+"""Tensors of a checkpoint that the model does not use: few of them are harmless."""
 
 from __future__ import annotations
 
@@ -20,12 +20,7 @@ ADAPTER = re.compile(r"lora_|\.base_layer\.|^base_model\.|adapter|ia3_|prefix_en
 
 
 def refuse_surplus(folder: Path, unused: Iterable[str], config: Mapping[str, Any]) -> list[str]:
-    """The tensors without use, if they are all harmless.
-
-    Args:
-        folder: the checkpoint.
-        unused: the names that Hugging Face has no place for.
-        config: the checkpoint's config.json.
+    """The names that Hugging Face has no place for, sorted, if they are all harmless.
 
     Raises:
         MechirError: for adapters, for layers beyond those of the config, and for anything else, with what to do.
@@ -40,7 +35,7 @@ def refuse_surplus(folder: Path, unused: Iterable[str], config: Mapping[str, Any
             f"The weights of '{folder}' hold an adapter ({listed}) that the model would leave out: merge it "
             "(merge_and_unload() of peft) and save the result."
         )
-    layers = [int(found[1]) for name in surplus if (found := re.search(r"\.layer\.(\d+)\.", name))]
+    layers = [int(match[1]) for name in surplus if (match := re.search(r"\.layer\.(\d+)\.", name))]
     key = "n_layers" if "n_layers" in config else "num_hidden_layers"
     if layers and max(layers) >= int(config.get(key, 12)):
         raise MechirError(

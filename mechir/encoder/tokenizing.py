@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint, as Hugging Face loads it, and what of it a cross-encoder cannot do without."""
+"""The tokenizer of a checkpoint, as Hugging Face loads it, and the properties that a cross-encoder needs of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tokenizers.normalizers import Lowercase, Sequence
 from mechir.encoder.checkpoint import VOCABULARIES, refuse_unreadable_settings
 from mechir.encoder.quiet import quiet
 from mechir.encoding import segments_of, write
-from mechir.errors import MechirError
+from mechir.errors import MechirError, brief
 from mechir.pairs import Pair
 from mechir.reranker import Embeddings
 
@@ -22,14 +22,9 @@ PROBE = Pair("a", "a")
 
 
 def load_tokenizer(folder: Path, *, lower_case: bool = False, max_length: int | None = None) -> Any:
-    """The tokenizer of a checkpoint.
+    """Loads the tokenizer of a checkpoint by `AutoTokenizer`, or as an uncased BERT's where there is only a vocab.txt.
 
-    `AutoTokenizer` tries first; where only a vocab.txt is there and no family is named, it is that of an uncased BERT.
-
-    Args:
-        folder: the checkpoint.
-        lower_case: lower texts first, whatever the tokenizer itself does.
-        max_length: word pieces that the model was saved to read, in the place of the tokenizer's own limit.
+    `lower_case` lowers texts first, whatever the tokenizer itself does; `max_length` replaces its limit of word pieces.
 
     Raises:
         MechirError: when there is none, when it needs a package that is not installed, or when it cannot be built.
@@ -38,8 +33,8 @@ def load_tokenizer(folder: Path, *, lower_case: bool = False, max_length: int | 
     if not any(any(folder.glob(pattern)) for pattern in VOCABULARIES):
         raise MechirError(f"'{folder}' holds no tokenizer: add tokenizer.json, or vocab.txt of a BERT model.")
     more = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "bpe.codes")
-    words_alone = (folder / "vocab.txt").is_file() and not any((folder / name).is_file() for name in more)
-    tokenizer = _word_piece(folder) if words_alone else _automatic(folder)
+    only_words = (folder / "vocab.txt").is_file() and not any((folder / name).is_file() for name in more)
+    tokenizer = _word_piece(folder) if only_words else _automatic(folder)
     if getattr(tokenizer, "demojizer", tokenizer) is None:
         raise MechirError(f"The tokenizer of '{folder}' needs the package 'emoji': run `pip install emoji`.")
     if lower_case:
@@ -59,14 +54,12 @@ def _automatic(folder: Path) -> Any:
         with quiet():
             return transformers.AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
     except ImportError as error:
-        said = " ".join(str(error).split())
         raise MechirError(
-            f"The tokenizer of '{folder}' needs a package that is not installed ({said[:200]}): install it with pip."
+            f"The tokenizer of '{folder}' needs a package that is not installed ({brief(error)}): install it with pip."
         ) from error
     except Exception as error:
-        said = " ".join(str(error).split())
         raise MechirError(
-            f"Hugging Face cannot build the tokenizer of '{folder}' ({type(error).__name__}: {said[:200]}): "
+            f"Hugging Face cannot build the tokenizer of '{folder}' ({type(error).__name__}: {brief(error)}): "
             "download its files again, or add its tokenizer.json."
         ) from error
 
@@ -96,16 +89,7 @@ def _lower(tokenizer: Any, folder: Path) -> None:
 
 
 def refuse_unfit(tokenizer: Any, embeddings: Embeddings, name: str) -> None:
-    """Raises for a tokenizer with which Hugging Face could not score, or scores depend on what stands beside a pair.
-
-    Args:
-        tokenizer: of `transformers`.
-        embeddings: of the model.
-        name: of the model, for the message.
-
-    Raises:
-        MechirError: with what is missing.
-    """
+    """Raises for a tokenizer with which Hugging Face cannot score, or scores depend on the batch that a pair is in."""
     n = embeddings.word.num_embeddings
     if len(tokenizer) > n:
         raise MechirError(
@@ -119,13 +103,13 @@ def refuse_unfit(tokenizer: Any, embeddings: Embeddings, name: str) -> None:
             f"The tokenizer of '{name}' writes no attention_mask (model_input_names), so a score would depend on the "
             "padding beside it: add it there."
         )
-    if tokenizer.padding_side == "left":  # a text is moved by what stands beside it, and the head reads the padding
+    if tokenizer.padding_side == "left":  # padding would move a text's positions, and the head would read it
         raise MechirError(
             f"The tokenizer of '{name}' pads on the left, where the model reads its score: set padding_side to right."
         )
     (probe,) = write(tokenizer, [PROBE], 1_000_000)
     if len(np.intersect1d(probe.text, [0, 1])) != 2:
-        return  # 'a' is no word piece here: every pair is asked for its segments when it is encoded
+        return  # 'a' is no word piece here: the segments of every pair are checked when it is encoded
     segments_of(probe.text, name)
     types = embeddings.token_type
     if types is not None and max(probe.types.max(), tokenizer.pad_token_type_id) >= types.num_embeddings:
