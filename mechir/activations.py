@@ -1,4 +1,4 @@
-"""Activations of other runs, kept as values: means and samples by segment for ablation, whole runs for patching."""
+"""Activations of other runs as values: means and samples by segment for ablation, whole runs for patching."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HOOKS = ("attn.hook_z", "mlp.hook_post", "hook_mlp_out", "hook_attn_out")
 class Activations(ABC):
     """Activations by hook name; equality, hash and repr are the SHA-256 of the content.
 
-    `recipe` says where they come from, `model` is the fingerprint of the model that they were taken in: another model
+    `recipe` describes their origin, `model` is the fingerprint of the model that they were taken in: another model
     refuses them.
     """
 
@@ -59,10 +59,10 @@ class Activations(ABC):
         return f"Activations({self.recipe!r}, sha256={self.sha256[:16]!r})"
 
     def at(self, name: str, batch: Batch, rows: int) -> Float[Tensor, "batch row ..."]:
-        """What stands at the first `rows` positions of each pair of the batch (0 at padding).
+        """The activations at the first `rows` positions of each pair of the batch (0 at padding).
 
         Raises:
-            MechirError: for a hook that is not held, or pairs that these activations say nothing of.
+            MechirError: for a hook or a pair that these activations lack.
         """
         if name not in self.values:
             held = ", ".join(list(self.values)[:3])
@@ -78,10 +78,10 @@ class Activations(ABC):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BySegment(Activations):
-    """`values` [segment, draw, ...], the segments CLS, QUERY, SEP1, DOC, SEP2. Means have one draw.
+    """Activations by segment: `values` [segment, draw, ...] for CLS, QUERY, SEP1, DOC, SEP2. Means have one draw.
 
-    With several draws, each position takes one of its segment; which one depends on the seed, the ids of the pair and
-    the position alone, so the same pair is ablated alike in every batch and at every site.
+    With several draws, each position takes one of its segment; the seed, the ids of the pair and the position alone
+    decide which, so the same pair is ablated alike in every batch and at every site.
     """
 
     seed: int = 0
@@ -90,16 +90,16 @@ class BySegment(Activations):
         value = self.values[name].to(batch.segment.device)
         filled = torch.zeros(len(batch), rows, *value.shape[2:], dtype=value.dtype, device=value.device)
         draws = _draws(batch.pairs, rows, value.shape[1], self.seed).to(value.device)
-        for which, segment in enumerate(FIVE):
+        for number, segment in enumerate(FIVE):
             here = batch.at(segment)[:, :rows]
-            filled[here] = value[which][draws[here]]
+            filled[here] = value[number][draws[here]]
         return filled
 
     def _keys(self) -> Iterator[str]:
         yield str(self.seed)
 
     def frame(self) -> pd.DataFrame:
-        """Means as a frame, to be stored: `recipe`, `model`, `hook`, `shape` of one segment's, `values` (a list)."""
+        """Means as a frame to store: `recipe`, `model`, `hook`, `shape` of one segment's mean, `values` (a list)."""
         rows = [
             (self.recipe, self.model, hook, list(value.shape[2:]), value[:, 0].flatten().tolist())
             for hook, value in self.values.items()
@@ -108,18 +108,20 @@ class BySegment(Activations):
 
     @classmethod
     def of_frame(cls, frame: pd.DataFrame) -> BySegment:
-        """Means from the frame that they were stored as."""
+        """The means of a stored frame."""
         shaped = {
-            one.hook: torch.tensor(list(one.values_)).reshape(len(FIVE), 1, *one.shape)
-            for one in frame.rename(columns={"values": "values_"}).itertuples(index=False)
+            hook: torch.tensor(list(values)).reshape(len(FIVE), 1, *shape)
+            for hook, shape, values in zip(frame["hook"], frame["shape"], frame["values"], strict=True)
         }
-        first = frame.iloc[0]
-        return cls(str(first["recipe"]), shaped, str(first["model"]))
+        return cls(str(frame["recipe"].iloc[0]), shaped, str(frame["model"].iloc[0]))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ByPair(Activations):
-    """`values`: for every pair of `ids` a tensor [pos, ...] without padding (a pattern is [head, reader, source])."""
+    """Whole runs: `values` has a tensor [pos, ...] for every pair of `ids`, without padding.
+
+    A pattern is [head, reader, source].
+    """
 
     ids: tuple[tuple[str, str], ...] = ()
 
@@ -129,19 +131,16 @@ class ByPair(Activations):
 
     def _at(self, name: str, batch: Batch, rows: int) -> Float[Tensor, "batch row ..."]:
         lengths = batch.attention_mask.sum(1).tolist()
-        found = [self._of(name, pair, length) for pair, length in zip(batch.pairs, lengths, strict=True)]
-        width = batch.input_ids.shape[1]
-        first = found[0]
-        shape = (first.shape[0], rows, width) if name.endswith("pattern") else (rows, *first.shape[1:])
+        values = [self._whole(name, pair, length) for pair, length in zip(batch.pairs, lengths, strict=True)]
+        pattern, first = name.endswith("pattern"), values[0]
+        shape = (len(first), rows, batch.input_ids.shape[1]) if pattern else (rows, *first.shape[1:])
         filled = torch.zeros(len(batch), *shape, dtype=first.dtype, device=batch.segment.device)
-        for row, value in enumerate(found):
-            if name.endswith("pattern"):
-                filled[row, :, : min(rows, len(value[0])), : value.shape[2]] = value[:, :rows]
-            else:
-                filled[row, : len(value)] = value[:rows]
+        for row, value in zip(filled, values, strict=True):
+            part = value[:, :rows] if pattern else value[:rows]
+            row[tuple(map(slice, part.shape))] = part
         return filled
 
-    def _of(self, name: str, pair: Pair, length: int) -> Tensor:
+    def _whole(self, name: str, pair: Pair, length: int) -> Tensor:
         place = self._place.get((pair.query_id, pair.doc_id))  # type: ignore[attr-defined]
         if place is None:
             raise MechirError(f"These activations are of other pairs: they hold none of {pair}.")
@@ -174,11 +173,11 @@ def record(
 ) -> Activations:
     """The activations of these sites over whole runs, for `Patch`: one tensor per pair, all heads or neurons of a hook.
 
-    Everything is kept, 4 bytes a number: `patching.patch` holds one batch at a time instead.
+    All stay in memory, 4 bytes a number: `patching.patch` holds one batch at a time instead.
 
     Args:
         model: a `HookedEncoder`.
-        pairs: what to run; their ids say which pair a patch reads, so no two may have the same.
+        pairs: the pairs to run; a patch finds its pair by the ids, so no two may have the same.
         sites: one or several, e.g. `Head(8, 1)`, "h8.1.q", "resid3".
         max_length: as in `model.score`.
 
@@ -192,14 +191,12 @@ def record(
         raise MechirError(
             f"Pair {twice.query_id}/{twice.doc_id} is there twice: a patch finds activations by the ids of a pair."
         )
-    kept: dict[str, list[Tensor | None]] = {name: [None] * len(pairs) for name in names}
+    by_pair: dict[str, dict[int, Tensor]] = {name: {} for name in names}
     for index, batch in model.batches(pairs, max_length=max_length):
         for name, rows in observe(model, batch, names, partial(_unpadded, batch), head_row=False)[1].items():
-            for place, row in zip(index, rows, strict=True):
-                kept[name][place] = row
-    values = {name: tuple(rows) for name, rows in kept.items()}
-    recipe = f"{', '.join(sorted(names))} of {len(pairs)} pairs {pairs_hash(pairs)[:12]}"
-    return ByPair(f"{recipe} in model {model.fingerprint[:12]}", values, model.fingerprint, ids)
+            by_pair[name] |= zip(index.tolist(), rows, strict=True)
+    values = {name: tuple(rows[place] for place in range(len(pairs))) for name, rows in by_pair.items()}
+    return ByPair(_recipe(", ".join(sorted(names)), model, pairs), values, model.fingerprint, ids)
 
 
 def _unpadded(batch: Batch, name: str, x: Float[Tensor, "batch ..."]) -> list[Tensor]:
@@ -215,20 +212,20 @@ def means(model: Reranker, pairs: Sequence[Pair], *, by: str = "segment", hooks:
 
     Args:
         model: a `HookedEncoder`.
-        pairs: what to average over; every position counts once, padding never.
+        pairs: the pairs to average over; every position counts once, padding never.
         by: "segment" keeps one mean per segment (a head's mean at CLS differs from that at document tokens), "all"
             takes one over all positions. Sums run in float64.
         hooks: which of `HOOKS`.
     """
     if by not in ("segment", "all"):
         raise MechirError(f"Cannot average by '{by}': write by='segment' or by='all'.")
-    known = tuple(hooks)
+    suffixes = tuple(hooks)
     sums: dict[str, Tensor] = {}
     counts = torch.zeros(len(FIVE), dtype=torch.float64)
     for _, batch in model.batches(pairs, max_tokens=4096):
         counts += batch.members().sum((0, 2)).cpu()
         total = partial(_totals, batch.members().double())
-        for name, x in observe(model, batch, lambda name: name.endswith(known), total, head_row=False)[1].items():
+        for name, x in observe(model, batch, lambda name: name.endswith(suffixes), total, head_row=False)[1].items():
             sums[name] = sums.get(name, torch.zeros_like(x)) + x
     if by == "all":
         counts = counts.sum().expand(len(FIVE))
@@ -247,25 +244,21 @@ def _totals(member: Float[Tensor, "batch segment pos"], _: str, x: Float[Tensor,
 
 @torch.no_grad()
 def samples(model: Reranker, pairs: Sequence[Pair], *, draws: int = 64, seed: int = 0) -> Activations:
-    """Activations of `draws` positions of each segment, from pairs drawn at random: what resample ablation writes.
+    """Activations of `draws` positions of each segment, from pairs drawn at random, for resample ablation.
 
     One position per segment is taken from each drawn pair (with replacement), the same for every site.
     """
     rng = np.random.default_rng(seed)
     drawn = [pairs[i] for i in rng.integers(len(pairs), size=draws)]
-    kept: dict[str, list[Tensor]] = {}
+    rows_of: dict[str, list[Tensor]] = {}
     for pair in drawn:
         batch = model.batch(pair)
         where = [int(rng.choice(batch.at(segment)[0].nonzero().flatten().cpu().numpy())) for segment in FIVE]
-        for name, x in observe(model, batch, _ablatable, head_row=False)[1].items():
-            kept.setdefault(name, []).append(x[0, where].clone())
-    values = {name: torch.stack(rows, 1) for name, rows in kept.items()}
+        for name, x in observe(model, batch, lambda name: name.endswith(HOOKS), head_row=False)[1].items():
+            rows_of.setdefault(name, []).append(x[0, where].clone())
+    values = {name: torch.stack(rows, 1) for name, rows in rows_of.items()}
     return BySegment(_recipe(f"{draws} samples by segment", model, pairs), values, model.fingerprint, seed)
 
 
-def _ablatable(name: str) -> bool:
-    return name.endswith(HOOKS)
-
-
-def _recipe(what: str, model: Reranker, pairs: Sequence[Pair]) -> str:
-    return f"{what} of {len(pairs)} pairs {pairs_hash(pairs)[:12]} in model {model.fingerprint[:12]}"
+def _recipe(content: str, model: Reranker, pairs: Sequence[Pair]) -> str:
+    return f"{content} of {len(pairs)} pairs {pairs_hash(pairs)[:12]} in model {model.fingerprint[:12]}"

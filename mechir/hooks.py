@@ -1,4 +1,4 @@
-"""What an intervention is: anything that gives a TransformerLens hook list for a batch."""
+"""The contract of interventions: anything that gives a TransformerLens hook list for a batch."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from mechir.errors import MechirError
 
 @runtime_checkable
 class Edit(Protocol):
-    """What is done to one activation: `edit(activation, hook=HookPoint)` returns the new one, or None to leave it.
+    """A change of one activation: `edit(activation, hook=HookPoint)` returns the new one, or None to leave it.
 
-    It never writes into the old one. Three things are asked of it beside the call: `head_row`, `model`, and equality.
-    Edits that do the same on the same batch compare equal and hash alike; a sweep computes what they share only once. A
-    frozen dataclass that derives from this class has all three.
+    It never writes into the old one. Beside the call it has `head_row`, `model`, and equality: edits that do the same
+    on the same batch compare equal and hash alike, and a sweep computes their shared part once. A frozen dataclass that
+    derives from this class has all three.
     """
 
     @property
     def head_row(self) -> bool:
-        """Whether it is right on the first rows alone, so that the last layer may compute only what the head reads."""
+        """Whether the edit is right on the first rows alone, so that the last layer may compute only the head's."""
         return False
 
     @property
@@ -32,7 +32,7 @@ class Edit(Protocol):
         return ""
 
     def __call__(self, x: Tensor, hook: Any) -> Tensor | None:
-        """The new activation, of the shape of `x`; None where it only looks."""
+        """The new activation, of the shape of `x`; None to leave it."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Function(Edit):
     function: Callable[..., Any]
 
     def __call__(self, x: Any, hook: Any) -> Any:
-        """Whatever the function returns."""
+        """Calls the function."""
         return self.function(x, hook=hook)
 
 
@@ -52,21 +52,21 @@ Hook = tuple[str | Callable[[str], bool], Callable[..., Any]]
 
 def as_edit(function: Callable[..., Any]) -> Edit:
     """The edit as it is; a plain function as a `Function`."""
-    # Sweeps come here for every edit at every stage, and a look at the class alone is quick.
+    # Sweeps call this for every edit at every stage, and a test of the class alone is quick.
     edit: Any = function
     return edit if Edit in type(edit).__mro__ or isinstance(edit, Edit) else Function(edit)
 
 
 @runtime_checkable
 class Intervention(Protocol):
-    """A value that says what to change inside the model."""
+    """A value that describes a change inside the model."""
 
     def hooks(self, batch: Batch) -> list[Hook]:
         """The edits as `(hook name or filter on names, edit)`, for `model.run_with_hooks(batch, fwd_hooks=...)`."""
 
 
-def as_list(do: Any) -> list[Intervention]:
-    """One intervention, several or none, as a list.
+def edits(do: Any, batch: Batch) -> list[Hook]:
+    """The hook list of one intervention, several or none, in their order.
 
     Raises:
         MechirError: for anything without `hooks(batch)`.
@@ -77,12 +77,7 @@ def as_list(do: Any) -> list[Intervention]:
             raise MechirError(
                 f"{intervention!r} is no intervention: write e.g. Mask('doc<-query') or Ablate(Head(8, 1))."
             )
-    return listed
-
-
-def edits(do: Any, batch: Batch) -> list[Hook]:
-    """The hook list of one or several interventions, in their order."""
-    return [hook for intervention in as_list(do) for hook in intervention.hooks(batch)]
+    return [hook for intervention in listed for hook in intervention.hooks(batch)]
 
 
 @dataclass(frozen=True)

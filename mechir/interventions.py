@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -40,10 +41,10 @@ RENORMALISED = " renormalised"
 
 @dataclass(frozen=True)
 class Mask:
-    """Cuts what `reader` takes from `source`: `Mask("doc<-query", layers=range(0, 6))`.
+    """Cuts the attention of `reader` to `source`: `Mask("doc<-query", layers=range(0, 6))`.
 
     The default sets the pattern to 0 after the softmax and does not renormalise: the operation of Vast et al. (arXiv
-    2507.14604, section 3) and Zhan et al. (SIGIR 2020). What is left still carries the cut sources in the softmax's
+    2507.14604, section 3) and Zhan et al. (SIGIR 2020). The other weights still have the cut sources in the softmax's
     denominator, so the reader is not blind to them: on a trained model, cutting every route from the query this way
     leaves scores that still depend on the query. `renormalise=True` sets the scores to -inf before the softmax instead:
     the reader is then blind to the source, and its attention goes elsewhere. In both modes a reader with no source left
@@ -104,20 +105,15 @@ class Mask:
 
     def hooks(self, batch: Batch) -> list[Hook]:
         """The edits, on the scores where `renormalise`, else on the pattern."""
-        suffix = "attn.hook_attn_scores" if self.renormalise else "attn.hook_pattern"
-        fill = -math.inf if self.renormalise else 0.0
-        if self.heads is not None:
-            by_layer: dict[int, list[int]] = {}
-            for layer, head, _ in self.heads:
-                by_layer.setdefault(layer, []).append(head)
-            return [
-                (f"blocks.{layer}.{suffix}", CutPattern(self.direction, tuple(heads), fill, batch))
-                for layer, heads in by_layer.items()
-            ]
-        edit = CutPattern(self.direction, None, fill, batch)
-        if self.layers is None:
-            return [(EveryLayer(suffix), edit)]
-        return [(f"blocks.{layer}.{suffix}", edit) for layer in self.layers]
+        suffix, fill = ("attn.hook_attn_scores", -math.inf) if self.renormalise else ("attn.hook_pattern", 0.0)
+        by_layer: dict[int, tuple[int, ...] | None] = dict.fromkeys(self.layers or ())
+        for layer, heads in groupby(self.heads or (), key=lambda head: head.layer):
+            by_layer[layer] = tuple(head.head for head in heads)
+        cuts: list[Hook] = [
+            (f"blocks.{layer}.{suffix}", CutPattern(self.direction, heads, fill, batch))
+            for layer, heads in by_layer.items()
+        ]
+        return cuts or [(EveryLayer(suffix), CutPattern(self.direction, None, fill, batch))]
 
 
 @dataclass(frozen=True)
@@ -154,7 +150,7 @@ class Ablate:
 
     Args:
         sites: one component, or several, each once; their order means nothing.
-        with_: what stands in their place; None for 0.
+        with_: the activations in their place; None for 0.
     """
 
     sites: tuple[Head | Neuron | Mlp | Attn, ...]
@@ -191,13 +187,13 @@ class Ablate:
         for site in self.sites:
             at = units.setdefault((site.hook, type(site).__name__), [])
             at += [site[1]] if isinstance(site, Head | Neuron) else []
-        of = None if self.with_ is None else batch  # zeros are the same in every batch
-        return [(hook, Replace(kind, tuple(at), self.with_, of)) for (hook, kind), at in units.items()]
+        filled = None if self.with_ is None else batch  # zeros are the same in every batch
+        return [(hook, Replace(kind, tuple(at), self.with_, filled)) for (hook, kind), at in units.items()]
 
 
 @dataclass(frozen=True)
 class Replace(Edit):
-    """The edit of an `Ablate`: units of an activation, or all of it where none are named, are 0 or of other runs."""
+    """The edit of an `Ablate`: units of an activation, or all of it, become 0 or the values of other runs."""
 
     kind: str
     units: tuple[int, ...]
@@ -208,7 +204,7 @@ class Replace(Edit):
 
     @property
     def model(self) -> str:
-        """The fingerprint of the model whose activations are written; empty where none are."""
+        """The fingerprint of the model whose activations are written; empty for zeros."""
         return "" if self.with_ is None else self.with_.model
 
     def __call__(self, x: Float[Tensor, "batch pos ..."], hook: Any) -> Float[Tensor, "..."]:
@@ -226,13 +222,13 @@ class Replace(Edit):
 class Patch:
     """Puts the activations of another run in the place of a component's: `Patch(donor, "h8.1", at="query")`.
 
-    The score then says what the component, seeing the other run's world, changes: `score(do=patch) - score()`. The
-    donor is recorded on pairs with the same ids, lengths and segments (`contrasts.align` makes them);
-    `patching.patch` does it for many sites and pairs at once.
+    `score(do=patch) - score()` is then the effect of the component's input in the other run. The donor is recorded on
+    pairs with the same ids, lengths and segments (`contrasts.align` makes them); `patching.patch` does it for many
+    sites and pairs at once.
 
     Args:
         donor: `record(model, donors, sites)`.
-        site: what is patched, e.g. "h8.1" (z), "h8.1.q", "mlp3", "mlp3.post", "n5.1203", "attn3", "resid3.mid".
+        site: e.g. "h8.1" (z), "h8.1.q", "mlp3", "mlp3.post", "n5.1203", "attn3", "resid3.mid".
         at: a segment ("query", "cls|doc") or positions; None for all. Of a pattern these are the readers.
     """
 
@@ -284,6 +280,6 @@ class Splice(Edit):
         return torch.where(self.where[:, : x.shape[rows]].view(shape), new, x)
 
 
-def _check_index(indices: Iterable[int], size: int, what: str, hook: Any) -> None:
+def _check_index(indices: Iterable[int], size: int, unit: str, hook: Any) -> None:
     for index in indices:
-        refuse_index(what, index, size, f"layer {hook.name.split('.')[1]}")
+        refuse_index(unit, index, size, f"layer {hook.name.split('.')[1]}")

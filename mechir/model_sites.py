@@ -1,10 +1,8 @@
-"""The sites that a model has: all of a kind, and those that a caller names, checked against it."""
+"""The sites of a model: all of a kind, and those that a caller names, checked against it."""
 
 from __future__ import annotations
 
 from typing import Any
-
-from torch import Tensor
 
 from mechir.errors import MechirError, refuse_index
 from mechir.reranker import Reranker
@@ -30,14 +28,14 @@ def sites_of(model: Reranker, sites: Any) -> list[Any]:
     """The sites as values, checked against the model.
 
     Raises:
-        MechirError: for what is no site, or none of this model's.
+        MechirError: for anything but a site of this model.
     """
     parsed = as_sites(sites)
     if not parsed:
         raise MechirError("There is nothing to patch: name a site such as 'h8.1', or give all_heads(model).")
     sizes = {Head: model.cfg.n_heads, Neuron: model.cfg.d_mlp}
     for site in parsed:
-        model.resolve([(site.hook, _nothing)])
+        model.resolve([(site.hook, lambda x, hook: None)])
         if isinstance(site, Head | Neuron):
             refuse_index(type(site).__name__, site[1], sizes[type(site)], f"layer {site.layer}")
     return parsed
@@ -47,13 +45,10 @@ def heads_of(model: Reranker, heads: Any) -> list[Head]:
     """The heads as values, checked against the model.
 
     Raises:
-        MechirError: for what is no head, or none of this model's.
+        MechirError: for anything but a head of this model.
     """
     listed = sites_of(model, heads)
     for site in listed:
         if not isinstance(site, Head):
             raise MechirError(f"'{site}' has no attention: write heads, such as h8.1.")
     return listed
-
-
-def _nothing(x: Tensor, hook: Any) -> None: ...

@@ -1,7 +1,7 @@
 """The contract of a model: three tiers of protocols, and the structure that the arithmetic of a method relies on.
 
-A method states what it needs in one line, `needs(model, "path_patch", Weights, norm="post")`. A model that lacks it is
-refused before anything is computed: on another structure the numbers would be wrong, not missing.
+A method states its needs in one line, `needs(model, "path_patch", Weights, norm="post")`. Any other model is refused
+before anything is computed: on another structure the numbers would be wrong, not missing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Dimensions:
 
 @dataclass(frozen=True)
 class Structure:
-    """What the arithmetic of a method may rely on.
+    """The structure that the arithmetic of a method may rely on.
 
     Attributes:
         norm: "post": a norm of the sum after each sublayer; "pre": one of what each sublayer reads, and a final one.
@@ -84,7 +84,7 @@ class Layer(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """Everything the forward reads, by what it does."""
+    """All modules that the forward reads, by their role."""
 
     embeddings: Embeddings
     layers: tuple[Layer, ...]
@@ -95,7 +95,7 @@ class Parts(NamedTuple):
 
 @runtime_checkable
 class Reranker(Protocol):
-    """What every model gives: pairs as batches, their scores, and its activations to read and edit by hook name.
+    """A model that batches and scores pairs, and whose activations are read and edited by hook name.
 
     `fingerprint` names the model; `max_length` counts the word pieces of a pair that it reads.
     """
@@ -108,7 +108,7 @@ class Reranker(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device of its parameters."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -116,7 +116,7 @@ class Reranker(Protocol):
 
     @property
     def max_tokens(self) -> int:
-        """How many word pieces are computed together by default."""
+        """The number of word pieces that are computed together by default."""
 
     def __call__(
         self, inputs: Any, *, return_type: str = "score", stop_at_layer: int | None = None, head_row: bool | None = None
@@ -223,18 +223,13 @@ class Weights(Restarts, Protocol):
         """W_Q W_K^T [layer, head, d_model, d_model] as its factors."""
 
 
-OFFERS: dict[type, str] = {
-    Reranker: "scores pairs and opens its activations",
-    Restarts: "starts at any layer",
-    Weights: "starts at any layer and shows its weights",
+_SCORE = "under interventions with model.score(pairs, do=...)"
+TIERS: dict[type, tuple[str, str]] = {
+    Reranker: ("scores pairs and opens its activations", "load one with mechir.load(...)"),
+    Restarts: ("starts at any layer", f"score it {_SCORE}"),
+    Weights: ("starts at any layer and shows its weights", f"measure it by patching.patch, or {_SCORE}"),
 }
-"""Each tier in words."""
-INSTEAD: dict[type, str] = {
-    Reranker: "load one with mechir.load(...)",
-    Restarts: "score it under interventions with model.score(pairs, do=...)",
-    Weights: "measure it by patching.patch, or under interventions with model.score(pairs, do=...)",
-}
-"""What is left for a model below a tier."""
+"""Each tier in words, and the advice for a model below it."""
 READS = {"cls": "the CLS row", "mean": "the mean of all rows", "last": "the last row", "decoder": "generated tokens"}
 
 
@@ -246,31 +241,29 @@ def needs(
     instead: str = "measure it by patching.patch, which relies on no structure",
     **structure: str | bool | int | None,
 ) -> None:
-    """Refuses a model that lacks what a method relies on.
+    """Raises for a model below the tier that a method calls, or of another structure than it assumes.
 
     Args:
-        model: what the method was given.
+        model: the method's argument.
         method: its name, as a user calls it.
         tier: the protocol that it calls.
-        instead: what to do with a model of another structure.
+        instead: advice for a model of another structure.
         structure: fields of `Structure`, each with the value that the method assumes.
-
-    Raises:
-        MechirError: for a model below the tier, or of another structure.
     """
-    # A model that derives from the protocol is known without a look at each of its attributes, which computes some.
+    # `isinstance` would compute each property of a model that derives from the protocol.
     if tier not in type(model).__mro__ and not isinstance(model, tier):
         name = f"'{model.cfg.model_name}'" if isinstance(model, Reranker) else f"a {type(model).__name__}"
-        raise MechirError(f"{method} needs a model that {OFFERS[tier]}, and {name} does not: {INSTEAD[tier]}.")
+        offer, advice = TIERS[tier]
+        raise MechirError(f"{method} needs a model that {offer}, and {name} does not: {advice}.")
     known = cast(Reranker, model)
     actual = asdict(known.structure)
     other = [name for name, value in structure.items() if actual[name] != value]
     if other:
-        assumed, given = (" and ".join(_said(name, of[name]) for name in other) for of in (structure, actual))
+        assumed, given = (" and ".join(_words(name, values[name]) for name in other) for values in (structure, actual))
         raise MechirError(f"{method} assumes {assumed}, and '{known.cfg.model_name}' has {given}: {instead}.")
 
 
-def _said(field: str, value: Any) -> str:
+def _words(field: str, value: Any) -> str:
     """A field of `Structure` in words."""
     if field == "reads":
         return f"a head that reads {READS[value]}"

@@ -1,4 +1,4 @@
-"""Directions of an activation space, and the interventions that remove, add or scale what lies along them."""
+"""Directions of an activation space, and the interventions that remove, add or scale activations along them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from mechir.batches import Batch, positions, segment_or_positions
@@ -23,13 +23,13 @@ EMBED = "embed.hook_embed"
 
 @dataclass(frozen=True, eq=False)
 class Subspace:
-    """k directions of a d-dimensional space; equality, hash and repr are the SHA-256 of their content.
+    """A subspace of k directions in d dimensions; equality, hash and repr are the SHA-256 of its content.
 
-    The coordinates of x are `(x - offset) @ read.T`; taking coordinates c away from x leaves `x - c @ write`. For an
-    orthonormal basis `read` and `write` are the same (`Subspace.span`); for directions of the residual stream seen
-    through a head's W_Q they are not (`spectra.aligned`).
+    The coordinates of x are `(x - offset) @ read.T`; x without coordinates c is `x - c @ write`. For an orthonormal
+    basis `read` and `write` are the same (`Subspace.span`); for directions of the residual stream seen through a head's
+    W_Q they are not (`spectra.aligned`).
 
-    `recipe` says where the directions come from; `model` is the fingerprint of the model that they are taken from,
+    `recipe` describes the origin of the directions; `model` is the fingerprint of the model that they are taken from,
     which no other model accepts.
     """
 
@@ -73,19 +73,19 @@ class Subspace:
         return f"Subspace({self.recipe!r}, k={len(self.read)}, sha256={self.sha256[:16]!r})"
 
     def coordinates(self, x: Float[Tensor, "*axes d"]) -> Float[Tensor, "*axes k"]:
-        """Where x lies along each direction."""
+        """The coordinates of x along each direction."""
         return (x - self.offset.to(x)) @ self.read.to(x).T
 
     def add(self, x: Float[Tensor, "*axes d"], change: Float[Tensor, "*axes k"]) -> Float[Tensor, "*axes d"]:
-        """X with its coordinates changed by `change`."""
+        """Adds `change` to the coordinates of x."""
         return x + change @ self.write.to(x)
 
 
 @dataclass(frozen=True)
-class Project:
+class Project(Edit):
     """Takes directions out of a component: `Project("h8.1.q", spectra.aligned(model, "h8.1", k=4))`.
 
-    What the component carries along the directions is set to 0 (or to the subspace's offset), all else stays.
+    The component's coordinates along the directions become 0 (or those of the subspace's offset), all else stays.
     A random subspace of equal rank is the control, and a single one proves nothing: take 20 or more.
 
     Args:
@@ -96,46 +96,37 @@ class Project:
     site: Head | Resid | Mlp | Attn | str
     subspace: Subspace
 
+    head_row = True
+
     def __init__(self, site: Any, subspace: Any) -> None:
-        parsed = _component(site, "project")
+        object.__setattr__(self, "site", _component(site, "project"))
         if not isinstance(subspace, Subspace):
             raise MechirError(f"{subspace!r} is no Subspace: write Subspace.span(vectors, 'what they are').")
-        object.__setattr__(self, "site", parsed)
         object.__setattr__(self, "subspace", subspace)
 
     def hooks(self, batch: Batch) -> list[Hook]:
-        """One edit, at the site's own hook."""
-        return [(_hook(self.site), Projected(self.subspace, self.site.head if isinstance(self.site, Head) else None))]
-
-
-@dataclass(frozen=True)
-class Projected(Edit):
-    """The edit of a `Project`: the activation, of one head where there is one, without the subspace."""
-
-    subspace: Subspace
-    head: int | None = None
-
-    head_row = True
+        """One edit, the value itself, at the site's own hook."""
+        return [(_hook(self.site), self)]
 
     @property
     def model(self) -> str:
-        """The fingerprint of the model that the directions are of."""
+        """The fingerprint of the directions' model."""
         return self.subspace.model
 
     def __call__(self, x: Float[Tensor, "batch pos ..."], hook: Any) -> Float[Tensor, "..."]:
         """The activation without its coordinates along the directions."""
-        seen = _seen(x, self.head, hook)
-        if seen.shape[-1] != self.subspace.read.shape[1]:
+        part = _part(x, self.site, hook)
+        if part.shape[-1] != self.subspace.read.shape[1]:
             raise MechirError(
                 f"{self.subspace!r} has {self.subspace.read.shape[1]} dimensions and '{hook.name}' has "
-                f"{seen.shape[-1]}: take directions of that activation."
+                f"{part.shape[-1]}: take directions of that activation."
             )
-        return _changed(x, self.head, self.subspace.add(seen, -self.subspace.coordinates(seen)))
+        return _replaced(x, self.site, self.subspace.add(part, -self.subspace.coordinates(part)))
 
 
 @dataclass(frozen=True, init=False, repr=False)
 class Add:
-    """Adds a vector to what a component carries: `Add("resid3", vector, at="query", factor=2.0)`.
+    """Adds a vector to a component's activation: `Add("resid3", vector, at="query", factor=2.0)`.
 
     Equality and hash are of the content, the vector's as its SHA-256.
 
@@ -185,18 +176,17 @@ class Added(Edit):
     def __call__(self, x: Float[Tensor, "batch pos ..."], hook: Any) -> Float[Tensor, "..."]:
         """The activation with the vector added, at the positions that are named."""
         edit = self.edit
-        head = edit.site.head if isinstance(edit.site, Head) else None
-        seen = _seen(x, head, hook)
-        if seen.shape[-1] != len(edit.vector):
+        part = _part(x, edit.site, hook)
+        if part.shape[-1] != len(edit.vector):
             raise MechirError(
-                f"{edit!r} has {len(edit.vector)} dimensions and '{hook.name}' has {seen.shape[-1]}: take a vector of "
+                f"{edit!r} has {len(edit.vector)} dimensions and '{hook.name}' has {part.shape[-1]}: take a vector of "
                 "that activation."
             )
-        new = seen + edit.factor * edit.vector.to(seen)
+        new = part + edit.factor * edit.vector.to(part)
         where = None if self.batch is None else positions(edit.at, self.batch)
         if where is not None:
-            new = torch.where(where[:, : seen.shape[1]].view(*seen.shape[:2], *[1] * (seen.ndim - 2)), new, seen)
-        return _changed(x, head, new)
+            new = torch.where(where[:, : part.shape[1]].view(*part.shape[:2], *[1] * (part.ndim - 2)), new, part)
+        return _replaced(x, edit.site, new)
 
 
 @dataclass(frozen=True)
@@ -205,8 +195,8 @@ class EditEmbedding:
 
     A coordinate a along the direction becomes `factor * a`; with `absolute` it becomes `factor * |a|`, as in the
     paper's code, so that a positive factor always points up the direction and a negative one down (a factor of 1 then
-    is no identity). Without a direction the whole embedding is scaled, which is the paper's control. It is the same as
-    an edit of W_E: every occurrence counts, in the query and in the document.
+    is no identity). Without a direction the whole embedding is scaled, which is the paper's control. It equals an edit
+    of W_E: every occurrence changes, in the query and in the document.
 
     Args:
         factor: 0 removes, 1 leaves (unless `absolute`).
@@ -238,7 +228,7 @@ class EditEmbedding:
             raise MechirError(f"A whole embedding has no sign: leave {name} out, or give a direction.")
         object.__setattr__(self, "factor", float(factor))
         object.__setattr__(self, "direction", direction)
-        object.__setattr__(self, "pieces", None if pieces is None else tuple(sorted({int(one) for one in pieces})))
+        object.__setattr__(self, "pieces", None if pieces is None else tuple(sorted(set(map(int, pieces)))))
         object.__setattr__(self, "absolute", absolute)
         object.__setattr__(self, "shift", float(shift))
 
@@ -256,23 +246,21 @@ class Scaled(Edit):
 
     @property
     def model(self) -> str:
-        """The fingerprint of the model that the direction is of; empty where there is none."""
+        """The fingerprint of the direction's model; empty without a direction."""
         return "" if self.edit.direction is None else self.edit.direction.model
 
     def __call__(self, x: Float[Tensor, "batch pos d"], hook: Any) -> Float[Tensor, "batch pos d"]:
         """The embeddings, those of the pieces edited."""
-        edit = self.edit
+        edit, ids = self.edit, self.batch.input_ids
         if edit.direction is None:
             new = edit.factor * x
         else:
             along = edit.direction.coordinates(x)
             scaled = edit.factor * (along.abs() if edit.absolute else along)
             new = edit.direction.add(x, scaled + edit.shift - along)
-        return new if edit.pieces is None else torch.where(self._chosen(edit.pieces)[:, :, None], new, x)
-
-    def _chosen(self, pieces: tuple[int, ...]) -> Bool[Tensor, "batch pos"]:
-        ids = self.batch.input_ids
-        return torch.isin(ids, torch.tensor(pieces, device=ids.device))
+        if edit.pieces is None:
+            return new
+        return torch.where(torch.isin(ids, torch.tensor(edit.pieces, device=ids.device))[:, :, None], new, x)
 
 
 def _sha256(text: str, *tensors: Tensor) -> str:
@@ -285,11 +273,10 @@ def _sha256(text: str, *tensors: Tensor) -> str:
 
 
 def _component(site: Any, verb: str) -> Head | Resid | Mlp | Attn | str:
-    """The site whose vectors are edited; refuses what carries none."""
+    """The site whose vectors are edited; raises for a site without vectors."""
     parsed = site if site == "embed" else as_site(site)
-    if parsed == "embed" or (
-        isinstance(parsed, Head | Resid | Mlp | Attn) and parsed.part not in ("pattern", "result")
-    ):
+    has_vectors = isinstance(parsed, Head | Resid | Mlp | Attn) and parsed.part not in ("pattern", "result")
+    if parsed == "embed" or has_vectors:
         return parsed
     raise MechirError(f"Cannot {verb} '{parsed}': write a head's part (h8.1.q), resid3, mlp3, attn3 or embed.")
 
@@ -298,17 +285,18 @@ def _hook(site: Head | Resid | Mlp | Attn | str) -> str:
     return EMBED if isinstance(site, str) else site.hook
 
 
-def _seen(x: Float[Tensor, "batch pos ..."], head: int | None, hook: Any) -> Float[Tensor, "batch pos ..."]:
-    """The activation, or that of one head; refuses a head that the model lacks."""
-    if head is not None:
-        refuse_index("Head", head, x.shape[2], f"layer {hook.name.split('.')[1]}")
-    return x if head is None else x[:, :, head]
+def _part(x: Float[Tensor, "batch pos ..."], site: Any, hook: Any) -> Float[Tensor, "batch pos ..."]:
+    """The activation, or that of one head; raises for a head that the model lacks."""
+    if not isinstance(site, Head):
+        return x
+    refuse_index("Head", site.head, x.shape[2], f"layer {hook.name.split('.')[1]}")
+    return x[:, :, site.head]
 
 
-def _changed(x: Float[Tensor, "batch pos ..."], head: int | None, new: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """The activation with what `_seen` gave of it replaced."""
-    if head is None:
+def _replaced(x: Float[Tensor, "batch pos ..."], site: Any, new: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """The activation with `new` in the place of its `_part`."""
+    if not isinstance(site, Head):
         return new
     out = x.clone()
-    out[:, :, head] = new
+    out[:, :, site.head] = new
     return out

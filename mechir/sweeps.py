@@ -1,16 +1,16 @@
-"""Many interventions over the same pairs, at the least exact cost.
+"""Sweeps: many interventions over the same pairs, at the least exact cost.
 
 The forward is a walk down a tree of edited states, two stages to a layer: the heads read, then heads and MLP write.
-Interventions whose edits are equal up to a stage share its state; from there each goes its own way. States of one stage
-are computed together, stacked along the batch axis, in chunks of bounded size, depth first, so memory does not grow
-with the number of interventions. The last layer computes the CLS row alone unless an edit there needs more.
+Interventions whose edits are equal up to a stage share its state. States of one stage are computed together, stacked
+along the batch axis, in chunks of bounded size, depth first, so memory does not grow with the number of interventions.
+The last layer computes the CLS row alone unless an edit there needs more.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,7 @@ StageEdits = tuple[tuple[str, Edit], ...]
 class State:
     """The residual stream of one batch under some edits, and the names of the interventions that share it.
 
-    In the middle of a layer there is also `z`, what its heads have read.
+    In the middle of a layer there is also `z`, the output of its heads before W_O.
     """
 
     resid: Float[Tensor, "batch pos d_model"]
@@ -86,7 +86,7 @@ def sweep(
     number = np.float64 if model.dtype == torch.float64 else np.float32
     scores = {name: np.empty(len(encoded), dtype=number) for name in do}
     for index, batch in model.batches(encoded, max_rows=max_rows, max_tokens=max_tokens, progress=progress):
-        plans = {name: stages(model, edits(what, batch)) for name, what in do.items()}
+        plans = {name: stages(model, edits(intervention, batch)) for name, intervention in do.items()}
         for name, score in walk(model, batch, plans, max_rows=max_rows, max_tokens=max_tokens):
             scores[name][index] = score.cpu().numpy()
     return _frame(model, encoded, do, scores)
@@ -95,12 +95,12 @@ def sweep(
 def _frame(model: Restarts, encoded: Encoded, do: Mapping[str, Any], scores: Mapping[str, np.ndarray]) -> pd.DataFrame:
     for name in do:
         refuse_non_finite(model, torch.from_numpy(scores[name]), encoded, do[name])
-    one = {
+    pairs = {
         "query_id": [pair.query_id for pair in encoded.pairs],
         "doc_id": [pair.doc_id for pair in encoded.pairs],
         "grade": pd.array([pair.grade for pair in encoded.pairs], dtype="Int64"),
     }
-    return pd.concat([pd.DataFrame({"name": name} | one | {"score": scores[name]}) for name in do], ignore_index=True)
+    return pd.concat([pd.DataFrame({"name": name} | pairs | {"score": scores[name]}) for name in do], ignore_index=True)
 
 
 def stages(model: Restarts, hooks: Sequence[Hook]) -> list[StageEdits]:
@@ -112,54 +112,54 @@ def stages(model: Restarts, hooks: Sequence[Hook]) -> list[StageEdits]:
         if layer:
             stage = 2 * int(layer[1]) + (1 if layer[2] in READ else 2)
         by_stage[stage].append((name, edit))
-    return [tuple(found) for found in by_stage]
+    return [tuple(stage_edits) for stage_edits in by_stage]
 
 
 def walk(
     model: Restarts, batch: Batch, plans: Mapping[str, list[StageEdits]], *, max_rows: int, max_tokens: int
 ) -> Iterator[tuple[str, Float[Tensor, "batch"]]]:
     """The scores of one batch under each plan, in the order in which the tree is walked."""
-    allowed = model.allowed(batch)
+    allowed, last = model.allowed(batch), 2 * model.cfg.n_layers + 1
     at_once = max(1, min(max_rows // len(batch), max_tokens // batch.input_ids.numel()))
 
     def down(stage: int, states: list[State]) -> Iterator[tuple[str, Tensor]]:
-        if stage == 2 * model.cfg.n_layers + 1:
-            yield from _score(model, states, plans)
+        branches = _branches(states, plans, stage)
+        if stage == last:
+            for state, stage_edits in branches:
+                with model.hooks(stage_edits):
+                    score = model.run_head(state.resid)
+                yield from ((name, score) for name in state.names)
             return
-        for chunk in _chunks(_branches(states, plans, stage), at_once):
-            yield from down(stage + 1, _run(model, stage, chunk, allowed, plans))
+        for start in range(0, len(branches), at_once):
+            yield from down(stage + 1, _run(model, stage, branches[start : start + at_once], allowed, plans))
 
-    yield from down(1, _embed(model, batch, plans))
+    states = []
+    for stage_edits, names in _grouped(plans, plans, 0).items():
+        with model.hooks(stage_edits):
+            states.append(State(model.embedded(batch), tuple(names)))
+    yield from down(1, states)
 
 
 Branch = tuple[State, StageEdits]
 
 
-def _branches(states: Sequence[State], plans: Mapping[str, list[StageEdits]], stage: int) -> list[Branch]:
-    """What really differs at this stage: each state once per distinct set of edits, those that open attention first."""
-    branches: list[Branch] = []
-    for state in states:
-        names: dict[StageEdits, list[str]] = {}
-        for name in state.names:
-            names.setdefault(plans[name][stage], []).append(name)
-        branches += [(State(state.resid, tuple(sharing), state.z), found) for found, sharing in names.items()]
-    return sorted(branches, key=lambda branch: not any(_opens_attention(name) for name, _ in branch[1]))
-
-
-def _chunks(branches: list[Branch], at_once: int) -> Iterator[list[Branch]]:
-    for start in range(0, len(branches), at_once):
-        yield branches[start : start + at_once]
-
-
-def _embed(model: Restarts, batch: Batch, plans: Mapping[str, list[StageEdits]]) -> list[State]:
+def _grouped(names: Iterable[str], plans: Mapping[str, list[StageEdits]], stage: int) -> dict[StageEdits, list[str]]:
+    """The names by their edits at a stage."""
     groups: dict[StageEdits, list[str]] = {}
-    for name, plan in plans.items():
-        groups.setdefault(plan[0], []).append(name)
-    states = []
-    for found, names in groups.items():
-        with model.hooks(found):
-            states.append(State(model.embedded(batch), tuple(names)))
-    return states
+    for name in names:
+        groups.setdefault(plans[name][stage], []).append(name)
+    return groups
+
+
+def _branches(states: Sequence[State], plans: Mapping[str, list[StageEdits]], stage: int) -> list[Branch]:
+    """Each state once per distinct set of edits at this stage, those that open attention first."""
+    branches = [
+        (State(state.resid, tuple(names), state.z), stage_edits)
+        for state in states
+        for stage_edits, names in _grouped(state.names, plans, stage).items()
+    ]
+    opening = ("hook_pattern", "hook_attn_scores")
+    return sorted(branches, key=lambda branch: not any(name.endswith(opening) for name, _ in branch[1]))
 
 
 def _run(
@@ -168,17 +168,16 @@ def _run(
     """One stage over a chunk of branches, stacked along the batch axis; each edit sees its own rows alone."""
     layer, writes = (stage - 1) // 2, stage % 2 == 0
     size, names = len(chunk[0][0].resid), [state.names for state, _ in chunk]
-    with _rowwise(model, [found for _, found in chunk], size):
+    resid = _stacked([state.resid for state, _ in chunk])
+    with _rowwise(model, [stage_edits for _, stage_edits in chunk], size):
         if writes:
-            out = model.run_write(
-                layer, _stacked([state.resid for state, _ in chunk]), _stacked([s.z for s, _ in chunk])
-            )
+            out = model.run_write(layer, resid, _stacked([state.z for state, _ in chunk]))
             return [State(rows, shared) for rows, shared in zip(out.split(size), names, strict=True)]
         last = layer == model.cfg.n_layers - 1
         edits_here = [edit for shared in names for name in shared for s in (0, 1) for _, edit in plans[name][stage + s]]
         head_row = last and all(edit.head_row for edit in edits_here)
-        seen = None if allowed is None else allowed.repeat(len(chunk), 1, 1, 1)
-        rows, z = model.run_read(layer, _stacked([state.resid for state, _ in chunk]), seen, head_row=head_row)
+        sources = None if allowed is None else allowed.repeat(len(chunk), 1, 1, 1)
+        rows, z = model.run_read(layer, resid, sources, head_row=head_row)
     return [State(*each) for each in zip(rows.split(size), names, z.split(size), strict=True)]
 
 
@@ -186,45 +185,30 @@ def _stacked(parts: Sequence[Any]) -> Tensor:
     return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
 
 
-def _score(
-    model: Restarts, states: Sequence[State], plans: Mapping[str, list[StageEdits]]
-) -> Iterator[tuple[str, Tensor]]:
-    for state, found in _branches(states, plans, 2 * model.cfg.n_layers + 1):
-        with model.hooks(found):
-            score = model.run_head(state.resid)
-        for name in state.names:
-            yield name, score
-
-
 @contextlib.contextmanager
 def _rowwise(model: Restarts, per_branch: list[StageEdits], size: int) -> Iterator[None]:
     """Hooks that apply the edits of branch i to rows i * size to (i + 1) * size."""
-    names = {name: None for found in per_branch for name, _ in found}
+    names = dict.fromkeys(name for stage_edits in per_branch for name, _ in stage_edits)
 
     def edit_rows(x: Tensor, hook: Any) -> Tensor:
         rows = list(x.split(size))
-        for i, found in enumerate(per_branch):
-            for name, edit in found:
-                if name == hook.name:
-                    edited = edit(rows[i], hook=hook)
-                    rows[i] = rows[i] if edited is None else edited
+        for i, stage_edits in enumerate(per_branch):
+            for name, edit in stage_edits:
+                edited = edit(rows[i], hook=hook) if name == hook.name else None
+                rows[i] = rows[i] if edited is None else edited
         return torch.cat(rows)
 
     with model.hooks([(name, edit_rows) for name in names]):
         yield
 
 
-def _opens_attention(name: str) -> bool:
-    return name.endswith(("hook_pattern", "hook_attn_scores"))
-
-
 def forwards(model: Restarts, do: Mapping[str, Any]) -> float:
-    """How many full forwards per pair the sweep of `do` costs: layers computed over layers of the model.
+    """The cost of the sweep of `do` in full forwards per pair: layers computed over layers of the model.
 
     The last layer counts in full, although mostly the CLS row alone is computed.
     """
     batch = model.batch(("a", "b"))
-    plans = [stages(model, edits(what, batch)) for what in do.values()]
+    plans = [stages(model, edits(intervention, batch)) for intervention in do.values()]
     n = 2 * model.cfg.n_layers
     halves = sum(len({tuple(plan[: stage + 1]) for plan in plans}) for stage in range(1, n + 1))
     return halves / n

@@ -11,19 +11,19 @@ from mechir.reranker import Dimensions, Parts
 
 
 class WeightViews:
-    """Embeddings and the weights of queries and keys by head; where the parameters are and in which number type."""
+    """Embeddings and the weights of queries and keys by head; the device and number type of the parameters."""
 
     parts: Parts
     cfg: Dimensions
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return self.parts.classifier.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the parameters are stored and computed in."""
+        """The number type of the parameters and of the computation."""
         return self.parts.classifier.weight.dtype
 
     @property
@@ -33,12 +33,12 @@ class WeightViews:
 
     @property
     def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:
-        """What makes queries of the residual stream: q = x W_Q + b_Q."""
+        """The weights of the queries: q = x W_Q + b_Q."""
         return self._per_head("q", "weight").transpose(-1, -2)
 
     @property
     def W_K(self) -> Float[Tensor, "layer head d_model d_head"]:
-        """What makes keys of the residual stream: k = x W_K + b_K."""
+        """The weights of the keys: k = x W_K + b_K."""
         return self._per_head("k", "weight").transpose(-1, -2)
 
     @property

@@ -1,4 +1,4 @@
-"""Corrections for several tests: of a family of columns, of a few planned hypotheses, of tests that all must hold."""
+"""Corrections for several tests: a family of columns, a few planned hypotheses, tests that all must hold."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LEVEL = 0.05
 
 
 def step_down(
-    own: Float[np.ndarray, "column"], reference: Float[np.ndarray, "draw column"]
+    observed: Float[np.ndarray, "column"], reference: Float[np.ndarray, "draw column"]
 ) -> Float[np.ndarray, "column"]:
     """p-values corrected for all columns together: step-down max-T (Westfall and Young 1993, algorithm 2.8).
 
@@ -22,15 +22,15 @@ def step_down(
     together, so it is sharper than Holm. No p is below 1 / (1 + draws).
 
     Args:
-        own: the statistics, 0 or more.
+        observed: the statistics, 0 or more.
         reference: the statistics of every draw, 0 or more; infinite counts as larger than anything.
     """
-    order = np.argsort(-own, kind="stable")
-    reached = np.zeros(len(own))
+    order = np.argsort(-observed, kind="stable")
+    reached = np.zeros(len(observed))
     for part in np.array_split(reference, max(1, reference.size // 4_000_000)):
         largest = np.maximum.accumulate(part[:, order[::-1]], axis=1)[:, ::-1]
-        reached += (largest >= own[order] * (1 - 1e-9)).sum(0)
-    p = np.empty(len(own))
+        reached += (largest >= observed[order] * (1 - 1e-9)).sum(0)
+    p = np.empty(len(observed))
     p[order] = np.maximum.accumulate((1 + reached) / (1 + len(reference)))
     return p
 
@@ -38,7 +38,7 @@ def step_down(
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     """p-values corrected by Holm's method for their number (family-wise error); NaN stays NaN and does not count.
 
-    It assumes nothing of how the tests go together (Holm 1979).
+    It holds however the tests depend on each other (Holm 1979).
     """
     p_values = np.asarray(p_values, dtype=float)
     known = ~np.isnan(p_values)

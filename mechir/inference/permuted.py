@@ -10,6 +10,7 @@ It misleads where the grades differ in spread and not in mean and one group is m
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -21,9 +22,9 @@ from mechir.inference.studentised import Estimates
 
 
 class Contrasts(NamedTuple):
-    """`estimates`, whose tests are of permutations and whose intervals are over queries; `differences` of each query.
+    """Contrasts of grades: `estimates` (tests by permutation, intervals over queries), `differences` of each query.
 
-    `arrangements`: in how many ways the grades could have been dealt out; no p is below 1 / `arrangements`.
+    `arrangements` counts the ways to deal out the grades; no p is below 1 / `arrangements`.
     """
 
     estimates: Estimates
@@ -50,26 +51,25 @@ def grade_contrasts(
         The statistic of the tests is the estimate over its standard deviation under permutation, which is known:
         sqrt(sum s^2 (1/m + 1/k)) / queries, with s^2 the variance of a query's values, m and k the sizes of its groups.
     """
-    places = [np.flatnonzero(query == one) for one in dict.fromkeys(query.tolist())]
+    places = [np.flatnonzero(query == name) for name in dict.fromkeys(query.tolist())]
     both = [here for here in places if 0 < high[here].sum() < len(here)]
     signed = [np.where(high[here], 1 / high[here].sum(), -1 / (~high[here]).sum()) for here in both]
     differences = np.array([weights @ values[here] for weights, here in zip(signed, both, strict=True)])
     differences = differences.reshape(len(both), values.shape[1])
-    found = studentised.means(differences, seed=seed)
+    estimates = studentised.means(differences, seed=seed)
     variances = [values[here].var(0, ddof=1) * (weights**2).sum() for weights, here in zip(signed, both, strict=True)]
     ways = math.exp(min(sum(_log_ways(high[here]) for here in both), 700)) if both else 1.0
     if not both:
-        return Contrasts(found, differences, ways)
+        return Contrasts(estimates, differences, ways)
     spread = np.sqrt(np.sum(variances, axis=0)) / len(both)
     moves = spread > studentised.ALIKE * np.abs(values).max(0)
     scale = np.where(moves, spread, np.inf)
     reference = _permuted(values, both, signed, seed) / scale
-    own = np.abs(found.estimate) / scale
-    p, corrected = np.ones(len(own)), np.ones(len(own))
-    p[moves] = (1 + (reference[:, moves] >= own[moves] * (1 - 1e-9)).sum(0)) / (1 + len(reference))
-    corrected[moves] = step_down(own[moves], reference[:, moves])
-    told = {name: getattr(found, name) for name in ("estimate", "low", "high", "low_all", "high_all", "queries")}
-    return Contrasts(Estimates(**told, p=p, p_corrected=corrected), differences, ways)
+    observed = np.abs(estimates.estimate) / scale
+    p, corrected = np.ones(len(observed)), np.ones(len(observed))
+    p[moves] = (1 + (reference[:, moves] >= observed[moves] * (1 - 1e-9)).sum(0)) / (1 + len(reference))
+    corrected[moves] = step_down(observed[moves], reference[:, moves])
+    return Contrasts(replace(estimates, p=p, p_corrected=corrected), differences, ways)
 
 
 def _log_ways(high: np.ndarray) -> float:
@@ -80,7 +80,7 @@ def _log_ways(high: np.ndarray) -> float:
 def _permuted(
     values: np.ndarray, places: list[np.ndarray], signed: list[np.ndarray], seed: int
 ) -> Float[np.ndarray, "draw column"]:
-    """|estimate| with the grades of every query dealt out anew, in every draw; all columns together."""
+    """The |estimate| of each draw, in which the grades of every query are dealt out anew; all columns together."""
     generator = np.random.default_rng(seed)
     total = np.zeros((studentised.RESAMPLES, values.shape[1]))
     for here, weights in zip(places, signed, strict=True):

@@ -1,4 +1,4 @@
-"""How small an effect so many queries can find, and how many queries an effect needs."""
+"""The smallest effect that a number of queries can find, and the queries that an effect needs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from mechir.inference.families import LEVEL
 from mechir.inference.studentised import FEWEST
 
 POWER = 0.8
-"""The chance with which an effect of that size is found."""
+"""The chance to find an effect of that size."""
 MOST = 100_000
-"""Queries beyond which nothing is asked for."""
+"""The largest answer of `enough`."""
 
 
 def detectable(spread: float, queries: int, *, tests: int = 1, level: float = LEVEL) -> float:
@@ -23,9 +23,9 @@ def detectable(spread: float, queries: int, *, tests: int = 1, level: float = LE
 
     Args:
         spread: the standard deviation over queries.
-        queries: how many.
-        tests: that the level is shared between.
-        level: of all tests together.
+        queries: their number.
+        tests: the number of tests that share the level.
+        level: the level of all tests together.
     """
     if queries < FEWEST:
         return float("inf")

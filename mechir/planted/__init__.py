@@ -1,4 +1,4 @@
-"""Cross-encoders compiled by hand, whose circuit is known: what a method must find, and what it must not."""
+"""Cross-encoders compiled by hand, whose circuit is known: a method must find it, and nothing else."""
 
 from mechir.planted.known import Truth as Truth
 from mechir.planted.known import bm25_scores as bm25_scores

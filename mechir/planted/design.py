@@ -1,4 +1,4 @@
-"""The dials of a planted model and what follows from them: its words, their IDF, and where every feature lives."""
+"""The design of a planted model: its dials, its words and their IDF, and the place of every feature."""
 
 from __future__ import annotations
 
@@ -13,34 +13,9 @@ from mechir.errors import MechirError
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 STOP_WORDS = ("the", "of", "and", "in")
 CONTENT_WORDS = (
-    *(
-        "amber",
-        "birch",
-        "cedar",
-        "delta",
-        "ember",
-        "fjord",
-        "glacier",
-        "harbour",
-        "island",
-        "juniper",
-        "kelp",
-        "lagoon",
-    ),
-    *(
-        "meadow",
-        "nettle",
-        "orchard",
-        "pebble",
-        "quarry",
-        "reef",
-        "spruce",
-        "tundra",
-        "upland",
-        "valley",
-        "willow",
-        "yew",
-    ),
+    *("amber", "birch", "cedar", "delta", "ember", "fjord", "glacier", "harbour"),
+    *("island", "juniper", "kelp", "lagoon", "meadow", "nettle", "orchard", "pebble"),
+    *("quarry", "reef", "spruce", "tundra", "upland", "valley", "willow", "yew"),
 )
 WORDS = (*STOP_WORDS, *CONTENT_WORDS)
 FEATURES = (
@@ -55,7 +30,7 @@ DEAD = 8
 
 @dataclass(frozen=True)
 class Design:
-    """What `planted.bm25` was asked for; see there."""
+    """The arguments of `planted.bm25`; see there."""
 
     c: float
     a: float
@@ -97,16 +72,16 @@ class Design:
 
     @property
     def dead_from(self) -> int:
-        """The first coordinate of the dead block, which noise is written to and nothing that matters reads."""
+        """The first coordinate of the dead block, to which noise is written and which the circuit does not read."""
         return len(WORDS) + len(FEATURES)
 
     @property
     def n_dead(self) -> int:
-        """How many coordinates the dead block has."""
+        """The number of coordinates of the dead block."""
         return self.d_model // 2 - self.dead_from
 
     def generator(self, *key: int) -> np.random.Generator:
-        """A generator of its own for each thing that is drawn."""
+        """A random generator for one purpose, named by `key`."""
         return np.random.default_rng([self.seed, *key])
 
     @cached_property
@@ -131,7 +106,7 @@ class Design:
         return WORDS.index(feature) if feature in WORDS else len(WORDS) + FEATURES.index(feature)
 
     def written(self, place: int) -> Float[np.ndarray, "d_model"]:
-        """What carries the value 1 of the feature at `place`: +1 there and -1 at its mirror, so every mean is 0."""
+        """The vector of value 1 of the feature at `place`: +1 there and -1 at its mirror, so every mean is 0."""
         vector = np.zeros(self.d_model)
         vector[place], vector[place + self.d_model // 2] = 1.0, -1.0
         return self.rotation @ vector
@@ -148,5 +123,5 @@ class Design:
 
     @cached_property
     def dead_written(self) -> Float[np.ndarray, "dead d_model"]:
-        """What writes each coordinate of the dead block."""
+        """The vectors that write each coordinate of the dead block."""
         return np.stack([self.written(self.dead_from + k) for k in range(self.n_dead)])

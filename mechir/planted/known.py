@@ -1,4 +1,4 @@
-"""What is known of a planted model: the circuit that must be found, its closed form, and pairs that show it."""
+"""The ground truth of a planted model: its circuit, its closed form, and pairs that show it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mechir.circuits import Circuit, Edge, Source
 from mechir.encoder.hooked import HookedEncoder
 from mechir.errors import MechirError
 from mechir.pairs import Pair
-from mechir.planted.design import CONTENT_WORDS, STOP_WORDS, WORDS
+from mechir.planted.design import CONTENT_WORDS, STOP_WORDS, WORDS, Design
 from mechir.planted.model import PlantedEncoder
 from mechir.planted.weights import AGGREGATOR, BACKUP, GATE_LAYER, MATCHING, PATTERN_TRAP, WRITE_TRAP
 from mechir.sites import Head, Mlp, Resid, Score
@@ -40,22 +40,21 @@ class Truth(NamedTuple):
 
 
 def truth(model: HookedEncoder, counterfactual: str) -> Truth:
-    """The sites and edges that change the score of `model` under a counterfactual, and no others do.
+    """The sites and edges that change the score of `model` under a counterfactual; no others do.
 
-    `Resid(0)` as a source is the embedding. `"tf"`: what a query term's frequency in the document travels along.
-    `"query"`: what the exchange of a query term for a stop word travels along (the match, the gate and the IDF). With
-    a backup head both ways are given; each hides the other from any ablation of a single site.
+    `Resid(0)` as a source is the embedding. `"tf"`: the path of a query term's frequency in the document. `"query"`:
+    the path of the exchange of a query term for a stop word (the match, the gate and the IDF). With a backup head both
+    ways are given; each hides the other from any ablation of a single site.
 
     Raises:
         MechirError: when `model` is not planted or the counterfactual unknown.
     """
-    _refuse(model, counterfactual)
-    matching = [Head(*MATCHING)] + ([Head(*BACKUP)] if _planted(model).design.backup else [])
+    matching = [MATCHING, BACKUP] if _design(model, counterfactual).backup else [MATCHING]
     gate, aggregator, embedding = Mlp(GATE_LAYER), Head(*AGGREGATOR), Resid(0)
     edges = {Edge(gate, Head(*AGGREGATOR, "v")), Edge(aggregator, Score())}
-    edges |= {Edge(head, gate) for head in matching}
+    edges |= {Edge(Head(*place), gate) for place in matching}
     changed = "k" if counterfactual == "tf" else "q"
-    edges |= {Edge(embedding, Head(*head[:2], changed)) for head in matching}
+    edges |= {Edge(embedding, Head(*place, changed)) for place in matching}
     if counterfactual == "query":
         edges |= {Edge(embedding, gate), Edge(embedding, Head(*AGGREGATOR, "k"))}
     return Truth(Circuit(edges), frozenset({Head(*PATTERN_TRAP), Head(*WRITE_TRAP)}))
@@ -70,7 +69,7 @@ def bm25_scores(model: HookedEncoder, pairs: Sequence[Pair]) -> Float[np.ndarray
     Raises:
         MechirError: when `model` is not planted, or a pair holds a word that it does not know.
     """
-    design = _planted(model).design
+    design = _design(model)
     scores = []
     for pair in pairs:
         query, document = pair.query.lower().split(), pair.document.lower().split()
@@ -99,7 +98,7 @@ def pairs(model: HookedEncoder, *, n: int = 200, counterfactual: str = "tf", see
     Raises:
         MechirError: when `model` is not planted, the counterfactual unknown, or n below 1.
     """
-    _refuse(model, counterfactual)
+    _design(model, counterfactual)
     if n < 1:
         raise MechirError(f"n={n} asks for nothing: write 1 or more.")
     made: list[tuple[Pair, Pair]] = []
@@ -121,10 +120,9 @@ def pairs(model: HookedEncoder, *, n: int = 200, counterfactual: str = "tf", see
 
 
 def graded(model: HookedEncoder, n: int = 8, documents: int = 2, seed: int = 0) -> list[Pair]:
-    """Judged pairs of n queries: of each document a version of grade 3 with its query's terms, one of grade 0 with one
-    of them and one of grade 1 with none (all hold its stop word).
+    """Judged pairs of n queries, three versions of each document, all with the query's stop word.
 
-    Grade 0 is the hard negative and grade 1 the weak one.
+    Grade 3 holds all terms of the query, grade 0, the hard negative, one of them, and grade 1, the weak one, none.
 
     Raises:
         MechirError: as `pairs`.
@@ -136,9 +134,9 @@ def graded(model: HookedEncoder, n: int = 8, documents: int = 2, seed: int = 0) 
         terms = [word for word in base.query.split() if word not in STOP_WORDS]
         filler = itertools.cycle(word for word in CONTENT_WORDS if word not in base.query.split())
         words = base.document.split()
-        held = next(term for term in terms if term in words)
-        for grade, kept in ((3, terms), (0, [held]), (1, [])):
-            document = " ".join(next(filler) if word in terms and word not in kept else word for word in words)
+        first = next(term for term in terms if term in words)
+        for grade, dropped in ((3, set()), (0, {*terms} - {first}), (1, {*terms})):
+            document = " ".join(next(filler) if word in dropped else word for word in words)
             made.append(Pair(base.query, document, base.query_id, f"{base.doc_id}g{grade}", grade))
     return made
 
@@ -161,13 +159,10 @@ def _donor(base: Pair, term: str, counterfactual: str, generator: np.random.Gene
     return Pair(" ".join(query), " ".join(document), base.query_id, base.doc_id)
 
 
-def _planted(model: HookedEncoder) -> PlantedEncoder:
+def _design(model: HookedEncoder, counterfactual: str = "tf") -> Design:
+    """The design of a planted model; raises for any other model, and for an unknown counterfactual."""
     if not isinstance(model, PlantedEncoder):
         raise MechirError(f"{model.cfg.model_name} is no planted model: make one with planted.bm25().")
-    return model
-
-
-def _refuse(model: HookedEncoder, counterfactual: str) -> None:
-    _planted(model)
     if counterfactual not in COUNTERFACTUALS:
         raise MechirError(f"Unknown counterfactual '{counterfactual}': write one of {', '.join(COUNTERFACTUALS)}.")
+    return model.design

@@ -38,25 +38,25 @@ def bm25(
     n_heads: int = 4,
     d_model: int = 128,
 ) -> PlantedEncoder:
-    """A cross-encoder whose score is sum idf tf / (tf + k1) / (sink + sum idf), by a circuit that is known.
+    """A cross-encoder whose score is sum idf tf / (tf + k1) / (sink + sum idf), by a known circuit.
 
     Head 1.2 matches query tokens with document tokens and writes the saturated TF; neuron 0 of MLP 1 lets it pass
     where the query token is no stop word; head 3.1 sums over the query at CLS, weighted by an IDF that its keys read
     from the embeddings; the pooler reads the sum. Head 0.0 has the same pattern as 1.2 and writes nothing, 2.3 writes
-    TF where nobody reads, `decoy` is a direction like IDF that nobody reads, every other head and neuron makes noise
+    TF that no component reads, `decoy` is a direction like IDF that none reads, every other head and neuron makes noise
     in coordinates that nothing else reads. There are no files: the weights follow from the arguments.
 
     Args:
         c: the ballast at every token: 100 makes the LayerNorms transparent, 3 active, 1 violent.
         a: how much higher a matching token scores than another, in nats: 8, or 20 to saturate the softmax.
         k1: BM25's saturation.
-        sink: what the aggregator gives CLS; keeps the score below 1.
+        sink: the aggregator's weight of CLS; keeps the score below 1.
         rotate: hide the basis: an orthogonal rotation of the residual stream, and one of each head's own dimensions.
-        decoy: standard deviation of what is added to log IDF in the decoy direction; None leaves the direction out.
+        decoy: standard deviation of the noise on log IDF in the decoy direction; None leaves the direction out.
         apart: shift and shorten the decoy so that it is orthogonal to log IDF over the words: with `idf_scale` of 5 or
             more the true direction and the decoy are then singular vectors of W_E, and both go with IDF.
         idf_scale: length of log IDF in the embeddings; the aggregator divides by it, so the score stays.
-        backup: head 1.0 duplicates 1.2 and is used for what 1.2 fails to write.
+        backup: head 1.0 duplicates 1.2 and stands in where 1.2 fails to write.
         labels: 1 logit, or 2 as MonoBERT has (their difference is the score).
         seed: of IDF, noise and rotation.
         n_layers: 4 or more.
@@ -71,7 +71,7 @@ def bm25(
     state = {name: torch.from_numpy(value).float() for name, value in compiled(design).items()}
     hf.load_state_dict(state, strict=True)
     calibrate(hf)
-    # As compiled: what `calibrate` measures is rounded otherwise on another CPU.
+    # The digests are those before `calibrate`, whose results are rounded otherwise on another CPU.
     tensors = {name: digest(value) for name, value in state.items()} | {"design": repr(design)}
     model = PlantedEncoder(hf, tokenizer(), FAMILIES["bert"], name="planted.bm25", tensors=tensors)
     model.design = design
@@ -93,7 +93,7 @@ def _config(design: Design) -> transformers.BertConfig:
 
 
 def calibrate(hf: Any) -> None:
-    """Set the gain of each LayerNorm, first to last, to what keeps the stream's length: its mean scale over tokens."""
+    """Sets the gain of each LayerNorm, first to last, to its mean scale over tokens: the stream keeps its length."""
     norms = [module for module in hf.modules() if isinstance(module, torch.nn.LayerNorm)]
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(len(SPECIAL), len(SPECIAL) + len(WORDS), (8, 40), generator=draw)
@@ -111,7 +111,7 @@ def calibrate(hf: Any) -> None:
 
 
 def tokenizer() -> Any:
-    """Whole words, lower-cased; what is not one of the model's words is [UNK]."""
+    """The tokenizer of a planted model: whole words, lower-cased; any other word is [UNK]."""
     words = {word: place for place, word in enumerate((*SPECIAL, *WORDS))}
     backend = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
     backend.normalizer = normalizers.Lowercase()

@@ -13,7 +13,7 @@ import numpy as np
 from mechir.planted.design import N_CTX, SPECIAL, STOP_WORDS, WORDS, Design
 
 FAR = 30.0
-"""How much is taken from the attention score of a key that must not be read."""
+"""The amount taken from the attention score of a key that must not be read."""
 GATE = 50.0
 """The slope of the gate neuron, at which GELU is a ReLU."""
 READ_OUT = 1e-2
@@ -26,7 +26,7 @@ GATE_LAYER = 1
 
 @dataclass
 class HeadWeights:
-    """One head on its own: what its queries, keys and values read, and what it writes."""
+    """The weights of one head: its queries, keys, values and output, all 0 at first."""
 
     design: Design
     q: np.ndarray = field(init=False)
@@ -66,7 +66,7 @@ def matching_head(design: Design, slot: str | None) -> HeadWeights:
 
 
 def aggregator(design: Design) -> HeadWeights:
-    """At CLS: attention proportional to IDF over the query, CLS as a sink; moves what the gate left of TF."""
+    """The aggregator: at CLS, attention proportional to IDF over the query, CLS as a sink; moves the gated TF."""
     head = HeadWeights(design)
     head.q_bias[0] = design.d_head**0.5
     head.k[0] = (
@@ -81,7 +81,7 @@ def aggregator(design: Design) -> HeadWeights:
 
 
 def noise_head(design: Design, generator: np.random.Generator) -> HeadWeights:
-    """Attends, reads and writes within the dead block."""
+    """A random head that attends, reads and writes within the dead block."""
     head, dead, rows = HeadWeights(design), design.dead_written, design.d_head
     draw = generator.normal(size=(4, rows, design.n_dead))
     head.q, head.k = 2 * draw[0] @ dead / 2, 2 * draw[1] @ dead / 2
@@ -132,7 +132,7 @@ def attention(design: Design, layer: int) -> dict[str, np.ndarray]:
 
 
 def mlp(design: Design, layer: int) -> dict[str, np.ndarray]:
-    """Noise within the dead block; in layer 1 neuron 0 copies TF where the token is no stop word.
+    """The parameters of an MLP: noise in the dead block; in layer 1 neuron 0 copies TF where no stop word is.
 
     With a backup head neuron 1 adds what the backup has beyond it: relu(tf) + relu(tf_backup - tf).
     """
@@ -153,7 +153,7 @@ def mlp(design: Design, layer: int) -> dict[str, np.ndarray]:
 
 
 def embeddings(design: Design) -> dict[str, np.ndarray]:
-    """One-hots, flags, IDF and decoy of every word; segment 1 and the ballast in the token types; noise elsewhere."""
+    """The embeddings: one-hots, flags, IDF, decoy of words; segment 1 and ballast in token types; noise elsewhere."""
     generator = design.generator(4)
     dead = NOISE * generator.normal(size=(len(SPECIAL) + len(WORDS) + N_CTX, design.n_dead)) @ design.dead_written
     words, positions = np.split(dead, [len(SPECIAL) + len(WORDS)])
@@ -178,13 +178,14 @@ def embeddings(design: Design) -> dict[str, np.ndarray]:
 
 
 def _apart(features: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """All features with half the decoy, and [PAD] and [MASK], which no text holds, such that the columns of log IDF
-    and decoy are orthogonal to one another and to the flags: so either is a singular vector of its own.
+    """The features with half the decoy, and values for [PAD] and [MASK], which no text holds, that make the columns of
+    log IDF and decoy orthogonal to one another and to the flags: so either is a singular vector of its own.
     """
     for word in WORDS:
         features[word]["decoy"] /= 2
     names = ("log_idf", "decoy", "word", "stop")
-    columns = np.array([[one.get(name, 0.0) for name in names] for word, one in features.items() if word != "[MASK]"])
+    others = [values for word, values in features.items() if word != "[MASK]"]
+    columns = np.array([[values.get(name, 0.0) for name in names] for values in others])
     gram, far = columns.T @ columns, np.abs(columns).max()
     pad = np.array([far, *(-gram[0, 1:] / far)])
     mask = np.array([0.0, far / 2, *(-(gram[1, 2:] + pad[1] * pad[2:]) / (far / 2))])
@@ -194,9 +195,8 @@ def _apart(features: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]
 
 def compiled(design: Design) -> dict[str, np.ndarray]:
     """Every parameter of the model, under Hugging Face's names."""
-    found = embeddings(design)
     ones = np.ones(design.d_model)
-    state = {f"bert.embeddings.{name}": value for name, value in found.items()}
+    state = {f"bert.embeddings.{name}": value for name, value in embeddings(design).items()}
     norms = ["bert.embeddings.LayerNorm"]
     for layer in range(design.n_layers):
         prefix = f"bert.encoder.layer.{layer}"
