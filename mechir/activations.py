@@ -6,7 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -61,8 +61,7 @@ class Activations(ABC):
     def at(self, name: str, batch: Batch, rows: int) -> Float[Tensor, "batch row ..."]:
         """The activations at the first `rows` positions of each pair of the batch (0 at padding).
 
-        Raises:
-            MechirError: for a hook or a pair that these activations lack.
+        Raises for a hook or a pair that these activations lack.
         """
         if name not in self.values:
             held = ", ".join(list(self.values)[:3])
@@ -125,9 +124,9 @@ class ByPair(Activations):
 
     ids: tuple[tuple[str, str], ...] = ()
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "_place", {ids: place for place, ids in enumerate(self.ids)})
+    @cached_property
+    def _places(self) -> dict[tuple[str, str], int]:
+        return {ids: place for place, ids in enumerate(self.ids)}
 
     def _at(self, name: str, batch: Batch, rows: int) -> Float[Tensor, "batch row ..."]:
         lengths = batch.attention_mask.sum(1).tolist()
@@ -141,7 +140,7 @@ class ByPair(Activations):
         return filled
 
     def _whole(self, name: str, pair: Pair, length: int) -> Tensor:
-        place = self._place.get((pair.query_id, pair.doc_id))  # type: ignore[attr-defined]
+        place = self._places.get((pair.query_id, pair.doc_id))
         if place is None:
             raise MechirError(f"These activations are of other pairs: they hold none of {pair}.")
         value: Tensor = self.values[name][place]

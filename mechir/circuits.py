@@ -20,14 +20,14 @@ _IN_A_LAYER = (Resid, Attn, Head, Neuron, Mlp)
 
 @dataclass(frozen=True, init=False)
 class Edge:
-    """The path from what a site writes to what another one reads: `Edge("h1.3", "h8.1.q")`.
+    """The path from the output of a site to the input of another one: `Edge("h1.3", "h8.1.q")`.
 
     It prints as `parse_edge` reads it: `h1.3->h8.1.q`, `mlp1->mlp3`, `resid0->h1.2.k` (from the embedding),
     `h8.1->score`. Inputs of several heads that are replaced together are the readers of one edge,
     `h8.1->h10.1.k+h10.4.k`; their order means nothing.
 
     Args:
-        source: what writes: a head, neuron, MLP or attention layer, or resid0, the embedding.
+        source: a head, neuron, MLP or attention layer, or resid0, the embedding.
         readers: a head's q, k or v, an MLP, or the score; or the inputs of several heads.
     """
 
@@ -55,8 +55,7 @@ class Circuit:
 
     It prints one edge per line, from the embedding upwards, and `Circuit.parse` reads what it prints;
     `[str(edge) for edge in circuit]` is a list for JSON or a column of a table. Circuits compare and hash; `|`, `&` and
-    `-` make new ones, `<=` asks whether one holds no other edges than another. An edge with several readers stands for
-    one edge into each of them.
+    `-` make new ones, `<=` tests for a subset. An edge with several readers stands for one edge into each of them.
     """
 
     edges: frozenset[Edge]
@@ -78,7 +77,7 @@ class Circuit:
 
     @property
     def sites(self) -> frozenset[Source]:
-        """The components between the embedding and the score: those that edges leave and those that they enter."""
+        """The components between the embedding and the score that edges leave or enter."""
         ends = (end for edge in self.edges for end in (edge.source, *edge.readers))
         return frozenset(_whole(end) for end in ends if not isinstance(end, Resid | Score))
 
@@ -133,12 +132,9 @@ def parse_edge(text: str) -> Edge:
 
 
 def readers_in_order(readers: Any) -> tuple[Reader, ...]:
-    """What edges lead into, given as values or as text: one reader, or the inputs of several heads by layer.
+    """The readers of an edge, given as values or as text: one, or the inputs of several heads by layer.
 
-    An MLP, "mlp3", reads at "mlp3.in".
-
-    Raises:
-        MechirError: for none, for what reads nothing, and for several that are not all inputs of heads.
+    An MLP, "mlp3", reads at "mlp3.in". Raises for anything else.
     """
     parsed: list[Any] = []
     for given in readers:
@@ -161,5 +157,5 @@ def _whole(site: Any) -> Any:
 
 
 def _place(site: Source | Reader) -> tuple[int, int, tuple[Any, ...]]:
-    """Where a site stands on the way from the embedding to the score."""
+    """The sort key of a site on the way from the embedding to the score."""
     return (sys.maxsize, 0, ()) if isinstance(site, Score) else (site.layer, _IN_A_LAYER.index(type(site)), tuple(site))

@@ -25,11 +25,7 @@ def blocks(model: Reranker) -> list[Resid | Attn | Mlp]:
 
 
 def sites_of(model: Reranker, sites: Any) -> list[Any]:
-    """The sites as values, checked against the model.
-
-    Raises:
-        MechirError: for anything but a site of this model.
-    """
+    """The sites as values; raises for anything but a site of this model."""
     parsed = as_sites(sites)
     if not parsed:
         raise MechirError("There is nothing to patch: name a site such as 'h8.1', or give all_heads(model).")
@@ -42,11 +38,7 @@ def sites_of(model: Reranker, sites: Any) -> list[Any]:
 
 
 def heads_of(model: Reranker, heads: Any) -> list[Head]:
-    """The heads as values, checked against the model.
-
-    Raises:
-        MechirError: for anything but a head of this model.
-    """
+    """The heads as values; raises for anything but a head of this model."""
     listed = sites_of(model, heads)
     for site in listed:
         if not isinstance(site, Head):

@@ -34,7 +34,7 @@ class Site(Protocol):
 
 
 def _by_kind(kind: Kind) -> Kind:
-    """Equal only to its own kind: as the bare tuples that they are, Mlp(3) and Attn(3) would be one key of a dict."""
+    """Makes values equal only to their own kind: as bare tuples, Mlp(3) and Attn(3) would be one key of a dict."""
 
     def equal(self: tuple[Any, ...], other: object) -> bool:
         return type(self) is type(other) and tuple.__eq__(self, other)
@@ -51,7 +51,7 @@ def _by_kind(kind: Kind) -> Kind:
 
 @_by_kind
 class Head(NamedTuple):
-    """An attention head. `part` is z (what it read, before W_O), q, k, v, pattern, or result (z after W_O)."""
+    """An attention head. `part` is z (its output before W_O), q, k, v, pattern, or result (z after W_O)."""
 
     layer: int
     head: int
@@ -85,7 +85,7 @@ class Neuron(NamedTuple):
 
 @_by_kind
 class Mlp(NamedTuple):
-    """A whole MLP. `part` is out (what it adds to the residual stream, bias included), post (all neurons) or in."""
+    """A whole MLP. `part` is out (its output to the residual stream, bias included), post (all neurons) or in."""
 
     layer: int
     part: str = "out"
@@ -100,7 +100,7 @@ class Mlp(NamedTuple):
 
 @_by_kind
 class Attn(NamedTuple):
-    """A whole attention layer. `part` is out (what it adds to the residual stream, bias included) or a head's part."""
+    """A whole attention layer. `part` is out (its output to the residual stream, with the bias) or a head's part."""
 
     layer: int
     part: str = "out"
@@ -115,7 +115,7 @@ class Attn(NamedTuple):
 
 @_by_kind
 class Resid(NamedTuple):
-    """The residual stream that layer `layer` reads (`pre`), that its MLP reads (`mid`), that it leaves (`post`)."""
+    """The residual stream before a layer (`pre`), before its MLP (`mid`) and after the layer (`post`)."""
 
     layer: int
     part: str = "pre"
@@ -149,7 +149,7 @@ class Singular(NamedTuple):
 
 @dataclass(frozen=True)
 class Score:
-    """What the model says of a pair, as the reader of an edge: above all layers, however many there are."""
+    """The score as the reader of an edge: above all layers, however many there are."""
 
     @property
     def hook(self) -> str:  # noqa: D102
@@ -169,13 +169,7 @@ def _suffix(part: str, default: str) -> str:
     return "" if part == default else f".{part}"
 
 
-_PATTERNS = {
-    r"h(\d+)\.(\d+)": Head,
-    r"n(\d+)\.(\d+)": Neuron,
-    r"mlp(\d+)": Mlp,
-    r"attn(\d+)": Attn,
-    r"resid(\d+)": Resid,
-}
+_KINDS: dict[str, Any] = {"h": Head, "n": Neuron, "mlp": Mlp, "attn": Attn, "resid": Resid}
 
 
 def parse_site(text: str) -> Head | Neuron | Mlp | Attn | Resid:
@@ -184,13 +178,12 @@ def parse_site(text: str) -> Head | Neuron | Mlp | Attn | Resid:
     Raises:
         MechirError: when `text` is no site.
     """
-    for pattern, kind in _PATTERNS.items():
-        match = re.fullmatch(pattern + r"(?:\.([a-z]+))?", text.strip())
-        if match and (match[match.lastindex or 0].isdigit() or kind is not Neuron):
-            *numbers, part = match.groups()
-            site = kind(*map(int, numbers), *([part] if part else []))
-            assert site.hook  # refuses a part that it does not have
-            return site
+    match = re.fullmatch(r"(h|n|mlp|attn|resid)(\d+)(?:\.(\d+))?(?:\.([a-z]+))?", text.strip())
+    if match and bool(match[3]) == (match[1] in ("h", "n")) and not (match[1] == "n" and match[4]):
+        numbers = [int(number) for number in match.group(2, 3) if number]
+        site = _KINDS[match[1]](*numbers, *([match[4]] if match[4] else []))
+        assert site.hook  # refuses a part that it does not have
+        return site
     raise MechirError(
         f"Cannot read '{text}' as a site. Write h8.1 (head), n5.1203 (neuron), mlp3, attn3 or resid0, counting from 0."
     )
@@ -226,49 +219,40 @@ def as_sites(sites: Any) -> list[Any]:
 
 
 def layers_in_order(layers: Any) -> tuple[int, ...] | None:
-    """Layers in their order, each once; None for all.
-
-    Raises:
-        MechirError: for none, or what is no layer.
-    """
+    """The layers in their order, each once; None for all. Raises for an empty list, and for anything but layers."""
     if layers is None:
         return None
     listed = [layers] if isinstance(layers, numbers.Integral) else layers
     try:
-        found = tuple(sorted({operator.index(layer) for layer in listed}))
+        ordered = tuple(sorted({operator.index(layer) for layer in listed}))
     except TypeError:
-        found = ()
-    if not found or found[0] < 0 or any(isinstance(layer, bool) for layer in listed):
+        ordered = ()
+    if not ordered or ordered[0] < 0 or any(isinstance(layer, bool) for layer in listed):
         raise MechirError(f"layers={layers!r} names no layer: count from 0, e.g. layers=range(0, 6), or leave it out.")
-    return found
+    return ordered
 
 
 def heads_in_order(heads: Any) -> tuple[Head, ...]:
-    """Whole heads by layer, each once, given as values or as text.
-
-    Raises:
-        MechirError: for none, or what is no head.
-    """
-    found = as_sites(heads) if heads != "" else []
-    for head in found:
+    """The heads by layer, each once, given as values or as text; raises for anything but whole heads."""
+    parsed = as_sites(heads) if heads != "" else []
+    for head in parsed:
         if not isinstance(head, Head):
             raise MechirError(f"{head!r} is no Head: write e.g. heads=[Head(8, 1), Head(8, 3)].")
         if head.part != "z":
             whole = Head(head.layer, head.head)
             raise MechirError(f"'{head}' is a part of a head, and a mask cuts its whole pattern: write {whole}.")
-    if not found:
+    if not parsed:
         raise MechirError(f"heads={heads!r} names no head: write e.g. heads=[Head(8, 1), Head(8, 3)], or leave it out.")
-    return tuple(sorted(set(found)))
+    return tuple(sorted(set(parsed)))
 
 
 def layers_or_heads(text: str) -> dict[str, Any] | None:
-    """What is written `0-5`, `0,3` (`layers`) or `h8.1,h8.3` (`heads`); None where it is neither.
+    """Parses `0-5` and `0,3` as {"layers": ...}, `h8.1,h8.3` as {"heads": ...}, anything else as None.
 
-    Raises:
-        MechirError: for what begins like a head and is none.
+    Raises for text that begins like a head but names none.
     """
     parts = [part for part in re.split(r"[\s,]+", re.sub(r"\s*-\s*", "-", text)) if part]
-    if parts and all(part.startswith("h") for part in parts):  # "h8" as well: `heads_in_order` says what is wrong
+    if parts and all(part.startswith("h") for part in parts):  # "h8" as well, which `heads_in_order` refuses
         return {"heads": heads_in_order(parts)}
     ends = [re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part) for part in parts]
     spans = [(int(end[1]), int(end[2] or end[1])) for end in ends if end]

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from safetensors import safe_open
 
-from mechir.encoder.quiet import quiet
 from mechir.errors import MechirError
 
 SMALL_FILES = ("*.json", "vocab.txt", "merges.txt", "bpe.codes", "*.model")
@@ -39,11 +38,7 @@ class Stored(NamedTuple):
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """The directory of a checkpoint: the one given, or the hub's snapshot of that name.
-
-    Raises:
-        MechirError: when there is no such directory and the hub does not have it.
-    """
+    """The directory of a checkpoint: the one given, or the hub's snapshot of that name; raises where neither is."""
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
         return folder
@@ -62,7 +57,7 @@ def resolve(name_or_path: str | Path) -> Path:
 
 
 def from_hub(name: str, patterns: list[str], folder: Path | None = None) -> Path:
-    """Downloads the hub's snapshot of `name`, limited to files that match `patterns`; tried once, without retries."""
+    """Gets the hub's snapshot of `name`, limited to files that match `patterns`; tried once, without retries."""
     import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -78,6 +73,25 @@ def from_hub(name: str, patterns: list[str], folder: Path | None = None) -> Path
             f"Cannot get '{name}' from the hub ({type(error).__name__}): run `mechir fetch {name}` where there is a "
             f"network and make its cache visible here as HF_HOME (now {cache}), or give a directory."
         ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Switches progress bars and load reports of the libraries off; what matters of them is checked and raised here."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()
+        if not bars:
+            enable_progress_bars()
 
 
 def read_json(file: Path, kind: type[Any] = dict) -> Any:
@@ -132,9 +146,7 @@ def weight_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
     """The safetensors files of a checkpoint, as Hugging Face chooses them.
 
     In order: the file that `transformers_weights` in the config names, model.safetensors, the files of its index.
-
-    Raises:
-        MechirError: when there are none; if it is pickled, with the command that converts it.
+    Raises when there are none; for a pickle with the command that converts it.
     """
     named = config.get("transformers_weights")
     if named is not None:
@@ -182,11 +194,7 @@ def _inside(folder: Path, name: str, *, must_exist: bool = True) -> Path:
 
 
 def stored_tensors(files: list[Path]) -> dict[str, Stored]:
-    """Every tensor of these files by name, in the order of the names.
-
-    Raises:
-        MechirError: for a file that is no safetensors, or a name that stands in two files.
-    """
+    """Every tensor of these safetensors files by name, in the order of the names; raises for a name in two files."""
     tensors: dict[str, Stored] = {}
     for file in files:
         with opened(file) as reader:
@@ -220,8 +228,7 @@ def sha256(file: Path) -> str:
 def pickle_files(folder: Path) -> list[Path]:
     """The pickles of a checkpoint, as Hugging Face chooses them; else the only one that no trainer left there.
 
-    Raises:
-        MechirError: when there is none, when several could be meant, or when the index names one that is missing.
+    Raises when there is none, when several could be meant, or when the index names one that is missing.
     """
     if (folder / "pytorch_model.bin").is_file():
         return [folder / "pytorch_model.bin"]

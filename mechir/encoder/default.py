@@ -1,4 +1,4 @@
-"""The model that is loaded when none is named: a low-rank difference that ships, over a backbone that is installed."""
+"""The default model: a low-rank difference that ships with mechir, over a backbone that is installed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def load(name_or_path: str | Path | None = None, **options: Any) -> HookedEncode
 
 
 def embedded(folder: Path = FOLDER, **options: Any) -> HookedEncoder:
-    """The model that `folder` holds the difference of; its manifest names the checksum of every file it is made of."""
+    """Loads the model whose difference is in `folder`; the manifest there has the checksums of all files."""
     manifest, difference = read_json(folder / "manifest.json"), folder / "difference.safetensors"
     if not difference.is_file():
         raise MechirError(f"'{difference}' is missing: install mechir again.")
@@ -52,7 +52,7 @@ def embedded(folder: Path = FOLDER, **options: Any) -> HookedEncoder:
     hf.load_state_dict(merged(load_file(below / "model.safetensors"), load_file(difference)), strict=True)
     tokenizer = transformers.BertTokenizer(str(below / "vocab.txt"), model_max_length=hf.config.max_position_embeddings)
     reading = Reading(weights=(difference.name, "model.safetensors of the backbone"))
-    # Of the two files as they are stored: the sum that is made of them is rounded otherwise on another CPU.
+    # The digests are of the two files as stored: their sum is rounded otherwise on another CPU.
     files = {"backbone": below / "model.safetensors", "difference": difference}
     stored = {part: stored_digests(stored_tensors([file])) for part, file in files.items()}
     tensors = {f"{part} {name}": digest for part, digests in stored.items() for name, digest in digests.items()}
@@ -72,11 +72,7 @@ def merged(backbone: Mapping[str, Tensor], difference: Mapping[str, Tensor]) -> 
 
 
 def backbone(checksums: Mapping[str, str]) -> Path:
-    """The directory of the backbone: of the installed package, or of the hub's cache.
-
-    Raises:
-        MechirError: when it is in neither, or is not the one that the difference was trained over.
-    """
+    """The directory of the backbone with these checksums: of the installed package, or of the hub's cache."""
     advice = f"run `pip install {REQUIREMENT}`, or `mechir fetch {HUB}` where there is a network"
     for folder in _candidates():
         for name, checksum in checksums.items():
@@ -89,7 +85,7 @@ def backbone(checksums: Mapping[str, str]) -> Path:
 
 
 def _candidates() -> Iterator[Path]:
-    # The package is found without being imported: it would import sentence_transformers.
+    # The package is located without an import, which would import sentence_transformers.
     package = importlib.util.find_spec(PACKAGE)
     for place in (package.submodule_search_locations or []) if package else []:
         yield Path(place) / "model"

@@ -35,11 +35,7 @@ class ClassificationHead(nn.Module):
         return self.hook_logits(parts.classifier(pooled))
 
     def score(self, logits: Float[Tensor, "batch label"]) -> Float[Tensor, "batch"]:
-        """The log-odds of relevance, in float32 or better.
-
-        Raises:
-            MechirError: when it is not stated which label is relevance.
-        """
+        """The log-odds of relevance, in float32 or better."""
         chosen = self.stated_label()
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self.n_labels == 1:
@@ -48,11 +44,7 @@ class ClassificationHead(nn.Module):
         return self.hook_score(logits[:, chosen] - logits[:, others].logsumexp(1))
 
     def stated_label(self) -> int:
-        """The number of the label that means relevance.
-
-        Raises:
-            MechirError: when it is not stated which one it is.
-        """
+        """The number of the label that means relevance; raises when it is not stated."""
         if self.relevant_label is None:
             listed = ", ".join(f"{number} ('{name}')" for number, name in enumerate(self.labels))
             raise MechirError(
@@ -77,7 +69,7 @@ def label_names(config: Any, n: int) -> tuple[str, ...]:
 
 
 def relevant(labels: Sequence[str], label: Any) -> int | None:
-    """The number of the label that means relevance, given as a number or name; None where it has to be stated.
+    """The number of the relevant label, given as a number or name; None where it has to be stated.
 
     By default it is the only label, or label 1 of LABEL_0 and LABEL_1, which is how rerankers are trained. Labels with
     names of their own may stand in any order (of "entailment" and "not_entailment" the first is relevance).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,15 +23,14 @@ from mechir.encoder.cache import PostNormCache
 from mechir.encoder.families import Family, dimensions, parts
 from mechir.encoder.fingerprint import LoadedState, fingerprint
 from mechir.encoder.head import ClassificationHead, label_names, read_out
-from mechir.encoder.hook_names import refuse_unknown, resolved
 from mechir.encoder.layer_runs import LayerRuns
 from mechir.encoder.reading import Reading, length_limit, token_types
 from mechir.encoder.tokenizing import refuse_unfit
 from mechir.encoder.weights import WeightViews
 from mechir.encoding import Encoded, encode
-from mechir.errors import MechirError
+from mechir.errors import MechirError, closest
 from mechir.finite import refuse_non_finite
-from mechir.hooks import Edit, Hook, edits
+from mechir.hooks import Edit, Hook, as_edit, edits
 from mechir.pairs import Pair, as_pairs
 from mechir.reranker import Structure, Weights, score_parity
 
@@ -259,7 +259,29 @@ class HookedEncoder(WeightViews, LayerRuns, HookedRootModule, Weights):
             MechirError: for a name that this model lacks (the closest are named), a filter that matches none, or
                 activations of another model.
         """
-        return resolved(hooks, self.hook_dict, self.cfg.n_layers, self.fingerprint)
+        edits: list[tuple[str, Edit]] = []
+        for name, function in hooks:
+            edit = as_edit(function)
+            if isinstance(name, str):
+                self._refuse_unknown(name)
+            matches = [name] if isinstance(name, str) else [hook for hook in self.hook_dict if name(hook)]
+            if not matches:
+                raise MechirError(f"The filter {name} matches no hook of this model, e.g. not 'blocks.0.attn.hook_z'.")
+            if edit.model not in ("", self.fingerprint):
+                raise MechirError(
+                    f"These activations are of another model (fingerprint {edit.model[:12]}, this one is "
+                    f"{self.fingerprint[:12]}): record them in this one."
+                )
+            edits += [(match, edit) for match in matches]
+        return edits
+
+    def _refuse_unknown(self, name: str) -> None:
+        if name in self.hook_dict:
+            return
+        layer, n = re.match(r"blocks\.(\d+)\.", name), self.cfg.n_layers
+        if layer and int(layer[1]) >= n:
+            raise MechirError(f"Layer {layer[1]} is out of range in '{name}': the model has layers 0-{n - 1}.")
+        raise MechirError(f"Unknown hook '{name}'. The closest are {closest(name, self.hook_dict)}.")
 
     @contextlib.contextmanager
     def hooks(
@@ -281,7 +303,7 @@ class HookedEncoder(WeightViews, LayerRuns, HookedRootModule, Weights):
         """The output and an `ActivationCache` of every hook point, or of those that `names_filter` selects."""
         if names_filter is not None and not callable(names_filter):
             for name in [names_filter] if isinstance(names_filter, str) else names_filter:
-                refuse_unknown(name, self.hook_dict, self.cfg.n_layers)
+                self._refuse_unknown(name)
         output, cache = super().run_with_cache(*inputs, names_filter=names_filter, **options)
         return output, PostNormCache(cache, self, has_batch_dim=not options.get("remove_batch_dim", False))
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from mechir.encoder.checkpoint import Stored, read_json, refuse_adapters, resolve, stored_tensors, weight_files
+from mechir.encoder.checkpoint import Stored, quiet, read_json, refuse_adapters, resolve, stored_tensors, weight_files
 from mechir.encoder.cross_encoder import settings
 from mechir.encoder.families import FAMILIES, Family
 from mechir.encoder.fingerprint import NO_PROPERTY, stored_digests
 from mechir.encoder.hooked import HookedEncoder
-from mechir.encoder.quiet import quiet
 from mechir.encoder.reading import Reading
 from mechir.encoder.surplus import refuse_surplus
 from mechir.encoder.tokenizing import load_tokenizer
@@ -37,13 +37,10 @@ def load(name_or_path: str | Path, *, dtype: str | torch.dtype, **options: Any) 
     expected = _expected(family, config, folder)
     _refuse_mismatch(expected, stored, folder)
     tokenizer = load_tokenizer(folder, lower_case=saved.lower_case, max_length=saved.max_length)
-    try:
-        with quiet():
-            hf, report = _hf_class(family).from_pretrained(
-                folder, config=config, dtype=number, use_safetensors=True, output_loading_info=True
-            )
-    except Exception as error:
-        raise _refused(folder, error) from error
+    with _hugging_face(folder):
+        hf, report = _hf_class(family).from_pretrained(
+            folder, config=config, dtype=number, use_safetensors=True, output_loading_info=True
+        )
     unused = refuse_surplus(folder, report["unexpected_keys"], raw)
     _refuse_non_finite_weights(hf, folder)
     reading = Reading(
@@ -90,10 +87,7 @@ def recognise(raw: dict[str, Any], stored: Mapping[str, Stored], folder: Path) -
     """The family and Hugging Face configuration of a checkpoint.
 
     By `architectures` where the config names one; else by the one family whose parameters match the weights
-    completely, in name and shape, head included (MonoBERT-large ships such a config).
-
-    Raises:
-        MechirError: for remote code, an unsupported architecture, or weights that no family matches completely.
+    completely, in name and shape, head included (MonoBERT-large ships such a config). Raises for any other checkpoint.
     """
     if raw.get("auto_map"):
         raise MechirError(f"'{folder}' needs code from its own repository (auto_map in config.json), which is not run.")
@@ -122,12 +116,10 @@ def recognise(raw: dict[str, Any], stored: Mapping[str, Stored], folder: Path) -
 
 
 def configuration(family: Family, raw: Mapping[str, Any], folder: Path) -> Any:
-    """Hugging Face's configuration, without the settings that are no property of the weights; raises where refused."""
+    """Hugging Face's configuration, without the settings that are no property of the weights."""
     values = {key: value for key, value in raw.items() if key not in (*NO_PROPERTY, "model_type")}
-    try:
+    with _hugging_face(folder):
         return _hf_class(family).config_class(**values)
-    except Exception as error:
-        raise _refused(folder, error) from error
 
 
 def _hf_class(family: Family) -> Any:
@@ -135,20 +127,23 @@ def _hf_class(family: Family) -> Any:
 
 
 def _expected(family: Family, config: Any, folder: Path) -> dict[str, tuple[int, ...]]:
-    """The parameters of a model of this configuration, and their shapes; raises where Hugging Face cannot build it."""
-    try:
-        with torch.device("meta"), quiet():
-            model = _hf_class(family)(config)
-    except Exception as error:
-        raise _refused(folder, error) from error
+    """The parameters of a model of this configuration, and their shapes."""
+    with _hugging_face(folder), torch.device("meta"):
+        model = _hf_class(family)(config)
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def _refused(folder: Path, error: Exception) -> MechirError:
-    return MechirError(
-        f"Hugging Face refuses '{folder / 'config.json'}' ({type(error).__name__}: {brief(error)}): correct it, or "
-        "download it again."
-    )
+@contextmanager
+def _hugging_face(folder: Path) -> Iterator[None]:
+    """Calls Hugging Face quietly, and raises its errors as one about the checkpoint's config.json."""
+    try:
+        with quiet():
+            yield
+    except Exception as error:
+        raise MechirError(
+            f"Hugging Face refuses '{folder / 'config.json'}' ({type(error).__name__}: {brief(error)}): correct it, or "
+            "download it again."
+        ) from error
 
 
 def _refuse_unfaithful(raw: dict[str, Any], folder: Path) -> None:

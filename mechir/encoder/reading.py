@@ -61,10 +61,7 @@ def length_limit(n_ctx: int, tokenizer: Any, max_length: int | None) -> tuple[in
     """The number of word pieces of a pair that are read, and the source of that limit.
 
     It is the user's `max_length`, else the tokenizer's `model_max_length`, as Hugging Face truncates, and at most
-    `n_ctx`, the positions that the model has. `tokenizer` may be None.
-
-    Raises:
-        MechirError: for a limit that the model has no positions for, or below 1.
+    `n_ctx`, the positions that the model has. `tokenizer` may be None. Raises for a limit that is out of range.
     """
     if max_length is not None:
         if isinstance(max_length, bool) or not isinstance(max_length, int) or not 1 <= max_length <= n_ctx:

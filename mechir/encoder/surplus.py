@@ -20,11 +20,7 @@ ADAPTER = re.compile(r"lora_|\.base_layer\.|^base_model\.|adapter|ia3_|prefix_en
 
 
 def refuse_surplus(folder: Path, unused: Iterable[str], config: Mapping[str, Any]) -> list[str]:
-    """The names that Hugging Face has no place for, sorted, if they are all harmless.
-
-    Raises:
-        MechirError: for adapters, for layers beyond those of the config, and for anything else, with what to do.
-    """
+    """The names that Hugging Face has no place for, sorted; raises unless all are harmless."""
     names = sorted(unused)
     surplus = [name for name in names if not HARMLESS.search(name)]
     if not surplus:

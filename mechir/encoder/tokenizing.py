@@ -10,8 +10,7 @@ import numpy as np
 import transformers
 from tokenizers.normalizers import Lowercase, Sequence
 
-from mechir.encoder.checkpoint import VOCABULARIES, refuse_unreadable_settings
-from mechir.encoder.quiet import quiet
+from mechir.encoder.checkpoint import VOCABULARIES, quiet, refuse_unreadable_settings
 from mechir.encoding import segments_of, write
 from mechir.errors import MechirError, brief
 from mechir.pairs import Pair
@@ -25,9 +24,7 @@ def load_tokenizer(folder: Path, *, lower_case: bool = False, max_length: int | 
     """Loads the tokenizer of a checkpoint by `AutoTokenizer`, or as an uncased BERT's where there is only a vocab.txt.
 
     `lower_case` lowers texts first, whatever the tokenizer itself does; `max_length` replaces its limit of word pieces.
-
-    Raises:
-        MechirError: when there is none, when it needs a package that is not installed, or when it cannot be built.
+    Raises when there is none, when it needs a package that is not installed, or when it cannot be built.
     """
     refuse_unreadable_settings(folder)
     if not any(any(folder.glob(pattern)) for pattern in VOCABULARIES):

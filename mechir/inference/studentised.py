@@ -1,8 +1,8 @@
 """Means and shares over queries: the interval and the test of exactly the number that is reported (bootstrap-t).
 
-Whole queries are drawn anew 10,000 times. Of each resample t* = (estimate* - estimate) / se* is kept, and the
-distribution of |t*| takes the place of Student's: it knows how skewed the values are, and how much the spread of so few
-of them varies. The interval is estimate +- c se, with c the 95 % point of |t*| (the symmetric bootstrap-t); a test
+Whole queries are drawn anew 10,000 times. Each resample gives t* = (estimate* - estimate) / se*, and the distribution
+of |t*| takes the place of Student's: it reflects how skewed the values are, and how much the spread of so few of them
+varies. The interval is estimate +- c se, with c the 95 % point of |t*| (the symmetric bootstrap-t); a test
 rejects where the interval leaves 0 out.
 
 A share is the mean effect over the mean gap, so a query weighs as much as its gap; its se is that of the residuals
@@ -27,7 +27,7 @@ from scipy import stats
 from mechir.inference.families import step_down
 
 CONFIDENCE = 0.95
-"""Of every interval."""
+"""The confidence of every interval."""
 RESAMPLES = 10_000
 """Draws of the queries; with thousands of queries fewer, down to 1,000."""
 FEWEST = 6
@@ -38,23 +38,24 @@ CONCENTRATED = 1 / 3
 ALIKE = 1e-12
 """Values that differ by this share of the largest are equal: what is left is rounding, not spread."""
 CELLS = 20_000_000
-"""Numbers that a table of resamples holds at most."""
+"""The most numbers in a table of resamples."""
 
 
 @dataclass(frozen=True, eq=False)
 class Estimates:
-    """Of each column the estimate, its interval and its tests; all arrays are as long as there are columns.
+    """The estimate of each column, its interval and its tests; all arrays have one value for each column.
 
     Attributes:
         estimate: the mean, or the share.
-        low: the lower end of its own 95 % interval.
+        low: the lower end of the 95 % interval of this column alone.
         high: the upper end of it.
         low_all: the lower ends of intervals that hold for all tested columns together.
         high_all: the upper ends of these.
         p: two-sided, of this column alone.
         p_corrected: two-sided, corrected for all tested columns together (step-down max-T).
-        queries: how many each is known for. Fewer than `FEWEST` are not tested and no part of the family: both p are
-            NaN, and so are `low_all` and `high_all`. Nor is a column that is 0 for all but fewer: its p are 1.
+        queries: the number of queries with a value. A column with fewer than `FEWEST` is not tested and not part of
+            the family: both p are NaN, and so are `low_all` and `high_all`. Nor is one that is 0 for all but fewer than
+            that: its p are 1.
     """
 
     estimate: Float[np.ndarray, "column"]
@@ -75,8 +76,8 @@ def mean_interval(values: Sequence[float] | np.ndarray, *, seed: int = 0) -> tup
     values = np.asarray(values, dtype=float)
     if not len(values):
         return float("nan"), float("nan")
-    found = means(values[:, None], seed=seed)
-    return float(found.low[0]), float(found.high[0])
+    estimates = means(values[:, None], seed=seed)
+    return float(estimates.low[0]), float(estimates.high[0])
 
 
 def means(values: Float[np.ndarray, "query column"], *, seed: int = 0) -> Estimates:
@@ -97,19 +98,17 @@ def shares(
     """
     effects = np.asarray(effects, dtype=float)
     known = ~np.isnan(effects)
-    parts = _Parts.of(effects, np.asarray(gaps, dtype=float), known)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        own = np.abs(parts.ratio) / parts.error
+    parts = _Parts.from_values(effects, np.asarray(gaps, dtype=float), known)
     tested = (parts.queries >= FEWEST) & parts.spread & (parts.moving >= FEWEST)
     reference = np.full((_draws(len(effects)), tested.sum()), np.nan, dtype=np.float32)
     if tested.any():
         reference[:] = _resampled(parts, tested, seed)
-    return _estimates(parts, own, tested, reference)
+    return _estimates(parts, tested, reference)
 
 
 @dataclass(frozen=True, eq=False)
 class _Parts:
-    """Of each column: what is known, the ratio, its standard error, and the residuals that it comes from.
+    """The parts of an estimate by column: which values are known, the ratio, its standard error, and its residuals.
 
     `spread`: whether the values differ; `moving`: how many are not 0; `heavy`: whether it hangs on few of them.
     """
@@ -125,7 +124,7 @@ class _Parts:
     heavy: np.ndarray
 
     @classmethod
-    def of(cls, effects: np.ndarray, gaps: np.ndarray, known: np.ndarray) -> _Parts:
+    def from_values(cls, effects: np.ndarray, gaps: np.ndarray, known: np.ndarray) -> _Parts:
         if known.all() and gaps.shape[1] == 1:
             known = known[:, :1]  # one column speaks for all: the sums below are then taken once
         filled, weights = np.where(known, effects, 0.0), np.where(known, gaps, 0.0)
@@ -144,7 +143,7 @@ class _Parts:
 
 @lru_cache(maxsize=4)
 def _weights(n: int, draws: int, seed: int) -> np.ndarray:
-    """How often each of n queries is in each resample."""
+    """The number of times that each of n queries is in each resample."""
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws).astype(float)
 
 
@@ -156,10 +155,9 @@ def _resampled(parts: _Parts, columns: np.ndarray, seed: int) -> np.ndarray:
     """|t*| of these columns in every resample; infinite where a resample has no spread and another ratio."""
     n = len(parts.residuals)
     drawn, u = _weights(n, _draws(n), seed), parts.residuals[:, columns]
-    one = parts.gaps.shape[1] == 1
-    g, known = (x if one else x[:, columns] for x in (parts.gaps, parts.known))
+    g, known = (x if parts.gaps.shape[1] == 1 else x[:, columns] for x in (parts.gaps, parts.known))
     squares = (u**2).sum(0)
-    found = []
+    draws = []
     for w in np.array_split(drawn, max(1, drawn.shape[0] * u.shape[1] // 1_000_000)):
         size, total = w @ known, w @ g
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -168,13 +166,15 @@ def _resampled(parts: _Parts, columns: np.ndarray, seed: int) -> np.ndarray:
             flat = (rest <= 1e-10 * squares) | (size < 2)
             t = np.abs(shift * total) / np.sqrt(rest * size / (size - 1))
         still = np.abs(shift * total) <= 1e-10 * np.sqrt(squares)
-        found.append(np.where(flat, np.where(still | (size < 1), 0.0, np.inf), t))
-    return np.concatenate(found)
+        draws.append(np.where(flat, np.where(still | (size < 1), 0.0, np.inf), t))
+    return np.concatenate(draws)
 
 
-def _estimates(parts: _Parts, own: np.ndarray, tested: np.ndarray, reference: np.ndarray) -> Estimates:
+def _estimates(parts: _Parts, tested: np.ndarray, reference: np.ndarray) -> Estimates:
     """The intervals and tests that |t*| of the tested columns gives; Student's intervals for the others."""
-    m, n = len(own), parts.queries
+    m, n = len(parts.ratio), parts.queries
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.abs(parts.ratio) / parts.error
     student = stats.t.ppf((1 + CONFIDENCE) / 2, np.maximum(n - 1, 1))
     point = student.copy()
     if tested.any():
@@ -187,8 +187,8 @@ def _estimates(parts: _Parts, own: np.ndarray, tested: np.ndarray, reference: np
     for place in _together(parts, tested):
         there = reference[:, np.flatnonzero(tested).searchsorted(place)]
         share = len(place) / family.sum()
-        p[place] = (1 + (there >= own[place] * (1 - 1e-9)).sum(0)) / (1 + len(there))
-        corrected[place] = step_down(own[place], there) / share
+        p[place] = (1 + (there >= t[place] * (1 - 1e-9)).sum(0)) / (1 + len(there))
+        corrected[place] = step_down(t[place], there) / share
         wide[place] = np.quantile(there.max(1), 1 - (1 - CONFIDENCE) * share, method="higher")
     p[level], corrected[level] = 1.0, 1.0
     p[equal] = np.maximum(2.0 ** (1 - n[equal]), 1 / (1 + RESAMPLES))
@@ -213,8 +213,8 @@ def _estimates(parts: _Parts, own: np.ndarray, tested: np.ndarray, reference: np
 def _together(parts: _Parts, tested: np.ndarray) -> list[np.ndarray]:
     """The places of columns that share one distribution of the largest |t*|.
 
-    Those known for as many queries, and that do not hang on few of them: such a column would otherwise set the bar for
-    all. The level is shared out between the groups by their size.
+    Columns are grouped by their number of queries, and by whether they hang on few of them: such a column would
+    otherwise set the bar for all. The level is shared out between the groups by their size.
     """
     keys = {place: (int(parts.queries[place]), bool(parts.heavy[place])) for place in np.flatnonzero(tested)}
-    return [np.array([place for place, own in keys.items() if own == key]) for key in dict.fromkeys(keys.values())]
+    return [np.array([place for place in keys if keys[place] == key]) for key in dict.fromkeys(keys.values())]

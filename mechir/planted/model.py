@@ -67,8 +67,20 @@ def bm25(
         MechirError: for dials that leave no room for the circuit.
     """
     design = Design(c, a, k1, sink, rotate, decoy, idf_scale, backup, labels, seed, n_layers, n_heads, d_model, apart)
-    hf = transformers.BertForSequenceClassification(_config(design)).eval()
+    sizes: dict[str, Any] = {
+        "vocab_size": len(SPECIAL) + len(WORDS),
+        "hidden_size": d_model,
+        "num_hidden_layers": n_layers,
+        "num_attention_heads": n_heads,
+        "intermediate_size": d_model // 2,
+        "max_position_embeddings": N_CTX,
+        "num_labels": labels,
+        "architectures": ["BertForSequenceClassification"],
+    }
+    hf = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes)).eval()
     state = {name: torch.from_numpy(value).float() for name, value in compiled(design).items()}
+    for name, value in hf.state_dict().items():  # LayerNorms start with a gain of 1 and a bias of 0
+        state.setdefault(name, value.clone() if "LayerNorm" in name else torch.zeros_like(value))
     hf.load_state_dict(state, strict=True)
     calibrate(hf)
     # The digests are those before `calibrate`, whose results are rounded otherwise on another CPU.
@@ -76,20 +88,6 @@ def bm25(
     model = PlantedEncoder(hf, tokenizer(), FAMILIES["bert"], name="planted.bm25", tensors=tensors)
     model.design = design
     return model
-
-
-def _config(design: Design) -> transformers.BertConfig:
-    sizes: dict[str, Any] = {
-        "vocab_size": len(SPECIAL) + len(WORDS),
-        "hidden_size": design.d_model,
-        "num_hidden_layers": design.n_layers,
-        "num_attention_heads": design.n_heads,
-        "intermediate_size": design.d_model // 2,
-        "max_position_embeddings": N_CTX,
-        "num_labels": design.labels,
-        "architectures": ["BertForSequenceClassification"],
-    }
-    return transformers.BertConfig(**sizes)
 
 
 def calibrate(hf: Any) -> None:

@@ -6,8 +6,6 @@ subtract; a ballast of (c, -c) at every token makes the LayerNorms nearly the id
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 
 from mechir.planted.design import N_CTX, SPECIAL, STOP_WORDS, WORDS, Design
@@ -24,21 +22,12 @@ MATCHING, AGGREGATOR, PATTERN_TRAP, WRITE_TRAP, BACKUP = (1, 2), (3, 1), (0, 0),
 GATE_LAYER = 1
 
 
-@dataclass
 class HeadWeights:
-    """The weights of one head: its queries, keys, values and output, all 0 at first."""
+    """The weights of one head: its queries, keys, values and output [d_head, d_model], all 0 at first."""
 
-    design: Design
-    q: np.ndarray = field(init=False)
-    k: np.ndarray = field(init=False)
-    v: np.ndarray = field(init=False)
-    o: np.ndarray = field(init=False)
-    q_bias: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        rows, d = self.design.d_head, self.design.d_model
-        self.q, self.k, self.v, self.o = np.zeros((4, rows, d))
-        self.q_bias = np.zeros(rows)
+    def __init__(self, design: Design) -> None:
+        self.q, self.k, self.v, self.o = np.zeros((4, design.d_head, design.d_model))
+        self.q_bias = np.zeros(design.d_head)
 
 
 def matching_head(design: Design, slot: str | None) -> HeadWeights:
@@ -109,7 +98,7 @@ def heads(design: Design, layer: int) -> list[HeadWeights]:
 
 def _turned(head: HeadWeights, generator: np.random.Generator) -> HeadWeights:
     """The same head in another basis of its own dimensions."""
-    rows = head.design.d_head
+    rows = len(head.q_bias)
     qk, vo = (np.linalg.qr(generator.normal(size=(rows, rows)))[0] for _ in range(2))
     head.q, head.k, head.q_bias = qk @ head.q, qk @ head.k, qk @ head.q_bias
     head.v, head.o = vo @ head.v, vo @ head.o
@@ -123,11 +112,8 @@ def attention(design: Design, layer: int) -> dict[str, np.ndarray]:
         "attention.self.query.weight": np.concatenate([head.q for head in made]),
         "attention.self.query.bias": np.concatenate([head.q_bias for head in made]),
         "attention.self.key.weight": np.concatenate([head.k for head in made]),
-        "attention.self.key.bias": np.zeros(design.d_model),
         "attention.self.value.weight": np.concatenate([head.v for head in made]),
-        "attention.self.value.bias": np.zeros(design.d_model),
         "attention.output.dense.weight": np.concatenate([head.o for head in made]).T,
-        "attention.output.dense.bias": np.zeros(design.d_model),
     }
 
 
@@ -144,12 +130,7 @@ def mlp(design: Design, layer: int) -> dict[str, np.ndarray]:
         up[0], down[0] = GATE * (tf - 2 * stop), design.written(design.place("tf_content")) / GATE
         if design.backup:
             up[1], down[1] = GATE * (backup - tf - 2 * stop), down[0]
-    return {
-        "intermediate.dense.weight": up,
-        "intermediate.dense.bias": np.zeros(n),
-        "output.dense.weight": down.T,
-        "output.dense.bias": np.zeros(design.d_model),
-    }
+    return {"intermediate.dense.weight": up, "output.dense.weight": down.T}
 
 
 def embeddings(design: Design) -> dict[str, np.ndarray]:
@@ -194,23 +175,13 @@ def _apart(features: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]
 
 
 def compiled(design: Design) -> dict[str, np.ndarray]:
-    """Every parameter of the model, under Hugging Face's names."""
-    ones = np.ones(design.d_model)
+    """The weights of the model, under Hugging Face's names, without the biases that are 0 and the LayerNorms."""
     state = {f"bert.embeddings.{name}": value for name, value in embeddings(design).items()}
-    norms = ["bert.embeddings.LayerNorm"]
     for layer in range(design.n_layers):
         prefix = f"bert.encoder.layer.{layer}"
         state |= {f"{prefix}.{name}": value for name, value in (attention(design, layer) | mlp(design, layer)).items()}
-        norms += [f"{prefix}.attention.output.LayerNorm", f"{prefix}.output.LayerNorm"]
-    for norm in norms:
-        state |= {f"{norm}.weight": ones, f"{norm}.bias": 0 * ones}
     pooler = np.zeros((design.d_model, design.d_model))
     pooler[0] = READ_OUT * design.read(design.place("score"))
     classifier = np.zeros((design.labels, design.d_model))
     classifier[:, 0] = np.array([1.0] if design.labels == 1 else [-0.5, 0.5]) / READ_OUT
-    return state | {
-        "bert.pooler.dense.weight": pooler,
-        "bert.pooler.dense.bias": np.zeros(design.d_model),
-        "classifier.weight": classifier,
-        "classifier.bias": np.zeros(design.labels),
-    }
+    return state | {"bert.pooler.dense.weight": pooler, "classifier.weight": classifier}
