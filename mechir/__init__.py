@@ -81,6 +81,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The public names: docs/api.md has one line for each."""
-    own = [name for name, value in globals().items() if getattr(value, "__module__", "").startswith("mechir.")]
-    return sorted([*own, *_LATER, *_LATER_MODULES])
+    """The public names; docs/api.md has one line for each."""
+    eager = [name for name, value in globals().items() if getattr(value, "__module__", "").startswith("mechir.")]
+    return sorted([*eager, *_LATER, *_LATER_MODULES])

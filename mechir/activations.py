@@ -24,7 +24,7 @@ from mechir.segments import FIVE
 from mechir.sites import Site, as_sites
 
 HOOKS = ("attn.hook_z", "mlp.hook_post", "hook_mlp_out", "hook_attn_out")
-"""What can be ablated: heads, neurons, MLPs, attention outputs."""
+"""The hooks of all that can be ablated: heads, neurons, MLPs, attention outputs."""
 
 
 @dataclass(frozen=True, eq=False)

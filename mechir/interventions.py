@@ -82,7 +82,7 @@ class Mask:
         return f"Mask('{self.direction}'{''.join(written)})"
 
     def __str__(self) -> str:
-        """As `parse` reads it, but for `renormalise`, which follows: `doc<-query@0-5 renormalised`."""
+        """The text that `parse` reads, and after it `renormalise`: `doc<-query@0-5 renormalised`."""
         parts = list(map(str, self.heads if self.heads is not None else self.layers or ()))
         if self.heads is None and self.layers and self.layers == tuple(range(self.layers[0], self.layers[-1] + 1)):
             parts = [f"{self.layers[0]}-{self.layers[-1]}"]

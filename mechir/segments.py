@@ -10,7 +10,7 @@ from mechir.errors import MechirError
 
 
 class Segment(enum.Flag):
-    """Where a position stands: `[CLS] query [SEP] document [SEP] [PAD]...`. Unions are written with `|`.
+    """The part of a pair at a position: `[CLS] query [SEP] document [SEP] [PAD]...`. Unions are written with `|`.
 
     `DOC` never includes a separator. The double separator of RoBERTa (`</s></s>`) is SEP1 as a whole.
     """
@@ -52,7 +52,7 @@ FIVE = (Segment.CLS, Segment.QUERY, Segment.SEP1, Segment.DOC, Segment.SEP2)
 
 @dataclass(frozen=True, order=False)
 class Direction:
-    """What the positions in `reader` take from those in `source`: `X<-Y` in the papers, rows of the pattern first.
+    """The attention of positions in `reader` to those in `source`: `X<-Y` in the papers, rows of the pattern first.
 
     `str(Direction.parse("D<-Q")) == "doc<-query"`, and parsing that gives the same value again.
     """

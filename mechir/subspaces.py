@@ -209,20 +209,28 @@ class EditEmbedding:
 
     factor: float
     direction: Subspace | None = None
-    pieces: Iterable[int] | None = None
+    pieces: tuple[int, ...] | None = None
     absolute: bool = False
     shift: float = 0.0
 
-    def __post_init__(self) -> None:
-        if self.direction is not None and not isinstance(self.direction, Subspace):
-            raise MechirError(f"{self.direction!r} is no Subspace: write Subspace.span(vector, 'what it is').")
-        if (self.absolute or self.shift) and self.direction is None:
-            name = "absolute" if self.absolute else "shift"
+    def __init__(
+        self,
+        factor: Any,
+        direction: Any = None,
+        pieces: Iterable[int] | None = None,
+        absolute: bool = False,
+        shift: float = 0.0,
+    ) -> None:
+        if direction is not None and not isinstance(direction, Subspace):
+            raise MechirError(f"{direction!r} is no Subspace: write Subspace.span(vector, 'what it is').")
+        if (absolute or shift) and direction is None:
+            name = "absolute" if absolute else "shift"
             raise MechirError(f"A whole embedding has no sign: leave {name} out, or give a direction.")
-        object.__setattr__(self, "factor", float(self.factor))
-        object.__setattr__(self, "shift", float(self.shift))
-        if self.pieces is not None:
-            object.__setattr__(self, "pieces", tuple(sorted(set(map(int, self.pieces)))))
+        object.__setattr__(self, "factor", float(factor))
+        object.__setattr__(self, "direction", direction)
+        object.__setattr__(self, "pieces", None if pieces is None else tuple(sorted(set(map(int, pieces)))))
+        object.__setattr__(self, "absolute", absolute)
+        object.__setattr__(self, "shift", float(shift))
 
     def hooks(self, batch: Batch) -> list[Hook]:
         """One edit, of the word embeddings."""

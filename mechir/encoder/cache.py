@@ -1,4 +1,4 @@
-"""TransformerLens's cache of activations, without the sums that a post-LN model does not have."""
+"""TransformerLens's cache of activations, without the sums that have no meaning in a post-LN model."""
 
 from __future__ import annotations
 

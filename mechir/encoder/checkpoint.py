@@ -1,4 +1,4 @@
-"""The files of a checkpoint: which ones are read, chosen as Hugging Face chooses them, and which cannot be read."""
+"""The files of a checkpoint, chosen as Hugging Face chooses them and checked that they can be read."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "bpe.codes", "*.mod
 SETTINGS = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 """Files beside the weights that decide the scores."""
 WORDS = ("vocab.*", "merges.txt", "bpe.codes")
-"""Those that only count where there is no tokenizer.json."""
+"""Files that only count where there is no tokenizer.json."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TRAINING = ("optimizer", "scheduler", "rng_state", "training_args", "scaler", "random_states")
-"""How the names of pickles begin that a trainer leaves beside the weights."""
+"""The first parts of the names of pickles that a trainer leaves beside the weights."""
 MARKS = {b"\xef\xbb\xbf": "UTF-8", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 """Byte order marks."""
 
@@ -56,7 +56,7 @@ def resolve(name_or_path: str | Path) -> Path:
     return folder
 
 
-def from_hub(name: str, patterns: list[str], folder: Path | None = None) -> Path:
+def from_hub(name: str, patterns: list[str]) -> Path:
     """Gets the hub's snapshot of `name`, limited to files that match `patterns`; tried once, without retries."""
     import httpx
     from huggingface_hub import snapshot_download
@@ -64,7 +64,7 @@ def from_hub(name: str, patterns: list[str], folder: Path | None = None) -> Path
 
     try:
         with quiet():
-            return Path(snapshot_download(name, allow_patterns=patterns, local_dir=folder))
+            return Path(snapshot_download(name, allow_patterns=patterns))
     except HFValidationError as error:
         raise MechirError(f"'{name}' is neither a directory nor a name on the hub (namespace/name).") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError, OSError) as error:

@@ -11,7 +11,7 @@ from mechir.errors import MechirError
 SAVED = "config_sentence_transformers.json"
 """The file with the kind of the saved model, and its prompts."""
 OLD_FOLDER = "0_Transformer"
-"""Where older versions put the model."""
+"""The folder in which older versions put the model."""
 MODULE_SETTINGS = tuple(
     f"sentence_{name}_config.json"
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")

@@ -37,13 +37,12 @@ class Family(NamedTuple):
     """RoBERTa counts positions from `pad_token_id + 1` and gives every pad the position `pad_token_id`."""
 
 
-_BERT = Family(
-    "BertForSequenceClassification", "bert", "encoder.layer", pooler="bert.pooler.dense", classifier="classifier"
-)
 _ROBERTA = Family("RobertaForSequenceClassification", "roberta", "encoder.layer", positions_from_padding=True)
 
 FAMILIES: dict[str, Family] = {
-    "bert": _BERT,
+    "bert": Family(
+        "BertForSequenceClassification", "bert", "encoder.layer", pooler="bert.pooler.dense", classifier="classifier"
+    ),
     "electra": Family(
         "ElectraForSequenceClassification", "electra", "encoder.layer", pooler_activation=nn.functional.gelu
     ),

@@ -171,7 +171,7 @@ class HookedEncoder(WeightViews, LayerRuns, HookedRootModule, Weights):
 
     @property
     def max_tokens(self) -> int:
-        """How many word pieces are computed together by default: what fits a CPU's caches, or fills a GPU."""
+        """The number of word pieces computed together by default: enough to fit a CPU's caches, or to fill a GPU."""
         return 4096 if self.device.type == "cpu" else 65536
 
     def encode(self, pairs: Any, max_length: int | None = None) -> Encoded:

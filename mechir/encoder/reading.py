@@ -9,7 +9,7 @@ from typing import Any
 from mechir.errors import MechirError
 
 ASKED = "asked for"
-"""What `limited_by` says where the user set the limit of word pieces."""
+"""The value of `limited_by` where the user set the limit of word pieces."""
 
 
 @dataclass(frozen=True)

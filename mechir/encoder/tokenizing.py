@@ -16,9 +16,6 @@ from mechir.errors import MechirError, brief
 from mechir.pairs import Pair
 from mechir.reranker import Embeddings
 
-PROBE = Pair("a", "a")
-"""A pair that shows which special tokens and types a tokenizer writes."""
-
 
 def load_tokenizer(folder: Path, *, lower_case: bool = False, max_length: int | None = None) -> Any:
     """Loads the tokenizer of a checkpoint by `AutoTokenizer`, or as an uncased BERT's where there is only a vocab.txt.
@@ -104,7 +101,7 @@ def refuse_unfit(tokenizer: Any, embeddings: Embeddings, name: str) -> None:
         raise MechirError(
             f"The tokenizer of '{name}' pads on the left, where the model reads its score: set padding_side to right."
         )
-    (probe,) = write(tokenizer, [PROBE], 1_000_000)
+    (probe,) = write(tokenizer, [Pair("a", "a")], 1_000_000)  # its special tokens and types
     if len(np.intersect1d(probe.text, [0, 1])) != 2:
         return  # 'a' is no word piece here: the segments of every pair are checked when it is encoded
     segments_of(probe.text, name)
