@@ -21,7 +21,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechir.batches import Batch
-from mechir.encoding import Encoded
 from mechir.errors import MechirError
 from mechir.finite import refuse_non_finite
 from mechir.hooks import Edit, Hook, edits
@@ -89,18 +88,15 @@ def sweep(
         plans = {name: stages(model, edits(intervention, batch)) for name, intervention in do.items()}
         for name, score in walk(model, batch, plans, max_rows=max_rows, max_tokens=max_tokens):
             scores[name][index] = score.cpu().numpy()
-    return _frame(model, encoded, do, scores)
-
-
-def _frame(model: Restarts, encoded: Encoded, do: Mapping[str, Any], scores: Mapping[str, np.ndarray]) -> pd.DataFrame:
     for name in do:
         refuse_non_finite(model, torch.from_numpy(scores[name]), encoded, do[name])
-    pairs = {
+    columns = {
         "query_id": [pair.query_id for pair in encoded.pairs],
         "doc_id": [pair.doc_id for pair in encoded.pairs],
         "grade": pd.array([pair.grade for pair in encoded.pairs], dtype="Int64"),
     }
-    return pd.concat([pd.DataFrame({"name": name} | pairs | {"score": scores[name]}) for name in do], ignore_index=True)
+    frames = (pd.DataFrame({"name": name} | columns | {"score": scores[name]}) for name in do)
+    return pd.concat(frames, ignore_index=True)
 
 
 def stages(model: Restarts, hooks: Sequence[Hook]) -> list[StageEdits]:

@@ -23,10 +23,9 @@ from mechir.encoder.cache import PostNormCache
 from mechir.encoder.families import Family, dimensions, parts
 from mechir.encoder.fingerprint import LoadedState, fingerprint
 from mechir.encoder.head import ClassificationHead, label_names, read_out
-from mechir.encoder.layer_runs import LayerRuns
 from mechir.encoder.reading import Reading, length_limit, token_types
+from mechir.encoder.tiers import WeightViews
 from mechir.encoder.tokenizing import refuse_unfit
-from mechir.encoder.weights import WeightViews
 from mechir.encoding import Encoded, encode
 from mechir.errors import MechirError, closest
 from mechir.finite import refuse_non_finite
@@ -37,7 +36,7 @@ from mechir.reranker import Structure, Weights, score_parity
 RETURN_TYPES = ("score", "logits", "resid")
 
 
-class HookedEncoder(WeightViews, LayerRuns, HookedRootModule, Weights):
+class HookedEncoder(WeightViews, HookedRootModule, Weights):
     """A cross-encoder under TransformerLens hook names: `*ForSequenceClassification` of the BERT-like families.
 
     The parameters are those of the Hugging Face model in `self.hf`, not copies. `docs/concepts.md` lists hook names and

@@ -10,13 +10,21 @@ from typing import Any
 import torch
 import transformers
 
-from mechir.encoder.checkpoint import Stored, quiet, read_json, refuse_adapters, resolve, stored_tensors, weight_files
+from mechir.encoder.checkpoint import (
+    Stored,
+    quiet,
+    read_json,
+    refuse_adapters,
+    refuse_surplus,
+    resolve,
+    stored_tensors,
+    weight_files,
+)
 from mechir.encoder.cross_encoder import settings
 from mechir.encoder.families import FAMILIES, Family
 from mechir.encoder.fingerprint import NO_PROPERTY, stored_digests
 from mechir.encoder.hooked import HookedEncoder
 from mechir.encoder.reading import Reading
-from mechir.encoder.surplus import refuse_surplus
 from mechir.encoder.tokenizing import load_tokenizer
 from mechir.errors import MechirError, brief
 
