@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are written as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mechir.errors import MechirError
 def whole(target: Path, *, once: bool = False) -> Iterator[Path]:
     """A temporary file that becomes `target` at the end, synced first; on any error nothing is left behind.
 
-    `once`: FileExistsError where `target` is there by then, which is not touched.
+    `once`: raises FileExistsError where `target` exists by then, which stays as it is.
     """
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     os.close(handle)
@@ -42,18 +42,14 @@ def whole(target: Path, *, once: bool = False) -> Iterator[Path]:
 
 
 def refuse_unwritable(target: Path) -> None:
-    """Refuses a file that could not be written at the end of a long computation."""
+    """Raises for a file that could not be written at the end of a long computation."""
     if target.is_dir() or not (target.parent.is_dir() and os.access(target.parent, os.W_OK)):
         why = "is a directory" if target.is_dir() else "its directory is not there, or cannot be written to"
         raise MechirError(f"Cannot write '{target}' ({why}): give another file to write.")
 
 
 def written(target: Path, write: Callable[[Path], object]) -> Path:
-    """The file that the user asked for, as `write` leaves it.
-
-    Raises:
-        MechirError: where it cannot be written.
-    """
+    """Writes a whole file by `write`, and returns its path; raises where it cannot be written."""
     try:
         with whole(target) as file:
             write(file)

@@ -68,11 +68,7 @@ class Circuit:
 
     @classmethod
     def parse(cls, text: str) -> Circuit:
-        """The circuit that prints as `text`, one edge per line; empty lines count for nothing.
-
-        Raises:
-            MechirError: for a line that is no edge.
-        """
+        """The circuit that prints as `text`, one edge per line; skips empty lines and raises for any other."""
         return cls(line for line in text.splitlines() if line.strip())
 
     @property
@@ -119,9 +115,7 @@ def parse_edge(text: str) -> Edge:
     """The edge that prints as `text`: `parse_edge("h1.3->h8.1.q") == Edge(Head(1, 3), Head(8, 1, "q"))`.
 
     `mlp1->mlp3.in` and `h8.1->score.in`, as earlier versions wrote them, are `mlp1->mlp3` and `h8.1->score`.
-
-    Raises:
-        MechirError: when `text` is no edge.
+    Raises for any other text.
     """
     source, _, readers = text.partition("->")
     try:

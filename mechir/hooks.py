@@ -66,11 +66,7 @@ class Intervention(Protocol):
 
 
 def edits(do: Any, batch: Batch) -> list[Hook]:
-    """The hook list of one intervention, several or none, in their order.
-
-    Raises:
-        MechirError: for anything without `hooks(batch)`.
-    """
+    """The hook list of one intervention, several or none, in order; raises for anything without `hooks(batch)`."""
     listed = [] if do is None else [do] if isinstance(do, Intervention) else list(do)
     for intervention in listed:
         if not isinstance(intervention, Intervention):

@@ -92,8 +92,7 @@ class Mask:
     def parse(cls, text: str, *, renormalise: bool = False) -> Mask:
         """The mask written `doc<-query`, `doc<-query@0-5` (layer 5 included), `@0,3`, or `@h8.1,h8.3` for heads.
 
-        Raises:
-            MechirError: for anything else.
+        Raises for anything else.
         """
         direction, at, where = text.partition("@")
         if not at:

@@ -33,8 +33,7 @@ class Segment(enum.Flag):
     def parse(cls, text: str) -> Segment:
         """The segment written as `doc`, `cls|query` or as in the papers (`CLS`, `Q`, `SEP1`, `D`, `SEP2`).
 
-        Raises:
-            MechirError: for any other word.
+        Raises for any other word.
         """
         segment = cls(0)
         for word in text.split("|"):
@@ -72,11 +71,7 @@ class Direction:
 
     @classmethod
     def parse(cls, text: str | Direction) -> Direction:
-        """The direction written `reader<-source`.
-
-        Raises:
-            MechirError: for `query->doc` (the right spelling is named) and for anything else.
-        """
+        """The direction written `reader<-source`; raises for anything else (`query->doc`: with the right spelling)."""
         if isinstance(text, Direction):
             return text
         turned = re.fullmatch(r"\s*([\w|]+)\s*->\s*([\w|]+)\s*", text)

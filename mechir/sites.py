@@ -175,8 +175,7 @@ _KINDS: dict[str, Any] = {"h": Head, "n": Neuron, "mlp": Mlp, "attn": Attn, "res
 def parse_site(text: str) -> Head | Neuron | Mlp | Attn | Resid:
     """The site that prints as `text`: `parse_site("h8.1") == Head(8, 1)`, `parse_site("h8.1.q") == Head(8, 1, "q")`.
 
-    Raises:
-        MechirError: when `text` is no site.
+    Raises for any other text.
     """
     match = re.fullmatch(r"(h|n|mlp|attn|resid)(\d+)(?:\.(\d+))?(?:\.([a-z]+))?", text.strip())
     if match and bool(match[3]) == (match[1] in ("h", "n")) and not (match[1] == "n" and match[4]):

@@ -286,14 +286,14 @@ def test_relevance_is_a_number_or_a_name(asked: int | str, number: int) -> None:
         ("neutral ", r"relevant_label='neutral ' is no label"),
     ],
 )  # fmt: skip
-def test_relevance_that_is_not_stated_is_asked_for(asked: Any, message: str) -> None:
+def test_unstated_relevance_is_refused(asked: Any, message: str) -> None:
     hf = build("bert", labels=3)
     hf.config.id2label = dict(enumerate(LABELS))
     with pytest.raises(MechirError, match=message):
         HookedEncoder(hf, tokenizer("bert"), FAMILIES["bert"], relevant_label=asked).score(PAIRS)
 
 
-def test_two_labels_of_one_name_are_told_apart_by_number() -> None:
+def test_two_labels_of_one_name_are_distinguished_by_number() -> None:
     hf = build("bert", labels=2)
     hf.config.id2label = {0: "x", 1: "x"}
     with pytest.raises(MechirError, match="relevant_label='x' is the name of several labels: give its number"):
@@ -326,7 +326,7 @@ def test_a_run_of_the_old_rule_stays_readable_and_is_never_taken_for_a_new_one(
     assert (Path("mechir-registry") / "report.html").is_file()
 
 
-def test_what_rounds_or_hooks_from_outside_is_refused(tmp_path: Path) -> None:
+def test_rounding_and_hooks_from_outside_are_refused(tmp_path: Path) -> None:
     model, toy = mi.load(TOY_MODEL), mi.collection(TOY)
     with (
         torch.autocast("cpu", dtype=torch.bfloat16),
@@ -386,7 +386,7 @@ def test_a_label_is_a_number_or_a_name(asked: Any) -> None:
         relevant(("a", "b"), asked)
 
 
-def test_no_length_is_taken_for_none(copy: Path) -> None:
+def test_an_invalid_length_is_never_taken_for_none(copy: Path) -> None:
     for length in (0, -1, 65):
         with pytest.raises(
             MechirError, match=rf"max_length={length} is out of range: the model reads 1 to 64 word pieces"

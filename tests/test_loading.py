@@ -128,7 +128,7 @@ SPOILT: list[tuple[Callable[[Path], object], str]] = [
 
 
 @pytest.mark.parametrize(("spoil", "message"), SPOILT, ids=[message[:40] for _, message in SPOILT])
-def test_what_cannot_be_exact_is_refused(copy: Path, spoil: Callable[[Path], object], message: str) -> None:
+def test_inexact_checkpoints_are_refused(copy: Path, spoil: Callable[[Path], object], message: str) -> None:
     spoil(copy)
     with pytest.raises(MechirError, match=message):
         mi.load(copy)

@@ -293,7 +293,7 @@ def test_dials_that_leave_no_room_are_refused(dials: dict, message: str) -> None
     assert str(caught.value) == message
 
 
-def test_what_is_not_planted_is_refused(clear: planted.PlantedEncoder, tmp_path) -> None:
+def test_models_that_are_not_planted_are_refused(clear: planted.PlantedEncoder, tmp_path) -> None:
     clear.hf.save_pretrained(tmp_path)
     clear.tokenizer.save_pretrained(tmp_path)
     for call, message in (

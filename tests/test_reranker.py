@@ -103,7 +103,7 @@ def of_other_structure(tier: type) -> Any:
 
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS.keys() - ANY))
-def test_a_method_refuses_a_model_that_lacks_what_it_relies_on(name: str) -> None:
+def test_a_method_refuses_a_model_without_its_needs(name: str) -> None:
     """A new function is listed as one for any model, or is refused here in one sentence."""
     needed = inspect.signature(FUNCTIONS[name], eval_str=True).parameters["model"].annotation
     if name in STRUCTURED:
@@ -144,7 +144,7 @@ def test_a_hooked_encoder_has_every_tier(tiny: HookedEncoder) -> None:
     needs(tiny, "any", Weights, norm="post", positions="absolute", reads="cls", causal=False, window=None)
 
 
-def test_a_refusal_says_the_method_what_it_assumes_what_the_model_is_and_what_to_use() -> None:
+def test_a_refusal_names_method_assumption_model_and_alternative() -> None:
     with pytest.raises(MechirError) as error:
         needs(of_other_structure(Weights), "path_patch", Weights, norm="post", reads="cls")
     assert str(error.value) == (
@@ -178,7 +178,7 @@ def test_batches_hold_every_pair_once_and_take_what_was_encoded(tiny: HookedEnco
     assert all(len(batch) == 1 for _, batch in tiny.batches(PAIRS, max_tokens=0))
 
 
-def test_what_a_run_records_is_what_the_cache_has_in_the_order_of_the_layers(tiny: HookedEncoder) -> None:
+def test_a_run_records_the_activations_of_the_cache_in_the_order_of_the_layers(tiny: HookedEncoder) -> None:
     batch = tiny.batch(PAIRS)
     names = [f"blocks.{layer}.attn.hook_z" for layer in (2, 0, 1)]
     score, kept = observe(tiny, batch, names, head_row=False)

@@ -57,7 +57,7 @@ def test_a_span_is_orthonormal_and_the_vectors_lie_in_it() -> None:
     "vectors",
     [torch.zeros(4), torch.ones(2, 4), drawn(5, 4), torch.stack([drawn(4), drawn(4, seed=1), drawn(4) - 1e-14])],
 )
-def test_dependent_vectors_span_nothing_that_was_asked_for(vectors: Tensor) -> None:
+def test_dependent_vectors_are_refused(vectors: Tensor) -> None:
     n = len(torch.atleast_2d(vectors))
     with pytest.raises(MechirError) as caught:
         Subspace.span(vectors, "what they are")
@@ -282,7 +282,7 @@ WIDE, NARROW = Subspace.span(drawn(32), "wide"), Subspace.span(drawn(8), "narrow
         ),
     ],
 )
-def test_what_does_not_fit_the_model_is_refused(tiny: HookedEncoder, do: Project, message: str) -> None:
+def test_sites_and_sizes_that_do_not_fit_the_model_are_refused(tiny: HookedEncoder, do: Project, message: str) -> None:
     for call in (lambda: tiny.score(PAIRS[:1], do=do), lambda: mi.sweep(tiny, PAIRS[:1], {"a": do})):
         with pytest.raises(MechirError) as caught:
             call()

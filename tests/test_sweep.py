@@ -80,7 +80,7 @@ def test_in_float64_to_the_last_digits(checkpoints: Checkpoints) -> None:
     np.testing.assert_allclose(swept["score"], plain["score"], atol=1e-12, rtol=0)
 
 
-def test_what_is_shared_is_computed_once(tiny: HookedEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shared_states_are_computed_once(tiny: HookedEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     written: list[int] = []
     alike = [PAIRS[0]] * 4  # one batch
@@ -113,7 +113,7 @@ def test_what_is_shared_is_computed_once(tiny: HookedEncoder, monkeypatch: pytes
     assert forwards(tiny, {"original": ()} | heads) == pytest.approx((1 + 3 + 5) / 3)
 
 
-def test_the_frame_says_what_it_holds(tiny: HookedEncoder) -> None:
+def test_the_frame_has_a_row_per_name_and_pair(tiny: HookedEncoder) -> None:
     unjudged = [mi.Pair("dog", "a cat", "q", "d0"), mi.Pair("dog", "the moon", "q", "d1", -1)]
     frame = mi.sweep(tiny, unjudged, {"original": (), "cut": mi.Mask("doc<-query")})
     assert list(frame.columns) == ["name", "query_id", "doc_id", "grade", "score"]

@@ -53,9 +53,8 @@ class Settings(NamedTuple):
 def settings(folder: Path) -> Settings:
     """The settings of a checkpoint's directory; where sentence-transformers saved none, those of a plain model.
 
-    Raises:
-        MechirError: for a setting that changes scores and is not followed: further modules, a default prompt, arguments
-            of the model or tokenizer.
+    Raises for a setting that changes scores and is not followed: further modules, a default prompt, arguments of the
+    model or tokenizer.
     """
     complete = (folder / "modules.json").is_file() and (folder / SAVED).is_file()
     saved = read_json(folder / SAVED) if complete else {}

@@ -72,10 +72,8 @@ def relevant(labels: Sequence[str], label: Any) -> int | None:
     """The number of the relevant label, given as a number or name; None where it has to be stated.
 
     By default it is the only label, or label 1 of LABEL_0 and LABEL_1, which is how rerankers are trained. Labels with
-    names of their own may stand in any order (of "entailment" and "not_entailment" the first is relevance).
-
-    Raises:
-        MechirError: for a number or a name that the model does not have.
+    names of their own may stand in any order (of "entailment" and "not_entailment" the first is relevance). Raises for
+    a number or a name that the model does not have.
     """
     if label is None:
         usual = len(labels) == 1 or tuple(labels) == ("LABEL_0", "LABEL_1")

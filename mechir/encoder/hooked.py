@@ -106,10 +106,7 @@ class HookedEncoder(WeightViews, HookedRootModule, Weights):
     def limited(self, max_length: int | None) -> HookedEncoder:
         """The same model, parameters and hooks shared, that reads at most so many word pieces of a pair.
 
-        Its fingerprint differs, as its scores do. None: this model itself.
-
-        Raises:
-            MechirError: for a length that the model has no positions for.
+        Its fingerprint differs, as its scores do. None: this model itself. Raises for a length beyond its positions.
         """
         if max_length is None or (max_length == self.max_length and not isinstance(max_length, bool)):
             return self

@@ -123,9 +123,6 @@ def graded(model: HookedEncoder, n: int = 8, documents: int = 2, seed: int = 0) 
     """Judged pairs of n queries, three versions of each document, all with the query's stop word.
 
     Grade 3 holds all terms of the query, grade 0, the hard negative, one of them, and grade 1, the weak one, none.
-
-    Raises:
-        MechirError: as `pairs`.
     """
     made = []
     for base, _ in pairs(model, n=DOCUMENTS * n, seed=seed):
