@@ -15,10 +15,9 @@
         def chart(self, summary):
             return charts.bars(summary, "estimate", "query_id", title="Spread of scores")
 
-One class in one file, under `analyses/<paper>/` or anywhere. In the order in which they are called: `check` (refuses
-what does not fit, and writes options in their normal form), `prepare` (finds what is left open on some queries and
-leaves the others), `measure` (rows of one unit: whole queries), `summarise`, `findings`, `chart`. A unit is one call of
-`measure` and batches never cross it, so rows do not depend on which process computed them, or when.
+One class in one file, under `analyses/<paper>/` or anywhere. The methods stand in the order in which they are called.
+A unit is one call of `measure` and batches never cross it, so rows do not depend on which process computed them, or
+when.
 """
 
 from __future__ import annotations
@@ -29,18 +28,19 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
 
 from mechir.encoder.hooked import HookedEncoder
 from mechir.errors import MechirError
 from mechir.material import Pool, Source
-from mechir.options import Declared, frames, options
+from mechir.options import Declared, options
 from mechir.reranker import Weights
+from mechir.sweeps import forwards, sweep
 
 OWN = "mechir_experiment_{}_{}"
-"""The module of a file of the user's own: its name and the beginning of its hash."""
+"""The module of a user's file: its name and the beginning of its hash."""
 RunsOn = Literal["pairs", "contrasts", "groups"]
 
 
@@ -54,7 +54,7 @@ def _no_runs(*arguments: Any, **chosen: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What an experiment is given before it measures.
+    """The material of an experiment before it measures.
 
     Attributes:
         model: the model.
@@ -83,14 +83,14 @@ class Inputs:
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """A run of which every unit is done, as `summarise` and `findings` see it.
+    """A run with all its units, as `summarise` and `findings` see it.
 
     Attributes:
         rows: what `measure` returned, unit after unit.
         judged: see `Inputs.judged`.
         model: the model.
         source: see `Inputs`.
-        diagnostic: of a run on contrasts, which: "tfc1", ...
+        diagnostic: the diagnostic of a run on contrasts: "tfc1", ...
         summary: what `summarise` returned; empty while it is made.
     """
 
@@ -102,13 +102,6 @@ class Finished:
     summary: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
 
 
-class Across(Protocol):
-    """What makes one table of several collections."""
-
-    def __call__(self, summaries: pd.DataFrame) -> pd.DataFrame:
-        """The table of their summaries, one below the other with a column `collection`."""
-
-
 @dataclass(frozen=True)
 class Experiment:
     """An experiment and its options.
@@ -116,29 +109,34 @@ class Experiment:
     Attributes:
         name: "paper/experiment" of those that come with mechir, else the name of the file.
         runs_on: "pairs" of a collection, "contrasts" of a diagnostic set, or "groups": pairs of several collections.
+        forwards: full forwards per pair or contrast that is taken, roughly; None where `cost` counts them.
         rows_of: another experiment that this one extends; its rows are taken and only summarised here.
         embedded: options of the pool by default on the embedded collection, e.g. `{"limit_queries": 61}`.
         is_default: whether `mechir run` without a name runs it.
         reports: whether a report of the registry is written at its end.
         figure: its place among the figures of a report; None behind all that have one.
         answers: the questions of a report that it answers, each with the words of its command.
+        across: makes one table of several collections' summaries, one below the other with a column `collection`; where
+            it is given, `--collection` may be repeated.
     """
 
     name: ClassVar[str] = ""
     runs_on: ClassVar[RunsOn] = "pairs"
+    forwards: ClassVar[float | None] = None
     rows_of: ClassVar[type[Experiment] | None] = None
     embedded: ClassVar[Mapping[str, int]] = {}
     is_default: ClassVar[bool] = False
     reports: ClassVar[bool] = False
     figure: ClassVar[int | None] = None
     answers: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    across: ClassVar[Callable[..., pd.DataFrame] | None] = None
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
         cls.name = _name(cls)
 
     def __post_init__(self) -> None:
-        for name, declared in options(type(self)).items():
+        for name, declared in self.options().items():
             object.__setattr__(self, name, declared.value(getattr(self, name), self.name))
 
     @classmethod
@@ -153,7 +151,7 @@ class Experiment:
         Raises:
             MechirError: for one that it does not have, or a value of another kind.
         """
-        known = options(cls)
+        known = cls.options()
         for name in values:
             if name not in known:
                 raise MechirError(f"'{cls.name}' has no option '{name}': it takes {', '.join(known) or 'none'}.")
@@ -162,17 +160,18 @@ class Experiment:
     @property
     def written(self) -> dict[str, Any]:
         """The options as text and numbers, as a record holds them and the command line takes them."""
-        return {name: one.written(getattr(self, name)) for name, one in options(type(self)).items()}
+        return {name: declared.written(getattr(self, name)) for name, declared in self.options().items()}
 
     @property
     def frames(self) -> dict[str, pd.DataFrame]:
-        """The frames that `prepare` found."""
-        return frames(self)
+        """The frames that `prepare` found, by name."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, pd.DataFrame)}
 
     def as_rows_of(self) -> Experiment:
         """The experiment whose rows this one summarises, with the same options."""
         assert self.rows_of is not None
-        return self.rows_of(**{name: getattr(self, name) for name in options(self.rows_of)})
+        return self.rows_of(**{name: getattr(self, name) for name in self.rows_of.options()})
 
     def check(self, inputs: Inputs) -> Experiment:
         """The experiment with its options in normal form; refuses what the model, the pool or a file does not allow.
@@ -193,25 +192,23 @@ class Experiment:
         return {}
 
     def cost(self, model: Weights) -> float:
-        """Full forwards per pair or contrast that is taken, roughly; by default those of a sweep of `interventions`."""
-        from mechir.sweeps import forwards
-
-        return forwards(model, self.interventions(model))
+        """Full forwards per pair or contrast that is taken, roughly: `forwards`, or a sweep of `interventions`."""
+        return forwards(model, self.interventions(model)) if self.forwards is None else self.forwards
 
     def power(self, inputs: Inputs) -> pd.DataFrame | None:
-        """What so many queries can find, for `--dry-run`; None where nothing is known of it."""
+        """The size of the effects that so many queries can find, for `--dry-run`; None where it is unknown."""
         return None
 
     def measure(self, model: Weights, material: Sequence[Any]) -> pd.DataFrame:
-        """The rows of one unit: whole queries."""
-        raise NotImplementedError
+        """The rows of one unit, whole queries; by default scores under each of the `interventions`, as in `sweep`."""
+        return sweep(model, material, self.interventions(model))
 
     def summarise(self, run: Finished) -> pd.DataFrame:
         """The table of the run."""
         raise NotImplementedError
 
     def findings(self, run: Finished) -> pd.DataFrame | None:
-        """What the registry keeps of components (see `mechir.registry.findings`); None for nothing."""
+        """The findings about components for the registry (see `mechir.registry.findings`); None for nothing."""
         return None
 
     def chart(self, summary: pd.DataFrame) -> Any:
@@ -220,31 +217,29 @@ class Experiment:
 
     @classmethod
     def table(cls, summary: pd.DataFrame) -> pd.DataFrame:
-        """What a terminal prints of the summary."""
+        """The part of the summary that a terminal prints."""
         return summary
-
-    across: ClassVar[Across | None] = None
-    """One table of the summaries of several collections; where it is given, `--collection` may be repeated."""
 
 
 def _name(experiment: type) -> str:
-    """PAPER/EXPERIMENT in the folder of the experiments; elsewhere the name of the file, or of the class."""
+    """The name: PAPER/EXPERIMENT in the folder of the experiments; elsewhere the name of the file, or of the class."""
     module = experiment.__module__
     if shipped := re.fullmatch(r"(?:mechir\.)?analyses\.(\w+)\.(\w+)", module):
         return f"{shipped[1]}/{shipped[2]}"
-    own = re.fullmatch(OWN.format(r"(\w+)", "[0-9a-f]{12}"), module)
-    return own[1] if own else experiment.__name__
+    file = re.fullmatch(OWN.format(r"(\w+)", "[0-9a-f]{12}"), module)
+    return file[1] if file else experiment.__name__
 
 
 def refuse_incomplete(experiment: type[Experiment]) -> None:
-    """Raises for a class that could not be run to its end: what it lacks, or takes otherwise than `Experiment` does."""
-    of, required = experiment.__name__, ("measure", "summarise", "chart")
+    """Raises for a class that lacks a method, is not frozen, or has a method with other parameters."""
+    title, measures = experiment.__name__, experiment.interventions is Experiment.interventions
+    required = ("measure", "summarise", "chart") if measures else ("summarise", "chart")
     missing = [name for name in required if getattr(experiment, name) is getattr(Experiment, name)]
     if missing:
-        raise MechirError(f"'{of}' is no experiment: it defines no {' and no '.join(missing)}.")
+        raise MechirError(f"'{title}' is no experiment: it defines no {' and no '.join(missing)}.")
     params = vars(experiment).get("__dataclass_params__")
     if params is None or not params.frozen:
-        raise MechirError(f"'{of}' is not frozen: write @dataclass(frozen=True) above the class.")
+        raise MechirError(f"'{title}' is not frozen: write @dataclass(frozen=True) above the class.")
     for name, method in inspect.getmembers(Experiment, inspect.isfunction):
         if name.startswith("_"):
             continue
@@ -252,6 +247,6 @@ def refuse_incomplete(experiment: type[Experiment]) -> None:
         try:
             inspect.signature(getattr(experiment, name)).bind(*wanted)
         except TypeError as error:
-            told = ", ".join(wanted)
-            raise MechirError(f"'{of}.{name}' cannot be called as {name}({told}): {error}.") from error
+            call = f"{name}({', '.join(wanted)})"
+            raise MechirError(f"'{title}.{name}' cannot be called as {call}: {error}.") from error
     options(experiment)

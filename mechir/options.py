@@ -231,9 +231,3 @@ def options(experiment: type) -> dict[str, Declared]:
                 )
             declared[field.name] = one
     return declared
-
-
-def frames(experiment: Any) -> dict[str, pd.DataFrame]:
-    """The frames that an experiment's `prepare` found, by name."""
-    held = {field.name: getattr(experiment, field.name) for field in dataclasses.fields(experiment)}
-    return {name: value for name, value in held.items() if isinstance(value, pd.DataFrame)}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pandas as pd
 
 from mechir.contrasts import ROLES, Contrast
-from mechir.experiment import Experiment, Finished, RunsOn
+from mechir.experiment import Experiment, Finished
 from mechir.inference import LEVEL
 from mechir.measures import PATCHING_TOP
 from mechir.methods import effects
@@ -29,7 +29,7 @@ class BlockMaps(Experiment):
     query's pool under the model's own base scores, so that it works for pools of any size.
     """
 
-    runs_on: ClassVar[RunsOn] = "contrasts"
+    runs_on = "contrasts"
 
     def cost(self, model: Weights) -> float:
         """Full forwards per contrast: half of one for each of three components, layers and roles."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from mechir.contrasts import Contrast
-from mechir.experiment import Experiment, Finished, Inputs, RunsOn
+from mechir.experiment import Experiment, Finished, Inputs
 from mechir.measures import PATCHING, TEXT
 from mechir.methods import effects
 from mechir.methods.checks import place
@@ -30,8 +30,8 @@ class HeadMaps(Experiment):
     91-100.
     """
 
-    runs_on: ClassVar[RunsOn] = "contrasts"
-    figure: ClassVar[int | None] = 11
+    runs_on = "contrasts"
+    figure = 11
     answers: ClassVar = {"soft-tf": ("--at", TEXT)}
 
     part: str = option("z", "what of a head is patched", among=tuple(ATTENTION))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import pandas as pd
 
 from mechir.contrasts import ROLES, Contrast
-from mechir.experiment import Experiment, Finished, Inputs, RunsOn
+from mechir.experiment import Experiment, Finished, Inputs
 from mechir.inference import LEVEL
 from mechir.measures import PATCHING
 from mechir.methods import effects
@@ -29,7 +29,7 @@ class HeadPositions(Experiment):
     others.
     """
 
-    runs_on: ClassVar[RunsOn] = "contrasts"
+    runs_on = "contrasts"
 
     heads: tuple[Head, ...] = option((), "heads with commas; found by the run where none are named", in_order=True)
     top: int = option(4, "heads found by the run where none are named", least=1)

@@ -49,15 +49,13 @@ class Across(Experiment):
     measured count.
     """
 
+    forwards = 0.0
+
     draws: int = option(RESAMPLES, "pairings at random, and resamples", least=1)
     seed: int = option(0, "seed of what is drawn at random", least=0)
     heads: pd.DataFrame = frame()
     asked: pd.DataFrame = frame()
     links: pd.DataFrame = frame()
-
-    def cost(self, model: Weights) -> float:
-        """Full forwards per pair: none."""
-        return 0.0
 
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Pair]]:
         """One pair, that the run has a query; the findings on heads, what was asked, and the links of the registry."""

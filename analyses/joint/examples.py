@@ -28,6 +28,7 @@ class Examples(Experiment):
     """
 
     answers: ClassVar = {"examples": ("--heads", "HEAD")}
+    forwards = 1.0
 
     heads: tuple[Head, ...] = option(
         (Head(0, 0),),
@@ -36,10 +37,6 @@ class Examples(Experiment):
         not_empty="the heads to look at with commas, e.g. h1.1,h2.9",
     )
     queries: int = option(3, "how many queries are shown", least=1)
-
-    def cost(self, model: Weights) -> float:
-        """Full forwards per pair that is taken."""
-        return 1.0
 
     def check(self, inputs: Inputs) -> Experiment:
         """Refuses heads that the model does not have."""

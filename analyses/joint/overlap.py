@@ -42,6 +42,8 @@ class Overlap(Experiment):
     measuring the same; and |value| of a measure that is no strength, such as k1, has no order that means anything.
     """
 
+    forwards = 0.0
+
     measures: tuple[str, ...] = option(
         (), "measures that are compared, as findings write them, with semicolons; by default all", separator=";"
     )
@@ -49,10 +51,6 @@ class Overlap(Experiment):
     draws: int = option(RESAMPLES, "pairings at random, and resamples", least=1)
     seed: int = option(0, "seed of what is drawn at random", least=0)
     heads: pd.DataFrame = frame("measure", "site", "value")
-
-    def cost(self, model: Weights) -> float:
-        """Full forwards per pair: none."""
-        return 0.0
 
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Pair]]:
         """One pair, that the run has a query; the findings about heads: `measure`, `site`, `value`."""

@@ -75,9 +75,9 @@ class Pathway(Experiment):
     those that write the score and all of them are cut, beside random sets of the same layers.
     """
 
-    is_default: ClassVar = True
-    reports: ClassVar = True
-    figure: ClassVar[int | None] = 1
+    is_default = True
+    reports = True
+    figure = 1
     answers: ClassVar = {"plan": ()}
     embedded: ClassVar = {"limit_queries": 61, "per_grade": 2, "easy_negatives": 4}
     """All queries of the embedded collection, for tests need many, and few documents of each."""

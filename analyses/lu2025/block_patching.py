@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import pandas as pd
 
 from mechir.contrasts import ROLES, Contrast
-from mechir.experiment import Experiment, Finished, Inputs, RunsOn
+from mechir.experiment import Experiment, Finished, Inputs
 from mechir.inference import LEVEL
 from mechir.measures import PATCHING
 from mechir.methods import effects
@@ -33,7 +33,7 @@ class BlockPatching(Experiment):
     tokens, the injected ones and the separators; `--at segment` and `--at position` are the alternatives.
     """
 
-    runs_on: ClassVar[RunsOn] = "contrasts"
+    runs_on = "contrasts"
 
     at: str = option("role", "where: each role, segment or position, all positions together, or one place such as doc")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import pandas as pd
 
 from mechir.circuits import PORTS
 from mechir.contrasts import Contrast
-from mechir.experiment import Experiment, Finished, Inputs, RunsOn
+from mechir.experiment import Experiment, Finished, Inputs
 from mechir.measures import PATH_TO_HEADS
 from mechir.methods import effects
 from mechir.methods.checks import SELECTION, heads_or_search
@@ -31,8 +31,8 @@ class HeadToHeads(Experiment):
     inputs of all scoring heads are replaced together (Lu et al. 2025, arXiv:2502.04645; Wang et al. 2022).
     """
 
-    runs_on: ClassVar[RunsOn] = "contrasts"
-    figure: ClassVar[int | None] = 13
+    runs_on = "contrasts"
+    figure = 13
 
     receivers: tuple[Head, ...] = option(
         (), "scoring heads with commas; found by the run where none are named", in_order=True

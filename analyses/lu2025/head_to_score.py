@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from mechir.contrasts import Contrast
-from mechir.experiment import Experiment, Finished, RunsOn
+from mechir.experiment import Experiment, Finished
 from mechir.measures import PATH_TO_SCORE
 from mechir.methods import effects
 from mechir.methods.paths import FREEZE, LN, path_patch
@@ -26,16 +26,13 @@ class HeadToScore(Experiment):
     the way and LayerNorms are live, as the authors do; the column `departure` says how far that is from a linear path.
     """
 
-    runs_on: ClassVar[RunsOn] = "contrasts"
-    figure: ClassVar[int | None] = 12
+    runs_on = "contrasts"
+    figure = 12
     answers: ClassVar = {"scoring": ()}
+    forwards = 2.5  # the base, the donor, and an MLP per layer at CLS for each sender
 
     freeze: str = option("heads", "what keeps the base's activation on the way", among=FREEZE)
     ln: str = option("live", "LayerNorms on the way: recomputed, or with the base's standard deviation", among=LN)
-
-    def cost(self, model: Weights) -> float:
-        """Full forwards per contrast: the base, the donor, and an MLP per layer at CLS for each sender."""
-        return 2.5
 
     def measure(self, model: Weights, contrasts: Sequence[Contrast]) -> pd.DataFrame:
         """`sender`, ids, `base`, `donor`, `patched`, `effect`, `departure`: see `path_patch`."""

@@ -28,17 +28,14 @@ class IdfDirection(Experiment):
     once more over the word pieces of the pool's queries alone.
     """
 
-    figure: ClassVar[int | None] = 8
+    figure = 8
     answers: ClassVar = {"idf": ()}
+    forwards = 0.0  # only weights and word counts
 
     idf: str = option("", "a table of lines word<TAB>idf; by default IDF is counted in the collection")
     vectors: int = option(50, "singular vectors that are correlated, the strongest first", least=1)
     idf_table: pd.DataFrame = frame(*COLUMNS)
     """IDF by word piece as it was read from the table; empty where it is counted in the collection."""
-
-    def cost(self, model: Weights) -> float:
-        """Full forwards per pair: none, only weights and word counts."""
-        return 0.0
 
     def check(self, inputs: Inputs) -> Experiment:
         """Refuses what nothing can be correlated with."""

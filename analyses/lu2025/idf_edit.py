@@ -41,7 +41,7 @@ class IdfEdit(Experiment):
     heads are found by path patching on one query in three, and the others are measured.
     """
 
-    figure: ClassVar[int | None] = 9
+    figure = 9
     answers: ClassVar = {"idf-acts": ()}
 
     heads: tuple[Head, ...] = option(

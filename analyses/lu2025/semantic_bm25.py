@@ -36,8 +36,9 @@ class SemanticBm25(Experiment):
     BM25 tuned on the same queries. Matching heads are found on a third that is not tested.
     """
 
-    figure: ClassVar[int | None] = 10
+    figure = 10
     answers: ClassVar = {"bm25": ()}
+    forwards = 3.0  # the query whole, and cut to five pieces
 
     heads: tuple[Head, ...] = option(
         (), "matching heads with commas; found by the run where none are named", in_order=True
@@ -47,10 +48,6 @@ class SemanticBm25(Experiment):
     sign: int = option(0, "1 or -1, which way the vector is taken; 0 for up with IDF")
     idf: str = option("", "a table of lines word<TAB>idf; by default IDF is counted in the collection")
     exponential: bool = option(False, "take exp of the IDF coordinate, for a direction that carries log IDF")
-
-    def cost(self, model: Weights) -> float:
-        """Full forwards per pair: the query whole, and cut to five pieces."""
-        return 3.0
 
     def check(self, inputs: Inputs) -> Experiment:
         """Heads by layer; refuses what does not fit."""

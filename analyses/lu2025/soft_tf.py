@@ -46,8 +46,9 @@ class SoftTf(Experiment):
     are measured (section 4.2).
     """
 
-    figure: ClassVar[int | None] = 7
+    figure = 7
     answers: ClassVar = {"rise": ()}
+    forwards = 1.5 * (len(COUNTS) + len(TIMES) + 1)
 
     heads: tuple[Head, ...] = option(
         (), "matching heads with commas; found by the run where none are named", in_order=True
@@ -57,10 +58,6 @@ class SoftTf(Experiment):
     words: int = option(40, "words of a document that are kept", least=1)
     per_query: int = option(4, "pairs of each query that are measured", least=1)
     seed: int = option(0, "the seed of the word of each query that is appended", least=0)
-
-    def cost(self, model: Weights) -> float:
-        """Full forwards per pair that is taken."""
-        return 1.5 * (len(COUNTS) + len(TIMES) + 1)
 
     def check(self, inputs: Inputs) -> Experiment:
         """Heads by layer; refuses what does not fit."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from mechir.contrasts import Contrast
-from mechir.experiment import Experiment, Finished, RunsOn
+from mechir.experiment import Experiment, Finished
 from mechir.methods import effects
 from mechir.methods.patching import patch
 from mechir.methods.statistics import spearman
@@ -31,7 +31,7 @@ class RobustMetric(Experiment):
     negative.
     """
 
-    runs_on: ClassVar[RunsOn] = "contrasts"
+    runs_on = "contrasts"
 
     def cost(self, model: Weights) -> float:
         """Full forwards per contrast: half of one per head."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from mechir.experiment import Experiment, Finished
+from mechir.experiment import Finished
 from mechir.methods.conductance import KIND, parts
 from mechir.methods.importance import Table, tables
 from mechir.methods.schemes import top
@@ -30,8 +30,8 @@ class Distribution(Importance):
     cut (compare Zhan et al. 2020, SIGIR, Figure 2).
     """
 
-    rows_of: ClassVar[type[Experiment] | None] = Importance
-    figure: ClassVar[int | None] = None
+    rows_of = Importance
+    figure = None
 
     def summarise(self, run: Finished) -> pd.DataFrame:
         """Conductance by layer and part: of the top 1 % of neurons and 10 % of heads (one at least), and of the stream.

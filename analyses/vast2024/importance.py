@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from mechir.errors import MechirError
-from mechir.experiment import Experiment, Finished, Inputs, RunsOn
+from mechir.experiment import Experiment, Finished, Inputs
 from mechir.measures import CONDUCTANCE, NEURON_CONDUCTANCE, Rank, stated
 from mechir.methods.checks import unit_target
 from mechir.methods.importance import (
@@ -46,8 +46,9 @@ class Importance(Experiment):
     score. Means over relevant and over other documents, each unit with interval and rank.
     """
 
-    runs_on: ClassVar[RunsOn] = "groups"
+    runs_on = "groups"
     figure: ClassVar[int | None] = 14
+    forwards = 100.0  # a forward and a backward pass at each of some 32 places of the line
 
     relevant: str = option(
         "", "the lowest relevant grade, or NAME:GRADE with commas; by default half of the highest, rounded up"
@@ -63,10 +64,6 @@ class Importance(Experiment):
     heads: str = option("pattern", "heads by their weights, or by what they read", among=("pattern", "z"))
     neurons: str = option("post", "neurons after the activation, or before it", among=("post", "pre"))
     tol: float = option(0.01, "the largest error of a sum of conductances, relative to the change", positive=True)
-
-    def cost(self, model: Weights) -> float:
-        """Full forwards per pair that is taken: a forward and a backward pass at each of some 32 places of the line."""
-        return 100.0
 
     def check(self, inputs: Inputs) -> Experiment:
         """The target in its normal form; refuses what does not fit."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from scipy import stats
 
 from mechir.collection_groups import collection_of
 from mechir.errors import MechirError
-from mechir.experiment import Experiment, Finished, Inputs, RunsOn
+from mechir.experiment import Experiment, Finished, Inputs
 from mechir.methods.checks import unit_target
 from mechir.methods.importance import format_thresholds, labelled, thresholds, unit_rows, with_both
 from mechir.methods.matching import SIDES, attention_by_grade
@@ -37,7 +37,8 @@ class MatchingHeads(Experiment):
     attention from query to document differs most between labels (Vast et al. 2025, arXiv:2507.14604).
     """
 
-    runs_on: ClassVar[RunsOn] = "groups"
+    runs_on = "groups"
+    forwards = 100.0  # those of `Importance`
 
     relevant: str = option(
         "", "the lowest relevant grade, or NAME:GRADE with commas; by default half of the highest, rounded up"
@@ -46,10 +47,6 @@ class MatchingHeads(Experiment):
     baseline: str = option("pad_query", "which text becomes [PAD] at the start: pad_query, pad_document or pad_both")
     heads: str = option("pattern", "heads by their weights, or by what they read", among=("pattern", "z"))
     tol: float = option(0.01, "the largest error of a sum of conductances, relative to the change", positive=True)
-
-    def cost(self, model: Weights) -> float:
-        """Full forwards per pair that is taken: as `Importance`."""
-        return 100.0
 
     def check(self, inputs: Inputs) -> Experiment:
         """Refuses what does not fit: every collection needs a query with both labels."""

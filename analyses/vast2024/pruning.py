@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import pandas as pd
 
@@ -38,7 +38,7 @@ class Pruning(Importance):
     bottom (most negative), and beside each of the two random sets with as many units of every layer as it has.
     """
 
-    figure: ClassVar[int | None] = 15
+    figure = 15
 
     every: int = option(3, "units are ranked on one query in so many", least=2)
     grid: tuple[float, ...] = option(

@@ -6,12 +6,12 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from mechir.experiment import Experiment, Finished
+from mechir.experiment import Finished
 from mechir.inference import holm
 from mechir.methods.importance import Table, tables
 from mechir.methods.schemes import KINDS, LABELS, Ranked, agreement, by_place, kind, members, schemes
@@ -48,8 +48,8 @@ class Transfer(Importance):
     other queries, as no two samples of queries agree wholly.
     """
 
-    rows_of: ClassVar[type[Experiment] | None] = Importance
-    figure: ClassVar[int | None] = None
+    rows_of = Importance
+    figure = None
 
     def summarise(self, run: Finished) -> pd.DataFrame:
         """Agreement of the top units of `first` and `second`, for each share `p` and `kind` ("neuron", "head").

@@ -33,8 +33,9 @@ class AttentionContrast(Experiment):
     hard negatives (--hard and --weak one grade) heads are contrasted, and no kind of match is told.
     """
 
-    figure: ClassVar[int | None] = 4
+    figure = 4
     answers: ClassVar = {"matching": ("--easy-negatives", "10")}
+    forwards = 1.5  # one, with every pattern in the open
 
     relevant: int = option(3, "the grade of relevant documents")
     hard: int = option(0, "the grade of hard negatives")
@@ -42,10 +43,6 @@ class AttentionContrast(Experiment):
     of: str = option("mean_max", "what is compared of a head's attention", among=tuple(MEASURES))
     delta: float = option(CONTRAST.least, "differences of attention within this count as none", least=0)
     sep2: bool = option(False, "count the second [SEP] to the document")
-
-    def cost(self, model: Weights) -> float:
-        """Full forwards per pair: one, with every pattern in the open."""
-        return 1.5
 
     @property
     def grades(self) -> dict[str, int]:

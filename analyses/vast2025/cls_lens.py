@@ -26,13 +26,11 @@ class ClsLens(Experiment):
     The first part is "relevance integration" in the journal code of Vast et al. 2025; see `mechir.methods.lens`.
     """
 
+    forwards = 1.2  # one, of all rows of the last layer too
+
     relevant: int = option(1, "the grade from which a document counts as relevant")
     draws: int = option(100, "how often the control's labels are permuted within queries", least=1)
     penalty: float = option(1.0, "penalty of the probes' ridge, relative to the variance of a feature", positive=True)
-
-    def cost(self, model: Weights) -> float:
-        """Full forwards per pair: one, of all rows of the last layer too."""
-        return 1.2
 
     def check(self, inputs: Inputs) -> Experiment:
         """Refuses what no probe can be trained with."""

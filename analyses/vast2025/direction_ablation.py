@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pandas as pd
 
@@ -14,10 +13,8 @@ from mechir.interventions import Mask
 from mechir.methods.checks import relevant_there
 from mechir.methods.directions import condition_table, stated
 from mechir.options import option
-from mechir.pairs import Pair
 from mechir.reranker import Weights
 from mechir.segments import FIVE, Direction, Segment, directions
-from mechir.sweeps import sweep
 from mechir.views import charts
 
 ORIGINAL = "original"
@@ -32,7 +29,7 @@ class DirectionAblation(Experiment):
     `--renormalise` cuts before it.
     """
 
-    figure: ClassVar[int | None] = 2
+    figure = 2
 
     renormalise: bool = option(False, "cut before the softmax, so that the other weights take over")
 
@@ -45,10 +42,6 @@ class DirectionAblation(Experiment):
         """Refuses a pool without a relevant document."""
         relevant_there(inputs.judged)
         return self
-
-    def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
-        """Scores of every pair under every cut: `name`, `query_id`, `doc_id`, `grade`, `score`."""
-        return sweep(model, pairs, self.interventions(model))
 
     def summarise(self, run: Finished) -> pd.DataFrame:
         """nDCG@10 of every cut beside the original and the random ranking: see `condition_table`."""
@@ -63,15 +56,14 @@ class DirectionAblation(Experiment):
         cells = summary[summary["name"].str.contains("<-", regex=False)].copy()
         cells[["reader", "source"]] = cells["name"].str.split("<-", expand=True)
         cells["significant"] = cells["change_p_corrected"] <= LEVEL
-        order = [str(segment) for segment in FIVE]
-        fixed = summary.set_index("name")["ndcg"]
+        order, ndcg = [str(segment) for segment in FIVE], summary.set_index("name")["ndcg"]
         return charts.heatmap(
             cells,
             "source",
             "reader",
             "ndcg",
             title="nDCG@10 with reader<-source cut in all layers",
-            subtitle=f"original {fixed[ORIGINAL]:.2f}, random {fixed['random']:.2f}; * p <= 0.05 (paired, Holm)",
+            subtitle=f"original {ndcg[ORIGINAL]:.2f}, random {ndcg['random']:.2f}; * p <= 0.05 (paired, Holm)",
             star="significant",
             order_x=[*order, "all"],
             order_y=order,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pandas as pd
 
@@ -13,10 +12,8 @@ from mechir.interventions import Mask
 from mechir.methods.checks import relevant_there
 from mechir.methods.directions import condition_table, stated
 from mechir.options import option
-from mechir.pairs import Pair
 from mechir.reranker import Weights
 from mechir.segments import Direction, directions
-from mechir.sweeps import sweep
 from mechir.views import charts
 
 ORIGINAL = "original"
@@ -36,7 +33,7 @@ class LayerSweep(Experiment):
     renormalisation, as in the paper; `--renormalise` cuts before it.
     """
 
-    figure: ClassVar[int | None] = 3
+    figure = 3
 
     cut: tuple[Direction, ...] = option(
         tuple(map(Direction.parse, FIGURE.split(","))),
@@ -47,15 +44,13 @@ class LayerSweep(Experiment):
     renormalise: bool = option(False, "cut before the softmax, so that the other weights take over")
 
     def interventions(self, model: Weights) -> dict[str, Any]:
-        """The intact model, and each direction cut from the first layer up to l, and from l to the last."""
+        """The intact model, and each direction cut in layers 0 to l and in l to the last, such as `doc<-query@0-3`."""
         last = model.cfg.n_layers - 1
-        masks = [
-            Mask(direction, range(first, end + 1), renormalise=self.renormalise)
-            for direction in self.cut
-            for first, end in [*((0, end) for end in range(last + 1)), *((first, last) for first in range(1, last + 1))]
-        ]
+        spans = [(0, end) for end in range(last + 1)] + [(first, last) for first in range(1, last + 1)]
         return {ORIGINAL: ()} | {
-            f"{mask.direction}@{mask.layers[0]}-{mask.layers[-1]}": mask for mask in masks if mask.layers
+            f"{direction}@{first}-{end}": Mask(direction, range(first, end + 1), renormalise=self.renormalise)
+            for direction in self.cut
+            for first, end in spans
         }
 
     def check(self, inputs: Inputs) -> Experiment:
@@ -63,18 +58,12 @@ class LayerSweep(Experiment):
         relevant_there(inputs.judged)
         return self
 
-    def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
-        """Scores of every pair under every cut: `name` (`doc<-query@0-3`), `query_id`, `doc_id`, `grade`, `score`."""
-        return sweep(model, pairs, self.interventions(model))
-
     def summarise(self, run: Finished) -> pd.DataFrame:
         """nDCG@10 of every cut, with `direction`, `first` and `last` layer: see `condition_table`."""
         table = condition_table(run.rows, run.judged, original=ORIGINAL)
         parsed = table["name"].str.extract(r"^(?P<direction>.+)@(?P<first>\d+)-(?P<last>\d+)$")
-        table.insert(1, "direction", parsed["direction"])
-        table.insert(2, "first", parsed["first"].astype("Int64"))
-        table.insert(3, "last", parsed["last"].astype("Int64"))
-        return table
+        parsed = parsed.astype({"first": "Int64", "last": "Int64"})
+        return pd.concat([table[["name"]], parsed, table.drop(columns="name")], axis=1)
 
     def findings(self, run: Finished) -> pd.DataFrame:
         """What cutting each direction in each run of layers does to nDCG@10; Holm over all of them."""
@@ -84,14 +73,12 @@ class LayerSweep(Experiment):
         """nDCG@10 against depth: cut from the first layer on and up to the last; lines are sources, rows readers."""
         cells = summary[summary["direction"].notna()].copy()
         cells[["reader", "source"]] = cells["direction"].str.split("<-", expand=True)
-        end = cells["last"].max()
-        up, down = cells[cells["first"] == 0].copy(), cells[cells["last"] == end].copy()
-        up["layer"], up["layers"] = up["last"], "cut in layers 0 to the layer"
-        down["layer"], down["layers"] = down["first"], "cut in the layer to the last"
-        drawn = pd.concat([up, down], ignore_index=True)
-        fixed = summary.set_index("name")["ndcg"]
+        up, down = cells[cells["first"] == 0], cells[cells["last"] == cells["last"].max()]
+        up = up.assign(layer=up["last"], layers="cut in layers 0 to the layer")
+        down = down.assign(layer=down["first"], layers="cut in the layer to the last")
+        ndcg = summary.set_index("name")["ndcg"]
         return charts.lines(
-            drawn,
+            pd.concat([up, down], ignore_index=True),
             "layer",
             "ndcg",
             "source",
@@ -100,5 +87,5 @@ class LayerSweep(Experiment):
             high="high",
             row="reader",
             column="layers",
-            rule={"original": float(fixed["original"]), "random": float(fixed["random"])},
+            rule={name: float(ndcg[name]) for name in (ORIGINAL, "random")},
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,7 +34,7 @@ class QkProjection(Experiment):
     section 5).
     """
 
-    figure: ClassVar[int | None] = 6
+    figure = 6
 
     heads: tuple[Head, ...] = option((), "heads that are measured, in the place of the strongest and others")
     strongest: int = option(10, "heads with the most aligned W_QK", least=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pandas as pd
 
@@ -32,16 +32,13 @@ class QkSvd(Experiment):
     set against whom the mean query prefers, and both against the contrast of its attention between grades.
     """
 
-    figure: ClassVar[int | None] = 5
+    figure = 5
+    forwards = 2.5
 
     relevant: int = option(3, "the grade of relevant documents")
     hard: int = option(0, "the grade of hard negatives")
     weak: int = option(-1, "the grade of easy negatives, -1 for unjudged documents")
     sep2: bool = option(False, "count the second [SEP] to the document")
-
-    def cost(self, model: Weights) -> float:
-        """Full forwards per pair."""
-        return 2.5
 
     @property
     def grades(self) -> dict[str, int]:
