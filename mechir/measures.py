@@ -1,11 +1,11 @@
-"""Measures: what the value of a finding is of, in which unit, and what it speaks for.
+"""Measures: the quantity that the value of a finding is of, its unit, and the role that it speaks for.
 
 A measure prints as findings store it and reads back from there:
 
     PATCHING("tfc1", at="query|doc")         # patching, tfc1, at query|doc
     parse_measure("patching, tfc1, at query|doc") == PATCHING("tfc1", at="query|doc")
 
-`MEASURES` lists every measure that an experiment writes; unit, role, term, sign, and what counts are said here alone.
+`MEASURES` holds every measure that an experiment writes, with its unit, role, term, sign, and the least that counts.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import pandas as pd
 from mechir.errors import MechirError, closest
 
 ROLES = ("matching", "soft-tf", "idf", "query-context", "scoring", "no-op", "relevance-neuron")
-"""What a component may do: match words; count them; weigh them by rarity; gather the query; make the score of it; take
+"""The roles of components: match words; count them; weigh them by rarity; gather the query; make the score of it; take
 attention that is not needed; carry relevance."""
 TERMS = ("tf", "idf", "length", "saturation")
 """The parts of BM25."""
 TERM_OF = {"tfc": "tf", "tdc": "idf", "lnc": "length"}
-"""Which part of BM25 a diagnostic changes, by the beginning of its name."""
+"""The part of BM25 that a diagnostic changes, by the beginning of its name."""
 WORDS = re.compile(r"\{(\w+)(?:=(\w+))?\}")
-"""A parameter in the text of a measure, and the value that goes without saying."""
+"""A parameter in the text of a measure, and its default, which is not printed."""
 PATTERNS = {
     "metric": r"nDCG@10|MRR|effect of a term",
     "baseline": r"pad_\w+",
@@ -38,26 +38,26 @@ PATTERNS = {
     "port": "[qkv]",
     "direction": r"\S+",
 }
-"""What a parameter may be, where that is not any text."""
+"""The values of parameters that are not any text."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What a finding's value is of.
+    """The quantity that a finding's value is of.
 
-    Called with its parameters, by place or by name, a measure is one whose text is whole: it prints as it is stored.
-    One without its parameters stands for all of them.
+    Called with its parameters, by place or by name, a measure prints as it is stored. One without its parameters stands
+    for all of them.
 
     Attributes:
-        text: with `{name}` for a parameter, `[...]` around what is left out where its parameters are not given or are
-            what goes without saying (`{name=value}`).
+        text: with `{name}` for a parameter, `[...]` around a part that is left out where its parameters are not given
+            or have their defaults (`{name=value}`).
         unit: of a finding's value, interval and `least`; findings may have another where the data decide it.
-        role: of `ROLES`, what it is evidence for or against; empty where it is none.
-        term: of `TERMS`, the part of BM25 that it is about; empty where it is none.
+        role: of `ROLES`, for or against which it is evidence; may be empty.
+        term: of `TERMS`, the part of BM25 that it is about; may be empty.
         sign: 1 where a positive value speaks for the role, -1 where a negative one does, 0 where either does.
         causal: the component itself is changed, not only looked at.
         least: |value| below this is called nothing, whatever p.
-        follows: the fields that follow from the parameters.
+        follows: returns the fields that depend on the parameters.
         parameters: those that it was called with, by name.
     """
 
@@ -87,15 +87,14 @@ class Measure:
             MechirError: for an unknown parameter, or one that is missing.
         """
         given = dict(zip(self.takes, values, strict=False)) | named
-        unsaid = dict(WORDS.findall(self.text))
-        missing = unsaid.keys() - dict(_optional(self.text)) - given.keys()
-        if missing or given.keys() - unsaid.keys() or len(values) > len(unsaid):
-            told = ", ".join(map(str, [*values, *named])) or "none"
-            raise MechirError(
-                f"The measure '{self.text}' takes {', '.join(self.takes) or 'no parameter'}: given {told}."
-            )
-        whole = {name: str(given.get(name) or value) for name, value in unsaid.items()}
-        return replace(self, parameters=tuple(whole.items()), **(self.follows(whole) if self.follows else {}))
+        defaults = dict(WORDS.findall(self.text))
+        missing = defaults.keys() - dict(_optional(self.text)) - given.keys()
+        if missing or given.keys() - defaults.keys() or len(values) > len(defaults):
+            takes, written = ", ".join(self.takes) or "no parameter", ", ".join(map(str, [*values, *named])) or "none"
+            raise MechirError(f"The measure '{self.text}' takes {takes}: given {written}.")
+        parameters = {name: str(given.get(name) or value) for name, value in defaults.items()}
+        fields = self.follows(parameters) if self.follows else {}
+        return replace(self, parameters=tuple(parameters.items()), **fields)
 
     def __str__(self) -> str:
         return _written(self.text, dict(self.parameters))
@@ -107,14 +106,13 @@ class Measure:
 
     def covers(self, text: str) -> bool:
         """Whether a finding's measure is this one; without parameters, this one with any."""
-        return (
-            text == str(self) if self.parameters or not self.takes else _pattern(self.text).fullmatch(text) is not None
-        )
+        if self.parameters or not self.takes:
+            return text == str(self)
+        return _pattern(self.text).fullmatch(text) is not None
 
     def among(self, texts: pd.Series) -> pd.Series:
-        """Which of the measures of findings it covers."""
-        covered = {text: self.covers(text) for text in texts.unique()}
-        return texts.map(covered).astype(bool)
+        """A mask of the findings' measures that it covers."""
+        return texts.map({text: self.covers(text) for text in texts.unique()}).astype(bool)
 
 
 def parse_measure(text: str) -> Measure:
@@ -126,16 +124,18 @@ def parse_measure(text: str) -> Measure:
     for measure in MEASURES:
         if matched := _pattern(measure.text).fullmatch(text):
             return measure(**{name: value for name, value in matched.groupdict().items() if value is not None})
-    raise MechirError(f"Unknown measure '{text}': the closest are {closest(text, [one.text for one in MEASURES])}.")
+    raise MechirError(
+        f"Unknown measure '{text}': the closest are {closest(text, [measure.text for measure in MEASURES])}."
+    )
 
 
 def _optional(text: str) -> list[tuple[str, str]]:
-    """The parameters in brackets, each with the value that goes without saying."""
+    """The parameters in brackets, each with its default."""
     return WORDS.findall("".join(re.findall(r"\[.*?\]", text)))
 
 
 def _written(text: str, given: Mapping[str, str]) -> str:
-    """The text with these parameters in their places, without the brackets that say nothing new."""
+    """The text with these parameters in their places, without the brackets that hold defaults alone."""
     if not given:
         return text
     short = re.sub(
@@ -148,7 +148,7 @@ def _written(text: str, given: Mapping[str, str]) -> str:
 
 @cache
 def _pattern(text: str) -> re.Pattern[str]:
-    """What the text matches with any parameters."""
+    """The pattern of the text with any parameters."""
     pattern = ""
     for part in re.split(r"(\[|\]|\{.*?\})", text):
         if word := WORDS.fullmatch(part):
@@ -159,18 +159,14 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 
 def refuse_unknown(role: str | None = None, term: str | None = None) -> None:
-    """Raises for an unknown role or term.
-
-    Raises:
-        MechirError: with the closest names.
-    """
-    for what, given, known in (("role", role, ROLES), ("term", term, TERMS)):
+    """Raises for an unknown role or term, with the closest names."""
+    for kind, given, known in (("role", role, ROLES), ("term", term, TERMS)):
         if given and given not in known:
-            raise MechirError(f"Unknown {what} '{given}': the closest are {closest(given, known)}.")
+            raise MechirError(f"Unknown {kind} '{given}': the closest are {closest(given, known)}.")
 
 
 def term_of(axiom: str) -> str:
-    """The part of BM25 that a diagnostic changes; empty where it is none."""
+    """The part of BM25 that a diagnostic changes, or an empty text."""
     return next((term for start, term in TERM_OF.items() if re.search(rf"\b{start}", axiom)), "")
 
 
@@ -185,13 +181,13 @@ class Rank(NamedTuple):
 
     @classmethod
     def parse(cls, label: str) -> Rank | None:
-        """The rank that a label is; None for any other label."""
+        """Parses a label such as "rank 3 of 72"; None for any other label."""
         matched = re.fullmatch(r"rank (\d+) of (\d+)", label)
         return cls(int(matched[1]), int(matched[2])) if matched else None
 
 
 STATED = {"site": "site", "label": "label", "collection": "collection", "queries": "n_queries", "pairs": "n_pairs"}
-"""Columns of a summary that its findings take over, and what they are called there."""
+"""The columns of a summary that its findings take over, with their names there."""
 
 
 def stated(
@@ -200,12 +196,12 @@ def stated(
     """The rows of a summary as findings by a measure.
 
     Args:
-        summary: `estimate` with `low`, `high`, `p`, `p_corrected`, as far as there are any; `site`, `label`,
-            `collection`, `queries`, `pairs`.
+        summary: `estimate` and, if known, `low`, `high`, `p`, `p_corrected`, `site`, `label`, `collection`, `queries`,
+            `pairs`.
         measure: of all rows, or one for each.
         of: the column of the estimate where a row has several; its interval and p are then `{of}_low`, `{of}_high`,
             `{of}_p`, `{of}_p_corrected`.
-        more: other columns of `Finding`, and what is not as the measure or the summary say.
+        more: other columns of `Finding`, and those that differ from the measure or the summary.
 
     Returns:
         Columns of `Finding`.
@@ -213,15 +209,15 @@ def stated(
     begins = "" if of == "estimate" else f"{of}_"
     names = {of: "value"} | {begins + name: name for name in ("low", "high", "p", "p_corrected")} | STATED
     measures = [measure] * len(summary) if isinstance(measure, Measure) else list(measure)
-    fields = [(str(one), one.unit, one.role, one.term, one.sign, one.causal, one.least) for one in measures]
-    columns = ["measure", "unit", "role", "term", "sign", "causal", "least"]
-    meanings = pd.DataFrame(fields, columns=columns, index=summary.index)
-    kept = summary[[name for name in names if name in summary]].rename(columns=names)
-    return pd.concat([kept, meanings], axis=1).assign(**more)
+    columns = ["unit", "role", "term", "sign", "causal", "least"]
+    fields = [[str(each), *(getattr(each, name) for name in columns)] for each in measures]
+    meanings = pd.DataFrame(fields, columns=["measure", *columns], index=summary.index)
+    values = summary[[name for name in names if name in summary]].rename(columns=names)
+    return pd.concat([values, meanings], axis=1).assign(**more)
 
 
 TEXT = "query|doc"
-"""Where matching heads write what they count. In the last layer nobody reads it."""
+"""The place where matching heads write their counts. In the last layer nobody reads it."""
 
 
 def _of_axiom(given: Mapping[str, str]) -> Mapping[str, str]:
@@ -229,7 +225,7 @@ def _of_axiom(given: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _of_place(given: Mapping[str, str]) -> Mapping[str, str]:
-    """What a component writes at query and document where a term is repeated is soft term frequency."""
+    """Output at query and document where a term is repeated is soft term frequency."""
     term = term_of(given["axiom"])
     return {"term": term, "role": "soft-tf" if term == "tf" and given["at"] == TEXT else ""}
 
@@ -271,27 +267,17 @@ R_IDF = Measure("r with IDF", "r", role="idf", term="idf", sign=0, least=0.1)
 SCORE_UP_IDF = Measure("score, a matched term up IDF", LOGITS, role="idf", term="idf", causal=True)
 ATTENTION_UP_IDF = Measure("attention, a matched term up IDF", ATTENTION, role="idf", term="idf", causal=True)
 
+
+def _moved(text: str, role: str = "", follows: Callable[[Mapping[str, str]], Mapping[str, Any]] = _of_axiom) -> Measure:
+    """A causal measure in shares of the gap between the base and the donor of a diagnostic."""
+    return Measure(text, SHARE, role, causal=True, least=EFFECT, follows=follows)
+
+
 GAP = Measure("gap, {axiom}", LOGITS, causal=True, least=EFFECT, follows=_of_axiom)
-PATCHING = Measure("patching, {axiom}[, at {at}]", SHARE, causal=True, least=EFFECT, follows=_of_place)
-PATCHING_TOP = Measure(
-    "patching in the top third, {axiom}[, at {at}]", SHARE, causal=True, least=EFFECT, follows=_of_axiom
-)
-PATH_TO_HEADS = Measure(
-    "path into the scoring heads, {axiom}, by {port}",
-    SHARE,
-    role="query-context",
-    causal=True,
-    least=EFFECT,
-    follows=_of_axiom,
-)
-PATH_TO_SCORE = Measure(
-    "path to the score[ (freeze {freeze=heads}, LayerNorm {ln=live})], {axiom}",
-    SHARE,
-    role="scoring",
-    causal=True,
-    least=EFFECT,
-    follows=_of_axiom,
-)
+PATCHING = _moved("patching, {axiom}[, at {at}]", follows=_of_place)
+PATCHING_TOP = _moved("patching in the top third, {axiom}[, at {at}]")
+PATH_TO_HEADS = _moved("path into the scoring heads, {axiom}, by {port}", "query-context")
+PATH_TO_SCORE = _moved("path to the score[ (freeze {freeze=heads}, LayerNorm {ln=live})], {axiom}", "scoring")
 
 CONDUCTANCE = Measure(
     "conductance, {label} documents[, {baseline=pad_query}][, {target=score}][, {heads=pattern}][, {neurons=post}]",
@@ -307,34 +293,7 @@ WITHOUT_UNITS = Measure(
 WITHOUT_HEADS = Measure("{metric} without heads {set}, by {way}", "nDCG@10", sign=-1, causal=True, follows=_of_metric)
 
 LINK_TO = Measure("link to {to}", SHARE, causal=True, follows=_of_link)
-"""What a plan concludes; see `mechir.registry.plan`."""
+"""A conclusion of a plan; see `mechir.registry.plan`."""
 
-MEASURES = (
-    CONTRAST,
-    QK_ALIGNMENT,
-    ATTENTION_WITHOUT,
-    SCORE_WITHOUT,
-    NO_OP,
-    RISE,
-    K1,
-    BY_LENGTH,
-    LIKENESS,
-    WEIGHT,
-    IDF_WEIGHT,
-    SEMANTIC_BM25,
-    R_IDF,
-    SCORE_UP_IDF,
-    ATTENTION_UP_IDF,
-    GAP,
-    PATCHING,
-    PATCHING_TOP,
-    PATH_TO_HEADS,
-    PATH_TO_SCORE,
-    CONDUCTANCE,
-    NEURON_CONDUCTANCE,
-    WITHOUT_DIRECTION,
-    WITHOUT_UNITS,
-    WITHOUT_HEADS,
-    LINK_TO,
-)
+MEASURES = tuple(value for value in vars().values() if isinstance(value, Measure))
 """Every measure that an experiment writes."""
