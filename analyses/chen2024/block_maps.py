@@ -18,7 +18,7 @@ from mechir.model_sites import blocks
 from mechir.reranker import Weights
 from mechir.views import charts
 
-NAMES = {"resid": "resid_pre", "attn": "attn_out", "mlp": "mlp_out"}
+COMPONENTS = {"resid": "resid_pre", "attn": "attn_out", "mlp": "mlp_out"}
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,9 @@ class BlockMaps(Experiment):
     def summarise(self, run: Finished) -> pd.DataFrame:
         """One line per third of the ranking, component, layer and role: see `effects.table`."""
         table = effects.table(run.rows[run.rows["rank"] != "middle"], ["rank", "site", "at"])
-        parsed = table["site"].str.extract(r"([a-z]+)(\d+)")
-        table.insert(1, "component", parsed[0].map(NAMES))
-        table.insert(2, "layer", parsed[1].astype(int))
-        return table
+        parsed = table["site"].str.extract(r"(?P<component>[a-z]+)(?P<layer>\d+)")
+        parsed = parsed.assign(component=parsed["component"].map(COMPONENTS), layer=parsed["layer"].astype(int))
+        return pd.concat([table[["rank"]], parsed, table.drop(columns="rank")], axis=1)
 
     def findings(self, run: Finished) -> pd.DataFrame:
         """The effect of every place at the top of the ranking, corrected over the whole map."""

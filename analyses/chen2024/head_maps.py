@@ -53,16 +53,14 @@ class HeadMaps(Experiment):
 
     def summarise(self, run: Finished) -> pd.DataFrame:
         """A line per third (and `all`) and head: see `effects.table`; `p_corrected` is over the heads of one third."""
-        thirds = {name: run.rows[run.rows["rank"] == name] for name in ("top", "bottom")}
-        parts = {"all": run.rows} | thirds
-        tables = [effects.table(part, ["site"]).assign(rank=name) for name, part in parts.items() if len(part)]
-        table = pd.concat(tables, ignore_index=True)
-        return table[["rank", *(name for name in table.columns if name != "rank")]]
+        parts = {"all": run.rows} | {name: run.rows[run.rows["rank"] == name] for name in ("top", "bottom")}
+        tables = {name: effects.table(part, ["site"]) for name, part in parts.items() if len(part)}
+        return pd.concat(tables, names=["rank"]).reset_index("rank").reset_index(drop=True)
 
     def findings(self, run: Finished) -> pd.DataFrame:
         """The gap, and the effect of every head, corrected over all; at query and document it is soft-TF."""
-        every = run.summary[run.summary["rank"] == "all"]
-        patched = effects.stated(every, PATCHING(run.diagnostic, "" if self.at == "all" else self.at))
+        measure = PATCHING(run.diagnostic, "" if self.at == "all" else self.at)
+        patched = effects.stated(run.summary[run.summary["rank"] == "all"], measure)
         return pd.concat([effects.gap_stated(run.rows, run.diagnostic), patched], ignore_index=True)
 
     def chart(self, summary: pd.DataFrame) -> Any:

@@ -25,8 +25,7 @@ from mechir.views import charts
 class HeadPositions(Experiment):
     """Where chosen heads matter: their output and pattern patched at each role (Chen et al. 2024, arXiv:2405.02503).
 
-    The heads are found by the run on one query in three (the largest effects of patching z), and measured on the
-    others.
+    The heads are found by the run on one query in three (the largest effects of patching z), and measured on the rest.
     """
 
     runs_on = "contrasts"

@@ -21,7 +21,7 @@ from mechir.reranker import Weights
 from mechir.views import charts
 
 PLACES = {"role": len(ROLES), "segment": 5, "all": 1}
-NAMES = {"resid": "stream (resid_pre)", "attn": "attention (attn_out)", "mlp": "MLP (mlp_out)"}
+COMPONENTS = {"resid": "stream (resid_pre)", "attn": "attention (attn_out)", "mlp": "MLP (mlp_out)"}
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,9 @@ class BlockPatching(Experiment):
     def summarise(self, run: Finished) -> pd.DataFrame:
         """One line per component, layer and place: see `effects.table`."""
         table = effects.table(run.rows, ["site", "at"])
-        parsed = table["site"].str.extract(r"([a-z]+)(\d+)")
-        table.insert(0, "component", parsed[0].map(NAMES))
-        table.insert(1, "layer", parsed[1].astype(int))
-        return table
+        parsed = table["site"].str.extract(r"(?P<component>[a-z]+)(?P<layer>\d+)")
+        parsed = parsed.assign(component=parsed["component"].map(COMPONENTS), layer=parsed["layer"].astype(int))
+        return pd.concat([parsed, table], axis=1)
 
     def findings(self, run: Finished) -> pd.DataFrame:
         """The effect of every place, corrected over the whole map."""

@@ -59,20 +59,14 @@ class HeadToHeads(Experiment):
 
     def measure(self, model: Weights, contrasts: Sequence[Contrast]) -> pd.DataFrame:
         """`port`, `sender`, ids, scores, `effect`, `departure`: see `path_patch`."""
-        by_port = [
-            path_patch(model, contrasts, receiver=[head._replace(part=port) for head in self.receivers]).assign(
-                port=port
-            )
-            for port in self.ports
-        ]
-        rows = pd.concat(by_port, ignore_index=True)
-        return rows[["port", *(name for name in rows.columns if name != "port")]]
+        receivers = {port: [head._replace(part=port) for head in self.receivers] for port in self.ports}
+        rows = {port: path_patch(model, contrasts, receiver=heads) for port, heads in receivers.items()}
+        return pd.concat(rows, names=["port"]).reset_index("port").reset_index(drop=True)
 
     def summarise(self, run: Finished) -> pd.DataFrame:
         """One line per edge, with its port: see `effects.table`. `p_corrected` is over all edges together."""
-        return effects.table(run.rows, ["port", "edge", "sender"]).sort_values(
-            "estimate", key=abs, ascending=False, ignore_index=True
-        )
+        table = effects.table(run.rows, ["port", "edge", "sender"])
+        return table.sort_values("estimate", key=abs, ascending=False, ignore_index=True)
 
     def findings(self, run: Finished) -> pd.DataFrame:
         """The effect of every sender by way of one port of the scoring heads, corrected over all paths."""
@@ -82,6 +76,6 @@ class HeadToHeads(Experiment):
 
     def chart(self, summary: pd.DataFrame) -> Any:
         """Layer x head of the senders, a panel per port."""
-        receivers = summary["edge"].iloc[0].partition("->")[2].split("+")
-        named = ", ".join(receiver.rpartition(".")[0] for receiver in receivers)
-        return charts.head_map(summary, "sender", title=f"Effect on the score along head -> {named}", column="port")
+        edge = summary["edge"].iloc[0].partition("->")[2]
+        heads = ", ".join(receiver.rpartition(".")[0] for receiver in edge.split("+"))
+        return charts.head_map(summary, "sender", title=f"Effect on the score along head -> {heads}", column="port")

@@ -38,16 +38,14 @@ class IdfDirection(Experiment):
     """IDF by word piece as it was read from the table; empty where it is counted in the collection."""
 
     def check(self, inputs: Inputs) -> Experiment:
-        """Refuses what nothing can be correlated with."""
+        """Refuses a collection or a table that gives no IDF."""
         refuse_idf(inputs.model, inputs.source, self.idf)
         return self
 
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Pair]]:
-        """All pairs; a table that is read from a file, so that another one under its name is another run."""
-        if not self.idf:
-            return self, inputs.material
-        table = pd.DataFrame(read_idf(self.idf, inputs.model).items(), columns=COLUMNS)
-        return replace(self, idf_table=table), inputs.material
+        """All pairs; the table of a file, so that another one under its name is another run."""
+        idf = read_idf(self.idf, inputs.model) if self.idf else {}
+        return replace(self, idf_table=pd.DataFrame(idf.items(), columns=COLUMNS)), inputs.material
 
     def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
         """The rows of `query_pieces`."""
@@ -61,23 +59,22 @@ class IdfDirection(Experiment):
         """
         model = run.model
         assert model is not None  # every stored run has one
-        read = dict(zip(self.idf_table["piece"].tolist(), self.idf_table["idf"].tolist(), strict=True))
-        by_piece = read or collection_counts(model, run.source).idf
+        by_piece = dict(self.idf_table.itertuples(index=False)) or collection_counts(model, run.source).idf
         vectors = idf_correlations(model, by_piece, vectors=self.vectors)
-        asked = {piece: by_piece[piece] for piece in run.rows["piece"].unique().tolist() if by_piece.get(piece, 0) > 0}
-        if len(asked) < LEAST:
+        pieces = run.rows["piece"].unique().tolist()
+        in_queries = {piece: by_piece[piece] for piece in pieces if by_piece.get(piece, 0) > 0}
+        if len(in_queries) < LEAST:
             return vectors
-        of_queries = idf_correlations(model, asked, vectors=self.vectors, draws=1)
+        of_queries = idf_correlations(model, in_queries, vectors=self.vectors, draws=1)
         names = {"n": "n_query"} | {f"pearson_idf{end}": f"pearson_query{end}" for end in ("", "_low", "_high")}
         return vectors.merge(of_queries.rename(columns=names)[["vector", *names.values()]], on="vector")
 
     def findings(self, run: Finished) -> pd.DataFrame:
         """The r of every singular vector with IDF over the word pieces of the collection; its sign is a convention."""
-        kept = run.summary[run.summary["vector"] != "norm"]
-        label = "of " + kept["n"].astype(str) + " word pieces"
-        of_weights = {"n_queries": 0, "n_pairs": 0, "family": f"{len(kept)} vectors", "label": label}
-        sites = "embed.u" + kept["vector"].astype(str)
-        return stated(kept, R_IDF, "pearson_idf", site=sites, **of_weights)
+        vectors = run.summary[run.summary["vector"] != "norm"]
+        label, site = "of " + vectors["n"].astype(str) + " word pieces", "embed.u" + vectors["vector"].astype(str)
+        of_weights = {"n_queries": 0, "n_pairs": 0, "family": f"{len(vectors)} vectors"}
+        return stated(vectors, R_IDF, "pearson_idf", site=site, label=label, **of_weights)
 
     def chart(self, summary: pd.DataFrame) -> Any:
         """|r| of every singular vector with IDF, by place; the rule is the length of the rows of W_E."""

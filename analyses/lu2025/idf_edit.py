@@ -26,9 +26,10 @@ from mechir.sites import Head
 from mechir.views import charts
 
 SOME = 8
-"""Pairs of each of them that the heads are found on."""
+"""Pairs of each query that the heads are found on."""
 FACTORS = (1.0, 3.0, 5.0, 8.0, 10.0, 15.0, 25.0)
 """The paper's middle grid; its others: 1,5,10,15,20,30; 80,...,200; 180,...,500."""
+MEASURED = ("score", "attention")
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class IdfEdit(Experiment):
     """Does the IDF direction act? A query term is scaled along it, by dose (Lu et al. 2025, arXiv:2502.04645, 5.2).
 
     The word pieces of one word of each query are scaled along the singular vector of W_E that goes with IDF, up and
-    down; beside it the whole embedding is scaled, and random directions. What the registry is told comes from a smaller
-    edit of ours: a step up the direction less a step down, beside steps along random differences between words. Scoring
-    heads are found by path patching on one query in three, and the others are measured.
+    down; beside it the whole embedding is scaled, and random directions. Findings come from a smaller edit of ours: a
+    step up the direction less a step down, beside steps along random differences between words. Scoring heads are found
+    by path patching on one query in three, and the others are measured.
     """
 
     figure = 9
@@ -101,43 +102,38 @@ class IdfEdit(Experiment):
         sign speaks for IDF where it is positive. `queries` is how many each has.
         """
         scaled = run.rows[~run.rows["along"].str.startswith("shift")]
-        lines = []
-        for what in ("score", "attention"):
-            means = scaled.groupby(["along", "factor", "query_id"], sort=False)[f"{what}_change"].mean()
-            told = {key: values for key, values in means.groupby(["along", "factor"], sort=False)}
-            told |= {(along, 1.0): values for along, values in _shifted(run.rows, what).items()}
-            for (along, factor), values in told.items():
-                low, high = mean_interval(values.to_numpy())
-                line = {"along": along, "factor": factor, "measure": what, "queries": len(values)}
-                lines.append(line | {"estimate": values.mean(), "low": low, "high": high})
-        found = pd.DataFrame(lines)
-        drawn = found["along"].str.contains("random")
-        kind = found["along"].str.replace(r" \d+$", "", regex=True)
-        keys = ["along", "factor", "measure", "queries"]
-        over = found.assign(along=kind)[drawn].groupby(keys, sort=False)["estimate"]
+        keys, lines = ["along", "factor", "measure", "queries"], []
+        for measure in MEASURED:
+            means = scaled.groupby(["along", "factor", "query_id"], sort=False)[f"{measure}_change"].mean()
+            changes = dict(iter(means.groupby(["along", "factor"], sort=False)))
+            changes |= {(along, 1.0): values for along, values in _shifted(run.rows, measure).items()}
+            for (along, factor), values in changes.items():
+                line = dict(zip(keys, (along, factor, measure, len(values)), strict=True))
+                lines.append(line | _mean(values))
+        table = pd.DataFrame(lines)
+        drawn = table["along"].str.contains("random")
+        kind = table["along"].str.replace(r" \d+$", "", regex=True)
+        over = table.assign(along=kind)[drawn].groupby(keys, sort=False)["estimate"]
         random = over.agg(estimate="mean", low="min", high="max").reset_index()
-        return pd.concat([found[~drawn], random], ignore_index=True)
+        return pd.concat([table[~drawn], random], ignore_index=True)
 
     def findings(self, run: Finished) -> pd.DataFrame:
         """Half of what a step up the direction does less one down, corrected for both measures.
 
-        Of documents that hold the word: there a rarer word scores higher in BM25, so positive speaks for it. What
-        counts is as much as a random direction reaches in one of twenty: `least` is the 97.5 % point of t times their
-        root mean square, over queries' means.
+        Of documents that hold the word: there a rarer word scores higher in BM25, so positive speaks for it. `least`
+        is the effect that a random direction reaches in one of twenty: the 97.5 % point of t times their root mean
+        square, over queries' means.
         """
-        lines, effects = [], []
-        for what in ("score", "attention"):
-            wide = _shifted(run.rows, what)
-            if not len(wide):
-                return stated(pd.DataFrame(columns=["site", "estimate"]), SCORE_UP_IDF)
-            random, (low, high) = wide.drop(columns="shift").mean(), mean_interval(wide["shift"].to_numpy())
-            reached = stats.t.ppf(0.975, len(random)) * float((random**2).mean()) ** 0.5
-            line = {"estimate": wide["shift"].mean(), "low": low, "high": high, "queries": len(wide)}
-            lines.append(line | {"least": reached})
-            effects.append(wide["shift"].to_numpy())
+        shifted = [_shifted(run.rows, measure) for measure in MEASURED]
+        if not len(shifted[0]):
+            return stated(pd.DataFrame(columns=["site", "estimate"]), SCORE_UP_IDF)
+        random = [wide.drop(columns="shift").mean() for wide in shifted]
+        least = [stats.t.ppf(0.975, len(drawn)) * float((drawn**2).mean()) ** 0.5 for drawn in random]
         pairs = run.rows.loc[run.rows["matched"], ["query_id", "doc_id"]].drop_duplicates()
-        table = pd.DataFrame(lines).assign(p_corrected=means(np.column_stack(effects)).p_corrected, pairs=len(pairs))
-        more = {"least": table["least"], "site": f"embed.u{self.vector}", "family": "score and attention"}
+        corrected = means(np.column_stack([wide["shift"] for wide in shifted])).p_corrected
+        table = pd.DataFrame([_mean(wide["shift"]) for wide in shifted])
+        table = table.assign(queries=len(shifted[0]), pairs=len(pairs), p_corrected=corrected)
+        more: dict[str, Any] = {"least": least, "site": f"embed.u{self.vector}", "family": "score and attention"}
         label = "one sd, heads chosen on these queries" if self.same_queries else "one sd"
         return stated(table, (SCORE_UP_IDF, ATTENTION_UP_IDF), label=label, **more)
 
@@ -145,37 +141,40 @@ class IdfEdit(Experiment):
         """Change of score and attention by dose; without doses, that of a step."""
         summary = summary.sort_values(["along", "factor"])
         scaled = summary[~summary["along"].str.startswith("shift")]
-        shown, panel = (scaled, _by_dose) if len(scaled) else (summary, _of_step)
+        shown = scaled if len(scaled) else summary
+        score, attention = (shown[shown["measure"] == measure] for measure in MEASURED)
         return charts.stacked(
-            *(
-                panel(shown[shown["measure"] == what].rename(columns={"estimate": unit}), unit, title)
-                for what, unit, title in (
-                    ("score", "logits", "A query term moved along the IDF direction: change of the score"),
-                    ("attention", "weight", "Change of the scoring heads' attention to the term"),
-                )
-            )
+            _panel(score, "logits", "A query term moved along the IDF direction: change of the score"),
+            _panel(attention, "weight", "Change of the scoring heads' attention to the term"),
         )
 
 
 def _contrasts(model: Weights, pairs: Sequence[Pair], filler: str) -> list[Contrast]:
-    """What scoring heads are found on."""
+    """The contrasts that scoring heads are found on."""
     some, limit = first_of_each(pairs, SOME), model.max_length
     return [align(pair, Tfc1(), model.tokenizer, filler, max_length=limit) for pair in some]
 
 
-def _shifted(rows: pd.DataFrame, what: str) -> pd.DataFrame:
+def _mean(values: pd.Series) -> dict[str, float]:
+    """The mean over queries with its interval."""
+    low, high = mean_interval(values.to_numpy())
+    return {"estimate": values.mean(), "low": low, "high": high}
+
+
+def _shifted(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
     """Half of one step up less one down, a row per query whose documents hold the word, a column per direction."""
     moved = rows[rows["along"].str.startswith("shift") & rows["matched"]]
-    half = moved[f"{what}_change"] * moved["factor"] / 2
+    half = moved[f"{measure}_change"] * moved["factor"] / 2
     by_pair = half.groupby([moved[name] for name in ("query_id", "doc_id", "along")]).sum()
     return by_pair.groupby(["query_id", "along"]).mean().unstack("along")
 
 
-def _by_dose(own: pd.DataFrame, unit: str, title: str) -> Any:
-    told = "negative factors point down the direction; bands: 95 % over queries, random: range of draws"
-    return charts.lines(own, "factor", unit, "along", title=title, subtitle=told, low="low", high="high")
-
-
-def _of_step(own: pd.DataFrame, unit: str, title: str) -> Any:
-    told = "one step up less one down, halved; shift random: the range of the draws"
-    return charts.bars(own, unit, "along", title=title, subtitle=told, low="low", high="high")
+def _panel(rows: pd.DataFrame, unit: str, title: str) -> Any:
+    """A line for each direction over the doses; without doses, a bar for each."""
+    shown = rows.rename(columns={"estimate": unit})
+    how: dict[str, Any] = {"title": title, "low": "low", "high": "high"}
+    if shown["along"].str.startswith("shift").any():
+        how |= {"subtitle": "one step up less one down, halved; shift random: the range of the draws"}
+        return charts.bars(shown, unit, "along", **how)
+    how |= {"subtitle": "negative factors point down the direction; bands: 95 % over queries, random: range of draws"}
+    return charts.lines(shown, "factor", unit, "along", **how)

@@ -15,10 +15,10 @@ from mechir.measures import IDF_WEIGHT, SEMANTIC_BM25, WEIGHT, stated
 from mechir.methods import semantic_bm25 as semantic
 from mechir.methods.checks import SELECTION, embedding_vector, heads_or_search
 from mechir.methods.lexical import Counts, collection_counts, find_idf, refuse_idf, singular_direction
-from mechir.methods.matching import matching_heads
+from mechir.methods.matching import choose_matching
 from mechir.model_sites import all_heads
 from mechir.options import option
-from mechir.pairs import Pair, split_queries
+from mechir.pairs import Pair
 from mechir.reranker import Weights
 from mechir.sites import Head
 from mechir.views import charts
@@ -62,9 +62,8 @@ class SemanticBm25(Experiment):
         model, pairs = inputs.model, inputs.material
         along = find_idf(model, inputs.source, idf=self.idf, vector=self.vector, sign=self.sign)
         ready = replace(self, vector=along["vector"], sign=along["sign"])
-        if self.heads:
-            return ready, pairs
-        return replace(ready, heads=matching_heads(model, split_queries(pairs, SELECTION)[0], self.top)), pairs
+        heads, _ = choose_matching(model, pairs, heads=self.heads, top=self.top, every=SELECTION)
+        return replace(ready, heads=heads), pairs
 
     def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
         """The rows of `lexical_features`."""
@@ -105,7 +104,7 @@ class SemanticBm25(Experiment):
         return tested.join(wide).loc[summaries["collection"].unique()].reset_index()
 
     def findings(self, run: Finished) -> pd.DataFrame:
-        """What every chosen head weighs in the semantic BM25, by soft-TF and its product with IDF; how good it is."""
+        """The weight of every chosen head in the semantic BM25, by soft-TF and its product with IDF; its quality."""
         rows, model, n = run.rows, run.model, len(self.heads)
         assert model is not None  # every stored run has one
         features = semantic.pooled(rows, _columns(model, self.heads), "soft_tf,product")
@@ -113,11 +112,7 @@ class SemanticBm25(Experiment):
         sites = [*map(str, self.heads)] * 2
         weights = weights.assign(site=sites, queries=rows["query_id"].nunique(), pairs=len(rows))
         whole = run.summary[run.summary["model"] == WHOLE]
-        parts = [
-            stated(weights[:n], WEIGHT),
-            stated(weights[n:], IDF_WEIGHT),
-            stated(whole, SEMANTIC_BM25, site=""),
-        ]
+        parts = stated(weights[:n], WEIGHT), stated(weights[n:], IDF_WEIGHT), stated(whole, SEMANTIC_BM25, site="")
         return pd.concat(parts, ignore_index=True)
 
     def chart(self, summary: pd.DataFrame) -> Any:
@@ -139,51 +134,44 @@ def _columns(model: Weights, heads: Sequence[Head]) -> list[int]:
     return [every.index(head) for head in heads]
 
 
-def _told(name: str, predicted: np.ndarray, target: np.ndarray, test: np.ndarray, query: np.ndarray) -> dict[str, Any]:
-    return {"model": name} | semantic.quality(predicted[test], target[test], query[test])
+def _fitted(
+    name: str, features: np.ndarray, target: np.ndarray, train: np.ndarray, query: np.ndarray
+) -> dict[str, Any]:
+    """The quality of a linear model on the pairs that it was not fitted on."""
+    predicted, test = semantic.fitted(features, target, train), ~train
+    quality = semantic.quality(predicted[test], target[test], query[test])
+    return {"model": name} | quality | {"features": float(features.shape[1])}
 
 
 def _models(
     rows: pd.DataFrame, chosen: Sequence[int], target: np.ndarray, train: np.ndarray, query: np.ndarray
 ) -> list[dict[str, Any]]:
-    rng = np.random.default_rng(0)
-
-    def told(name: str, features: np.ndarray, split: np.ndarray = train) -> dict[str, Any]:
-        predicted = semantic.fitted(features, target, split)
-        return _told(name, predicted, target, ~split, query) | {"features": features.shape[1]}
-
-    whole = semantic.pooled(rows, chosen)
-    others = np.setdiff1d(np.arange(len(rows["mass"].iloc[0])), chosen)
-    drawn = [
-        told(
-            "random heads",
-            semantic.pooled(rows, rng.choice(others, min(len(chosen), len(others)), replace=False).tolist()),
-        )
-        for _ in range(DRAWS)
-    ]
+    rng, others = np.random.default_rng(0), np.setdiff1d(np.arange(len(rows["mass"].iloc[0])), chosen)
+    whole, size = semantic.pooled(rows, chosen), min(len(chosen), len(others))
+    random = [semantic.pooled(rows, rng.choice(others, size, replace=False).tolist()) for _ in range(DRAWS)]
+    drawn = [_fitted("random heads", features, target, train, query) for features in random]
     noise = rng.normal(whole.mean(0), whole.std(0), size=whole.shape)
     mixed = rng.random(len(rows)) < 0.8
     return [
-        told(WHOLE, whole),
-        told("IDF only", semantic.pooled(rows, chosen, "idf")),
-        told("soft-TF only", semantic.pooled(rows, chosen, "soft_tf")),
+        _fitted(WHOLE, whole, target, train, query),
+        _fitted("IDF only", semantic.pooled(rows, chosen, "idf"), target, train, query),
+        _fitted("soft-TF only", semantic.pooled(rows, chosen, "soft_tf"), target, train, query),
         {"model": "random heads"} | pd.DataFrame(drawn).drop(columns="model").mean().to_dict(),
-        told("random features", noise),
-        told(f"{WHOLE}, random split", whole, mixed),
+        _fitted("random features", noise, target, train, query),
+        _fitted(f"{WHOLE}, random split", whole, target, mixed, query),
     ]
 
 
 def _baselines(
     rows: pd.DataFrame, counts: Counts, target: np.ndarray, train: np.ndarray, query: np.ndarray
 ) -> list[dict[str, Any]]:
-    idf = counts.idf
-    tuned = semantic.tuned_bm25(rows, idf, target, train, average=counts.length)
-    matching = semantic.bm25_scores(rows, idf, k1=0.0, b=0.0, average=counts.length)
+    tuned = semantic.tuned_bm25(rows, counts.idf, target, train, average=counts.length)
+    matching = semantic.bm25_scores(rows, counts.idf, k1=0.0, b=0.0, average=counts.length)
     test, lines = ~train, []
     for name, values in (("BM25 tuned", tuned.scores), ("TF", rows["tf"].map(sum).to_numpy(float)), ("IDF", matching)):
         logits = semantic.fitted(values[:, None], target, train)
-        told = semantic.quality(values[test], target[test], query[test], logits=logits[test])
-        lines.append({"model": name} | told | {"features": 1.0})
+        quality = semantic.quality(values[test], target[test], query[test], logits=logits[test])
+        lines.append({"model": name} | quality | {"features": 1.0})
     lines[0]["note"] = tuned.note
     return lines
 
@@ -191,11 +179,8 @@ def _baselines(
 def _first_five(long: pd.DataFrame, train: np.ndarray) -> list[dict[str, Any]]:
     target, query = long["score5"].to_numpy(), long["query_id"].to_numpy()
     mixed = np.random.default_rng(42).random(len(long)) < 0.8
-    lines = []
-    for name, column in (("first five tokens", "design5"), ("first five tokens, stale index", "stale5")):
-        features = np.stack(long[column].to_list())
-        for ending, split in (("", train), (", random split", mixed)):
-            predicted = semantic.fitted(features, target, split)
-            told = _told(name + ending, predicted, target, ~split, query)
-            lines.append(told | {"features": float(features.shape[1])})
-    return lines
+    return [
+        _fitted(name + ending, np.stack(long[column].to_list()), target, split, query)
+        for name, column in (("first five tokens", "design5"), ("first five tokens, stale index", "stale5"))
+        for ending, split in (("", train), (", random split", mixed))
+    ]

@@ -65,8 +65,8 @@ class SoftTf(Experiment):
         single_piece(model.tokenizer, self.filler)
         terms_there(pairs, self.seed)
         matching = heads_or_search(model, pairs, self.heads, matching=True)
-        kept = first_of_each(pairs if matching else split_queries(pairs, SELECTION)[1], self.per_query)
-        if frequencies(model, kept, filler=self.filler, words=self.words, seed=self.seed) < FREQUENCIES:
+        some = first_of_each(pairs if matching else split_queries(pairs, SELECTION)[1], self.per_query)
+        if frequencies(model, some, filler=self.filler, words=self.words, seed=self.seed) < FREQUENCIES:
             raise MechirError(
                 f"--words {self.words} leaves no room for the words that are appended: write a smaller number."
             )
@@ -102,9 +102,9 @@ class SoftTf(Experiment):
         """
         lines = [_head(str(site), part) for site, part in run.rows.groupby("site", sort=False)]
         heads = pd.DataFrame(lines).sort_values(["heads", "rise"], ascending=[True, False])
-        means = heads.groupby("heads", sort=False).mean(numeric_only=True).reset_index().assign(site="mean")
-        means = means.drop(columns=[name for name in heads.columns if name.endswith(("_low", "_high"))])
-        return pd.concat([heads, means, _curve(run.rows)], ignore_index=True)
+        bounds = [name for name in heads.columns if name.endswith(("_low", "_high"))]
+        means = heads.drop(columns=bounds).groupby("heads", sort=False).mean(numeric_only=True).reset_index()
+        return pd.concat([heads, means.assign(site="mean"), _curve(run.rows)], ignore_index=True)
 
     def findings(self, run: Finished) -> pd.DataFrame:
         """How every head's mass rises with tf (tested over all heads) and length, where it saturates, what it follows.
@@ -114,18 +114,16 @@ class SoftTf(Experiment):
         heads = run.summary[is_head(run.summary["site"])]
         tf = run.rows[run.rows["kind"] == "tf"]
         rises = np.column_stack([_change(tf[tf["site"] == site], COUNTS) for site in heads["site"]])
-        parts = [
-            stated(heads, RISE, "rise", p_corrected=means(rises).p_corrected, family=f"{len(heads)} heads"),
-            stated(heads, K1, "k1"),
-            stated(heads, BY_LENGTH, "by_length"),
-            stated(heads, LIKENESS, "similarity"),
-        ]
+        rise = stated(heads, RISE, "rise", p_corrected=means(rises).p_corrected, family=f"{len(heads)} heads")
+        others = {"k1": K1, "by_length": BY_LENGTH, "similarity": LIKENESS}
+        parts = [rise, *(stated(heads, measure, column) for column, measure in others.items())]
         return pd.concat(parts, ignore_index=True).dropna(subset="value")
 
     def chart(self, summary: pd.DataFrame) -> Any:
         """Mass by number of occurrences appended, and k1 against the rise, a point per head."""
         curve = summary[summary["site"] == "mass"]
         points = summary[summary["site"].str.match(r"h\d")]
+        named = (points["heads"] == "matching") | (points["rise"].rank(ascending=False) <= STRONGEST)
         return charts.stacked(
             charts.lines(
                 curve,
@@ -137,9 +135,7 @@ class SoftTf(Experiment):
                 high="mass_high",
             ),
             charts.scatter(
-                points.assign(
-                    named=(points["heads"] == "matching") | (points["rise"].rank(ascending=False) <= STRONGEST)
-                ),
+                points.assign(named=named),
                 "similarity",
                 "rise",
                 "heads",
@@ -158,12 +154,14 @@ def _head(site: str, part: pd.DataFrame) -> dict[str, Any]:
     fitted = saturation(counts, mass, tf["query_id"].to_numpy(), text_of(tf))
     rise, longer = _change(tf, COUNTS), _change(length, TIMES)
     similar = likeness.groupby("query_id")["r"].mean().dropna().to_numpy()
-    line: dict[str, Any] = {"heads": part["heads"].iloc[0], "site": site, "queries": len(rise)}
-    line |= fitted
-    for name, values in (("rise", rise), ("by_length", longer), ("similarity", similar)):
-        low, high = mean_interval(values) if len(values) else (np.nan, np.nan)
-        line |= {name: values.mean() if len(values) else np.nan, f"{name}_low": low, f"{name}_high": high}
-    return line
+    line = {"heads": part["heads"].iloc[0], "site": site, "queries": len(rise)} | fitted
+    return line | _mean("rise", rise) | _mean("by_length", longer) | _mean("similarity", similar)
+
+
+def _mean(name: str, values: np.ndarray) -> dict[str, float]:
+    """The mean over queries with its interval; missing without queries."""
+    low, high = mean_interval(values)
+    return {name: values.mean() if len(values) else np.nan, f"{name}_low": low, f"{name}_high": high}
 
 
 def _change(part: pd.DataFrame, doses: Sequence[int]) -> np.ndarray:
@@ -175,9 +173,8 @@ def _change(part: pd.DataFrame, doses: Sequence[int]) -> np.ndarray:
 def _curve(rows: pd.DataFrame) -> pd.DataFrame:
     counted = rows[rows["kind"] == "tf"].assign(count=lambda tf: tf["dose"].astype(int))
     per_query = counted.groupby(["heads", "count", "query_id"], sort=False)["mass"].mean()
-    lines = []
-    for (heads, count), values in per_query.groupby(["heads", "count"], sort=False):
-        low, high = mean_interval(values.to_numpy())
-        lines.append({"site": "mass", "heads": heads, "count": count, "queries": len(values)})
-        lines[-1] |= {"mass": values.mean(), "mass_low": low, "mass_high": high}
+    lines = [
+        {"site": "mass", "heads": heads, "count": count, "queries": len(values)} | _mean("mass", values.to_numpy())
+        for (heads, count), values in per_query.groupby(["heads", "count"], sort=False)
+    ]
     return pd.DataFrame(lines)

@@ -56,23 +56,21 @@ class RobustMetric(Experiment):
         lines = []
         for metric in METRICS:
             for other in ("score_delta", "grade"):
-                kept = rows[["query_id", metric, other]].dropna()
-                if kept[other].nunique() > 1:
-                    rho, low, high = spearman(
-                        kept[metric].to_numpy(), kept[other].to_numpy(), kept["query_id"].to_numpy()
-                    )
+                known = rows[["query_id", metric, other]].dropna()
+                if known[other].nunique() > 1:
+                    numbers = spearman(*(known[name].to_numpy() for name in (metric, other, "query_id")))
                 elif other == "score_delta":
-                    rho, low, high = (np.nan,) * 3  # one gap alone goes with nothing
+                    numbers = (np.nan,) * 3  # one gap alone goes with nothing
                 else:
                     continue
-                told = {"metric": metric, "with": other, "pairs": len(kept), "queries": kept["query_id"].nunique()}
-                lines.append(told | {"estimate": rho, "low": low, "high": high})
+                line = {"metric": metric, "with": other, "pairs": len(known), "queries": known["query_id"].nunique()}
+                lines.append(line | dict(zip(("estimate", "low", "high"), numbers, strict=True)))
         return pd.DataFrame(lines)
 
     def chart(self, summary: pd.DataFrame) -> Any:
         """Metric x what it correlates with."""
         return charts.effect_map(
-            summary.rename(columns={"estimate": "rho"}).assign(significant=summary["low"] * summary["high"] > 0),
+            summary.assign(rho=summary["estimate"], significant=summary["low"] * summary["high"] > 0),
             "with",
             "metric",
             "rho",
