@@ -1,17 +1,16 @@
 """Runs an experiment: cut it into units, compute the missing ones, store, summarise, draw.
 
-`run` goes straight through: the experiment with its options (`_asked`), what it runs on and its options in normal form
-(`_checked`), what it finds first (`prepare`), the stored run (`_opened`), the units that are missing (`_compute`), and
-once all are there summary, chart and findings (`_finish`).
+`run` goes straight through: the experiment with its options (`asked_for`), in normal form (`checked`), with what it
+finds first (`prepare`), the stored run (`_opened`), the missing units (`_compute`), and once all are there summary,
+chart and findings (`finish`).
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from mechir.registry.runs import DEFAULT, Run, open_run
 from mechir.sweeps import forwards
 
 SHOWN = 60
-"""Longest value printed in the line on what `prepare` found."""
+"""Longest value printed in the line on the results of `prepare`."""
 UNIT = 128
 """A unit is closed at the first whole query that brings it to this many pairs."""
 
@@ -58,19 +57,15 @@ class Shard:
 
 def units(pairs: Sequence[Any]) -> list[list[Any]]:
     """The pairs or contrasts in units of whole queries, each closed once it holds `UNIT` of them."""
-    found: list[list[Any]] = [[]]
-    for query in _queries(pairs):
-        if len(found[-1]) >= UNIT:
-            found.append([])
-        found[-1] += query
-    return found
-
-
-def _queries(pairs: Sequence[Any]) -> Iterator[list[Any]]:
     by_query: dict[str, list[Any]] = {}
     for pair in pairs:
         by_query.setdefault(pair.query_id, []).append(pair)
-    yield from by_query.values()
+    cut: list[list[Any]] = [[]]
+    for query in by_query.values():
+        if len(cut[-1]) >= UNIT:
+            cut.append([])
+        cut[-1] += query
+    return cut
 
 
 def run(
@@ -103,21 +98,15 @@ def run(
         MechirError: for unknown options, an empty pool, what the model refuses, and a model that is not the one that
             its fingerprint names or does not score as Hugging Face's does.
     """
-    _refuse_kinds(model, source, pool, shard)
-    assert isinstance(model, HookedEncoder)
+    model = _readied(model, source, pool, shard)
     asked = asked_for(experiment, chosen)
-    pool, registry = pool or Pool(), Path(registry)
-    refuse_altered(model)
-    model = model.limited(pool.max_length)
-    where = {"pool": pool, "registry": registry, "say": say or silent}
-    again = partial(_run_another, model, source, **where)
+    where: dict[str, Any] = {"pool": pool or Pool(), "registry": Path(registry), "say": say or silent}
     if asked.rows_of is not None:
-        of = run(asked.as_rows_of(), model, source, shard=shard, fresh=fresh, **where)
-        stored = open_run(registry, provenance.again(asked, of), lambda run: provenance.follow(run, asked, of))
+        rows = run(asked.as_rows_of(), model, source, shard=shard, fresh=fresh, **where)
+        identity = provenance.again(asked, rows)
+        stored = open_run(where["registry"], identity, lambda run: provenance.follow(run, asked, rows))
     else:
-        taken = material_of(asked, model, source_of(asked, source), pool)
-        inputs = Inputs(model, taken.material, source_of(asked, source), pool, registry, where["say"], again)
-        stored, asked, cut = _begun(asked, inputs, taken, fresh)
+        stored, asked, cut = _begun(asked, model, source, fresh=fresh, **where)
         _compute(stored, asked, model, cut, shard or Shard(), where["say"])
     if len(stored.done()) == stored.record["units"]:
         finish(stored, asked, model, source_of(asked, source))
@@ -139,24 +128,13 @@ def job(
     Raises:
         MechirError: as `run`; for a model that was made in memory, and an experiment on the rows of another.
     """
-    _refuse_kinds(model, source, pool, None)
-    assert isinstance(model, HookedEncoder)
-    asked, pool, registry = asked_for(experiment, chosen), pool or Pool(), Path(registry)
+    model = _readied(model, source, pool)
+    asked = asked_for(experiment, chosen)
     if asked.rows_of is not None:
         raise MechirError(f"'{asked.name}' computes no rows of its own: make a job of '{asked.rows_of.name}' first.")
-    refuse_altered(model)
-    model = model.limited(pool.max_length)
-    reference, own = ModelReference.of(model), source_of(asked, source)
-    say = say or silent
-    again = partial(_run_another, model, source, pool=pool, registry=registry, say=say)
-    taken = material_of(asked, model, own, pool)
-    stored, ready, cut = _begun(asked, Inputs(model, taken.material, own, pool, registry, say, again), taken, False)
-    return Job(ready, reference, own, tuple(map(tuple, cut)), stored.path)
-
-
-def _run_another(model: HookedEncoder, own: Source, experiment: Any, *, source: Source = None, **where: Any) -> Run:
-    """Another experiment in the same registry, on the same model and, unless another is given, the same source."""
-    return run(experiment, model, own if source is None else source, **where)
+    reference, where = ModelReference.of(model), Path(registry)
+    stored, ready, cut = _begun(asked, model, source, pool=pool or Pool(), registry=where, say=say or silent)
+    return Job(ready, reference, source_of(asked, source), tuple(map(tuple, cut)), stored.path)
 
 
 def asked_for(experiment: Experiment | type[Experiment] | str | Path, chosen: Mapping[str, Any]) -> Experiment:
@@ -179,8 +157,8 @@ def asked_for(experiment: Experiment | type[Experiment] | str | Path, chosen: Ma
     return kind.chosen(**chosen)
 
 
-def _refuse_kinds(model: object, source: Any, pool: Any, shard: Any) -> None:
-    """Raises for arguments of another kind, with what makes the right one."""
+def _readied(model: object, source: Any, pool: Any, shard: Any = None) -> HookedEncoder:
+    """The model as the pool reads it; raises for a model that was altered, and for arguments of another kind."""
     for name, value, kinds, write in (
         ("model", model, HookedEncoder, "mechir.load(...)"),
         ("source", source, Collection | Collections | Diagnostic, "mechir.collection(...) or mechir.diagnostic(...)"),
@@ -189,10 +167,13 @@ def _refuse_kinds(model: object, source: Any, pool: Any, shard: Any) -> None:
     ):
         if not isinstance(value, kinds):
             raise MechirError(f"Cannot run with {name}={value!r:.60}: write {name}={write}.")
+    assert isinstance(model, HookedEncoder)
+    refuse_altered(model)
+    return model.limited(pool.max_length if pool else None)
 
 
 def checked(experiment: Experiment, inputs: Inputs) -> Experiment:
-    """The experiment with its options in normal form, so that what is one thing is one run.
+    """The experiment with its options in normal form, so that equal options give one run.
 
     Raises:
         MechirError: for what the experiment cannot do with this model and this pool.
@@ -202,25 +183,40 @@ def checked(experiment: Experiment, inputs: Inputs) -> Experiment:
     return normal
 
 
-def _begun(asked: Experiment, inputs: Inputs, taken: Taken, fresh: bool) -> tuple[Run, Experiment, list[list[Any]]]:
-    """The run, the experiment with what it found, and the units."""
+def _begun(
+    asked: Experiment,
+    model: HookedEncoder,
+    source: Source,
+    *,
+    pool: Pool,
+    registry: Path,
+    say: Callable[[str], None],
+    fresh: bool = False,
+) -> tuple[Run, Experiment, list[list[Any]]]:
+    """The stored run, the experiment with the results of its `prepare`, and the units."""
+
+    def another(experiment: Any, *, source: Source = source, pool: Pool = pool) -> Run:
+        return run(experiment, model, source, pool=pool, registry=registry, say=say)
+
+    source = source_of(asked, source)
+    taken = material_of(asked, model, source, pool)
+    inputs = Inputs(model, taken.material, source, pool, registry, say, another)
     normal = checked(asked, inputs)
-    provenance.certificate(inputs.model, pairs_of(inputs.material))
+    provenance.certificate(model, pairs_of(taken.material))
     ready, material = normal.prepare(inputs)
-    _say_found(normal, ready, inputs.say)
+    _say_found(normal, ready, say)
     if not material:
         raise MechirError(f"Nothing of this pool is left to measure for '{asked.name}': take more queries.")
     cut = units(material)
     stored = _opened(normal, ready, inputs, taken, material, fresh)
-    queries = len({one.query_id for one in material})
-    inputs.say(f"Run {stored.id}: {len(material)} {what(ready)} of {queries} queries in {len(cut)} units")
+    queries = len({item.query_id for item in material})
+    say(f"Run {stored.id}: {len(material)} {_kind(ready)} of {queries} queries in {len(cut)} units")
     if queries < FEWEST:
-        inputs.say(f"{queries} queries are too few to test: intervals are Student's; tests need {FEWEST} or more.")
+        say(f"{queries} queries are too few to test: intervals are Student's; tests need {FEWEST} or more.")
     return stored, ready, cut
 
 
-def what(experiment: Experiment) -> str:
-    """What is counted: pairs or contrasts."""
+def _kind(experiment: Experiment) -> str:
     return "contrasts" if experiment.runs_on == "contrasts" else "pairs"
 
 
@@ -229,15 +225,15 @@ def _opened(
 ) -> Run:
     """The stored run, begun with its record and frames if it is not there yet.
 
-    `normal`: the experiment as it was asked for; `ready`: with what it found; `taken`: what it runs on, before queries
-    were kept back to find something on.
+    `normal`: the experiment as it was asked for; `ready`: after `prepare`; `taken`: the pool, before `prepare` kept
+    queries back.
     """
     model, source, pool = inputs.model, inputs.source, inputs.pool
     identity = provenance.identity_of(ready, model, source, material, pool)
     identity |= {"fresh": secrets.token_hex(8)} if fresh else {}
 
     def begin(stored: Run) -> None:
-        held_back = {one.query_id for one in taken.material} - {one.query_id for one in material}
+        held_back = {item.query_id for item in taken.material} - {item.query_id for item in material}
         asked = provenance.asked_of(normal, model, source, pool) | {"held_back": len(held_back)}
         frames = _frames(source, material, pool, taken) | ready.frames
         provenance.begin(stored, identity, ready, model, pairs_of(material), frames, len(units(material)), asked)
@@ -246,20 +242,18 @@ def _opened(
 
 
 def _frames(source: Source, material: Material, pool: Pool, taken: Taken) -> dict[str, pd.DataFrame]:
-    """What is stored beside the rows: judgments, and what was left out."""
-    judged = source.judged(pairs_of(material), full=pool.full)
-    if taken.left_out is not None:  # what the model cannot read is in no ideal ranking either
-        unread = taken.left_out[taken.left_out["reason"].isin(REASONS)]
-        gone = pd.MultiIndex.from_frame(unread[["query_id", "doc_id"]])
-        judged = judged[~pd.MultiIndex.from_frame(judged[["query_id", "doc_id"]]).isin(gone)].reset_index(drop=True)
-    frames = {"judged": judged}
-    if taken.left_out is not None and len(taken.left_out):
-        frames["left_out"] = taken.left_out
+    """The frames stored beside the rows: judgments, and the pairs that were left out."""
+    frames = {"judged": source.judged(pairs_of(material), full=pool.full)}
+    if (left_out := taken.left_out) is not None and len(left_out):
+        frames["left_out"] = left_out
+        unread, judged = left_out[left_out["reason"].isin(REASONS)], frames["judged"]  # they are in no ideal ranking
+        gone, pairs = (pd.MultiIndex.from_frame(rows[["query_id", "doc_id"]]) for rows in (unread, judged))
+        frames["judged"] = judged[~pairs.isin(gone)].reset_index(drop=True)
     return frames if taken.skipped is None else frames | {"skipped": taken.skipped}
 
 
 def _say_found(normal: Experiment, ready: Experiment, say: Callable[[str], None]) -> None:
-    """Prints what `prepare` found: options that are others now, long ones cut short, and frames by their length."""
+    """Prints the results of `prepare`: options that changed, long ones cut short, and frames by their length."""
     before = normal.written
     changed = {name: str(value) for name, value in ready.written.items() if value != before[name]}
     changed |= {name: f"{len(frame)} rows" for name, frame in ready.frames.items() if len(frame)}
@@ -283,7 +277,7 @@ def _compute(
         compute_unit(stored, experiment, model, cut[unit], unit)
         done += len(cut[unit])
         left = (time.monotonic() - start) / done * (total - done)
-        say(f"unit {unit + 1}/{len(cut)}: {done}/{total} {what(experiment)}, {_duration(left)} left")
+        say(f"unit {unit + 1}/{len(cut)}: {done}/{total} {_kind(experiment)}, {_duration(left)} left")
 
 
 def _duration(seconds: float) -> str:

@@ -29,7 +29,7 @@ from mechir.registry.runs import Run
 
 @dataclass(frozen=True)
 class ModelReference:
-    """Where a model is read from and how, and which one it must then be.
+    """The place and the options that a model is read with, and the fingerprint that it must have.
 
     Attributes:
         name: a directory, a name on the hub, or "embedded".
@@ -47,11 +47,7 @@ class ModelReference:
 
     @classmethod
     def of(cls, model: HookedEncoder) -> ModelReference:
-        """The reference of a loaded model.
-
-        Raises:
-            MechirError: for a model that was made in memory, which no other process can read.
-        """
+        """The reference of a loaded model; raises for one that was made in memory, which no other process can read."""
         name = model.cfg.model_name
         path = Path(name).expanduser()
         if type(model) is not HookedEncoder or not (name == NAME or path.is_dir() or model.revision):
@@ -64,11 +60,7 @@ class ModelReference:
         return cls(where, str(model.dtype).removeprefix("torch."), model.head.relevant_label, length, model.fingerprint)
 
     def load(self, device: str | None = None) -> HookedEncoder:
-        """The model.
-
-        Raises:
-            MechirError: where what is read now is another model.
-        """
+        """Reads the model; raises where it is another one now."""
         return _loaded(self, device)
 
 
@@ -87,12 +79,12 @@ def _loaded(reference: ModelReference, device: str | None) -> HookedEncoder:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """The units of one run, and what they are computed with.
+    """The units of one run, with the experiment and the model that compute them.
 
     Attributes:
-        experiment: with all that its `prepare` found.
+        experiment: as its `prepare` returned it.
         model: where the model is read from.
-        source: what the material comes from, for the summary.
+        source: where the material comes from, for the summary.
         units: the pairs or contrasts of each unit.
         path: the folder of the run.
     """
@@ -104,11 +96,7 @@ class Job:
     path: Path
 
     def __getstate__(self) -> dict[str, Any]:
-        """The experiment as its file and its fields: a file's own class is known in this process alone.
-
-        Raises:
-            MechirError: for an experiment that was typed in.
-        """
+        """The experiment as its file and fields, as its class is known here alone; raises for one that was typed in."""
         kind = type(self.experiment)
         if not (file := provenance.source_file(self.experiment)):
             raise MechirError(f"{kind.__name__} was typed in and no other process can read it: write it into a file.")
@@ -134,15 +122,10 @@ class Job:
         return unit
 
     def finish(self, device: str | None = None) -> Run:
-        """Writes summary, chart and findings.
-
-        Raises:
-            MechirError: while units are missing.
-        """
+        """Writes summary, chart and findings; raises while units are missing."""
         if missing := self.missing():
-            raise MechirError(
-                f"Run {self.run.id} is not finished: {len(missing)} of {len(self.units)} units are missing."
-            )
+            count = f"{len(missing)} of {len(self.units)}"
+            raise MechirError(f"Run {self.run.id} is not finished: {count} units are missing.")
         finish(self.run, self.experiment, self.model.load(device), self.source)
         return self.run
 
@@ -158,17 +141,16 @@ def finish(stored: Run, experiment: Experiment, model: HookedEncoder, source: So
     """Summary, chart and findings, made once."""
     from mechir.views import charts
 
-    of = of_record(stored.record)
-    finished = Finished(stored.rows, stored.judged, model, source, of["axiom"])
+    subject = of_record(stored.record)
+    finished = Finished(stored.rows, stored.judged, model, source, subject["axiom"])
     if not (stored.path / "summary.parquet").is_file():
         summary = experiment.summarise(finished)
         charts.save(experiment.chart(summary), stored.path / "chart")
-        measured = {"seconds": round(stored.seconds, 1), "devices": stored.devices}
-        measured |= {"quality": provenance.quality(stored)}
-        stored.write_record(stored.record | measured)
+        seconds, quality = round(stored.seconds, 1), provenance.quality(stored)
+        stored.write_record(stored.record | {"seconds": seconds, "devices": stored.devices, "quality": quality})
         stored.write_frame("summary", summary)
     registry = stored.path.parents[1]
     if not entries.has_findings(registry, stored.id):
-        found = experiment.findings(replace(finished, summary=stored.summary))
-        if found is not None:
-            entries.record(registry, stored.id, checked(placed(found, stored.record), of))
+        findings = experiment.findings(replace(finished, summary=stored.summary))
+        if findings is not None:
+            entries.record(registry, stored.id, checked(placed(findings, stored.record), subject))

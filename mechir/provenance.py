@@ -1,4 +1,4 @@
-"""What decides the numbers of a run, and what else is recorded with it."""
+"""The identity of a run, which decides its numbers, and all else that is recorded with it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ INTACT = "original"
 FILES = ("idf",)
 """Options of experiments that name a file."""
 FRAMES = ("judged", "skipped", "left_out")
-"""What is stored beside the rows of a run, and of a run that summarises them."""
+"""The frames stored beside the rows of a run, and of a run that summarises them."""
 CERTIFIED = 8
 """Pairs on which each run compares the model with Hugging Face before anything is measured."""
 
@@ -51,11 +51,7 @@ def source_file(experiment: Experiment) -> str:
 
 
 def file_hash(experiment: Experiment) -> str:
-    """The SHA-256 of an experiment's file; of one that was typed in, of its source.
-
-    Raises:
-        MechirError: where its source cannot be read.
-    """
+    """The SHA-256 of an experiment's file, or of its source where it was typed in; raises where that cannot be read."""
     if file := source_file(experiment):
         return hashlib.sha256(Path(file).read_bytes()).hexdigest()
     try:
@@ -82,30 +78,25 @@ def follow(stored: Run, experiment: Experiment, of: Run) -> None:
         if (of.path / f"{name}.parquet").is_file():
             stored.write_frame(name, pd.read_parquet(of.path / f"{name}.parquet"))
     record = of.record | {"id": stored.id, "identity": again(experiment, of), "rows_of": of.id}
-    record |= {"file": source_file(experiment)}
-    stored.write_record(record | {"commit": _commit(experiment)})
+    stored.write_record(record | {"file": source_file(experiment), "commit": _commit(experiment)})
 
 
 def identity_of(
-    experiment: Experiment,
-    model: HookedEncoder,
-    source: Any,
-    material: Sequence[Any],
-    pool: Any,
+    experiment: Experiment, model: HookedEncoder, source: Any, material: Sequence[Any], pool: Any
 ) -> dict[str, Any]:
-    """What decides the numbers, and so the id of the run."""
+    """All that decides the numbers, and so the id of the run."""
     contrasts: dict[str, Any] = {}
-    found = {name: frame for name, frame in experiment.frames.items() if len(frame)}
+    frames = {name: frame for name, frame in experiment.frames.items() if len(frame)}
     if isinstance(source, Diagnostic):
         contrasts = {"fillers": list(source.fillers), "swap": source.swap}
         contrasts |= {"axiom": source.axiom, "perturbed": about(source).id, "perturbed_sha256": about(source).hash}
+    sample = {name: value for name, value in vars(pool).items() if name != "max_length"}
     return contrasts | {
         "experiment": experiment.name,
         "experiment_sha256": file_hash(experiment),
         "mechir": metadata.version("mechir-encoders"),
-        "options": {name: _counted(name, one) for name, one in (experiment.written | found).items()},
-        "pool": {name: one for name, one in vars(pool).items() if name != "max_length"}
-        | {"run": _content(pool.run, source)},
+        "options": {name: _counted(name, value) for name, value in (experiment.written | frames).items()},
+        "pool": sample | {"run": _content(pool.run, source)},
         "model_fingerprint": model.fingerprint,
         "relevant_label": model.head.relevant_label,
         "collection": source.id,
@@ -116,11 +107,11 @@ def identity_of(
 
 
 def _counted(name: str, value: Any) -> Any:
-    """An option as it counts: a frame or a file by what it holds."""
+    """An option as the identity holds it: frames and files by their SHA-256."""
     if isinstance(value, pd.DataFrame):
-        return frame_hash(value)
-    held = name in FILES and value and Path(value).is_file()
-    return hashlib.sha256(Path(value).read_bytes()).hexdigest() if held else value
+        return hashlib.sha256(value.to_csv(index=False).encode()).hexdigest()
+    is_file = name in FILES and value and Path(value).is_file()
+    return hashlib.sha256(Path(value).read_bytes()).hexdigest() if is_file else value
 
 
 def about(source: Any) -> Any:
@@ -134,35 +125,33 @@ def about(source: Any) -> Any:
 def collections_of(source: Any) -> list[dict[str, str]]:
     """The collection that findings on a source are about, and where it is several, each of them."""
     whole = about(source)
-    several = [one for _, one in whole.members] if isinstance(whole, Collections) else []
-    return [dict(zip(COLUMNS, (one.id, one.full_name, one.hash), strict=True)) for one in (whole, *several)]
+    members: list[Any] = [member for _, member in whole.members] if isinstance(whole, Collections) else []
+    return [dict(zip(COLUMNS, (each.id, each.full_name, each.hash), strict=True)) for each in (whole, *members)]
 
 
 def asked_of(experiment: Experiment, model: HookedEncoder, source: Any, pool: Any) -> dict[str, Any]:
-    """What a run was asked for, to ask for it again from anywhere; recorded, but no part of its identity.
+    """The command of a run, to give it again from anywhere; recorded, but no part of its identity.
 
     `asked`: the options of the experiment as they were given, without those that it found; `given`: the other
     options of the command line, of a diagnostic set made otherwise without those of a pool; `file`: the experiment's;
-    `collections`: what findings are about.
+    `collections`: those that findings are about.
     """
-    on, sample = source, dict(vars(pool))
+    collection, sample = source, {name: value for name, value in vars(pool).items() if name != "max_length"}
     given: dict[str, Any] = {"model": _whole(model.cfg.model_name), **source.rules}
     label, length = model.head.relevant_label, model.max_length
     given["relevant_label"] = None if label == relevant(model.head.labels, None) else label
-    del sample["max_length"]
     given["max_length"] = length if model.reading.limited_by == ASKED else None
     if isinstance(source, Diagnostic):
-        on, sample = source.perturbed, dict(source.asked or {})
+        collection, sample = source.perturbed, dict(source.asked or {})
         given["diagnostic"] = sample.pop("name", source.axiom)
         given |= {"data": str(source.folder.resolve())} if source.folder is not None else {}
-    if isinstance(on, Collections):
-        given["collection"] = [f"{group}:{one.address}" for group, one in on.members]
-    elif on is not None:
-        given["collection"] = [on.address]
-    if isinstance(source, Diagnostic):
         given |= {"filler": list(source.fillers), "swap": source.swap}
+    if isinstance(collection, Collections):
+        given["collection"] = [f"{group}:{member.address}" for group, member in collection.members]
+    elif collection is not None:
+        given["collection"] = [collection.address]
     given |= sample | ({"run": _whole(sample["run"])} if sample.get("run") else {})
-    asked = {name: _whole(one) if name in FILES and one else one for name, one in experiment.written.items()}
+    asked = {name: _whole(value) if name in FILES and value else value for name, value in experiment.written.items()}
     return {"asked": asked, "given": given, "file": source_file(experiment), "collections": collections_of(source)}
 
 
@@ -176,16 +165,11 @@ def _content(name: str | Path | None, source: Any) -> str | None:
     """The SHA-256 of a run's file, by its path or by its name in the collection; of several collections the name."""
     if name is None:
         return None
-    own = about(source)
-    if isinstance(own, Collections) and not Path(name).is_file():
+    collection = about(source)
+    if isinstance(collection, Collections) and not Path(name).is_file():
         return str(name)
-    file = run_file(name, getattr(own, "folder", None), own.id)
+    file = run_file(name, getattr(collection, "folder", None), collection.id)
     return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def frame_hash(frame: pd.DataFrame) -> str:
-    """The SHA-256 of a frame that an experiment found and measures with."""
-    return hashlib.sha256(frame.to_csv(index=False).encode()).hexdigest()
 
 
 def begin(
@@ -200,7 +184,7 @@ def begin(
 ) -> None:
     """Writes the record of a run and the frames that belong to it, before anything is measured.
 
-    `asked`: `asked_of`, and what else the record says of how the run was asked for.
+    `asked`: `asked_of`, and how many queries were held back.
     """
     encoded = model.encode(pairs)
     for name, frame in frames.items():
@@ -233,7 +217,7 @@ def begin(
 
 
 def quality(stored: Run) -> list[dict[str, Any]]:
-    """The mean nDCG@10 of the intact model, of each collection, where the rows tell it.
+    """The mean nDCG@10 of the intact model on each collection, where the rows hold its scores.
 
     `n` of `queries` count; `over_all` is the mean with the others as 0, as ir_measures has it over all judgments.
     """
@@ -242,10 +226,10 @@ def quality(stored: Run) -> list[dict[str, Any]]:
         return []
     values = ranking.ndcg(rows[rows["name"] == INTACT], stored.judged).set_index("query_id")["value"]
     silent = [] if stored.record.get("held_back") else left_out.queries(stored.left_out, left_out.NO_PAIR)
-    every = pd.Series([*rows["query_id"].unique(), *silent])
-    of = every.map(lambda key: collection_of(key) if BETWEEN in key else "")
+    queries = pd.Series([*rows["query_id"].unique(), *silent])
+    collections = queries.map(lambda key: collection_of(key) if BETWEEN in key else "")
     lines = []
-    for name, ids in every.groupby(of, sort=False):
+    for name, ids in queries.groupby(collections, sort=False):
         here = values[values.index.isin(ids)]
         line = {"collection": name, "measure": "nDCG@10", "value": float(here.mean()) if len(here) else None}
         lines.append(line | {"n": len(here), "queries": len(ids), "over_all": float(here.sum() / len(ids))})
@@ -256,7 +240,7 @@ _CERTIFICATES: WeakKeyDictionary[HookedEncoder, dict[tuple[str, ...], dict[str, 
 
 
 def certificate(model: HookedEncoder, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """The parity certificate over some of these pairs, made once in the life of a model, where and as exact as it is.
+    """The parity certificate over some of these pairs, made once for a model, its device and its dtype.
 
     Raises:
         MechirError: for a model that reads or scores otherwise than Hugging Face's does.
@@ -275,10 +259,9 @@ def _commit(experiment: Experiment) -> str | None:
     """The git commit of the experiment's folder, where it is in a checkout."""
     if not (file := source_file(experiment)):
         return None
+    command, folder = ["git", "rev-parse", "HEAD"], Path(file).parent
     try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(file).parent, capture_output=True, text=True, check=False, timeout=5
-        )
+        answer = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=5)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return answer.stdout.strip() or None

@@ -74,10 +74,5 @@ class Examples(Experiment):
     def chart(self, summary: pd.DataFrame) -> Any:
         """How much each head looks across, a row per pair."""
         named = summary.assign(pair=summary["query_id"] + "/" + summary["doc_id"])
-        return charts.heatmap(
-            named,
-            "site",
-            "pair",
-            "query_doc",
-            title="Largest weight of a query piece to the document, mean over pieces",
-        )
+        title = "Largest weight of a query piece to the document, mean over pieces"
+        return charts.heatmap(named, "site", "pair", "query_doc", title=title)

@@ -155,7 +155,7 @@ def _contrasts(model: Weights, pairs: Sequence[Pair], filler: str) -> list[Contr
     return [align(pair, Tfc1(), model.tokenizer, filler, max_length=limit) for pair in some]
 
 
-def _mean(values: pd.Series) -> dict[str, float]:
+def _mean(values: pd.Series) -> dict[str, Any]:
     """The mean over queries with its interval."""
     low, high = mean_interval(values.to_numpy())
     return {"estimate": values.mean(), "low": low, "high": high}

@@ -158,7 +158,7 @@ def _head(site: str, part: pd.DataFrame) -> dict[str, Any]:
     return line | _mean("rise", rise) | _mean("by_length", longer) | _mean("similarity", similar)
 
 
-def _mean(name: str, values: np.ndarray) -> dict[str, float]:
+def _mean(name: str, values: np.ndarray) -> dict[str, Any]:
     """The mean over queries with its interval; missing without queries."""
     low, high = mean_interval(values)
     return {name: values.mean() if len(values) else np.nan, f"{name}_low": low, f"{name}_high": high}
