@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,8 @@ from mechir.reranker import Weights
 from mechir.sites import is_head
 from mechir.views import charts
 
-LEAST = 6
-"""A measure with fewer heads on both collections is not compared."""
+from .overlap import measured_by_both
+
 WHERE = ["model", "model_fingerprint", "collection"]
 HEAD = r"h(\d+)\.\d+"
 NUMBERS = ["effect", "low", "high", "unit"]
@@ -61,11 +60,11 @@ class Across(Experiment):
         """One pair, that the run has a query; the findings on heads, what was asked, and the links of the registry."""
         registry = inputs.registry
         findings = held(matching(registry, newest=True))
-        there = findings[WHERE].drop_duplicates()
-        if len(there) < 2:
-            only = there.iloc[0]
-            everything = f"All findings of '{registry}' are of {only['model']} on {only['collection']}"
-            raise MechirError(f"{everything}, and two collections or models are needed: {FIRST}.")
+        if len(findings[WHERE].drop_duplicates()) < 2:
+            subject = f"{findings['model'].iloc[0]} on {findings['collection'].iloc[0]}"
+            raise MechirError(
+                f"All findings of '{registry}' are of {subject}, and two collections or models are needed: {FIRST}."
+            )
         of_heads = is_head(findings["site"]) & ~findings["planned"]
         heads = findings[of_heads].sort_values([*WHERE, "measure", "site", "written"])
         heads = heads.drop_duplicates([*WHERE, "measure", "site"], keep="last")[[*WHERE, "measure", "site", "value"]]
@@ -75,13 +74,12 @@ class Across(Experiment):
                 f"The findings of '{registry}' hold no links, and no two collections share a measure: {FIRST}."
             )
         links = pd.DataFrame(_links(findings), columns=[*WHERE, "site", "term", *NUMBERS, "conflicts", "planned"])
-        tables = {"heads": heads, "asked": asked, "links": links.sort_values(["term", "site", *WHERE])}
-        indexed = {name: table.reset_index(drop=True) for name, table in tables.items()}
-        return replace(self, **indexed), inputs.material[:1]
+        links = links.sort_values(["term", "site", *WHERE], ignore_index=True)
+        return replace(self, heads=heads.reset_index(drop=True), asked=asked, links=links), inputs.material[:1]
 
     def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
         """The ids of the pair; everything is in the findings."""
-        return pd.DataFrame([{"query_id": pair.query_id, "doc_id": pair.doc_id, "grade": pair.grade} for pair in pairs])
+        return pd.DataFrame(list(pairs))[["query_id", "doc_id", "grade"]]
 
     def summarise(self, run: Finished) -> pd.DataFrame:
         """Three kinds of rows, all with `kind` and `model`.
@@ -108,7 +106,7 @@ class Across(Experiment):
 
     @classmethod
     def table(cls, summary: pd.DataFrame) -> pd.DataFrame:
-        """What the terminal prints: all rows, the sentences of conflicts left out."""
+        """All rows, the sentences of conflicts left out."""
         first = ["kind", "model", "collection", "term", "measure", "one", "two", "site", "where", "n", "rho", "effect"]
         left = ["model_fingerprint", "conflicts", "p", "p_same", "same_expected", "depth_low", "depth_high", "on"]
         names = [name for name in first if name in summary]
@@ -121,58 +119,55 @@ class Across(Experiment):
         name = summary["model"] + " " + summary["model_fingerprint"].str[:6] + ", " if several else ""
         parts = []
         if len(values := summary[summary["kind"] == "values"]):
-            of = (name + summary["measure"] + ": " + summary["one"] + " and " + summary["two"]).loc[values.index]
+            names = name + summary["measure"] + ": " + summary["one"] + " and " + summary["two"]
             title = "Spearman's rho of the values of heads on two collections"
-            parts.append(charts.bars(values.assign(of=of), "rho", "of", title=title, low="low", high="high"))
-        on = (name + summary.get("collection", pd.Series("", summary.index))).rename("on")
-        if len(
-            deep := summary[(summary["kind"] == "component") & summary.get("depth", pd.Series(dtype=float)).notna()]
-        ):
+            parts.append(charts.bars(values.assign(of=names), "rho", "of", title=title, low="low", high="high"))
+        on = name + summary.get("collection", pd.Series("", summary.index))
+        deep = summary.get("depth", pd.Series(dtype=float)).notna()
+        if len(heads := summary[(summary["kind"] == "component") & deep]):
             where = "layer / number of layers"
-            shown = deep.rename(columns={"depth": where}).assign(on=on.loc[deep.index])
+            shown = heads.rename(columns={"depth": where}).assign(on=on)
             title = "Linked heads: how deep they lie, and how large their effect"
             parts.append(charts.scatter(shown, where, "effect", "on", title=title, label="site", column="term"))
         elif len(counts := summary[summary["kind"] == "links"]):
-            shown = counts.assign(of=counts["term"] + ", " + on.loc[counts.index], n=counts["n"].astype(float))
+            shown = counts.assign(of=counts["term"] + ", " + on, n=counts["n"].astype(float))
             parts.append(charts.bars(shown, "n", "of", title="Linked components"))
         return parts[0] if len(parts) == 1 else charts.stacked(*parts)
 
 
-def _asked(found: pd.DataFrame) -> Iterator[tuple[str, ...]]:
-    """On which collections of which models each link could have been found: both sides of its rule were measured."""
-    for key, part in found.groupby(WHERE):
+def _asked(findings: pd.DataFrame) -> Iterator[tuple[str, ...]]:
+    """The models and collections on which each link could have been found: both sides of its rule were measured."""
+    for key, part in findings.groupby(WHERE):
         yield from ((*key, term) for term, sides in measured(part).items() if all(sides.values()))
 
 
-def _links(found: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
+def _links(findings: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
     """Every link of every component, the causal finding behind it, and the conflicts there."""
-    of = [*WHERE, "site"]
-    told = conflicts(found).groupby(of[1:])["conflict"].agg("; ".join).to_dict()
-    here = found[found["holds"].groupby([found[name] for name in of]).transform("any")]
-    for key, part in here.groupby(of):
+    keys = [*WHERE, "site"]
+    sentences = conflicts(findings).groupby(keys[1:])["conflict"].agg("; ".join).to_dict()
+    for key, part in findings[findings.groupby(keys)["holds"].transform("any")].groupby(keys):
         rows = part.to_dict("records")
         for term, row in (exploratory(rows) | linked(rows)).items():
             numbers = (row[name] for name in ("value", "low", "high", "unit"))
-            yield *key, term, *numbers, told.get(key[1:], ""), row["planned"]
+            yield *key, term, *numbers, sentences.get(key[1:], ""), row["planned"]
 
 
 def _comparable(heads: pd.DataFrame) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
     """Every measure of a model on every two collections, and the values of the heads that both have."""
-    for (model, fingerprint, name), part in heads.groupby(["model", "model_fingerprint", "measure"]):
+    keys = ["model", "model_fingerprint", "measure"]
+    for key, part in heads.groupby(keys):
         wide = part.pivot(index="site", columns="collection", values="value")
-        for one, two in combinations(wide.columns, 2):
-            both = wide[[one, two]].dropna()
-            if len(both) >= LEAST and both.nunique().min() > 1:
-                row = {"model": model, "model_fingerprint": fingerprint, "measure": name, "one": one, "two": two}
-                yield row | {"n": len(both)}, both[one].to_numpy(), both[two].to_numpy()
+        for first, second, both in measured_by_both(wide):
+            row = dict(zip(keys, key, strict=True)) | {"one": first, "two": second, "n": len(both)}
+            yield row, both[first].to_numpy(), both[second].to_numpy()
 
 
 def _values(heads: pd.DataFrame, draws: int, seed: int) -> Iterator[dict[str, Any]]:
     for row, *sides in _comparable(heads):
-        rank, sign = (of(*sides, draws=draws, seed=seed) for of in (rank_agreement, sign_agreement))
-        told = {"kind": "values"} | row | {"rho": rank.value, "low": rank.low, "high": rank.high, "p": rank.p}
-        told |= {"same": sign.value, "same_low": sign.low, "same_high": sign.high, "same_expected": sign.expected}
-        yield told | {"p_same": sign.p}
+        rank, sign = (agreement(*sides, draws=draws, seed=seed) for agreement in (rank_agreement, sign_agreement))
+        row = {"kind": "values"} | row | {"rho": rank.value, "low": rank.low, "high": rank.high, "p": rank.p}
+        row |= {"same": sign.value, "same_low": sign.low, "same_high": sign.high, "same_expected": sign.expected}
+        yield row | {"p_same": sign.p}
 
 
 def _components(heads: pd.DataFrame, asked: pd.DataFrame, links: pd.DataFrame) -> pd.DataFrame:
@@ -180,11 +175,11 @@ def _components(heads: pd.DataFrame, asked: pd.DataFrame, links: pd.DataFrame) -
     layers = heads["site"].str.extract(HEAD, expand=False).astype(int)
     n_layers = layers.groupby(heads["model_fingerprint"]).max() + 1
     layer = links["site"].str.extract(f"^{HEAD}$", expand=False).astype(float)
-    of = ["model_fingerprint", "term"]
-    same = links.groupby([*of, "site"])["collection"]
+    keys = ["model_fingerprint", "term"]
+    same = links.groupby([*keys, "site"])["collection"]
     n_on, on = same.transform("nunique"), same.transform(lambda names: ", ".join(sorted(set(names))))
-    n_asked = asked.groupby(of)["collection"].nunique().rename("asked").reset_index()
-    n = links[of].merge(n_asked, how="left")["asked"]
+    n_asked = asked.groupby(keys)["collection"].nunique().rename("asked").reset_index()
+    n = links[keys].merge(n_asked, how="left")["asked"]
     where = np.select([n == 1, n_on == n], ["only asked here", "all"], "some")
     depth = layer / links["model_fingerprint"].map(n_layers)
     return links.assign(kind="component", depth=depth, on=on, asked=n, where=where)
@@ -192,11 +187,11 @@ def _components(heads: pd.DataFrame, asked: pd.DataFrame, links: pd.DataFrame) -
 
 def _counts(asked: pd.DataFrame, components: pd.DataFrame) -> Iterator[dict[str, Any]]:
     for key in asked.to_dict("records"):
-        own = components[np.logical_and.reduce([components[name] == value for name, value in key.items()])]
-        row = {"kind": "links"} | key | {"n": len(own)}
-        if own["depth"].notna().any():
-            row |= {"depth": own["depth"].mean(), "depth_low": own["depth"].min(), "depth_high": own["depth"].max()}
-        if len(own):
-            strongest = own.loc[own["effect"].abs().idxmax()]
-            row |= {name: strongest[name] for name in ("site", "effect", "low", "high", "unit")}
+        here = components[(components[list(key)] == pd.Series(key)).all(axis=1)]
+        row, depth = {"kind": "links"} | key | {"n": len(here)}, here["depth"]
+        if depth.notna().any():
+            row |= {"depth": depth.mean(), "depth_low": depth.min(), "depth_high": depth.max()}
+        if len(here):
+            strongest = here.loc[here["effect"].abs().idxmax()]
+            row |= {name: strongest[name] for name in ("site", *NUMBERS)}
         yield row

@@ -45,15 +45,12 @@ class Examples(Experiment):
 
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Pair]]:
         """The pairs to look at."""
-        pairs = inputs.material
-        ids = list(dict.fromkeys(pair.query_id for pair in pairs))
-        places = np.linspace(0, len(ids) - 1, min(self.queries, len(ids))).round().astype(int)
-        spread = {ids[place] for place in places.tolist()}
-        kept = first_of_each([pair for pair in pairs if pair.query_id in spread], 1, by_grade=True)
-        shown = []
-        for query in ids:
-            graded = sorted((pair for pair in kept if pair.query_id == query), key=lambda pair: -(pair.grade or 0))
-            shown += [graded[0], graded[-1]][: len(graded)] if graded else []
+        ids, shown = list(dict.fromkeys(pair.query_id for pair in inputs.material)), []
+        firsts = first_of_each(inputs.material, 1, by_grade=True)
+        for place in np.linspace(0, len(ids) - 1, min(self.queries, len(ids))).round().astype(int):
+            of_query = [pair for pair in firsts if pair.query_id == ids[place]]
+            graded = sorted(of_query, key=lambda pair: -(pair.grade or 0))
+            shown += [graded[0], graded[-1]][: len(graded)]
         return self, shown
 
     def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
@@ -72,7 +69,7 @@ class Examples(Experiment):
         return summary
 
     def chart(self, summary: pd.DataFrame) -> Any:
-        """How much each head looks across, a row per pair."""
+        """The largest weights of each head to the document, a row per pair."""
         named = summary.assign(pair=summary["query_id"] + "/" + summary["doc_id"])
         title = "Largest weight of a query piece to the document, mean over pieces"
         return charts.heatmap(named, "site", "pair", "query_doc", title=title)

@@ -24,7 +24,7 @@ from mechir.sites import is_head
 from mechir.views import charts
 
 LEAST = 6
-"""Two measures with fewer heads in common are not compared."""
+"""Two measures, or collections, with fewer heads in common are not compared."""
 FIRST = "run some first, such as `mechir run vast2025/attention_contrast` and `mechir run chen2024/head_maps`"
 
 
@@ -54,10 +54,10 @@ class Overlap(Experiment):
 
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Pair]]:
         """One pair, that the run has a query; the findings about heads: `measure`, `site`, `value`."""
-        collection, registry = inputs.source, inputs.registry
-        on = Named(collection.id, collection.full_name, collection.hash)
+        collection = inputs.source
+        on = {"collection": Named(collection.id, collection.full_name, collection.hash)}
         try:
-            findings = matching(registry, {"collection": on}, model=inputs.model.fingerprint, newest=True)
+            findings = matching(inputs.registry, on, model=inputs.model.fingerprint, newest=True)
         except MechirError as error:
             raise MechirError(f"{error} There is nothing to compare: {FIRST}.") from error
         findings = findings[~LINK_TO.among(findings["measure"])]  # conclusions repeat what they stand on
@@ -84,7 +84,7 @@ class Overlap(Experiment):
 
     def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
         """The ids of the pair; everything is in the findings."""
-        return pd.DataFrame([{"query_id": pair.query_id, "doc_id": pair.doc_id, "grade": pair.grade} for pair in pairs])
+        return pd.DataFrame(list(pairs))[["query_id", "doc_id", "grade"]]
 
     def summarise(self, run: Finished) -> pd.DataFrame:
         """One row for every two measures with `LEAST` heads in common.
@@ -94,25 +94,24 @@ class Overlap(Experiment):
         `jaccard_high`, `jaccard_expected` by chance, `p_jaccard`, `p_jaccard_corrected`.
         """
         lines = []
-        for one, two, both in _comparable(self.heads):
-            sides, k = (both[one].to_numpy(), both[two].to_numpy()), min(self.top, len(both) // 2)
+        for name, other, both in _comparable(self.heads):
+            sides, k = (both[name].to_numpy(), both[other].to_numpy()), min(self.top, len(both) // 2)
             rank = rank_agreement(*sides, draws=self.draws, seed=self.seed)
             share = top_agreement(*sides, k, draws=self.draws, seed=self.seed)
-            chosen = first(*sides, k, seed=self.seed)
-            shared = both.index[sorted({*chosen[0].tolist()} & {*chosen[1].tolist()})]
-            line = {"one": one, "two": two, "n": len(both)}
+            firsts = (set(places.tolist()) for places in first(*sides, k, seed=self.seed))
+            shared = both.index[sorted(set.intersection(*firsts))]
+            line = {"one": name, "two": other, "n": len(both)}
             line |= {"rho": rank.value, "low": rank.low, "high": rank.high, "p": rank.p}
             line |= {"top": k, "shared": ", ".join(shared), "jaccard": share.value, "jaccard_low": share.low}
             line |= {"jaccard_high": share.high, "jaccard_expected": share.expected, "p_jaccard": share.p}
             lines.append(line)
         table = pd.DataFrame(lines)
-        return table.assign(
-            p_corrected=holm(table["p"].to_numpy()), p_jaccard_corrected=holm(table["p_jaccard"].to_numpy())
-        )
+        corrected = {f"{name}_corrected": holm(table[name].to_numpy()) for name in ("p", "p_jaccard")}
+        return table.assign(**corrected)
 
     @classmethod
     def table(cls, summary: pd.DataFrame) -> pd.DataFrame:
-        """What the terminal prints: the pairs from the most alike on, without the names of the heads."""
+        """The pairs from the most alike on, without the names of the heads."""
         names = ["one", "two", "n", "rho", "low", "high", "p_corrected", "jaccard", "jaccard_low", "jaccard_high"]
         names += ["jaccard_expected", "p_jaccard_corrected"]
         return summary.sort_values("rho", ascending=False, kind="stable")[names]
@@ -121,28 +120,30 @@ class Overlap(Experiment):
         """Spearman's rho of every two measures, with a star where p < .05 over all pairs; the numbers name the rows."""
         names = sorted({*summary["one"], *summary["two"]})
         number = {name: str(place + 1) for place, name in enumerate(names)}
+        numbered = {name: f"{place} {name}" for name, place in number.items()}
         turned = summary.rename(columns={"one": "two", "two": "one"})
         shown = pd.concat([summary, turned], ignore_index=True)
-        named = shown.assign(
-            measure=[f"{number[name]} {name}" for name in shown["one"]],
-            other=[number[name] for name in shown["two"]],
-            star=shown["p_corrected"] < LEVEL,
-        )
+        cells = {"measure": shown["one"].map(numbered), "other": shown["two"].map(number)}
         return charts.heatmap(
-            named,
+            shown.assign(**cells, star=shown["p_corrected"] < LEVEL),
             "other",
             "measure",
             "rho",
             title="Do the methods order the heads alike? Spearman's rho of |value|",
             subtitle=f"{int(summary['n'].median())} heads in the median; *: p < .05 over all pairs of measures (Holm)",
             star="star",
-            order_x=[number[name] for name in names],
-            order_y=[f"{number[name]} {name}" for name in names],
+            order_x=list(number.values()),
+            order_y=list(numbered.values()),
         )
 
 
 def _comparable(heads: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
     """Every two measures that can be compared, and |value| by both for the heads that have them."""
     wide = heads.assign(size=heads["value"].abs()).pivot(index="site", columns="measure", values="size")
-    pairs = [(one, two, wide[[one, two]].dropna()) for one, two in combinations(wide.columns, 2)]
-    return [(one, two, both) for one, two, both in pairs if len(both) >= LEAST and both.nunique().min() > 1]
+    return measured_by_both(wide)
+
+
+def measured_by_both(wide: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
+    """Every two columns with `LEAST` rows or more in common, not all alike, and the rows that both have."""
+    pairs = [(name, other, wide[[name, other]].dropna()) for name, other in combinations(wide.columns, 2)]
+    return [(name, other, both) for name, other, both in pairs if len(both) >= LEAST and both.nunique().min() > 1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,7 +25,7 @@ from mechir.registry.evidence import held
 from mechir.registry.links import BEHIND, link_table
 from mechir.registry.plan import concluded
 from mechir.registry.queries import matching
-from mechir.registry.runs import Run, finished_runs
+from mechir.registry.runs import finished_runs
 from mechir.reranker import Weights
 from mechir.sites import Head, is_head, parse_site
 from mechir.views import charts
@@ -58,9 +58,9 @@ EXPLORING = (HeadToHeads(ports=("v",)),)
 CUT, EDITED, SHOWN = 3, 2, 12
 """Matching heads whose W_QK is cut; singular vectors that are edited; heads whose attention is stored to look at."""
 SOME, FEW = 24, 12
-"""Queries of what takes many forwards for each pair: of paths and conductance; of W_QK cut."""
+"""Query limits for the costly experiments: paths and conductance; cuts of W_QK."""
 PILOT = 8
-"""Queries that a plan's power is guessed from, where no run is known."""
+"""Queries that a plan's power is estimated from, where no run is known."""
 AT_MOST = {Importance: SOME, QkProjection: FEW}
 
 
@@ -68,11 +68,11 @@ AT_MOST = {Importance: SOME, QkProjection: FEW}
 class Pathway(Experiment):
     """From matching to BM25 in one run: which heads match, is it TF, is IDF involved, does the ranking depend on it?
 
-    On the first two thirds of the queries every experiment of the chain tells the registry what it finds: contrast,
-    spectra, soft-TF, IDF, patching and paths to the scoring heads, conductance, semantic BM25. What is linked to tf, to
-    idf and to the score is concluded by a plan that is written before anything is measured (`mechir.registry.plan`);
-    all else is exploratory. On the last third, which nothing has seen, the heads that match, those that are linked,
-    those that write the score and all of them are cut, beside random sets of the same layers.
+    Every experiment of the chain runs on the first two thirds of the queries: contrast, spectra, soft-TF, IDF, patching
+    and paths to the scoring heads, conductance, semantic BM25. A plan that is written before anything is measured
+    (`mechir.registry.plan`) concludes from their findings what is linked to tf, to idf and to the score; all else is
+    exploratory. On the last third, which nothing has seen, the heads that match, those that are linked, those that
+    write the score and all of them are cut, beside random sets of the same layers.
     """
 
     is_default = True
@@ -107,10 +107,10 @@ class Pathway(Experiment):
         return self
 
     def power(self, inputs: Inputs) -> pd.DataFrame:
-        """What the deciding tests can find on the learning queries: see `power_table`.
+        """The effects that the deciding tests can find on the learning queries: see `power_table`.
 
-        `from`: the run of this registry on the same model and collection that the spread is known of, or the first
-        queries, which are run for it.
+        `from`: the source of the spread, a run of this registry on the same model and collection, or the first queries,
+        which are run for it.
         """
         model, n = inputs.model, _learning(inputs.material)
         some = list(dict.fromkeys(pair.query_id for pair in inputs.material))[: min(n, PILOT)]
@@ -132,10 +132,10 @@ class Pathway(Experiment):
         return table.assign(**{"from": table["measure"].map(sources)})
 
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Pair]]:
-        """The pairs of the last queries; what the plan concludes on the first, the table of links, the sets to cut."""
+        """The pairs of the last queries; the conclusions of the plan on the first, the links, the sets to cut."""
         self._say_earlier(inputs)
         model, registry, n = inputs.model, inputs.registry, _learning(inputs.material)
-        runs: list[str] = []  # what others have told the registry may come from the queries that are held out
+        runs: list[str] = []  # other findings of the registry may come from the queries that are held out
 
         def on_pairs(steps: Iterator[Experiment]) -> None:
             for step in steps:
@@ -153,37 +153,37 @@ class Pathway(Experiment):
         findings = _held(registry, runs)
         plan = concluded(findings)
         sets = cut_sets(model, _sets(findings, plan), self.draws, self.seed)
-        held_out = _held_out(inputs.material, n)
-        heads = head_means(model, [pair for pair in inputs.material if pair.query_id not in held_out])
+        learning = set(list(dict.fromkeys(pair.query_id for pair in inputs.material))[:n])
+        heads = head_means(model, [pair for pair in inputs.material if pair.query_id in learning])
         ready = replace(self, linked=link_table(_with(findings, plan)), plan=plan, sets=sets, heads=heads)
-        return ready, [pair for pair in inputs.material if pair.query_id in held_out]
+        return ready, [pair for pair in inputs.material if pair.query_id not in learning]
 
     def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
         """Scores of every pair, and of a term more, without each set of heads: see `cut_scores`."""
         return cut_scores(model, pairs, self.sets, self.heads, self.filler)
 
     def summarise(self, run: Finished) -> pd.DataFrame:
-        """The links, what the plan says of each hypothesis, and what cutting sets of heads does on held-out queries.
+        """The links, the plan's verdicts on the hypotheses, and the effect of cutting sets of heads on held-out queries.
 
         `kind` "link": the columns of `links`. "plan": `measure`, `value` (components linked), `p`, `p_corrected`,
-        `label` (why none is). "cut": the columns of `cut_table`.
+        `label` (the reason where there are none). "cut": the columns of `cut_table`.
         """
         hypotheses = self.plan[self.plan["site"] == ""].assign(kind="plan")
         cuts = cut_table(run.rows, run.judged, self.sets).assign(kind="cut")
         return pd.concat([self.linked.assign(kind="link"), hypotheses, cuts], ignore_index=True)
 
     def findings(self, run: Finished) -> pd.DataFrame:
-        """What the plan concludes, and what the held-out queries lose without sets of heads beyond random sets."""
+        """The conclusions of the plan, and the loss on held-out queries without sets of heads, beyond random sets."""
         cuts = run.summary[run.summary["kind"] == "cut"]
         if cuts.empty:
             return self.plan
-        measures = [WITHOUT_HEADS(METRICS[one.measure], one.set, one.way) for one in cuts.itertuples()]
+        measures = [WITHOUT_HEADS(METRICS[row.measure], row.set, row.way) for row in cuts.itertuples()]
         lost = stated(cuts, measures, "excess", site="", label=cuts["site"], p=cuts["p_excess"])
         return pd.concat([self.plan, lost], ignore_index=True)
 
     @classmethod
     def table(cls, summary: pd.DataFrame) -> pd.DataFrame:
-        """The links with the evidence that most have, the plan's verdicts, and what cutting does."""
+        """The links with the evidence that most have, the plan's verdicts, and the effect of cutting."""
         evidence = ["contrast", "rise", "patching", "to_score", "r_idf", "edit_score", "edit_attention"]
         plan = ["measure", "value", "p_corrected", "label"]
         cuts = ["set", "way", "heads", "intact", "change", "random", "excess", "p_draws", "queries"]
@@ -193,16 +193,13 @@ class Pathway(Experiment):
         return shown.astype({name: "Int64" for name in ("heads", "queries") if name in shown})
 
     def chart(self, summary: pd.DataFrame) -> Any:
-        """Every component of the table: how much it matches against what patching it does."""
-        heads = summary[(summary["kind"] == "link") & is_head(summary["site"])]
-        shown = heads.dropna(subset=["contrast", "patching"])
-        shown = shown.assign(links=shown["links"].where(shown["links"] != "", "none"))
+        """The heads of the table: their attention contrast against the effect of patching them."""
+        x, y = "attention contrast", "effect of patching, share of the gap"
+        heads = summary[(summary["kind"] == "link") & is_head(summary["site"])].dropna(subset=["contrast", "patching"])
         return charts.scatter(
-            shown.rename(
-                columns={"contrast": "attention contrast", "patching": "effect of patching, share of the gap"}
-            ),
-            "attention contrast",
-            "effect of patching, share of the gap",
+            heads.assign(links=heads["links"].replace("", "none")).rename(columns={"contrast": x, "patching": y}),
+            x,
+            y,
             "links",
             title="Heads that match, and how much of the effect of term frequency passes through them",
             subtitle="only heads whose contrast holds or that write the score; links as planned",
@@ -210,19 +207,23 @@ class Pathway(Experiment):
         )
 
     def _tfc1(self, inputs: Inputs, queries: int, per_grade: int) -> Any:
-        """One more occurrence of a query term, in documents of so many queries."""
+        """The diagnostic set: one more occurrence of a query term, in documents of so many queries."""
         pool: dict[str, Any] = {"limit_queries": queries, "per_grade": per_grade, "seed": self.seed}
         return diagnostic("tfc1", inputs.source, fillers=(self.filler,), model=inputs.model, **pool)
 
     def _say_earlier(self, inputs: Inputs) -> None:
-        """Says that an earlier plan stands, where one with other options was tested."""
+        """Prints that the earliest plan with other options stands, where one was tested."""
         asked = {name: value for name, value in vars(inputs.pool).items() if name != "run"} | self.written
         asked["idf"] = self.idf and str(Path(self.idf).expanduser().resolve())
-        for earlier in _other_plans(self.name, inputs, asked)[:1]:
-            inputs.say(
-                f"A plan was tested on this model and collection before (run {earlier.id}) and stands: what this one "
-                "concludes is recorded as exploratory."
-            )
+        known = finished_runs(inputs.registry, self.name, {}, inputs.model.fingerprint, inputs.source.hash)
+        for run in reversed(known):
+            before = run.record.get("asked", {}) | run.record["identity"]["pool"]
+            if any(before[key] != value for key, value in asked.items() if key in before):
+                inputs.say(
+                    f"A plan was tested on this model and collection before (run {run.id}) and stands: what this one "
+                    "concludes is recorded as exploratory."
+                )
+                return
 
     def _looks(self, pairs: Sequence[Pair]) -> Iterator[Experiment]:
         """The experiments on pairs that look for heads and directions."""
@@ -240,17 +241,17 @@ class Pathway(Experiment):
         yield Importance(take=1, tol=0.05)
 
     def _acts(self, findings: pd.DataFrame) -> Iterator[Experiment]:
-        """The experiments that follow from what holds so far: on heads that match, write the score, or are shown."""
+        """The experiments that follow from the findings so far: on heads that match, write the score, or are shown."""
         table = link_table(findings)
         heads = table[is_head(table["site"])]
         matched = heads.dropna(subset="contrast").sort_values("contrast", key=abs, ascending=False, kind="stable")
         if len(matched):
             yield QkProjection(heads=_heads(matched["site"][:CUT]), draws=self.draws, same_queries=True)
-        directions = findings[R_IDF.among(findings["measure"]) & findings["holds"]]
-        vectors = directions.loc[directions["value"].abs().sort_values(ascending=False, kind="stable").index, "site"]
-        scoring = findings[findings["holds"] & PATH_TO_SCORE.among(findings["measure"])]
-        scoring = scoring[is_head(scoring["site"])]["site"]
-        for vector in vectors[:EDITED].str.removeprefix("embed.u"):
+        holding = findings[findings["holds"]]
+        directions = holding[R_IDF.among(holding["measure"])]
+        directions = directions.sort_values("value", key=abs, ascending=False, kind="stable")
+        scoring = holding["site"][PATH_TO_SCORE.among(holding["measure"]) & is_head(holding["site"])]
+        for vector in directions["site"][:EDITED].str.removeprefix("embed.u"):
             yield IdfEdit(
                 heads=_heads(scoring),
                 vector=int(vector),
@@ -284,43 +285,25 @@ def _learning(pairs: Sequence[Pair]) -> int:
     return round(LEARN * queries)
 
 
-def _held_out(pairs: Sequence[Pair], n: int) -> set[str]:
-    """The queries behind the first n."""
-    return set(list(dict.fromkeys(pair.query_id for pair in pairs))[n:])
-
-
-def _other_plans(name: str, inputs: Inputs, asked: Mapping[str, Any]) -> list[Run]:
-    """Finished runs on this model and collection that asked for something else, the first of them first."""
-    known = finished_runs(inputs.registry, name, {}, inputs.model.fingerprint, inputs.source.hash)
-    others = []
-    for run in reversed(known):
-        before = run.record.get("asked", {}) | run.record["identity"]["pool"]
-        if any(before[key] != value for key, value in asked.items() if key in before):
-            others.append(run)
-    return others
-
-
 def _held(registry: Path, runs: Sequence[str]) -> pd.DataFrame:
     """The findings of these runs, `held`, sites as text."""
     return held(matching(registry, runs=runs, newest=True))
 
 
-def _with(found: pd.DataFrame, plan: pd.DataFrame) -> pd.DataFrame:
-    """The findings and what the plan concludes from them, `held`."""
-    of = {name: found[name].iloc[0] for name in ("model", "model_fingerprint", "collection")} if len(found) else {}
-    told = plan.assign(sign=1, tries=1, **of)
-    every = pd.concat([found.drop(columns=["planned", "p_all", "holds"]), told], ignore_index=True)
+def _with(findings: pd.DataFrame, plan: pd.DataFrame) -> pd.DataFrame:
+    """The findings and the conclusions that the plan draws from them, `held`."""
+    subject = findings[["model", "model_fingerprint", "collection"]][:1].to_dict("records")
+    conclusions = plan.assign(sign=1, tries=1, **(subject[0] if subject else {}))
+    every = pd.concat([findings.drop(columns=["planned", "p_all", "holds"]), conclusions], ignore_index=True)
     return held(every.fillna({"least": 0.0, "label": "", "run_id": ""}))
 
 
-def _sets(found: pd.DataFrame, plan: pd.DataFrame) -> dict[str, list[str]]:
-    """The heads that match (lexical or semantic, or where no kind is told all whose contrast holds), and the linked."""
-    looks = found[CONTRAST("query<-doc").among(found["measure"]) & found["holds"] & (found["value"] > 0)]
+def _sets(findings: pd.DataFrame, plan: pd.DataFrame) -> dict[str, list[str]]:
+    """The heads that match (lexical or semantic, or without kinds all whose contrast holds), and the linked."""
+    looks = findings[CONTRAST("query<-doc").among(findings["measure"]) & findings["holds"] & (findings["value"] > 0)]
     kinds = looks[looks["label"].isin(["lexical", "semantic"])]
     linked = plan[(plan["site"] != "") & (plan["p_corrected"] < LEVEL)]
     sets = {MATCHING: (kinds if len(kinds) else looks)["site"].tolist()}
-    sets |= {
-        name: linked.loc[LINK_TO(term).among(linked["measure"]), "site"].tolist()
-        for name, term in ((LINKED, "tf"), (SCORING, "scoring"))
-    }
+    for name, term in ((LINKED, "tf"), (SCORING, "scoring")):
+        sets[name] = linked["site"][LINK_TO(term).among(linked["measure"])].tolist()
     return sets | {ALL: sorted(set().union(*sets.values()))}

@@ -42,30 +42,26 @@ class Distribution(Importance):
         the kind (for the stream of the layer's sum, F(text) - F(baseline)). `of`: how many top units the layer has;
         `units`: how many of them have their largest conductance in the part; `pairs` and `queries`.
         """
-        frames, rows = [], run.rows
-        for (collection, label), here in rows[rows["kind"] == "unit"].groupby(["collection", "label"], sort=False):
+        frames, rows = [], run.rows[run.rows["kind"] == "unit"]
+        for (collection, label), here in rows.groupby(["collection", "label"], sort=False):
             (table,) = tables(here)
             drawn = table.drawn(DRAWS) * table.counts
-            for kind in dict.fromkeys(here["unit"].map(KIND)):
-                lines = pd.DataFrame(_lines(here[here["unit"].map(KIND) == kind], kind, table, drawn))
+            size = {"pairs": int(table.counts.sum()), "queries": len(table.counts)}
+            for kind, units in here.groupby(here["unit"].map(KIND), sort=False):
+                lines = pd.DataFrame(_lines(units, str(kind), table, drawn))
                 lines = lines.assign(collection=collection, label=label, kind=kind)
                 sums = lines.groupby("layer" if kind == "resid" else "kind")["estimate"].transform("sum")
-                share = lines["estimate"] / sums
-                pairs, queries = int(table.counts.sum()), len(table.counts)
-                frames.append(lines.assign(share=share, pairs=pairs, queries=queries))
-        first = ["collection", "label", "kind", "layer", "part"]
-        summary = pd.concat(frames, ignore_index=True)
-        return summary[[*first, *(name for name in summary.columns if name not in first)]]
+                frames.append(lines.assign(share=lines["estimate"] / sums, **size))
+        return pd.concat(frames).set_index(["collection", "label", "kind", "layer", "part"]).reset_index()
 
     @classmethod
     def table(cls, summary: pd.DataFrame) -> pd.DataFrame:
         """The five largest of each kind for every collection and label."""
-        size = summary["estimate"].abs()
-        keys = ["collection", "label", "kind"]
-        return summary[size.groupby([summary[key] for key in keys]).rank(ascending=False, method="first") <= 5]
+        sizes = summary.assign(size=summary["estimate"].abs()).groupby(["collection", "label", "kind"])["size"]
+        return summary[sizes.rank(ascending=False, method="first") <= 5]
 
     def findings(self, run: Finished) -> None:
-        """Nothing: the findings are those of `Importance`."""
+        """None: the findings are those of `Importance`."""
 
     def chart(self, summary: pd.DataFrame) -> Any:
         """Top neurons by layer and segment, and the stream's change by layer and segment."""

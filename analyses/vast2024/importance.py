@@ -33,7 +33,7 @@ from mechir.views import charts
 ENDS = 0.01
 """Neurons that become findings: this share at either end."""
 SHARE = 0.01
-"""Of neurons, that the chart counts layer by layer."""
+"""The share of the neurons that the chart counts layer by layer."""
 PRINTED, NAMED = 10, 3
 MARGIN = "margin"
 
@@ -68,7 +68,7 @@ class Importance(Experiment):
     def check(self, inputs: Inputs) -> Experiment:
         """The target in its normal form; refuses what does not fit."""
         goal = self.goal(inputs.model)
-        _kept(inputs.material, thresholds(inputs.source, self.relevant), self.take, self.every, goal)
+        self._taken(inputs.material, thresholds(inputs.source, self.relevant), goal)
         return replace(self, target=goal)
 
     def goal(self, model: Weights) -> str:
@@ -77,10 +77,9 @@ class Importance(Experiment):
         return unit_target(model, baseline=self.baseline, target=self.target, tol=self.tol, **read)
 
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Pair]]:
-        """One query in `every`, of each query and label the first `take` pairs; from which grade on one is relevant."""
+        """The lowest relevant grades; of one query in `every` the first `take` pairs of each label."""
         lowest = thresholds(inputs.source, self.relevant)
-        kept = _kept(inputs.material, lowest, self.take, self.every, self.target)
-        return replace(self, relevant=format_thresholds(lowest)), kept
+        return replace(self, relevant=format_thresholds(lowest)), self._taken(inputs.material, lowest, self.target)
 
     def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
         """The rows of `unit_rows`; a margin is over the mean score of the query's pairs of the other label."""
@@ -95,13 +94,11 @@ class Importance(Experiment):
 
     def summarise(self, run: Finished) -> pd.DataFrame:
         """`importance`, relevant first and by rank; `unconverged` names the label's pairs that did not converge."""
-        table = importance(run.rows)
-        failed = unconverged(run.rows)
+        table, failed = importance(run.rows), unconverged(run.rows)
         names = failed["query_id"] + "/" + failed["doc_id"]
         names = names.groupby([failed["collection"], failed["label"]]).agg(_some)
         keys = pd.MultiIndex.from_frame(table[["collection", "label"]])
-        order = table["label"].ne(RELEVANT)
-        table = table.assign(unconverged=names.reindex(keys).to_numpy(), order=order)
+        table = table.assign(unconverged=names.reindex(keys).to_numpy(), order=table["label"].ne(RELEVANT))
         return table.sort_values(["collection", "order", "kind", "rank"], ignore_index=True).drop(columns="order")
 
     @classmethod
@@ -114,22 +111,20 @@ class Importance(Experiment):
         summary = run.summary
         sizes = summary.groupby(["collection", "label", "kind"])["rank"].transform("max")
         ends = (summary["rank"] <= sizes * ENDS) | (summary["rank"] > sizes * (1 - ENDS))
-        kept = summary[(summary["kind"] == "head") | ends]
-        of_kind = {"head": CONDUCTANCE, "neuron": NEURON_CONDUCTANCE}
+        rows = summary[(summary["kind"] == "head") | ends]
+        by_kind = {"head": CONDUCTANCE, "neuron": NEURON_CONDUCTANCE}
         how = (self.baseline, self.target, self.heads, self.neurons)
-        measures = [of_kind[one.kind](one.label, *how) for one in kept.itertuples()]
-        ranks = [str(Rank(*places)) for places in zip(kept["rank"], sizes[kept.index], strict=True)]
-        return stated(kept, measures, label=ranks)
+        measures = [by_kind[row.kind](row.label, *how) for row in rows.itertuples()]
+        ranks = [str(Rank(*places)) for places in zip(rows["rank"], sizes[rows.index], strict=True)]
+        return stated(rows, measures, label=ranks)
 
     def chart(self, summary: pd.DataFrame) -> Any:
         """The conductance of every head, and how many of the top 1 % of neurons each layer has."""
         heads = summary[summary["kind"] == "head"].rename(columns={"estimate": "conductance"})
         heads[["layer", "head"]] = heads["site"].str.extract(r"h(\d+)\.(\d+)").astype(int).to_numpy()
-        counts = []
-        for (collection, label), part in summary[summary["kind"] == "neuron"].groupby(
-            ["collection", "label"], sort=False
-        ):
-            layers = part.set_index("site").loc[top(part.set_index("site")["estimate"], SHARE), "layer"].value_counts()
+        neurons, counts = summary[summary["kind"] == "neuron"].set_index("site"), []
+        for (collection, label), part in neurons.groupby(["collection", "label"], sort=False):
+            layers = part.loc[top(part["estimate"], SHARE), "layer"].value_counts()
             for layer in sorted(part["layer"].unique()):
                 counts.append({"panel": collection, "label": label, "layer": layer, "neurons": layers.get(layer, 0)})
         maps = [
@@ -148,19 +143,17 @@ class Importance(Experiment):
             )
             for collection, part in heads.groupby("collection", sort=False)
         ]
-        lines = pd.DataFrame(counts)
-        title = "Where the top 1 % of neurons sit"
+        lines, title = pd.DataFrame(counts), "Where the top 1 % of neurons sit"
         return charts.stacked(*maps, charts.lines(lines, "layer", "neurons", "label", title=title, column="panel"))
 
-
-def _kept(pairs: Sequence[Pair], lowest: Mapping[str, int], take: int, every: int, target: str) -> list[Pair]:
-    """Of one query in `every` the first `take` pairs of each label; for a margin, of queries with both labels."""
-    kept = labelled(split_queries(pairs, every)[0] if every > 1 else pairs, lowest, take)
-    if target != MARGIN:
-        return kept
-    if not (both := with_both(kept)):
+    def _taken(self, pairs: Sequence[Pair], lowest: Mapping[str, int], target: str) -> list[Pair]:
+        """The first `take` pairs of each label of one query in `every`; for a margin, of queries with both labels."""
+        taken = labelled(split_queries(pairs, self.every)[0] if self.every > 1 else pairs, lowest, self.take)
+        if target != MARGIN:
+            return taken
+        if both := with_both(taken):
+            return both
         raise MechirError("No query has a relevant document and another one, so there is no margin: take more queries.")
-    return both
 
 
 def _some(names: pd.Series) -> str:

@@ -58,31 +58,31 @@ class MatchingHeads(Experiment):
         return self
 
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Pair]]:
-        """Of each query `take` relevant pairs and as many of the lowest grade, easy negatives first; what is relevant.
+        """The relevant grades, and of each query `take` relevant pairs and as many of the lowest grade.
 
-        Hard negatives hold the same words, so that heads which match words would show no contrast to them.
+        Easy negatives come first: hard ones hold the same words, so heads that match words show no contrast to them.
         """
         lowest = thresholds(inputs.source, self.relevant)
 
         def weakest_first(pair: Pair) -> int:
             return min(pair.grade or 0, lowest[collection_of(pair.query_id)])
 
-        kept = labelled(sorted(inputs.material, key=weakest_first), lowest, self.take)
-        return replace(self, relevant=format_thresholds(lowest)), kept
+        pairs = labelled(sorted(inputs.material, key=weakest_first), lowest, self.take)
+        return replace(self, relevant=format_thresholds(lowest)), pairs
 
     def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
         """A row per query, label and head: `conductance`, mean over pairs, and `mean_max`, see `attention_by_grade`."""
         rows = unit_rows(model, pairs, units=(self.heads,), way=Way(self.baseline, tol=self.tol))
-        units = rows[rows["kind"] == "unit"]
-        flat = [
-            {"query_id": row.query_id, "label": row.label, "site": f"h{int(row.layer)}.{k}", "conductance": float(x)}
+        units, keys = rows[rows["kind"] == "unit"], ["query_id", "label", "site"]
+        flow = [
+            (row.query_id, row.label, f"h{int(row.layer)}.{k}", float(value))
             for row in units.itertuples()
-            for k, x in enumerate(np.asarray(row.conductance).reshape(model.cfg.n_heads, -1).sum(1))
+            for k, value in enumerate(np.asarray(row.conductance).reshape(model.cfg.n_heads, -1).sum(1))
         ]
         seen = attention_by_grade(model, pairs)
         seen = seen[(seen["direction"] == SIDES[0]) & is_head(seen["site"])]
-        seen = seen.assign(label=np.where(seen["grade"] == 1, *LABELS))[["query_id", "label", "site", "mean_max"]]
-        return pd.DataFrame(flat).merge(seen, on=["query_id", "label", "site"], validate="one_to_one")
+        seen = seen.assign(label=np.where(seen["grade"] == 1, *LABELS))[[*keys, "mean_max"]]
+        return pd.DataFrame(flow, columns=[*keys, "conductance"]).merge(seen, on=keys, validate="one_to_one")
 
     def summarise(self, run: Finished) -> pd.DataFrame:
         """Rows of two kinds for every collection, over `queries` with both labels.
@@ -102,10 +102,7 @@ class MatchingHeads(Experiment):
             contrast = (wide["mean_max"][LABELS[0]] - wide["mean_max"][LABELS[1]])[sites].to_numpy()
             lines = _heads(sites, flow, contrast) + _overlaps(sites, flow, contrast)
             frames.append(pd.DataFrame(lines).assign(collection=collection, queries=len(wide)))
-        summary = pd.concat(frames, ignore_index=True)
-        return summary[
-            ["collection", "kind", *(name for name in summary.columns if name not in ("collection", "kind"))]
-        ]
+        return pd.concat(frames).set_index(["collection", "kind"]).reset_index()
 
     @classmethod
     def table(cls, summary: pd.DataFrame) -> pd.DataFrame:
@@ -115,14 +112,12 @@ class MatchingHeads(Experiment):
 
     def chart(self, summary: pd.DataFrame) -> Any:
         """Conductance against contrast; named are heads among the ten first of either."""
-        heads = summary[summary["kind"] == "head"]
+        heads, contrast = summary[summary["kind"] == "head"], "attention contrast, relevant - non-relevant"
         first = (heads["rank"] <= 10).astype(int) + (heads["rank_contrast"] <= 10)
-        heads = heads.assign(
-            named=first > 0, among=first.map({0: "neither", 1: "the ten first of one", 2: "the ten first of both"})
-        )
+        among = first.map({0: "neither", 1: "the ten first of one", 2: "the ten first of both"})
         return charts.scatter(
-            heads.rename(columns={"contrast": "attention contrast, relevant - non-relevant"}),
-            "attention contrast, relevant - non-relevant",
+            heads.rename(columns={"contrast": contrast}).assign(named=first > 0, among=among),
+            contrast,
             "conductance",
             "among",
             title="Do the heads that carry the score match?",
@@ -144,12 +139,9 @@ def _heads(sites: Sequence[str], flow: np.ndarray, contrast: np.ndarray) -> list
     for name, values in (("conductance", flow), ("contrast", contrast)):
         low, high = np.quantile(_resampled(values), [0.025, 0.975], axis=0)
         columns |= {name: values.mean(0), f"{name}_low": low, f"{name}_high": high}
-    columns |= {"rank": _ranks(flow.mean(0)), "rank_contrast": _ranks(contrast.mean(0))}
+    for name, values in (("rank", flow), ("rank_contrast", contrast)):
+        columns[name] = stats.rankdata(-values.mean(0), method="ordinal")
     return [dict(line) for line in pd.DataFrame(columns).sort_values("rank").to_dict("records")]
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    return stats.rankdata(-values, method="ordinal")
 
 
 def _overlaps(sites: Sequence[str], flow: np.ndarray, contrast: np.ndarray) -> list[dict[str, Any]]:
@@ -160,9 +152,9 @@ def _overlaps(sites: Sequence[str], flow: np.ndarray, contrast: np.ndarray) -> l
     lines: list[dict[str, Any]] = []
     for k in (k for k in TOP if k < len(sites)):
         both = overlap(first(flow.mean(0), k), first(contrast.mean(0), k), len(sites))
-        low, high = percentiles(np.array([len(set(first(one, k)) & set(first(other, k))) for one, other in drawn]))
+        low, high = percentiles(np.array([len({*first(a, k)} & {*first(b, k)}) for a, b in drawn]))
         line = {"kind": "overlap", "k": k, "shared": both.shared, "low": low, "high": high}
         lines.append(line | {"expected": both.expected, "p_chance": both.p})
-    low, high = percentiles(np.array([stats.spearmanr(one, other).statistic for one, other in drawn]))
+    low, high = percentiles([stats.spearmanr(a, b).statistic for a, b in drawn])
     rho = float(stats.spearmanr(flow.mean(0), contrast.mean(0)).statistic)
     return [*lines, {"kind": "overlap", "rho": rho, "rho_low": low, "rho_high": high}]

@@ -93,8 +93,7 @@ class Pruning(Importance):
 
     def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
         """Scores of every pair without each set: `name`, `query_id`, `doc_id`, `grade`, `score`."""
-        named = self.sets[["name", "sites"]].itertuples(index=False)
-        cut = {row.name: Ablate(row.sites.split(",")) for row in named}
+        cut = {name: Ablate(sites.split(",")) for name, sites in self.sets[["name", "sites"]].to_numpy()}
         return sweep(model, pairs, {ORIGINAL: ()} | cut)
 
     def summarise(self, run: Finished) -> pd.DataFrame:
@@ -105,30 +104,31 @@ class Pruning(Importance):
     def table(cls, summary: pd.DataFrame) -> pd.DataFrame:
         """All but single random draws; the share in per cent."""
         left_out = ["draw", "group", "share", "value_low", "value_high", "change_p", "change_p_corrected", "excess_p"]
-        shown = summary[summary["draw"] < 0].drop(columns=left_out).astype({"units": "Int64"})
-        shown.insert(3, "percent", [f"{100 * p:g}" if p > 0 else "" for p in summary.loc[shown.index, "share"]])
+        whole = summary[summary["draw"] < 0]
+        shown = whole.drop(columns=left_out).astype({"units": "Int64"})
+        shown.insert(3, "percent", [f"{100 * share:g}" if share > 0 else "" for share in whole["share"]])
         return shown
 
     def findings(self, run: Finished) -> pd.DataFrame:
-        """What the ranking loses without a top or bottom beyond its random sets; a set has no site."""
-        kept = run.summary[run.summary["excess"].notna()]
-        share = pd.Series([f"{100 * p:g} %" for p in kept["share"]], index=kept.index)
-        label = kept["set"] + " " + share + " of " + kept["scheme"]
-        measures = [WITHOUT_UNITS(metric) for metric in kept["measure"]]
-        return stated(kept, measures, "excess", site="", label=label, family=f"{len(kept)} sets")
+        """The loss of the ranking without a top or bottom beyond its random sets; a set has no site."""
+        sets = run.summary[run.summary["excess"].notna()]
+        label = [f"{row.set} {100 * row.share:g} % of {row.scheme}" for row in sets.itertuples()]
+        measures = [WITHOUT_UNITS(metric) for metric in sets["measure"]]
+        return stated(sets, measures, "excess", site="", label=label, family=f"{len(sets)} sets")
 
     def chart(self, summary: pd.DataFrame) -> Any:
         """nDCG@10 against the share pruned: top, bottom, and every random draw like either."""
         shown = summary[summary["measure"] == "nDCG@10"].rename(columns={"value": "nDCG@10"})
         original = shown[shown["set"] == ORIGINAL].set_index("collection")["nDCG@10"]
         cut = shown[shown["set"] != ORIGINAL]
+        columns = {
+            "pruned, %": 100 * cut["share"],
+            "panel": cut["scheme"] + " pruned, on " + cut["collection"],
+            "intact": cut["collection"].map(original),
+            "pruned": cut["set"].where(cut["set"] != RANDOM, "random, like " + cut["like"]),
+        }
         return charts.strips(
-            cut.assign(
-                **{"pruned, %": 100 * cut["share"]},
-                panel=cut["scheme"] + " pruned, on " + cut["collection"],
-                intact=cut["collection"].map(original),
-                pruned=cut["set"].where(cut["set"] != RANDOM, "random, like " + cut["like"]),
-            ),
+            cut.assign(**columns),
             "pruned, %",
             "nDCG@10",
             "pruned",
@@ -141,7 +141,7 @@ class Pruning(Importance):
 
 
 def _asked(scheme: Sequence[str], groups: Mapping[str, str]) -> tuple[str, ...]:
-    """The schemes that are asked for, in their order; by default the collection's own, of several some."""
+    """The schemes that are asked for, in their order; by default the collection's own, of several collections some."""
     known = schemes(groups)
     for name in scheme:
         one_of(known, scheme=name)

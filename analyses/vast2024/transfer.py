@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ from .importance import Importance
 
 GRID = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1)
 PLACES = 0.01
-"""The share whose agreement is told layer by layer, and drawn."""
+"""The share whose agreement is given layer by layer, and drawn."""
 DRAWS = 100
 BOTH, AGAIN = "both labels", "other queries"
 FIRST = ["label", "first", "second", "kind", "p", "layer", "n_first", "n_second", "shared", "share", "low", "high"]
@@ -36,15 +37,15 @@ class Compared(NamedTuple):
     second: str
     p: float
     kind: str
-    one: list[str]
-    other: list[str]
+    sites: list[str]
+    others: list[str]
 
 
 @dataclass(frozen=True)
 class Transfer(Importance):
     """Which units transfer: agreement of collections, groups and labels (Vast et al. 2024, Figures 2 and 3).
 
-    Of the top units of two schemes, which share is the same? Beside it stand chance and the same collection measured on
+    The share of the top units that two schemes have in common; beside it chance, and the same collection measured on
     other queries, as no two samples of queries agree wholly.
     """
 
@@ -64,16 +65,15 @@ class Transfer(Importance):
         """
         samples, groups = tables(run.rows), run.source.groups
         queries = {table.collection: len(table.counts) for table in samples}
-        every = list(_compared(samples, groups))
-        counts = {one: sum(kind(site) == one for site in samples[0].sites) for one in KINDS}
-        lines = [_line(one, counts[one.kind], groups) for one in every]
-        drawn = np.array([[_share(one) for one in _compared(samples, groups, seed)] for seed in range(DRAWS)])
-        bounds = [percentiles(column[np.isfinite(column)]) for column in drawn.T]
-        summary = pd.DataFrame(lines).assign(low=[low for low, _ in bounds], high=[high for _, high in bounds])
-        summary["p_corrected"] = holm(summary["p_chance"].to_numpy())
-        summary = pd.concat([summary, pd.DataFrame(_places(every, samples))], ignore_index=True)
+        pairs = list(_compared(samples, groups))
+        counts = Counter(map(kind, samples[0].sites))
+        lines = pd.DataFrame([_line(pair, counts[pair.kind], groups) for pair in pairs])
+        drawn = np.array([[_share(pair) for pair in _compared(samples, groups, seed)] for seed in range(DRAWS)])
+        lines[["low", "high"]] = [percentiles(column[np.isfinite(column)]) for column in drawn.T]
+        lines["p_corrected"] = holm(lines["p_chance"].to_numpy())
+        summary = pd.concat([lines, pd.DataFrame(_places(pairs, samples))], ignore_index=True)
         summary["queries"] = [queries.get(first, sum(queries.values())) for first in summary["first"]]
-        return summary[[*FIRST, *(name for name in summary.columns if name not in FIRST)]]
+        return summary[[*FIRST, *summary.columns.difference(FIRST, sort=False)]]
 
     @classmethod
     def table(cls, summary: pd.DataFrame) -> pd.DataFrame:
@@ -82,7 +82,7 @@ class Transfer(Importance):
         return whole[whole["p"] == whole["kind"].map({"neuron": PLACES, "head": 0.1})].drop(columns="layer")
 
     def findings(self, run: Finished) -> None:
-        """Nothing: the findings are those of `Importance`."""
+        """None: the findings are those of `Importance`."""
 
     def chart(self, summary: pd.DataFrame) -> Any:
         """Agreement of neurons against the share that is taken: of collections, of labels, and with other queries."""
@@ -111,76 +111,66 @@ def _compared(samples: Sequence[Table], groups: Mapping[str, str], seed: int | N
     names = [name for name in ranked[LABELS[0]].orders if name not in alone]  # a fusion of one is that one
     of_all = [scheme for scheme in schemes(groups) if scheme.startswith("I_") and len(members(scheme, groups)) > 1]
     halves = min(len(table.counts) for table in samples) > 1
-    most = max(sum(kind(site) == one for site in samples[0].sites) for one in KINDS)
+    most = max(Counter(map(kind, samples[0].sites)).values())
     for p in (p for p in GRID if p * most >= 0.5):
         for label in LABELS:
-            kept: dict[str, Any] = {name: ranked[label].kept(name, p) for name in (*names, *of_all)}
-            for first, second in itertools.combinations(names, 2):
-                yield from _kinds(label, first, second, p, kept[first], kept[second])
-            for scheme in of_all:
-                yield from _kinds(
-                    label, members(scheme, groups)[0], scheme, p, kept[members(scheme, groups)[0]], kept[scheme]
-                )
+            best = {name: ranked[label].kept(name, p) for name in (*names, *of_all)}
+            firsts = [(members(scheme, groups)[0], scheme) for scheme in of_all]
+            for first, second in [*itertools.combinations(names, 2), *firsts]:
+                yield from _kinds(label, first, second, p, best[first], best[second])
             for name in groups if halves else ():
                 yield from _kinds(label, name, AGAIN, p, half[label].kept(name, p), rest[label].kept(name, p))
         for name in names:
-            one, other = (ranked[label].kept(name, p) for label in LABELS)
-            yield from _kinds(BOTH, name, name, p, one, other)
+            yield from _kinds(BOTH, name, name, p, *(ranked[label].kept(name, p) for label in LABELS))
 
 
 def _ranked(samples: Sequence[Table], groups: Mapping[str, str], weights: Callable[[Table], Any]) -> dict[str, Ranked]:
     """Units ranked for each label, queries weighted."""
-    wide = {
-        label: pd.DataFrame(
-            {
-                table.collection: pd.Series(table.mean(weights(table)), table.sites)
-                for table in samples
-                if table.label == label
-            }
-        )
-        for label in LABELS
-    }
-    return {label: Ranked.of(values, groups) for label, values in wide.items()}
+    ranked = {}
+    for label in LABELS:
+        here = [table for table in samples if table.label == label]
+        means = {table.collection: pd.Series(table.mean(weights(table)), table.sites) for table in here}
+        ranked[label] = Ranked.of(pd.DataFrame(means), groups)
+    return ranked
 
 
 def _half(table: Table, which: int, seed: int | None) -> np.ndarray:
-    """Which queries are in a half: every second one, or with a seed half of them at random."""
+    """A mask of the queries of a half: every second one, or with a seed half of them at random."""
     n = len(table.counts)
     order = np.arange(n) if seed is None else np.random.default_rng(seed).permutation(n)
     return (order % 2 == which).astype(float) if n > 1 else np.ones(n)
 
 
 def _kinds(
-    label: str, first: str, second: str, p: float, one: Sequence[str], other: Sequence[str]
+    label: str, first: str, second: str, p: float, sites: Sequence[str], others: Sequence[str]
 ) -> Iterator[Compared]:
     for which in KINDS:
-        own, theirs = ([site for site in sites if kind(site) == which] for sites in (one, other))
-        if own:
-            yield Compared(label, first, second, p, which, own, theirs)
+        alike, theirs = ([site for site in listed if kind(site) == which] for listed in (sites, others))
+        if alike:
+            yield Compared(label, first, second, p, which, alike, theirs)
 
 
-def _share(one: Compared) -> float:
-    return len(set(one.one) & set(one.other)) / len(one.one)
+def _share(pair: Compared) -> float:
+    return len({*pair.sites} & {*pair.others}) / len(pair.sites)
 
 
-def _line(one: Compared, n: int, groups: Mapping[str, str]) -> dict[str, Any]:
-    line = one._asdict() | {"layer": np.nan, "n_first": len(one.one), "n_second": len(one.other)}
-    line |= agreement(one.one, one.other, n)
-    if one.second.startswith("I_") and one.second not in groups:
-        chance = overlap_of_all([len(one.one)] * len(members(one.second, groups)), len(one.other), n)
-        line |= {"expected": chance.expected / len(one.one), "p": chance.p}
-    line["p_chance"], line["p"] = line["p"], one.p
-    return {name: value for name, value in line.items() if name not in ("one", "other")}
+def _line(pair: Compared, n: int, groups: Mapping[str, str]) -> dict[str, Any]:
+    line = {"label": pair.label, "first": pair.first, "second": pair.second, "kind": pair.kind, "layer": np.nan}
+    line |= {"n_first": len(pair.sites), "n_second": len(pair.others)} | agreement(pair.sites, pair.others, n)
+    if pair.second.startswith("I_") and pair.second not in groups:
+        chance = overlap_of_all([len(pair.sites)] * len(members(pair.second, groups)), len(pair.others), n)
+        line |= {"expected": chance.expected / len(pair.sites), "p": chance.p}
+    return line | {"p_chance": line["p"], "p": pair.p}
 
 
-def _places(every: Sequence[Compared], samples: Sequence[Table]) -> Iterator[dict[str, Any]]:
+def _places(pairs: Sequence[Compared], samples: Sequence[Table]) -> Iterator[dict[str, Any]]:
     """Agreement layer by layer."""
-    places = pd.Series([(int(site[1:].partition(".")[0]), kind(site)) for site in samples[0].sites]).value_counts()
-    sizes = {place: int(n) for place, n in sorted(places.items())}
-    for one in every:
-        if one.p != PLACES or one.second.startswith("I_"):
+    sizes = Counter((int(site[1:].partition(".")[0]), kind(site)) for site in samples[0].sites)
+    for pair in pairs:
+        if pair.p != PLACES or pair.second.startswith("I_"):
             continue
-        layers = by_place(one.one, one.other, {place: n for place, n in sizes.items() if place[1] == one.kind})
+        sites = {place: n for place, n in sorted(sizes.items()) if place[1] == pair.kind}
+        layers = by_place(pair.sites, pair.others, sites)
         layers = layers.rename(columns={"first": "n_first", "second": "n_second", "p": "p_chance"})
         for line in layers.to_dict("records"):
-            yield line | {"label": one.label, "first": one.first, "second": one.second, "p": one.p}
+            yield line | {"label": pair.label, "first": pair.first, "second": pair.second, "p": pair.p}

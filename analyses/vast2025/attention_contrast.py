@@ -9,10 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from mechir.experiment import Experiment, Finished, Inputs
+from mechir.experiment import Finished
 from mechir.inference import mean_interval
 from mechir.measures import CONTRAST, stated
-from mechir.methods.checks import contrasted, grades_of, grades_there, relevant_against_weak
 from mechir.methods.matching import MEASURES, SIDES, attention_by_pair, compare_grades
 from mechir.options import option
 from mechir.pairs import Pair
@@ -20,11 +19,13 @@ from mechir.reranker import Weights
 from mechir.sites import is_head
 from mechir.views import charts
 
+from ._grades import OfGrades
+
 STRONGEST = 10
 
 
 @dataclass(frozen=True)
-class AttentionContrast(Experiment):
+class AttentionContrast(OfGrades):
     """Which heads match, and what kind of match it is: Vast et al. 2025 (arXiv:2507.14604, section 4; CORIA 2025).
 
     Attention between query and document is compared between relevant documents, hard negatives and easy ones (-1),
@@ -37,25 +38,9 @@ class AttentionContrast(Experiment):
     answers: ClassVar = {"matching": ("--easy-negatives", "10")}
     forwards = 1.5  # one, with every pattern in the open
 
-    relevant: int = option(3, "the grade of relevant documents")
-    hard: int = option(0, "the grade of hard negatives")
-    weak: int = option(-1, "the grade of easy negatives, -1 for unjudged documents")
     of: str = option("mean_max", "what is compared of a head's attention", among=tuple(MEASURES))
     delta: float = option(CONTRAST.least, "differences of attention within this count as none", least=0)
     sep2: bool = option(False, "count the second [SEP] to the document")
-
-    @property
-    def grades(self) -> dict[str, int]:
-        """The grades that are contrasted."""
-        return {"relevant": self.relevant, "hard": self.hard, "weak": self.weak}
-
-    def check(self, inputs: Inputs) -> Experiment:
-        """Refuses what does not fit: two queries need pairs of each two grades."""
-        relevant_against_weak(self.relevant, self.weak)
-        grades_there(inputs.material, **self.grades)
-        queries = list(grades_of(inputs.material).values())
-        contrasted(queries, self.grades, f"of {len(queries)}")
-        return self
 
     def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
         """A row per pair and head: see `attention_by_pair`."""
@@ -71,25 +56,23 @@ class AttentionContrast(Experiment):
         strength = table[table["contrast"] == "relevant - weak"].set_index(["direction", "site"])["estimate"]
         rank = strength.groupby("direction").rank(ascending=False, method="first").astype(int)
         table["rank"] = rank.reindex(pd.MultiIndex.from_frame(table[["direction", "site"]])).astype("Int64").array
-        sides = table["direction"].map(SIDES.index)
-        table = table.iloc[np.lexsort([table["rank"], sides])]
+        table = table.iloc[np.lexsort([table["rank"], table["direction"].map(SIDES.index)])]
         return pd.concat([table, _layers(run.rows)], ignore_index=True)
 
     def findings(self, run: Finished) -> pd.DataFrame:
         """The difference relevant - weak of every head, either way; corrected over the heads of a direction."""
-        kept = run.summary[run.summary["contrast"] == "relevant - weak"]
-        family = f"{kept['site'].nunique()} heads, " + kept["direction"]
-        measures = [CONTRAST(direction, self.of) for direction in kept["direction"]]
-        return stated(kept, measures, least=self.delta, family=family)
+        heads = run.summary[run.summary["contrast"] == "relevant - weak"]
+        family = f"{heads['site'].nunique()} heads, " + heads["direction"]
+        measures = [CONTRAST(direction, self.of) for direction in heads["direction"]]
+        return stated(heads, measures, least=self.delta, family=family)
 
     def chart(self, summary: pd.DataFrame) -> Any:
         """Relevant and hard documents against easy ones, a point per head; below, where each layer looks."""
         heads = summary[summary["direction"].isin(SIDES) & is_head(summary["site"])]
         wide = heads.pivot(index=["direction", "site", "label", "rank"], columns="contrast", values="estimate")
-        wide = wide.reset_index().assign(named=lambda found: found["rank"] <= STRONGEST)
-        wide = wide.sort_values("direction", key=lambda column: column.map(SIDES.index))
+        wide = wide.reset_index().sort_values("direction", key=lambda column: column.map(SIDES.index))
         points = charts.scatter(
-            wide,
+            wide.assign(named=wide["rank"] <= STRONGEST),
             "hard - weak" if "hard - weak" in wide else "rank",
             "relevant - weak",
             "label",
@@ -99,8 +82,7 @@ class AttentionContrast(Experiment):
             named="named",
             column="direction",
         )
-        layers = summary[summary["site"].str.startswith("attn")]
-        masses = layers.rename(columns={"estimate": "mass"})
+        masses = summary[summary["site"].str.startswith("attn")].rename(columns={"estimate": "mass"})
         masses["layer"] = masses["site"].str.removeprefix("attn").astype(int)
         masses[["reader", "source"]] = masses["direction"].str.split("<-", expand=True)
         return charts.stacked(
@@ -121,9 +103,9 @@ class AttentionContrast(Experiment):
 def _layers(rows: pd.DataFrame) -> pd.DataFrame:
     layers = rows[rows["site"].str.startswith("attn")]
     per_query = layers.groupby(["direction", "site", "query_id"], sort=False)["mass"].mean()
-    lines = []
-    for (direction, site), values in per_query.groupby(["direction", "site"], sort=False):
-        low, high = mean_interval(values.to_numpy())
-        line = {"direction": direction, "site": site, "contrast": "mass", "queries": len(values)}
-        lines.append(line | {"estimate": values.mean(), "low": low, "high": high})
-    return pd.DataFrame(lines)
+    columns = ["direction", "site", "contrast", "queries", "estimate", "low", "high"]
+    lines = [
+        (direction, site, "mass", len(values), values.mean(), *mean_interval(values.to_numpy()))
+        for (direction, site), values in per_query.groupby(["direction", "site"], sort=False)
+    ]
+    return pd.DataFrame(lines, columns=columns)

@@ -33,11 +33,9 @@ class ClsLens(Experiment):
     penalty: float = option(1.0, "penalty of the probes' ridge, relative to the variance of a feature", positive=True)
 
     def check(self, inputs: Inputs) -> Experiment:
-        """Refuses what no probe can be trained with."""
+        """Refuses pairs that no probe can be trained on."""
         grades_there(inputs.material)
-        columns = ["query_id", "grade"]
-        rows = pd.DataFrame([(pair.query_id, pair.grade) for pair in inputs.material], columns=columns)
-        both_sides(rows, self.relevant, self.draws)
+        both_sides(pd.DataFrame(inputs.material), self.relevant, self.draws)
         return self
 
     def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
@@ -58,8 +56,7 @@ class ClsLens(Experiment):
     def chart(self, summary: pd.DataFrame) -> Any:
         """The lens by grade and as a difference; below, how well each segment is read, beside the control."""
         shown = summary.rename(columns={"depth": "layers done"})
-        lens = shown[shown["measure"].isin(["score", "p"])].rename(columns={"of": "documents", "estimate": "mean"})
-        score = lens[lens["measure"] == "score"]
+        score = shown[shown["measure"] == "score"].rename(columns={"of": "documents", "estimate": "mean"})
         panel = score["documents"].where(score["documents"] == GAP, "by grade")
         areas = shown[shown["measure"].isin(["auroc", "control"])].rename(columns={"estimate": "AUROC"})
         read_by = areas["of"].where(areas["of"] == "lens", areas["measure"]).map(READ_BY)

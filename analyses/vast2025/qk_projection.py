@@ -44,8 +44,7 @@ class QkProjection(Experiment):
     take: int = option(1, "pairs of each query and grade", least=1)
     seed: int = option(0, "of the draw of heads", least=0)
     same_queries: bool = option(
-        False,
-        "say in the findings that the heads were chosen on queries that are measured, which flatters them",
+        False, "say in the findings that the heads were chosen on queries that are measured, which flatters them"
     )
 
     def cost(self, model: Weights) -> float:
@@ -64,8 +63,8 @@ class QkProjection(Experiment):
     def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
         """`chosen` ("aligned", "random", "named"), `z`, and the columns of `project_heads`."""
         picked = _picked(model, self.heads, self.strongest, self.others, self.seed)
-        kept = first_of_each(pairs, self.take, by_grade=True)
-        rows = project_heads(model, kept, picked["site"].tolist(), k=self.k, draws=self.draws)
+        some = first_of_each(pairs, self.take, by_grade=True)
+        rows = project_heads(model, some, picked["site"].tolist(), k=self.k, draws=self.draws)
         return picked.merge(rows, on="site")
 
     def summarise(self, run: Finished) -> pd.DataFrame:
@@ -81,24 +80,23 @@ class QkProjection(Experiment):
         lines, excess = [], {}
         for (site, chosen, z), part in run.rows.groupby(["site", "chosen", "z"], sort=False, dropna=False):
             line: dict[str, Any] = {"site": site, "chosen": chosen, "z": z, "queries": part["query_id"].nunique()}
-            for what, size in (("score", part["score_change"].abs()), ("attention", part["attention_change"])):
-                told, excess[what, site] = _beside_random(part.assign(size=size), deeper=what == "attention")
-                line |= {f"{what}_{name}": value for name, value in told.items()}
+            for side, size in (("score", part["score_change"].abs()), ("attention", part["attention_change"])):
+                numbers, excess[side, site] = _beside_random(part.assign(size=size), deeper=side == "attention")
+                line |= {f"{side}_{name}": value for name, value in numbers.items()}
             lines.append(line)
         table = pd.DataFrame(lines)
-        for what in ("score", "attention"):
-            table[f"{what}_excess_p_corrected"] = means(
-                np.stack([excess[what, site] for site in table["site"]], 1)
-            ).p_corrected
+        for side in ("score", "attention"):
+            beyond = np.stack([excess[side, site] for site in table["site"]], 1)
+            table[f"{side}_excess_p_corrected"] = means(beyond).p_corrected
         return table
 
     def findings(self, run: Finished) -> pd.DataFrame:
-        """What the aligned directions of a head's queries do beyond random ones: to its attention, and to the score."""
-        label = "heads chosen on these queries" if self.same_queries else ""
-        parts = []
-        for what, measure in (("attention", ATTENTION_WITHOUT), ("score", SCORE_WITHOUT)):
-            family = f"{len(run.summary)} heads, {what}"
-            parts.append(stated(run.summary, measure, f"{what}_excess", label=label, family=family))
+        """The effect of a head's aligned directions beyond that of random ones, on its attention and on the score."""
+        label, summary = "heads chosen on these queries" if self.same_queries else "", run.summary
+        parts = [
+            stated(summary, measure, f"{side}_excess", label=label, family=f"{len(summary)} heads, {side}")
+            for side, measure in (("attention", ATTENTION_WITHOUT), ("score", SCORE_WITHOUT))
+        ]
         return pd.concat(parts, ignore_index=True)
 
     def chart(self, summary: pd.DataFrame) -> Any:
@@ -132,10 +130,10 @@ def _picked(model: Weights, heads: Sequence[Head], strongest: int, others: int, 
 def _beside_random(part: pd.DataFrame, *, deeper: bool) -> tuple[dict[str, float], np.ndarray]:
     """The means of one head, and its excess query by query; `deeper`: of the random sets the lowest is the extreme."""
     table = part.groupby(["directions", "query_id"], sort=False)["size"].mean().unstack(0)
-    own, drawn = table[ALIGNED].to_numpy(), table.drop(columns=ALIGNED)
-    random, beyond = drawn.mean().to_numpy(), own - drawn.mean(axis=1).to_numpy()
-    as_far = random <= own.mean() if deeper else random >= own.mean()
-    (low, high), (least, most) = mean_interval(own), mean_interval(beyond)
-    told = {"aligned": own.mean(), "low": low, "high": high, "random": random.mean()}
-    told |= {"random_max": random.min() if deeper else random.max(), "p": (1 + as_far.sum()) / (1 + len(random))}
-    return told | {"excess": beyond.mean(), "excess_low": least, "excess_high": most}, beyond
+    aligned, drawn = table[ALIGNED].to_numpy(), table.drop(columns=ALIGNED)
+    random, beyond = drawn.mean().to_numpy(), aligned - drawn.mean(axis=1).to_numpy()
+    as_far = random <= aligned.mean() if deeper else random >= aligned.mean()
+    (low, high), (least, most) = mean_interval(aligned), mean_interval(beyond)
+    numbers = {"aligned": aligned.mean(), "low": low, "high": high, "random": random.mean()}
+    numbers |= {"random_max": random.min() if deeper else random.max(), "p": (1 + as_far.sum()) / (1 + len(random))}
+    return numbers | {"excess": beyond.mean(), "excess_low": least, "excess_high": most}, beyond
