@@ -1,4 +1,4 @@
-"""The experiments by name, and those of a file: both are classes that are checked when they are loaded."""
+"""The experiments by name and by file: classes that are checked when they are loaded."""
 
 from __future__ import annotations
 
@@ -20,11 +20,7 @@ PACKAGE = "mechir.analyses"
 
 def experiments() -> dict[str, Path]:
     """The files of the experiments that come with mechir, by name, "paper/experiment"."""
-    found: dict[str, Path] = {}
-    for folder in map(Path, mechir.analyses.__path__):
-        files = sorted(file for file in folder.glob("*/*.py") if not file.name.startswith("_"))
-        found |= {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
-    return found
+    return {f"{file.parent.name}/{file.stem}": file for file in mechir.analyses.files()}
 
 
 def load_experiment(name: str | Path) -> type[Experiment]:
@@ -39,10 +35,10 @@ def load_experiment(name: str | Path) -> type[Experiment]:
     file = Path(text)
     if not (text.endswith(".py") and file.is_file()):
         raise MechirError(f"Unknown experiment '{text}'. The closest are {closest(text, known)}; or give a .py file.")
-    whole = file.resolve()
-    if (shipped := next((key for key, path in known.items() if path.resolve() == whole), None)) is not None:
+    file = file.resolve()
+    if shipped := next((key for key, path in known.items() if path.resolve() == file), None):
         return load_experiment(shipped)
-    return _of_module(_module_of(whole))
+    return _of_module(_module_of(file))
 
 
 def _module_of(file: Path) -> ModuleType:
@@ -64,14 +60,11 @@ def _module_of(file: Path) -> ModuleType:
 
 def _of_module(module: ModuleType) -> type[Experiment]:
     """The one experiment that a module defines."""
-    classes = [
-        one
-        for one in vars(module).values()
-        if isinstance(one, type) and issubclass(one, Experiment) and one.__module__ == module.__name__
-    ]
+    kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Experiment)]
+    classes = [kind for kind in kinds if kind.__module__ == module.__name__]
     if len(classes) != 1:
-        told = " and ".join(one.__name__ for one in classes) or "none"
-        raise MechirError(f"'{module.__file__}' must define one experiment and defines {told}: see mechir.Experiment.")
+        names = " and ".join(kind.__name__ for kind in classes) or "none"
+        raise MechirError(f"'{module.__file__}' must define one experiment and defines {names}: see mechir.Experiment.")
     refuse_incomplete(classes[0])
     return classes[0]
 
@@ -83,14 +76,14 @@ def all_experiments() -> list[type[Experiment]]:
 
 def default_experiment() -> type[Experiment]:
     """The experiment that is run where none is named."""
-    return next(one for one in all_experiments() if one.is_default)
+    return next(kind for kind in all_experiments() if kind.is_default)
 
 
 def answering(question: str) -> type[Experiment]:
     """The experiment that answers a question of the report."""
-    return next(one for one in all_experiments() if question in one.answers)
+    return next(kind for kind in all_experiments() if question in kind.answers)
 
 
 def shown(name: str, summary: pd.DataFrame) -> pd.DataFrame:
-    """What a terminal prints of the summary of an experiment, where it is one that comes with mechir; else all."""
+    """The part of a summary that a terminal prints; of an experiment that does not come with mechir all of it."""
     return load_experiment(name).table(summary) if name in experiments() else summary

@@ -1,4 +1,4 @@
-"""What a run would cost, before it is started."""
+"""The cost of a run, before it is started."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ from mechir.material import pairs_of
 def estimate(
     experiment: Experiment | type[Experiment] | str, model: HookedEncoder, material: Sequence[Any], **chosen: Any
 ) -> dict[str, Any]:
-    """What a run would cost, from its interventions and a timing of the intact model on 32 of the pairs.
-
-    An experiment that is no sweep says itself how many full forwards it takes (`Experiment.cost`).
+    """The cost of a run, from `Experiment.cost` and a timing of the intact model on 32 of the pairs.
 
     Returns:
         `pairs`, `forwards` (full forward passes of one pair, work shared between interventions counted once),
@@ -46,7 +44,7 @@ def estimate(
 
 
 def _memory_gb(model: HookedEncoder, longest: int) -> float:
-    """What the process holds now, and the states, MLP and attention of the widest chunk of a sweep."""
+    """The memory of the process now, and the states, MLP and attention of the widest chunk of a sweep."""
     c, number = model.cfg, 8 if model.dtype == torch.float64 else 4
     rows = max(1, model.max_tokens // longest)
     tokens = rows * longest

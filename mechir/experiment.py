@@ -110,7 +110,7 @@ class Experiment:
         name: "paper/experiment" of those that come with mechir, else the name of the file.
         runs_on: "pairs" of a collection, "contrasts" of a diagnostic set, or "groups": pairs of several collections.
         forwards: full forwards per pair or contrast that is taken, roughly; None where `cost` counts them.
-        rows_of: another experiment that this one extends; its rows are taken and only summarised here.
+        rows_of: another experiment that this one extends: its rows are summarised anew.
         embedded: options of the pool by default on the embedded collection, e.g. `{"limit_queries": 61}`.
         is_default: whether `mechir run` without a name runs it.
         reports: whether a report of the registry is written at its end.
@@ -146,11 +146,7 @@ class Experiment:
 
     @classmethod
     def chosen(cls, **values: Any) -> Experiment:
-        """The experiment with these options.
-
-        Raises:
-            MechirError: for one that it does not have, or a value of another kind.
-        """
+        """The experiment with these options; raises for an unknown one, or a value of another kind."""
         known = cls.options()
         for name in values:
             if name not in known:
@@ -181,9 +177,9 @@ class Experiment:
         return self
 
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Any]]:
-        """The experiment with what was left open, and the material left to measure.
+        """The experiment with the options that were left open, and the material left to measure.
 
-        What is found on some queries is measured on others, so that the choice does not flatter.
+        Heads that are found on some queries are measured on others, so that the choice does not flatter.
         """
         return self, inputs.material
 

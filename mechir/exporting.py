@@ -1,4 +1,4 @@
-"""Frames and charts of runs as files for elsewhere; the suffix says which."""
+"""Frames and charts of runs as files, by their suffix."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _picture(what: pd.DataFrame | Run, target: Path) -> bytes:
 
 
 def _dataset(frame: pd.DataFrame, target: Path) -> Path:
-    """The folder, whole or not there."""
+    """Writes the folder whole or not at all."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise MechirError(f"'{target}' holds something already: give a folder that is new or empty.")
     made: Path | None = None

@@ -1,4 +1,4 @@
-"""What an experiment runs on: the pairs of a pool or contrasts, and what was left out of them."""
+"""The material of experiments: the pairs of a pool or contrasts, and those that were left out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ALONE = "in"
 Source = Any
 """A `Collection`, `Collections` or, for experiments on contrasts, a `Diagnostic`."""
 Material = list[Any]
-"""What an experiment runs on: pairs, or contrasts."""
+"""Pairs, or contrasts."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,9 @@ class Pool:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name == "run":
-                fits = value is None or isinstance(value, str | Path)
-            else:
-                whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST
-                fits = whole or (value is None and name != "seed")
-            if not fits:
+            whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST
+            fits = isinstance(value, str | Path) if name == "run" else whole
+            if not fits and (value is not None or name == "seed"):
                 kind = "name or a path" if name == "run" else "whole number"
                 raise MechirError(f"Cannot take Pool({name}={value!r}): write a {kind}.")
 
@@ -74,7 +71,7 @@ class Pool:
 
 def pairs_of(material: Sequence[Any]) -> list[Pair]:
     """The pairs, of contrasts the bases."""
-    return [one.base if isinstance(one, Contrast) else one for one in material]
+    return [item.base if isinstance(item, Contrast) else item for item in material]
 
 
 def source_of(experiment: Any, source: Source) -> Source:
@@ -91,7 +88,7 @@ def source_of(experiment: Any, source: Source) -> Source:
 
 
 class Taken(NamedTuple):
-    """What an experiment runs on, pairs that gave no contrast (`skipped`), and what the collection left out."""
+    """The material of a run, pairs that gave no contrast (`skipped`), and pairs that the collection left out."""
 
     material: Material
     skipped: pd.DataFrame | None
@@ -99,11 +96,7 @@ class Taken(NamedTuple):
 
 
 def material_of(experiment: Any, model: Reranker, source: Source, pool: Pool) -> Taken:
-    """The pairs or contrasts that an experiment runs on, and which were left out and why.
-
-    Raises:
-        MechirError: when the experiment runs on the other kind.
-    """
+    """The pairs or contrasts that an experiment runs on, and those that were left out; raises for the other kind."""
     if isinstance(source, Diagnostic):
         if experiment.runs_on != "contrasts":
             raise MechirError(f"'{experiment.name}' runs on pairs, not on contrasts: give a collection.")
@@ -117,12 +110,12 @@ def material_of(experiment: Any, model: Reranker, source: Source, pool: Pool) ->
 
 
 def readable(model: Reranker, sample: Sample, source: Source) -> Sample:
-    """The pairs of a pool that the model can read, and the others among what is left out (see `encode_readable`).
+    """The pairs of a pool that the model can read; the others are left out (see `encode_readable`).
 
     Args:
         model: a `HookedEncoder`.
         sample: a pool as it was drawn.
-        source: what it was drawn from; its `leave_out` is the share of pairs that may be left out.
+        source: the collection; its `leave_out` is the share of pairs that may be left out.
 
     Raises:
         MechirError: where more would be, with the first of them.
@@ -141,10 +134,10 @@ def readable(model: Reranker, sample: Sample, source: Source) -> Sample:
             f"leave_out={enough:g} (--leave-out {enough:g}), or mend them; the first: {first}"
         )
     warnings.warn(f"The model cannot read {n} of {total} pairs of '{source.id}', which are left out.", stacklevel=2)
-    kept = [pair for place, pair in enumerate(sample.pairs) if place not in unreadable]
+    pairs = [pair for place, pair in enumerate(sample.pairs) if place not in unreadable]
     lost = {place: sample.pairs[place] for place in sorted(unreadable)}
     rows = [Row(unreadable[place].reason, pair.query_id, pair.doc_id) for place, pair in lost.items()]
-    there = {pair.query_id for pair in kept}
+    there = {pair.query_id for pair in pairs}
     gone = dict.fromkeys(pair.query_id for pair in lost.values() if pair.query_id not in there)
     rows += [Row(left_out.NO_PAIR, query_id, "") for query_id in gone]
-    return Sample(kept, pd.concat([sample.left_out, left_out.frame(rows)], ignore_index=True))
+    return Sample(pairs, pd.concat([sample.left_out, left_out.frame(rows)], ignore_index=True))

@@ -2,9 +2,9 @@
 
     heads: tuple[Head, ...] = option((), "matching heads; found by the run where none are named")
 
-The annotation says what a value is: `int`, `float`, `bool`, `str`, or a list of heads, directions, numbers or words,
-`tuple[Head, ...]`, which may be given as a list or as text with commas and is kept in one normal form: what is asked in
-two ways is one run. A field that is a `frame` is no option: it is what the experiment's `prepare` found.
+The annotation is the kind of a value: `int`, `float`, `bool`, `str`, or a list of heads, directions, numbers or words,
+`tuple[Head, ...]`, which may be given as a list or as text with commas and is kept in one normal form, so that equal
+options give one run. A field that is a `frame` is no option: the experiment's `prepare` fills it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mechir.segments import Direction
 from mechir.sites import Head, parse_site
 
 SCALARS: dict[Any, str] = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
-"""What an option may be that is no list, and how a sentence says it."""
+"""The kinds of options that are no list, and their names in messages."""
 LARGEST = 2**63
 """Numbers reach up to here: what a random generator takes as a seed."""
 OPTION = "option"
@@ -34,7 +34,7 @@ OPTION = "option"
 
 @dataclass(frozen=True)
 class Option:
-    """What is said of an option beside its name, annotation and default.
+    """The description of an option beside its name, annotation and default.
 
     Attributes:
         says: the sentence that `--help` shows.
@@ -43,7 +43,7 @@ class Option:
         positive: whether a number must be above 0.
         separator: between the items of a list; white space separates heads and numbers as well where it is a comma.
         in_order: whether a list keeps the order in which it is given; else it is sorted.
-        not_empty: what to write where a list holds nothing; empty where a list may be empty.
+        not_empty: the advice of the message for an empty list; empty where a list may be empty.
         aliases: words that stand for a list, and the text of it.
     """
 
@@ -63,7 +63,7 @@ def option(default: Any, says: str, **more: Any) -> Any:
 
 
 def frame(*columns: str) -> Any:
-    """A field for a frame that `prepare` finds; it counts by its content in the identity of a run."""
+    """A field for a frame that `prepare` fills; its content is part of the identity of a run."""
     return dataclasses.field(default_factory=lambda: pd.DataFrame(columns=list(columns)), compare=False, repr=False)
 
 
@@ -83,7 +83,7 @@ class Declared:
 
     @property
     def item(self) -> Any:
-        """What a list holds; None for what is no list."""
+        """The kind of a list's items; None where it is no list."""
         return typing.get_args(self.kind)[0] if typing.get_origin(self.kind) is tuple else None
 
     @property
@@ -96,7 +96,8 @@ class Declared:
         """A value as text or number, as it stands in a record and on the command line."""
         if self.item is None:
             return value
-        text = self.of.separator.join(_plain(one) for one in value)
+        items = (str(item).removesuffix(".0") if isinstance(item, float) else str(item) for item in value)
+        text = self.of.separator.join(items)
         return next((alias for alias, stands_for in self.of.aliases.items() if text == stands_for), text)
 
     def value(self, given: Any, experiment: str) -> Any:
@@ -108,13 +109,16 @@ class Declared:
         if self.item is not None:
             return self._list(given)
         value = self._scalar(given, experiment)
-        if self.of.among and value not in self.of.among:
-            raise MechirError(f"Unknown {self.flag} '{value}': the closest are {closest(value, self.of.among)}.")
+        self._refuse_unknown(value)
         self._refuse_range(value)
         return value
 
+    def _refuse_unknown(self, word: Any) -> None:
+        if self.of.among and word not in self.of.among:
+            raise MechirError(f"Unknown {self.flag} '{word}': the closest are {closest(word, self.of.among)}.")
+
     def _scalar(self, given: Any, experiment: str) -> Any:
-        """1 and numpy's 1.0 are one number, so that they are one run."""
+        """The value as its kind: 1 and numpy's 1.0 are one number, so that they give one run."""
         switch = isinstance(given, bool | np.bool_)
         number = isinstance(given, numbers.Real) and not switch and bool(abs(float(given)) < LARGEST)  # NaN is not
         whole = number and float(given).is_integer()
@@ -130,18 +134,23 @@ class Declared:
 
     def _list(self, given: Any) -> tuple[Any, ...]:
         text = self.of.aliases.get(given.strip(), given) if isinstance(given, str) else given
-        items = self._split(text) if isinstance(text, str) else [text] if self._is_item(text) else list(text)
+        alone = isinstance(text, self.item) or not isinstance(text, Iterable)
+        items = self._split(text) if isinstance(text, str) else [text] if alone else list(text)
         if not items and self.item is float and text:
             items = [text]  # only separators: no list of numbers
         if not items and self.of.not_empty:
             raise MechirError(f"{self.flag} is empty: write {self.of.not_empty}.")
-        read = dict.fromkeys(READERS[self.item](self, one, given) for one in items)
+        try:
+            values = dict.fromkeys(map(READERS[self.item], items))
+        except MechirError as error:
+            raise MechirError(f"Cannot read {self.flag} '{_shown(given)}': {error}") from error
+        known = {word.lower(): word for word in self.of.among}
+        values = {known.get(value.lower(), value): None for value in values} if known else values
+        for value in values:
+            self._refuse_unknown(value)
         if self.of.in_order:
-            return tuple(read)
-        return tuple(sorted(read, key=self.of.among.index if self.of.among else ORDERS.get(self.item)))
-
-    def _is_item(self, given: Any) -> bool:
-        return isinstance(given, self.item) or not isinstance(given, Iterable)
+            return tuple(values)
+        return tuple(sorted(values, key=self.of.among.index if self.of.among else ORDERS.get(self.item)))
 
     def _split(self, text: str) -> list[str]:
         spaced = self.of.separator == "," and self.item in (Head, float)
@@ -149,47 +158,23 @@ class Declared:
         return [part.strip() for part in re.split(pattern, text) if part.strip()]
 
 
-def _plain(value: Any) -> str:
-    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
-
-
-def _head(declared: Declared, item: Any, given: Any) -> Head:
-    try:
-        site = parse_site(item) if isinstance(item, str) else item
-        if isinstance(site, Head) and site.part != "z":
-            raise MechirError(f"'{site}' is a part of a head: write h{site.layer}.{site.head}.")
-        if not isinstance(site, Head):
-            raise MechirError(f"'{site}' has no attention: write heads, such as h8.1.")
-    except MechirError as error:
-        raise MechirError(f"Cannot read {declared.flag} '{_shown(given)}': {error}") from error
+def _head(item: Any) -> Head:
+    site = parse_site(item) if isinstance(item, str) else item
+    if not isinstance(site, Head):
+        raise MechirError(f"'{site}' has no attention: write heads, such as h8.1.")
+    if site.part != "z":
+        raise MechirError(f"'{site}' is a part of a head: write h{site.layer}.{site.head}.")
     return site
 
 
-def _direction(declared: Declared, item: Any, given: Any) -> Direction:
-    try:
-        return Direction.parse(item)
-    except MechirError as error:
-        raise MechirError(f"Cannot read {declared.flag} '{_shown(given)}': {error}") from error
-
-
-def _number(declared: Declared, item: Any, given: Any) -> float:
+def _number(item: Any) -> float:
     try:
         number = float(item)
     except (TypeError, ValueError):
         number = -1.0
     if not 0 <= number < math.inf:
-        raise MechirError(
-            f"Cannot read {declared.flag} '{_shown(given)}': write numbers of 0 or more with commas, e.g. 1,5."
-        )
+        raise MechirError("write numbers of 0 or more with commas, e.g. 1,5.")
     return number
-
-
-def _word(declared: Declared, item: Any, given: Any) -> str:
-    word = str(item)
-    word = next((known for known in declared.of.among if known.lower() == word.lower()), word)
-    if declared.of.among and word not in declared.of.among:
-        raise MechirError(f"Unknown {declared.flag} '{word}': the closest are {closest(word, declared.of.among)}.")
-    return word
 
 
 def _shown(given: Any) -> str:
@@ -202,15 +187,10 @@ def _as_read(direction: Direction) -> tuple[bool, int, int]:
     return len(reader) + len(source) > 2, reader.value, source.value
 
 
-READERS: dict[Any, Callable[[Declared, Any, Any], Any]] = {
-    Head: _head,
-    Direction: _direction,
-    float: _number,
-    str: _word,
-}
-"""What a list may hold, and how an item is read."""
+READERS: dict[Any, Callable[[Any], Any]] = {Head: _head, Direction: Direction.parse, float: _number, str: str}
+"""The kinds of items in a list, and the functions that read them."""
 ORDERS: dict[Any, Callable[[Any], Any]] = {Direction: _as_read}
-"""How a list is sorted whose items have no order of their own."""
+"""The sort keys of items without an order of their own."""
 
 
 def options(experiment: type) -> dict[str, Declared]:
@@ -223,11 +203,11 @@ def options(experiment: type) -> dict[str, Declared]:
     declared = {}
     for field in dataclasses.fields(experiment):
         if OPTION in field.metadata:
-            one = Declared(field.name, hints[field.name], field.default, field.metadata[OPTION])
-            if one.kind not in SCALARS and one.item not in READERS:
+            option = Declared(field.name, hints[field.name], field.default, field.metadata[OPTION])
+            if option.kind not in SCALARS and option.item not in READERS:
                 raise MechirError(
-                    f"The option '{field.name}' of {experiment.__name__} is a {one.kind}: annotate it as int, float, "
-                    "bool, str, or tuple[Head, ...] (Direction, float, str)."
+                    f"The option '{field.name}' of {experiment.__name__} is a {option.kind}: annotate it as int, "
+                    "float, bool, str, or tuple[Head, ...] (Direction, float, str)."
                 )
-            declared[field.name] = one
+            declared[field.name] = option
     return declared

@@ -31,7 +31,7 @@ def attention(
     heads: Sequence[Head | str] | Head | str,
     engine: str = "mechir",
 ) -> Attention:
-    """What heads look at on one pair: `show.attention(model, pair, heads=("h8.1", "h2.9"))`.
+    """Draws the attention of heads on one pair: `show.attention(model, pair, heads=("h8.1", "h2.9"))`.
 
     Args:
         model: a `HookedEncoder`.
@@ -41,7 +41,7 @@ def attention(
             tokens included, by CircuitsVis in its form for use without a network (1.3 MB and more).
 
     Returns:
-        What a notebook draws and `save(file)` writes as a page; as text, of each head the largest weights.
+        A view that a notebook draws and `save(file)` writes as a page; as text, the largest weights of each head.
 
     Raises:
         MechirError: for several pairs, no head, a site that is no head of this model, an unknown engine.
@@ -78,7 +78,7 @@ def heads(frame: pd.DataFrame, value: str = "") -> HeadMap:
             for these is it known which p is theirs: `holds`, else `p_all` or `p_corrected` below .05.
 
     Returns:
-        What a notebook draws and a terminal prints in columns.
+        A view that a notebook draws and a terminal prints in columns.
 
     Raises:
         MechirError: for a frame without sites, numbers or heads, or two values of one head by one measure.
@@ -96,7 +96,7 @@ def tokens(pair: Pair, values: pd.DataFrame | Sequence[float] | np.ndarray, mode
         model: a `HookedEncoder`, whose word pieces they are; needed for numbers alone.
 
     Returns:
-        What a notebook draws and `save(file)` writes as a page; as text, the strongest word pieces.
+        A view that a notebook draws and `save(file)` writes as a page; as text, the strongest word pieces.
 
     Raises:
         MechirError: for rows without the pair, numbers without a model, or not one for each word piece.

@@ -163,7 +163,7 @@ class Pathway(Experiment):
         return cut_scores(model, pairs, self.sets, self.heads, self.filler)
 
     def summarise(self, run: Finished) -> pd.DataFrame:
-        """The links, the plan's verdicts on the hypotheses, and the effect of cutting sets of heads on held-out queries.
+        """The links, the plan's verdicts on hypotheses, and the effect of cutting sets of heads on held-out queries.
 
         `kind` "link": the columns of `links`. "plan": `measure`, `value` (components linked), `p`, `p_corrected`,
         `label` (the reason where there are none). "cut": the columns of `cut_table`.

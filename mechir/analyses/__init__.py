@@ -14,10 +14,14 @@ if not any(_FOLDER.glob("*/*.py")):
     __path__.append(str(_FOLDER.parent.parent / "analyses"))
 
 
-def _files() -> dict[str, str]:
+def files() -> list[Path]:
+    """The files of the experiments, each in the folder of its paper."""
+    return sorted(file for path in __path__ for file in Path(path).glob("*/*.py") if not file.name.startswith("_"))
+
+
+def _modules() -> dict[str, str]:
     """The module of each class: `AttentionContrast` is in `vast2025.attention_contrast`."""
-    files = [file for folder in map(Path, __path__) for file in folder.glob("*/*.py") if not file.name.startswith("_")]
-    return {class_name(file.stem): f"{__name__}.{file.parent.name}.{file.stem}" for file in sorted(files)}
+    return {class_name(file.stem): f"{__name__}.{file.parent.name}.{file.stem}" for file in files()}
 
 
 def class_name(stem: str) -> str:
@@ -26,11 +30,11 @@ def class_name(stem: str) -> str:
 
 
 def __getattr__(name: str) -> Any:
-    files = {} if name.startswith("_") else _files()
-    if name not in files:
+    modules = {} if name.startswith("_") else _modules()
+    if name not in modules:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(importlib.import_module(files[name]), name)
+    return getattr(importlib.import_module(modules[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(_files())
+    return sorted(_modules())
