@@ -1,7 +1,5 @@
 """Block maps by role for documents at the top and the bottom of the ranking (Chen et al. 2024, arXiv:2405.02503)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """What chosen heads look at: attention between roles in base and donor (Chen et al. 2024, arXiv:2405.02503)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Which heads carry the perturbation, at the top and bottom of the ranking (Chen et al. 2024, arXiv:2405.02503)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar

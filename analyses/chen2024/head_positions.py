@@ -1,7 +1,5 @@
 """Where chosen heads matter: their output and pattern patched at each role (Chen et al. 2024, arXiv:2405.02503)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Are they the same components elsewhere? The findings and links of a registry across its collections and models."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

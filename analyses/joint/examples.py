@@ -1,7 +1,5 @@
 """What heads look at: their attention between query and document on a few pairs, word piece by word piece."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """Do the methods name the same heads? Every two measures of the registry about heads, on one model and collection."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations

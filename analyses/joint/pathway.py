@@ -1,7 +1,5 @@
 """From matching to BM25 in one run: which heads match, is it TF, is IDF involved, does the ranking depend on it?"""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

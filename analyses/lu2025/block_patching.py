@@ -1,7 +1,5 @@
 """Where the signal is, layer by layer: stream, attention and MLPs patched at each role (Lu et al. 2025, section 4)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any

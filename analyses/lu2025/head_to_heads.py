@@ -1,7 +1,5 @@
 """Which heads the scoring heads listen to: paths from every earlier head into their queries, keys and values."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Which heads write the score: path patching from every head and MLP to it (Lu et al. 2025, arXiv:2502.04645)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar

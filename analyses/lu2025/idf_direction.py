@@ -1,7 +1,5 @@
 """Is IDF in the embedding? Singular vectors of W_E against IDF (Lu et al. 2025, arXiv:2502.04645, section 5.1)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar

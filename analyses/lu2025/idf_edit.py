@@ -1,7 +1,5 @@
 """Does the IDF direction act? A query term is scaled along it, dose by dose (Lu et al. 2025, arXiv:2502.04645, 5.2)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar

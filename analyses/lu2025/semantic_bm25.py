@@ -1,7 +1,5 @@
 """Is the score a BM25? A linear model of IDF, soft-TF and their product (Lu et al. 2025, arXiv:2502.04645, 6)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar

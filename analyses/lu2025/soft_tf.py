@@ -1,7 +1,5 @@
 """Do matching heads count? Attention mass against term frequency and length (Lu et al. 2025, arXiv:2502.04645, 4.2)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar

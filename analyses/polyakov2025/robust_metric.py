@@ -1,7 +1,5 @@
 """Which pairs a metric calls interesting: classic against robust (Polyakov, Chen and Eickhoff 2025, SIGIR)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Where the top units sit: by layer, component and part of the text (Vast et al. 2024, Figure 4)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Are the heads that carry the score those that match? Conductance beside attention contrast, head by head."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any

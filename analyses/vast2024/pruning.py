@@ -1,7 +1,5 @@
 """What the ranking loses without the most important units (Vast et al. 2024, arXiv:2406.19309)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Which units transfer: agreement of collections, groups and labels (Vast et al. 2024, Figures 2 and 3)."""
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The options of experiments that contrast grades."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from mechir.experiment import Experiment, Inputs

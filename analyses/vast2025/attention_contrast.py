@@ -1,7 +1,5 @@
 """Which heads match, and what kind of match it is: Vast et al. 2025 (arXiv:2507.14604, section 4; CORIA 2025)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """When relevance is gathered: the head on CLS after every sublayer, by grade, and what probes read in each segment."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

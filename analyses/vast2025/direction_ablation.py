@@ -1,7 +1,5 @@
 """Which directions of attention the ranking depends on: Table 1 of Vast et al. 2025 (arXiv:2507.14604, section 3)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

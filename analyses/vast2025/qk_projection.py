@@ -1,7 +1,5 @@
 """Does a head's alignment do anything? Its most aligned directions are taken out of its queries at run time."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """What the weights of each head match: Figure 2 of Vast et al. 2025 (arXiv:2507.14604, section 5)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
