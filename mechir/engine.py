@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ UNIT = 128
 
 @dataclass(frozen=True)
 class Shard:
-    """Which units this process computes: those whose number is `index` modulo `of`."""
+    """The units of this process: those whose number is `index` modulo `of`."""
 
     index: int = 0
     of: int = 1
@@ -91,7 +92,7 @@ def run(
         registry: where runs are kept.
         shard: which units this process computes; the run is summarised by whichever process finds it complete.
         fresh: compute everything anew, as a run of its own.
-        say: called with one line of progress at a time (by default nothing is said).
+        say: called with one line of progress at a time.
         chosen: options of the experiment.
 
     Raises:
@@ -99,17 +100,17 @@ def run(
             its fingerprint names or does not score as Hugging Face's does.
     """
     model = _readied(model, source, pool, shard)
-    asked = asked_for(experiment, chosen)
+    experiment = asked_for(experiment, chosen)
     where: dict[str, Any] = {"pool": pool or Pool(), "registry": Path(registry), "say": say or silent}
-    if asked.rows_of is not None:
-        rows = run(asked.as_rows_of(), model, source, shard=shard, fresh=fresh, **where)
-        identity = provenance.again(asked, rows)
-        stored = open_run(where["registry"], identity, lambda run: provenance.follow(run, asked, rows))
+    if experiment.rows_of is not None:
+        rows = run(experiment.as_rows_of(), model, source, shard=shard, fresh=fresh, **where)
+        follow = partial(provenance.follow, experiment=experiment, rows=rows)
+        stored = open_run(where["registry"], provenance.again(experiment, rows), follow)
     else:
-        stored, asked, cut = _begun(asked, model, source, fresh=fresh, **where)
-        _compute(stored, asked, model, cut, shard or Shard(), where["say"])
+        stored, experiment, cut = _begun(experiment, model, source, fresh=fresh, **where)
+        _compute(stored, experiment, model, cut, shard or Shard(), where["say"])
     if len(stored.done()) == stored.record["units"]:
-        finish(stored, asked, model, source_of(asked, source))
+        finish(stored, experiment, model, source_of(experiment, source))
     return stored
 
 
@@ -129,12 +130,12 @@ def job(
         MechirError: as `run`; for a model that was made in memory, and an experiment on the rows of another.
     """
     model = _readied(model, source, pool)
-    asked = asked_for(experiment, chosen)
-    if asked.rows_of is not None:
-        raise MechirError(f"'{asked.name}' computes no rows of its own: make a job of '{asked.rows_of.name}' first.")
+    experiment = asked_for(experiment, chosen)
+    if (other := experiment.rows_of) is not None:
+        raise MechirError(f"'{experiment.name}' computes no rows of its own: make a job of '{other.name}' first.")
     reference, where = ModelReference.of(model), Path(registry)
-    stored, ready, cut = _begun(asked, model, source, pool=pool or Pool(), registry=where, say=say or silent)
-    return Job(ready, reference, source_of(asked, source), tuple(map(tuple, cut)), stored.path)
+    stored, ready, cut = _begun(experiment, model, source, pool=pool or Pool(), registry=where, say=say or silent)
+    return Job(ready, reference, source_of(experiment, source), tuple(map(tuple, cut)), stored.path)
 
 
 def asked_for(experiment: Experiment | type[Experiment] | str | Path, chosen: Mapping[str, Any]) -> Experiment:
@@ -184,7 +185,7 @@ def checked(experiment: Experiment, inputs: Inputs) -> Experiment:
 
 
 def _begun(
-    asked: Experiment,
+    experiment: Experiment,
     model: HookedEncoder,
     source: Source,
     *,
@@ -195,18 +196,18 @@ def _begun(
 ) -> tuple[Run, Experiment, list[list[Any]]]:
     """The stored run, the experiment with the results of its `prepare`, and the units."""
 
-    def another(experiment: Any, *, source: Source = source, pool: Pool = pool) -> Run:
-        return run(experiment, model, source, pool=pool, registry=registry, say=say)
+    def another(other: Any, *, source: Source = source, pool: Pool = pool) -> Run:
+        return run(other, model, source, pool=pool, registry=registry, say=say)
 
-    source = source_of(asked, source)
-    taken = material_of(asked, model, source, pool)
+    source = source_of(experiment, source)
+    taken = material_of(experiment, model, source, pool)
     inputs = Inputs(model, taken.material, source, pool, registry, say, another)
-    normal = checked(asked, inputs)
+    normal = checked(experiment, inputs)
     provenance.certificate(model, pairs_of(taken.material))
     ready, material = normal.prepare(inputs)
     _say_found(normal, ready, say)
     if not material:
-        raise MechirError(f"Nothing of this pool is left to measure for '{asked.name}': take more queries.")
+        raise MechirError(f"Nothing of this pool is left to measure for '{experiment.name}': take more queries.")
     cut = units(material)
     stored = _opened(normal, ready, inputs, taken, material, fresh)
     queries = len({item.query_id for item in material})
@@ -225,8 +226,7 @@ def _opened(
 ) -> Run:
     """The stored run, begun with its record and frames if it is not there yet.
 
-    `normal`: the experiment as it was asked for; `ready`: after `prepare`; `taken`: the pool, before `prepare` kept
-    queries back.
+    `normal` and `ready` are the experiment before and after `prepare`, `taken` and `material` its material.
     """
     model, source, pool = inputs.model, inputs.source, inputs.pool
     identity = provenance.identity_of(ready, model, source, material, pool)
@@ -234,9 +234,9 @@ def _opened(
 
     def begin(stored: Run) -> None:
         held_back = {item.query_id for item in taken.material} - {item.query_id for item in material}
-        asked = provenance.asked_of(normal, model, source, pool) | {"held_back": len(held_back)}
+        command = provenance.asked_of(normal, model, source, pool) | {"held_back": len(held_back)}
         frames = _frames(source, material, pool, taken) | ready.frames
-        provenance.begin(stored, identity, ready, model, pairs_of(material), frames, len(units(material)), asked)
+        provenance.begin(stored, identity, ready, model, pairs_of(material), frames, len(units(material)), command)
 
     return open_run(inputs.registry, identity, begin)
 

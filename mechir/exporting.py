@@ -20,11 +20,11 @@ PICTURES = (".png", ".svg", ".pdf")
 KNOWN = f"{', '.join(TABLES)} or a folder for a table, {', '.join(PICTURES)} for the chart of a run"
 
 
-def export(what: pd.DataFrame | Run, to: Path | str, *, digits: int = 2) -> Path:
+def export(content: pd.DataFrame | Run, to: Path | str, *, digits: int = 2) -> Path:
     """Writes a frame, or the summary or chart of a run: `mi.export(mi.findings(role="matching"), "heads.tex")`.
 
     Args:
-        what: a frame, or a finished run, which is its summary as a table and its chart as a picture.
+        content: a frame, or a finished run, which is its summary as a table and its chart as a picture.
         to: the file, by its suffix: `.csv`, `.jsonl` (an object a line), `.tex` (a table for booktabs), `.png`, `.svg`,
             `.pdf`; or a folder, new or empty, for a dataset that `datasets.load_dataset` reads.
         digits: decimals in a LaTeX table.
@@ -40,9 +40,9 @@ def export(what: pd.DataFrame | Run, to: Path | str, *, digits: int = 2) -> Path
     folder = str(to).endswith(("/", "\\")) or target.is_dir() or not target.suffix
     if not folder and target.suffix not in TABLES + PICTURES:
         raise MechirError(f"Cannot export to '{target}': write {KNOWN}.")
-    frame = as_text(what.summary if isinstance(what, Run) else what)  # refuses a run that is not finished
+    frame = as_text(content.summary if isinstance(content, Run) else content)  # refuses a run that is not finished
     if target.suffix in PICTURES and not folder:
-        picture = _picture(what, target)
+        picture = _picture(content, target)
         return written(target, lambda file: file.write_bytes(picture))
     return _dataset(frame, target) if folder else written(target, lambda file: _table(frame, file, target, digits))
 
@@ -58,12 +58,14 @@ def _table(frame: pd.DataFrame, file: Path, target: Path, digits: int) -> None:
         file.write_text(latex.table(frame, digits), encoding="utf-8")
 
 
-def _picture(what: pd.DataFrame | Run, target: Path) -> bytes:
-    if not isinstance(what, Run):
+def _picture(content: pd.DataFrame | Run, target: Path) -> bytes:
+    if not isinstance(content, Run):
         raise MechirError(f"A frame has no chart for '{target}': give a run, or write {', '.join(TABLES)} or a folder.")
-    spec = what.path / "chart.json"
+    spec = content.path / "chart.json"
     if not spec.is_file():
-        raise MechirError(f"Run {what.id} has no chart.json, as an older mechir drew it: start it again with --fresh.")
+        raise MechirError(
+            f"Run {content.id} has no chart.json, as an older mechir drew it: start it again with --fresh."
+        )
     from mechir.views import charts
 
     return charts.picture(json.loads(spec.read_text(encoding="utf-8")), target.suffix)

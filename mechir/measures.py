@@ -191,7 +191,7 @@ STATED = {"site": "site", "label": "label", "collection": "collection", "queries
 
 
 def stated(
-    summary: pd.DataFrame, measure: Measure | Iterable[Measure], of: str = "estimate", **more: Any
+    summary: pd.DataFrame, measure: Measure | Iterable[Measure], column: str = "estimate", **more: Any
 ) -> pd.DataFrame:
     """The rows of a summary as findings by a measure.
 
@@ -199,15 +199,15 @@ def stated(
         summary: `estimate` and, if known, `low`, `high`, `p`, `p_corrected`, `site`, `label`, `collection`, `queries`,
             `pairs`.
         measure: of all rows, or one for each.
-        of: the column of the estimate where a row has several; its interval and p are then `{of}_low`, `{of}_high`,
-            `{of}_p`, `{of}_p_corrected`.
+        column: the estimate's where a row has several; its interval and p are then in `{column}_low`, `{column}_high`,
+            `{column}_p`, `{column}_p_corrected`.
         more: other columns of `Finding`, and those that differ from the measure or the summary.
 
     Returns:
         Columns of `Finding`.
     """
-    begins = "" if of == "estimate" else f"{of}_"
-    names = {of: "value"} | {begins + name: name for name in ("low", "high", "p", "p_corrected")} | STATED
+    begins = "" if column == "estimate" else f"{column}_"
+    names = {column: "value"} | {begins + name: name for name in ("low", "high", "p", "p_corrected")} | STATED
     measures = [measure] * len(summary) if isinstance(measure, Measure) else list(measure)
     columns = ["unit", "role", "term", "sign", "causal", "least"]
     fields = [[str(each), *(getattr(each, name) for name in columns)] for each in measures]

@@ -63,28 +63,25 @@ def file_hash(experiment: Experiment) -> str:
         ) from error
 
 
-def again(experiment: Experiment, of: Run) -> dict[str, Any]:
+def again(experiment: Experiment, rows: Run) -> dict[str, Any]:
     """The identity of a run that summarises the rows of another."""
-    return of.record["identity"] | {
-        "experiment": experiment.name,
-        "experiment_sha256": file_hash(experiment),
-        "rows_of": of.id,
-    }
+    changed = {"experiment": experiment.name, "experiment_sha256": file_hash(experiment), "rows_of": rows.id}
+    return rows.record["identity"] | changed
 
 
-def follow(stored: Run, experiment: Experiment, of: Run) -> None:
+def follow(stored: Run, experiment: Experiment, rows: Run) -> None:
     """Writes the record of a run that summarises the rows of another, and the frames that belong to it."""
     for name in FRAMES:
-        if (of.path / f"{name}.parquet").is_file():
-            stored.write_frame(name, pd.read_parquet(of.path / f"{name}.parquet"))
-    record = of.record | {"id": stored.id, "identity": again(experiment, of), "rows_of": of.id}
+        if (file := rows.path / f"{name}.parquet").is_file():
+            stored.write_frame(name, pd.read_parquet(file))
+    record = rows.record | {"id": stored.id, "identity": again(experiment, rows), "rows_of": rows.id}
     stored.write_record(record | {"file": source_file(experiment), "commit": _commit(experiment)})
 
 
 def identity_of(
     experiment: Experiment, model: HookedEncoder, source: Any, material: Sequence[Any], pool: Any
 ) -> dict[str, Any]:
-    """All that decides the numbers, and so the id of the run."""
+    """The identity of a run: whatever decides its numbers, and so its id."""
     contrasts: dict[str, Any] = {}
     frames = {name: frame for name, frame in experiment.frames.items() if len(frame)}
     if isinstance(source, Diagnostic):
@@ -180,20 +177,20 @@ def begin(
     pairs: Sequence[Pair],
     frames: Mapping[str, pd.DataFrame],
     n_units: int,
-    asked: Mapping[str, Any],
+    command: Mapping[str, Any],
 ) -> None:
     """Writes the record of a run and the frames that belong to it, before anything is measured.
 
-    `asked`: `asked_of`, and how many queries were held back.
+    `command`: `asked_of`, and how many queries were held back.
     """
-    encoded = model.encode(pairs)
+    encoded, packages = model.encode(pairs), ("torch", "transformers", "transformer-lens", "pandas")
     for name, frame in frames.items():
         stored.write_frame(name, frame)
     stored.write_record(
         {
             "id": stored.id,
             "identity": dict(identity),
-            **asked,
+            **command,
             "model": model.cfg.model_name,
             "model_revision": model.revision,
             "units": n_units,
@@ -204,9 +201,7 @@ def begin(
             "truncated_documents": encoded.truncated,
             "reading": asdict(model.reading),
             "certificate": certificate(model, pairs),
-            "versions": {
-                name: metadata.version(name) for name in ("torch", "transformers", "transformer-lens", "pandas")
-            },
+            "versions": {name: metadata.version(name) for name in packages},
             "python": platform.python_version(),
             "threads": torch.get_num_threads(),
             "host": platform.node(),
