@@ -194,15 +194,10 @@ class Pathway(Experiment):
         """The heads of the table: their attention contrast against the effect of patching them."""
         x, y = "attention contrast", "effect of patching, share of the gap"
         heads = summary[(summary["kind"] == "link") & is_head(summary["site"])].dropna(subset=["contrast", "patching"])
-        return charts.scatter(
-            heads.assign(links=heads["links"].replace("", "none")).rename(columns={"contrast": x, "patching": y}),
-            x,
-            y,
-            "links",
-            title="Heads that match, and how much of the effect of term frequency passes through them",
-            subtitle="only heads whose contrast holds or that write the score; links as planned",
-            label="site",
-        )
+        shown = heads.assign(links=heads["links"].replace("", "none")).rename(columns={"contrast": x, "patching": y})
+        title = "Heads that match, and how much of the effect of term frequency passes through them"
+        subtitle = "only heads whose contrast holds or that write the score; links as planned"
+        return charts.scatter(shown, x, y, "links", title=title, subtitle=subtitle, label="site")
 
     def _tfc1(self, inputs: Inputs, queries: int, per_grade: int) -> Any:
         """The diagnostic set: one more occurrence of a query term, in documents of so many queries."""

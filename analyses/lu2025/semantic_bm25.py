@@ -59,9 +59,8 @@ class SemanticBm25(Experiment):
         """All pairs; the matching heads, found on the first of every three queries, and the IDF direction."""
         model, pairs = inputs.model, inputs.material
         along = find_idf(model, inputs.source, idf=self.idf, vector=self.vector, sign=self.sign)
-        ready = replace(self, vector=along["vector"], sign=along["sign"])
         heads, _ = choose_matching(model, pairs, heads=self.heads, top=self.top, every=SELECTION)
-        return replace(ready, heads=heads), pairs
+        return replace(self, heads=heads, vector=along["vector"], sign=along["sign"]), pairs
 
     def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
         """The rows of `lexical_features`."""
@@ -81,11 +80,9 @@ class SemanticBm25(Experiment):
         rows, model = run.rows, run.model
         assert model is not None  # every stored run has one
         target, query = rows["score"].to_numpy(), rows["query_id"].to_numpy()
-        order = {query_id: place for place, query_id in enumerate(dict.fromkeys(query.tolist()))}
-        train = np.array([order[query_id] % 3 != 2 for query_id in query])
-        counts = collection_counts(model, run.source)
+        train = pd.factorize(query)[0] % 3 != 2
         lines = _models(rows, _columns(model, self.heads), target, train, query)
-        lines += _baselines(rows, counts, target, train, query)
+        lines += _baselines(rows, collection_counts(model, run.source), target, train, query)
         long = rows["score5"].notna().to_numpy()
         if rows.loc[long, "query_id"].nunique() >= 6:
             lines += _first_five(rows[long], train[long])
@@ -95,7 +92,7 @@ class SemanticBm25(Experiment):
     def across(summaries: pd.DataFrame) -> pd.DataFrame:
         """One row per collection, as in the paper's table: the held-out Pearson r of every model of the score.
 
-        `low` and `high` are the interval of "semantic BM25", `queries` and `pairs` what its r is measured on.
+        `low`, `high`, `queries` and `pairs` belong to the r of "semantic BM25".
         """
         wide = summaries.pivot(index="collection", columns="model", values="estimate")[summaries["model"].unique()]
         tested = summaries[summaries["model"] == WHOLE].set_index("collection")[["queries", "pairs", "low", "high"]]
@@ -115,15 +112,10 @@ class SemanticBm25(Experiment):
 
     def chart(self, summary: pd.DataFrame) -> Any:
         """Pearson r with the score on held-out queries, with its interval."""
-        return charts.bars(
-            summary.rename(columns={"estimate": "Pearson r"}),
-            "Pearson r",
-            "model",
-            title="How much of the score a linear model of IDF and soft-TF says",
-            subtitle="Pearson r on held-out queries, 95 % interval over queries; 'random split': over held-out pairs",
-            low="low",
-            high="high",
-        )
+        shown = summary.rename(columns={"estimate": "Pearson r"})
+        title = "How much of the score a linear model of IDF and soft-TF says"
+        subtitle = "Pearson r on held-out queries, 95 % interval over queries; 'random split': over held-out pairs"
+        return charts.bars(shown, "Pearson r", "model", title=title, subtitle=subtitle, low="low", high="high")
 
 
 def _columns(model: Weights, heads: Sequence[Head]) -> list[int]:

@@ -122,28 +122,20 @@ class SoftTf(Experiment):
         curve = summary[summary["site"] == "mass"]
         points = summary[summary["site"].str.match(r"h\d")]
         named = (points["heads"] == "matching") | (points["rise"].rank(ascending=False) <= STRONGEST)
-        return charts.stacked(
-            charts.lines(
-                curve,
-                "count",
-                "mass",
-                "heads",
-                title="Attention of a query term to the document, by occurrences appended",
-                low="mass_low",
-                high="mass_high",
-            ),
-            charts.scatter(
-                points.assign(named=named),
-                "similarity",
-                "rise",
-                "heads",
-                title="What a head's attention follows",
-                subtitle="likeness of embeddings (mean r) and rise of the mass with term frequency; "
-                f"named: matching, and the {STRONGEST} largest rises",
-                label="site",
-                named="named",
-            ),
+        title = "Attention of a query term to the document, by occurrences appended"
+        lines = charts.lines(curve, "count", "mass", "heads", title=title, low="mass_low", high="mass_high")
+        scatter = charts.scatter(
+            points.assign(named=named),
+            "similarity",
+            "rise",
+            "heads",
+            title="What a head's attention follows",
+            subtitle="likeness of embeddings (mean r) and rise of the mass with term frequency; "
+            f"named: matching, and the {STRONGEST} largest rises",
+            label="site",
+            named="named",
         )
+        return charts.stacked(lines, scatter)
 
 
 def _head(site: str, part: pd.DataFrame) -> dict[str, Any]:

@@ -65,32 +65,23 @@ class Distribution(Importance):
         """Top neurons by layer and segment, and the stream's change by layer and segment."""
         summary = summary.assign(panel=summary["collection"] + ", " + summary["label"])
         neurons = summary[summary["kind"] == "neuron"].rename(columns={"estimate": "conductance"})
-        segments = neurons["part"].unique().tolist()
         resid = summary[summary["kind"] == "resid"].rename(columns={"share": "share of the change"})
-        return charts.stacked(
-            charts.effect_map(
-                neurons,
-                "part",
-                "layer",
-                "conductance",
-                title="Conductance of the top 1 % of neurons",
-                subtitle="by layer and segment; mean over pairs, 95 % interval over queries",
-                low="low",
-                high="high",
-                column="panel",
-                order_x=segments,
-                order_y=sorted(neurons["layer"].unique().tolist()),
-            ),
-            charts.lines(
-                resid,
-                "layer",
-                "share of the change",
-                "part",
-                title="Through which segment the change of the score flows",
-                subtitle="the stream that each layer reads; the last is what the head of the model reads",
-                column="panel",
-            ),
+        cells = charts.effect_map(
+            neurons,
+            "part",
+            "layer",
+            "conductance",
+            title="Conductance of the top 1 % of neurons",
+            subtitle="by layer and segment; mean over pairs, 95 % interval over queries",
+            low="low",
+            high="high",
+            column="panel",
+            order_x=neurons["part"].unique().tolist(),
+            order_y=sorted(neurons["layer"].unique().tolist()),
         )
+        how: dict[str, Any] = {"title": "Through which segment the change of the score flows", "column": "panel"}
+        how |= {"subtitle": "the stream that each layer reads; the last is what the head of the model reads"}
+        return charts.stacked(cells, charts.lines(resid, "layer", "share of the change", "part", **how))
 
 
 def _lines(rows: pd.DataFrame, kind: str, table: Table, drawn: np.ndarray) -> Iterator[dict[str, Any]]:

@@ -83,19 +83,9 @@ class AttentionContrast(OfGrades):
         masses = summary[summary["site"].str.startswith("attn")].rename(columns={"estimate": "mass"})
         masses["layer"] = masses["site"].str.removeprefix("attn").astype(int)
         masses[["reader", "source"]] = masses["direction"].str.split("<-", expand=True)
-        return charts.stacked(
-            points,
-            charts.lines(
-                masses,
-                "layer",
-                "mass",
-                "source",
-                title="Where each segment looks: mean attention mass by layer",
-                low="low",
-                high="high",
-                column="reader",
-            ),
-        )
+        title = "Where each segment looks: mean attention mass by layer"
+        lines = charts.lines(masses, "layer", "mass", "source", title=title, low="low", high="high", column="reader")
+        return charts.stacked(points, lines)
 
 
 def _layers(rows: pd.DataFrame) -> pd.DataFrame:

@@ -100,15 +100,11 @@ class QkProjection(Experiment):
     def chart(self, summary: pd.DataFrame) -> Any:
         """Fall of the matching attention against change of the score; named are heads that move it beyond chance."""
         named = (summary["score_excess"] > 0) & (summary["score_excess_p_corrected"] < LEVEL)
+        shown = summary.assign(named=named).rename(columns={"attention_aligned": ATTENTION, "score_aligned": SCORE})
+        title = "What a head's aligned directions do: mean changes without them"
+        subtitle = "named: the score moves more than without random directions, p < .05 over all heads"
         return charts.scatter(
-            summary.assign(named=named).rename(columns={"attention_aligned": ATTENTION, "score_aligned": SCORE}),
-            ATTENTION,
-            SCORE,
-            "chosen",
-            title="What a head's aligned directions do: mean changes without them",
-            subtitle="named: the score moves more than without random directions, p < .05 over all heads",
-            label="site",
-            named="named",
+            shown, ATTENTION, SCORE, "chosen", title=title, subtitle=subtitle, label="site", named="named"
         )
 
 
