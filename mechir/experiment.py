@@ -1,4 +1,4 @@
-"""What an experiment is: a frozen dataclass whose fields are its options.
+"""The base of all experiments: a frozen dataclass whose fields are its options.
 
     @dataclass(frozen=True)
     class ScoreSpread(Experiment):
@@ -86,12 +86,12 @@ class Finished:
     """A run with all its units, as `summarise` and `findings` see it.
 
     Attributes:
-        rows: what `measure` returned, unit after unit.
+        rows: the rows of `measure`, unit after unit.
         judged: see `Inputs.judged`.
         model: the model.
         source: see `Inputs`.
         diagnostic: the diagnostic of a run on contrasts: "tfc1", ...
-        summary: what `summarise` returned; empty while it is made.
+        summary: the frame that `summarise` returned; empty while it is made.
     """
 
     rows: pd.DataFrame

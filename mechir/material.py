@@ -34,7 +34,7 @@ Material = list[Any]
 
 @dataclass(frozen=True)
 class Pool:
-    """Which pairs of a collection are scored: the arguments of `Collection.pairs`, as given.
+    """A choice of pairs of a collection: the arguments of `Collection.pairs`, as given.
 
     `max_length`: word pieces of a pair that are read; by default what the model says.
     """

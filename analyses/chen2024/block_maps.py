@@ -1,4 +1,4 @@
-"""Block maps by role for documents at the top and the bottom of the ranking (Chen et al. 2024, arXiv:2405.02503)."""
+"""Maps the effect of blocks by role, at the top and the bottom of the ranking (Chen et al. 2024, arXiv:2405.02503)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ COMPONENTS = {"resid": "resid_pre", "attn": "attn_out", "mlp": "mlp_out"}
 
 @dataclass(frozen=True)
 class BlockMaps(Experiment):
-    """Block maps by role for documents at the top and the bottom of the ranking (Chen et al. 2024, arXiv:2405.02503).
+    """Maps the effect of blocks by role, at the top and the bottom of the ranking (Chen et al. 2024, arXiv:2405.02503).
 
     Chen et al. compare documents that ranked 1-10 with those that ranked 91-100; here the split is by thirds of each
     query's pool under the model's own base scores, so that it works for pools of any size.

@@ -1,4 +1,4 @@
-"""What chosen heads look at: attention between roles in base and donor (Chen et al. 2024, arXiv:2405.02503)."""
+"""Shows the attention of chosen heads between roles, in base and donor (Chen et al. 2024, arXiv:2405.02503)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from .head_positions import HeadPositions
 
 @dataclass(frozen=True)
 class HeadAttention(HeadPositions):
-    """What chosen heads look at: attention between roles in base and donor (Chen et al. 2024, arXiv:2405.02503).
+    """Shows the attention of chosen heads between roles, in base and donor (Chen et al. 2024, arXiv:2405.02503).
 
     The mean over the reader's positions of the attention mass that goes to all positions of the source's role.
     Attention is not effect: a head may match perfectly and write nothing (see the planted model's trap);

@@ -1,4 +1,4 @@
-"""Which heads carry the perturbation, at the top and bottom of the ranking (Chen et al. 2024, arXiv:2405.02503)."""
+"""Finds the heads that carry a perturbation, at the top and bottom of the ranking (Chen et al., arXiv:2405.02503)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from mechir.views import charts
 
 @dataclass(frozen=True)
 class HeadMaps(Experiment):
-    """Which heads carry the perturbation, at the top and bottom of the ranking (Chen et al. 2024, arXiv:2405.02503).
+    """Finds the heads that carry a perturbation, at the top and bottom of the ranking (Chen et al., arXiv:2405.02503).
 
     Every head's output z is patched from the donor, at all positions or only at some (--at "query|doc"). Documents are
     split by thirds of each query's pool under the model's base scores, where Chen et al. compare ranks 1-10 with

@@ -1,4 +1,4 @@
-"""Where chosen heads matter: their output and pattern patched at each role (Chen et al. 2024, arXiv:2405.02503)."""
+"""Patches the output and pattern of chosen heads at each role (Chen et al. 2024, arXiv:2405.02503)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from mechir.views import charts
 
 @dataclass(frozen=True)
 class HeadPositions(Experiment):
-    """Where chosen heads matter: their output and pattern patched at each role (Chen et al. 2024, arXiv:2405.02503).
+    """Patches the output and pattern of chosen heads at each role (Chen et al. 2024, arXiv:2405.02503).
 
     The heads are found by the run on one query in three (the largest effects of patching z), and measured on the rest.
     """

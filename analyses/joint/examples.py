@@ -1,4 +1,4 @@
-"""What heads look at: their attention between query and document on a few pairs, word piece by word piece."""
+"""Shows the attention of heads between query and document on a few pairs, word piece by word piece."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from mechir.views import charts
 
 @dataclass(frozen=True)
 class Examples(Experiment):
-    """What heads look at: their attention between query and document on a few pairs, word piece by word piece.
+    """Shows the attention of heads between query and document on a few pairs, word piece by word piece.
 
     Of queries spread over the pool, the first document of the highest grade and the first of the lowest. Nothing is
     averaged and nothing claimed: it shows what the numbers of other experiments are about.

@@ -51,7 +51,7 @@ class Overlap(Experiment):
     heads: pd.DataFrame = frame("measure", "site", "value")
 
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Pair]]:
-        """One pair, that the run has a query; the findings about heads: `measure`, `site`, `value`."""
+        """One pair, so that the run has a query; the findings about heads: `measure`, `site`, `value`."""
         collection = inputs.source
         on = {"collection": Named(collection.id, collection.full_name, collection.hash)}
         try:

@@ -268,7 +268,7 @@ def _at_most(step: Experiment, queries: int) -> int:
 
 
 def _learning(pairs: Sequence[Pair]) -> int:
-    """How many queries the links are found on."""
+    """The number of queries that the links are found on."""
     queries = len({pair.query_id for pair in pairs})
     if queries < LEAST:
         raise MechirError(

@@ -1,4 +1,4 @@
-"""Where the signal is, layer by layer: stream, attention and MLPs patched at each role (Lu et al. 2025, section 4)."""
+"""Patches stream, attention and MLPs layer by layer at each role (Lu et al. 2025, arXiv:2502.04645, section 4)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ COMPONENTS = {"resid": "stream (resid_pre)", "attn": "attention (attn_out)", "ml
 
 @dataclass(frozen=True)
 class BlockPatching(Experiment):
-    """Where the signal is, layer by layer: stream, attention and MLPs patched at each role (Lu et al. 2025, section 4).
+    """Patches stream, attention and MLPs layer by layer at each role (Lu et al. 2025, arXiv:2502.04645, section 4).
 
     The donor's activation is put into the base (the authors' direction); `share` is the fraction of the score gap that
     moves, as a ratio of means. At `role` the positions are CLS, the query's and the document's matching and other

@@ -1,4 +1,4 @@
-"""Which heads the scoring heads listen to: paths from every earlier head into their queries, keys and values."""
+"""Patches the paths from every earlier head into the queries, keys and values of the scoring heads."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from mechir.views import charts
 
 @dataclass(frozen=True)
 class HeadToHeads(Experiment):
-    """Which heads the scoring heads listen to: paths from every earlier head into their queries, keys and values.
+    """Patches the paths from every earlier head into the queries, keys and values of the scoring heads.
 
     Scoring heads are found by the run, not named: on one query in three the heads with the largest effect along
     head -> score are taken, and the paths into them are measured on the other queries. Of each port (q, k, v) the

@@ -1,4 +1,4 @@
-"""Which heads write the score: path patching from every head and MLP to it (Lu et al. 2025, arXiv:2502.04645)."""
+"""Finds the heads that write the score: path patching from every head and MLP (Lu et al. 2025, arXiv:2502.04645)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from mechir.views import charts
 
 @dataclass(frozen=True)
 class HeadToScore(Experiment):
-    """Which heads write the score: path patching from every head and MLP to it (Lu et al. 2025, arXiv:2502.04645).
+    """Finds the heads that write the score: path patching from every head and MLP (Lu et al. 2025, arXiv:2502.04645).
 
     The sender sees the donor's world, all other heads keep the base's (Wang et al.). By default MLPs are recomputed on
     the way and LayerNorms are live, as the authors do; the column `departure` says how far that is from a linear path.

@@ -105,7 +105,7 @@ class SoftTf(Experiment):
         return pd.concat([heads, means.assign(site="mean"), _curve(run.rows)], ignore_index=True)
 
     def findings(self, run: Finished) -> pd.DataFrame:
-        """How every head's mass rises with tf (tested over all heads) and length, where it saturates, what it follows.
+        """The rise of every head's mass with tf (tested over all heads) and length, its k1, and its r with likeness.
 
         The document is changed here, not the head: none of these is causal.
         """

@@ -1,4 +1,4 @@
-"""Which pairs a metric calls interesting: classic against robust (Polyakov, Chen and Eickhoff 2025, SIGIR)."""
+"""Compares the pairs that the classic and the robust metric call interesting (Polyakov et al. 2025, SIGIR)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ METRICS = {"difference": "difference", "classic": "ratio", "robust": "robust"}
 
 @dataclass(frozen=True)
 class RobustMetric(Experiment):
-    """Which pairs a metric calls interesting: classic against robust (Polyakov, Chen and Eickhoff 2025, SIGIR).
+    """Compares the pairs that the classic and the robust metric call interesting (Polyakov et al. 2025, SIGIR).
 
     Every head is patched; a pair's value is the mean |effect| over all heads, as it is (difference), over |gap|
     (classic) and over sqrt(1 + gap^2) (robust). The classic metric is large where the gap is small, so its mean over

@@ -1,4 +1,4 @@
-"""Where the top units sit: by layer, component and part of the text (Vast et al. 2024, Figure 4)."""
+"""Places the top units by layer, component and part of the text (Vast et al. 2024, Figure 4)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ DRAWS = 1000
 
 @dataclass(frozen=True)
 class Distribution(Importance):
-    """Where the top units sit: by layer, component and part of the text (Vast et al. 2024, Figure 4).
+    """Places the top units by layer, component and part of the text (Vast et al. 2024, Figure 4).
 
     Beside them stands where the change of the score flows at every depth: the residual stream by segment, a complete
     cut (compare Zhan et al. 2020, SIGIR, Figure 2).

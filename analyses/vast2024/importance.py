@@ -1,4 +1,4 @@
-"""Which neurons and heads carry relevance: the conductance of every unit (Vast et al. 2024, arXiv:2406.19309)."""
+"""Measures the conductance of every unit: neurons and heads that carry relevance (Vast et al., arXiv:2406.19309)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +38,7 @@ MARGIN = "margin"
 
 @dataclass(frozen=True)
 class Importance(Experiment):
-    """Which neurons and heads carry relevance: the conductance of every unit (Vast et al. 2024, arXiv:2406.19309).
+    """Measures the conductance of every unit: neurons and heads that carry relevance (Vast et al., arXiv:2406.19309).
 
     The word embeddings go from a baseline of [PAD] to the text; a unit's conductance is its part of the change of the
     score. Means over relevant and over other documents, each unit with interval and rank.

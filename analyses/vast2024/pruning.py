@@ -1,4 +1,4 @@
-"""What the ranking loses without the most important units (Vast et al. 2024, arXiv:2406.19309)."""
+"""Measures the loss of the ranking without the most important units (Vast et al. 2024, arXiv:2406.19309)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ BY_DEFAULT = ("F_in", "F_out", "out-in")
 
 @dataclass(frozen=True)
 class Pruning(Importance):
-    """What the ranking loses without the most important units (Vast et al. 2024, arXiv:2406.19309).
+    """Measures the loss of the ranking without the most important units (Vast et al. 2024, arXiv:2406.19309).
 
     Units are ranked by their conductance on one query in three and pruned on the others: the top of a scheme, the
     bottom (most negative), and beside each of the two random sets with as many units of every layer as it has.

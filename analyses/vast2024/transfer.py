@@ -1,4 +1,4 @@
-"""Which units transfer: agreement of collections, groups and labels (Vast et al. 2024, Figures 2 and 3)."""
+"""Measures the agreement of top units of collections, groups and labels (Vast et al. 2024, Figures 2 and 3)."""
 
 import itertools
 from collections import Counter
@@ -41,7 +41,7 @@ class Compared(NamedTuple):
 
 @dataclass(frozen=True)
 class Transfer(Importance):
-    """Which units transfer: agreement of collections, groups and labels (Vast et al. 2024, Figures 2 and 3).
+    """Measures the agreement of top units of collections, groups and labels (Vast et al. 2024, Figures 2 and 3).
 
     The share of the top units that two schemes have in common; beside it chance, and the same collection measured on
     other queries, as no two samples of queries agree wholly.
@@ -102,7 +102,7 @@ class Transfer(Importance):
 
 
 def _compared(samples: Sequence[Table], groups: Mapping[str, str], seed: int | None = None) -> Iterator[Compared]:
-    """Everything that is compared, on all queries or, with a seed, on queries drawn anew."""
+    """The comparisons, on all queries or, with a seed, on queries drawn anew."""
     ranked = _ranked(samples, groups, lambda table: None if seed is None else table.drawn(1, seed)[0])
     half, rest = (_ranked(samples, groups, partial(_half, which=which, seed=seed)) for which in (0, 1))
     alone = [f"F_{group}" for group in groups.values() if len(members(f"F_{group}", groups)) == 1]

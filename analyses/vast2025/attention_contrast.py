@@ -1,4 +1,4 @@
-"""Which heads match, and what kind of match it is: Vast et al. 2025 (arXiv:2507.14604, section 4; CORIA 2025)."""
+"""Finds the heads that match, and the kind of their match (Vast et al. 2025, arXiv:2507.14604, section 4)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ STRONGEST = 10
 
 @dataclass(frozen=True)
 class AttentionContrast(OfGrades):
-    """Which heads match, and what kind of match it is: Vast et al. 2025 (arXiv:2507.14604, section 4; CORIA 2025).
+    """Finds the heads that match, and the kind of their match (Vast et al. 2025, arXiv:2507.14604, section 4).
 
     Attention between query and document is compared between relevant documents, hard negatives and easy ones (-1),
     head by head, on all queries: the tests are corrected over the heads, and `low_all` to `high_all` hold for all of
     them at once, so the strongest are not flattered by being picked. Needs easy negatives: --easy-negatives 10. Without
-    hard negatives (--hard and --weak one grade) heads are contrasted, and no kind of match is told.
+    hard negatives (--hard and --weak one grade) heads are contrasted, and no kind of match is given.
     """
 
     figure = 4

@@ -1,4 +1,4 @@
-"""When relevance is gathered: the head on CLS after every sublayer, by grade, and what probes read in each segment."""
+"""Reads relevance after every sublayer: the head on CLS, by grade, and probes of each segment."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ READ_BY = {"auroc": "probe", "control": "probe of permuted labels", "lens": "the
 
 @dataclass(frozen=True)
 class ClsLens(Experiment):
-    """When relevance is gathered: the head on CLS after every sublayer, by grade, and what probes read in each segment.
+    """Reads relevance after every sublayer: the head on CLS, by grade, and probes of each segment.
 
     The first part is "relevance integration" in the journal code of Vast et al. 2025; see `mechir.methods.lens`.
     """

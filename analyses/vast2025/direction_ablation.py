@@ -1,4 +1,4 @@
-"""Which directions of attention the ranking depends on: Table 1 of Vast et al. 2025 (arXiv:2507.14604, section 3)."""
+"""Cuts the directions of attention that the ranking may depend on (Vast et al. 2025, arXiv:2507.14604, Table 1)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ ORIGINAL = "original"
 
 @dataclass(frozen=True)
 class DirectionAblation(Experiment):
-    """Which directions of attention the ranking depends on: Table 1 of Vast et al. 2025 (arXiv:2507.14604, section 3).
+    """Cuts the directions of attention that the ranking may depend on (Vast et al. 2025, arXiv:2507.14604, Table 1).
 
     Each of the 25 directions X<-Y between CLS, query, SEP1, document and SEP2 is cut in all layers and heads, then all
     five sources of a reader together. The cut is 0 after the softmax without renormalisation, as in the paper;
@@ -46,7 +46,7 @@ class DirectionAblation(Experiment):
         return condition_table(run.rows, run.judged, original=ORIGINAL)
 
     def findings(self, run: Finished) -> pd.DataFrame:
-        """What cutting each direction does to nDCG@10; Holm over all of them."""
+        """The effect of cutting each direction on nDCG@10; Holm over all of them."""
         return stated(run.summary, self.renormalise)
 
     def chart(self, summary: pd.DataFrame) -> Any:

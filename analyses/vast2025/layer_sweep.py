@@ -1,4 +1,4 @@
-"""Where in depth the directions matter: Figure 1a of Vast et al. 2025 (arXiv:2507.14604, section 3)."""
+"""Cuts the directions of attention up to and from every layer (Vast et al. 2025, arXiv:2507.14604, Figure 1a)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ ALL = {"25": ",".join(map(str, directions()))}
 
 @dataclass(frozen=True)
 class LayerSweep(Experiment):
-    """Where in depth the directions matter: Figure 1a of Vast et al. 2025 (arXiv:2507.14604, section 3).
+    """Cuts the directions of attention up to and from every layer (Vast et al. 2025, arXiv:2507.14604, Figure 1a).
 
     Each direction is cut in layers 0..l for every l, and in layers l..last. The cut is 0 after the softmax without
     renormalisation, as in the paper; `--renormalise` cuts before it.
@@ -64,7 +64,7 @@ class LayerSweep(Experiment):
         return pd.concat([table[["name"]], parsed, table.drop(columns="name")], axis=1)
 
     def findings(self, run: Finished) -> pd.DataFrame:
-        """What cutting each direction in each run of layers does to nDCG@10; Holm over all of them."""
+        """The effect of cutting each direction in each run of layers on nDCG@10; Holm over all of them."""
         return stated(run.summary, self.renormalise)
 
     def chart(self, summary: pd.DataFrame) -> Any:

@@ -1,4 +1,4 @@
-"""What the weights of each head match: Figure 2 of Vast et al. 2025 (arXiv:2507.14604, section 5)."""
+"""Compares the weights of each head with what it matches (Vast et al. 2025, arXiv:2507.14604, Figure 2)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ LABELLED = 6
 
 @dataclass(frozen=True)
 class QkSvd(OfGrades):
-    """What the weights of each head match: Figure 2 of Vast et al. 2025 (arXiv:2507.14604, section 5).
+    """Compares the weights of each head with what it matches (Vast et al. 2025, arXiv:2507.14604, Figure 2).
 
     W_QK of every head is taken apart by SVD. Alignment of its singular vectors (does it look for its own likeness?) is
     set against whom the mean query prefers, and both against the contrast of its attention between grades.
