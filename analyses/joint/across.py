@@ -55,7 +55,7 @@ class Across(Experiment):
     links: pd.DataFrame = frame()
 
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Pair]]:
-        """One pair, so that the run has a query; the findings on heads, and the links that were tested and that hold."""
+        """One pair, so that the run has a query; the findings on heads, the links that were tested and that hold."""
         registry = inputs.registry
         findings = held(matching(registry, newest=True))
         if len(findings[WHERE].drop_duplicates()) < 2:
