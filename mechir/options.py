@@ -30,6 +30,8 @@ SCALARS: dict[Any, str] = {bool: "True or False", int: "a whole number", float: 
 LARGEST = 2**63
 """Numbers reach up to here: what a random generator takes as a seed."""
 OPTION = "option"
+OR_FOUND = "with commas; found by the run where none are named"
+"""The end of the sentence of an option for heads."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from mechir.measures import PATCHING
 from mechir.methods import effects
 from mechir.methods.checks import heads_or_search
 from mechir.methods.patching import choose_heads, patch
-from mechir.options import option
+from mechir.options import OR_FOUND, option
 from mechir.reranker import Weights
 from mechir.sites import Head
 from mechir.views import charts
@@ -28,7 +28,7 @@ class HeadPositions(Experiment):
 
     runs_on = "contrasts"
 
-    heads: tuple[Head, ...] = option((), "heads with commas; found by the run where none are named", in_order=True)
+    heads: tuple[Head, ...] = option((), f"heads {OR_FOUND}", in_order=True)
     top: int = option(4, "heads found by the run where none are named", least=1)
 
     def cost(self, model: Weights) -> float:

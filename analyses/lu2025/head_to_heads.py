@@ -13,7 +13,7 @@ from mechir.measures import PATH_TO_HEADS
 from mechir.methods import effects
 from mechir.methods.checks import SELECTION, heads_or_search
 from mechir.methods.paths import path_patch, scoring_heads
-from mechir.options import option
+from mechir.options import OR_FOUND, option
 from mechir.pairs import split_queries
 from mechir.reranker import Weights
 from mechir.sites import Head
@@ -32,9 +32,7 @@ class HeadToHeads(Experiment):
     runs_on = "contrasts"
     figure = 13
 
-    receivers: tuple[Head, ...] = option(
-        (), "scoring heads with commas; found by the run where none are named", in_order=True
-    )
+    receivers: tuple[Head, ...] = option((), f"scoring heads {OR_FOUND}", in_order=True)
     top: int = option(4, "scoring heads found by the run where none are named", least=1)
     ports: tuple[str, ...] = option(
         PORTS, "which of their inputs are replaced, each by itself", among=PORTS, not_empty="some of q,k,v"

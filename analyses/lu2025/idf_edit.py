@@ -17,7 +17,7 @@ from mechir.methods.checks import SELECTION, embedding_vector, heads_or_search, 
 from mechir.methods.dose import dose_response, doses, shifts
 from mechir.methods.lexical import find_idf, refuse_idf, singular_direction
 from mechir.methods.paths import scoring_heads
-from mechir.options import option
+from mechir.options import OR_FOUND, option
 from mechir.pairs import Pair, first_of_each, split_queries
 from mechir.reranker import Weights
 from mechir.sites import Head
@@ -43,9 +43,7 @@ class IdfEdit(Experiment):
     figure = 9
     answers: ClassVar = {"idf-acts": ()}
 
-    heads: tuple[Head, ...] = option(
-        (), "scoring heads with commas; found by the run where none are named", in_order=True
-    )
+    heads: tuple[Head, ...] = option((), f"scoring heads {OR_FOUND}", in_order=True)
     top: int = option(4, "scoring heads found by the run where none are named", least=1)
     vector: int = option(-1, "singular vector of W_E, 0 the first; -1 for the one that goes with IDF")
     sign: int = option(0, "1 or -1, which way the vector is taken; 0 for up with IDF")

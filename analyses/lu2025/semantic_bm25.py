@@ -15,7 +15,7 @@ from mechir.methods.checks import SELECTION, embedding_vector, heads_or_search
 from mechir.methods.lexical import Counts, collection_counts, find_idf, refuse_idf, singular_direction
 from mechir.methods.matching import choose_matching
 from mechir.model_sites import all_heads
-from mechir.options import option
+from mechir.options import OR_FOUND, option
 from mechir.pairs import Pair
 from mechir.reranker import Weights
 from mechir.sites import Head
@@ -38,9 +38,7 @@ class SemanticBm25(Experiment):
     answers: ClassVar = {"bm25": ()}
     forwards = 3.0  # the query whole, and cut to five pieces
 
-    heads: tuple[Head, ...] = option(
-        (), "matching heads with commas; found by the run where none are named", in_order=True
-    )
+    heads: tuple[Head, ...] = option((), f"matching heads {OR_FOUND}", in_order=True)
     top: int = option(13, "matching heads found by the run where none are named", least=1)
     vector: int = option(-1, "singular vector of W_E, 0 the first; -1 for the one that goes with IDF")
     sign: int = option(0, "1 or -1, which way the vector is taken; 0 for up with IDF")

@@ -24,7 +24,7 @@ from mechir.methods.soft_tf import (
     term_mass,
     text_of,
 )
-from mechir.options import option
+from mechir.options import OR_FOUND, option
 from mechir.pairs import Pair, first_of_each, split_queries
 from mechir.reranker import Weights
 from mechir.sites import Head, is_head
@@ -48,9 +48,7 @@ class SoftTf(Experiment):
     answers: ClassVar = {"rise": ()}
     forwards = 1.5 * (len(COUNTS) + len(TIMES) + 1)
 
-    heads: tuple[Head, ...] = option(
-        (), "matching heads with commas; found by the run where none are named", in_order=True
-    )
+    heads: tuple[Head, ...] = option((), f"matching heads {OR_FOUND}", in_order=True)
     top: int = option(10, "matching heads found by the run where none are named", least=1)
     filler: str = option("a", "a word of one word piece that stands in for what is not appended")
     words: int = option(40, "words of a document that are kept", least=1)
