@@ -96,8 +96,8 @@ def run(
         chosen: options of the experiment.
 
     Raises:
-        MechirError: for unknown options, an empty pool, what the model refuses, and a model that is not the one that
-            its fingerprint names or does not score as Hugging Face's does.
+        MechirError: for unknown options, an empty pool, options that the model does not allow, and a model that is not
+            the one that its fingerprint names or does not score as Hugging Face's does.
     """
     model = _readied(model, source, pool, shard)
     experiment = asked_for(experiment, chosen)
@@ -139,11 +139,7 @@ def job(
 
 
 def asked_for(experiment: Experiment | type[Experiment] | str | Path, chosen: Mapping[str, Any]) -> Experiment:
-    """The experiment with its options.
-
-    Raises:
-        MechirError: for what is no experiment, and for options that it does not take.
-    """
+    """The experiment with its options; raises for anything else, and for options that it does not take."""
     if isinstance(experiment, Experiment):
         if chosen:
             raise MechirError(
@@ -174,11 +170,7 @@ def _readied(model: object, source: Any, pool: Any, shard: Any = None) -> Hooked
 
 
 def checked(experiment: Experiment, inputs: Inputs) -> Experiment:
-    """The experiment with its options in normal form, so that equal options give one run.
-
-    Raises:
-        MechirError: for what the experiment cannot do with this model and this pool.
-    """
+    """The experiment with its options in normal form; raises for those that this model or this pool does not allow."""
     normal = experiment.check(inputs)
     forwards(inputs.model, normal.interventions(inputs.model))  # refuses what does not fit the model
     return normal

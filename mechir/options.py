@@ -196,11 +196,7 @@ ORDERS: dict[Any, Callable[[Any], Any]] = {Direction: _as_read}
 
 
 def options(experiment: type) -> dict[str, Declared]:
-    """The options of an experiment, by name, in the order in which they are declared.
-
-    Raises:
-        MechirError: for an annotation that is no kind of option.
-    """
+    """The options of an experiment, by name, in their order; raises for an annotation that is no kind of option."""
     hints = typing.get_type_hints(experiment)
     declared = {}
     for field in dataclasses.fields(experiment):

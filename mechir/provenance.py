@@ -235,11 +235,7 @@ _CERTIFICATES: WeakKeyDictionary[HookedEncoder, dict[tuple[str, ...], dict[str, 
 
 
 def certificate(model: HookedEncoder, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """The parity certificate over some of these pairs, made once for a model, its device and its dtype.
-
-    Raises:
-        MechirError: for a model that reads or scores otherwise than Hugging Face's does.
-    """
+    """The parity certificate over some of the pairs, made once; raises where Hugging Face reads or scores otherwise."""
     some = list(pairs[:: max(1, len(pairs) // CERTIFIED)])[:CERTIFIED]
     known = _CERTIFICATES.setdefault(model, {})
     key = (pairs_hash(some), str(model.dtype), str(model.device))  # `to` changes a model in place
