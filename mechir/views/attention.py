@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -16,8 +16,8 @@ from mechir.views.tokens import as_read, word_mark
 
 SCALE = 10_000
 """A weight of 1, in the whole numbers that pages hold."""
-TOLD = 5
-"""Pairs of pieces that a terminal is told of each head."""
+PRINTED = 5
+"""Pairs of pieces that a terminal prints of each head and direction."""
 LIGHT = """.mechir-attention { --ink: #1f2328; --faint: #59636e; --line: #d4d9df; --ground: #fff; --shade: #2166ac;
   --on-shade: #fff; background: #fff; color-scheme: light; padding: 16px 20px; max-width: 920px; box-sizing: border-box;
   font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; text-align: left; }
@@ -27,10 +27,7 @@ LIGHT = """.mechir-attention { --ink: #1f2328; --faint: #59636e; --line: #d4d9df
 
 @dataclass(frozen=True)
 class Attention:
-    """The attention of heads on one pair, which a notebook shows; as text, of each head the largest weights.
-
-    `body` and `script`: HTML that needs nothing else, and what makes it move.
-    """
+    """The attention of heads on one pair: a notebook shows `body` with `script`, a terminal the largest weights."""
 
     body: str = field(repr=False)
     script: str = field(repr=False)
@@ -53,13 +50,13 @@ class Attention:
 
 
 def strips(rows: pd.DataFrame) -> Attention:
-    """The strips of one pair: point at a word piece to see what it looks at in the other text, and what looks at it.
+    """The texts of one pair as strips: pointing at a word piece shows its attention to the other text, and back.
 
     Args:
         rows: of `pair_attention`, of one pair, a row per head.
     """
     (pair,) = pairs_of(rows)
-    text = "\n".join(_told(row) for _, row in rows.iterrows())
+    text = _printed(rows)
     body = (
         f'<div class="mechir-attention">\n<style>\n{LIGHT}{page.static("strips.css")}</style>\n'
         f'<div class="mechir-strips"><pre>{escape(text)}</pre></div>\n'
@@ -81,11 +78,10 @@ def grids(tokens: Sequence[str], patterns: np.ndarray, heads: Sequence[str], row
 
     drawn = attention_heads(np.round(patterns, 3), list(tokens), list(heads), mask_upper_tri=False).local_src
     start, end = drawn.index("<script"), drawn.rindex("</script>")
-    library, call, told = drawn[drawn.index(">", start) + 1 : end].rpartition("\n    CircuitsVis.render(\n")
-    script = library + call + told.replace("<", "\\u003c")  # the tokens are in there
-    text = "\n".join(_told(row) for _, row in rows.iterrows())
+    library, call, data = drawn[drawn.index(">", start) + 1 : end].rpartition("\n    CircuitsVis.render(\n")
+    script = library + call + data.replace("<", "\\u003c")  # the tokens are in there
     title = f"Attention on {rows['query_id'].iloc[0]}/{rows['doc_id'].iloc[0]}"
-    return Attention(drawn[:start].replace("/>", "></div>"), script, text, title)
+    return Attention(drawn[:start].replace("/>", "></div>"), script, _printed(rows), title)
 
 
 def pairs_of(rows: pd.DataFrame) -> list[dict[str, Any]]:
@@ -98,33 +94,34 @@ def pairs_of(rows: pd.DataFrame) -> list[dict[str, Any]]:
         `query_id`, `doc_id`, `grade`, `score`; `query`, `doc`: for each word piece how it reads and whether it goes on
         with the word before; `heads`: site -> the weights of query<-doc and of doc<-query, 10000 for 1.
     """
-    found = []
+    pairs = []
     for _, part in rows.groupby(["query_id", "doc_id"], sort=False):
         first = part.iloc[0]
-        told = {name: first[name] for name in ("query_id", "doc_id", "grade", "score")}
-        told["grade"] = None if pd.isna(told["grade"]) else int(told["grade"])
+        pair = {name: first[name] for name in ("query_id", "doc_id", "grade", "score")}
+        pair["grade"] = None if pd.isna(pair["grade"]) else int(pair["grade"])
         mark = word_mark([*first["query"], *first["doc"]])
         pieces = {side: [as_read(str(piece), mark) for piece in first[side]] for side in ("query", "doc")}
         heads = {row["site"]: [_whole(row[name]) for name in ("query_doc", "doc_query")] for _, row in part.iterrows()}
-        found.append(told | pieces | {"heads": heads})
-    return found
+        pairs.append(pair | pieces | {"heads": heads})
+    return pairs
 
 
 def _whole(weights: Any) -> list[int]:
     return np.rint(np.asarray(weights, dtype=float) * SCALE).astype(int).tolist()
 
 
-def _told(row: pd.Series) -> str:
-    """The largest weights of one head: of which piece, to which."""
-    lines = [f"{row['site']} on {row['query_id']}/{row['doc_id']}, score {row['score']:.2f}"]
-    for name, reader, source in (("query_doc", "query", "doc"), ("doc_query", "doc", "query")):
-        listed = ", ".join(f"{a} \u2192 {b} {weight:.2f}" for a, b, weight in _largest(row, name, reader, source))
-        lines.append(f"  {reader}<-{source}: {listed}")
+def _printed(rows: pd.DataFrame) -> str:
+    """The largest weights of each head: the pieces that read, those that are read, and how much."""
+    lines = []
+    for row in rows.to_dict("records"):
+        lines.append(f"{row['site']} on {row['query_id']}/{row['doc_id']}, score {row['score']:.2f}")
+        for reader, source in (("query", "doc"), ("doc", "query")):
+            weights = np.asarray(row[f"{reader}_{source}"], dtype=float)
+            largest = [
+                (*divmod(place, len(row[source])), weights[place]) for place in np.argsort(-weights, kind="stable")
+            ]
+            listed = [
+                f"{row[reader][at]} \u2192 {row[source][to]} {weight:.2f}" for at, to, weight in largest[:PRINTED]
+            ]
+            lines.append(f"  {reader}<-{source}: {', '.join(listed)}")
     return "\n".join(lines)
-
-
-def _largest(row: pd.Series, name: str, reader: str, source: str) -> Iterator[tuple[str, str, float]]:
-    weights = np.asarray(row[name], dtype=float)
-    for place in np.argsort(-weights, kind="stable")[:TOLD]:
-        at, to = divmod(int(place), len(row[source]))
-        yield str(row[reader][at]), str(row[source][to]), float(weights[place])

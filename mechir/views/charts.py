@@ -18,18 +18,22 @@ from mechir.inference import LEVEL
 from mechir.sites import is_head
 from mechir.views.page import as_json, document
 
-CELL = 46
 DRAW = """
 const spec = JSON.parse(document.getElementById("spec").textContent);
 const refuse = () => Promise.reject(new Error("a chart asks for nothing"));
 const loader = { load: refuse, sanitize: refuse, http: refuse, file: refuse };
 vegaEmbed("#chart", spec, { mode: "vega-lite", ast: true, loader });
 """
-"""What draws the chart of a page."""
+"""The script that draws the chart of a page."""
 UNDRAWABLE = re.compile("[^\t\n\r\\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""What XML has no way to write."""
+"""The characters that XML cannot hold."""
 BESIDE = 3
 """Panels of lines in one row; more are wrapped."""
+VERSION = ".".join(alt.VEGALITE_VERSION.removeprefix("v").split(".")[:2])
+COLOURS = alt.Scale(scheme="tableau10")
+LEGEND = alt.Legend(symbolOpacity=1, symbolStrokeWidth=2)
+FREE = alt.Scale(zero=False, nice=True)
+DASHED: dict[str, Any] = {"strokeDash": [5, 4], "color": "#777"}
 
 
 def heatmap(
@@ -45,29 +49,17 @@ def heatmap(
     order_y: Sequence[str] | None = None,
 ) -> alt.LayerChart:
     """Cells coloured by `value`, the number in each to two decimals, with a star where the column `star` is true."""
-    low, high = float(frame[value].min()), float(frame[value].max())
-    shown = frame.assign(
-        written=[
-            f"{number:.2f}{'*' if star and marked else ''}"
-            for number, marked in zip(frame[value], frame[star] if star else frame[value], strict=True)
-        ],
-        dark=(frame[value] - low) < 0.45 * (high - low),
-    )
-    shown = shown[list(dict.fromkeys([x, y, value, "written", "dark"]))]
-    base = alt.Chart(shown).encode(
-        x=alt.X(f"{x}:N", sort=order_x, axis=alt.Axis(orient="top", labelAngle=0, title=x)),
-        y=alt.Y(f"{y}:N", sort=order_y, title=y),
-    )
-    cells = base.mark_rect(stroke="white").encode(
-        color=alt.Color(f"{value}:Q", scale=alt.Scale(scheme="viridis"), title=value), tooltip=[x, y, f"{value}:Q"]
-    )
-    text = base.mark_text(fontSize=12).encode(
-        text="written:N", color=alt.condition(alt.datum.dark, alt.value("white"), alt.value("black"))
-    )
-    wide, high_ = CELL * shown[x].nunique(), 0.7 * CELL * shown[y].nunique()
-    return (
-        (cells + text).properties(width=wide, height=high_, title=_title(title, subtitle)).configure_view(stroke=None)
-    )
+    shown = _columns(frame, x, y, value)
+    stars = frame[star].map({True: "*"}).fillna("") if star else ""
+    shown["written"] = frame[value].map("{:.2f}".format) + stars
+    above = frame[value] - frame[value].min()
+    shown["dark"] = above < 0.45 * above.max()
+    hue = alt.Color(f"{value}:Q", scale=alt.Scale(scheme="viridis"), title=value)
+    base = _grid(shown, x, y, order_x, order_y)
+    cells = base.mark_rect(stroke="white").encode(color=hue, tooltip=[x, y, f"{value}:Q"])
+    text = base.mark_text(fontSize=12).encode(text="written:N", color=_white_where("dark"))
+    size = {"width": 46 * shown[x].nunique(), "height": 0.7 * 46 * shown[y].nunique()}
+    return (cells + text).properties(title=_title(title, subtitle), **size).configure_view(stroke=None)
 
 
 def effect_map(
@@ -91,9 +83,9 @@ def effect_map(
     `column` splits the map into panels on one scale.
     """
     size = float(frame[value].abs().max()) or 1.0
-    bounds = [name for name in (low, high) if name]
     digits = 2 if size >= 0.1 else 3
-    shown = frame[[name for name in dict.fromkeys([x, y, value, *bounds, ring, column]) if name]].copy()
+    shown = _columns(frame, x, y, value, low, high, ring, column)
+    tips = list(shown)
     shown["written"] = [_number(number, digits) for number in frame[value]]
     shown["light"] = frame[value].abs() > 0.6 * size
     if low and high:
@@ -101,20 +93,11 @@ def effect_map(
             "" if pd.isna(a) or a == b == 0 else f"{_number(a, digits)} {_number(b, digits)}"
             for a, b in zip(frame[low].round(digits), frame[high].round(digits), strict=True)
         ]
-    ink = alt.condition(alt.datum.light, alt.value("white"), alt.value("black"))
-    base = alt.Chart(shown).encode(
-        x=alt.X(f"{x}:N", sort=order_x, axis=alt.Axis(orient="top", labelAngle=0, title=x)),
-        y=alt.Y(f"{y}:N", sort=order_y, title=y),
-    )
     wide, tall = 52 * shown[x].nunique(), 36 * shown[y].nunique()
-    scale = _signed(size)
     legend = alt.Legend(gradientLength=min(200, tall))
-    tips = [name for name in shown.columns if name not in ("written", "light", "between")]
-    layers = [
-        base.mark_rect(stroke="white").encode(
-            color=alt.Color(f"{value}:Q", scale=scale, title=value, legend=legend), tooltip=tips
-        )
-    ]
+    hue, ink = alt.Color(f"{value}:Q", scale=_signed(size), title=value, legend=legend), _white_where("light")
+    base = _grid(shown, x, y, order_x, order_y)
+    layers = [base.mark_rect(stroke="white").encode(color=hue, tooltip=tips)]
     layers.append(base.mark_text(fontSize=11, dy=-4 if low else 0).encode(text="written:N", color=ink))
     if low and high:
         layers.append(base.mark_text(fontSize=7, dy=7).encode(text="between:N", color=ink))
@@ -146,20 +129,36 @@ def head_map(frame: pd.DataFrame, site: str, *, title: str, column: str | None =
     )
 
 
+def _columns(frame: pd.DataFrame, *names: str | None) -> pd.DataFrame:
+    """A copy of the columns that are named, each once."""
+    return frame[[name for name in dict.fromkeys(names) if name]].copy()
+
+
+def _grid(shown: pd.DataFrame, x: str, y: str, order_x: Sequence[Any] | None, order_y: Sequence[Any] | None) -> Any:
+    """The axes of a map of cells, `x` above it."""
+    above = alt.X(f"{x}:N", sort=order_x, axis=alt.Axis(orient="top", labelAngle=0, title=x))
+    return alt.Chart(shown).encode(x=above, y=alt.Y(f"{y}:N", sort=order_y, title=y))
+
+
+def _white_where(name: str) -> Any:
+    """White text where the column is true, black elsewhere."""
+    return alt.condition(getattr(alt.datum, name), alt.value("white"), alt.value("black"))
+
+
 def _signed(size: float) -> alt.Scale:
     """Blue below 0, white at 0, red above."""
     return alt.Scale(scheme="redblue", domain=[-size, size], reverse=True)
 
 
 def _panels(chart: Any, frame: pd.DataFrame, column: str | None) -> Any:
-    """The chart once for each value of a column, in the order in which they appear."""
+    """The chart once for each value of a column, in the order of their first rows."""
     if not column:
         return chart
-    return chart.facet(column=alt.Column(f"{column}:N", title=None, sort=list(dict.fromkeys(frame[column]))))
+    return chart.facet(column=alt.Column(f"{column}:N", title=None, sort=list(frame[column].unique())))
 
 
 def _number(value: float, digits: int) -> str:
-    """Without a zero before the point, and nothing but 0 where no digit is left."""
+    """A number without a zero before the point, and 0 where no digit is left."""
     if round(abs(value), digits) == 0:
         return "0"
     return f"{value:.{digits}f}".replace("-0.", "\u2212.").removeprefix("0") if abs(value) < 1 else f"{value:.1f}"
@@ -183,14 +182,11 @@ def lines(
 
     `row` and `column` name columns that split it into panels on common axes.
     """
-    kept = [name for name in dict.fromkeys([x, y, colour, low, high, row, column]) if name]
-    shown = frame[kept]
+    shown = _columns(frame, x, y, colour, low, high, row, column)
     axis = alt.X(f"{x}:Q", axis=alt.Axis(format="d", tickMinStep=1, grid=False), title=x)
-    scale = alt.Scale(zero=False, nice=True)
-    legend = alt.Legend(symbolOpacity=1, symbolStrokeWidth=2)
-    hue = alt.Color(f"{colour}:N", title=colour, scale=alt.Scale(scheme="tableau10"), legend=legend)
+    hue = alt.Color(f"{colour}:N", title=colour, scale=COLOURS, legend=LEGEND)
     named = {f"rule {name}": value for name, value in (rule or {}).items()}
-    base = alt.Chart(shown.assign(**named)).encode(y=alt.Y(f"{y}:Q", scale=scale, title=y))
+    base = alt.Chart(shown.assign(**named)).encode(y=alt.Y(f"{y}:Q", scale=FREE, title=y))
     layers: list[Any] = []
     if low and high:
         layers.append(base.mark_area(opacity=0.12).encode(x=axis, y=f"{low}:Q", y2=f"{high}:Q", color=hue))
@@ -198,7 +194,7 @@ def lines(
     layers.append(drawn.encode(x=axis, color=hue, tooltip=[colour, f"{x}:Q", f"{y}:Q"]))
     for name in rule or {}:
         height = alt.Y(f"mean(rule {name}):Q", title=y)
-        layers.append(base.mark_rule(strokeDash=[5, 4], color="#777").encode(y=height))
+        layers.append(base.mark_rule(**DASHED).encode(y=height))
         label = base.mark_text(align="right", dy=-6, color="#777", fontSize=10, text=name)
         layers.append(label.encode(x=f"max({x}):Q", y=height))
     chart: Any = alt.layer(*layers).properties(width=250, height=170)
@@ -227,21 +223,15 @@ def scatter(
 
     `column` splits the chart into panels on common axes.
     """
-    shown = frame[[name for name in dict.fromkeys([x, y, colour, label, named, column]) if name]]
+    shown = _columns(frame, x, y, colour, label, named, column)
     base = alt.Chart(shown).encode(x=alt.X(f"{x}:Q", title=x), y=alt.Y(f"{y}:Q", title=y))
-    if pd.api.types.is_numeric_dtype(shown[colour]):
-        size = float(shown[colour].abs().max()) or 1.0
-        scale = _signed(size)
-        hue = alt.Color(f"{colour}:Q", scale=scale, title=colour)
-    else:
-        hue = alt.Color(f"{colour}:N", scale=alt.Scale(scheme="tableau10"), title=colour)
-    zero: dict[str, Any] = {"strokeDash": [3, 3], "color": "#999"}
+    numeric = pd.api.types.is_numeric_dtype(shown[colour])
+    scale = _signed(float(shown[colour].abs().max()) or 1.0) if numeric else COLOURS
+    hue = alt.Color(f"{colour}:{'Q' if numeric else 'N'}", scale=scale, title=colour)
+    zero = alt.Chart(shown).mark_rule(strokeDash=[3, 3], color="#999")
+    layers: list[Any] = [zero.encode(x=alt.datum(0)), zero.encode(y=alt.datum(0))]
     points = base.mark_circle(size=46, opacity=0.85, stroke="#333", strokeWidth=0.4)
-    layers: list[Any] = [
-        alt.Chart(shown).mark_rule(**zero).encode(x=alt.datum(0)),
-        alt.Chart(shown).mark_rule(**zero).encode(y=alt.datum(0)),
-        points.encode(color=hue, tooltip=[name for name in shown.columns if name != named]),
-    ]
+    layers.append(points.encode(color=hue, tooltip=[name for name in shown.columns if name != named]))
     if label:
         written = base.transform_filter(f"datum['{named}']") if named else base
         layers.append(written.mark_text(align="left", dx=6, dy=-4, fontSize=10).encode(text=f"{label}:N"))
@@ -253,11 +243,11 @@ def bars(
     frame: pd.DataFrame, x: str, y: str, *, title: str, subtitle: str = "", low: str = "", high: str = ""
 ) -> alt.LayerChart | alt.FacetChart:
     """A bar a row from 0 to `x`, in the order of the frame, its number beside it and a line from `low` to `high`."""
-    shown = frame[[name for name in (y, x, low, high) if name]].assign(written=[f"{value:.3f}" for value in frame[x]])
+    shown = _columns(frame, y, x, low, high).assign(written=frame[x].map("{:.3f}".format))
     axis = alt.Axis(labelLimit=300)
     base = alt.Chart(shown).encode(y=alt.Y(f"{y}:N", sort=frame[y].tolist(), title=None, axis=axis))
-    drawn = base.mark_bar(color="#4c78a8", opacity=0.75)
-    layers: list[Any] = [drawn.encode(x=alt.X(f"{x}:Q", title=x), tooltip=[y, x])]
+    bar = base.mark_bar(color="#4c78a8", opacity=0.75)
+    layers: list[Any] = [bar.encode(x=alt.X(f"{x}:Q", title=x), tooltip=[y, x])]
     if low:
         layers.append(base.mark_rule(strokeWidth=1.5).encode(x=f"{low}:Q", x2=f"{high}:Q"))
     layers.append(base.mark_text(align="left", fontSize=10, dx=4).encode(x=alt.value(460), text="written:N"))
@@ -280,22 +270,20 @@ def strips(
 
     A dashed line stands at the panel's value of the column `rule`.
     """
-    shown = frame[list(dict.fromkeys([x, y, colour, faint, rule, column]))]
+    shown = _columns(frame, x, y, colour, faint, rule, column)
     plain = alt.Chart(shown)
     base = plain.encode(x=alt.X(f"{x}:O", title=x, axis=alt.Axis(labelAngle=0)))
-    legend = alt.Legend(symbolOpacity=1, symbolStrokeWidth=2)
-    order = list(dict.fromkeys(shown[colour]))
-    hue = alt.Color(f"{colour}:N", title=colour, scale=alt.Scale(scheme="tableau10"), sort=order, legend=legend)
-    height = alt.Y(f"{y}:Q", title=y, scale=alt.Scale(zero=False, nice=True))
+    hue = alt.Color(f"{colour}:N", title=colour, scale=COLOURS, sort=list(shown[colour].unique()), legend=LEGEND)
+    height = alt.Y(f"{y}:Q", title=y, scale=FREE)
     whole, single = (base.transform_filter(f"datum['{faint}'] {sign} 0") for sign in ("<", ">="))
     layers = [
-        plain.mark_rule(strokeDash=[5, 4], color="#777").encode(y=alt.Y(f"mean({rule}):Q", title=y)),
+        plain.mark_rule(**DASHED).encode(y=alt.Y(f"mean({rule}):Q", title=y)),
         single.mark_tick(opacity=0.5, thickness=1, width=14).encode(y=height, color=hue),
         whole.mark_line(point=alt.OverlayMarkDef(size=40), strokeWidth=1.6).encode(y=height, color=hue, tooltip=[x, y]),
     ]
-    chart: Any = alt.layer(*layers).properties(width=190, height=170)
-    panels = alt.Facet(f"{column}:N", title=None, sort=list(dict.fromkeys(shown[column])))
-    return chart.facet(panels, columns=BESIDE).properties(title=_title(title, subtitle))
+    panels = alt.Facet(f"{column}:N", title=None, sort=list(shown[column].unique()))
+    chart: Any = alt.layer(*layers).properties(width=190, height=170).facet(panels, columns=BESIDE)
+    return chart.properties(title=_title(title, subtitle))
 
 
 def stacked(*charts: Any) -> alt.VConcatChart:
@@ -315,47 +303,48 @@ def save(chart: Any, stem: Path) -> list[Path]:
 
     Each is whole or not there.
     """
-    html, png, spec = (stem.with_name(f"{stem.name}.{suffix}") for suffix in ("html", "png", "json"))
-    for target, write in (
-        (html, lambda file: file.write_text(_offline_html(chart), encoding="utf-8")),
-        (png, lambda file: file.write_bytes(picture(chart.to_dict(), ".png"))),
-        (spec, lambda file: file.write_text(json.dumps(chart.to_dict(), allow_nan=False), encoding="utf-8")),
-    ):
-        with whole(target) as temporary:
-            write(temporary)
-    return [html, png, spec]
+    spec = chart.to_dict()
+    contents = {
+        "html": _offline_html(spec).encode(),
+        "png": picture(spec, ".png"),
+        "json": json.dumps(spec, allow_nan=False).encode(),
+    }
+    files = {stem.with_name(f"{stem.name}.{suffix}"): content for suffix, content in contents.items()}
+    for file, content in files.items():
+        with whole(file) as temporary:
+            temporary.write_bytes(content)
+    return list(files)
 
 
 def picture(spec: Mapping[str, Any], suffix: str) -> bytes:
     """A Vega-Lite specification as `.png`, `.svg` or `.pdf`; no browser, and nothing is fetched for it."""
-    how: dict[str, Any] = {"vl_version": "_".join(alt.VEGALITE_VERSION.split(".")[:2]), "allowed_base_urls": []}
+    settings: dict[str, Any] = {"vl_version": VERSION, "allowed_base_urls": []}
     drawn = _drawable(spec)
     if suffix == ".svg":
-        return str(vl_convert.vegalite_to_svg(drawn, **how)).encode()
+        return str(vl_convert.vegalite_to_svg(drawn, **settings)).encode()
     if suffix == ".pdf":
-        return bytes(vl_convert.vegalite_to_pdf(drawn, **how))
-    return bytes(vl_convert.vegalite_to_png(drawn, scale=2, **how))
+        return bytes(vl_convert.vegalite_to_pdf(drawn, **settings))
+    return bytes(vl_convert.vegalite_to_png(drawn, scale=2, **settings))
 
 
 def _drawable(value: Any) -> Any:
-    """The value without what no SVG can hold, such as control characters, at which vl-convert ends the process."""
+    """The value without characters that no SVG can hold, such as control characters, which would end the process."""
     if isinstance(value, str):
         return UNDRAWABLE.sub("\ufffd", value)
     if isinstance(value, Mapping):
-        return {_drawable(name): _drawable(one) for name, one in value.items()}
-    return [_drawable(one) for one in value] if isinstance(value, list) else value
+        return {_drawable(name): _drawable(part) for name, part in value.items()}
+    return [_drawable(part) for part in value] if isinstance(value, list) else value
 
 
 @cache
 def vega() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script, of the version that Altair's charts are written for."""
-    version = ".".join(alt.VEGALITE_VERSION.removeprefix("v").split(".")[:2])
-    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VERSION)
     assert not any(text in bundle for text in ("</script", "<!--", "\r")), "Vega's bundle would end its script"
     return bundle
 
 
-def _offline_html(chart: Any) -> str:
-    """A page with Vega inside that asks for nothing; texts may come from collections, so the chart is data in it."""
-    body = f'<div id="chart"></div><script type="application/json" id="spec">{as_json(chart.to_dict())}</script>'
+def _offline_html(spec: Mapping[str, Any]) -> str:
+    """A page with Vega inside that loads nothing; texts may come from collections, so the chart is data in it."""
+    body = f'<div id="chart"></div><script type="application/json" id="spec">{as_json(spec)}</script>'
     return document("mechir", "body { margin: 12px; background: #fff; }", body, [vega(), DRAW])

@@ -14,7 +14,7 @@ from mechir.views import charts
 from mechir.views.latex import ESTIMATES, INTERVAL
 
 TESTED = ("p_all", "p_corrected")
-"""What says whether the estimate counts, the first that is there; before them the column `holds`."""
+"""The p that decides on a ring, the first that is there, where there is no column `holds`."""
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,18 @@ def heads(frame: pd.DataFrame, value: str = "") -> HeadMap:
     """A map of layers x heads for each measure of a frame, see `mechir.show.heads`."""
     rows, value = _of_heads(frame, value)
     ends = (f"{value}_low", f"{value}_high")
-    own = value in ESTIMATES
-    low, high = ends if {*ends} <= {*rows} else INTERVAL if own and {*INTERVAL} <= {*rows} else ("", "")
+    main = value in ESTIMATES  # of other columns it is not known which p is theirs
+    low, high = ends if {*ends} <= {*rows} else INTERVAL if main and {*INTERVAL} <= {*rows} else (None, None)
     tested = next((name for name in TESTED if name in rows), "")
     ring = ""
-    if own and ("holds" in rows or tested):
+    if main and ("holds" in rows or tested):
         holds = rows["holds"].astype(object).eq(True) if "holds" in rows else rows[tested] < LEVEL
         rows, ring = rows.assign(significant=holds), "it holds" if "holds" in rows else f"{tested} < {LEVEL:g}"
-    maps: list[Any] = []
-    texts: list[str] = []
+    maps, texts = [], []
     for measure, part in rows.groupby("measure" if "measure" in rows else rows.assign(of=value)["of"], sort=False):
         _refuse_twice(part, str(measure))
-        unit = f", {part['unit'].iloc[0]}" if "unit" in part and part["unit"].iloc[0] else ""
-        title = f"{measure}{unit}"
+        unit = part["unit"].iloc[0] if "unit" in part else ""
+        title = f"{measure}, {unit}" if unit else str(measure)
         under = "; ".join(["95 % interval"] * bool(low) + [f"ring: {ring}"] * bool(ring))
         chart = charts.effect_map(
             part,
@@ -56,8 +55,8 @@ def heads(frame: pd.DataFrame, value: str = "") -> HeadMap:
             value,
             title=title,
             subtitle=under,
-            low=low or None,
-            high=high or None,
+            low=low,
+            high=high,
             ring="significant" if ring else None,
             order_x=sorted(set(part["head"].tolist())),
             order_y=sorted(set(part["layer"].tolist())),
@@ -68,7 +67,7 @@ def heads(frame: pd.DataFrame, value: str = "") -> HeadMap:
 
 
 def _of_heads(frame: pd.DataFrame, value: str) -> tuple[pd.DataFrame, str]:
-    """The rows of heads that have a value, with `layer` and `head`, and the column that is shown."""
+    """The rows of heads that have a value, with `layer` and `head`, and the name of the column to show."""
     if "site" not in frame:
         raise MechirError("There is no column 'site' in this frame: give findings, links or a summary of heads.")
     numbers = [name for name in frame if pd.api.types.is_float_dtype(frame[name])]
@@ -87,23 +86,21 @@ def _of_heads(frame: pd.DataFrame, value: str) -> tuple[pd.DataFrame, str]:
 
 
 def _refuse_twice(part: pd.DataFrame, measure: str) -> None:
-    """Refuses two values of one head: a map shows one."""
+    """Raises for two values of one head."""
     twice = part[part.duplicated("site", keep=False)]
     if twice.empty:
         return
-    own = twice[twice["site"] == twice["site"].iloc[0]]
-    texts = [name for name in own if not pd.api.types.is_float_dtype(own[name]) and own[name].nunique() > 1]
-    example = f", such as those whose '{texts[0]}' is {own[texts[0]].iloc[0]!r}" if texts else ""
-    raise MechirError(f"{own['site'].iloc[0]} has {len(own)} values by '{measure}': keep one of each head{example}.")
+    same = twice[twice["site"] == twice["site"].iloc[0]]
+    texts = [name for name in same if not pd.api.types.is_float_dtype(same[name]) and same[name].nunique() > 1]
+    example = f", such as those whose '{texts[0]}' is {same[texts[0]].iloc[0]!r}" if texts else ""
+    raise MechirError(f"{same['site'].iloc[0]} has {len(same)} values by '{measure}': keep one of each head{example}.")
 
 
 def _text(part: pd.DataFrame, value: str, title: str, ring: str) -> str:
     """The map in columns, to three digits of the largest, with a star where there is a ring."""
-    stars = ["*" if ring and one else "" for one in part["significant"]] if ring else [""] * len(part)
+    stars = part["significant"].map({True: "*", False: ""}) if ring else [""] * len(part)
     size = float(part[value].abs().max())
     digits = max(0, 2 - math.floor(math.log10(size))) if size else 0
     shown = [f"{round(number, digits) + 0.0:.6g}{star}" for number, star in zip(part[value], stars, strict=True)]
-    written = part.assign(written=shown)
-    table = written.pivot(index="layer", columns="head", values="written").fillna("")
-    told = f"{title} (layer x head{f'; *: {ring}' if ring else ''})"
-    return f"{told}\n{table.to_string()}"
+    table = part.assign(written=shown).pivot(index="layer", columns="head", values="written").fillna("")
+    return f"{title} (layer x head{f'; *: {ring}' if ring else ''})\n{table.to_string()}"

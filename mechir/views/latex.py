@@ -19,7 +19,7 @@ ESCAPED = str.maketrans(
     | {"[": "{[}", "]": "{]}", "-": "{-}", "`": r"\textasciigrave{}", "'": r"\textquotesingle{}"}
     | {chr(code): " " for code in (*range(32), 127)}
 )
-"""So that no text is a command, an option of the line before it, or a ligature."""
+"""Escapes, so that no text is a command, an option of the line before it, or a ligature."""
 
 
 def table(frame: pd.DataFrame, digits: int = 2) -> str:
@@ -33,15 +33,14 @@ def table(frame: pd.DataFrame, digits: int = 2) -> str:
     plain = _flat(frame)
     plain = plain[[name for name in plain.columns if not plain[name].isna().all()]]
     ends = _ends(list(plain.columns))
-    inside = {end for pair in ends.values() for end in pair}
-    kept = [name for name in plain.columns if name not in inside]
-    written = pd.DataFrame(index=range(len(plain)), columns=range(len(kept)), dtype=object)
-    for place, name in enumerate(kept):
+    names = [name for name in plain.columns if not any(name in pair for pair in ends.values())]
+    cells = {}
+    for place, name in enumerate(names):
         low, high = ([None] * len(plain),) * 2 if name not in ends else (plain[end] for end in ends[name])
-        rows = zip(plain[name], low, high, strict=True)
-        written[place] = [_cell(name, *row, digits) for row in rows]
-    written.columns = pd.Index([escape(name) + (r" [95\,\%]" if name in ends else "") for name in kept])
-    sides = "".join("r" if _is_number(plain[name]) else "l" for name in kept)
+        cells[place] = [_cell(name, *row, digits) for row in zip(plain[name], low, high, strict=True)]
+    written = pd.DataFrame(cells, index=range(len(plain)), dtype=object)
+    written.columns = pd.Index([escape(name) + (r" [95\,\%]" if name in ends else "") for name in names])
+    sides = "".join("r" if _is_number(plain[name]) else "l" for name in names)
     return str(written.to_latex(index=False, escape=False, column_format=sides))
 
 
@@ -51,7 +50,7 @@ def escape(text: object) -> str:
 
 
 def _flat(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with its named index as columns, and one text for each column's name."""
+    """The frame with its named index as columns, and names that are texts."""
     named = any(name is not None for name in frame.index.names)
     flat = pd.DataFrame(frame).reset_index(drop=not named)
     names = [name if isinstance(name, tuple) else (name,) for name in flat.columns]
@@ -59,7 +58,7 @@ def _flat(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _ends(names: list[str]) -> dict[str, tuple[str, str]]:
-    """Which columns hold the ends of the interval of which."""
+    """The columns with the ends of the interval, by the column that it is of."""
     ends = {name: (f"{name}_low", f"{name}_high") for name in names if {f"{name}_low", f"{name}_high"} <= {*names}}
     first = next((name for name in ESTIMATES if name in names and name not in ends), None)
     return ends | ({first: INTERVAL} if first and {*INTERVAL} <= {*names} else {})

@@ -15,7 +15,7 @@ from typing import Any
 from mechir.atomic import written
 
 DIGITS = 6
-"""Significant digits that are kept of a number: more than any chart or table shows."""
+"""Significant digits of a number: more than any chart or table shows."""
 
 
 @cache
@@ -25,30 +25,27 @@ def static(name: str) -> str:
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON knows it: floats to `DIGITS` digits, and None for those that are missing or infinite."""
+    """The value in the types of JSON: floats to `DIGITS` digits, None for those that are missing or infinite."""
     if isinstance(value, Mapping):
-        return {str(key): plain(one) for key, one in value.items()}
+        return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, str) or value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, Sequence) or hasattr(value, "tolist"):
         listed = value.tolist() if hasattr(value, "tolist") else value
-        return [plain(one) for one in listed] if isinstance(listed, Sequence) else plain(listed)
+        return [plain(part) for part in listed] if isinstance(listed, Sequence) else plain(listed)
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
     return str(value)
 
 
 def as_json(data: Any) -> str:
-    """JSON that may stand in a `<script type="application/json">`, whatever its texts are.
-
-    Nothing in it is outside ASCII (U+2028 and lone surrogates among that) or `<`, `>`, `&`.
-    """
+    """JSON for a `<script type="application/json">`: pure ASCII without `<`, `>`, `&`, whatever its texts are."""
     written = json.dumps(plain(data), separators=(",", ":"), allow_nan=False)
     return written.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def document(title: str, style: str, body: str, scripts: Sequence[str]) -> str:
-    """A page that asks for nothing and runs these scripts alone, which its policy names by their SHA-256.
+    """A page that loads nothing and runs these scripts alone, which its policy names by their SHA-256.
 
     Args:
         title: plain text.
@@ -56,16 +53,16 @@ def document(title: str, style: str, body: str, scripts: Sequence[str]) -> str:
         body: HTML, before the scripts.
         scripts: each without `</script`.
     """
-    hashes = [base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in scripts]
-    own = " ".join(f"'sha256-{one}'" for one in hashes) or "'none'"
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src {own}; base-uri 'none'; form-action 'none'"
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{text}'" for text in hashes) or "'none'"
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src {allowed}; base-uri 'none'; form-action 'none'"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n{body}\n"
-        + "".join(f"<script>{one}</script>\n" for one in scripts)
+        + "".join(f"<script>{script}</script>\n" for script in scripts)
         + "</body>\n</html>\n"
     )
 

@@ -1,4 +1,4 @@
-"""The report's page: data in, one HTML file out, which asks for nothing."""
+"""The report's page: data in, one HTML file out, which loads nothing."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from mechir.views import page as pages
 
 
 def page(data: Mapping[str, Any]) -> str:
-    """The page of what `mechir.reporting.report.gathered` gathered."""
+    """The page of the data that `mechir.reporting.report.gathered` returns."""
     title = f"mechir report: {data['registry']}"
     style = "".join(pages.static(name) for name in ("report.css", "strips.css"))
     body = pages.static("report.html")
     body += f'<script type="application/json" id="data">{pages.as_json(data)}</script>'
     parts = "\n".join(pages.static(name) for name in ("strips.js", "report.js", "dossier.js", "start.js"))
-    own = f'(() => {{\n"use strict";\n{parts}}})();'  # Vega's script takes many names
-    return pages.document(title, style, body, [charts.vega(), own])
+    script = f'(() => {{\n"use strict";\n{parts}}})();'  # Vega's script takes many names
+    return pages.document(title, style, body, [charts.vega(), script])
