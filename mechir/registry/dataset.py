@@ -1,4 +1,4 @@
-"""A frame as a folder that `datasets.load_dataset` reads: Parquet, and a card that says what it holds."""
+"""A frame as a folder that `datasets.load_dataset` reads: Parquet, and a card that describes it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mechir.registry.evidence import EVIDENCE
 from mechir.registry.findings import MEANINGS
 
 FILE = "data/train-00000-of-00001.parquet"
-"""Where the hub's viewer and `datasets` expect the rows of the split `train`."""
+"""The path at which the hub's viewer and `datasets` expect the rows of the split `train`."""
 NAME = "Findings about a neural reranker"
 LISTED = 20
 """Runs, models and so on that the card names; the table holds all."""
@@ -32,18 +32,18 @@ def write_dataset(frame: pd.DataFrame, folder: Path) -> None:
     arrow = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata()
     pq.write_table(arrow, folder / FILE)
     size = (folder / FILE).stat().st_size
-    features = [{"name": one.name, "dtype": KINDS.get(str(one.type), str(one.type))} for one in arrow.schema]
+    features = [{"name": field.name, "dtype": KINDS.get(str(field.type), str(field.type))} for field in arrow.schema]
     splits = [{"name": "train", "num_bytes": arrow.nbytes, "num_examples": len(frame)}]
     info = {"features": features, "splits": splits, "download_size": size, "dataset_size": arrow.nbytes}
     configs = [{"config_name": "default", "data_files": [{"split": "train", "path": FILE}]}]
     tags = ["mechanistic-interpretability", "information-retrieval", "mechir"]
     card = DatasetCardData(pretty_name=NAME, tags=tags, configs=configs, dataset_info=info)
-    text = f"---\n{card.to_yaml()}\n---\n\n{_told(frame)}"
+    text = f"---\n{card.to_yaml()}\n---\n\n{_description(frame)}"
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _told(frame: pd.DataFrame) -> str:
-    """The card's text: what a row is, what the columns mean, and where the numbers come from."""
+def _description(frame: pd.DataFrame) -> str:
+    """The card's text: the meaning of rows and columns, and the sources of the numbers."""
     written = f"{len(frame):,} rows, written by mechir-encoders {metadata.version('mechir-encoders')}."
     lines = [f"# {NAME if 'site' in frame else 'A table of mechir'}", "", written, ""]
     if "site" in frame:
@@ -51,20 +51,20 @@ def _told(frame: pd.DataFrame) -> str:
         lines += ["from 0: h8.1 is head 1 of layer 8.", ""]
     lines += ["| column | type | what it is |", "|---|---|---|"]
     measures = {name: f"the value of the measure: {measure}" for name, measure in EVIDENCE.items()}
-    told = {name: text.replace("|", "\\|") for name, text in (MEANINGS | measures).items()}
-    lines += [f"| {_safe(name)} | {_safe(frame[name].dtype)} | {told.get(str(name), '')} |" for name in frame]
-    for what, known in (("role", ROLES), ("term", TERMS)):
-        lines += ["", f"`{what.upper()}S`: {', '.join(known)}."] * (what in frame)
+    meanings = {name: text.replace("|", "\\|") for name, text in (MEANINGS | measures).items()}
+    lines += [f"| {_safe(name)} | {_safe(frame[name].dtype)} | {meanings.get(str(name), '')} |" for name in frame]
+    for column, known in (("role", ROLES), ("term", TERMS)):
+        lines += ["", f"`{column.upper()}S`: {', '.join(known)}."] * (column in frame)
     lines += ["", "## Where it comes from", ""]
-    for what in ("experiment", "model", "model_fingerprint", "collection", "collection_sha256", "run_id"):
-        if what in frame:
-            values = sorted({str(value) for value in frame[what] if value})
+    for column in ("experiment", "model", "model_fingerprint", "collection", "collection_sha256", "run_id"):
+        if column in frame:
+            values = sorted({str(value) for value in frame[column] if value})
             more = ", ..." * (len(values) > LISTED)
-            lines.append(f"* {what} ({len(values)}): {', '.join(map(_safe, values[:LISTED]))}{more}")
+            lines.append(f"* {column} ({len(values)}): {', '.join(map(_safe, values[:LISTED]))}{more}")
     return "\n".join([*lines, ""])
 
 
 def _safe(text: Any) -> str:
-    """Text that Markdown shows as it is, in a cell of a table too."""
+    """Escapes text for Markdown, in a cell of a table too."""
     flat = html.escape(" ".join(str(text).split()), quote=False)
     return "".join(f"\\{letter}" if letter in "\\`*_[]()|#!~$" else letter for letter in flat)

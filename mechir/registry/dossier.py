@@ -17,12 +17,13 @@ from mechir.registry.queries import matching
 from mechir.registry.runs import DEFAULT
 
 SHOWN = ["measure", "value", "low", "high", "unit", "p_all", "holds", "n_queries", "collection"]
-"""Of the findings, what a dossier prints."""
+"""The columns of findings that a dossier prints."""
+PRINTED: dict[str, Any] = {"index": False, "na_rep": "", "float_format": "{:.3g}".format}
 
 
 @dataclass(frozen=True)
 class Dossier:
-    """What is known of one component: the findings, what they agree on, and where they disagree.
+    """The findings of one component, what they agree on, and where they disagree.
 
     `findings`: its rows, with `p_all` and `holds` (see `links`), missing where a newer run superseded them.
     `agreements` and `conflicts`: sentences, by model and collection.
@@ -34,31 +35,26 @@ class Dossier:
     conflicts: tuple[str, ...]
 
     def __str__(self) -> str:
-        table = self.findings[SHOWN].to_string(index=False, na_rep="", float_format=_three_digits)
-        return "\n".join([*self._sentences(), table])
+        return "\n".join([*self._sentences(), self.findings[SHOWN].to_string(**PRINTED)])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        table = self.findings[SHOWN].to_html(index=False, na_rep="", float_format=_three_digits, border=0)
+        table = self.findings[SHOWN].to_html(**PRINTED, border=0)
         return "<br>\n".join([*map(escape, self._sentences()), table])
 
     def _sentences(self) -> list[str]:
         first = f"{self.site}: {len(self.findings)} findings of {self.findings['run_id'].nunique()} runs"
-        return [first, *(f"  {one}" for one in self.agreements), *(f"  ! {one}" for one in self.conflicts)]
-
-
-def _three_digits(value: float) -> str:
-    return f"{value:.3g}"
+        return [first, *(f"  {text}" for text in self.agreements), *(f"  ! {text}" for text in self.conflicts)]
 
 
 def dossier(
     site: Any, *, model: str | None = None, collection: str | None = None, registry: Path | str = DEFAULT
 ) -> Dossier:
-    """Everything known of one component: `dossier("h8.1")`, or with a site.
+    """Collects everything known of one component: `dossier("h8.1")`, or with a site.
 
     Args:
-        site: a site, an edge or a mask, or as it prints.
+        site: a site, an edge or a mask, or its text.
         model: as in `findings`; by default all.
         collection: as in `findings`; by default all.
         registry: where the runs are.
@@ -67,26 +63,26 @@ def dossier(
         MechirError: for a site of which there is no finding, with the closest.
     """
     text = printed(site)
-    asked = {"collection": collection}
-    own = matching(Path(registry), asked | {"site": text}, model=model)
-    every = held(matching(Path(registry), asked, model=model, newest=True))
-    here = every[every["site"] == text]
-    verdicts = own.merge(here[["run_id", "measure", "label", "collection", "p_all", "holds"]], "left")
+    columns = {"collection": collection}
+    rows = matching(Path(registry), columns | {"site": text}, model=model)
+    newest = held(matching(Path(registry), columns, model=model, newest=True))
+    here = newest[newest["site"] == text]
+    verdicts = rows.merge(here[["run_id", "measure", "label", "collection", "p_all", "holds"]], "left")
     return Dossier(address(text), verdicts, agreements(here), tuple(dict.fromkeys(conflicts(here)["conflict"])))
 
 
 def agreements(here: pd.DataFrame) -> tuple[str, ...]:
-    """The links of one component in words, by model and collection; `here`: its findings, `held`."""
+    """Describes the links of one component, by model and collection; `here`: its findings, `held`."""
     sentences = []
     for (_, collection), part in here.groupby(["model_fingerprint", "collection"], sort=False):
         model = part["model"].iloc[0]
         rows = part.to_dict("records")
         for kind, links in (("planned", linked(rows)), ("exploratory", exploratory(rows))):
             for name, row in links.items():
-                what = f"linked to {name}" if name != "scoring" else "writes the score"
+                link = f"linked to {name}" if name != "scoring" else "writes the score"
                 times = f" over {row['tries']} tries" if row["tries"] > 1 and kind == "exploratory" else ""
                 sentences.append(
-                    f"{what} ({kind}), {model} on {collection}: {row['measure']} {row['value']:.3g} "
+                    f"{link} ({kind}), {model} on {collection}: {row['measure']} {row['value']:.3g} "
                     f"[{row['low']:.3g}, {row['high']:.3g}] {row['unit']}, p = {row['p_all']:.2g}{times}, "
                     f"{row['n_queries']} queries"
                 )

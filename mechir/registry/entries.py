@@ -1,4 +1,4 @@
-"""Where findings are kept: one immutable Parquet entry for each run, and later entries that supersede it.
+"""Findings on disk: one immutable Parquet entry for each run, and later entries that supersede it.
 
 `<registry>/findings/<run_id>.<n>.v<schema>.parquet`. Of each run the entry with the largest n counts: a correction is
 the next entry, a deletion an empty one with its reason. An entry appears whole under a number that nobody else can take
@@ -30,7 +30,7 @@ _NAME = re.compile(r"([0-9a-f]+)\.(\d+)\.v(\d+)\.parquet")
 
 
 class Entry(NamedTuple):
-    """One file of findings, by its name."""
+    """The parts of the name of a file of findings."""
 
     run_id: str
     number: int
@@ -46,35 +46,35 @@ def entries(registry: Path) -> list[Entry]:
     """
     refuse_other(registry)
     named = [(_NAME.fullmatch(file.name), file) for file in (registry / "findings").glob("*.parquet")]
-    found = sorted(Entry(one[1], int(one[2]), int(one[3]), file) for one, file in named if one)
-    for entry in found:
+    listed = sorted(Entry(name[1], int(name[2]), int(name[3]), file) for name, file in named if name)
+    for entry in listed:
         if entry.schema > SCHEMA:
             by = _metadata(entry.path).get("mechir", "a newer version")
             raise MechirError(
                 f"'{registry}' holds findings of schema {entry.schema}, and this mechir reads up to {SCHEMA}: "
                 f"install mechir-encoders {by} or later."
             )
-    return found
+    return listed
 
 
 def latest(registry: Path) -> list[Entry]:
-    """The entry that counts of each run; deleted runs have an empty one."""
+    """The last entry of each run, which counts; deleted runs have an empty one."""
     return list({entry.run_id: entry for entry in entries(registry)}.values())
 
 
 def has_findings(registry: Path, run_id: str) -> bool:
-    """Whether the findings of a run are there, and not deleted."""
-    return _there(_of_run(registry, run_id))
+    """Whether the findings of a run are stored and not deleted."""
+    return _counts(_of_run(registry, run_id))
 
 
 def record(registry: Path, run_id: str, findings: pd.DataFrame) -> bool:
-    """Writes the findings of a run, `checked`; whether they were new. What is there already stays as it is."""
-    own = _of_run(registry, run_id)
-    return not _there(own) and _append(registry, run_id, own, findings, {}) is not None
+    """Writes the findings of a run, `checked`, unless some are stored already; whether it wrote."""
+    before = _of_run(registry, run_id)
+    return not _counts(before) and _append(registry, run_id, before, findings, {}) is not None
 
 
 def correct(registry: Path, run_id: str, findings: pd.DataFrame, reason: str) -> Path:
-    """Writes other findings of a run, which supersede those that are there; these stay on the disk.
+    """Writes other findings of a run, which supersede the stored ones; these stay on the disk.
 
     Raises:
         MechirError: without a reason, or for a run without findings.
@@ -87,14 +87,14 @@ def correct(registry: Path, run_id: str, findings: pd.DataFrame, reason: str) ->
 
 
 def delete_run(registry: Path, run: Run, reason: str) -> None:
-    """Deletes the rows of a run. What stays is an empty entry that says when it was deleted, and why.
+    """Deletes the rows of a run and leaves an empty entry with the reason.
 
     Raises:
         MechirError: without a reason, or while another run summarises the rows of this one.
     """
     if not reason.strip():
         raise MechirError("A run is not deleted without a reason: write --reason TEXT.")
-    followers = [one.id for one in runs(registry) if one.record.get("rows_of") == run.id]
+    followers = [other.id for other in runs(registry) if other.record.get("rows_of") == run.id]
     if followers:
         raise MechirError(f"Run {followers[0]} summarises the rows of run {run.id}: delete that one first.")
     nothing = pd.DataFrame({"run_id": pd.Series(dtype="str")})
@@ -103,22 +103,21 @@ def delete_run(registry: Path, run: Run, reason: str) -> None:
 
 
 def reasons(registry: Path) -> pd.DataFrame:
-    """Corrections and deletions: `run_id`, `number`, `what`, `reason`."""
+    """Lists corrections and deletions: `run_id`, `number`, `what`, `reason`."""
     rows = []
     for entry in entries(registry):
-        told = _metadata(entry.path)
-        if "reason" in told:
-            what = "deleted" if "deleted" in told else "corrected"
-            rows.append({"run_id": entry.run_id, "number": entry.number, "what": what, "reason": told["reason"]})
+        notes = _metadata(entry.path)
+        if "reason" in notes:
+            rows.append((entry.run_id, entry.number, "deleted" if "deleted" in notes else "corrected", notes["reason"]))
     return pd.DataFrame(rows, columns=["run_id", "number", "what", "reason"])
 
 
 def set_damaged_aside(registry: Path) -> list[str]:
-    """Moves every entry that cannot be read to `findings/damaged/`, with a warning that names it; their names.
+    """Moves every entry that cannot be read to `findings/damaged/`, with a warning; returns their names.
 
     The run's own command writes it anew.
     """
-    found = []
+    moved = []
     aside = _aside(registry)
     for entry in entries(registry):
         try:
@@ -133,56 +132,52 @@ def set_damaged_aside(registry: Path) -> list[str]:
                 raise MechirError(
                     f"'{entry.path}' is damaged and cannot be moved ({error.strerror}): take it away, then ask again."
                 ) from error
-            found.append(entry.path.name)
+            moved.append(entry.path.name)
             warnings.warn(
                 f"'{entry.path}' is damaged and now lies in '{aside}': run {entry.run_id} has no findings until its "
                 "command is given again.",
                 stacklevel=3,
             )
-    return found
+    return moved
 
 
 def _aside(registry: Path) -> Path:
-    """Where damaged entries go."""
     return registry / "findings" / "damaged"
 
 
-def _spoilt(registry: Path, run_id: str) -> list[int]:
-    """The numbers of a run's damaged entries: never used again, so that who still sees one moves nothing else."""
-    named = [_NAME.fullmatch(file.name) for file in _aside(registry).glob(f"{run_id}.*.parquet")]
-    return [int(one[2]) for one in named if one]
-
-
 def _of_run(registry: Path, run_id: str) -> list[Entry]:
-    """The entries of one run, the one that counts last."""
     return [entry for entry in entries(registry) if entry.run_id == run_id]
 
 
-def _there(own: Sequence[Entry]) -> bool:
-    """Whether the last of a run's entries holds findings, rather than that it was deleted."""
-    return bool(own) and "deleted" not in _metadata(own[-1].path)
+def _counts(before: Sequence[Entry]) -> bool:
+    """Whether the last of a run's entries holds findings and no deletion."""
+    return bool(before) and "deleted" not in _metadata(before[-1].path)
 
 
-def _supersede(registry: Path, run_id: str, findings: pd.DataFrame, told: Mapping[str, str]) -> Path:
-    """An entry after all that are there; where somebody else takes its number, the next one."""
-    while (path := _append(registry, run_id, _of_run(registry, run_id), findings, told)) is None:
+def _supersede(registry: Path, run_id: str, findings: pd.DataFrame, notes: Mapping[str, str]) -> Path:
+    """Writes an entry after all others; where another process takes its number, the next one."""
+    while (path := _append(registry, run_id, _of_run(registry, run_id), findings, notes)) is None:
         pass
     return path
 
 
 def _append(
-    registry: Path, run_id: str, own: Sequence[Entry], findings: pd.DataFrame, told: Mapping[str, str]
+    registry: Path, run_id: str, before: Sequence[Entry], findings: pd.DataFrame, notes: Mapping[str, str]
 ) -> Path | None:
-    """The entry after a run's `own`; None where another process took its number first."""
+    """Writes the entry after those `before`; None where another process took its number first."""
     folder = registry / "findings"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MechirError(f"Cannot write the registry '{registry}' ({error.strerror}): give --registry DIR.") from error
-    number = max([entry.number for entry in own[-1:]] + _spoilt(registry, run_id), default=-1) + 1
+    # Numbers of damaged entries are never used again, so that a process that still sees one moves nothing else.
+    damaged = [_NAME.fullmatch(file.name) for file in _aside(registry).glob(f"{run_id}.*.parquet")]
+    number = (
+        max([*(entry.number for entry in before[-1:]), *(int(name[2]) for name in damaged if name)], default=-1) + 1
+    )
     table = pa.Table.from_pandas(findings, preserve_index=False)
-    written = {"mechir": metadata.version("mechir-encoders")} | dict(told)
-    table = table.replace_schema_metadata((table.schema.metadata or {}) | _bytes(written))
+    notes = {"mechir": metadata.version("mechir-encoders")} | dict(notes)
+    table = table.replace_schema_metadata((table.schema.metadata or {}) | notes)
     path = folder / f"{run_id}.{number:03d}.v{SCHEMA}.parquet"
     try:
         with whole(path, once=True) as file:
@@ -192,14 +187,10 @@ def _append(
     return path
 
 
-def _bytes(told: Mapping[str, str]) -> dict[bytes, bytes]:
-    return {name.encode(): text.encode() for name, text in told.items()}
-
-
 def _metadata(path: Path) -> dict[str, str]:
-    """What an entry says of itself; nothing where it cannot be read."""
+    """The notes stored with an entry; empty where it cannot be read."""
     try:
-        told = pq.read_schema(path).metadata or {}
+        notes = pq.read_schema(path).metadata or {}
     except (OSError, pa.ArrowException):
         return {}
-    return {name.decode(): text.decode() for name, text in told.items() if name != b"pandas"}
+    return {name.decode(): text.decode() for name, text in notes.items() if name != b"pandas"}

@@ -1,4 +1,4 @@
-"""What findings are evidence of: which measures a link rests on, and when a finding holds."""
+"""The measures that links rest on, and the rule by which a finding holds."""
 
 from __future__ import annotations
 
@@ -6,65 +6,46 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from mechir import measures as m
 from mechir.inference import LEVEL
-from mechir.measures import (
-    ATTENTION_UP_IDF,
-    ATTENTION_WITHOUT,
-    CONDUCTANCE,
-    CONTRAST,
-    IDF_WEIGHT,
-    K1,
-    LIKENESS,
-    LINK_TO,
-    PATCHING,
-    PATH_TO_HEADS,
-    PATH_TO_SCORE,
-    QK_ALIGNMENT,
-    R_IDF,
-    RISE,
-    SCORE_UP_IDF,
-    TERMS,
-    TEXT,
-    WEIGHT,
-    Measure,
-)
+from mechir.measures import LINK_TO, TERMS, TEXT, Measure
 
 TF = "tfc1"
-"""The diagnostic that the links are about: one more occurrence of a query term."""
+"""The diagnostic of the links: one more occurrence of a query term."""
 EVIDENCE = {
-    "contrast": CONTRAST("query<-doc"),
-    "contrast_back": CONTRAST("doc<-query"),
-    "qk_alignment": QK_ALIGNMENT,
-    "qk_causal": ATTENTION_WITHOUT,
-    "rise": RISE,
-    "k1": K1,
-    "likeness": LIKENESS,
-    "patching": PATCHING(TF, at=TEXT),
-    "patching_all": PATCHING(TF),
-    "to_context": PATH_TO_HEADS(TF, port="v"),
-    "to_score": PATH_TO_SCORE(TF),
-    "conductance": CONDUCTANCE("relevant"),
-    "weight": WEIGHT,
-    "idf_weight": IDF_WEIGHT,
-    "r_idf": R_IDF,
-    "edit_score": SCORE_UP_IDF,
-    "edit_attention": ATTENTION_UP_IDF,
+    "contrast": m.CONTRAST("query<-doc"),
+    "contrast_back": m.CONTRAST("doc<-query"),
+    "qk_alignment": m.QK_ALIGNMENT,
+    "qk_causal": m.ATTENTION_WITHOUT,
+    "rise": m.RISE,
+    "k1": m.K1,
+    "likeness": m.LIKENESS,
+    "patching": m.PATCHING(TF, at=TEXT),
+    "patching_all": m.PATCHING(TF),
+    "to_context": m.PATH_TO_HEADS(TF, port="v"),
+    "to_score": m.PATH_TO_SCORE(TF),
+    "conductance": m.CONDUCTANCE("relevant"),
+    "weight": m.WEIGHT,
+    "idf_weight": m.IDF_WEIGHT,
+    "r_idf": m.R_IDF,
+    "edit_score": m.SCORE_UP_IDF,
+    "edit_attention": m.ATTENTION_UP_IDF,
 }
 """Columns of `links`, and the measures that they hold."""
 
 
 @dataclass(frozen=True)
 class Link:
-    """What links a component to a part of BM25, or to the score.
+    """A link of components to a part of BM25, or to the score.
 
     Attributes:
         name: as the table of links writes it: tf, idf, scoring.
-        looks: by which measures a component looks the part; a plan reads the first. Empty where it need not look.
-        acts: by which a plan tests what changing it does; the surest of them counts. Of other runs any causal finding
-            of their role and term counts, and where the link is to the score, any by their measure.
-        sites: the components that it is of, as a pattern of what they print as.
-        called: what they are called.
-        looking: how a component that looks the part is described.
+        looks: measures of what a component looks like; a plan reads the first. Empty where looks do not matter.
+        acts: measures by which a plan tests what changing it does; the surest counts. In other runs any causal finding
+            of their role and term counts, and for the link to the score any by their measure.
+        sites: the components that can have it, as a pattern of their texts.
+        called: their plural.
+        looking: the words for a component that looks the part.
     """
 
     name: str
@@ -86,16 +67,18 @@ class Link:
 
     @property
     def conclusion(self) -> Measure:
-        """The measure of what a plan concludes."""
+        """The measure of a plan's conclusion."""
         return LINK_TO(self.name)
 
     def looked(self, found: pd.DataFrame) -> pd.Series:
-        """Which findings say what a component looks like."""
-        chosen = [(found["role"] == one.role) & one.among(found["measure"]) for one in self.looks]
-        return pd.concat(chosen, axis=1).any(axis=1) if chosen else pd.Series(False, found.index)
+        """The findings that describe what a component looks like, as a mask."""
+        chosen = pd.Series(False, found.index)
+        for measure in self.looks:
+            chosen |= (found["role"] == measure.role) & measure.among(found["measure"])
+        return chosen
 
     def acted(self, found: pd.DataFrame) -> pd.Series:
-        """Which findings say what changing a component does; conclusions are none."""
+        """The findings that measure what changing a component does, without conclusions, as a mask."""
         of_role = (found["role"] == self.role) & (found["term"] == self.term)
         same = of_role if self.term else self.acts[0].family.among(found["measure"])
         return found["causal"].astype(bool) & same & ~LINK_TO.among(found["measure"])
@@ -105,25 +88,25 @@ HEADS, VECTORS = r"h\d+\.\d+", r"embed\.u\d+"
 LINKS = (
     Link(
         "tf",
-        looks=(CONTRAST("query<-doc"), CONTRAST("doc<-query")),
-        acts=(PATCHING(TF, at=TEXT),),
+        looks=(m.CONTRAST("query<-doc"), m.CONTRAST("doc<-query")),
+        acts=(m.PATCHING(TF, at=TEXT),),
         sites=HEADS,
         called="heads",
         looking="flagged by its pattern",
     ),
-    Link("idf", (R_IDF,), (SCORE_UP_IDF, ATTENTION_UP_IDF), VECTORS, "directions", "goes with IDF"),
-    Link("scoring", (), (PATH_TO_SCORE(TF),), HEADS, "heads"),
+    Link("idf", (m.R_IDF,), (m.SCORE_UP_IDF, m.ATTENTION_UP_IDF), VECTORS, "directions", "goes with IDF"),
+    Link("scoring", (), (m.PATH_TO_SCORE(TF),), HEADS, "heads"),
 )
-"""The links that are asked for, in the order in which they are told."""
+"""The links, in the order of the table."""
 
 
 def held(found: pd.DataFrame) -> pd.DataFrame:
-    """The newest findings (`matching(..., newest=True)`) with `planned`, `p_all`, `holds`, `looks` and `acts`.
+    """Adds `planned`, `p_all`, `holds`, `looks` and `acts` to the newest findings (`matching(..., newest=True)`).
 
     `planned`: a conclusion of the first plan. `p_all` = p_corrected times `tries`, the number of different answers that
-    runs gave to the same question; of what is planned p_corrected. `holds`: p_all is below `LEVEL`, |value| reaches
-    `least`, and the sign speaks for it. `looks`, `acts`: the name of the link for which a finding says what the
-    component looks like, or what changing it does; empty for none.
+    runs gave to the same question; for planned findings p_corrected. `holds`: p_all is below `LEVEL`, |value| reaches
+    `least`, and the sign speaks for it. `looks`, `acts`: the name of the link for which a finding describes what the
+    component looks like, or what changing it does; otherwise empty.
     """
     planned = LINK_TO.among(found["measure"])
     p_all = (found["p_corrected"] * found["tries"].where(~planned, 1)).clip(upper=1)

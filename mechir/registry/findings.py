@@ -1,4 +1,4 @@
-"""A finding: what one run says of one component of one model, on one collection, by one measure."""
+"""A finding: the value of one measure for one component of one model, from one run on one collection."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from mechir.sites import Singular, Site, parse_site
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """`site` of a model has `value` by `measure`, with its interval, says run `run_id`.
+    """Run `run_id` found that `site` of a model has `value` by `measure`, with its interval.
 
     Attributes:
         site: as it prints: h8.1, n5.1203, mlp3, attn3, resid0, embed.u0 (a left singular vector of W_E), an edge
             (h1.3->h8.1.q), a direction of attention (doc<-query, of layers doc<-query@0-5, cut before the softmax
             doc<-query renormalised); empty for a set of units.
-        measure: what was measured, with what was chosen other than by default.
+        measure: the measure, with the parameters that differ from its defaults.
         value: in `unit`, signed; positive speaks for the role unless `sign` says otherwise.
         unit: of `value`, `low`, `high` and `least`.
-        role: what it is evidence for or against, of `ROLES`; empty where it is none.
-        term: the part of BM25 that it is about, of `TERMS`; empty where it is none.
-        label: what the experiment calls it, such as lexical.
+        role: the role that it is evidence for or against, of `ROLES`, or empty.
+        term: the part of BM25 that it is about, of `TERMS`, or empty.
+        label: the experiment's name for the component, such as lexical.
         sign: 1 where a positive value speaks for the role, -1 where a negative one does, 0 where either does.
-        causal: the component itself was changed, not only looked at.
+        causal: the component itself was changed, not only observed.
         least: |value| below this is called nothing, whatever p.
         low: the lower end of the 95 % interval of `value`.
         high: the upper end of it.
-        effect: where `value` is a share, what it is a share of taken in: the effect in logits.
+        effect: where `value` is a share, the same effect in logits.
         effect_low: the lower end of the 95 % interval of `effect`.
         effect_high: the upper end of it.
         p: of the test alone; missing where the measure has none.
@@ -48,12 +48,12 @@ class Finding:
         family: the tests that p was corrected over within the run, such as "72 heads".
         n_queries: queries that it was measured on; 0 for weights alone.
         n_pairs: pairs that it was measured on; 0 for weights alone.
-        run_id: the run that says so.
+        run_id: the run.
         experiment: the experiment of that run.
         model: its name.
         model_fingerprint: the SHA-256 of its weights and settings.
         model_revision: its revision on the hub, where it came from there.
-        collection: what it is called: its id, with more where two of a registry share it.
+        collection: its id, with more where two of a registry share it.
         collection_sha256: of its texts and judgments; of a published diagnostic set, of its texts.
         collection_full_name: its id with the folder above it; of a dataset its id.
         contrasts_sha256: of a run on contrasts, of the texts of both sides.
@@ -98,10 +98,10 @@ class Finding:
 
 COLUMNS: dict[str, Field[Any]] = {field.name: field for field in fields(Finding)}
 MEANINGS = {
-    name: " ".join(told.split())
-    for name, told in re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", inspect.getdoc(Finding) or "", re.MULTILINE)
+    name: " ".join(text.split())
+    for name, text in re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", inspect.getdoc(Finding) or "", re.MULTILINE)
 }
-"""What each column says: the attributes of `Finding`."""
+"""The meaning of each column, from the attributes of `Finding`."""
 VIEW = ["site", "measure", "value", "low", "high", "unit", "p_corrected", "n_queries", "role", "term"]
 VIEW += ["model", "collection"]
 """The columns that a terminal and a notebook show; files have all."""
@@ -109,10 +109,10 @@ TYPES = {"str": "str", "float": "float64", "int": "int64", "bool": "bool"}
 
 
 def address(text: str) -> Site | Edge | Mask | None:
-    """The object that a finding's site prints as: a site, an edge, or the mask of a direction; None for a set of units.
+    """Parses the site of a finding: a site, an edge, or the mask of a direction; None for a set of units.
 
     Raises:
-        MechirError: for what is none of them.
+        MechirError: for anything else.
     """
     if not text:
         return None
@@ -125,10 +125,10 @@ def address(text: str) -> Site | Edge | Mask | None:
 
 
 def printed(site: Any) -> str:
-    """A site as findings write it, from an object or from text that prints so.
+    """The text of a site as findings write it, from an object or from text.
 
     Raises:
-        MechirError: for what is no site.
+        MechirError: for anything but a site.
     """
     parsed = site if isinstance(site, Mask) else address(str(site))
     if isinstance(parsed, Mask) and parsed.heads:
@@ -137,7 +137,7 @@ def printed(site: Any) -> str:
 
 
 def checked(frame: pd.DataFrame, of_run: Mapping[str, Any]) -> pd.DataFrame:
-    """An experiment's findings with all columns of `Finding` and no others; rows without a value are left out.
+    """Completes an experiment's findings to the columns of `Finding`; rows without a value are left out.
 
     Args:
         frame: columns of `Finding`, those without a default at least; others are left out.
@@ -146,15 +146,15 @@ def checked(frame: pd.DataFrame, of_run: Mapping[str, Any]) -> pd.DataFrame:
     Raises:
         MechirError: for a missing column, an unknown role, term or site, an infinite value.
     """
-    missing = [name for name, one in COLUMNS.items() if one.default is MISSING and name not in frame]
+    missing = [name for name, field in COLUMNS.items() if field.default is MISSING and name not in frame]
     if missing:
         raise MechirError(f"These findings have no column '{missing[0]}': give {', '.join(missing)}.")
     whole = pd.DataFrame(index=range(len(frame)))
-    for name, one in COLUMNS.items():
-        given = pd.Series(frame[name].array if name in frame else of_run.get(name, one.default), index=whole.index)
-        default = of_run.get(name, one.default)
-        known = given if default in (MISSING, math.nan) else given.fillna(default)
-        whole[name] = known.astype(TYPES[str(one.type)])
+    for name, field in COLUMNS.items():
+        default = of_run.get(name, field.default)
+        column = pd.Series(frame[name].array if name in frame else default, index=whole.index)
+        filled = column if default in (MISSING, math.nan) else column.fillna(default)
+        whole[name] = filled.astype(TYPES[str(field.type)])
     for role, term in whole[["role", "term"]].drop_duplicates().itertuples(index=False):
         refuse_unknown(role, term)
     for site in whole["site"].unique():
@@ -169,7 +169,7 @@ def checked(frame: pd.DataFrame, of_run: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def placed(found: pd.DataFrame, record: Mapping[str, Any]) -> pd.DataFrame:
-    """The findings of a run on several collections, with what is known of the one that each names."""
+    """Adds the hash and the full name of the collection that each finding names, for a run on several."""
     if "collection" not in found:
         return found
     known = pd.DataFrame(collections_of(record)).drop_duplicates("collection").set_index("collection")
@@ -177,31 +177,26 @@ def placed(found: pd.DataFrame, record: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def of_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What the findings of a run repeat of its record, and `axiom`, of a run on contrasts the diagnostic."""
+    """The columns that all findings of a run share, from its record; `axiom`: of a run on contrasts the diagnostic."""
     identity = record["identity"]
-    axiom = identity.get("axiom", "") + (", swapped" if identity.get("swap") else "")
-    contrasts = {"contrasts_sha256": identity.get("collection_sha256", "")} if "fillers" in identity else {}
-    told = {name: identity.get(name, "") for name in ("experiment", "model_fingerprint")}
-    return (
-        told
-        | collections_of(record)[0]
-        | contrasts
-        | {
-            "axiom": axiom,
-            "run_id": record["id"],
-            "n_queries": record["queries"],
-            "n_pairs": record["pairs"],
-            "model": record["model"],
-            "model_revision": record.get("model_revision", ""),
-            "parity": score_parity(record["certificate"]),
-            "seed": seed_of(record),
-            "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        }
-    )
+    return collections_of(record)[0] | {
+        "experiment": identity.get("experiment", ""),
+        "model_fingerprint": identity.get("model_fingerprint", ""),
+        "contrasts_sha256": identity.get("collection_sha256", "") if "fillers" in identity else "",
+        "axiom": identity.get("axiom", "") + (", swapped" if identity.get("swap") else ""),
+        "run_id": record["id"],
+        "n_queries": record["queries"],
+        "n_pairs": record["pairs"],
+        "model": record["model"],
+        "model_revision": record.get("model_revision", ""),
+        "parity": score_parity(record["certificate"]),
+        "seed": seed_of(record),
+        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
 
 
 def seed_of(record: Mapping[str, Any]) -> int:
-    """The seed of what an experiment draws, or else of the pairs or contrasts that it is on."""
+    """The seed of the experiment's own draws, or else of its pairs or contrasts."""
     identity = record["identity"]
     drawn = identity.get("pool", {}) | record.get("given", {})
     return int(identity.get("options", {}).get("seed", drawn.get("seed", 0)))

@@ -1,4 +1,4 @@
-"""Frames in which sites print as `h8.1`, where pandas would write the tuples that they are."""
+"""Frames whose sites print as `h8.1`, where pandas would write tuples."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from html import escape
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -16,19 +16,29 @@ from mechir.interventions import Mask
 from mechir.registry.findings import address
 from mechir.sites import Site
 
+Kind = TypeVar("Kind", bound=type)
 
-def _of_text(name: str, of: type = pd.DataFrame) -> Callable[..., Any]:
-    """A method of pandas' own, on the frame or series with its sites as text."""
 
-    @functools.wraps(getattr(of, name))
-    def method(self: Any, *arguments: Any, **options: Any) -> Any:
-        return getattr(as_text(self), name)(*arguments, **options)
+def _with_text(*names: str) -> Callable[[Kind], Kind]:
+    """A class decorator: these methods of pandas act on the plain frame or series, sites as text."""
 
-    return method
+    def on_text(name: str, inherited: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(inherited)
+        def method(self: Any, *arguments: Any, **options: Any) -> Any:
+            return getattr(as_text(self), name)(*arguments, **options)
+
+        return method
+
+    def decorate(kind: Kind) -> Kind:
+        for name in names:
+            setattr(kind, name, on_text(name, getattr(kind, name)))
+        return kind
+
+    return decorate
 
 
 def _in_view(name: str, note: Callable[[str], str]) -> Callable[[Any], Any]:
-    """How pandas shows a frame, by its columns in view; `note` makes what is said of the others part of it."""
+    """A repr of pandas, limited to the visible columns; `note` formats the sentence that names the hidden ones."""
 
     @functools.wraps(getattr(pd.DataFrame, name))
     def method(self: Any) -> Any:
@@ -39,14 +49,14 @@ def _in_view(name: str, note: Callable[[str], str]) -> Callable[[Any], Any]:
         if not hidden:
             return getattr(as_text(self), name)()
         shown = getattr(as_text(self)[seen], name)()
-        told = f"and {len(hidden)} more columns: {', '.join(hidden)}"
-        return shown and f"{shown}\n{note(told)}"  # pandas has no HTML where its option says so
+        hint = note(f"and {len(hidden)} more columns: {', '.join(hidden)}")
+        return shown and f"{shown}\n{hint}"  # pandas has no HTML where its option says so
 
     return method
 
 
 def _seen(frame: pd.DataFrame) -> list[Any]:
-    """The columns to show: all of a frame that somebody has chosen columns of."""
+    """The visible columns; all where somebody has already chosen columns."""
     view, made = frame.attrs.get("view", []), frame.attrs.get("columns", [])
     if not (view and frame.columns.is_unique and set(made) <= set(frame.columns)):
         return list(frame.columns)
@@ -54,6 +64,7 @@ def _seen(frame: pd.DataFrame) -> list[Any]:
     return view + [name for name in frame.columns if name not in made]
 
 
+@_with_text("__repr__", "to_string", "to_csv", "to_json", "value_counts")
 class SiteSeries(pd.Series):
     """A column of a `SiteFrame`."""
 
@@ -65,18 +76,14 @@ class SiteSeries(pd.Series):
     def _constructor_expanddim(self) -> type[SiteFrame]:
         return SiteFrame
 
-    __repr__ = _of_text("__repr__", pd.Series)
-    to_string = _of_text("to_string", pd.Series)
-    to_csv = _of_text("to_csv", pd.Series)
-    to_json = _of_text("to_json", pd.Series)
-    value_counts = _of_text("value_counts", pd.Series)
 
-
+@_with_text("to_string", "to_html", "to_csv", "to_json", "to_latex", "to_markdown", "to_parquet")
+@_with_text("groupby", "pivot", "pivot_table", "set_index", "value_counts")
 class SiteFrame(pd.DataFrame):
     """A frame with sites, which are objects and print as text.
 
-    Whatever makes an index of them, or a file, takes them as text: `groupby("site")` and `pivot` have the names h8.1.
-    What has many columns shows the first to look at, and names the others.
+    In an index and in files they are text: `groupby("site")` and `pivot` have the names h8.1. A frame of many columns
+    shows the most important, and names the others.
     """
 
     @property
@@ -87,30 +94,18 @@ class SiteFrame(pd.DataFrame):
     def _constructor_sliced(self) -> type[SiteSeries]:
         return SiteSeries
 
-    __repr__ = _in_view("__repr__", lambda told: textwrap.fill(told, 100))
-    _repr_html_ = _in_view("_repr_html_", lambda told: f"<p>{escape(told)}</p>")
-    to_string = _of_text("to_string")
-    to_html = _of_text("to_html")
-    to_csv = _of_text("to_csv")
-    to_json = _of_text("to_json")
-    to_latex = _of_text("to_latex")
-    to_markdown = _of_text("to_markdown")
-    to_parquet = _of_text("to_parquet")
-    groupby = _of_text("groupby")
-    pivot = _of_text("pivot")
-    pivot_table = _of_text("pivot_table")
-    set_index = _of_text("set_index")
-    value_counts = _of_text("value_counts")
+    __repr__ = _in_view("__repr__", lambda text: textwrap.fill(text, 100))
+    _repr_html_ = _in_view("_repr_html_", lambda text: f"<p>{escape(text)}</p>")
 
     def sort_values(self, by: Any, *, key: Callable[[Any], Any] | None = None, **options: Any) -> Any:
-        """As pandas sorts, sites by kind, layer and unit: h2.1 before h10.0."""
+        """Sorts as pandas does, sites by kind, layer and unit: h2.1 before h10.0."""
         return super().sort_values(by, key=key or _in_order, **options)
 
 
 def with_sites(frame: pd.DataFrame, view: Sequence[str] = ()) -> SiteFrame:
-    """The frame with its column `site`, which is text, as objects; `view`: the columns that it shows, in their order.
+    """Turns the texts in the column `site` into objects; `view`: the columns to show, in their order.
 
-    Columns of the view that say one model or one collection are not shown; those that are added are.
+    `model` and `collection` are hidden where they have one value; columns that are added later are shown.
     """
     sites = pd.Series([address(text) for text in frame["site"]], index=frame.index, dtype=object)
     made = SiteFrame(frame.assign(site=sites))
@@ -126,7 +121,7 @@ def as_text(frame: Any) -> Any:
     plain = pd.DataFrame(frame).copy(deep=False)
     for place, kind in enumerate(plain.dtypes):
         if pd.api.types.is_object_dtype(kind):
-            texts = [_text(one) for one in plain.iloc[:, place]]
+            texts = [_text(value) for value in plain.iloc[:, place]]
             plain.isetitem(place, pd.Series(texts, plain.index, None if texts else "str"))
     return plain
 
@@ -138,7 +133,7 @@ def _text(value: Any) -> Any:
 
 
 def _in_order(column: pd.Series) -> pd.Series:
-    """What a column with sites is sorted by: their text, numbers by their size."""
+    """The keys by which a column with sites is sorted: their text, numbers by their size."""
     if column.dtype != object:
         return column
-    return column.map(lambda one: re.sub(r"\d+", lambda number: number[0].zfill(9), str(_text(one))))
+    return column.map(lambda value: re.sub(r"\d+", lambda number: number[0].zfill(9), str(_text(value))))

@@ -1,19 +1,13 @@
-"""Which component is linked to which part of BM25: what a plan concluded, and the evidence on both sides of it.
+"""The table of components that are linked to a part of BM25: conclusions of a plan, and the evidence behind them.
 
-A link needs what the component looks like and what it does. Over one model and collection:
+A link needs both what the component looks like and what it does, as the plan says (`mechir.registry.plan`). For tf,
+what a head of the last layer writes at query and document is read by nothing, and what it carries to CLS is no count
+of matches.
 
-* **tf**: a head matches (its attention contrast holds), and the term frequency's effect on the score passes through
-  what it writes at query and document (a causal measure of the role soft-tf holds). What a head of the last layer
-  writes there nobody reads, and what it carries to CLS is no count of matches.
-* **idf**: a singular vector of W_E goes with IDF (its r holds), and moving words along it acts (a causal measure of
-  the term idf holds).
-* **scoring**: the path from a head to the score holds.
-
-**Planned** links are what the first plan on that model and collection concluded (`mechir.registry.plan`):
-stored with its run, and changed by nothing that is run later. Links by the same rule from whatever else was run are
-**exploratory**: there a finding *holds* where its p, corrected within its own run and times the number of different
-answers that runs gave to the same question, is below 0.05, |value| reaches the least that counts, and the sign speaks
-for it.
+**Planned** links are conclusions of the first plan on a model and collection: stored with its run, and changed by no
+later run. Links by the same rule from all other runs are **exploratory**: there a finding *holds* where its p,
+corrected within its own run and times the number of different answers that runs gave to the same question, is below
+0.05, |value| reaches the least that counts, and the sign speaks for it.
 """
 
 from __future__ import annotations
@@ -36,7 +30,7 @@ BEHIND = ["effect", "low", "high", "unit", "p_all"]
 
 
 def links(*, model: str | None = None, collection: str | None = None, registry: Path | str = DEFAULT) -> SiteFrame:
-    """The table of components that match, go with IDF or write the score, and what is known of each.
+    """The table of components that match, go with IDF or write the score, with the evidence on each.
 
     Args:
         model: as in `findings`; by default all.
@@ -45,31 +39,31 @@ def links(*, model: str | None = None, collection: str | None = None, registry: 
 
     Returns:
         One row per model, collection and component that is linked, or holds by its looks (`LINKS`) or on its path to
-        the score. `site`, an object; `links`, what the plan concluded: "tf", "idf", "scoring", several with commas, or
-        empty; `exploratory`, links that only other runs speak for; of the causal measure behind the first of all these
-        `effect`, `low`, `high`, `unit`, `p_all`; `conflicts`, sentences joined by "; "; then one column for each of
+        the score. `site`, an object; `links`, the plan's conclusions: "tf", "idf", "scoring", several with commas, or
+        empty; `exploratory`, links that only other runs support; `effect`, `low`, `high`, `unit`, `p_all` of the causal
+        measure behind the first of these links; `conflicts`, sentences joined by "; "; then one column for each of
         `EVIDENCE`, the value of the newest run (missing where it was not measured), and `conductance_rank` among the
         heads.
 
-    It misleads where a component without a link is read as one without the part: only what was run can hold, with the
-    number of queries that it had.
+    It misleads where a component without a link is read as one without the part: only what was measured can hold, with
+    the power of its number of queries.
     """
-    found = held(matching(Path(registry), {"collection": collection}, model=model, newest=True))
-    return with_sites(link_table(found), ["site", "links", "exploratory", *BEHIND, "conflicts", "model", "collection"])
+    rows = held(matching(Path(registry), {"collection": collection}, model=model, newest=True))
+    return with_sites(link_table(rows), ["site", "links", "exploratory", *BEHIND, "conflicts", "model", "collection"])
 
 
 def link_table(found: pd.DataFrame) -> pd.DataFrame:
-    """The table of `links`, sites as text, of findings that are `held`."""
-    of = ["model_fingerprint", "collection", "site"]
+    """The table of `links`, sites as text, from findings that are `held`."""
+    keys = ["model_fingerprint", "collection", "site"]
     rows = []
     if _shown(found).any():
-        found = found[_shown(found).groupby([found[name] for name in of[::2]]).transform("any")]
-        told = conflicts(found).groupby(of)["conflict"].agg("; ".join).to_dict()
-        here = found[_shown(found).groupby([found[name] for name in of]).transform("any")]
+        found = found[_shown(found).groupby([found[name] for name in keys[::2]]).transform("any")]
+        sentences = conflicts(found).groupby(keys)["conflict"].agg("; ".join).to_dict()
+        here = found[_shown(found).groupby([found[name] for name in keys]).transform("any")]
         parts: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
-        for one in here.to_dict("records"):
-            parts.setdefault(tuple(one[name] for name in of), []).append(one)
-        rows = [_row(part, told.get(key, "")) for key, part in parts.items()]
+        for row in here.to_dict("records"):
+            parts.setdefault(tuple(row[name] for name in keys), []).append(row)
+        rows = [_row(part, sentences.get(key, "")) for key, part in parts.items()]
     columns = ["model", "collection", "site", "links", "exploratory", *BEHIND, "conflicts", *EVIDENCE, "rank"]
     table = pd.DataFrame(rows, columns=columns).astype({name: "str" if name in TEXTS else float for name in columns})
     table = table.rename(columns={"rank": "conductance_rank"})
@@ -78,13 +72,13 @@ def link_table(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def linked(part: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """The links of one component that the plan concluded, each with its conclusion; `part`: its findings, `held`."""
+    """The planned links of one component, each with its conclusion; `part`: its findings, `held`."""
     names = {str(link.conclusion): link.name for link in LINKS}
     return {names[row["measure"]]: row for row in part if row["planned"] and row["holds"] and row["site"]}
 
 
 def exploratory(part: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """The links of one component by what other runs say alone, each with the causal finding behind it."""
+    """The links of one component that only other runs support, each with the causal finding behind it."""
     planned, holding = linked(part), [row for row in part if row["holds"]]
     links = {}
     for link in LINKS:
@@ -96,20 +90,20 @@ def exploratory(part: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any
 
 
 def measured(found: pd.DataFrame) -> dict[str, dict[str, bool]]:
-    """Of each link, which sides of its rule there are findings on: `looks`, `acts`, of the components that it is of.
+    """The sides of each link's rule, `looks` and `acts`, and whether there are findings on them.
 
     `found`: findings of one model and collection, `held`, sites as text.
     """
     sides: dict[str, dict[str, bool]] = {}
     for link in LINKS:
-        own = found[found["site"].str.fullmatch(link.sites)]
-        looks = {"looks": bool((own["looks"] == link.name).any())} if link.looks else {}
-        sides[link.name] = looks | {"acts": bool((own["acts"] == link.name).any())}
+        rows = found[found["site"].str.fullmatch(link.sites)]
+        needed = ["looks", "acts"] if link.looks else ["acts"]
+        sides[link.name] = {side: bool((rows[side] == link.name).any()) for side in needed}
     return sides
 
 
 def _shown(found: pd.DataFrame) -> pd.Series:
-    """Which findings bring a component into the table."""
+    """The findings that bring a component into the table, as a mask."""
     shown = (found["planned"] & (found["site"] != "")) | (found["looks"] != "")
     for link in LINKS:
         if not link.looks:
@@ -117,10 +111,10 @@ def _shown(found: pd.DataFrame) -> pd.Series:
     return shown & found["holds"]
 
 
-def _row(part: Sequence[Mapping[str, Any]], told: str) -> dict[str, Any]:
+def _row(part: Sequence[Mapping[str, Any]], sentences: str) -> dict[str, Any]:
     links, others, newest = linked(part), exploratory(part), {row["measure"]: row for row in part}
     row = {name: part[0][name] for name in ("model", "collection", "site")}
-    row |= {"links": ",".join(links), "exploratory": ",".join(others), "conflicts": told, "unit": ""}
+    row |= {"links": ",".join(links), "exploratory": ",".join(others), "conflicts": sentences, "unit": ""}
     first = next(iter([*links.values(), *others.values()]), None)
     if first is not None:
         row |= {"effect": first["value"]} | {name: first[name] for name in BEHIND[1:]}

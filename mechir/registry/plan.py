@@ -1,6 +1,6 @@
-"""The analysis plan of a pathway: three hypotheses, what each needs, and what is concluded.
+"""The analysis plan of a pathway: three hypotheses, the evidence that each needs, and the conclusions.
 
-Written down before anything is measured, so that what holds is no matter of what was tried:
+It is written down before anything is measured, so that what holds does not depend on what was tried:
 
 * **tf**: some head is linked to term frequency. It matches (its attention contrast query<-doc) *and* the effect of term
   frequency on the score passes through what it writes at query and document.
@@ -29,53 +29,57 @@ from mechir.measures import GAP
 from mechir.registry.evidence import LINKS, TF, Link
 
 FAMILY = "the plan: tf, idf, scoring"
+TAKEN_OVER = ["value", "low", "high", "unit", "effect", "effect_low", "effect_high", "least", "n_queries", "n_pairs"]
+"""The columns of a conclusion that are those of the component's action."""
 
 
 def concluded(found: pd.DataFrame) -> pd.DataFrame:
-    """What the plan concludes from the findings of its runs.
+    """The plan's conclusions from the findings of its runs.
 
     Args:
         found: findings of one model and collection, sites as text; `holds` is not read.
 
     Returns:
         Columns of `Finding`, measure "link to tf", "link to idf", "link to scoring". With an empty `site` the
-        hypothesis: `value` is how many components are linked, `p` the smallest of theirs, `p_corrected` that after
+        hypothesis: `value` is the number of linked components, `p` the smallest of theirs, `p_corrected` that after
         Holm, `label` why none is. With a site a component that looks or acts: `value`, its interval and `effect` are
-        those of what it does; `label` is "linked", or which part fails.
+        those of its action; `label` is "linked", or the part that fails.
     """
     gap = found[GAP(TF).among(found["measure"])]
     p_gap, blocked = _gap(gap)
-    lines: list[dict[str, Any]] = []
-    tops: list[dict[str, Any]] = []
+    sizes = {"n_queries": int(gap["n_queries"].max())} if len(gap) else {}
+    hypotheses: list[dict[str, Any]] = []
+    components: list[dict[str, Any]] = []
     for link in LINKS:
         rows = list(_components(found, link, p_gap, blocked))
-        best = min((row["p"] for row in rows), default=1.0)
         linked = sum(row["p_corrected"] < LEVEL for row in rows)
-        shown = [row for row in rows if min(row["p_looks"], row["p_acts"]) < LEVEL]
-        told = {"site": "", "measure": str(link.conclusion), "value": float(linked), "unit": link.called, "p": best}
-        tops.append(told | {"label": _why(found, link, linked, blocked), "role": link.role, "term": link.term})
-        lines += shown
-    for top, p in zip(tops, holm([top["p"] for top in tops]), strict=True):
-        top["p_corrected"] = float(p)
-    sizes = {"n_queries": int(gap["n_queries"].max())} if len(gap) else {}
-    made = pd.DataFrame([{**top, **sizes} for top in tops] + lines)
-    return made.drop(columns=["p_looks", "p_acts"], errors="ignore").assign(causal=True, family=FAMILY)
+        hypotheses.append(
+            {"site": "", "measure": str(link.conclusion), "value": float(linked), "unit": link.called}
+            | {"p": min((row["p"] for row in rows), default=1.0), "label": _why(found, link, linked, blocked)}
+            | {"role": link.role, "term": link.term, **sizes}
+        )
+        components += [row for row in rows if min(row["p_looks"], row["p_acts"]) < LEVEL]
+    adjusted = holm([row["p"] for row in hypotheses])
+    rows = [row | {"p_corrected": float(p)} for row, p in zip(hypotheses, adjusted, strict=True)]
+    made = pd.DataFrame(rows + components).drop(columns=["p_looks", "p_acts"], errors="ignore")
+    return made.assign(causal=True, family=FAMILY)
 
 
 def _gap(gap: pd.DataFrame) -> tuple[float, str]:
-    """The p of the gap, and why it blocks every link; empty where it does not."""
+    """The p of the gap, and the reason why it blocks every link, or an empty text."""
     if gap.empty:
         return 1.0, "the effect of a term on the score was not measured"
     row = gap.iloc[0]
-    what = f"one more occurrence of a query term changes the score by {_number(row)} logits"
+    number = f"{row['value']:+.3g} [{row['low']:.3g}, {row['high']:.3g}]"
+    change = f"one more occurrence of a query term changes the score by {number} logits"
     if pd.isna(row["p"]):
-        return 1.0, f"{what}, on {int(row['n_queries'])} queries: too few to test"
+        return 1.0, f"{change}, on {int(row['n_queries'])} queries: too few to test"
     if row["value"] < 0 and row["high"] < 0:
-        return 1.0, f"{what}: it lowers it"
+        return 1.0, f"{change}: it lowers it"
     if not (row["value"] > 0 and row["low"] > 0):
-        return 1.0, f"{what}: not told from 0"
+        return 1.0, f"{change}: not told from 0"
     if row["value"] < row["least"]:
-        return 1.0, f"{what}: less than the {row['least']:.3g} that count beside the spread within queries"
+        return 1.0, f"{change}: less than the {row['least']:.3g} that count beside the spread within queries"
     return float(row["p"]), ""
 
 
@@ -96,14 +100,15 @@ def _components(found: pd.DataFrame, link: Link, p_gap: float, blocked: str) -> 
         linked = corrected < LEVEL
         failing = [why for why, p_side in sides if len(LINKS) * p_side >= LEVEL]
         label = "linked" if linked else "; ".join(failing) or blocked or "not sure enough"
-        told = {name: row[name] for name in ("value", "low", "high", "unit", "effect", "effect_low", "effect_high")}
-        told |= {name: row[name] for name in ("least", "n_queries", "n_pairs")}
-        told |= {"site": site, "measure": str(link.conclusion), "label": label, "p": p, "p_corrected": corrected}
-        yield told | {"role": link.role, "term": link.term, "p_looks": p_looks, "p_acts": p_acts}
+        yield (
+            {name: row[name] for name in TAKEN_OVER}
+            | {"site": site, "measure": str(link.conclusion), "label": label, "p": p, "p_corrected": corrected}
+            | {"role": link.role, "term": link.term, "p_looks": p_looks, "p_acts": p_acts}
+        )
 
 
 def _parts(rows: pd.DataFrame) -> dict[str, tuple[float, dict[str, Any]]]:
-    """Of each component the p of the surest of these findings, and that finding; 1 for a wrong sign or too little."""
+    """The surest finding of each component with its p, which is 1 for a wrong sign or too small a value."""
     parts: dict[str, tuple[float, dict[str, Any]]] = {}
     for row in rows.to_dict("records"):
         right = (row["sign"] == 0 or row["value"] * row["sign"] > 0) and abs(row["value"]) >= row["least"]
@@ -114,13 +119,9 @@ def _parts(rows: pd.DataFrame) -> dict[str, tuple[float, dict[str, Any]]]:
 
 
 def _why(found: pd.DataFrame, link: Link, linked: int, blocked: str) -> str:
-    """Why nothing is linked, or empty."""
+    """The reason why nothing is linked, or an empty text."""
     if linked:
         return ""
     if not found["measure"].isin([*map(str, link.acts)]).any():
         return "what changing them does was not measured"
     return blocked or f"no one of the {link.called} has all that a link needs"
-
-
-def _number(row: pd.Series) -> str:
-    return f"{row['value']:+.3g} [{row['low']:.3g}, {row['high']:.3g}]"

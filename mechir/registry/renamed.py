@@ -1,4 +1,4 @@
-"""Summaries of older runs: columns that are called otherwise today."""
+"""New names for columns in the summaries of older runs."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ RENAMED = {
         "p_max": "contrast_p_corrected",
     },
 }
-"""By experiment, columns of a summary as older versions of mechir stored them, and as they are called now."""
+"""For each experiment, columns of a summary as older versions of mechir stored them, and their names now."""
 
 
 def renamed(summary: pd.DataFrame, experiment: str) -> pd.DataFrame:
-    """A stored summary with the names of today; one that has them already stays as it is."""
+    """Gives a stored summary today's column names, unless it has them already."""
     names = RENAMED.get(experiment, {})
     old = names.keys() & set(summary.columns)
     return summary if set(names.values()) & set(summary.columns) - old else summary.rename(columns=names)

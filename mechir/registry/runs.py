@@ -1,9 +1,8 @@
-"""Runs on disk: what was asked, and one immutable Parquet part for each finished unit.
+"""Runs on disk: a record, and one immutable Parquet part for each finished unit.
 
 `<registry>/runs/<run_id>/` holds `run.json`, `judged.parquet` (what the ideal ranking may use), `part-<unit>.parquet`
-and, once every unit is there, `summary.parquet` and the chart. A part is written under a temporary name, synced to
-disk and renamed, so a part that exists is whole: resuming a run is computing the parts that do not exist. There is no
-lock and no database; any number of processes may fill one run.
+and, once every unit is there, `summary.parquet` and the chart. A part that exists is whole: resuming a run is computing
+the parts that do not exist. There is no lock and no database; any number of processes may fill one run.
 """
 
 from __future__ import annotations
@@ -29,18 +28,18 @@ DEFAULT = Path("mechir-registry")
 
 @dataclass(frozen=True)
 class Run:
-    """A stored run: its directory, and what is in it."""
+    """A stored run, by its directory."""
 
     path: Path
 
     def __repr__(self) -> str:
-        """Which experiment, on what; where nothing is stored yet, where it will be."""
+        """Names the experiment, the model and the collection; the path where nothing is stored yet."""
         try:
-            told = self.record
+            record = self.record
         except OSError:
             return f"Run({str(self.path)!r})"
-        of = f"{told['identity']['experiment']}, {told['model']} on {told['identity']['collection']}"
-        return f"Run({self.id}: {of}, {len(self.done())} of {told['units']} units)"
+        subject = f"{record['identity']['experiment']}, {record['model']} on {record['identity']['collection']}"
+        return f"Run({self.id}: {subject}, {len(self.done())} of {record['units']} units)"
 
     @property
     def id(self) -> str:
@@ -49,7 +48,7 @@ class Run:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What `run.json` says: identity, and the provenance that is recorded but not part of it."""
+        """The content of `run.json`: the identity, and the provenance that is not part of it."""
         file = self.path / "run.json"
         try:
             return dict(json.loads(file.read_text(encoding="utf-8")))
@@ -61,7 +60,7 @@ class Run:
 
     @property
     def parts(self) -> Path:
-        """Where the rows are: here, or in the run whose rows this one summarises."""
+        """The folder of the rows: this one, or that of the run whose rows this one summarises."""
         return self.path.with_name(self.record.get("rows_of", self.id))
 
     @property
@@ -76,29 +75,31 @@ class Run:
 
     @property
     def left_out(self) -> pd.DataFrame:
-        """`reason`, `query_id`, `doc_id`: what the collection and the pool left out; empty where nothing was."""
+        """`reason`, `query_id`, `doc_id`: what the collection and the pool left out."""
         file = self.path / "left_out.parquet"
         return pd.read_parquet(file) if file.is_file() else pd.DataFrame(columns=["reason", "query_id", "doc_id"])
 
     @property
     def rows(self) -> pd.DataFrame:
         """The rows of every finished unit, in the order of the units."""
-        units = [self.part(unit) for unit in sorted(self.done())]
-        if not units:
+        parts = [pd.read_parquet(self.part(unit)) for unit in sorted(self.done())]
+        if not parts:
             raise MechirError(f"Run {self.id} holds no finished unit yet: start it again with the same command.")
-        return pd.concat([pd.read_parquet(file) for file in units], ignore_index=True)
+        return pd.concat(parts, ignore_index=True)
 
     @property
     def summary(self) -> pd.DataFrame:
         """The experiment's summary, once every unit is there."""
-        file = self.path / "summary.parquet"
-        if not file.is_file():
-            n = self.record["units"]
-            raise MechirError(
-                f"Run {self.id} is not finished ({len(self.done())} of {n} units): "
-                "start it again with the same command."
-            )
-        return renamed(pd.read_parquet(file), self.record.get("identity", {}).get("experiment", ""))
+        if not self.finished:
+            state = f"{len(self.done())} of {self.record['units']} units"
+            raise MechirError(f"Run {self.id} is not finished ({state}): start it again with the same command.")
+        frame = pd.read_parquet(self.path / "summary.parquet")
+        return renamed(frame, self.record.get("identity", {}).get("experiment", ""))
+
+    @property
+    def finished(self) -> bool:
+        """Whether its summary is stored."""
+        return (self.path / "summary.parquet").is_file()
 
     @property
     def seconds(self) -> float:
@@ -106,24 +107,24 @@ class Run:
         return sum(float(pq.read_schema(self.part(unit)).metadata[b"seconds"]) for unit in self.done())
 
     def part(self, unit: int) -> Path:
-        """Where the rows of a unit are, or will be."""
+        """The file of the rows of a unit, which need not exist yet."""
         return self.parts / f"part-{unit:05d}.parquet"
 
     def done(self) -> set[int]:
-        """The units that are finished."""
+        """The finished units."""
         return {int(file.stem.removeprefix("part-")) for file in self.parts.glob("part-*.parquet")}
 
     @property
     def devices(self) -> list[str]:
-        """Where the finished units were computed, each device once; parts of older runs do not say it."""
-        metadata = [pq.read_schema(self.part(unit)).metadata for unit in sorted(self.done())]
-        return list(dict.fromkeys(one[b"device"].decode() for one in metadata if b"device" in one))
+        """The devices that computed the finished units, each once; parts of older runs do not name theirs."""
+        notes = [pq.read_schema(self.part(unit)).metadata for unit in sorted(self.done())]
+        return list(dict.fromkeys(note[b"device"].decode() for note in notes if b"device" in note))
 
     def write_part(self, unit: int, rows: pd.DataFrame, seconds: float, device: str = "") -> None:
         """Stores the rows of a unit, whole or not at all, with the time and the device that it took."""
         table = pa.Table.from_pandas(rows, preserve_index=False)
-        how = {b"seconds": f"{seconds:.3f}".encode()} | ({b"device": device.encode()} if device else {})
-        table = table.replace_schema_metadata((table.schema.metadata or {}) | how)
+        notes = {"seconds": f"{seconds:.3f}"} | ({"device": device} if device else {})
+        table = table.replace_schema_metadata((table.schema.metadata or {}) | notes)
         with whole(self.part(unit)) as file:
             pq.write_table(table, file)
 
@@ -144,7 +145,7 @@ def run_id(identity: Mapping[str, Any]) -> str:
 
 
 def open_run(registry: Path, identity: Mapping[str, Any], write: Callable[[Run], None]) -> Run:
-    """The run with this identity, begun by `write` (its record and frames) if it is not there yet."""
+    """Opens the run with this identity; `write` stores the record and frames of a new one."""
     run = Run(registry / "runs" / run_id(identity))
     if not (run.path / "run.json").is_file():
         try:
@@ -158,28 +159,23 @@ def open_run(registry: Path, identity: Mapping[str, Any], write: Callable[[Run],
 
 
 def refuse_other(registry: Path) -> None:
-    """Refuses a path that is there and is no registry.
-
-    Raises:
-        MechirError: for a file, or for a directory that holds something else.
-    """
-    if not registry.exists() or (registry.is_dir() and not any(registry.iterdir())):
-        return
-    if not registry.is_dir() or not ((registry / "runs").is_dir() or (registry / "findings").is_dir()):
+    """Raises if the path exists but is not a registry: a file, or a directory that holds something else."""
+    empty = not registry.exists() or (registry.is_dir() and not any(registry.iterdir()))
+    if not (empty or (registry / "runs").is_dir() or (registry / "findings").is_dir()):
         raise MechirError(
             f"'{registry}' is no registry: it holds no runs; give --registry DIR, by default mechir-registry."
         )
 
 
 def runs(registry: Path) -> list[Run]:
-    """Every run of a registry, the newest first.
+    """All runs of a registry, the newest first.
 
     Raises:
         MechirError: for a path that is no registry.
     """
     refuse_other(registry)
-    found = [Run(file.parent) for file in (registry / "runs").glob("*/run.json")]
-    return sorted(found, key=lambda run: (run.path / "run.json").stat().st_mtime, reverse=True)
+    records = sorted((registry / "runs").glob("*/run.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    return [Run(file.parent) for file in records]
 
 
 def find_run(registry: Path, name: str) -> Run:
@@ -203,11 +199,11 @@ def finished_runs(registry: Path, experiment: str, chosen: Mapping[str, Any], mo
 
     `model`: its fingerprint; `collection`: the hash of the one that was read, or perturbed.
     """
-    found = []
+    matches = []
     for run in runs(registry):
-        own = run.record["identity"]
-        about = own.get("perturbed_sha256", own["collection_sha256"])
-        same = (own["experiment"], own["model_fingerprint"], about) == (experiment, model, collection)
-        if same and all(own["options"].get(key) == value for key, value in chosen.items()):
-            found += [run] if (run.path / "summary.parquet").is_file() else []
-    return found
+        identity = run.record["identity"]
+        about = identity.get("perturbed_sha256", identity["collection_sha256"])
+        same = (identity["experiment"], identity["model_fingerprint"], about) == (experiment, model, collection)
+        if same and run.finished and all(identity["options"].get(key) == value for key, value in chosen.items()):
+            matches.append(run)
+    return matches
