@@ -119,7 +119,7 @@ def test_pairs_and_contrasts_are_not_confused(toy: HookedEncoder, tfc1: Diagnost
 def test_the_command_line_runs_a_diagnostic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ("run", "lu2025/head_to_score", "--registry", str(tmp_path))
     code, out, _ = call(capsys, *common, "--diagnostic", "tfc1-replace", "--limit-queries", "3", "--filler", "a")
-    assert code == 0 and "contrasts" in out and "pairs gave none, e.g.: Pair " in out
+    assert code == 0 and "contrasts" in out and "pairs gave no contrast, e.g.: Pair " in out
     for arguments, message in (
         (("--diagnostic", "tfc9"), "Unknown diagnostic 'tfc9'. The closest are"),
         (("--data", str(tmp_path / "none")), "There is no directory"),

@@ -1,4 +1,4 @@
-"""What the report knows of components: findings in a compact form, the table of links, and examples of attention."""
+"""The report's data on components: compact findings, the table of links, and examples of attention."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from mechir.registry.runs import Run
 from mechir.views.attention import pairs_of
 
 STRONGEST = 30
-"""Of single neurons, and of edges, those that the page shows of each measure: the largest |value|."""
+"""Single neurons, and edges, that the page shows for each measure: the largest |value|."""
 PAIRS = 6
 """Example pairs of one head."""
 EXAMPLES = 2_000_000
-"""Characters of examples above which the page leaves the rest out."""
+"""Characters of examples, beyond which the page leaves out the rest."""
 OF_MEASURE = ["measure", "unit", "role", "term", "causal", "sign"]
 OF_FINDING = ["value", "low", "high", "p_all", "holds", "n_queries", "label", "least", "run_id"]
+OF_NEURON = ["model_fingerprint", "collection", "site", "measure", "value", "low", "high", "unit", "label", "n_queries"]
 
 
 def known(registry: Path) -> pd.DataFrame:
@@ -38,60 +39,43 @@ def known(registry: Path) -> pd.DataFrame:
 
 def neurons(registry: Path) -> pd.DataFrame:
     """The strongest neurons of each measure, by model and collection: columns of `Finding`."""
-    columns = [
-        "model_fingerprint",
-        "collection",
-        "site",
-        "measure",
-        "value",
-        "low",
-        "high",
-        "unit",
-        "label",
-        "n_queries",
-    ]
     if not latest(registry):
-        return pd.DataFrame(columns=columns)
+        return pd.DataFrame(columns=OF_NEURON)
     return sql(
-        f"select {', '.join(columns)} from findings where site like 'n%' "
+        f"select {', '.join(OF_NEURON)} from findings where site like 'n%' "
         "qualify row_number() over (partition by model_fingerprint, collection, measure "
         f"order by abs(value) desc, site) <= {STRONGEST} order by measure, abs(value) desc",
         registry=registry,
     )
 
 
-def components(found: pd.DataFrame, told: pd.DataFrame, linked: Sequence[str]) -> dict[str, Any]:
+def components(found: pd.DataFrame, conflicts: pd.DataFrame, linked: Sequence[str]) -> dict[str, Any]:
     """Findings by component, of one model and collection.
 
     Args:
         found: as `known` gives them.
-        told: the rows of `conflicts`.
+        conflicts: the table of conflicts.
         linked: sites that have links.
 
     Returns:
         `measures`: rows of `OF_MEASURE` and the experiment; `sites`: by site `findings` (the number of the measure,
         then `OF_FINDING`), `conflicts`, `agreements` (sentences).
     """
-    kept = _strongest(found[found["site"] != ""])
-    measures = kept[[*OF_MEASURE, "experiment"]].drop_duplicates(OF_MEASURE).reset_index(drop=True)
+    edges = found["site"].str.contains("->", regex=False)  # only the strongest of each measure
+    rank = found["value"].abs().where(edges).groupby(found["measure"]).rank(ascending=False, method="first")
+    rows = found[(found["site"] != "") & (~edges | (rank <= STRONGEST))]
+    measures = rows[[*OF_MEASURE, "experiment"]].drop_duplicates(OF_MEASURE).reset_index(drop=True)
     numbers = {tuple(row): number for number, row in enumerate(measures[OF_MEASURE].itertuples(index=False))}
     sites: dict[str, Any] = {}
-    for row in kept.to_dict("records"):
-        own = sites.setdefault(row["site"], {"findings": [], "conflicts": [], "agreements": []})
-        own["findings"].append([numbers[tuple(row[name] for name in OF_MEASURE)], *(row[name] for name in OF_FINDING)])
-    for row in told[told["site"].isin(sites)].to_dict("records"):
+    for row in rows.to_dict("records"):
+        entry = sites.setdefault(row["site"], {"findings": [], "conflicts": [], "agreements": []})
+        number = numbers[tuple(row[name] for name in OF_MEASURE)]
+        entry["findings"].append([number, *(row[name] for name in OF_FINDING)])
+    for row in conflicts[conflicts["site"].isin(sites)].to_dict("records"):
         sites[row["site"]]["conflicts"].append(row["conflict"])
     for site in linked:
         sites[site]["agreements"] = list(agreements(found[found["site"] == site]))
     return {"measures": measures.to_dict("records"), "sites": sites}
-
-
-def _strongest(found: pd.DataFrame) -> pd.DataFrame:
-    """All but the weaker edges of each measure."""
-    edges = found["site"].str.contains("->", regex=False)
-    size = found["value"].abs().where(edges)
-    rank = size.groupby(found["measure"]).rank(ascending=False, method="first")
-    return found[~edges | (rank <= STRONGEST)]
 
 
 def table(links: pd.DataFrame) -> dict[str, Any]:
@@ -100,15 +84,15 @@ def table(links: pd.DataFrame) -> dict[str, Any]:
     The values of the columns are those of `components`, by measure.
     """
     columns = [{"name": name, "measure": str(measure)} for name, measure in EVIDENCE.items()]
-    there = [one for one in columns if links[one["name"]].notna().any()]
+    there = [column for column in columns if links[column["name"]].notna().any()]
     rows = links[["site", "links", "exploratory", *BEHIND, "conductance_rank"]].to_dict("records")
-    return {"columns": there, "missing": [one["name"] for one in columns if one not in there], "rows": rows}
+    return {"columns": there, "missing": [column["name"] for column in columns if column not in there], "rows": rows}
 
 
 def examples(runs: Sequence[Run]) -> dict[str, Any]:
     """Attention on example pairs: `pairs`, as `pairs_of` gives them, and `left_out`, heads for which there is no room.
 
-    `runs`: finished runs of the experiment on examples, the newest first; of each head the newest counts.
+    `runs`: finished runs of the experiment on examples, the newest first; the newest of each head counts.
     """
     seen: set[str] = set()
     pairs: list[Mapping[str, Any]] = []
@@ -116,11 +100,11 @@ def examples(runs: Sequence[Run]) -> dict[str, Any]:
     for run in runs:
         rows = run.rows
         for site, part in rows[~rows["site"].isin(seen)].groupby("site", sort=False):
-            own = pairs_of(part.head(PAIRS))
-            size += len(json.dumps(own))
+            drawn = pairs_of(part.head(PAIRS))
+            size += len(json.dumps(drawn))
             seen.add(str(site))
             if size > EXAMPLES:
                 left_out.append(str(site))
             else:
-                pairs += own
+                pairs += drawn
     return {"pairs": pairs, "left_out": left_out}

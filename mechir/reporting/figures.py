@@ -1,4 +1,4 @@
-"""Runs as the report shows them: the chart, where it comes from, and what stands on it."""
+"""Runs as the report shows them: the chart, its provenance, and the measures that rest on it."""
 
 from __future__ import annotations
 
@@ -19,47 +19,47 @@ from mechir.reporting.commands import command, remark
 from mechir.reranker import score_parity
 
 ROWS = 40
-"""Of a summary, rows that the page shows."""
+"""Rows of a summary that the page shows."""
 CHART = 400_000
-"""Characters of a chart's specification above which the page only says where it lies."""
+"""Characters of a chart's specification, beyond which the page only names its file."""
 CHARTS = 5_000_000
-"""Characters of all charts above which it does so of the rest."""
+"""Characters of all charts, beyond which it does so for the rest."""
 
 
 def place(experiment: str) -> tuple[float, str]:
-    """Where the figures of an experiment stand: those with a place first, the others by name."""
+    """The sort key of an experiment's figures: those with a place first, the others by name."""
     figure = load_experiment(experiment).figure if experiment in experiments() else None
     return (math.inf if figure is None else float(figure), experiment)
 
 
 def drawn(runs: Sequence[Run], claims: Mapping[str, Sequence[str]]) -> tuple[list[Run], list[tuple[Run, str]]]:
-    """Of runs of one model and collection, those that are drawn, by experiment; the others, and why.
+    """Divides runs of one model and collection into those to draw, by experiment, and the others with the reason.
 
-    Drawn are the finished runs that findings stand on, and of each experiment the newest. Runs on two diagnostics are
-    two experiments. `runs`: the newest first; `claims`: by the id of a run the measures that stand on it.
+    Drawn are the finished runs on which findings rest, and the newest of each experiment. Runs on two diagnostics are
+    two experiments. `runs`: the newest first; `claims`: the measures that rest on a run, by its id.
     """
     newest: dict[tuple[str, ...], Run] = {}
-    kept, others = [], []
+    charted, others = [], []
     for run in runs:
         record = run.record
         identity = record["identity"]
         key = identity["experiment"], identity.get("axiom"), identity.get("swap")
-        if not (run.path / "summary.parquet").is_file():
+        if not run.finished:
             others.append((run, f"not finished: {len(run.done())} of {record['units']} units"))
         elif newest.setdefault(key, run) is run or run.id in claims:
-            kept.append(run)
+            charted.append(run)
         else:
             others.append((run, f"older than run {newest[key].id}"))
-    return sorted(kept, key=lambda run: place(run.record["identity"]["experiment"])), others
+    return sorted(charted, key=lambda run: place(run.record["identity"]["experiment"])), others
 
 
 def figures(runs: Sequence[Run], claims: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
-    """Every run as the page shows it, with what stands on it, while there is room for the charts."""
+    """Every run as the page shows it, with the measures that rest on it, while there is room for the charts."""
     made, size = [], 0
     for run in runs:
-        one = figure(run, size)
-        size += len(json.dumps(one["chart"]))
-        made.append(one | {"claims": list(claims.get(run.id, ()))})
+        data = figure(run, size)
+        size += len(json.dumps(data["chart"]))
+        made.append(data | {"claims": list(claims.get(run.id, ()))})
     return made
 
 
@@ -105,48 +105,40 @@ def _cell(value: Any) -> Any:
 
 
 def _title(name: str, identity: Mapping[str, Any]) -> str:
-    first = name
-    if name in experiments():
-        first = (inspect.getdoc(load_experiment(name)) or name).partition("\n")[0].rstrip(".")
-    return f"{first} ({diagnostic_of(identity)})" if "fillers" in identity else first
-
-
-def diagnostic_of(identity: Mapping[str, Any]) -> str:
-    """The diagnostic that contrasts are of."""
-    return str(identity.get("axiom", identity["collection"])) + (", swapped" if identity.get("swap") else "")
+    doc = inspect.getdoc(load_experiment(name)) if name in experiments() else None
+    first = (doc or name).partition("\n")[0].rstrip(".")
+    diagnostic = str(identity.get("axiom", identity["collection"])) + (", swapped" if identity.get("swap") else "")
+    return f"{first} ({diagnostic})" if "fillers" in identity else first
 
 
 def provenance(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Where the numbers of a run come from: names and values."""
+    """The provenance of a run's numbers: names and values."""
     identity, parity = record["identity"], record["certificate"]
-    what = "contrasts" if "fillers" in identity else "pairs"
-    skipped = f", {record['skipped']} pairs gave none" if record.get("skipped") else ""
+    noun = "contrasts" if "fillers" in identity else "pairs"
+    skipped = f", {record['skipped']} pairs gave no contrast" if record.get("skipped") else ""
     revision = f", revision {record['model_revision'][:12]}" if record.get("model_revision") else ""
     yield "experiment", identity["experiment"]
     yield "run", record["id"]
     yield "model", f"{record['model']}, fingerprint {identity['model_fingerprint'][:12]}{revision}"
-    on, asked = named(record), record.get("given", {})
+    on, given = named(record), record.get("given", {})
     yield "collection", f"{on.id}, SHA-256 {(on.sha256 or identity['collection_sha256'])[:12]}"
-    folders = [*asked.get("collection", ()), *([asked["data"]] if "data" in asked else [])]
-    if folders:
+    if folders := [*given.get("collection", ()), *([given["data"]] if "data" in given else [])]:
         yield "read from", ", ".join(folders)
     if "fillers" in identity and on.id != identity["collection"]:
         yield "contrasts", f"{identity['collection']}, SHA-256 {identity['collection_sha256'][:12]}"
-    sample = {name: asked.get(name, value) for name, value in identity["pool"].items() if name != "seed"}
+    sample = {name: given.get(name, value) for name, value in identity["pool"].items() if name != "seed"}
     if chosen := [f"{name} {value}" for name, value in sample.items() if value is not None]:
         yield "sampled", ", ".join(chosen)
-    yield "measured on", f"{record['queries']} queries, {record['pairs']} {what}{skipped}"
-    if told := left_out.sentences(record.get("left_out", {})):
-        yield "left out", "; ".join(line.removeprefix("left out: ") for line in told)
+    yield "measured on", f"{record['queries']} queries, {record['pairs']} {noun}{skipped}"
+    if lines := left_out.sentences(record.get("left_out", {})):
+        yield "left out", "; ".join(line.removeprefix("left out: ") for line in lines)
     yield "documents cut short", str(record["truncated_documents"])
     yield "seed", str(seed_of(record))
     yield (
         "parity with Hugging Face",
         f"scores {score_parity(parity):.1e} (relative), patterns {parity['pattern']:.1e}, on {parity['n_pairs']} pairs",
     )
-    devices = record.get("devices") or [
-        identity.get("device", "not measured yet")
-    ]  # of older runs part of the identity
+    devices = record.get("devices") or [identity.get("device", "not measured yet")]  # older runs: in the identity
     yield "numbers", f"{identity['dtype']} on {', '.join(devices)}"
     yield "mechir", identity["mechir"] + (f", commit {record['commit'][:12]}" if record.get("commit") else "")
     yield "started", record["started"]

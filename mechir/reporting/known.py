@@ -1,4 +1,4 @@
-"""What is known of one model on one collection, and how it is asked for."""
+"""The findings of one model on one collection, and the commands that measure more."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from mechir.reporting.sentences import Sentence
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of one model on one collection.
+    """The findings of one model on one collection.
 
-    `on`: the options of the command line that name both; `found`: its newest findings, `held`, sites as text; `links`:
-    its rows of `links`; `conflicts`: its rows of `conflicts`; `pathway`: the run whose plan counts,
-    or None; `later`: those that tested a plan again.
+    `on`: the options of the command line that name both; `found`: its newest findings, `held`, sites as text; `links`
+    and `conflicts`: its rows of these tables; `pathway`: the run whose plan counts, or None; `later`: ids of runs that
+    tested a plan again.
     """
 
     on: Mapping[str, Any]
@@ -46,27 +46,31 @@ class Known:
     def linked(self, term: str) -> pd.DataFrame:
         """The rows of `links` of components that are linked to a term: by the plan, where one was tested."""
         names = self.links["links" if self.planned else "exploratory"]
-        return self.links.loc[[term in some.split(",") for some in names]]
+        return self.links.loc[[term in text.split(",") for text in names]]
 
     @property
     def planned(self) -> bool:
         """Whether a plan was tested."""
         return bool(self.found["planned"].any())
 
-    def verdict(self, term: str) -> pd.Series | None:
-        """What the plan says of a hypothesis; None where no plan was tested."""
+    @property
+    def kind(self) -> str:
+        """Whether links are planned or exploratory."""
+        return "planned" if self.planned else "exploratory"
+
+    def why(self, term: str) -> str | None:
+        """The plan's reason why nothing is linked to a term, or an empty text; None where no plan was tested."""
         rows = self.found[self.found["planned"] & (self.found["site"] == "")]
-        rows = rows[LINK_TO(term).among(rows["measure"])]
-        return rows.iloc[0] if len(rows) else None
+        return next(iter(rows.loc[LINK_TO(term).among(rows["measure"]), "label"]), None)
 
     @property
     def gap(self) -> pd.Series | None:
-        """What one more occurrence of a query term does to the score."""
+        """The finding on one more occurrence of a query term and the score."""
         rows = self.found[GAP(TF).among(self.found["measure"])]
         return rows.iloc[0] if len(rows) else None
 
     def not_measured(self, question: str) -> Sentence:
-        """That something was not measured, and the command that does."""
+        """The command that measures what was not measured."""
         return ["Not measured: run ", {"code": self.command(question)}, "."]
 
     def command(self, question: str) -> str:

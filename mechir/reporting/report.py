@@ -1,4 +1,4 @@
-"""The report: everything that a registry holds, on one page that needs nothing else."""
+"""The report: the contents of a registry on one page that needs nothing else."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ SIZE = 8_000_000
 class Section(NamedTuple):
     """One model, by its fingerprint, on one collection, by its shown name."""
 
-    fingerprint: str
+    model_fingerprint: str
     collection: str
 
 
 def report(*, registry: Path | str = DEFAULT, out: Path | str | None = None) -> Path:
-    """Writes what a registry holds as one HTML file that needs no network.
+    """Writes the contents of a registry as one HTML file that needs no network.
 
     Args:
         registry: where the runs are.
@@ -63,7 +63,7 @@ def report(*, registry: Path | str = DEFAULT, out: Path | str | None = None) -> 
 
 
 def gathered(registry: Path) -> dict[str, Any]:
-    """What the page shows: `registry`, `version`, `made`, and `sections`, a dict for each model and collection.
+    """The data of the page: `registry`, `version`, `made`, and `sections`, a dict for each model and collection.
 
     Raises:
         MechirError: for a path that is no registry, or one without runs.
@@ -74,71 +74,67 @@ def gathered(registry: Path) -> dict[str, Any]:
     records = [run.record for run in stored]
     of_findings = collections(registry) if latest(registry) else {}
     names = shown([*of_findings, *map(named, reversed(records))])
-    called = {name: names[one] for one, name in of_findings.items()}
-    found, alone = (frame.assign(collection=frame["collection"].map(called)) for frame in (found, alone))
+    renamed = {name: names[collection] for collection, name in of_findings.items()}
+    found, alone = (frame.assign(collection=frame["collection"].map(renamed)) for frame in (found, alone))
     claimed: dict[str, list[Section]] = {}
-    for row in found[["run_id", "model_fingerprint", "collection"]].drop_duplicates().itertuples(index=False):
-        claimed.setdefault(row.run_id, []).append(Section(row.model_fingerprint, row.collection))
+    for run_id, *place in found[["run_id", *Section._fields]].drop_duplicates().itertuples(index=False):
+        claimed.setdefault(run_id, []).append(Section(*place))
     by_section: dict[Section, list[Run]] = {}
     for run, record in zip(stored, records, strict=True):
-        own = Section(record["identity"]["model_fingerprint"], names[named(record)])
-        for at in {own: None} | dict.fromkeys(claimed.get(run.id, ())):  # a run on groups says something of each
+        main = Section(record["identity"]["model_fingerprint"], names[named(record)])
+        for at in dict.fromkeys([main, *claimed.get(run.id, ())]):  # a run on groups has findings on each
             by_section.setdefault(at, []).append(run)
     for at in chain.from_iterable(claimed.values()):
         by_section.setdefault(at, [])
-    ids = {name: one.id for one, name in names.items()}
-    told = conflicts(found)
+    ids = {name: collection.id for collection, name in names.items()}
+    contradictions = conflicts(found)
     sections = [
-        _section(at, ids[at.collection], own, _of(at, found), _of(at, told))
+        _section(at, ids[at.collection], runs_on, _of(at, found), _of(at, contradictions))
         | {"neurons": _of(at, alone).to_dict("records")}
-        for at, own in by_section.items()
+        for at, runs_on in by_section.items()
     ]
     return {
         "registry": registry.resolve().name,
         "version": metadata.version("mechir-encoders"),
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
-        "sections": sorted(sections, key=lambda one: -len(one["components"]["sites"])),
+        "sections": sorted(sections, key=lambda section: -len(section["components"]["sites"])),
     }
 
 
 def _section(
-    at: Section, collection: str, stored: Sequence[Run], found: pd.DataFrame, told: pd.DataFrame
+    at: Section, collection: str, stored: Sequence[Run], found: pd.DataFrame, contradictions: pd.DataFrame
 ) -> dict[str, Any]:
-    """What is known of one model on one collection, which has this id: its runs, findings and conflicts."""
+    """The data on one model and one collection, which has this id, from its runs, findings and conflicts."""
     model = found["model"].iloc[0] if len(found) else stored[0].record["model"]
     linked = link_table(found)
     claims = {str(run): list(part["measure"].unique()) for run, part in found.groupby("run_id", sort=False)}
-    kept, others = drawn(stored, claims)
-    pathways = [run for run in stored if _is_of(run, "plan") and _finished(run)]
-    standing = found.loc[found["planned"], "run_id"]  # the newest where findings hold no plan
-    pathway = next((run for run in pathways if run.id in {*standing}), next(iter(pathways), None))
+    charted, others = drawn(stored, claims)
+    pathways = _answering(stored, "plan")
+    planned = set(found.loc[found["planned"], "run_id"])  # the newest where there are no findings of a plan
+    pathway = next((run for run in pathways if run.id in planned), next(iter(pathways), None))
     later = [run.id for run in pathways if pathway is not None and run.id != pathway.id]
     on = commands.on([run.record for run in stored], model, collection)
-    about = Known(on, found, linked, told, pathway, later)
-    looked = [run for run in stored if _is_of(run, "examples") and _finished(run)]
+    about = Known(on, found, linked, contradictions, pathway, later)
     return {
         "model": model,
-        "fingerprint": at.fingerprint,
+        "fingerprint": at.model_fingerprint,
         "collection": at.collection,
         "lead": answers.lead(about),
         "answers": answers.answers(about),
         "links": table(linked),
-        "components": components(found, told, linked.loc[linked["effect"].notna(), "site"].to_list()),
-        "examples": examples(looked) | {"command": about.command("examples")},
-        "figures": figures(kept, claims),
+        "components": components(found, contradictions, linked.loc[linked["effect"].notna(), "site"].to_list()),
+        "examples": examples(_answering(stored, "examples")) | {"command": about.command("examples")},
+        "figures": figures(charted, claims),
         "others": [{"run": run.id, "experiment": run.record["identity"]["experiment"], "why": why,
                     "started": run.record["started"]} for run, why in others],
     }  # fmt: skip
 
 
-def _is_of(run: Run, question: str) -> bool:
-    """Whether a run is of the experiment that answers a question."""
-    return bool(run.record["identity"]["experiment"] == answering(question).name)
-
-
-def _finished(run: Run) -> bool:
-    return (run.path / "summary.parquet").is_file()
+def _answering(stored: Sequence[Run], question: str) -> list[Run]:
+    """The finished runs of the experiment that answers a question."""
+    name = answering(question).name
+    return [run for run in stored if run.record["identity"]["experiment"] == name and run.finished]
 
 
 def _of(at: Section, frame: pd.DataFrame) -> pd.DataFrame:
-    return frame[(frame["model_fingerprint"] == at.fingerprint) & (frame["collection"] == at.collection)]
+    return frame[(frame["model_fingerprint"] == at.model_fingerprint) & (frame["collection"] == at.collection)]

@@ -1,4 +1,4 @@
-"""How the report says a finding, a number, several of them.
+"""Sentences of the report: findings, numbers, lists of them.
 
 A sentence is a list of parts: text, `{"site": "h8.1"}` (a component), `{"code": "mechir run ..."}`, `{"strong": text}`,
 `{"run": id}` (the run that a number stands on).
@@ -17,15 +17,15 @@ NAMED = 4
 """Components that a sentence names."""
 
 
-def told(row: pd.Series) -> Sentence:
-    """A component with its value, interval, unit, p over all tries, and the run that says so."""
+def described(row: pd.Series) -> Sentence:
+    """A component with its value, interval, unit, p over all tries, and the run."""
     tested = f", {chance(row['p_all'])}" if pd.notna(row["p_all"]) else ""
-    said: Sentence = [{"site": row["site"]}, f" {number(row['value'])}{interval(row)} {row['unit']}{tested} (run "]
-    return [*said, {"run": row["run_id"]}, ")"]
+    value = f" {number(row['value'])}{interval(row)} {row['unit']}{tested} (run "
+    return [{"site": row["site"]}, value, {"run": row["run_id"]}, ")"]
 
 
 def listed(rows: pd.DataFrame) -> Sentence:
-    """The first components, the unit and the runs that say so once."""
+    """The first components with their values, and once the unit and the runs."""
     first = rows.head(NAMED)
     unit, rest = first["unit"].iloc[0], f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
     flat: Sentence = []
@@ -41,20 +41,15 @@ def of_runs(rows: pd.DataFrame) -> Sentence:
 
 
 def with_commas(parts: Sequence[Part]) -> Sentence:
-    """Parts one after the other."""
+    """Parts with commas between them."""
     flat: Sentence = []
     for place, part in enumerate(parts):
         flat += [", " if place else "", part]
     return flat
 
 
-def queries(rows: pd.DataFrame) -> str:
-    """On how many queries findings were measured."""
-    return counted(int(rows["n_queries"].max()), "query", "queries")
-
-
 def counted(n: int, one: str, several: str) -> str:
-    """A number and what it counts."""
+    """A number and the noun that it counts."""
     return f"{n or 'no'} {one if n == 1 else several}"
 
 
