@@ -27,7 +27,7 @@ for command in (run, new, score, show, findings, report, export, delete, convert
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command and exits: 0 done, 2 the user's mistake in one sentence, 130 Ctrl-C, 143 SIGTERM."""
+    """Runs a command; exits with 2 after a user's mistake, printed as one sentence, 130 on Ctrl-C, 143 on SIGTERM."""
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         commands.main(args=list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)

@@ -58,10 +58,9 @@ def score(
     pairs = sample.pairs
     certificate(reranker, pairs)
     scores = reranker.score(pairs, [*masks, *ablated], readout=readout)
-    named = [str(one).removesuffix(RENORMALISED) for one in masks]
-    named += ["renormalised"] if renormalise else []
-    said = ["mechir", readout, *named, *(str(site) for one in ablated for site in one.sites)]
-    write_trec_run(out, pairs, scores.tolist(), tag="".join("-".join(said).split()), seed=seed)
+    names = [str(cut).removesuffix(RENORMALISED) for cut in masks] + ["renormalised"] * renormalise
+    names += [str(site) for ablation in ablated for site in ablation.sites]
+    write_trec_run(out, pairs, scores.tolist(), tag="".join("-".join(["mechir", readout, *names]).split()), seed=seed)
     click.echo(f"Wrote {out}: {len(pairs)} pairs by {readout}")
     for line in left_out.sentences(left_out.by_reason(sample.left_out)):
         click.echo(line)

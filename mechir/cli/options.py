@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,15 @@ from mechir.errors import MechirError
 
 
 class Command(click.Command):
-    """A command that takes nothing twice and nothing empty, where click takes the last and says nothing.
+    """A command that refuses repeated options and empty values, where click would take the last silently.
 
-    `may_be_empty`: the options whose empty value means something, or that the experiment checks by itself.
+    `may_be_empty`: options whose empty value means something, or that the experiment checks by itself.
     """
 
     may_be_empty: frozenset[str] = frozenset()
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Refuses an option given twice that takes one value, and an empty value."""
+        """Raises for an option of one value that is given twice, and for an empty value."""
         given, _, order = self.make_parser(ctx).parse_args(list(args))
         for param in order:
             value, times = given.get(param.name or ""), order.count(param)
@@ -34,14 +35,8 @@ class Command(click.Command):
 
 
 def shared(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """One decorator of several options, in their order."""
-
-    def decorate(command: Any) -> Any:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
+    """Combines several options into one decorator, in their order."""
+    return lambda command: functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
 
 
 MODEL = (
@@ -72,13 +67,13 @@ RULES = (
 
 
 def collection_option(more: str = "") -> tuple[Callable[[Any], Any], ...]:
-    """`--collection`, which may be repeated where `more` says what that means, its rules, and `--limit-queries`."""
-    told = f"A directory or an ir_datasets id [default: the one that ships]{more}."
-    return click.option("--collection", "-c", multiple=bool(more), help=told), *RULES, LIMIT
+    """`--collection` (repeated, if `more` explains how), its rules, and `--limit-queries`."""
+    text = f"A directory or an ir_datasets id [default: the one that ships]{more}."
+    return click.option("--collection", "-c", multiple=bool(more), help=text), *RULES, LIMIT
 
 
 def rules_of(given: dict[str, Any]) -> dict[str, Any]:
-    """Takes what `RULES` were given out of the options: the arguments of `collection`."""
+    """Removes the values of `RULES` from the options and returns them as arguments of `collection`."""
     rules = {name: given.pop(name) for name in ("duplicates", "leave_out")}
     return {name: value for name, value in rules.items() if value is not None}
 

@@ -22,13 +22,6 @@ DEFAULT_QUERIES = 20
 """How many queries of the embedded collection an experiment takes by default: some minutes on two cores."""
 
 
-def _repeated(experiment: type[Experiment]) -> str:
-    """What it means to give several collections; nothing where only one is taken."""
-    if experiment.runs_on == "groups":
-        return "; several in groups: in:PATH, out:PATH"
-    return "; may be repeated, one row each" if experiment.across is not None else ""
-
-
 _DIAGNOSTIC = (
     click.option("--diagnostic", help="For experiments on contrasts: tfc1, tdc, lnc1, ... [default: tfc1]."),
     click.option("--data", type=click.Path(path_type=Path), help="A directory with a published diagnostic set."),
@@ -45,13 +38,7 @@ _POOL = (
     ),
     click.option("--top-k", type=click.IntRange(min=1), help="The first K documents of the run, or of BM25."),
     click.option("--run", help="A TREC run whose documents are the pool."),
-    click.option(
-        "--seed",
-        type=click.IntRange(-(2**63), 2**63 - 1),
-        default=0,
-        show_default=True,
-        help="Of everything drawn at random.",
-    ),
+    click.option("--seed", type=SEED, default=0, show_default=True, help="Of everything drawn at random."),
 )
 _STORE = (
     REGISTRY,
@@ -65,7 +52,7 @@ class Experiments(click.Group):
     """`mechir run [EXPERIMENT] ...`: each experiment is a command whose options are its fields."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Puts the default experiment in where none is named."""
+        """Inserts the default experiment where none is named."""
         if not args or (args[0].startswith("-") and args[0] not in ("-h", "--help")):
             from mechir.catalog import default_experiment
 
@@ -91,39 +78,35 @@ def run() -> None:
 
 
 def _experiment_command(experiment: type[Experiment]) -> click.Command:
-    own = experiment.options()
+    fields = experiment.options()
 
     def start(collection: str | tuple[str, ...] | None, **given: Any) -> None:
-        chosen = {name: given[name] if name == "seed" else given.pop(name) for name in own}
+        chosen = {name: given[name] if name == "seed" else given.pop(name) for name in fields}
         several = (collection,) if isinstance(collection, str) else collection or (None,)
         _run(experiment.chosen(**chosen), several, **given)
 
-    first_line = (inspect.getdoc(experiment) or "").split("\n")[0]
-    command = click.command(experiment.name, cls=Command, help=inspect.getdoc(experiment), short_help=first_line)(
-        shared(
-            *MODEL,
-            *collection_option(_repeated(experiment)),
-            *(_DIAGNOSTIC if experiment.runs_on == "contrasts" else ()),
-            *_POOL,
-            *_STORE,
-        )(start)
-    )
+    repeated = "; may be repeated, one row each" if experiment.across is not None else ""
+    if experiment.runs_on == "groups":
+        repeated = "; several in groups: in:PATH, out:PATH"
+    contrasts = _DIAGNOSTIC if experiment.runs_on == "contrasts" else ()
+    general = shared(*MODEL, *collection_option(repeated), *contrasts, *_POOL, *_STORE)
+    text = inspect.getdoc(experiment) or ""
+    command = click.command(experiment.name, cls=Command, help=text, short_help=text.split("\n")[0])(general(start))
     everywhere = {option.name for option in command.params}
-    if taken := [name for name in own if name in everywhere - {"seed"}]:  # one --seed is for all that is drawn
+    if taken := [name for name in fields if name in everywhere - {"seed"}]:  # one --seed is for all that is drawn
         raise MechirError(
             f"'{experiment.name}' has an option '{taken[0]}', which means the pool's everywhere: rename it."
         )
-    command.may_be_empty = frozenset(own)
-    command.params[:0] = [_option(declared) for declared in own.values() if declared.name not in everywhere]
+    command.may_be_empty = frozenset(fields)
+    command.params[:0] = [_option(declared) for declared in fields.values() if declared.name not in everywhere]
     return command
 
 
 def _option(declared: Declared) -> click.Option:
     kind = declared.kind if declared.item is None else str
     default = declared.written(declared.default)
-    shown = {"default": default, "show_default": default != "", "help": declared.help}
-    flag = [declared.flag]
-    return click.Option(flag, is_flag=True, **shown) if kind is bool else click.Option(flag, type=kind, **shown)
+    typed = {"is_flag": True} if kind is bool else {"type": kind}
+    return click.Option([declared.flag], default=default, show_default=default != "", help=declared.help, **typed)
 
 
 def _run(
@@ -144,15 +127,17 @@ def _run(
     from mechir.encoder.default import load
 
     rules = rules_of(rest)
-    asked: dict[str, Any] = {key: rest.pop(key) for key in ("diagnostic", "data", "filler", "swap") if key in rest}
+    contrasts: dict[str, Any] = {key: rest.pop(key) for key in ("diagnostic", "data", "filler", "swap") if key in rest}
     part = engine.Shard.parse(shard)
-    if collections == (None,) and asked.get("data") is None and rest["limit_queries"] is None:
-        asks: dict[str, int] = {"limit_queries": DEFAULT_QUERIES} | dict(experiment.embedded)
-        rest |= {name: n for name, n in asks.items() if rest[name] is None}
-        taken, n = asks["limit_queries"], len(open_collection("embedded").queries)
+    if collections == (None,) and contrasts.get("data") is None and rest["limit_queries"] is None:
+        defaults: dict[str, int] = {"limit_queries": DEFAULT_QUERIES} | dict(experiment.embedded)
+        rest |= {name: n for name, n in defaults.items() if rest[name] is None}
+        taken, n = defaults["limit_queries"], len(open_collection("embedded").queries)
         _say(f"The first {taken} of {n} queries; --limit-queries {n} takes all." if taken < n else f"All {n} queries.")
     reranker = load(model, dtype=dtype, device=device, relevant_label=relevant_label)
-    sources = _sources(experiment, collections, rules, asked, rest, reranker)  # a wrong name is told before any work
+    sources = _sources(
+        experiment, collections, rules, contrasts, rest, reranker
+    )  # refuses a wrong name before any work
     done = []
     for source, pool in sources:
         if dry_run:
@@ -161,7 +146,12 @@ def _run(
         stored = engine.run(
             experiment, reranker, source, pool=pool, registry=registry, shard=part, fresh=fresh, say=_say
         )
-        done += [stored] if _print_run(stored) else []
+        n, units = len(stored.done()), stored.record["units"]
+        if n < units:
+            click.echo(f"Run {stored.id}: {n} of {units} units are done, the rest is not of this shard.")
+            continue
+        print_summary(stored)
+        done.append(stored)
     if len(done) > 1:
         _print_across(experiment, done)
     if done and experiment.reports:
@@ -171,30 +161,23 @@ def _run(
 
 
 def _print_cost(experiment: Experiment, model: HookedEncoder, source: Any, pool: Any, registry: Path) -> None:
-    """Prints what a run would cost, and what so many queries can find where that is known."""
+    """Prints the cost of a run, and its power where that is known."""
     from mechir.engine import checked
     from mechir.estimate import estimate
     from mechir.experiment import Inputs
     from mechir.material import material_of, source_of
+    from mechir.views import tables
 
     source = source_of(experiment, source)
     inputs = Inputs(model, material_of(experiment, model, source, pool).material, source, pool, registry)
     normal = checked(experiment, inputs)
-    _print_estimate(estimate(normal, model, inputs.material))
-    if (found := normal.power(inputs)) is not None:
-        _print_power(found)
-
-
-def _print_run(stored: Any) -> bool:
-    """Prints the summary of a finished run, or how far it is; whether it is finished."""
-    if len(stored.done()) < stored.record["units"]:
-        click.echo(
-            f"Run {stored.id}: {len(stored.done())} of {stored.record['units']} units are done, "
-            "the rest is not of this shard."
-        )
-        return False
-    print_summary(stored)
-    return True
+    cost = estimate(normal, model, inputs.material)
+    click.echo(f"pairs      {cost['pairs']:>12,}")
+    click.echo(f"forwards   {cost['forwards']:>12,}")
+    click.echo(f"minutes    {cost['minutes']:>12,.1f}")
+    click.echo(f"memory     {cost['memory_gb']:>9,.1f} GB")
+    if (power := normal.power(inputs)) is not None:
+        click.echo(f"\nWhat so many queries can find, four times in five:\n{tables.summary(power)}")
 
 
 def _print_across(experiment: Experiment, done: Sequence[Any]) -> None:
@@ -204,8 +187,8 @@ def _print_across(experiment: Experiment, done: Sequence[Any]) -> None:
     from mechir.views import tables
 
     records = [stored.record for stored in done]
-    ids, names = [one["identity"]["collection"] for one in records], shown(map(named, records))
-    rows = [id_ if ids.count(id_) == 1 else on(one, names) for id_, one in zip(ids, records, strict=True)]
+    ids, names = [record["identity"]["collection"] for record in records], shown(map(named, records))
+    rows = [id_ if ids.count(id_) == 1 else on(record, names) for id_, record in zip(ids, records, strict=True)]
     summaries = [stored.summary.assign(collection=row) for row, stored in zip(rows, done, strict=True)]
     assert experiment.across is not None  # several collections are refused otherwise
     click.echo(f"\n{tables.summary(experiment.across(pd.concat(summaries, ignore_index=True)))}")
@@ -215,18 +198,18 @@ def _sources(
     experiment: Experiment,
     names: Sequence[str | None],
     rules: dict[str, Any],
-    asked: dict[str, Any],
+    contrasts: dict[str, Any],
     pool: dict[str, Any],
     model: HookedEncoder,
 ) -> list[tuple[Any, Any]]:
-    """What is run on, one after the other; collections in groups are one."""
+    """The sources to run on, each with its pool; collections in groups are one source."""
     from mechir.collection_groups import collections, in_group
     from mechir.material import Pool
 
     given = [name for name in names if name is not None]
     if experiment.runs_on == "groups" and (len(given) > 1 or any(map(in_group, given))):
         return [(collections(given, **rules), Pool(**pool))]
-    sources = [_source(name, rules, asked, pool, model) for name in names]
+    sources = [_source(name, rules, contrasts, pool, model) for name in names]
     contents = [(source.id, source.hash) for source, _ in sources]
     if twice := sorted({name for name, hash_ in contents if contents.count((name, hash_)) > 1}):
         raise MechirError(f"--collection names '{twice[0]}' more than once: give each once, under a name of its own.")
@@ -234,48 +217,31 @@ def _sources(
 
 
 def _source(
-    collection: str | None, rules: dict[str, Any], asked: dict[str, Any], pool: dict[str, Any], model: HookedEncoder
+    collection: str | None, rules: dict[str, Any], contrasts: dict[str, Any], pool: dict[str, Any], model: HookedEncoder
 ) -> tuple[Any, Any]:
-    """What is run on: a collection and the pool of it, or a diagnostic set that is sampled already."""
+    """A collection with its pool, or a diagnostic set, which is sampled already."""
     from mechir import collection as open_collection
     from mechir.diagnostic_sets import diagnostic
     from mechir.material import Pool
     from mechir.perturbed import FILLERS
 
-    if not asked:
+    if not contrasts:
         return open_collection(collection or "embedded", **rules), Pool(**pool)
-    if asked["data"] is not None and collection is not None:
-        raise MechirError("--data reads a published set and --collection perturbs a collection: give one of them.")
-    if asked["data"] is not None and rules:
-        raise MechirError(
-            f"--data reads a published set without judgments: leave --{next(iter(rules)).replace('_', '-')} out."
-        )
-    if asked["data"] is not None and not asked["data"].is_dir():
-        raise MechirError(f"There is no directory '{asked['data']}': give that of the published files.")
-    sampled = {name: value for name, value in pool.items() if name != "max_length"}
-    found = diagnostic(
-        asked["diagnostic"] or "tfc1",
-        asked["data"] or open_collection(collection or "embedded", **rules),
-        fillers=asked["filler"] or FILLERS,
-        swap=asked["swap"],
-        model=model,
-        **sampled,
-    )
-    return found, Pool(max_length=pool["max_length"])
+    data = contrasts["data"]
+    if data is not None:
+        if collection is not None:
+            raise MechirError("--data reads a published set and --collection perturbs a collection: give one of them.")
+        if rules:
+            rule = f"--{next(iter(rules)).replace('_', '-')}"
+            raise MechirError(f"--data reads a published set without judgments: leave {rule} out.")
+        if not data.is_dir():
+            raise MechirError(f"There is no directory '{data}': give that of the published files.")
+    source = data or open_collection(collection or "embedded", **rules)
+    fillers, sample = contrasts["filler"] or FILLERS, {name: pool[name] for name in pool if name != "max_length"}
+    name = contrasts["diagnostic"] or "tfc1"
+    sampled = diagnostic(name, source, fillers=fillers, swap=contrasts["swap"], model=model, **sample)
+    return sampled, Pool(max_length=pool["max_length"])
 
 
 def _say(line: str) -> None:
     click.echo(line, err=True)
-
-
-def _print_power(found: Any) -> None:
-    from mechir.views import tables
-
-    click.echo(f"\nWhat so many queries can find, four times in five:\n{tables.summary(found)}")
-
-
-def _print_estimate(cost: dict[str, Any]) -> None:
-    click.echo(f"pairs      {cost['pairs']:>12,}")
-    click.echo(f"forwards   {cost['forwards']:>12,}")
-    click.echo(f"minutes    {cost['minutes']:>12,.1f}")
-    click.echo(f"memory     {cost['memory_gb']:>9,.1f} GB")

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from mechir.atomic import whole
 from mechir.errors import MechirError
-from mechir.registry.runs import Run, refuse_other, runs
+from mechir.registry.runs import Run, make_folder, refuse_other, runs
 
 SCHEMA = 3
 """Of the entries that this version writes; it reads all up to it. To add a column, raise it: older entries lack it."""
@@ -166,10 +166,7 @@ def _append(
 ) -> Path | None:
     """Writes the entry after those `before`; None where another process took its number first."""
     folder = registry / "findings"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MechirError(f"Cannot write the registry '{registry}' ({error.strerror}): give --registry DIR.") from error
+    make_folder(registry, folder)
     # Numbers of damaged entries are never used again, so that a process that still sees one moves nothing else.
     damaged = [_NAME.fullmatch(file.name) for file in _aside(registry).glob(f"{run_id}.*.parquet")]
     number = (

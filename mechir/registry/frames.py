@@ -68,13 +68,8 @@ def _seen(frame: pd.DataFrame) -> list[Any]:
 class SiteSeries(pd.Series):
     """A column of a `SiteFrame`."""
 
-    @property
-    def _constructor(self) -> type[SiteSeries]:
-        return SiteSeries
-
-    @property
-    def _constructor_expanddim(self) -> type[SiteFrame]:
-        return SiteFrame
+    _constructor = property(lambda self: SiteSeries)
+    _constructor_expanddim = property(lambda self: SiteFrame)
 
 
 @_with_text("to_string", "to_html", "to_csv", "to_json", "to_latex", "to_markdown", "to_parquet")
@@ -86,14 +81,8 @@ class SiteFrame(pd.DataFrame):
     shows the most important, and names the others.
     """
 
-    @property
-    def _constructor(self) -> type[SiteFrame]:
-        return SiteFrame
-
-    @property
-    def _constructor_sliced(self) -> type[SiteSeries]:
-        return SiteSeries
-
+    _constructor = property(lambda self: SiteFrame)
+    _constructor_sliced = property(lambda self: SiteSeries)
     __repr__ = _in_view("__repr__", lambda text: textwrap.fill(text, 100))
     _repr_html_ = _in_view("_repr_html_", lambda text: f"<p>{escape(text)}</p>")
 

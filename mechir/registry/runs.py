@@ -148,14 +148,17 @@ def open_run(registry: Path, identity: Mapping[str, Any], write: Callable[[Run],
     """Opens the run with this identity; `write` stores the record and frames of a new one."""
     run = Run(registry / "runs" / run_id(identity))
     if not (run.path / "run.json").is_file():
-        try:
-            run.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise MechirError(
-                f"Cannot write the registry '{registry}' ({error.strerror}): give --registry DIR."
-            ) from error
+        make_folder(registry, run.path)
         write(run)
     return run
+
+
+def make_folder(registry: Path, folder: Path) -> None:
+    """Makes a folder of a registry, if it is not there yet."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MechirError(f"Cannot write the registry '{registry}' ({error.strerror}): give --registry DIR.") from error
 
 
 def refuse_other(registry: Path) -> None:

@@ -11,20 +11,9 @@ from mechir.inference import LEVEL
 from mechir.measures import K1, RISE, SEMANTIC_BM25
 from mechir.methods.cutting import METRICS, NDCG, TERM, WAYS
 from mechir.registry.links import measured
+from mechir.reporting import sentences as say
 from mechir.reporting.known import Known
-from mechir.reporting.sentences import (
-    NAMED,
-    Part,
-    Sentence,
-    chance,
-    counted,
-    described,
-    interval,
-    listed,
-    number,
-    of_runs,
-    with_commas,
-)
+from mechir.reporting.sentences import NAMED, Part, Sentence
 
 LINKS = {
     "tf": (
@@ -68,7 +57,7 @@ def lead(known: Known) -> Sentence:
     """The numbers of links, what held-out queries lose without heads, and the links that were not measured."""
     sides = measured(known.found)
     there = [term for term, side in sides.items() if all(side.values())]
-    counts = ", ".join(counted(len(known.linked(term)), *LINKS[term][:2]) for term in there)
+    counts = ", ".join(say.counted(len(known.linked(term)), *LINKS[term][:2]) for term in there)
     sentence: Sentence = []
     if counts:
         sentence = [f"{counts[0].upper()}{counts[1:]}." if known.planned else f"Exploratory, by no plan: {counts}."]
@@ -118,12 +107,12 @@ def matches(known: Known) -> list[Sentence]:
         return [known.not_measured("matching")]
     n, holds = looks["site"].nunique(), looks[looks["holds"]]
     if holds.empty:
-        best = described(looks.loc[looks["p_all"].idxmin()])
+        best = say.described(looks.loc[looks["p_all"].idxmin()])
         return [[f"None of {n} heads, as far as can be told: no contrast holds; the surest is ", *best, "."]]
-    strongest, size = holds.drop_duplicates("site"), counted(int(holds["n_queries"].max()), "query", "queries")
+    strongest, size = holds.drop_duplicates("site"), say.counted(int(holds["n_queries"].max()), "query", "queries")
     looking = " look at the other text more in relevant documents than in weak ones"
     count: Part = {"strong": f"{len(strongest)} of {n} heads"}
-    return [[count, f"{looking} (the contrast holds; {size}). The strongest: ", *listed(strongest), "."]]
+    return [[count, f"{looking} (the contrast holds; {size}). The strongest: ", *say.listed(strongest), "."]]
 
 
 def frequency(known: Known) -> list[Sentence]:
@@ -137,22 +126,22 @@ def frequency(known: Known) -> list[Sentence]:
         rows = acts[acts["site"].isin(linked)].drop_duplicates("site")
         carry = " matches and also carries" if len(rows) == 1 else " match and also carry"
         carry += f" the effect of term frequency on the score ({known.kind}): "
-        yes: Part = {"strong": f"Yes: {counted(len(rows), 'head', 'heads')}"}
-        return [[yes, carry, *listed(rows), "."], *term, *_rise(known, linked)]
+        yes: Part = {"strong": f"Yes: {say.counted(len(rows), 'head', 'heads')}"}
+        return [[yes, carry, *say.listed(rows), "."], *term, *_rise(known, linked)]
     if looks.empty and why is None:
         unknown: Sentence = ["Which heads match is not known, so none is linked. ", *known.not_measured("matching")]
-        return [*term, unknown, ["The largest effect is ", *described(acts.iloc[0]), "."]]
+        return [*term, unknown, ["The largest effect is ", *say.described(acts.iloc[0]), "."]]
     matching = acts[acts["site"].isin(looks.loc[looks["holds"], "site"])]
     best = acts if matching.empty else matching
     reason = "of the heads that match none carries an effect that holds" if looks["holds"].any() else "no head matches"
     no: Part = {"strong": "No link holds"}
-    return [*term, [no, f": {why or reason}. The largest effect is ", *described(best.iloc[0]), "."]]
+    return [*term, [no, f": {why or reason}. The largest effect is ", *say.described(best.iloc[0]), "."]]
 
 
 def _term(gap: pd.Series) -> Sentence:
     """The effect of one more occurrence of a query term on the score."""
-    effect: Part = {"strong": f"{number(gap['value'])}{interval(gap)} logits"}
-    size = (f", {chance(gap['p'])}" if pd.notna(gap["p"]) else "") + f" ({gap['n_queries']} queries, run "
+    effect: Part = {"strong": f"{say.number(gap['value'])}{say.interval(gap)} logits"}
+    size = (f", {say.chance(gap['p'])}" if pd.notna(gap["p"]) else "") + f" ({gap['n_queries']} queries, run "
     return ["One more occurrence of a query term changes the score by ", effect, size, {"run": gap["run_id"]}, ")."]
 
 
@@ -161,12 +150,13 @@ def _rise(known: Known, linked: Sequence[str]) -> list[Sentence]:
     rises = rises[rises["site"].isin(linked)]
     if rises.empty:
         return [["How their attention rises with tf: ", *known.not_measured("rise")]]
-    rise: Sentence = ["From no occurrence of a word to eight, their attention to it changes by ", *listed(rises), "."]
+    change = "From no occurrence of a word to eight, their attention to it changes by "
+    rise: Sentence = [change, *say.listed(rises), "."]
     saturation = known.of(K1)
     saturation = saturation[saturation["site"].isin(rises.loc[rises["holds"], "site"])]
     if saturation.empty:
         return [rise if rises["holds"].any() else [*rise, " No rise holds."]]
-    return [[*rise, " Where the rise holds it saturates: k1 is ", *listed(saturation), "."]]
+    return [[*rise, " Where the rise holds it saturates: k1 is ", *say.listed(saturation), "."]]
 
 
 def rarity(known: Known) -> list[Sentence]:
@@ -176,20 +166,21 @@ def rarity(known: Known) -> list[Sentence]:
         return [known.not_measured("idf")]
     holds = looks[looks["holds"]]
     if holds.empty:
-        first = described(looks.iloc[0])
+        first = say.described(looks.iloc[0])
         return [["No singular vector of W_E, the word embeddings, goes with IDF; first is ", *first, "."]]
-    goes: Sentence = [f"{counted(len(holds), 'direction goes', 'directions go')} with IDF: ", *listed(holds), "."]
+    count = say.counted(len(holds), "direction goes", "directions go")
+    goes: Sentence = [f"{count} with IDF: ", *say.listed(holds), "."]
     if acts.empty:
         return [goes, ["Whether moving words along them acts: ", *known.not_measured("idf-acts")]]
     if len(linked):
         rows = acts[acts["holds"] & acts["site"].isin(linked)].drop_duplicates("site")
         yes: Part = {"strong": "Yes." if known.planned else "Yes (exploratory)."}
         moving = " Moving a word along it as if it were rarer does what BM25 would: "
-        return [[yes, moving, *listed(rows), "."], goes]
+        return [[yes, moving, *say.listed(rows), "."], goes]
     why = known.why("idf")
     reason = f" {why[0].upper()}{why[1:]}." if why else ""
     effect = f"{reason} Moving words along them: the largest effect is "
-    return [[{"strong": "No link holds."}, effect, *described(acts.iloc[0]), "."], goes]
+    return [[{"strong": "No link holds."}, effect, *say.described(acts.iloc[0]), "."], goes]
 
 
 def scoring(known: Known) -> list[Sentence]:
@@ -200,9 +191,9 @@ def scoring(known: Known) -> list[Sentence]:
     holds = paths[paths["site"].isin(known.linked("scoring")["site"])].drop_duplicates("site")
     if holds.empty:
         why = f": {known.why('scoring')}" if known.why("scoring") else ""
-        return [[f"No path from a head to the score holds{why}; the largest is ", *described(paths.iloc[0]), "."]]
+        return [[f"No path from a head to the score holds{why}; the largest is ", *say.described(paths.iloc[0]), "."]]
     count: Part = {"strong": f"{len(holds)} of {paths['site'].nunique()} heads"}
-    return [[count, f" have a path to the score that holds ({known.kind}): ", *listed(holds), "."]]
+    return [[count, f" have a path to the score that holds ({known.kind}): ", *say.listed(holds), "."]]
 
 
 def fit(known: Known) -> list[Sentence]:
@@ -212,8 +203,8 @@ def fit(known: Known) -> list[Sentence]:
         return [known.not_measured("bm25")]
     row = whole.iloc[0]
     model = "A linear BM25 made of the matching heads' soft term frequency and IDF correlates with the score: r = "
-    size = f"{interval(row)} on held-out queries ({row['n_queries']} queries, "
-    return [[model, {"strong": number(row["value"])}, size, *of_runs(whole), ")."]]
+    size = f"{say.interval(row)} on held-out queries ({row['n_queries']} queries, "
+    return [[model, {"strong": say.number(row["value"])}, size, *say.of_runs(whole), ")."]]
 
 
 def dependence(known: Known) -> list[Sentence]:
@@ -227,7 +218,7 @@ def dependence(known: Known) -> list[Sentence]:
     sentences.append(["Each is set beside random sets of as many heads of the same layers; p is over all of these."])
     for name, part in cuts.groupby("set", sort=False):
         first = part.iloc[0]
-        sites = with_commas([{"site": site} for site in str(first["site"]).split(",")[:NAMED]])
+        sites = say.with_commas([{"site": site} for site in str(first["site"]).split(",")[:NAMED]])
         more = f" and {int(first['heads']) - NAMED} more" if first["heads"] > NAMED else ""
         line: Sentence = [{"strong": str(name)}, " (", *sites, f"{more})"]
         for way, rows in part.groupby("way", sort=False):
@@ -237,9 +228,9 @@ def dependence(known: Known) -> list[Sentence]:
 
 
 def _cut(row: pd.Series) -> str:
-    excess = number(row["excess"]) + interval({"low": row["excess_low"], "high": row["excess_high"]})
-    change = f"{METRICS[row['measure']]} {number(row['intact'])} to {number(row['value'])}"
-    return f"{change} ({excess} beyond random, {chance(row['p_corrected'])})"
+    excess = say.number(row["excess"]) + say.interval({"low": row["excess_low"], "high": row["excess_high"]})
+    change = f"{METRICS[row['measure']]} {say.number(row['intact'])} to {say.number(row['value'])}"
+    return f"{change} ({excess} beyond random, {say.chance(row['p_corrected'])})"
 
 
 RULE = (
@@ -258,7 +249,8 @@ def certainty(known: Known) -> list[Sentence]:
     linked = known.links[known.links["links"] != ""]
     if len(linked):
         worst = linked.loc[linked["p_all"].idxmax()]
-        sentences.append(["The least sure link is that of ", {"site": worst["site"]}, f": {chance(worst['p_all'])}."])
+        p = say.chance(worst["p_all"])
+        sentences.append(["The least sure link is that of ", {"site": worst["site"]}, f": {p}."])
     sizes = found.loc[found["n_queries"] > 0, "n_queries"]
     if len(sizes):
         span = f"{sizes.min()} to {sizes.max()}" if sizes.min() < sizes.max() else f"{sizes.max()}"
@@ -276,7 +268,7 @@ def _plan(known: Known) -> list[Sentence]:
     run = {"run": known.found.loc[known.found["planned"], "run_id"].iloc[0]}
     sentences: list[Sentence] = [[first, run, "); whatever is run later is exploratory and changes none of them."]]
     if known.later:
-        runs = with_commas([{"run": run_id} for run_id in known.later])
+        runs = say.with_commas([{"run": run_id} for run_id in known.later])
         sentences.append(["The plan was tested again after looking, which counts as exploratory: runs ", *runs, "."])
     return sentences
 
@@ -289,6 +281,6 @@ def disagreement(known: Known) -> list[Sentence]:
     for kind, part in known.conflicts.groupby("kind", sort=False):
         sites: list[Part] = [{"site": site} for site in part["site"].unique()]
         rest = f" and {len(sites) - NAMED} more" if len(sites) > NAMED else ""
-        count: Part = {"strong": f"{counted(len(sites), 'component', 'components')} "}
-        sentences.append([count, f"{KINDS[str(kind)]}: ", *with_commas(sites[:NAMED]), f"{rest}."])
+        count: Part = {"strong": f"{say.counted(len(sites), 'component', 'components')} "}
+        sentences.append([count, f"{KINDS[str(kind)]}: ", *say.with_commas(sites[:NAMED]), f"{rest}."])
     return sentences

@@ -36,12 +36,15 @@ class Known:
     def of(self, measure: Measure) -> pd.DataFrame:
         """The findings of heads by a measure, the largest |value| first."""
         of_heads = self.found["site"].str.fullmatch(HEADS) & (self.found["role"] == measure.role)
-        return _largest_first(self.found[of_heads & measure.among(self.found["measure"])])
+        return self._largest_first(of_heads & measure.among(self.found["measure"]))
 
     def side(self, name: str, side: str) -> pd.DataFrame:
         """The findings that a link may rest on, the largest |value| first; `side`: `looks` or `acts`."""
         sites = next(link.sites for link in LINKS if link.name == name)
-        return _largest_first(self.found[(self.found[side] == name) & self.found["site"].str.fullmatch(sites)])
+        return self._largest_first((self.found[side] == name) & self.found["site"].str.fullmatch(sites))
+
+    def _largest_first(self, mask: pd.Series) -> pd.DataFrame:
+        return self.found[mask].sort_values("value", key=abs, ascending=False, kind="stable")
 
     def linked(self, term: str) -> pd.DataFrame:
         """The rows of `links` of components that are linked to a term: by the plan, where one was tested."""
@@ -79,7 +82,3 @@ class Known:
         diagnostic = "tfc1" if experiment.runs_on == "contrasts" else None
         on = {"model": self.on["model"], "diagnostic": diagnostic, "collection": self.on["collection"]}
         return shlex.join(["mechir", "run", experiment.name, *flags(on), *experiment.answers[question]])
-
-
-def _largest_first(found: pd.DataFrame) -> pd.DataFrame:
-    return found.loc[found["value"].abs().sort_values(ascending=False, kind="stable").index]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,35 +16,10 @@ SCALE = 10_000
 """A weight of 1, in the whole numbers that pages hold."""
 PRINTED = 5
 """Pairs of pieces that a terminal prints of each head and direction."""
-LIGHT = """.mechir-attention { --ink: #1f2328; --faint: #59636e; --line: #d4d9df; --ground: #fff; --shade: #2166ac;
-  --on-shade: #fff; background: #fff; color-scheme: light; padding: 16px 20px; max-width: 920px; box-sizing: border-box;
-  font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; text-align: left; }
-.mechir-attention pre { white-space: pre-wrap; }
-"""
 
 
-@dataclass(frozen=True)
-class Attention:
-    """The attention of heads on one pair: a notebook shows `body` with `script`, a terminal the largest weights."""
-
-    body: str = field(repr=False)
-    script: str = field(repr=False)
-    text: str
-    title: str = "Attention"
-
-    def __repr__(self) -> str:
-        return self.text
-
-    def _repr_html_(self) -> str:
-        return f"{self.body}\n<script>{self.script}</script>"
-
-    def save(self, file: Path) -> Path:
-        """Writes a page that needs no network and runs no script but its own; it is whole or not there.
-
-        Raises:
-            MechirError: where it cannot be written.
-        """
-        return page.write(file, page.document(self.title, "body { margin: 0; }\n", self.body, [self.script]))
+class Attention(page.Drawing):
+    """The attention of heads on one pair; as text, the largest weights of each head."""
 
 
 def strips(rows: pd.DataFrame) -> Attention:
@@ -58,11 +31,11 @@ def strips(rows: pd.DataFrame) -> Attention:
     (pair,) = pairs_of(rows)
     text = _printed(rows)
     body = (
-        f'<div class="mechir-attention">\n<style>\n{LIGHT}{page.static("strips.css")}</style>\n'
+        f'<div class="mechir-attention">\n<style>\n{page.static("attention.css")}{page.static("strips.css")}</style>\n'
         f'<div class="mechir-strips"><pre>{escape(text)}</pre></div>\n'
         f'<script type="application/json">{page.as_json(pair)}</script>\n</div>'
     )
-    return Attention(body, page.static("strips.js"), text, f"Attention on {pair['query_id']}/{pair['doc_id']}")
+    return Attention(body, text, f"Attention on {pair['query_id']}/{pair['doc_id']}", page.static("strips.js"))
 
 
 def grids(tokens: Sequence[str], patterns: np.ndarray, heads: Sequence[str], rows: pd.DataFrame) -> Attention:
@@ -81,7 +54,7 @@ def grids(tokens: Sequence[str], patterns: np.ndarray, heads: Sequence[str], row
     library, call, data = drawn[drawn.index(">", start) + 1 : end].rpartition("\n    CircuitsVis.render(\n")
     script = library + call + data.replace("<", "\\u003c")  # the tokens are in there
     title = f"Attention on {rows['query_id'].iloc[0]}/{rows['doc_id'].iloc[0]}"
-    return Attention(drawn[:start].replace("/>", "></div>"), script, _printed(rows), title)
+    return Attention(drawn[:start].replace("/>", "></div>"), _printed(rows), title, script)
 
 
 def pairs_of(rows: pd.DataFrame) -> list[dict[str, Any]]:

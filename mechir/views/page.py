@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -75,3 +76,32 @@ def write(file: Path, page: str) -> Path:
     """
     # What was read from JSON may hold half of a surrogate pair, which UTF-8 cannot say.
     return written(file, lambda temporary: temporary.write_bytes(page.encode("utf-8", "xmlcharrefreplace")))
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A drawing that a notebook shows as `html` with `script`, a terminal as `text`, and that is saved as a page.
+
+    `html` is a fragment that needs nothing else, `title` names the page, `ground` is the CSS of its background.
+    """
+
+    html: str = field(repr=False)
+    text: str
+    title: str
+    script: str = field(default="", repr=False)
+    ground: str = ""
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return f"{self.html}\n<script>{self.script}</script>" if self.script else self.html
+
+    def save(self, file: Path) -> Path:
+        """Writes a page that needs no network and runs no script but its own; it is whole or not there.
+
+        Raises:
+            MechirError: where it cannot be written.
+        """
+        scripts = [self.script] if self.script else []
+        return write(file, document(self.title, f"body {{ margin: 0; {self.ground}}}\n", self.html, scripts))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,27 +36,8 @@ BLUE = ((255, 255, 255), (209, 229, 240), (146, 197, 222), (67, 147, 195), (33, 
 """Even steps from 0 to the end of the scale: the colours of the charts, with white at 0."""
 
 
-@dataclass(frozen=True)
-class Coloured:
-    """Coloured text: a notebook shows `html`, a fragment with its style, a terminal `text`; `title` is the page's."""
-
-    html: str
-    title: str = "Token attribution"
-    text: str = ""
-
-    def __repr__(self) -> str:
-        return self.text or f"Coloured({self.title!r})"
-
-    def _repr_html_(self) -> str:
-        return self.html
-
-    def save(self, file: Path) -> Path:
-        """Writes a page that needs no network and runs no script; it is whole or not there.
-
-        Raises:
-            MechirError: where it cannot be written.
-        """
-        return page.write(file, page.document(self.title, "body { margin: 0; background: #fff; }\n", self.html, []))
+class Coloured(page.Drawing):
+    """Coloured text of pairs."""
 
 
 def coloured(rows: pd.DataFrame, *, title: str = "") -> Coloured:
@@ -83,12 +62,13 @@ def coloured(rows: pd.DataFrame, *, title: str = "") -> Coloured:
     # A notebook's rules for tables are the more specific ones; in the tag is what must hold where it drops a style.
     style = f"<style>\n{page.static('tokens.css')}</style>"
     html = f'<div class="mechir-tokens" style="background: #fff; color: #1f2328">\n{style}\n{heading}{body}\n</div>'
-    return Coloured(html, title or Coloured.title, "\n".join(map(_strongest, pairs)))
+    text = "\n".join(map(_strongest, pairs))
+    return Coloured(html, text, title or "Token attribution", ground="background: #fff; ")
 
 
 def _strongest(part: pd.DataFrame) -> str:
     """The word pieces of a pair with the largest |attribution|, as a terminal shows them."""
-    first = part.sort_values("attribution", key=lambda values: -values.abs(), kind="stable").head(PRINTED)
+    first = part.sort_values("attribution", key=abs, ascending=False, kind="stable").head(PRINTED)
     size = float(first["attribution"].abs().max())
     pieces = [f"{row.token!r} ({row.segment}) {_number(row.attribution, size)}" for row in first.itertuples()]
     ids = f"{part['query_id'].iloc[0]}/{part['doc_id'].iloc[0]}"
