@@ -92,14 +92,6 @@ FILTERS = (
 """Options that select findings."""
 
 
-def _matching(registry: Path, filters: dict[str, Any]) -> Any:
-    """The findings that match the options of `FILTERS`, sites as text."""
-    from mechir.registry.queries import matching
-
-    columns = {name: filters.pop(name) for name in ("role", "term", "site", "collection", "measure")}
-    return matching(registry, columns, **filters)
-
-
 @click.command(cls=Command)
 @shared(*FILTERS)
 @click.option("--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
@@ -107,9 +99,10 @@ def _matching(registry: Path, filters: dict[str, Any]) -> Any:
 def findings(registry: Path, style: str, **filters: Any) -> None:
     """Prints the findings on components; csv and json (a line each) with every column."""
     from mechir.registry.findings import VIEW
+    from mechir.registry.queries import matching
     from mechir.views import tables
 
-    rows = _matching(registry, filters)
+    rows = matching(registry, filters)
     if style == "csv":
         click.echo(rows.to_csv(index=False), nl=False)
     elif style == "json":
@@ -144,6 +137,7 @@ def export(out: str, run_id: str | None, links: bool, digits: int, registry: Pat
     from mechir.exporting import export as export_
     from mechir.registry.findings import VIEW
     from mechir.registry.links import links as links_
+    from mechir.registry.queries import matching
     from mechir.registry.runs import find_run
 
     allowed = {"model", "collection"} if links else set() if run_id else filters.keys()
@@ -156,7 +150,7 @@ def export(out: str, run_id: str | None, links: bool, digits: int, registry: Pat
     elif links:
         data = links_(model=filters["model"], collection=filters["collection"], registry=registry)
     else:
-        data = _matching(registry, filters)
+        data = matching(registry, filters)
         data = data[VIEW] if out.endswith(".tex") else data
     click.echo(f"Wrote {export_(data, out, digits=digits)}")
 

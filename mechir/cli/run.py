@@ -94,9 +94,8 @@ def _experiment_command(experiment: type[Experiment]) -> click.Command:
     command = click.command(experiment.name, cls=Command, help=text, short_help=text.split("\n")[0])(general(start))
     everywhere = {option.name for option in command.params}
     if taken := [name for name in fields if name in everywhere - {"seed"}]:  # one --seed is for all that is drawn
-        raise MechirError(
-            f"'{experiment.name}' has an option '{taken[0]}', which means the pool's everywhere: rename it."
-        )
+        name = experiment.name
+        raise MechirError(f"'{name}' has an option '{taken[0]}', which means the pool's everywhere: rename it.")
     command.may_be_empty = frozenset(fields)
     command.params[:0] = [_option(declared) for declared in fields.values() if declared.name not in everywhere]
     return command
@@ -135,9 +134,7 @@ def _run(
         taken, n = defaults["limit_queries"], len(open_collection("embedded").queries)
         _say(f"The first {taken} of {n} queries; --limit-queries {n} takes all." if taken < n else f"All {n} queries.")
     reranker = load(model, dtype=dtype, device=device, relevant_label=relevant_label)
-    sources = _sources(
-        experiment, collections, rules, contrasts, rest, reranker
-    )  # refuses a wrong name before any work
+    sources = _sources(experiment, collections, rules, contrasts, rest, reranker)  # all, before any work
     done = []
     for source, pool in sources:
         if dry_run:

@@ -39,11 +39,7 @@ class Entry(NamedTuple):
 
 
 def entries(registry: Path) -> list[Entry]:
-    """Every entry of a registry, by run and number.
-
-    Raises:
-        MechirError: for a path that is no registry, or an entry of a newer mechir.
-    """
+    """All entries of a registry, by run and number; raises for an entry of a newer mechir."""
     refuse_other(registry)
     named = [(_NAME.fullmatch(file.name), file) for file in (registry / "findings").glob("*.parquet")]
     listed = sorted(Entry(name[1], int(name[2]), int(name[3]), file) for name, file in named if name)

@@ -109,11 +109,7 @@ TYPES = {"str": "str", "float": "float64", "int": "int64", "bool": "bool"}
 
 
 def address(text: str) -> Site | Edge | Mask | None:
-    """Parses the site of a finding: a site, an edge, or the mask of a direction; None for a set of units.
-
-    Raises:
-        MechirError: for anything else.
-    """
+    """Parses the site of a finding: a site, an edge, or the mask of a direction; None for a set of units."""
     if not text:
         return None
     if "<-" in text:
@@ -125,11 +121,7 @@ def address(text: str) -> Site | Edge | Mask | None:
 
 
 def printed(site: Any) -> str:
-    """The text of a site as findings write it, from an object or from text.
-
-    Raises:
-        MechirError: for anything but a site.
-    """
+    """The text of a site as findings write it, from an object or from text; raises for anything but a site."""
     parsed = site if isinstance(site, Mask) else address(str(site))
     if isinstance(parsed, Mask) and parsed.heads:
         raise MechirError(f"There are no findings of {parsed!r}: of masks, those of whole layers are.")

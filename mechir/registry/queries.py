@@ -84,35 +84,32 @@ def findings(
         MechirError: for unknown names, with the closest; a collection's name that is several; a path that is no
             registry, or one without findings.
     """
-    columns = {"role": role, "term": term, "collection": collection, "measure": measure}
-    columns |= {"site": None if site is None else printed(site)}
-    rows = matching(Path(registry), columns, model=model, causal=causal, min_effect=min_effect, corrected_p=corrected_p)
-    return with_sites(rows, VIEW)
+    filters: dict[str, Any] = {"role": role, "term": term, "measure": measure, "collection": collection}
+    filters |= {"site": None if site is None else printed(site), "causal": causal, "min_effect": min_effect}
+    filters |= {"corrected_p": corrected_p}
+    return with_sites(matching(Path(registry), filters, model=model), VIEW)
 
 
 def matching(
     registry: Path,
-    columns: Mapping[str, Any] | None = None,
+    filters: Mapping[str, Any] | None = None,
     *,
     model: str | None = None,
-    causal: bool | None = None,
-    min_effect: float | None = None,
-    corrected_p: float | None = None,
     runs: Sequence[str] | None = None,
     newest: bool = False,
 ) -> pd.DataFrame:
     """`findings` with sites as text.
 
-    `columns`: their values, None for any; `collection` as `meant` reads it. `runs`: ids of the only runs to read.
-    `newest`: only the newest run's finding of each model, collection, component and measure (but the first plan's
-    conclusions), without single neurons; adds `tries`, the number of different answers.
+    `filters`: columns and arguments of `findings`, None for any. `runs`: ids of the only runs to read. `newest`: only
+    the newest run's finding of each model, collection, component and measure (but the first plan's conclusions),
+    without single neurons; adds `tries`, the number of different answers.
     """
-    limits = {"min_effect": min_effect, "corrected_p": corrected_p}
-    for name, limit in limits.items():
-        if limit is not None and not limit >= 0:
-            raise MechirError(f"Cannot ask for {name}={limit} (--{name.replace('_', '-')}): write a number from 0.")
-    given = {**(columns or {}), "model": model, "runs": runs, "causal": causal, **limits}
+    given = {"model": model, "runs": runs, **(filters or {})}
     filters = {name: value for name, value in given.items() if value is not None}
+    for name in ("min_effect", "corrected_p"):
+        if name in filters and not filters[name] >= 0:
+            flag = f"--{name.replace('_', '-')}"
+            raise MechirError(f"Cannot ask for {name}={filters[name]} ({flag}): write a number from 0.")
     refuse_unknown(filters.get("role"), filters.get("term"))
     clauses = [CLAUSES.get(name, f"{name} = ${name}") for name in filters]
     clauses += ["site not like 'n%'"] if newest else []
@@ -143,11 +140,7 @@ def sql(query: str, *, registry: Path | str = DEFAULT) -> pd.DataFrame:
 
 
 def collections(registry: Path) -> dict[Named, str]:
-    """The collections with findings, and the name under which each is shown.
-
-    Raises:
-        MechirError: for a path that is no registry, or one without findings.
-    """
+    """The collections with findings, and the name under which each is shown; raises where there are no findings."""
     return _connected(registry, lambda connection, names: names)
 
 

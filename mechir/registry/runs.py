@@ -171,22 +171,14 @@ def refuse_other(registry: Path) -> None:
 
 
 def runs(registry: Path) -> list[Run]:
-    """All runs of a registry, the newest first.
-
-    Raises:
-        MechirError: for a path that is no registry.
-    """
+    """All runs of a registry, the newest first; raises if the path is not a registry."""
     refuse_other(registry)
     records = sorted((registry / "runs").glob("*/run.json"), key=lambda file: file.stat().st_mtime, reverse=True)
     return [Run(file.parent) for file in records]
 
 
 def find_run(registry: Path, name: str) -> Run:
-    """The run whose id begins with `name`.
-
-    Raises:
-        MechirError: when none does, or several do.
-    """
+    """The run whose id begins with `name`; raises if none does, or several do."""
     ids = {run.id: run for run in runs(registry)}
     matches = [id_ for id_ in ids if id_.startswith(name)] if re.fullmatch(r"[0-9a-f]+", name) else []
     if len(matches) == 1:

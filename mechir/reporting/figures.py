@@ -26,12 +26,6 @@ CHARTS = 5_000_000
 """Characters of all charts, beyond which it does so for the rest."""
 
 
-def place(experiment: str) -> tuple[float, str]:
-    """The sort key of an experiment's figures: those with a place first, the others by name."""
-    figure = load_experiment(experiment).figure if experiment in experiments() else None
-    return (math.inf if figure is None else float(figure), experiment)
-
-
 def drawn(runs: Sequence[Run], claims: Mapping[str, Sequence[str]]) -> tuple[list[Run], list[tuple[Run, str]]]:
     """Divides runs of one model and collection into those to draw, by experiment, and the others with the reason.
 
@@ -50,24 +44,27 @@ def drawn(runs: Sequence[Run], claims: Mapping[str, Sequence[str]]) -> tuple[lis
             charted.append(run)
         else:
             others.append((run, f"older than run {newest[key].id}"))
-    return sorted(charted, key=lambda run: place(run.record["identity"]["experiment"])), others
+
+    def place(run: Run) -> tuple[float, str]:
+        name = run.record["identity"]["experiment"]
+        figure = load_experiment(name).figure if name in experiments() else None
+        return (math.inf if figure is None else float(figure), name)
+
+    return sorted(charted, key=place), others
 
 
 def figures(runs: Sequence[Run], claims: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
-    """Every run as the page shows it, with the measures that rest on it, while there is room for the charts."""
+    """The data of runs: title, chart (a specification, or None with a note), table, provenance, command, claims."""
     made, size = [], 0
     for run in runs:
-        data = figure(run, size)
+        data = _figure(run, size)
         size += len(json.dumps(data["chart"]))
         made.append(data | {"claims": list(claims.get(run.id, ()))})
     return made
 
 
-def figure(run: Run, before: int = 0) -> dict[str, Any]:
-    """One run as the page shows it: `title`, `chart` (a Vega-Lite specification, or None with a `note`), ...
-
-    `before`: characters of the charts that the page has already.
-    """
+def _figure(run: Run, before: int) -> dict[str, Any]:
+    """One run as the page shows it; `before`: characters of the charts that the page has already."""
     record = run.record
     name = record["identity"]["experiment"]
     chart, note = _chart(run, before)

@@ -63,11 +63,7 @@ def report(*, registry: Path | str = DEFAULT, out: Path | str | None = None) -> 
 
 
 def gathered(registry: Path) -> dict[str, Any]:
-    """The data of the page: `registry`, `version`, `made`, and `sections`, a dict for each model and collection.
-
-    Raises:
-        MechirError: for a path that is no registry, or one without runs.
-    """
+    """The data of the page: `registry`, `version`, `made`, and `sections`, a dict for each model and collection."""
     found, alone, stored = known(registry), neurons(registry), runs(registry)
     if found.empty and not stored:
         raise MechirError(f"'{registry}' holds no run yet: write `mechir run` first, or give --registry DIR.")
@@ -87,12 +83,10 @@ def gathered(registry: Path) -> dict[str, Any]:
     for at in chain.from_iterable(claimed.values()):
         by_section.setdefault(at, [])
     ids = {name: collection.id for collection, name in names.items()}
-    contradictions = conflicts(found)
-    sections = [
-        _section(at, ids[at.collection], runs_on, _of(at, found), _of(at, contradictions))
-        | {"neurons": _of(at, alone).to_dict("records")}
-        for at, runs_on in by_section.items()
-    ]
+    contradictions, sections = conflicts(found), []
+    for at, on in by_section.items():
+        section = _section(at, ids[at.collection], on, _of(at, found), _of(at, contradictions))
+        sections.append(section | {"neurons": _of(at, alone).to_dict("records")})
     return {
         "registry": registry.resolve().name,
         "version": metadata.version("mechir-encoders"),

@@ -16,15 +16,8 @@ import vl_convert
 from mechir.atomic import whole
 from mechir.inference import LEVEL
 from mechir.sites import is_head
-from mechir.views.page import as_json, document
+from mechir.views.page import as_json, document, static
 
-DRAW = """
-const spec = JSON.parse(document.getElementById("spec").textContent);
-const refuse = () => Promise.reject(new Error("a chart asks for nothing"));
-const loader = { load: refuse, sanitize: refuse, http: refuse, file: refuse };
-vegaEmbed("#chart", spec, { mode: "vega-lite", ast: true, loader });
-"""
-"""The script that draws the chart of a page."""
 UNDRAWABLE = re.compile("[^\t\n\r\\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """The characters that XML cannot hold."""
 BESIDE = 3
@@ -347,4 +340,4 @@ def vega() -> str:
 def _offline_html(spec: Mapping[str, Any]) -> str:
     """A page with Vega inside that loads nothing; texts may come from collections, so the chart is data in it."""
     body = f'<div id="chart"></div><script type="application/json" id="spec">{as_json(spec)}</script>'
-    return document("mechir", "body { margin: 12px; background: #fff; }", body, [vega(), DRAW])
+    return document("mechir", "body { margin: 12px; background: #fff; }", body, [vega(), static("chart.js")])

@@ -57,23 +57,12 @@ def document(title: str, style: str, body: str, scripts: Sequence[str]) -> str:
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{text}'" for text in hashes) or "'none'"
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src {allowed}; base-uri 'none'; form-action 'none'"
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n{body}\n"
-        + "".join(f"<script>{script}</script>\n" for script in scripts)
-        + "</body>\n</html>\n"
-    )
+    tags = "".join(f"<script>{script}</script>\n" for script in scripts)
+    return static("page.html").format(policy=policy, title=escape(title), style=style, body=body, scripts=tags)
 
 
 def write(file: Path, page: str) -> Path:
-    """Writes a page; it is whole or not there.
-
-    Raises:
-        MechirError: where it cannot be written.
-    """
+    """Writes a page, whole or not at all; raises where it cannot be written."""
     # What was read from JSON may hold half of a surrogate pair, which UTF-8 cannot say.
     return written(file, lambda temporary: temporary.write_bytes(page.encode("utf-8", "xmlcharrefreplace")))
 
@@ -98,10 +87,6 @@ class Drawing:
         return f"{self.html}\n<script>{self.script}</script>" if self.script else self.html
 
     def save(self, file: Path) -> Path:
-        """Writes a page that needs no network and runs no script but its own; it is whole or not there.
-
-        Raises:
-            MechirError: where it cannot be written.
-        """
+        """Writes a page that needs no network, whole or not at all; raises where it cannot be written."""
         scripts = [self.script] if self.script else []
         return write(file, document(self.title, f"body {{ margin: 0; {self.ground}}}\n", self.html, scripts))
