@@ -32,16 +32,14 @@ def print_summary(stored: Any) -> None:
     if record.get("skipped"):
         reasons = stored.skipped["reason"]
         click.echo(f"{len(reasons)} pairs gave no contrast, e.g.: {reasons.iloc[0]} (all: skipped.parquet)")
-    for line in (*_quality(record.get("quality", [])), *left_out.sentences(record.get("left_out", {}))):
-        click.echo(line)
     certificate = record["certificate"]
-    click.echo(
+    lines = [*_quality(record.get("quality", [])), *left_out.sentences(record.get("left_out", {}))]
+    lines.append(
         f"parity with Hugging Face on {certificate['n_pairs']} pairs: scores {score_parity(certificate):.1e} "
         f"(relative), patterns {certificate['pattern']:.1e}; {record['truncated_documents']} documents truncated"
     )
-    for line in Reading.of(record["reading"]).lines() if "reading" in record else ():  # older runs lack it
-        click.echo(line)
-    click.echo(f"Run {stored.id}: {stored.path}; chart: {stored.path / 'chart.html'}")
+    lines += Reading.of(record["reading"]).lines() if "reading" in record else ()  # older runs lack it
+    click.echo("\n".join([*lines, f"Run {stored.id}: {stored.path}; chart: {stored.path / 'chart.html'}"]))
 
 
 def _quality(means: list[dict[str, Any]]) -> Iterator[str]:

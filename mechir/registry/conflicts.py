@@ -12,7 +12,6 @@ from mechir.registry.evidence import LINKS
 
 FEWEST = 6
 """Queries below which a test of signs cannot reach `LEVEL`, whatever the effect: 2^(1 - 5) is .0625."""
-COLUMNS = ["model_fingerprint", "collection", "site", "kind", "conflict"]
 
 
 def conflicts(found: pd.DataFrame) -> pd.DataFrame:
@@ -29,7 +28,8 @@ def conflicts(found: pd.DataFrame) -> pd.DataFrame:
         of one measure on two collections, or for one term by two causal measures.
     """
     rows = [*_dead(found), *_one_collection(found), *_signs(found)] if found["holds"].any() else []
-    return pd.DataFrame(rows, columns=COLUMNS).drop_duplicates(ignore_index=True)
+    columns = ["model_fingerprint", "collection", "site", "kind", "conflict"]
+    return pd.DataFrame(rows, columns=columns).drop_duplicates(ignore_index=True)
 
 
 def _dead(found: pd.DataFrame) -> Iterator[tuple[str, str, str, str, str]]:

@@ -70,11 +70,7 @@ def record(registry: Path, run_id: str, findings: pd.DataFrame) -> bool:
 
 
 def correct(registry: Path, run_id: str, findings: pd.DataFrame, reason: str) -> Path:
-    """Writes other findings of a run, which supersede the stored ones; these stay on the disk.
-
-    Raises:
-        MechirError: without a reason, or for a run without findings.
-    """
+    """Writes other findings of a run, which supersede the stored ones; raises without a reason or stored findings."""
     if not reason.strip():
         raise MechirError("A correction without a reason is none: say in reason= what was wrong.")
     if not _of_run(registry, run_id):
@@ -83,11 +79,7 @@ def correct(registry: Path, run_id: str, findings: pd.DataFrame, reason: str) ->
 
 
 def delete_run(registry: Path, run: Run, reason: str) -> None:
-    """Deletes the rows of a run and leaves an empty entry with the reason.
-
-    Raises:
-        MechirError: without a reason, or while another run summarises the rows of this one.
-    """
+    """Deletes the rows of a run and leaves an empty entry with the reason; raises while another run needs the rows."""
     if not reason.strip():
         raise MechirError("A run is not deleted without a reason: write --reason TEXT.")
     followers = [other.id for other in runs(registry) if other.record.get("rows_of") == run.id]
@@ -123,7 +115,7 @@ def set_damaged_aside(registry: Path) -> list[str]:
                 aside.mkdir(exist_ok=True)
                 entry.path.replace(aside / entry.path.name)
             except FileNotFoundError:
-                continue  # another reader was faster, and said so
+                continue  # another reader was faster, and warned
             except OSError as error:
                 raise MechirError(
                     f"'{entry.path}' is damaged and cannot be moved ({error.strerror}): take it away, then ask again."

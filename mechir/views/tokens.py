@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable
 from html import escape
@@ -175,16 +176,11 @@ def as_read(token: str, mark: str) -> tuple[str, bool]:
     if mark == "##":
         joined = token.startswith(mark) and len(token) > len(mark)
         return token[len(mark) :] if joined else token, joined
-    text = token.removeprefix(mark)
-    return (_decoded(text) if mark == "\u0120" else text).strip() or BLANK, text == token
-
-
-def _decoded(text: str) -> str:
-    """The text that byte-level letters stand for; unchanged where a piece ends within a character."""
-    try:
-        return bytes(BYTES[letter] for letter in text).decode("utf-8")
-    except (KeyError, UnicodeDecodeError):
-        return text
+    text = shown = token.removeprefix(mark)
+    if mark == "\u0120":  # letters stand for bytes; a piece may end within a character
+        with contextlib.suppress(KeyError, UnicodeDecodeError):
+            shown = bytes(BYTES[letter] for letter in text).decode("utf-8")
+    return shown.strip() or BLANK, text == token
 
 
 def _colour(share: float) -> Colour:
