@@ -14,11 +14,11 @@ FEWEST = 6
 """Queries below which a test of signs cannot reach `LEVEL`, whatever the effect: 2^(1 - 5) is .0625."""
 
 
-def conflicts(found: pd.DataFrame) -> pd.DataFrame:
+def conflicts(findings: pd.DataFrame) -> pd.DataFrame:
     """The conflicts among findings.
 
     Args:
-        found: findings of one registry, `held`, their sites as text.
+        findings: of one registry, `held`, their sites as text.
 
     Returns:
         `model_fingerprint`, `collection`, `site`, `kind`, `conflict` (a sentence). Kinds: **dead**: it looks the part
@@ -27,18 +27,18 @@ def conflicts(found: pd.DataFrame) -> pd.DataFrame:
         **one collection**: a measure holds on one and not on another; **signs**: two findings hold with opposite signs,
         of one measure on two collections, or for one term by two causal measures.
     """
-    rows = [*_dead(found), *_one_collection(found), *_signs(found)] if found["holds"].any() else []
+    rows = [*_dead(findings), *_one_collection(findings), *_signs(findings)] if findings["holds"].any() else []
     columns = ["model_fingerprint", "collection", "site", "kind", "conflict"]
     return pd.DataFrame(rows, columns=columns).drop_duplicates(ignore_index=True)
 
 
-def _dead(found: pd.DataFrame) -> Iterator[tuple[str, str, str, str, str]]:
-    tested = found["p_corrected"].notna()
-    attention = (found["role"] == "matching") & (found["unit"] == "attention")  # its own: what it looks like
-    acts = found["causal"] & tested & (found["least"] > 0) & ~attention & ~found["planned"]
-    seen = ~found["causal"] & tested & found["holds"] & (found["looks"] != "")
+def _dead(findings: pd.DataFrame) -> Iterator[tuple[str, str, str, str, str]]:
+    tested = findings["p_corrected"].notna()
+    attention = (findings["role"] == "matching") & (findings["unit"] == "attention")  # its own: what it looks like
+    acts = findings["causal"] & tested & (findings["least"] > 0) & ~attention & ~findings["planned"]
+    seen = ~findings["causal"] & tested & findings["holds"] & (findings["looks"] != "")
     keys = ["model_fingerprint", "collection", "site"]
-    there = found[acts | seen].assign(acts=acts, seen=seen, works=acts & found["holds"])
+    there = findings[acts | seen].assign(acts=acts, seen=seen, works=acts & findings["holds"])
     if not (len(there) and seen.any()):
         return
     some = there.groupby(keys)[["acts", "seen", "works"]].transform("any")
@@ -51,9 +51,9 @@ def _dead(found: pd.DataFrame) -> Iterator[tuple[str, str, str, str, str]]:
         yield model, collection, site, "dead", f"{flagged} but {verdict}: {shown}"
 
 
-def _one_collection(found: pd.DataFrame) -> Iterator[tuple[str, str, str, str, str]]:
+def _one_collection(findings: pd.DataFrame) -> Iterator[tuple[str, str, str, str, str]]:
     keys = ["model_fingerprint", "site", "measure"]
-    tested = found[found["p_corrected"].notna() & (found["site"] != "")]
+    tested = findings[findings["p_corrected"].notna() & (findings["site"] != "")]
     by_collection = tested.groupby([*keys, "collection"])["holds"].any().reset_index()
     verdicts = by_collection.groupby(keys)["holds"]
     for (model, site, measure), part in by_collection[verdicts.transform("nunique") > 1].groupby(keys):
@@ -62,9 +62,9 @@ def _one_collection(found: pd.DataFrame) -> Iterator[tuple[str, str, str, str, s
             yield model, name, site, "one collection", f"{measure} holds on {holds} and not on {fails}"
 
 
-def _signs(found: pd.DataFrame) -> Iterator[tuple[str, str, str, str, str]]:
-    sure = found[(found["p_all"] < LEVEL) & (found["value"].abs() >= found["least"]) & (found["sign"] != 0)]
-    sure = sure[~sure["planned"] & (sure["site"] != "")]
+def _signs(findings: pd.DataFrame) -> Iterator[tuple[str, str, str, str, str]]:
+    tested = findings[(findings["p_all"] < LEVEL) & (findings["sign"] != 0) & ~findings["planned"]]
+    sure = tested[(tested["value"].abs() >= tested["least"]) & (tested["site"] != "")]
     sure = sure.assign(speaks_for=sure["value"] * sure["sign"] > 0)
     for (model, site, measure), part in _both(sure, ["model_fingerprint", "site", "measure"]):
         values = ", ".join(f"{row.value:+.3g} on {row.collection}" for row in part.itertuples())

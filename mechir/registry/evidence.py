@@ -70,18 +70,18 @@ class Link:
         """The measure of a plan's conclusion."""
         return LINK_TO(self.name)
 
-    def looked(self, found: pd.DataFrame) -> pd.Series:
+    def looked(self, findings: pd.DataFrame) -> pd.Series:
         """The findings that describe what a component looks like, as a mask."""
-        chosen = pd.Series(False, found.index)
+        chosen = pd.Series(False, findings.index)
         for measure in self.looks:
-            chosen |= (found["role"] == measure.role) & measure.among(found["measure"])
+            chosen |= (findings["role"] == measure.role) & measure.among(findings["measure"])
         return chosen
 
-    def acted(self, found: pd.DataFrame) -> pd.Series:
+    def acted(self, findings: pd.DataFrame) -> pd.Series:
         """The findings that measure what changing a component does, without conclusions, as a mask."""
-        of_role = (found["role"] == self.role) & (found["term"] == self.term)
-        same = of_role if self.term else self.acts[0].family.among(found["measure"])
-        return found["causal"].astype(bool) & same & ~LINK_TO.among(found["measure"])
+        of_role = (findings["role"] == self.role) & (findings["term"] == self.term)
+        same = of_role if self.term else self.acts[0].family.among(findings["measure"])
+        return findings["causal"].astype(bool) & same & ~LINK_TO.among(findings["measure"])
 
 
 HEADS, VECTORS = r"h\d+\.\d+", r"embed\.u\d+"
@@ -100,7 +100,7 @@ LINKS = (
 """The links, in the order of the table."""
 
 
-def held(found: pd.DataFrame) -> pd.DataFrame:
+def held(findings: pd.DataFrame) -> pd.DataFrame:
     """Adds `planned`, `p_all`, `holds`, `looks` and `acts` to the newest findings (`matching(..., newest=True)`).
 
     `planned`: a conclusion of the first plan. `p_all` = p_corrected times `tries`, the number of different answers that
@@ -108,11 +108,11 @@ def held(found: pd.DataFrame) -> pd.DataFrame:
     `least`, and the sign speaks for it. `looks`, `acts`: the name of the link for which a finding describes what the
     component looks like, or what changing it does; otherwise empty.
     """
-    planned = LINK_TO.among(found["measure"])
-    p_all = (found["p_corrected"] * found["tries"].where(~planned, 1)).clip(upper=1)
-    speaks = (found["sign"] == 0) | (found["value"] * found["sign"] > 0)
-    holds = (p_all < LEVEL) & (found["value"].abs() >= found["least"]) & speaks
-    looks, acts = pd.Series("", found.index), pd.Series("", found.index)
+    planned = LINK_TO.among(findings["measure"])
+    p_all = (findings["p_corrected"] * findings["tries"].where(~planned, 1)).clip(upper=1)
+    speaks = (findings["sign"] == 0) | (findings["value"] * findings["sign"] > 0)
+    holds = (p_all < LEVEL) & (findings["value"].abs() >= findings["least"]) & speaks
+    looks, acts = pd.Series("", findings.index), pd.Series("", findings.index)
     for link in LINKS:
-        looks, acts = looks.mask(link.looked(found), link.name), acts.mask(link.acted(found), link.name)
-    return found.assign(planned=planned, p_all=p_all, holds=holds, looks=looks, acts=acts)
+        looks, acts = looks.mask(link.looked(findings), link.name), acts.mask(link.acted(findings), link.name)
+    return findings.assign(planned=planned, p_all=p_all, holds=holds, looks=looks, acts=acts)

@@ -160,12 +160,12 @@ def checked(frame: pd.DataFrame, of_run: Mapping[str, Any]) -> pd.DataFrame:
     return whole
 
 
-def placed(found: pd.DataFrame, record: Mapping[str, Any]) -> pd.DataFrame:
+def placed(findings: pd.DataFrame, record: Mapping[str, Any]) -> pd.DataFrame:
     """Adds the hash and the full name of the collection that each finding names, for a run on several."""
-    if "collection" not in found:
-        return found
+    if "collection" not in findings:
+        return findings
     known = pd.DataFrame(collections_of(record)).drop_duplicates("collection").set_index("collection")
-    return found.assign(**{name: found["collection"].map(known[name]).fillna("") for name in known})
+    return findings.assign(**{name: findings["collection"].map(known[name]).fillna("") for name in known})
 
 
 def of_record(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,14 +52,14 @@ def links(*, model: str | None = None, collection: str | None = None, registry: 
     return with_sites(link_table(rows), ["site", "links", "exploratory", *BEHIND, "conflicts", "model", "collection"])
 
 
-def link_table(found: pd.DataFrame) -> pd.DataFrame:
+def link_table(findings: pd.DataFrame) -> pd.DataFrame:
     """The table of `links`, sites as text, from findings that are `held`."""
     keys = ["model_fingerprint", "collection", "site"]
     rows = []
-    if _shown(found).any():
-        found = found[_shown(found).groupby([found[name] for name in keys[::2]]).transform("any")]
-        sentences = conflicts(found).groupby(keys)["conflict"].agg("; ".join).to_dict()
-        here = found[_shown(found).groupby([found[name] for name in keys]).transform("any")]
+    if _shown(findings).any():
+        findings = findings[_shown(findings).groupby([findings[name] for name in keys[::2]]).transform("any")]
+        sentences = conflicts(findings).groupby(keys)["conflict"].agg("; ".join).to_dict()
+        here = findings[_shown(findings).groupby([findings[name] for name in keys]).transform("any")]
         parts: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
         for row in here.to_dict("records"):
             parts.setdefault(tuple(row[name] for name in keys), []).append(row)
@@ -89,26 +89,26 @@ def exploratory(part: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any
     return links
 
 
-def measured(found: pd.DataFrame) -> dict[str, dict[str, bool]]:
+def measured(findings: pd.DataFrame) -> dict[str, dict[str, bool]]:
     """The sides of each link's rule, `looks` and `acts`, and whether there are findings on them.
 
-    `found`: findings of one model and collection, `held`, sites as text.
+    `findings`: of one model and collection, `held`, sites as text.
     """
     sides: dict[str, dict[str, bool]] = {}
     for link in LINKS:
-        rows = found[found["site"].str.fullmatch(link.sites)]
+        rows = findings[findings["site"].str.fullmatch(link.sites)]
         needed = ["looks", "acts"] if link.looks else ["acts"]
         sides[link.name] = {side: bool((rows[side] == link.name).any()) for side in needed}
     return sides
 
 
-def _shown(found: pd.DataFrame) -> pd.Series:
+def _shown(findings: pd.DataFrame) -> pd.Series:
     """The findings that bring a component into the table, as a mask."""
-    shown = (found["planned"] & (found["site"] != "")) | (found["looks"] != "")
+    shown = (findings["planned"] & (findings["site"] != "")) | (findings["looks"] != "")
     for link in LINKS:
         if not link.looks:
-            shown |= (found["acts"] == link.name) & found["site"].str.fullmatch(link.sites)
-    return shown & found["holds"]
+            shown |= (findings["acts"] == link.name) & findings["site"].str.fullmatch(link.sites)
+    return shown & findings["holds"]
 
 
 def _row(part: Sequence[Mapping[str, Any]], sentences: str) -> dict[str, Any]:

@@ -33,11 +33,11 @@ TAKEN_OVER = ["value", "low", "high", "unit", "effect", "effect_low", "effect_hi
 """The columns of a conclusion that are those of the component's action."""
 
 
-def concluded(found: pd.DataFrame) -> pd.DataFrame:
+def concluded(findings: pd.DataFrame) -> pd.DataFrame:
     """The plan's conclusions from the findings of its runs.
 
     Args:
-        found: findings of one model and collection, sites as text; `holds` is not read.
+        findings: of one model and collection, sites as text; `holds` is not read.
 
     Returns:
         Columns of `Finding`, measure "link to tf", "link to idf", "link to scoring". With an empty `site` the
@@ -45,17 +45,17 @@ def concluded(found: pd.DataFrame) -> pd.DataFrame:
         Holm, `label` why none is. With a site a component that looks or acts: `value`, its interval and `effect` are
         those of its action; `label` is "linked", or the part that fails.
     """
-    gap = found[GAP(TF).among(found["measure"])]
+    gap = findings[GAP(TF).among(findings["measure"])]
     p_gap, blocked = _gap(gap)
     sizes = {"n_queries": int(gap["n_queries"].max())} if len(gap) else {}
     hypotheses: list[dict[str, Any]] = []
     components: list[dict[str, Any]] = []
     for link in LINKS:
-        rows = list(_components(found, link, p_gap, blocked))
+        rows = list(_components(findings, link, p_gap, blocked))
         linked = sum(row["p_corrected"] < LEVEL for row in rows)
         hypotheses.append(
             {"site": "", "measure": str(link.conclusion), "value": float(linked), "unit": link.called}
-            | {"p": min((row["p"] for row in rows), default=1.0), "label": _why(found, link, linked, blocked)}
+            | {"p": min((row["p"] for row in rows), default=1.0), "label": _why(findings, link, linked, blocked)}
             | {"role": link.role, "term": link.term, **sizes}
         )
         components += [row for row in rows if min(row["p_looks"], row["p_acts"]) < LEVEL]
@@ -83,11 +83,11 @@ def _gap(gap: pd.DataFrame) -> tuple[float, str]:
     return float(row["p"]), ""
 
 
-def _components(found: pd.DataFrame, link: Link, p_gap: float, blocked: str) -> Iterator[dict[str, Any]]:
+def _components(findings: pd.DataFrame, link: Link, p_gap: float, blocked: str) -> Iterator[dict[str, Any]]:
     """A conclusion for every component on which all sides were measured."""
-    components = found["site"].str.fullmatch(link.sites)
-    looks = _parts(found[components & link.looks[0].among(found["measure"])]) if link.looks else None
-    acting = found[components & found["measure"].isin([*map(str, link.acts)])]
+    components = findings["site"].str.fullmatch(link.sites)
+    looks = _parts(findings[components & link.looks[0].among(findings["measure"])]) if link.looks else None
+    acting = findings[components & findings["measure"].isin([*map(str, link.acts)])]
     acts = _parts(acting)
     tried = acting["run_id"].nunique() if link.name == "idf" else 1  # each vector is a family of its own
     for site, (p_acts, row) in acts.items():
@@ -118,10 +118,10 @@ def _parts(rows: pd.DataFrame) -> dict[str, tuple[float, dict[str, Any]]]:
     return parts
 
 
-def _why(found: pd.DataFrame, link: Link, linked: int, blocked: str) -> str:
+def _why(findings: pd.DataFrame, link: Link, linked: int, blocked: str) -> str:
     """The reason why nothing is linked, or an empty text."""
     if linked:
         return ""
-    if not found["measure"].isin([*map(str, link.acts)]).any():
+    if not findings["measure"].isin([*map(str, link.acts)]).any():
         return "what changing them does was not measured"
     return blocked or f"no one of the {link.called} has all that a link needs"

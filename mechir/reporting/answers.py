@@ -55,7 +55,7 @@ def answers(known: Known) -> list[dict[str, Any]]:
 
 def lead(known: Known) -> Sentence:
     """The numbers of links, what held-out queries lose without heads, and the links that were not measured."""
-    sides = measured(known.found)
+    sides = measured(known.findings)
     there = [term for term, side in sides.items() if all(side.values())]
     counts = ", ".join(say.counted(len(known.linked(term)), *LINKS[term][:2]) for term in there)
     sentence: Sentence = []
@@ -198,7 +198,7 @@ def scoring(known: Known) -> list[Sentence]:
 
 def fit(known: Known) -> list[Sentence]:
     """How well a BM25 of the matching heads predicts the score."""
-    whole = known.found[SEMANTIC_BM25.among(known.found["measure"])].head(1)
+    whole = known.findings[SEMANTIC_BM25.among(known.findings["measure"])].head(1)
     if whole.empty:
         return [known.not_measured("bm25")]
     row = whole.iloc[0]
@@ -242,8 +242,8 @@ RULE = (
 
 def certainty(known: Known) -> list[Sentence]:
     """The plan, the rule by which findings hold, the least sure link, and the number of queries."""
-    found = known.found
-    if found["p_corrected"].isna().all():
+    findings = known.findings
+    if findings["p_corrected"].isna().all():
         return [["No finding here has a test, so nothing holds and nothing is linked."]]
     sentences: list[Sentence] = [*_plan(known), [RULE]]
     linked = known.links[known.links["links"] != ""]
@@ -251,10 +251,10 @@ def certainty(known: Known) -> list[Sentence]:
         worst = linked.loc[linked["p_all"].idxmax()]
         p = say.chance(worst["p_all"])
         sentences.append(["The least sure link is that of ", {"site": worst["site"]}, f": {p}."])
-    sizes = found.loc[found["n_queries"] > 0, "n_queries"]
+    sizes = findings.loc[findings["n_queries"] > 0, "n_queries"]
     if len(sizes):
         span = f"{sizes.min()} to {sizes.max()}" if sizes.min() < sizes.max() else f"{sizes.max()}"
-        parity = found["parity"].max()
+        parity = findings["parity"].max()
         agrees = f"; scores agree with Hugging Face to {parity:.0e}" if pd.notna(parity) else ""
         sentences.append([f"Measured on {span} queries{agrees}."])
     return sentences
@@ -265,7 +265,7 @@ def _plan(known: Known) -> list[Sentence]:
         command = {"code": known.command("plan")}
         return [["No plan was tested: every link here is exploratory. Run ", command, "."]]
     first = "Links to tf, to idf and to the score are what a plan concluded, written before anything was measured (run "
-    run = {"run": known.found.loc[known.found["planned"], "run_id"].iloc[0]}
+    run = {"run": known.findings.loc[known.findings["planned"], "run_id"].iloc[0]}
     sentences: list[Sentence] = [[first, run, "); whatever is run later is exploratory and changes none of them."]]
     if known.later:
         runs = say.with_commas([{"run": run_id} for run_id in known.later])

@@ -49,11 +49,11 @@ def neurons(registry: Path) -> pd.DataFrame:
     )
 
 
-def components(found: pd.DataFrame, conflicts: pd.DataFrame, linked: Sequence[str]) -> dict[str, Any]:
+def components(findings: pd.DataFrame, conflicts: pd.DataFrame, linked: Sequence[str]) -> dict[str, Any]:
     """Findings by component, of one model and collection.
 
     Args:
-        found: as `known` gives them.
+        findings: as `known` gives them.
         conflicts: the table of conflicts.
         linked: sites that have links.
 
@@ -61,9 +61,9 @@ def components(found: pd.DataFrame, conflicts: pd.DataFrame, linked: Sequence[st
         `measures`: rows of `OF_MEASURE` and the experiment; `sites`: by site `findings` (the number of the measure,
         then `OF_FINDING`), `conflicts`, `agreements` (sentences).
     """
-    edges = found["site"].str.contains("->", regex=False)  # only the strongest of each measure
-    rank = found["value"].abs().where(edges).groupby(found["measure"]).rank(ascending=False, method="first")
-    rows = found[(found["site"] != "") & (~edges | (rank <= STRONGEST))]
+    edges = findings["site"].str.contains("->", regex=False)  # only the strongest of each measure
+    rank = findings["value"].abs().where(edges).groupby(findings["measure"]).rank(ascending=False, method="first")
+    rows = findings[(findings["site"] != "") & (~edges | (rank <= STRONGEST))]
     measures = rows[[*OF_MEASURE, "experiment"]].drop_duplicates(OF_MEASURE).reset_index(drop=True)
     numbers = {tuple(row): number for number, row in enumerate(measures[OF_MEASURE].itertuples(index=False))}
     sites: dict[str, Any] = {}
@@ -74,7 +74,7 @@ def components(found: pd.DataFrame, conflicts: pd.DataFrame, linked: Sequence[st
     for row in conflicts[conflicts["site"].isin(sites)].to_dict("records"):
         sites[row["site"]]["conflicts"].append(row["conflict"])
     for site in linked:
-        sites[site]["agreements"] = list(agreements(found[found["site"] == site]))
+        sites[site]["agreements"] = list(agreements(findings[findings["site"] == site]))
     return {"measures": measures.to_dict("records"), "sites": sites}
 
 

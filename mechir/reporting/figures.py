@@ -57,30 +57,18 @@ def figures(runs: Sequence[Run], claims: Mapping[str, Sequence[str]]) -> list[di
     """The data of runs: title, chart (a specification, or None with a note), table, provenance, command, claims."""
     made, size = [], 0
     for run in runs:
-        data = _figure(run, size)
-        size += len(json.dumps(data["chart"]))
-        made.append(data | {"claims": list(claims.get(run.id, ()))})
+        record = run.record
+        name = record["identity"]["experiment"]
+        chart, note = _chart(run, size)
+        size += len(json.dumps(chart))
+        summary = shown(name, run.summary).dropna(axis=1, how="all")
+        rows = [[_cell(value) for value in row] for row in summary.head(ROWS).itertuples(index=False)]
+        data = {"run": run.id, "experiment": name, "title": _title(name, record["identity"])}
+        data |= {"chart": chart, "note": note, "claims": list(claims.get(run.id, ()))}
+        data |= {"table": {"columns": list(map(str, summary.columns)), "rows": rows, "of": len(summary)}}
+        data |= {"provenance": list(provenance(record)), "command": command(record), "remark": remark(record)}
+        made.append(data)
     return made
-
-
-def _figure(run: Run, before: int) -> dict[str, Any]:
-    """One run as the page shows it; `before`: characters of the charts that the page has already."""
-    record = run.record
-    name = record["identity"]["experiment"]
-    chart, note = _chart(run, before)
-    summary = shown(name, run.summary).dropna(axis=1, how="all")
-    rows = [[_cell(value) for value in row] for row in summary.head(ROWS).itertuples(index=False)]
-    return {
-        "run": run.id,
-        "experiment": name,
-        "title": _title(name, record["identity"]),
-        "chart": chart,
-        "note": note,
-        "table": {"columns": list(map(str, summary.columns)), "rows": rows, "of": len(summary)},
-        "provenance": list(provenance(record)),
-        "command": command(record),
-        "remark": remark(record),
-    }
 
 
 def _chart(run: Run, before: int) -> tuple[dict[str, Any] | None, str]:

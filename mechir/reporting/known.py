@@ -21,13 +21,13 @@ from mechir.reporting.sentences import Sentence
 class Known:
     """The findings of one model on one collection.
 
-    `on`: the options of the command line that name both; `found`: its newest findings, `held`, sites as text; `links`
+    `on`: the options of the command line that name both; `findings`: its newest ones, `held`, sites as text; `links`
     and `conflicts`: its rows of these tables; `pathway`: the run whose plan counts, or None; `later`: ids of runs that
     tested a plan again.
     """
 
     on: Mapping[str, Any]
-    found: pd.DataFrame
+    findings: pd.DataFrame
     links: pd.DataFrame
     conflicts: pd.DataFrame
     pathway: Run | None
@@ -35,16 +35,16 @@ class Known:
 
     def of(self, measure: Measure) -> pd.DataFrame:
         """The findings of heads by a measure, the largest |value| first."""
-        of_heads = self.found["site"].str.fullmatch(HEADS) & (self.found["role"] == measure.role)
-        return self._largest_first(of_heads & measure.among(self.found["measure"]))
+        of_heads = self.findings["site"].str.fullmatch(HEADS) & (self.findings["role"] == measure.role)
+        return self._largest_first(of_heads & measure.among(self.findings["measure"]))
 
     def side(self, name: str, side: str) -> pd.DataFrame:
         """The findings that a link may rest on, the largest |value| first; `side`: `looks` or `acts`."""
         sites = next(link.sites for link in LINKS if link.name == name)
-        return self._largest_first((self.found[side] == name) & self.found["site"].str.fullmatch(sites))
+        return self._largest_first((self.findings[side] == name) & self.findings["site"].str.fullmatch(sites))
 
     def _largest_first(self, mask: pd.Series) -> pd.DataFrame:
-        return self.found[mask].sort_values("value", key=abs, ascending=False, kind="stable")
+        return self.findings[mask].sort_values("value", key=abs, ascending=False, kind="stable")
 
     def linked(self, term: str) -> pd.DataFrame:
         """The rows of `links` of components that are linked to a term: by the plan, where one was tested."""
@@ -54,7 +54,7 @@ class Known:
     @property
     def planned(self) -> bool:
         """Whether a plan was tested."""
-        return bool(self.found["planned"].any())
+        return bool(self.findings["planned"].any())
 
     @property
     def kind(self) -> str:
@@ -63,13 +63,13 @@ class Known:
 
     def why(self, term: str) -> str | None:
         """The plan's reason why nothing is linked to a term, or an empty text; None where no plan was tested."""
-        rows = self.found[self.found["planned"] & (self.found["site"] == "")]
+        rows = self.findings[self.findings["planned"] & (self.findings["site"] == "")]
         return next(iter(rows.loc[LINK_TO(term).among(rows["measure"]), "label"]), None)
 
     @property
     def gap(self) -> pd.Series | None:
         """The finding on one more occurrence of a query term and the score."""
-        rows = self.found[GAP(TF).among(self.found["measure"])]
+        rows = self.findings[GAP(TF).among(self.findings["measure"])]
         return rows.iloc[0] if len(rows) else None
 
     def not_measured(self, question: str) -> Sentence:

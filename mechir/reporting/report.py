@@ -64,16 +64,16 @@ def report(*, registry: Path | str = DEFAULT, out: Path | str | None = None) -> 
 
 def gathered(registry: Path) -> dict[str, Any]:
     """The data of the page: `registry`, `version`, `made`, and `sections`, a dict for each model and collection."""
-    found, alone, stored = known(registry), neurons(registry), runs(registry)
-    if found.empty and not stored:
+    findings, alone, stored = known(registry), neurons(registry), runs(registry)
+    if findings.empty and not stored:
         raise MechirError(f"'{registry}' holds no run yet: write `mechir run` first, or give --registry DIR.")
     records = [run.record for run in stored]
     of_findings = collections(registry) if latest(registry) else {}
     names = shown([*of_findings, *map(named, reversed(records))])
     renamed = {name: names[collection] for collection, name in of_findings.items()}
-    found, alone = (frame.assign(collection=frame["collection"].map(renamed)) for frame in (found, alone))
+    findings, alone = (frame.assign(collection=frame["collection"].map(renamed)) for frame in (findings, alone))
     claimed: dict[str, list[Section]] = {}
-    for run_id, *place in found[["run_id", *Section._fields]].drop_duplicates().itertuples(index=False):
+    for run_id, *place in findings[["run_id", *Section._fields]].drop_duplicates().itertuples(index=False):
         claimed.setdefault(run_id, []).append(Section(*place))
     by_section: dict[Section, list[Run]] = {}
     for run, record in zip(stored, records, strict=True):
@@ -83,9 +83,9 @@ def gathered(registry: Path) -> dict[str, Any]:
     for at in chain.from_iterable(claimed.values()):
         by_section.setdefault(at, [])
     ids = {name: collection.id for collection, name in names.items()}
-    contradictions, sections = conflicts(found), []
+    contradictions, sections = conflicts(findings), []
     for at, on in by_section.items():
-        section = _section(at, ids[at.collection], on, _of(at, found), _of(at, contradictions))
+        section = _section(at, ids[at.collection], on, _of(at, findings), _of(at, contradictions))
         sections.append(section | {"neurons": _of(at, alone).to_dict("records")})
     return {
         "registry": registry.resolve().name,
@@ -96,19 +96,19 @@ def gathered(registry: Path) -> dict[str, Any]:
 
 
 def _section(
-    at: Section, collection: str, stored: Sequence[Run], found: pd.DataFrame, contradictions: pd.DataFrame
+    at: Section, collection: str, stored: Sequence[Run], findings: pd.DataFrame, contradictions: pd.DataFrame
 ) -> dict[str, Any]:
     """The data on one model and one collection, which has this id, from its runs, findings and conflicts."""
-    model = found["model"].iloc[0] if len(found) else stored[0].record["model"]
-    linked = link_table(found)
-    claims = {str(run): list(part["measure"].unique()) for run, part in found.groupby("run_id", sort=False)}
+    model = findings["model"].iloc[0] if len(findings) else stored[0].record["model"]
+    linked = link_table(findings)
+    claims = {str(run): list(part["measure"].unique()) for run, part in findings.groupby("run_id", sort=False)}
     charted, others = drawn(stored, claims)
     pathways = _answering(stored, "plan")
-    planned = set(found.loc[found["planned"], "run_id"])  # the newest where there are no findings of a plan
+    planned = set(findings.loc[findings["planned"], "run_id"])  # the newest where there are no findings of a plan
     pathway = next((run for run in pathways if run.id in planned), next(iter(pathways), None))
     later = [run.id for run in pathways if pathway is not None and run.id != pathway.id]
     on = commands.on([run.record for run in stored], model, collection)
-    about = Known(on, found, linked, contradictions, pathway, later)
+    about = Known(on, findings, linked, contradictions, pathway, later)
     return {
         "model": model,
         "fingerprint": at.model_fingerprint,
@@ -116,7 +116,7 @@ def _section(
         "lead": answers.lead(about),
         "answers": answers.answers(about),
         "links": table(linked),
-        "components": components(found, contradictions, linked.loc[linked["effect"].notna(), "site"].to_list()),
+        "components": components(findings, contradictions, linked.loc[linked["effect"].notna(), "site"].to_list()),
         "examples": examples(_answering(stored, "examples")) | {"command": about.command("examples")},
         "figures": figures(charted, claims),
         "others": [{"run": run.id, "experiment": run.record["identity"]["experiment"], "why": why,

@@ -48,9 +48,9 @@ def with_commas(parts: Sequence[Part]) -> Sentence:
     return flat
 
 
-def counted(n: int, one: str, several: str) -> str:
+def counted(n: int, singular: str, plural: str) -> str:
     """A number and the noun that it counts."""
-    return f"{n or 'no'} {one if n == 1 else several}"
+    return f"{n or 'no'} {singular if n == 1 else plural}"
 
 
 def number(value: float) -> str:
