@@ -81,9 +81,7 @@ def agreements(here: pd.DataFrame) -> tuple[str, ...]:
             for name, row in links.items():
                 link = f"linked to {name}" if name != "scoring" else "writes the score"
                 times = f" over {row['tries']} tries" if row["tries"] > 1 and kind == "exploratory" else ""
-                sentences.append(
-                    f"{link} ({kind}), {model} on {collection}: {row['measure']} {row['value']:.3g} "
-                    f"[{row['low']:.3g}, {row['high']:.3g}] {row['unit']}, p = {row['p_all']:.2g}{times}, "
-                    f"{row['n_queries']} queries"
-                )
+                value = f"{row['value']:.3g} [{row['low']:.3g}, {row['high']:.3g}] {row['unit']}"
+                test = f"p = {row['p_all']:.2g}{times}, {row['n_queries']} queries"
+                sentences.append(f"{link} ({kind}), {model} on {collection}: {row['measure']} {value}, {test}")
     return tuple(sentences)

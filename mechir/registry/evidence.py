@@ -85,15 +85,9 @@ class Link:
 
 
 HEADS, VECTORS = r"h\d+\.\d+", r"embed\.u\d+"
+CONTRASTS = (EVIDENCE["contrast"], EVIDENCE["contrast_back"])
 LINKS = (
-    Link(
-        "tf",
-        looks=(m.CONTRAST("query<-doc"), m.CONTRAST("doc<-query")),
-        acts=(m.PATCHING(TF, at=TEXT),),
-        sites=HEADS,
-        called="heads",
-        looking="flagged by its pattern",
-    ),
+    Link("tf", CONTRASTS, (EVIDENCE["patching"],), HEADS, "heads", "flagged by its pattern"),
     Link("idf", (m.R_IDF,), (m.SCORE_UP_IDF, m.ATTENTION_UP_IDF), VECTORS, "directions", "goes with IDF"),
     Link("scoring", (), (m.PATH_TO_SCORE(TF),), HEADS, "heads"),
 )
