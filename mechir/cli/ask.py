@@ -48,10 +48,9 @@ def _quality(means: list[dict[str, Any]]) -> Iterator[str]:
         if row["n"] < row["queries"]:
             name = f"{row['collection']}: " if row["collection"] else ""
             mean = "no mean" if row["value"] is None else f"{row['value']:.3f}"
-            yield (
-                f"{name}{row['measure']} of the intact model is {mean} over the {row['n']} of {row['queries']} queries "
-                f"that count; with the others as 0 it is {row['over_all']:.3f}"
-            )
+            counts = f"over the {row['n']} of {row['queries']} queries that count"
+            zeros = f"with the others as 0 it is {row['over_all']:.3f}"
+            yield f"{name}{row['measure']} of the intact model is {mean} {counts}; {zeros}"
 
 
 @click.command(cls=Command)

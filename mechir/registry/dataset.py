@@ -31,10 +31,10 @@ def write_dataset(frame: pd.DataFrame, folder: Path) -> None:
     (folder / FILE).parent.mkdir()
     arrow = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata()
     pq.write_table(arrow, folder / FILE)
-    size = (folder / FILE).stat().st_size
     features = [{"name": field.name, "dtype": KINDS.get(str(field.type), str(field.type))} for field in arrow.schema]
     splits = [{"name": "train", "num_bytes": arrow.nbytes, "num_examples": len(frame)}]
-    info = {"features": features, "splits": splits, "download_size": size, "dataset_size": arrow.nbytes}
+    sizes = {"download_size": (folder / FILE).stat().st_size, "dataset_size": arrow.nbytes}
+    info = {"features": features, "splits": splits, **sizes}
     configs = [{"config_name": "default", "data_files": [{"split": "train", "path": FILE}]}]
     tags = ["mechanistic-interpretability", "information-retrieval", "mechir"]
     card = DatasetCardData(pretty_name=NAME, tags=tags, configs=configs, dataset_info=info)

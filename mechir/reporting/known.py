@@ -79,6 +79,6 @@ class Known:
     def command(self, question: str) -> str:
         """The command that answers a question (`Experiment.answers`) for this model and collection."""
         experiment = answering(question)
-        diagnostic = "tfc1" if experiment.runs_on == "contrasts" else None
+        diagnostic = TF if experiment.runs_on == "contrasts" else None
         on = {"model": self.on["model"], "diagnostic": diagnostic, "collection": self.on["collection"]}
         return shlex.join(["mechir", "run", experiment.name, *flags(on), *experiment.answers[question]])

@@ -106,20 +106,16 @@ def head_map(frame: pd.DataFrame, site: str, *, title: str, column: str | None =
     """Layer x head of the rows whose `site` is a head: `estimate`, `low`, `high`, a ring where p_corrected < .05."""
     cells = frame[is_head(frame[site], parts=True)].copy()
     cells[["layer", "head"]] = cells[site].str.extract(r"h(\d+)\.(\d+)").astype(int).to_numpy()
-    return effect_map(
-        cells.assign(significant=cells["p_corrected"] < LEVEL),
-        "head",
-        "layer",
-        "estimate",
-        title=title,
-        subtitle="95 % interval over queries; ring: p < .05 over the whole map (sign flips of queries)",
-        low="low",
-        high="high",
-        ring="significant",
-        column=column,
-        order_x=sorted(cells["head"].unique().tolist()),
-        order_y=sorted(cells["layer"].unique().tolist()),
-    )
+    cells = cells.assign(significant=cells["p_corrected"] < LEVEL)
+    subtitle = "95 % interval over queries; ring: p < .05 over the whole map (sign flips of queries)"
+    shown: dict[str, Any] = {"low": "low", "high": "high", "ring": "significant", "column": column}
+    return head_grid(cells, "estimate", title=title, subtitle=subtitle, **shown)
+
+
+def head_grid(cells: pd.DataFrame, value: str, **options: Any) -> Any:
+    """An `effect_map` of the columns `layer` and `head`, both in their order."""
+    heads, layers = (sorted(cells[name].unique().tolist()) for name in ("head", "layer"))
+    return effect_map(cells, "head", "layer", value, order_x=heads, order_y=layers, **options)
 
 
 def _columns(frame: pd.DataFrame, *names: str | None) -> pd.DataFrame:
@@ -297,16 +293,15 @@ def save(chart: Any, stem: Path) -> list[Path]:
     Each is whole or not there.
     """
     spec = chart.to_dict()
-    contents = {
-        "html": _offline_html(spec).encode(),
-        "png": picture(spec, ".png"),
-        "json": json.dumps(spec, allow_nan=False).encode(),
-    }
-    files = {stem.with_name(f"{stem.name}.{suffix}"): content for suffix, content in contents.items()}
-    for file, content in files.items():
-        with whole(file) as temporary:
+    body = f'<div id="chart"></div><script type="application/json" id="spec">{as_json(spec)}</script>'
+    page = document("mechir", "body { margin: 12px; background: #fff; }", body, [vega(), static("chart.js")])
+    text = json.dumps(spec, allow_nan=False)
+    files = []
+    for suffix, content in (("html", page.encode()), ("png", picture(spec, ".png")), ("json", text.encode())):
+        files.append(stem.with_name(f"{stem.name}.{suffix}"))
+        with whole(files[-1]) as temporary:
             temporary.write_bytes(content)
-    return list(files)
+    return files
 
 
 def picture(spec: Mapping[str, Any], suffix: str) -> bytes:
@@ -335,9 +330,3 @@ def vega() -> str:
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VERSION)
     assert not any(text in bundle for text in ("</script", "<!--", "\r")), "Vega's bundle would end its script"
     return bundle
-
-
-def _offline_html(spec: Mapping[str, Any]) -> str:
-    """A page with Vega inside that loads nothing; texts may come from collections, so the chart is data in it."""
-    body = f'<div id="chart"></div><script type="application/json" id="spec">{as_json(spec)}</script>'
-    return document("mechir", "body { margin: 12px; background: #fff; }", body, [vega(), static("chart.js")])

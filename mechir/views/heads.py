@@ -48,20 +48,8 @@ def heads(frame: pd.DataFrame, value: str = "") -> HeadMap:
         unit = part["unit"].iloc[0] if "unit" in part else ""
         title = f"{measure}, {unit}" if unit else str(measure)
         under = "; ".join(["95 % interval"] * bool(low) + [f"ring: {ring}"] * bool(ring))
-        chart = charts.effect_map(
-            part,
-            "head",
-            "layer",
-            value,
-            title=title,
-            subtitle=under,
-            low=low,
-            high=high,
-            ring="significant" if ring else None,
-            order_x=sorted(set(part["head"].tolist())),
-            order_y=sorted(set(part["layer"].tolist())),
-        )
-        maps.append(chart)
+        mark = "significant" if ring else None
+        maps.append(charts.head_grid(part, value, title=title, subtitle=under, low=low, high=high, ring=mark))
         texts.append(_text(part, value, title, ring))
     return HeadMap(maps[0] if len(maps) == 1 else charts.stacked(*maps), "\n\n".join(texts))
 

@@ -40,7 +40,7 @@ def table(frame: pd.DataFrame, digits: int = 2) -> str:
         cells[place] = [_cell(name, *row, digits) for row in zip(plain[name], low, high, strict=True)]
     written = pd.DataFrame(cells, index=range(len(plain)), dtype=object)
     written.columns = pd.Index([escape(name) + (r" [95\,\%]" if name in ends else "") for name in names])
-    sides = "".join("r" if _is_number(plain[name]) else "l" for name in names)
+    sides = "".join("r" if plain[name].dtype.kind in "iuf" else "l" for name in names)
     return str(written.to_latex(index=False, escape=False, column_format=sides))
 
 
@@ -62,10 +62,6 @@ def _ends(names: list[str]) -> dict[str, tuple[str, str]]:
     ends = {name: (f"{name}_low", f"{name}_high") for name in names if {f"{name}_low", f"{name}_high"} <= {*names}}
     first = next((name for name in ESTIMATES if name in names and name not in ends), None)
     return ends | ({first: INTERVAL} if first and {*INTERVAL} <= {*names} else {})
-
-
-def _is_number(column: pd.Series) -> bool:
-    return bool(pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column))
 
 
 def _cell(name: str, value: Any, low: Any, high: Any, digits: int) -> str:

@@ -77,24 +77,20 @@ def _strongest(part: pd.DataFrame) -> str:
 
 
 def _refuse(rows: pd.DataFrame) -> None:
-    missing = [name for name in COLUMNS if name not in rows.columns]
-    if missing:
+    if missing := [name for name in COLUMNS if name not in rows.columns]:
         raise MechirError(
             f"The frame has no column {', '.join(missing)}: give the rows of token_attribution(model, pairs)."
         )
     if rows.empty:
         raise MechirError("There is no token to colour: give the rows of token_attribution(model, pairs).")
-    unknown = rows[~rows["segment"].isin(NAMES)]
-    if len(unknown):
+    if len(unknown := rows[~rows["segment"].isin(NAMES)]):
         raise MechirError(f"Unknown segment '{unknown['segment'].iloc[0]}': write one of {', '.join(NAMES)}.")
-    wrong = rows[~np.isfinite(rows["attribution"].to_numpy(dtype=float))]
-    if len(wrong):
+    if len(wrong := rows[~np.isfinite(rows["attribution"].to_numpy(dtype=float))]):
         raise MechirError(
             f"The attribution of {_named(wrong)} is {wrong['attribution'].iloc[0]}: leave out pairs whose "
             "attributions are not finite, or load the model with dtype='float32'."
         )
-    twice = rows[rows.duplicated(["query_id", "doc_id", "position"])]
-    if len(twice):
+    if len(twice := rows[rows.duplicated(["query_id", "doc_id", "position"])]):
         raise MechirError(f"There are two attributions of {_named(twice)}: give every pair ids of its own.")
 
 
