@@ -9,9 +9,8 @@ def summary(frame: pd.DataFrame) -> str:
     """The frame in columns: p-values with three significant digits, other fractions with three decimals."""
     if frame.empty:
         return "no rows"
-    shown = {
-        name: [_cell(name, value) for value in column] for name, column in frame.items() if not column.isna().all()
-    }
+    filled = frame.dropna(axis=1, how="all")
+    shown = {name: [_cell(name, value) for value in column] for name, column in filled.items()}
     return str(pd.DataFrame(shown).to_string(index=False))
 
 
