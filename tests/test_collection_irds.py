@@ -14,6 +14,7 @@ from mechir import irds
 from mechir.errors import MechirError
 from mechir.pairs import EASY
 from tests.models import TOY
+from tests.test_collection import append
 
 
 @pytest.fixture
