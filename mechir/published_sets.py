@@ -55,7 +55,8 @@ def _terms(folder: Path) -> tuple[axioms.Term, dict[str, str]]:
 
 
 def _chen_tfc1(where: str, folder: Path) -> Diagnostic:
-    return perturbed(f"chen2024 tfc1 {where}", _chen(folder), axioms.Tfc1(where, _terms(folder)[0]))
+    term, _ = _terms(folder)
+    return perturbed(f"chen2024 tfc1 {where}", _chen(folder), axioms.Tfc1(where, term))
 
 
 def _chen_stmc1(folder: Path) -> Diagnostic:

@@ -1,4 +1,4 @@
-"""Cuts the directions of attention that the ranking may depend on (Vast et al. 2025, arXiv:2507.14604, Table 1)."""
+"""Cuts the directions of attention that the ranking may depend on: Table 1 of Vast et al. 2025 (arXiv:2507.14604)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ ORIGINAL = "original"
 
 @dataclass(frozen=True)
 class DirectionAblation(Experiment):
-    """Cuts the directions of attention that the ranking may depend on (Vast et al. 2025, arXiv:2507.14604, Table 1).
+    """Cuts the directions of attention that the ranking may depend on: Table 1 of Vast et al. 2025 (arXiv:2507.14604).
 
     Each of the 25 directions X<-Y between CLS, query, SEP1, document and SEP2 is cut in all layers and heads, then all
     five sources of a reader together. The cut is 0 after the softmax without renormalisation, as in the paper;
