@@ -78,7 +78,12 @@ class Diagnostic:
     @property
     def axiom(self) -> str:
         """The name of the diagnostic, without that of the collection."""
-        return self.id if self.perturbed is None else self.id.removesuffix(f" of {self.perturbed.id}")
+        return self.id.removesuffix(f" of {self.collection}")
+
+    @property
+    def collection(self) -> str:
+        """The id of the collection that was perturbed; empty for a published set."""
+        return "" if self.perturbed is None else self.perturbed.id
 
     def __repr__(self) -> str:
         queries = len({base.query_id for base, _ in self.cases})

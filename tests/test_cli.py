@@ -140,7 +140,7 @@ def test_run_lists_the_experiments(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "run", "--help", defaults=True)
     assert code == 0
     assert "vast2025/direction_ablation" in out
-    assert "Table 1 of Vast et al. 2025" in out
+    assert "Table 1 of Vast et al. 2025" in " ".join(out.split())
 
 
 def test_options_without_an_experiment_are_those_of_the_default(capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,7 @@ def test_each_runs_and_draws(toy: HookedEncoder, tfc1: Diagnostic, tmp_path: Pat
     assert {"pairs", "queries", "low", "high"} <= set(summary)
     assert engine.run(name, toy, tfc1, registry=tmp_path).id == stored.id
     if name != "polyakov2025/robust_metric":  # which is about metrics, not components
-        told = mi.findings(collection=tfc1.id, registry=tmp_path)
+        told = mi.findings(collection=tfc1.collection, registry=tmp_path)
         assert set(told["run_id"]) == {stored.id} and set(told["term"]) <= {"tf", ""} and (told["n_queries"] > 0).all()
         assert (told["measure"].str.contains("tfc1") & told["causal"]).all() != (name == "chen2024/head_attention")
         assert told["p_corrected"].isna().all()  # four queries are too few to test
