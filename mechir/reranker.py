@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mechir.batches import Batch
+from mechir.batches import Batch, progress_bar
 from mechir.encoding import Encoded
 from mechir.errors import MechirError
 from mechir.hooks import Edit, Hook
@@ -97,7 +97,8 @@ class Parts(NamedTuple):
 class Reranker(Protocol):
     """A model that batches and scores pairs, and whose activations are read and edited by hook name.
 
-    `fingerprint` names the model; `max_length` counts the word pieces of a pair that it reads.
+    `fingerprint` names the model; `max_length` counts the word pieces of a pair that it reads. A class that
+    derives from a tier inherits what follows from the rest, such as `batches`.
     """
 
     cfg: Dimensions
@@ -132,6 +133,10 @@ class Reranker(Protocol):
 
     def batch(self, inputs: Any) -> Batch:
         """One padded batch of the inputs, in their order, on the model's device."""
+        if not isinstance(inputs, Batch):
+            encoded = self.encode(inputs)
+            inputs = encoded.batch(range(len(encoded)))
+        return inputs.to(self.device)
 
     def batches(
         self,
@@ -142,10 +147,24 @@ class Reranker(Protocol):
         max_length: int | None = None,
         progress: bool | None = False,
     ) -> Iterator[tuple[np.ndarray, Batch]]:
-        """Batches of pairs of like length on the model's device, each with the index of its rows among the pairs."""
+        """Batches of pairs of like length, longest first, on the model's device, each with the index of its rows.
+
+        Args:
+            pairs: as in `encode`, or its result.
+            max_rows: the most pairs computed together.
+            max_tokens: the most word pieces computed together; by default `max_tokens` of the model.
+            max_length: word pieces kept of a pair.
+            progress: a bar with the time left; None: on a terminal, for work over two seconds.
+        """
+        encoded = pairs if isinstance(pairs, Encoded) else self.encode(pairs, max_length)
+        with progress_bar(len(encoded), progress) as bar:
+            for index, batch in encoded.buckets(max_rows, self.max_tokens if max_tokens is None else max_tokens):
+                yield index, batch.to(self.device)
+                bar.update(len(batch))
 
     def allowed(self, batch: Batch) -> Bool[Tensor, "batch 1 1 pos"] | None:
         """True at sources that are no padding; None where a batch has no padding."""
+        return None if bool(batch.attention_mask.all()) else batch.attention_mask[:, None, None, :]
 
     def score(
         self,
@@ -188,8 +207,9 @@ class Restarts(Reranker, Protocol):
     def run_write(self, layer: int, rows: Tensor, z: Tensor) -> Tensor:
         """The second half of a layer: the residual stream after it."""
 
-    def run_block(self, layer: int, resid: Tensor, allowed: Tensor | None, *, head_row: bool = False) -> Tensor:
-        """The residual stream after one layer."""
+    def run_block(self, layer: int, resid: Tensor, allowed: Tensor | None, **plan: bool) -> Tensor:
+        """The residual stream after one layer; `plan` as in `run_read`."""
+        return self.run_write(layer, *self.run_read(layer, resid, allowed, **plan))
 
     def run_head(self, resid: Float[Tensor, "batch row d_model"]) -> Float[Tensor, "batch"]:
         """The score that the head reads from a residual stream."""
@@ -204,23 +224,36 @@ class Weights(Restarts, Protocol):
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_embed"]:
-        """The word embeddings."""
+        """The word embeddings, before positions, segments and LayerNorm are applied."""
+        return self.parts.embeddings.word.weight
 
     @property
     def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:
-        """The weights of the queries."""
+        """The weights of the queries: q = x W_Q + b_Q."""
+        return _per_head(self.parts.layers, self.cfg.n_heads, "q", "weight").transpose(-1, -2)
+
+    @property
+    def W_K(self) -> Float[Tensor, "layer head d_model d_head"]:
+        """The weights of the keys: k = x W_K + b_K."""
+        return _per_head(self.parts.layers, self.cfg.n_heads, "k", "weight").transpose(-1, -2)
 
     @property
     def b_Q(self) -> Float[Tensor, "layer head d_head"]:
         """The biases of the queries."""
+        return _per_head(self.parts.layers, self.cfg.n_heads, "q", "bias")
 
     @property
     def b_K(self) -> Float[Tensor, "layer head d_head"]:
         """The biases of the keys."""
+        return _per_head(self.parts.layers, self.cfg.n_heads, "k", "bias")
 
     @property
     def W_QK(self) -> Any:
         """W_Q W_K^T [layer, head, d_model, d_model] as its factors."""
+
+
+def _per_head(layers: Sequence[Layer], n_heads: int, part: str, kind: str) -> Tensor:
+    return torch.stack([getattr(getattr(layer, part), kind) for layer in layers]).unflatten(1, (n_heads, -1))
 
 
 _SCORE = "under interventions with model.score(pairs, do=...)"

@@ -10,33 +10,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 
-from mechir.batches import Batch, progress_bar
 from mechir.encoder import forward as fw
 from mechir.encoder.cache import PostNormCache
 from mechir.encoder.families import Family, dimensions, parts
 from mechir.encoder.fingerprint import LoadedState, fingerprint
 from mechir.encoder.head import ClassificationHead, label_names, read_out
 from mechir.encoder.reading import Reading, length_limit, token_types
-from mechir.encoder.tiers import WeightViews
+from mechir.encoder.tiers import Tiers
 from mechir.encoder.tokenizing import refuse_unfit
 from mechir.encoding import Encoded, encode
 from mechir.errors import MechirError, closest
 from mechir.finite import refuse_non_finite
 from mechir.hooks import Edit, Hook, as_edit, edits
 from mechir.pairs import Pair, as_pairs
-from mechir.reranker import Structure, Weights, score_parity
+from mechir.reranker import Structure, score_parity
 
 RETURN_TYPES = ("score", "logits", "resid")
 
 
-class HookedEncoder(WeightViews, HookedRootModule, Weights):
+class HookedEncoder(HookedRootModule, Tiers):
     """A cross-encoder under TransformerLens hook names: `*ForSequenceClassification` of the BERT-like families.
 
     The parameters are those of the Hugging Face model in `self.hf`, not copies. `docs/concepts.md` lists hook names and
@@ -176,37 +174,6 @@ class HookedEncoder(WeightViews, HookedRootModule, Weights):
             raise MechirError("This model has no tokenizer and reads token ids alone: give it a Batch.")
         length, _ = length_limit(self.cfg.n_ctx, self.tokenizer, self.max_length if max_length is None else max_length)
         return encode(self.tokenizer, as_pairs(pairs), length)
-
-    def batch(self, inputs: Any) -> Batch:
-        """One padded batch of the inputs, in their order, on the model's device."""
-        if not isinstance(inputs, Batch):
-            encoded = self.encode(inputs)
-            inputs = encoded.batch(range(len(encoded)))
-        return inputs.to(self.device)
-
-    def batches(
-        self,
-        pairs: Any,
-        *,
-        max_rows: int = 64,
-        max_tokens: int | None = None,
-        max_length: int | None = None,
-        progress: bool | None = False,
-    ) -> Iterator[tuple[np.ndarray, Batch]]:
-        """Batches of pairs of like length, longest first, on the model's device, each with the index of its rows.
-
-        Args:
-            pairs: as in `encode`, or its result.
-            max_rows: the most pairs computed together.
-            max_tokens: the most word pieces computed together; by default `max_tokens` of the model.
-            max_length: word pieces kept of a pair.
-            progress: a bar with the time left; None: on a terminal, for work over two seconds.
-        """
-        encoded = pairs if isinstance(pairs, Encoded) else self.encode(pairs, max_length)
-        with progress_bar(len(encoded), progress) as bar:
-            for index, batch in encoded.buckets(max_rows, self.max_tokens if max_tokens is None else max_tokens):
-                yield index, batch.to(self.device)
-                bar.update(len(batch))
 
     def forward(
         self,

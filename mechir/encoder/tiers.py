@@ -16,14 +16,12 @@ from transformer_lens.hook_points import HookPoint
 from mechir.batches import Batch
 from mechir.encoder import forward as fw
 from mechir.encoder.head import ClassificationHead
-from mechir.reranker import Dimensions, Parts
+from mechir.reranker import Weights
 
 
-class LayerRuns:
-    """Embeddings, layers in two halves, and head, each by itself."""
+class Tiers(Weights):
+    """Embeddings, layers in two halves, and head, each by itself; the device and number type of the parameters."""
 
-    parts: Parts
-    cfg: Dimensions
     embed: fw.EmbedHooks
     hook_full_embed: HookPoint
     blocks: torch.nn.ModuleList
@@ -33,14 +31,6 @@ class LayerRuns:
     def embedded(self, batch: Batch) -> Float[Tensor, "batch pos d_model"]:
         """The residual stream that layer 0 reads."""
         return self.hook_full_embed(fw.embed(self.parts, self.embed, batch, self._positions_after))
-
-    def allowed(self, batch: Batch) -> Tensor | None:
-        """True at sources that are no padding; None where a batch has no padding."""
-        return None if bool(batch.attention_mask.all()) else batch.attention_mask[:, None, None, :]
-
-    def run_block(self, layer: int, resid: Tensor, allowed: Tensor | None, **plan: bool) -> Tensor:
-        """The residual stream after one layer; `plan` as in `forward.read`."""
-        return self.run_write(layer, *self.run_read(layer, resid, allowed, **plan))
 
     def run_read(self, layer: int, resid: Tensor, allowed: Tensor | None, **plan: bool) -> tuple[Tensor, Tensor]:
         """The first half of a layer: the stream's rows and what the heads read (see `forward.read`)."""
@@ -60,10 +50,6 @@ class LayerRuns:
         """The logits that the head reads there."""
         return self.head(self.parts, resid[:, 0])
 
-
-class WeightViews(LayerRuns):
-    """Embeddings and the weights of queries and keys by head; the device and number type of the parameters."""
-
     @property
     def device(self) -> torch.device:
         """The device of the parameters."""
@@ -75,38 +61,9 @@ class WeightViews(LayerRuns):
         return self.parts.classifier.weight.dtype
 
     @property
-    def W_E(self) -> Float[Tensor, "d_vocab d_embed"]:
-        """The word embeddings, before positions, segments and LayerNorm are applied."""
-        return self.parts.embeddings.word.weight
-
-    @property
-    def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:
-        """The weights of the queries: q = x W_Q + b_Q."""
-        return self._per_head("q", "weight").transpose(-1, -2)
-
-    @property
-    def W_K(self) -> Float[Tensor, "layer head d_model d_head"]:
-        """The weights of the keys: k = x W_K + b_K."""
-        return self._per_head("k", "weight").transpose(-1, -2)
-
-    @property
-    def b_Q(self) -> Float[Tensor, "layer head d_head"]:
-        """The biases of the queries."""
-        return self._per_head("q", "bias")
-
-    @property
-    def b_K(self) -> Float[Tensor, "layer head d_head"]:
-        """The biases of the keys."""
-        return self._per_head("k", "bias")
-
-    @property
     def W_QK(self) -> FactoredMatrix:
         """W_Q W_K^T [layer, head, d_model, d_model] as its factors, in float64.
 
         Position i looks at j with the score (x_i W_QK x_j + x_i W_Q b_K + b_Q W_K^T x_j + b_Q b_K) / sqrt(d_head).
         """
         return FactoredMatrix(self.W_Q.double(), self.W_K.double().transpose(-1, -2))
-
-    def _per_head(self, part: str, kind: str) -> Tensor:
-        layers = [getattr(getattr(layer, part), kind) for layer in self.parts.layers]
-        return torch.stack(layers).unflatten(1, (self.cfg.n_heads, -1))
