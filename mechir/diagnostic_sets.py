@@ -16,7 +16,7 @@ from mechir.pairs import Pair
 from mechir.perturbed import FILLERS, Diagnostic, perturbed
 from mechir.published_sets import PUBLISHED
 from mechir.reranker import Weights
-from mechir.text_lines import stored
+from mechir.trec_files import stored
 
 
 def diagnostic(
@@ -54,7 +54,7 @@ def diagnostic(
     else:
         chosen = _of_collection(name, source, model, pool)
     words = (fillers,) if isinstance(fillers, str) else tuple(dict.fromkeys(fillers))
-    return replace(chosen, fillers=words, swap=swap, asked={"name": name, "seed": 0} | given)
+    return replace(chosen, fillers=words, swap=swap, arguments={"name": name, "seed": 0} | given)
 
 
 def _of_collection(name: str, source: Any, model: Weights | None, pool: Mapping[str, Any]) -> Diagnostic:

@@ -20,8 +20,8 @@ import pandas as pd
 from mechir import provenance
 from mechir.catalog import load_experiment
 from mechir.collection_groups import Collections
+from mechir.encoder.certify import refuse_altered
 from mechir.encoder.hooked import HookedEncoder
-from mechir.encoder.intact import refuse_altered
 from mechir.encoding import REASONS
 from mechir.errors import MechirError
 from mechir.experiment import Experiment, Inputs, refuse_incomplete, silent

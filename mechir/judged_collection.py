@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mechir import bm25, collection_hash, irds, left_out, pools, text_lines, trec_files
+from mechir import irds, left_out, pools, trec_files
 from mechir.errors import MechirError
 from mechir.left_out import Row
 from mechir.pairs import EASY, Pair
@@ -21,6 +22,7 @@ from mechir.rules import (
     DUPLICATES,
     LEAVE_OUT,
     Counted,
+    Qrels,
     counted,
     one_grade_each,
     one_text_each,
@@ -232,7 +234,7 @@ class Collection:
         texts = self.docs.many(list(self.docs))
         queries = {query_id: self.queries[query_id] for query_id in judged}
         spare = pools.passed_over(queries, self.qrels, texts)
-        ranked = bm25.candidates(queries, list(texts), list(texts.values()), k + spare) if queries else {}
+        ranked = pools.candidates(queries, list(texts), list(texts.values()), k + spare) if queries else {}
         return self._first(ranked, k)
 
 
@@ -277,7 +279,7 @@ def _dataset(name: str, duplicates: str, leave_out: float) -> Collection:
     lines = list(irds.queries(name, dataset))
     queries, again = one_text_each(lines, "query", f"'{name}', query")
     qrels, twice = one_grade_each(irds.qrels(name, dataset), f"'{name}', judgment", duplicates)
-    digest = collection_hash.of_dataset(name, {key: text for _, key, text in lines}, qrels)
+    digest = _hash_of_dataset(name, {key: text for _, key, text in lines}, qrels)
     docs = irds.Documents(name, dataset)
     return Collection(
         name, queries, docs, qrels, digest, duplicates=duplicates, leave_out=leave_out, again=(*again, *twice)
@@ -285,17 +287,48 @@ def _dataset(name: str, duplicates: str, leave_out: float) -> Collection:
 
 
 def _directory(folder: Path, duplicates: str, leave_out: float) -> Collection:
-    files = {name: text_lines.stored(folder, name) for name in FILES}
+    files = {name: trec_files.stored(folder, name) for name in FILES}
     if missing := [name for name, file in files.items() if file is None]:
         raise MechirError(f"'{folder}' is no collection: it holds no {' and no '.join(missing)}.")
     queries_file, docs_file, qrels_file = (file for file in files.values() if file is not None)
     queries, again = one_text_each(trec_files.read_texts(queries_file, "query"), "query", f"{queries_file}, line")
     docs, more = one_text_each(trec_files.read_texts(docs_file, "document"), "document", f"{docs_file}, line")
     qrels, twice = one_grade_each(trec_files.read_qrels(qrels_file), f"{qrels_file}, line", duplicates)
-    digest = collection_hash.of_directory(queries, docs, qrels)
+    digest = _hash_of_directory(queries, docs, qrels)
     name, texts, repeated = folder.resolve().name, trec_files.Texts(docs), (*again, *more, *twice)
     made = Collection(
         name, queries, texts, qrels, digest, folder, duplicates=duplicates, leave_out=leave_out, again=repeated
     )
     _ = made.judgments  # raises for too many judgments that cannot be used
     return made
+
+
+def _hash_of_directory(
+    queries: Mapping[str, str], docs: Mapping[str, str], qrels: Mapping[str, Mapping[str, int]]
+) -> str:
+    """The hash of ids and texts, and of the judgments of queries and documents that exist."""
+    known = ((query_id, grades) for query_id, grades in qrels.items() if query_id in queries)
+    judged = {query_id: {key: grade for key, grade in grades.items() if key in docs} for query_id, grades in known}
+    return _digest(_texts(queries), _texts(docs), _judgments(judged))
+
+
+def _hash_of_dataset(name: str, queries: Mapping[str, str], qrels: Qrels) -> str:
+    """The hash of the id in ir_datasets, queries and judgments: the documents are not read."""
+    return _digest([name], _texts(queries), _judgments(qrels))
+
+
+def _texts(texts: Mapping[str, str]) -> Iterator[str]:
+    return (f"{key}\t{text}" for key, text in texts.items())
+
+
+def _judgments(qrels: Qrels) -> Iterator[str]:
+    return (f"{query_id}\t{sorted(grades.items())}" for query_id, grades in qrels.items())
+
+
+def _digest(*parts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        for line in part:
+            digest.update(line.encode() + b"\n")
+        digest.update(b"\0")
+    return digest.hexdigest()

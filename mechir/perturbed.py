@@ -48,8 +48,8 @@ class Diagnostic:
 
     `refused` are the pairs that the perturbation does not apply to, with the reason. With `swap`, runs are on the
     perturbed text and activations come from the other. `perturbed` is the collection, `left_out` what its pool leaves
-    out, `folder` that of a published set. `asked` holds the arguments of `diagnostic`: `name`, and the options of the
-    pool that were given.
+    out, `folder` that of a published set. `arguments` are those of `diagnostic`: `name`, and the options of the pool
+    that were given.
     """
 
     id: str
@@ -61,7 +61,7 @@ class Diagnostic:
     left_out: pd.DataFrame | None = None
     perturbed: Collection | None = None
     folder: Path | None = None
-    asked: Mapping[str, Any] | None = None
+    arguments: Mapping[str, Any] | None = None
 
     @property
     def full_name(self) -> str:
@@ -98,7 +98,7 @@ class Diagnostic:
     def limited(self, *, limit_queries: int | None = None, per_grade: int | None = None, seed: int = 0) -> Diagnostic:
         """The first `limit_queries` queries; of each query and grade at most `per_grade` pairs, drawn at random.
 
-        The result has no `asked`.
+        The result has no `arguments`.
         """
         refuse_counts_below(1, limit_queries=limit_queries, per_grade=per_grade)
         ids = set(list(dict.fromkeys(base.query_id for base, _ in self.cases))[:limit_queries])
@@ -108,7 +108,7 @@ class Diagnostic:
                 groups.setdefault((base.query_id, str(base.grade)), []).append(place)
         drawn = sorted(place for key, places in groups.items() for place in draw(places, per_grade, seed, *key))
         refused = tuple(case for case in self.refused if limit_queries is None or case[0].query_id in ids)
-        return replace(self, cases=tuple(self.cases[place] for place in drawn), refused=refused, asked=None)
+        return replace(self, cases=tuple(self.cases[place] for place in drawn), refused=refused, arguments=None)
 
     def align(self, model: Reranker, filler: str | Sequence[str] | None = None) -> Aligned:
         """The contrasts for this model, once per filler (by default the set's own two).

@@ -1,4 +1,4 @@
-"""The parts of a pool: the judged documents of a query, documents drawn at random, and documents of a ranking."""
+"""The parts of a pool: judged documents, documents drawn at random, and documents of a ranking, a run or BM25."""
 
 from __future__ import annotations
 
@@ -107,6 +107,27 @@ def of_ranking(
         elif excluded.get(doc_id, 0) >= 0:
             documents.append(doc_id)
     return documents, rows
+
+
+def candidates(queries: Mapping[str, str], ids: Sequence[str], texts: Sequence[str], k: int) -> dict[str, list[str]]:
+    """The first k documents of each query by BM25 that hold a word of it, best first.
+
+    Anserini's defaults (k1 0.9, b 0.4, Lucene's IDF) over lower-cased words without English stop words.
+    """
+    import bm25s
+
+    quiet = {"show_progress": False}
+    words = bm25s.tokenize(list(texts), stopwords="en", **quiet)
+    if not words.vocab:
+        return {query_id: [] for query_id in queries}
+    retriever = bm25s.BM25(method="lucene", k1=0.9, b=0.4)
+    retriever.index(words, **quiet)
+    query_words = bm25s.tokenize(list(queries.values()), stopwords="en", **quiet)
+    places, scores = retriever.retrieve(query_words, k=min(k, len(ids)), **quiet)
+    return {
+        query_id: [ids[place] for place, score in zip(row, values, strict=True) if score > 0]
+        for query_id, row, values in zip(queries, places, scores, strict=True)
+    }
 
 
 def passed_over(queries: Mapping[str, str], qrels: Mapping[str, Mapping[str, int]], texts: Mapping[str, str]) -> int:

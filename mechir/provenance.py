@@ -129,7 +129,7 @@ def collections_of(source: Any) -> list[dict[str, str]]:
 def asked_of(experiment: Experiment, model: HookedEncoder, source: Any, pool: Any) -> dict[str, Any]:
     """The command of a run, to give it again from anywhere; recorded, but no part of its identity.
 
-    `asked`: the options of the experiment as they were given, without those that it found; `given`: the other
+    `asked`: the options of the experiment as they were given, without those that it chose itself; `given`: the other
     options of the command line, of a diagnostic set made otherwise without those of a pool; `file`: the experiment's;
     `collections`: those that findings are about.
     """
@@ -139,7 +139,7 @@ def asked_of(experiment: Experiment, model: HookedEncoder, source: Any, pool: An
     given["relevant_label"] = None if label == relevant(model.head.labels, None) else label
     given["max_length"] = length if model.reading.limited_by == ASKED else None
     if isinstance(source, Diagnostic):
-        collection, sample = source.perturbed, dict(source.asked or {})
+        collection, sample = source.perturbed, dict(source.arguments or {})
         given["diagnostic"] = sample.pop("name", source.axiom)
         given |= {"data": str(source.folder.resolve())} if source.folder is not None else {}
         given |= {"filler": list(source.fillers), "swap": source.swap}
@@ -148,8 +148,8 @@ def asked_of(experiment: Experiment, model: HookedEncoder, source: Any, pool: An
     elif collection is not None:
         given["collection"] = [collection.address]
     given |= sample | ({"run": _whole(sample["run"])} if sample.get("run") else {})
-    asked = {name: _whole(value) if name in FILES and value else value for name, value in experiment.written.items()}
-    return {"asked": asked, "given": given, "file": source_file(experiment), "collections": collections_of(source)}
+    options = {name: _whole(value) if name in FILES and value else value for name, value in experiment.written.items()}
+    return {"asked": options, "given": given, "file": source_file(experiment), "collections": collections_of(source)}
 
 
 def _whole(name: str | Path) -> str:

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from mechir.batches import Batch
 from mechir.errors import MechirError
-from mechir.finite import refuse_non_finite
 from mechir.hooks import Edit, Hook, edits
 from mechir.pairs import Pair
+from mechir.recorder import refuse_non_finite
 from mechir.reranker import Restarts, needs
 
 READ = (

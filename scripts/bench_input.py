@@ -16,8 +16,8 @@ from typing import Any
 import transformers
 
 import mechir as mi
+from mechir.encoder.certify import refuse_altered
 from mechir.encoder.fingerprint import digests, fingerprint
-from mechir.encoder.intact import refuse_altered
 from mechir.encoding import encode_readable
 
 REPEATS = 5

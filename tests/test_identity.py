@@ -18,9 +18,8 @@ from tokenizers import Tokenizer, models, normalizers
 import mechir as mi
 from mechir import cli, provenance
 from mechir.encoder import HookedEncoder
-from mechir.encoder.certify import BOUNDS, refuse_unlike
+from mechir.encoder.certify import BOUNDS, refuse_altered, refuse_unlike
 from mechir.encoder.families import FAMILIES
-from mechir.encoder.intact import refuse_altered
 from mechir.errors import MechirError
 from mechir.material import Pool
 from tests.models import PAIRS, TOY, TOY_MODEL, Checkpoints, build, tokenizer

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import mechir as mi
 from mechir import irds
 from mechir.errors import MechirError
-from mechir.text_lines import COLUMN
+from mechir.trec_files import COLUMN
 
 NAME = "generated"
 LETTERS = st.characters(categories=["L", "N", "S", "P"], exclude_characters='"')

@@ -10,8 +10,7 @@ from types import FrameType
 import click
 
 from mechir.cli.ask import delete, export, findings, report, show
-from mechir.cli.files import convert, fetch, score
-from mechir.cli.new import new
+from mechir.cli.files import convert, fetch, new, score
 from mechir.cli.run import run
 from mechir.errors import MechirError
 

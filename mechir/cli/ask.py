@@ -38,7 +38,7 @@ def print_summary(stored: Any) -> None:
         f"parity with Hugging Face on {certificate['n_pairs']} pairs: scores {score_parity(certificate):.1e} "
         f"(relative), patterns {certificate['pattern']:.1e}; {record['truncated_documents']} documents truncated"
     )
-    lines += Reading.of(record["reading"]).lines() if "reading" in record else ()  # older runs lack it
+    lines += Reading.of_record(record["reading"]).lines() if "reading" in record else ()  # older runs lack it
     click.echo("\n".join([*lines, f"Run {stored.id}: {stored.path}; chart: {stored.path / 'chart.html'}"]))
 
 

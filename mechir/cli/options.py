@@ -50,7 +50,6 @@ MODEL = (
         "--max-length", type=click.IntRange(min=1), help="Word pieces read of a pair [default: what the model says]."
     ),
 )
-LIMIT = click.option("--limit-queries", type=click.IntRange(min=1), help="Only the first Q judged queries.")
 RULES = (
     click.option(
         "--duplicates",
@@ -69,7 +68,8 @@ RULES = (
 def collection_option(more: str = "") -> tuple[Callable[[Any], Any], ...]:
     """`--collection` (repeated, if `more` explains how), its rules, and `--limit-queries`."""
     text = f"A directory or an ir_datasets id [default: the one that ships]{more}."
-    return click.option("--collection", "-c", multiple=bool(more), help=text), *RULES, LIMIT
+    limit = click.option("--limit-queries", type=click.IntRange(min=1), help="Only the first Q judged queries.")
+    return click.option("--collection", "-c", multiple=bool(more), help=text), *RULES, limit
 
 
 def rules_of(given: dict[str, Any]) -> dict[str, Any]:

@@ -27,13 +27,9 @@ class PostNormCache(ActivationCache):
     methods that add them up, or apply a final norm, would return numbers that mean nothing: they raise.
     """
 
-    accumulated_resid = _refused("accumulated_resid")
-    decompose_resid = _refused("decompose_resid")
-    get_full_resid_decomposition = _refused("get_full_resid_decomposition")
-    stack_head_results = _refused("stack_head_results")
-    stack_neuron_results = _refused("stack_neuron_results")
-    compute_head_results = _refused("compute_head_results")
-    get_neuron_results = _refused("get_neuron_results")
-    logit_attrs = _refused("logit_attrs")
-    logit_lens = _refused("logit_lens")
-    apply_ln_to_stack = _refused("apply_ln_to_stack")
+
+for _name in (
+    *("accumulated_resid", "decompose_resid", "get_full_resid_decomposition", "logit_attrs", "logit_lens"),
+    *("stack_head_results", "stack_neuron_results", "compute_head_results", "get_neuron_results", "apply_ln_to_stack"),
+):
+    setattr(PostNormCache, _name, _refused(_name))

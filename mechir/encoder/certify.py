@@ -1,4 +1,4 @@
-"""The parity certificate: Hugging Face's own tokenizer and model run beside ours on the same texts."""
+"""The checks of a model: parity with Hugging Face on the same texts, and that it is still as it was loaded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 from mechir.batches import Batch
 from mechir.encoder.hooked import HookedEncoder
@@ -19,6 +19,10 @@ from mechir.reranker import score_parity
 BOUNDS = {"float32": 1e-4, "float64": 1e-4, "bfloat16": 3e-2}
 """The largest relative difference of scores that a run accepts. A bfloat16 has 8 bits: on two trained rerankers
 of 6 layers the same sums in another order differ by up to 5e-3 of the largest logit."""
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""The attributes in which torch keeps the hooks of a module; those of TransformerLens are among them."""
+EVERYWHERE = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
+"""The attributes for hooks of all modules."""
 
 
 @torch.no_grad()
@@ -37,7 +41,9 @@ def certify(model: HookedEncoder, pairs: Sequence[Pair], *, max_rows: int = 16) 
     scale, other_inputs = 0.0, 0
     encoded = model.encode(pairs)
     for _, batch in model.batches(encoded, max_rows=max_rows, max_tokens=4096):
-        inputs = _read(model, batch)
+        texts = [[pair.query for pair in batch.pairs], [pair.document for pair in batch.pairs]]
+        options = {"padding": True, "truncation": True, "max_length": model.max_length, "return_tensors": "pt"}
+        inputs = dict(model.tokenizer(*texts, **options).to(model.device))  # as its users call it
         other = _differing(batch, inputs)
         other_inputs += int(other.sum())
         if bool(other.any()):
@@ -91,13 +97,6 @@ def refuse_unlike(certificate: Mapping[str, Any], name: str) -> None:
         )
 
 
-def _read(model: HookedEncoder, batch: Batch) -> dict[str, Tensor]:
-    """The inputs that Hugging Face's tokenizer makes of the same texts, called as its users call it."""
-    texts = [[pair.query for pair in batch.pairs], [pair.document for pair in batch.pairs]]
-    options = {"padding": True, "truncation": True, "max_length": model.max_length, "return_tensors": "pt"}
-    return dict(model.tokenizer(*texts, **options).to(model.device))
-
-
 def _differing(batch: Batch, inputs: Mapping[str, Tensor]) -> Tensor:
     """True at the pairs where Hugging Face reads other ids, types or positions than we do."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
@@ -123,3 +122,42 @@ def _theirs(model: HookedEncoder, inputs: Mapping[str, Tensor]) -> tuple[Any, Te
         return model.hf(**arguments, output_hidden_states=True, output_attentions=True), logits
     finally:
         model.hf.set_attn_implementation(default)
+
+
+def refuse_altered(model: HookedEncoder) -> None:
+    """Raises for a model whose scores would be stored under the fingerprint of another one.
+
+    That is one with hooks left in place, parameters that changed after loading, in training mode, in another number
+    type, or without a label that means relevance.
+    """
+    model.head.stated_label()
+    dtype = str(model.dtype).removeprefix("torch.")
+    if dtype not in BOUNDS:
+        raise MechirError(f"'{model.cfg.model_name}' is in {dtype}: load it with dtype= one of {', '.join(BOUNDS)}.")
+    if any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")):
+        raise MechirError("torch.autocast is on, which rounds on the way: leave it, or load with dtype='bfloat16'.")
+    hooked = [name or "the model" for name, module in model.named_modules() if _has_hooks(module)]
+    hooked += ["every module of torch"] * any(getattr(torch.nn.modules.module, kind) for kind in EVERYWHERE)
+    if hooked:
+        more = f" and {len(hooked) - 1} more" if len(hooked) > 1 else ""
+        raise MechirError(
+            f"Hooks were left in place at '{hooked[0]}'{more}, and a run is of the model that its fingerprint names: "
+            "call model.reset_hooks() (or remove() of what register_forward_hook gave), or give interventions to do=."
+        )
+    training = [name or "the model" for name, module in model.hf.named_modules() if module.training]
+    if training:
+        raise MechirError(f"'{training[0]}' is in training mode, where dropout changes scores: call model.eval().")
+    changed = model.changed()
+    if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise MechirError(
+            f"'{changed[0]}'{more} changed since '{model.cfg.model_name}' was loaded, and a run is of the model that "
+            "its fingerprint names: load it anew, or save the changed one (model.hf.save_pretrained and "
+            "model.tokenizer.save_pretrained) and load that."
+        )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    hooks = (hook for kind in HOOKS for hook in getattr(module, kind).values())
+    # transformers keeps hooks of its own, which record hidden states and change nothing.
+    return any(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks)

@@ -26,9 +26,9 @@ from mechir.encoder.tiers import Tiers
 from mechir.encoder.tokenizing import refuse_unfit
 from mechir.encoding import Encoded, encode
 from mechir.errors import MechirError, closest
-from mechir.finite import refuse_non_finite
 from mechir.hooks import Edit, Hook, as_edit, edits
 from mechir.pairs import Pair, as_pairs
+from mechir.recorder import refuse_non_finite
 from mechir.reranker import Structure, score_parity
 
 RETURN_TYPES = ("score", "logits", "resid")

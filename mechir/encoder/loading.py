@@ -50,7 +50,9 @@ def load(name_or_path: str | Path, *, dtype: str | torch.dtype, **options: Any) 
             folder, config=config, dtype=number, use_safetensors=True, output_loading_info=True
         )
     unused = refuse_surplus(folder, report["unexpected_keys"], raw)
-    _refuse_non_finite_weights(hf, folder)
+    for name, parameter in hf.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise MechirError(f"'{folder}' holds NaN or inf in {name}: its scores would be meaningless.")
     reading = Reading(
         weights=tuple(file.name for file in files),
         lower_case=saved.lower_case,
@@ -188,12 +190,6 @@ def _refuse_mismatch(expected: Mapping[str, tuple[int, ...]], stored: Mapping[st
 def _todays(name: str) -> str:
     """Today's name of a LayerNorm's parameter: old checkpoints say gamma and beta, and transformers renames them."""
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-
-
-def _refuse_non_finite_weights(hf: torch.nn.Module, folder: Path) -> None:
-    for name, parameter in hf.named_parameters():
-        if not bool(parameter.isfinite().all()):
-            raise MechirError(f"'{folder}' holds NaN or inf in {name}: its scores would be meaningless.")
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -39,7 +39,7 @@ class Reading:
     left_out: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Reading:
+    def of_record(cls, record: Mapping[str, Any]) -> Reading:
         """The value of a record in JSON, which holds lists in place of tuples."""
         fields: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in record.items()}
         return cls(**fields)

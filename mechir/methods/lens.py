@@ -19,12 +19,11 @@ from torch import Tensor
 
 from mechir.batches import Batch, shares
 from mechir.errors import MechirError
-from mechir.finite import refuse_non_finite
 from mechir.inference import mean_interval
 from mechir.methods.groups import crossed, pair_ids
 from mechir.methods.ranking import TIE
 from mechir.pairs import Pair
-from mechir.recorder import observe
+from mechir.recorder import observe, refuse_non_finite
 from mechir.reranker import Restarts, needs
 from mechir.segments import FIVE
 from mechir.sites import Resid

@@ -146,13 +146,13 @@ def _term(gap: pd.Series) -> Sentence:
 
 
 def _rise(known: Known, linked: Sequence[str]) -> list[Sentence]:
-    rises = known.of(RISE)
+    rises = known.by_measure(RISE)
     rises = rises[rises["site"].isin(linked)]
     if rises.empty:
         return [["How their attention rises with tf: ", *known.not_measured("rise")]]
     change = "From no occurrence of a word to eight, their attention to it changes by "
     rise: Sentence = [change, *say.listed(rises), "."]
-    saturation = known.of(K1)
+    saturation = known.by_measure(K1)
     saturation = saturation[saturation["site"].isin(rises.loc[rises["holds"], "site"])]
     if saturation.empty:
         return [rise if rises["holds"].any() else [*rise, " No rise holds."]]
@@ -208,7 +208,7 @@ def fit(known: Known) -> list[Sentence]:
 
 
 def dependence(known: Known) -> list[Sentence]:
-    """What held-out queries lose without each set of heads, beside random sets: the ranking, and the counting."""
+    """The losses of held-out queries without each set of heads, beside random sets: of the ranking, and of counting."""
     if known.pathway is None:
         return [known.not_measured("plan")]
     cuts = _cuts(known)

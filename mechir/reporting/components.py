@@ -32,8 +32,8 @@ OF_NEURON = ["model_fingerprint", "collection", "site", "measure", "value", "low
 def known(registry: Path) -> pd.DataFrame:
     """The newest findings of all models and collections, `held`, sites as text; without single neurons."""
     if not latest(registry):
-        none = checked(pd.DataFrame(columns=["site", "measure", "value", "unit"]), {})
-        return held(none.assign(tries=1))
+        empty = checked(pd.DataFrame(columns=["site", "measure", "value", "unit"]), {})
+        return held(empty.assign(tries=1))
     return held(matching(registry, newest=True))
 
 

@@ -33,7 +33,7 @@ class Known:
     pathway: Run | None
     later: Sequence[str] = ()
 
-    def of(self, measure: Measure) -> pd.DataFrame:
+    def by_measure(self, measure: Measure) -> pd.DataFrame:
         """The findings of heads by a measure, the largest |value| first."""
         of_heads = self.findings["site"].str.fullmatch(HEADS) & (self.findings["role"] == measure.role)
         return self._largest_first(of_heads & measure.among(self.findings["measure"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
@@ -23,8 +23,7 @@ from mechir.reporting import answers, commands
 from mechir.reporting.components import components, examples, known, neurons, table
 from mechir.reporting.figures import drawn, figures
 from mechir.reporting.known import Known
-from mechir.views.page import write
-from mechir.views.report import page
+from mechir.views import charts, page
 
 SIZE = 8_000_000
 """Bytes that a page may have."""
@@ -53,13 +52,24 @@ def report(*, registry: Path | str = DEFAULT, out: Path | str | None = None) -> 
     """
     registry = Path(registry)
     file = registry / "report.html" if out is None else Path(out)
-    written = page(gathered(registry))
+    written = _page(gathered(registry))
     if (size := len(written.encode("utf-8", "replace"))) > SIZE:
         raise MechirError(
             f"The page of '{registry}' would have {size / 1e6:.1f} MB, more than {SIZE / 1e6:.0f}: "
             "keep models and collections in registries of their own."
         )
-    return write(file, written)
+    return page.write(file, written)
+
+
+def _page(data: Mapping[str, Any]) -> str:
+    """The page of the data that `gathered` returns."""
+    title = f"mechir report: {data['registry']}"
+    style = "".join(page.static(name) for name in ("report.css", "strips.css"))
+    body = page.static("report.html")
+    body += f'<script type="application/json" id="data">{page.as_json(data)}</script>'
+    parts = "\n".join(page.static(name) for name in ("strips.js", "report.js", "dossier.js", "start.js"))
+    script = f'(() => {{\n"use strict";\n{parts}}})();'  # Vega's script takes many names
+    return page.document(title, style, body, [charts.vega(), script])
 
 
 def gathered(registry: Path) -> dict[str, Any]:
