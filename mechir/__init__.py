@@ -9,39 +9,24 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from mechir.activations import Activations as Activations
-from mechir.activations import means as means
-from mechir.activations import record as record
-from mechir.activations import samples as samples
-from mechir.batches import Batch as Batch
-from mechir.circuits import Circuit as Circuit
-from mechir.circuits import Edge as Edge
-from mechir.circuits import parse_edge as parse_edge
-from mechir.contrasts import Contrast as Contrast
-from mechir.contrasts import align as align
-from mechir.errors import MechirError as MechirError
-from mechir.hooks import Intervention as Intervention
-from mechir.interventions import Ablate as Ablate
-from mechir.interventions import Mask as Mask
-from mechir.interventions import Patch as Patch
-from mechir.judged_collection import collection as collection
-from mechir.pairs import Pair as Pair
-from mechir.segments import Direction as Direction
-from mechir.segments import Segment as Segment
-from mechir.segments import directions as directions
-from mechir.sites import Attn as Attn
-from mechir.sites import Head as Head
-from mechir.sites import Mlp as Mlp
-from mechir.sites import Neuron as Neuron
-from mechir.sites import Resid as Resid
-from mechir.sites import Score as Score
-from mechir.sites import Singular as Singular
-from mechir.sites import parse_site as parse_site
-from mechir.subspaces import Add as Add
-from mechir.subspaces import EditEmbedding as EditEmbedding
-from mechir.subspaces import Project as Project
-from mechir.subspaces import Subspace as Subspace
-from mechir.sweeps import sweep as sweep
+from mechir.activations import Activations, means, record, samples
+from mechir.batches import Batch
+from mechir.circuits import Circuit, Edge, parse_edge
+from mechir.contrasts import Contrast, align
+from mechir.errors import MechirError
+from mechir.hooks import Intervention
+from mechir.interventions import Ablate, Mask, Patch
+from mechir.judged_collection import collection
+from mechir.pairs import Pair
+from mechir.segments import Direction, Segment, directions
+from mechir.sites import Attn, Head, Mlp, Neuron, Resid, Score, Singular, parse_site
+from mechir.subspaces import Add, EditEmbedding, Project, Subspace
+from mechir.sweeps import sweep
+
+__all__ = ["Batch", "Contrast", "Direction", "MechirError", "Pair", "Segment", "align", "collection", "directions"]
+__all__ += ["Ablate", "Add", "EditEmbedding", "Intervention", "Mask", "Patch", "Project", "Subspace", "sweep"]
+__all__ += ["Attn", "Head", "Mlp", "Neuron", "Resid", "Score", "Singular", "parse_site"]
+__all__ += ["Activations", "Circuit", "Edge", "means", "parse_edge", "record", "samples"]
 
 _LATER = {
     "HookedEncoder": "mechir.encoder",

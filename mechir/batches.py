@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,13 +36,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
-        return Batch(
-            self.input_ids.to(device),
-            self.token_type_ids.to(device),
-            self.attention_mask.to(device),
-            self.segment.to(device),
-            self.pairs,
-        )
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if name != "pairs"})
 
     def at(self, segment: Segment) -> Bool[Tensor, "batch pos"]:
         """True at the positions that belong to `segment` (a union counts each of its parts)."""

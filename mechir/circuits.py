@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +38,7 @@ class Edge:
         site = parse_site(source) if isinstance(source, str) else source
         if not isinstance(site, _IN_A_LAYER) or site != _whole(site):
             raise MechirError(f"'{site}' is no source of an edge: write a head (h8.1), an MLP (mlp3) or resid0.")
-        object.__setattr__(self, "source", site)
-        object.__setattr__(self, "readers", readers_in_order(readers))
+        vars(self).update(source=site, readers=readers_in_order(readers))
 
     def __repr__(self) -> str:
         return f"Edge({self.source!r}, {', '.join(map(repr, self.readers))})"
@@ -50,7 +49,7 @@ class Edge:
 
 
 @dataclass(frozen=True, init=False)
-class Circuit:
+class Circuit(Set[Edge]):
     """A set of edges: `Circuit(["resid0->h1.2.k", "h1.2->mlp1", "mlp1->h3.1.v", "h3.1->score"])`.
 
     It prints one edge per line, from the embedding upwards, and `Circuit.parse` reads what it prints;
@@ -89,19 +88,10 @@ class Circuit:
     def __len__(self) -> int:
         return len(self.edges)
 
-    def __contains__(self, edge: Edge | str) -> bool:
+    def __contains__(self, edge: Any) -> bool:
         return Circuit(edge).edges <= self.edges
 
-    def __or__(self, other: Iterable[Edge | str]) -> Circuit:
-        return Circuit(self.edges | Circuit(other).edges)
-
-    def __and__(self, other: Iterable[Edge | str]) -> Circuit:
-        return Circuit(self.edges & Circuit(other).edges)
-
-    def __sub__(self, other: Iterable[Edge | str]) -> Circuit:
-        return Circuit(self.edges - Circuit(other).edges)
-
-    def __le__(self, other: Iterable[Edge | str]) -> bool:
+    def __le__(self, other: Any) -> bool:
         return self.edges <= Circuit(other).edges
 
     def __str__(self) -> str:

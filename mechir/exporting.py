@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -75,15 +74,12 @@ def _dataset(frame: pd.DataFrame, target: Path) -> Path:
     """Writes the folder whole or not at all."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise MechirError(f"'{target}' holds something already: give a folder that is new or empty.")
-    made: Path | None = None
     try:
-        made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        write_dataset(frame, made)
-        made.chmod(0o755)
-        made.rename(target)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+            made = Path(scratch) / "dataset"
+            made.mkdir()
+            write_dataset(frame, made)
+            made.rename(target)
     except OSError as error:
         raise MechirError(f"Cannot write '{target}' ({error.strerror}): give another folder.") from error
-    finally:
-        if made is not None:
-            shutil.rmtree(made, ignore_errors=True)
     return target

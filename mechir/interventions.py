@@ -63,18 +63,12 @@ class Mask:
     renormalise: bool = False
 
     def __init__(
-        self,
-        direction: str | Direction,
-        layers: Any = None,
-        heads: Any = None,
-        renormalise: bool = False,
+        self, direction: str | Direction, layers: Any = None, heads: Any = None, renormalise: bool = False
     ) -> None:
         if layers is not None and heads is not None:
             raise MechirError("A Mask takes layers= or heads=, not both: a head names its layer, e.g. Head(8, 1).")
-        object.__setattr__(self, "direction", Direction.parse(direction))
-        object.__setattr__(self, "layers", layers_in_order(layers))
-        object.__setattr__(self, "heads", None if heads is None else heads_in_order(heads))
-        object.__setattr__(self, "renormalise", renormalise)
+        in_order = {"layers": layers_in_order(layers), "heads": None if heads is None else heads_in_order(heads)}
+        vars(self).update(in_order, direction=Direction.parse(direction), renormalise=renormalise)
 
     def __repr__(self) -> str:
         options = {"layers": self.layers, "heads": self.heads, "renormalise": self.renormalise or None}
@@ -172,8 +166,7 @@ class Ablate:
                 f"Cannot ablate with {with_!r}: write with_=means(model, pairs) or samples(model, pairs)."
             )
         in_order = sorted(parsed, key=lambda site: (site.layer, type(site).__name__, site))
-        object.__setattr__(self, "sites", tuple(in_order))
-        object.__setattr__(self, "with_", with_)
+        vars(self).update(sites=tuple(in_order), with_=with_)
 
     def __repr__(self) -> str:
         names = list(map(str, self.sites))
@@ -241,9 +234,7 @@ class Patch:
             raise MechirError(f"Cannot patch '{parsed}': write a site such as h8.1, h8.1.q, mlp3, attn3 or resid3.")
         if not isinstance(donor, Activations):
             raise MechirError(f"Cannot patch from {donor!r}: write donor=record(model, donors, '{parsed}').")
-        object.__setattr__(self, "donor", donor)
-        object.__setattr__(self, "site", parsed)
-        object.__setattr__(self, "at", segment_or_positions(at))
+        vars(self).update(donor=donor, site=parsed, at=segment_or_positions(at))
 
     def hooks(self, batch: Batch) -> list[Hook]:
         """One edit, at the site's own hook."""

@@ -18,9 +18,10 @@ from mechir.pairs import Pair
 from mechir.reranker import Reranker
 from mechir.sites import Head
 from mechir.views import heads as head_maps
-from mechir.views.attention import Attention, grids, strips
+from mechir.views.attention import grids, strips
 from mechir.views.heads import HeadMap
-from mechir.views.tokens import Coloured, coloured
+from mechir.views.page import Drawing
+from mechir.views.tokens import coloured
 
 ENGINES = ("mechir", "circuitsvis")
 
@@ -30,7 +31,7 @@ def attention(
     pair: Pair | Sequence[Any],
     heads: Sequence[Head | str] | Head | str,
     engine: str = "mechir",
-) -> Attention:
+) -> Drawing:
     """Draws the attention of heads on one pair: `show.attention(model, pair, heads=("h8.1", "h2.9"))`.
 
     Args:
@@ -86,7 +87,7 @@ def heads(frame: pd.DataFrame, value: str = "") -> HeadMap:
     return head_maps.heads(frame, value)
 
 
-def tokens(pair: Pair, values: pd.DataFrame | Sequence[float] | np.ndarray, model: Reranker | None = None) -> Coloured:
+def tokens(pair: Pair, values: pd.DataFrame | Sequence[float] | np.ndarray, model: Reranker | None = None) -> Drawing:
     """The word pieces of a pair, each coloured by its number: red positive, white 0, blue negative.
 
     Args:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numbers
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import pandas as pd
 
@@ -33,23 +33,30 @@ class Site(Protocol):
         """The full name of the hook point that carries this site."""
 
 
-def _by_kind(kind: Kind) -> Kind:
-    """Makes values equal only to their own kind: as bare tuples, Mlp(3) and Attn(3) would be one key of a dict."""
+def _kind(prefix: str, whole: str = "") -> Callable[[Kind], Kind]:
+    """A decorator of sites that print as `prefix` and their numbers, and then as their part unless it is the `whole`.
 
-    def equal(self: tuple[Any, ...], other: object) -> bool:
-        return type(self) is type(other) and tuple.__eq__(self, other)
+    Values are equal only to their own kind: as bare tuples, Mlp(3) and Attn(3) would be one key of a dict.
+    """
 
-    methods = {
-        "__eq__": equal,
-        "__ne__": lambda self, other: not equal(self, other),
-        "__hash__": lambda self: hash((kind.__name__, *self)),
-    }
-    for name, method in methods.items():
-        setattr(kind, name, method)
-    return kind
+    def decorate(kind: Kind) -> Kind:
+        def equal(self: tuple[Any, ...], other: object) -> bool:
+            return type(self) is type(other) and tuple.__eq__(self, other)
+
+        methods = {
+            "__eq__": equal,
+            "__ne__": lambda self, other: not equal(self, other),
+            "__hash__": lambda self: hash((kind.__name__, *self)),
+            "__str__": lambda self: prefix + ".".join(str(value) for value in self if value != whole),
+        }
+        for name, method in methods.items():
+            setattr(kind, name, method)
+        return kind
+
+    return decorate
 
 
-@_by_kind
+@_kind("h", "z")
 class Head(NamedTuple):
     """An attention head. `part` is z (its output before W_O), q, k, v, pattern, or result (z after W_O)."""
 
@@ -61,14 +68,11 @@ class Head(NamedTuple):
     def hook(self) -> str:  # noqa: D102
         return _hook(self, ATTENTION)
 
-    def __str__(self) -> str:
-        return f"h{self.layer}.{self.head}" + _suffix(self.part, "z")
-
     def __repr__(self) -> str:
         return f"Head({self.layer}, {self.head}" + (")" if self.part == "z" else f", {self.part!r})")
 
 
-@_by_kind
+@_kind("n")
 class Neuron(NamedTuple):
     """One hidden unit of an MLP, after the activation function."""
 
@@ -79,11 +83,8 @@ class Neuron(NamedTuple):
     def hook(self) -> str:  # noqa: D102
         return f"blocks.{self.layer}.mlp.hook_post"
 
-    def __str__(self) -> str:
-        return f"n{self.layer}.{self.neuron}"
 
-
-@_by_kind
+@_kind("mlp", "out")
 class Mlp(NamedTuple):
     """A whole MLP. `part` is out (its output to the residual stream, bias included), post (all neurons) or in."""
 
@@ -94,11 +95,8 @@ class Mlp(NamedTuple):
     def hook(self) -> str:  # noqa: D102
         return _hook(self, MLP)
 
-    def __str__(self) -> str:
-        return f"mlp{self.layer}" + _suffix(self.part, "out")
 
-
-@_by_kind
+@_kind("attn", "out")
 class Attn(NamedTuple):
     """A whole attention layer. `part` is out (its output to the residual stream, with the bias) or a head's part."""
 
@@ -109,11 +107,8 @@ class Attn(NamedTuple):
     def hook(self) -> str:  # noqa: D102
         return _hook(self, ATTENTION | {"out": "hook_attn_out"})
 
-    def __str__(self) -> str:
-        return f"attn{self.layer}" + _suffix(self.part, "out")
 
-
-@_by_kind
+@_kind("resid", "pre")
 class Resid(NamedTuple):
     """The residual stream before a layer (`pre`), before its MLP (`mid`) and after the layer (`post`)."""
 
@@ -124,11 +119,8 @@ class Resid(NamedTuple):
     def hook(self) -> str:  # noqa: D102
         return _hook(self, RESID)
 
-    def __str__(self) -> str:
-        return f"resid{self.layer}" + _suffix(self.part, "pre")
 
-
-@_by_kind
+@_kind("embed.u")
 class Singular(NamedTuple):
     """The left singular vector `vector` of W_E, 0 the strongest: `lexical.singular_direction(model, vector)`."""
 
@@ -142,9 +134,6 @@ class Singular(NamedTuple):
     @property
     def hook(self) -> str:  # noqa: D102
         return "embed.hook_embed"
-
-    def __str__(self) -> str:
-        return f"embed.u{self.vector}"
 
 
 @dataclass(frozen=True)
@@ -163,10 +152,6 @@ def _hook(site: Head | Mlp | Attn | Resid, parts: Mapping[str, str]) -> str:
     if site.part not in parts:
         raise MechirError(f"{type(site).__name__} has no part '{site.part}': it has {', '.join(parts)}.")
     return f"blocks.{site.layer}.{parts[site.part]}"
-
-
-def _suffix(part: str, default: str) -> str:
-    return "" if part == default else f".{part}"
 
 
 _KINDS: dict[str, Any] = {"h": Head, "n": Neuron, "mlp": Mlp, "attn": Attn, "resid": Resid}
@@ -188,23 +173,13 @@ def parse_site(text: str) -> Head | Neuron | Mlp | Attn | Resid:
     )
 
 
-@overload
-def is_head(site: str, *, parts: bool = False) -> bool: ...
-
-
-@overload
-def is_head(site: pd.Series, *, parts: bool = False) -> pd.Series: ...
-
-
-def is_head(site: str | pd.Series, *, parts: bool = False) -> bool | pd.Series:
-    """Whether text, or each entry of a column of text, is a head: h8.1, and with `parts` h8.1.q as well.
+def is_head(sites: pd.Series, *, parts: bool = False) -> pd.Series:
+    """Whether each entry of a column of text is a head: h8.1, and with `parts` h8.1.q as well.
 
     An edge (h8.1->score) is no head, and neither is a missing entry.
     """
     pattern = r"h\d+\.\d+" + rf"(?:\.(?:{'|'.join(ATTENTION)}))?" * parts
-    if isinstance(site, str):
-        return re.fullmatch(pattern, site) is not None
-    return site.astype(str).str.fullmatch(pattern, na=False)
+    return sites.astype(str).str.fullmatch(pattern, na=False)
 
 
 def as_site(site: Any) -> Any:

@@ -99,10 +99,10 @@ class Project(Edit):
     head_row = True
 
     def __init__(self, site: Any, subspace: Any) -> None:
-        object.__setattr__(self, "site", _component(site, "project"))
+        component = _component(site, "project")
         if not isinstance(subspace, Subspace):
             raise MechirError(f"{subspace!r} is no Subspace: write Subspace.span(vectors, 'what they are').")
-        object.__setattr__(self, "subspace", subspace)
+        vars(self).update(site=component, subspace=subspace)
 
     def hooks(self, batch: Batch) -> list[Hook]:
         """One edit, the value itself, at the site's own hook."""
@@ -148,11 +148,8 @@ class Add:
         if added.ndim != 1 or not bool((factor * added).isfinite().all()):
             wrong = "has values that are not finite" if added.ndim == 1 else f"has the shape {tuple(added.shape)}"
             raise MechirError(f"What is added {wrong}: give a vector of numbers and a factor, such as 1.0.")
-        object.__setattr__(self, "site", _component(site, "add to"))
-        object.__setattr__(self, "vector", added)
-        object.__setattr__(self, "at", segment_or_positions(at))
-        object.__setattr__(self, "factor", float(factor))
-        object.__setattr__(self, "sha256", _sha256("", added))
+        place = {"site": _component(site, "add to"), "at": segment_or_positions(at)}
+        vars(self).update(place, vector=added, factor=float(factor), sha256=_sha256("", added))
 
     def __repr__(self) -> str:
         content = f"d={len(self.vector)}, sha256={self.sha256[:16]!r}"
@@ -226,11 +223,8 @@ class EditEmbedding:
         if (absolute or shift) and direction is None:
             name = "absolute" if absolute else "shift"
             raise MechirError(f"A whole embedding has no sign: leave {name} out, or give a direction.")
-        object.__setattr__(self, "factor", float(factor))
-        object.__setattr__(self, "direction", direction)
-        object.__setattr__(self, "pieces", None if pieces is None else tuple(sorted(set(map(int, pieces)))))
-        object.__setattr__(self, "absolute", absolute)
-        object.__setattr__(self, "shift", float(shift))
+        ids = None if pieces is None else tuple(sorted(set(map(int, pieces))))
+        vars(self).update(factor=float(factor), direction=direction, pieces=ids, absolute=absolute, shift=float(shift))
 
     def hooks(self, batch: Batch) -> list[Hook]:
         """One edit, of the word embeddings."""

@@ -15,7 +15,7 @@ import pandas as pd
 
 from mechir.errors import MechirError, closest
 from mechir.methods.statistics import overlap
-from mechir.sites import Head, Neuron, is_head, parse_site
+from mechir.sites import Head, Neuron, parse_site
 
 KINDS = ("neuron", "head")
 LABELS = ("relevant", "non-relevant")
@@ -24,7 +24,7 @@ ALL = "all"
 
 def kind(site: str) -> str:
     """The kind of a unit, "neuron" or "head"."""
-    return "head" if is_head(site) else "neuron"
+    return "head" if isinstance(parse_site(site), Head) else "neuron"
 
 
 def top(values: pd.Series, p: float, *, joint: bool = False, bottom: bool = False) -> list[str]:

@@ -53,11 +53,8 @@ def dossier(
 ) -> Dossier:
     """Collects everything known of one component: `dossier("h8.1")`, or with a site.
 
-    Args:
-        site: a site, an edge or a mask, or its text.
-        model: as in `findings`; by default all.
-        collection: as in `findings`; by default all.
-        registry: where the runs are.
+    `site` is a site, an edge or a mask, or its text; `model` and `collection` as in `findings`, by default all;
+    `registry` is where the runs are.
 
     Raises:
         MechirError: for a site of which there is no finding, with the closest.

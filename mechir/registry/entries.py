@@ -25,7 +25,7 @@ from mechir.errors import MechirError
 from mechir.registry.runs import Run, make_folder, refuse_other, runs
 
 SCHEMA = 3
-"""Of the entries that this version writes; it reads all up to it. To add a column, raise it: older entries lack it."""
+"""The schema that this version writes; it reads all up to it. To add a column, raise it: older entries lack it."""
 _NAME = re.compile(r"([0-9a-f]+)\.(\d+)\.v(\d+)\.parquet")
 
 
@@ -106,7 +106,7 @@ def set_damaged_aside(registry: Path) -> list[str]:
     The run's own command writes it anew.
     """
     moved = []
-    aside = _aside(registry)
+    aside = registry / "findings" / "damaged"
     for entry in entries(registry):
         try:
             pq.read_table(entry.path)
@@ -127,10 +127,6 @@ def set_damaged_aside(registry: Path) -> list[str]:
                 stacklevel=3,
             )
     return moved
-
-
-def _aside(registry: Path) -> Path:
-    return registry / "findings" / "damaged"
 
 
 def _of_run(registry: Path, run_id: str) -> list[Entry]:
@@ -156,7 +152,7 @@ def _append(
     folder = registry / "findings"
     make_folder(registry, folder)
     # Numbers of damaged entries are never used again, so that a process that still sees one moves nothing else.
-    damaged = [_NAME.fullmatch(file.name) for file in _aside(registry).glob(f"{run_id}.*.parquet")]
+    damaged = [_NAME.fullmatch(file.name) for file in (folder / "damaged").glob(f"{run_id}.*.parquet")]
     number = (
         max([*(entry.number for entry in before[-1:]), *(int(name[2]) for name in damaged if name)], default=-1) + 1
     )

@@ -32,10 +32,7 @@ BEHIND = ["effect", "low", "high", "unit", "p_all"]
 def links(*, model: str | None = None, collection: str | None = None, registry: Path | str = DEFAULT) -> SiteFrame:
     """The table of components that match, go with IDF or write the score, with the evidence on each.
 
-    Args:
-        model: as in `findings`; by default all.
-        collection: as in `findings`; by default all.
-        registry: where the runs are.
+    `model` and `collection` as in `findings`, by default all; `registry` is where the runs are.
 
     Returns:
         One row per model, collection and component that is linked, or holds by its looks (`LINKS`) or on its path to
@@ -60,10 +57,8 @@ def link_table(findings: pd.DataFrame) -> pd.DataFrame:
         findings = findings[_shown(findings).groupby([findings[name] for name in keys[::2]]).transform("any")]
         sentences = conflicts(findings).groupby(keys)["conflict"].agg("; ".join).to_dict()
         here = findings[_shown(findings).groupby([findings[name] for name in keys]).transform("any")]
-        parts: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
-        for row in here.to_dict("records"):
-            parts.setdefault(tuple(row[name] for name in keys), []).append(row)
-        rows = [_row(part, sentences.get(key, "")) for key, part in parts.items()]
+        parts = here.groupby(keys, sort=False)
+        rows = [_row(part.to_dict("records"), sentences.get(key, "")) for key, part in parts]
     columns = ["model", "collection", "site", "links", "exploratory", *BEHIND, "conflicts", *EVIDENCE, "rank"]
     table = pd.DataFrame(rows, columns=columns).astype({name: "str" if name in TEXTS else float for name in columns})
     table = table.rename(columns={"rank": "conductance_rank"})

@@ -18,11 +18,7 @@ PRINTED = 5
 """Pairs of pieces that a terminal prints of each head and direction."""
 
 
-class Attention(page.Drawing):
-    """The attention of heads on one pair; as text, the largest weights of each head."""
-
-
-def strips(rows: pd.DataFrame) -> Attention:
+def strips(rows: pd.DataFrame) -> page.Drawing:
     """The texts of one pair as strips: pointing at a word piece shows its attention to the other text, and back.
 
     Args:
@@ -35,10 +31,10 @@ def strips(rows: pd.DataFrame) -> Attention:
         f'<div class="mechir-strips"><pre>{escape(text)}</pre></div>\n'
         f'<script type="application/json">{page.as_json(pair)}</script>\n</div>'
     )
-    return Attention(body, text, f"Attention on {pair['query_id']}/{pair['doc_id']}", page.static("strips.js"))
+    return page.Drawing(body, text, f"Attention on {pair['query_id']}/{pair['doc_id']}", page.static("strips.js"))
 
 
-def grids(tokens: Sequence[str], patterns: np.ndarray, heads: Sequence[str], rows: pd.DataFrame) -> Attention:
+def grids(tokens: Sequence[str], patterns: np.ndarray, heads: Sequence[str], rows: pd.DataFrame) -> page.Drawing:
     """Whole patterns, special tokens included, drawn by CircuitsVis in the form that needs no network.
 
     Args:
@@ -54,7 +50,7 @@ def grids(tokens: Sequence[str], patterns: np.ndarray, heads: Sequence[str], row
     library, call, data = drawn[drawn.index(">", start) + 1 : end].rpartition("\n    CircuitsVis.render(\n")
     script = library + call + data.replace("<", "\\u003c")  # the tokens are in there
     title = f"Attention on {rows['query_id'].iloc[0]}/{rows['doc_id'].iloc[0]}"
-    return Attention(drawn[:start].replace("/>", "></div>"), _printed(rows), title, script)
+    return page.Drawing(drawn[:start].replace("/>", "></div>"), _printed(rows), title, script)
 
 
 def pairs_of(rows: pd.DataFrame) -> list[dict[str, Any]]:

@@ -37,11 +37,7 @@ BLUE = ((255, 255, 255), (209, 229, 240), (146, 197, 222), (67, 147, 195), (33, 
 """Even steps from 0 to the end of the scale: the colours of the charts, with white at 0."""
 
 
-class Coloured(page.Drawing):
-    """Coloured text of pairs."""
-
-
-def coloured(rows: pd.DataFrame, *, title: str = "") -> Coloured:
+def coloured(rows: pd.DataFrame, *, title: str = "") -> page.Drawing:
     """Every pair as two lines of text, each word piece coloured by its attribution.
 
     Red is positive, white 0, blue negative, full at the largest |attribution| of the pair, given by the scale beside
@@ -64,7 +60,7 @@ def coloured(rows: pd.DataFrame, *, title: str = "") -> Coloured:
     style = f"<style>\n{page.static('tokens.css')}</style>"
     html = f'<div class="mechir-tokens" style="background: #fff; color: #1f2328">\n{style}\n{heading}{body}\n</div>'
     text = "\n".join(map(_strongest, pairs))
-    return Coloured(html, text, title or "Token attribution", ground="background: #fff; ")
+    return page.Drawing(html, text, title or "Token attribution", ground="background: #fff; ")
 
 
 def _strongest(part: pd.DataFrame) -> str:
