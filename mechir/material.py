@@ -110,12 +110,9 @@ def material_of(experiment: Any, model: Reranker, source: Source, pool: Pool) ->
 
 
 def readable(model: Reranker, sample: Sample, source: Source) -> Sample:
-    """The pairs of a pool that the model can read; the others are left out (see `encode_readable`).
+    """The pairs of a pool, as it was drawn, that the model can read; the others are left out (see `encode_readable`).
 
-    Args:
-        model: a `HookedEncoder`.
-        sample: a pool as it was drawn.
-        source: the collection; its `leave_out` is the share of pairs that may be left out.
+    The `leave_out` of the collection is the share of pairs that may be left out.
 
     Raises:
         MechirError: where more would be, with the first of them.

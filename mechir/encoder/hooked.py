@@ -56,18 +56,11 @@ class HookedEncoder(HookedRootModule, Tiers):
         max_length: int | None = None,
         reading: Reading | None = None,
     ) -> None:
-        """Wraps Hugging Face's model.
+        """Wraps Hugging Face's model `hf`, whose parameters are shared, by its row of `FAMILIES`.
 
-        Args:
-            hf: the model, whose parameters are shared.
-            tokenizer: its tokenizer; None where only token ids are read.
-            family: its row of `FAMILIES`.
-            name: what it is called.
-            tensors: the digest of each tensor as stored (`fingerprint.stored_digests`); by default as it is now.
-            revision: on the hub, where it came from there.
-            relevant_label: as in `from_pretrained`.
-            max_length: likewise.
-            reading: the files and settings that it was read from.
+        `tokenizer` is None where only token ids are read. `tensors` are the digests of the tensors as stored
+        (`fingerprint.stored_digests`), by default as they are now; `revision` is that on the hub, `reading` the files
+        and settings that the model was read from. `relevant_label` and `max_length` as in `from_pretrained`.
         """
         super().__init__()
         self.hf = hf.eval().requires_grad_(False)

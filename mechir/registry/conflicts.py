@@ -15,10 +15,7 @@ FEWEST = 6
 
 
 def conflicts(findings: pd.DataFrame) -> pd.DataFrame:
-    """The conflicts among findings.
-
-    Args:
-        findings: of one registry, `held`, their sites as text.
+    """The conflicts among findings of one registry, `held`, their sites as text.
 
     Returns:
         `model_fingerprint`, `collection`, `site`, `kind`, `conflict` (a sentence). Kinds: **dead**: it looks the part

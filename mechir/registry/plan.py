@@ -34,10 +34,7 @@ TAKEN_OVER = ["value", "low", "high", "unit", "effect", "effect_low", "effect_hi
 
 
 def concluded(findings: pd.DataFrame) -> pd.DataFrame:
-    """The plan's conclusions from the findings of its runs.
-
-    Args:
-        findings: of one model and collection, sites as text; `holds` is not read.
+    """The plan's conclusions from the findings of its runs: one model and collection, sites as text, `holds` not read.
 
     Returns:
         Columns of `Finding`, measure "link to tf", "link to idf", "link to scoring". With an empty `site` the

@@ -21,8 +21,7 @@ PRINTED = 5
 def strips(rows: pd.DataFrame) -> page.Drawing:
     """The texts of one pair as strips: pointing at a word piece shows its attention to the other text, and back.
 
-    Args:
-        rows: of `pair_attention`, of one pair, a row per head.
+    `rows` are those of `pair_attention` for one pair, a row per head.
     """
     (pair,) = pairs_of(rows)
     text = _printed(rows)
@@ -54,10 +53,7 @@ def grids(tokens: Sequence[str], patterns: np.ndarray, heads: Sequence[str], row
 
 
 def pairs_of(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """The pairs as `strips.js` draws them, in their order.
-
-    Args:
-        rows: of `pair_attention`; of each pair a row per head.
+    """The pairs as `strips.js` draws them, in their order, from rows of `pair_attention`: a row per pair and head.
 
     Returns:
         `query_id`, `doc_id`, `grade`, `score`; `query`, `doc`: for each word piece how it reads and whether it goes on
