@@ -1,4 +1,4 @@
-"""The upper tiers of a model: the forward layer by layer from any state of the residual stream, and the weights.
+"""The upper tiers of a model: the forward layer by layer from any state of the residual stream, and W_QK.
 
 Weights stand under the names of TransformerLens, as views, not copies, of Hugging Face's parameters.
 """
