@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -67,12 +67,12 @@ class Intervention(Protocol):
 
 def edits(do: Any, batch: Batch) -> list[Hook]:
     """The hook list of one intervention, several or none, in order; raises for anything without `hooks(batch)`."""
-    listed = [] if do is None else [do] if isinstance(do, Intervention) else list(do)
+    several = isinstance(do, Iterable) and not isinstance(do, Intervention | str)
+    listed = [] if do is None else list(do) if several else [do]
     for intervention in listed:
-        if not isinstance(intervention, Intervention):
-            raise MechirError(
-                f"{intervention!r} is no intervention: write e.g. Mask('doc<-query') or Ablate(Head(8, 1))."
-            )
+        if isinstance(intervention, type) or not isinstance(intervention, Intervention):
+            value = f"{intervention.__name__}(...)" if isinstance(intervention, type) else "Mask('doc<-query')"
+            raise MechirError(f"{intervention!r} is no intervention: write e.g. {value} or Ablate(Head(8, 1)).")
     return [hook for intervention in listed for hook in intervention.hooks(batch)]
 
 

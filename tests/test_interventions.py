@@ -256,7 +256,10 @@ def test_bad_interventions_are_refused(make: object, message: str) -> None:
         (mi.Ablate("h1.4"), r"Head 4 is out of range: layer 1 has heads 0-3"),
         (mi.Ablate("n1.48"), r"Neuron 48 is out of range: layer 1 has neurons 0-47"),
         (mi.Ablate("mlp3"), r"Layer 3 is out of range"),
-        ("h1.1", r"'h' is no intervention: write e.g. Mask\('doc<-query'\)"),
+        ("h1.1", r"'h1.1' is no intervention: write e.g. Mask\('doc<-query'\)"),
+        (5, r"5 is no intervention: write e.g. Mask"),
+        (mi.Ablate, r"Ablate'> is no intervention: write e.g. Ablate\(\.\.\.\) or "),
+        (["h1.1"], r"'h1.1' is no intervention"),
     ],
 )
 def test_interventions_that_do_not_fit_the_model_are_refused(model: HookedEncoder, do: object, message: str) -> None:
