@@ -60,7 +60,10 @@ def sweep(
     max_length: int | None = None,
     progress: bool | None = None,
 ) -> pd.DataFrame:
-    """The score of every pair under every named intervention: what `model.score` gives for each, to 1e-5.
+    """The score of every pair under every named intervention: what `model.score` gives for each.
+
+    In float32 they differ by some 1e-6 of the length of the stream: below 1e-5 on trained models, below 1e-4 on planted
+    ones, whose stream has length 100; in float64 by 1e-12.
 
     Args:
         model: a `HookedEncoder`.
