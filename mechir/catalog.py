@@ -6,13 +6,14 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pandas as pd
 
 import mechir.analyses
-from mechir.errors import MechirError, closest
+from mechir.errors import MechirError, closest, located
 from mechir.experiment import OWN, Experiment, refuse_incomplete
 
 PACKAGE = "mechir.analyses"
@@ -27,18 +28,31 @@ def load_experiment(name: str | Path) -> type[Experiment]:
     """The class of an experiment, by its name or by the path of a `.py` file.
 
     Raises:
-        MechirError: for an unknown name, a file without an experiment or with several, or one that is not complete.
+        MechirError: for an unknown name, a file that is not there or that Python cannot read, one without an experiment
+            or with several, or one that is not complete.
     """
     known, text = experiments(), str(name)
     if text in known:
-        return _of_module(importlib.import_module(f"{PACKAGE}.{text.replace('/', '.')}"))
-    file = Path(text)
-    if not (text.endswith(".py") and file.is_file()):
+        return _checked(lambda: importlib.import_module(f"{PACKAGE}.{text.replace('/', '.')}"), known[text])
+    if not text.endswith(".py"):
         raise MechirError(f"Unknown experiment '{text}'. The closest are {closest(text, known)}; or give a .py file.")
-    file = file.resolve()
-    if shipped := next((key for key, path in known.items() if path.resolve() == file), None):
-        return load_experiment(shipped)
-    return _of_module(_module_of(file))
+    file = Path(text).resolve()
+    if not file.is_file():
+        raise MechirError(f"There is no file '{text}': give that of an experiment, or a name such as '{min(known)}'.")
+    if name := next((key for key, path in known.items() if path.resolve() == file), ""):
+        return load_experiment(name)
+    return _checked(lambda: _module_of(file), file)
+
+
+def _checked(load: Callable[[], ModuleType], file: Path) -> type[Experiment]:
+    """The experiment of a module; raises in one sentence for whatever is wrong with its file."""
+    try:
+        return _of_module(load())
+    except MechirError:
+        raise
+    except Exception as error:
+        frozen = ": write @dataclass(frozen=True) above the class" if "non-frozen dataclass" in str(error) else ""
+        raise MechirError(f"'{file}' cannot be loaded, {located(error, str(file))}{frozen}.") from error
 
 
 def _module_of(file: Path) -> ModuleType:
@@ -69,21 +83,34 @@ def _of_module(module: ModuleType) -> type[Experiment]:
     return classes[0]
 
 
+def shipped(name: str) -> type[Experiment] | None:
+    """The class of an experiment that comes with mechir; None for another, and for a file that cannot be loaded."""
+    try:
+        return load_experiment(name) if name in experiments() else None
+    except MechirError:
+        return None
+
+
 def all_experiments() -> list[type[Experiment]]:
-    """The classes of all experiments that come with mechir."""
-    return [load_experiment(name) for name in experiments()]
+    """The classes of all experiments that come with mechir, without files that cannot be loaded."""
+    return [kind for name in experiments() if (kind := shipped(name))]
 
 
 def default_experiment() -> type[Experiment]:
     """The experiment that is run where none is named."""
-    return next(kind for kind in all_experiments() if kind.is_default)
+    return _first(lambda kind: kind.is_default)
 
 
 def answering(question: str) -> type[Experiment]:
     """The experiment that answers a question of the report."""
-    return next(kind for kind in all_experiments() if question in kind.answers)
+    return _first(lambda kind: question in kind.answers)
+
+
+def _first(fits: Callable[[type[Experiment]], bool]) -> type[Experiment]:
+    """The first experiment that fits; where none does, raises for the file that cannot be loaded."""
+    return next(filter(fits, all_experiments()), None) or next(filter(fits, map(load_experiment, experiments())))
 
 
 def shown(name: str, summary: pd.DataFrame) -> pd.DataFrame:
     """The part of a summary that a terminal prints; of an experiment that does not come with mechir all of it."""
-    return load_experiment(name).table(summary) if name in experiments() else summary
+    return kind.table(summary) if (kind := shipped(name)) else summary

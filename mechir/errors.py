@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
 
 
@@ -16,6 +17,13 @@ class MechirError(ValueError):
 def brief(error: Exception) -> str:
     """The message of another library's error on one line, cut to 200 characters."""
     return " ".join(str(error).split())[:200]
+
+
+def located(error: Exception, file: str) -> str:
+    """The kind of an error in a user's file, its message, and the line of that file that it came from."""
+    lines = [entry.lineno for entry in traceback.extract_tb(error.__traceback__) if entry.filename == file]
+    lines += [error.lineno] if isinstance(error, SyntaxError) else []
+    return f"{type(error).__name__}{f' in line {lines[-1]}' if lines else ''}: {brief(error).rstrip('.')}"
 
 
 def closest(word: str, known: Iterable[str], n: int = 3) -> str:

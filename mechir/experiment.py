@@ -23,9 +23,10 @@ when.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -33,7 +34,7 @@ from typing import Any, ClassVar, Literal
 import pandas as pd
 
 from mechir.encoder.hooked import HookedEncoder
-from mechir.errors import MechirError
+from mechir.errors import MechirError, closest
 from mechir.material import Pool, Source
 from mechir.options import Declared, options
 from mechir.reranker import Weights
@@ -135,6 +136,14 @@ class Experiment:
         super().__init_subclass__(**more)
         cls.name = _name(cls)
 
+    def __new__(cls, *values: Any, **named: Any) -> Experiment:
+        """Raises for options that the class does not have."""
+        fields = [field.name for field in dataclasses.fields(cls)]
+        cls._refuse_unknown(named, fields)
+        if len(values) > len(fields):
+            raise MechirError(f"'{cls.name}' takes {', '.join(fields) or 'no option'}: given {len(values)} values.")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         for name, declared in self.options().items():
             object.__setattr__(self, name, declared.value(getattr(self, name), self.name))
@@ -148,10 +157,14 @@ class Experiment:
     def chosen(cls, **values: Any) -> Experiment:
         """The experiment with these options; raises for an unknown one, or a value of another kind."""
         known = cls.options()
-        for name in values:
-            if name not in known:
-                raise MechirError(f"'{cls.name}' has no option '{name}': it takes {', '.join(known) or 'none'}.")
+        cls._refuse_unknown(values, known)
         return cls(**{name: known[name].value(value, cls.name) for name, value in values.items()})
+
+    @classmethod
+    def _refuse_unknown(cls, names: Iterable[str], known: Collection[str]) -> None:
+        if unknown := next((name for name in names if name not in known), None):
+            takes = f"{', '.join(known)}; the closest is {closest(unknown, known, n=1)}" if known else "none"
+            raise MechirError(f"'{cls.name}' has no option '{unknown}': it takes {takes}.")
 
     @property
     def written(self) -> dict[str, Any]:
@@ -227,7 +240,7 @@ def _name(experiment: type) -> str:
 
 
 def refuse_incomplete(experiment: type[Experiment]) -> None:
-    """Raises for a class that lacks a method, is not frozen, or has a method with other parameters."""
+    """Raises for a class that lacks a method, is not frozen, or has a method misspelt or with other parameters."""
     title, measures = experiment.__name__, experiment.interventions is Experiment.interventions
     required = ("measure", "summarise", "chart") if measures else ("summarise", "chart")
     missing = [name for name in required if getattr(experiment, name) is getattr(Experiment, name)]
@@ -236,6 +249,12 @@ def refuse_incomplete(experiment: type[Experiment]) -> None:
     params = vars(experiment).get("__dataclass_params__")
     if params is None or not params.frozen:
         raise MechirError(f"'{title}' is not frozen: write @dataclass(frozen=True) above the class.")
+    options(experiment)
+    hooks = [name for name in dir(Experiment) if not name.startswith("_")]
+    fields = {field.name for field in dataclasses.fields(experiment)}
+    for name in sorted(set(dir(experiment)) - set(dir(Experiment)) - fields):
+        if meant := not name.startswith("_") and difflib.get_close_matches(name, hooks, n=1, cutoff=0.8):
+            raise MechirError(f"Nothing uses '{title}.{name}': write '{meant[0]}', or begin its name with '_'.")
     for name, method in inspect.getmembers(Experiment, inspect.isfunction):
         if name.startswith("_"):
             continue
@@ -245,4 +264,3 @@ def refuse_incomplete(experiment: type[Experiment]) -> None:
         except TypeError as error:
             call = f"{name}({', '.join(wanted)})"
             raise MechirError(f"'{title}.{name}' cannot be called as {call}: {error}.") from error
-    options(experiment)

@@ -9,6 +9,8 @@ run = job.finish()
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +21,7 @@ from mechir.catalog import load_experiment
 from mechir.encoder.default import NAME, load
 from mechir.encoder.hooked import HookedEncoder
 from mechir.encoder.reading import ASKED
-from mechir.errors import MechirError
+from mechir.errors import MechirError, located
 from mechir.experiment import Experiment, Finished
 from mechir.material import Source
 from mechir.registry import entries
@@ -137,6 +139,18 @@ def compute_unit(run: Run, experiment: Experiment, model: HookedEncoder, materia
     run.write_part(unit, rows, time.monotonic() - began, str(model.device))
 
 
+@contextmanager
+def _in_a_sentence(stored: Run, experiment: Experiment, method: str) -> Iterator[None]:
+    """Raises in one sentence where a method asks a frame for a column that is not there."""
+    try:
+        yield
+    except (KeyError, AttributeError) as error:
+        raise MechirError(
+            f"'{experiment.name}' fails in {method}, {located(error, provenance.source_file(experiment))}; its rows "
+            f"are stored in {stored.path} and the same command goes on from there, while a changed file is a new run."
+        ) from error
+
+
 def finish(stored: Run, experiment: Experiment, model: HookedEncoder, source: Source) -> None:
     """Summary, chart and findings, made once."""
     from mechir.views import charts
@@ -144,13 +158,16 @@ def finish(stored: Run, experiment: Experiment, model: HookedEncoder, source: So
     subject = of_record(stored.record)
     finished = Finished(stored.rows, stored.judged, model, source, subject["axiom"])
     if not (stored.path / "summary.parquet").is_file():
-        summary = experiment.summarise(finished)
-        charts.save(experiment.chart(summary), stored.path / "chart")
+        with _in_a_sentence(stored, experiment, "summarise"):
+            summary = experiment.summarise(finished)
+        with _in_a_sentence(stored, experiment, "chart"):
+            charts.save(experiment.chart(summary), stored.path / "chart")
         seconds, quality = round(stored.seconds, 1), provenance.quality(stored)
         stored.write_record(stored.record | {"seconds": seconds, "devices": stored.devices, "quality": quality})
         stored.write_frame("summary", summary)
     registry = stored.path.parents[1]
     if not entries.has_findings(registry, stored.id):
-        findings = experiment.findings(replace(finished, summary=stored.summary))
+        with _in_a_sentence(stored, experiment, "findings"):
+            findings = experiment.findings(replace(finished, summary=stored.summary))
         if findings is not None:
             entries.record(registry, stored.id, checked(placed(findings, stored.record), subject))

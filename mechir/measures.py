@@ -27,7 +27,7 @@ TERMS = ("tf", "idf", "length", "saturation")
 """The parts of BM25."""
 TERM_OF = {"tfc": "tf", "tdc": "idf", "lnc": "length"}
 """The part of BM25 that a diagnostic changes, by the beginning of its name."""
-WORDS = re.compile(r"\{(\w+)(?:=(\w+))?\}")
+WORDS = re.compile(r"\{([^\W\d]\w*)(?:=([^{}\[\]]+))?\}")
 """A parameter in the text of a measure, and its default, which is not printed."""
 PATTERNS = {
     "metric": r"nDCG@10|MRR|effect of a term",
@@ -39,6 +39,8 @@ PATTERNS = {
     "direction": r"\S+",
 }
 """The values of parameters that are not any text."""
+MEASURES: tuple[Measure, ...] = ()
+"""Every measure that an experiment of mechir's writes, in the order of this file; filled at its end."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Measure:
 
     Attributes:
         text: with `{name}` for a parameter, `[...]` around a part that is left out where its parameters are not given
-            or have their defaults (`{name=value}`).
+            or have their defaults (`{name=value}`): "kept[ of {share=0.5}]" prints as "kept", or as "kept of 0.3".
+            A text that a measure of mechir prints, in another unit, is refused.
         unit: of a finding's value, interval and `least`; findings may have another where the data decide it.
         role: of `ROLES`, for or against which it is evidence; may be empty.
         term: of `TERMS`, the part of BM25 that it is about; may be empty.
@@ -73,11 +76,24 @@ class Measure:
 
     def __post_init__(self) -> None:
         refuse_unknown(self.role, self.term)
+        if set("{}") & set(WORDS.sub("", self.text)):
+            raise MechirError(f"Cannot read the parameters of '{self.text}': write {{name}} or {{name=default}}.")
+        same = any(
+            known.text == self.text and known.follows is self.follows and (self.follows or known.unit == self.unit)
+            for known in MEASURES
+        )
+        short = _short(self.text)
+        for known in () if same or self.parameters else MEASURES:
+            if _pattern(known.text).fullmatch(short) or _pattern(self.text).fullmatch(_short(known.text)):
+                raise MechirError(
+                    f"'{self.text}' ({self.unit}) may read as '{known.text}' ({known.unit}), a measure of mechir's: "
+                    "give it another text."
+                )
 
     @property
     def takes(self) -> tuple[str, ...]:
         """The names of its parameters in the order of the text, those in brackets last."""
-        required = WORDS.findall(re.sub(r"\[.*?\]", "", self.text))
+        required = WORDS.findall(_short(self.text))
         return tuple(name for name, _ in required + _optional(self.text))
 
     def __call__(self, *values: object, **named: object) -> Measure:
@@ -127,6 +143,11 @@ def parse_measure(text: str) -> Measure:
     raise MechirError(
         f"Unknown measure '{text}': the closest are {closest(text, [measure.text for measure in MEASURES])}."
     )
+
+
+def _short(text: str) -> str:
+    """The text without the parts in brackets."""
+    return re.sub(r"\[.*?\]", "", text)
 
 
 def _optional(text: str) -> list[tuple[str, str]]:
@@ -205,7 +226,12 @@ def stated(
 
     Returns:
         Columns of `Finding`.
+
+    Raises:
+        MechirError: for a summary without the column of the estimate.
     """
+    if column not in summary and "value" not in more:
+        raise MechirError(f"The summary has no column '{column}': write stated(summary, measure, 'its name').")
     begins = "" if column == "estimate" else f"{column}_"
     names = {column: "value"} | {begins + name: name for name in ("low", "high", "p", "p_corrected")} | STATED
     measures = [measure] * len(summary) if isinstance(measure, Measure) else list(measure)
@@ -296,4 +322,3 @@ LINK_TO = Measure("link to {to}", SHARE, causal=True, follows=_of_link)
 """A conclusion of a plan; see `mechir.registry.plan`."""
 
 MEASURES = tuple(value for value in vars().values() if isinstance(value, Measure))
-"""Every measure that an experiment writes."""

@@ -4,7 +4,7 @@
 
 The annotation is the kind of a value: `int`, `float`, `bool`, `str`, or a list of heads, directions, numbers or words,
 `tuple[Head, ...]`, which may be given as a list or as text with commas and is kept in one normal form, so that equal
-options give one run. A field that is a `frame` is no option: the experiment's `prepare` fills it.
+options give one run. A field that is a `frame` is no option: the experiment's `prepare` fills it. There are no others.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Option:
         says: the sentence that `--help` shows.
         among: the words it may be, or hold.
         least: the smallest number.
+        most: the largest number.
         positive: whether a number must be above 0.
         separator: between the items of a list; white space separates heads and numbers as well where it is a comma.
         in_order: whether a list keeps the order in which it is given; else it is sorted.
@@ -52,6 +53,7 @@ class Option:
     says: str
     among: tuple[str, ...] = ()
     least: float | int | None = None
+    most: float | int | None = None
     positive: bool = False
     separator: str = ","
     in_order: bool = False
@@ -90,9 +92,18 @@ class Declared:
 
     @property
     def help(self) -> str:
-        """Its sentence, with the words it may be."""
-        among = f" ({', '.join(self.of.among)})" if self.of.among else ""
-        return f"{self.of.says[:1].upper()}{self.of.says[1:]}{among}."
+        """Its sentence, with the words or the numbers it may be."""
+        among = ", ".join(self.of.among) or self.range
+        return f"{self.of.says[:1].upper()}{self.of.says[1:]}{f' ({among})' if among else ''}."
+
+    @property
+    def range(self) -> str:
+        """The numbers it may be, in words; empty where it may be any."""
+        least, most = self.of.least, self.of.most
+        if least is not None and most is not None:
+            return f"{least} to {most}"
+        texts = ["a number above 0"] * self.of.positive + [f"{least} or more"] * (least is not None)
+        return ", ".join(texts + [f"{most} or less"] * (most is not None))
 
     def written(self, value: Any) -> Any:
         """A value as text or number, as it stands in a record and on the command line."""
@@ -129,16 +140,16 @@ class Declared:
         return self.kind(given)
 
     def _refuse_range(self, value: Any) -> None:
-        if self.of.least is not None and not value >= self.of.least:
-            raise MechirError(f"{self.flag} is {value:g}: write {self.of.least} or more.")
-        if self.of.positive and not 0 < value < math.inf:
-            raise MechirError(f"{self.flag} is {value:g}: write a number above 0.")
+        least, most = self.of.least, self.of.most
+        outside = (least is not None and value < least, most is not None and value > most)
+        if any(outside) or (self.of.positive and value <= 0):
+            raise MechirError(f"{self.flag} is {value:g}: write {self.range}.")
 
     def _list(self, given: Any) -> tuple[Any, ...]:
         text = self.of.aliases.get(given.strip(), given) if isinstance(given, str) else given
         alone = isinstance(text, self.item) or not isinstance(text, Iterable)
         items = self._split(text) if isinstance(text, str) else [text] if alone else list(text)
-        if not items and self.item is float and text:
+        if not items and self.item in (int, float) and text:
             items = [text]  # only separators: no list of numbers
         if not items and self.of.not_empty:
             raise MechirError(f"{self.flag} is empty: write {self.of.not_empty}.")
@@ -150,12 +161,13 @@ class Declared:
         values = {known.get(value.lower(), value): None for value in values} if known else values
         for value in values:
             self._refuse_unknown(value)
+            self._refuse_range(value)
         if self.of.in_order:
             return tuple(values)
         return tuple(sorted(values, key=self.of.among.index if self.of.among else ORDERS.get(self.item)))
 
     def _split(self, text: str) -> list[str]:
-        spaced = self.of.separator == "," and self.item in (Head, float)
+        spaced = self.of.separator == "," and self.item in (Head, int, float)
         pattern = r"[\s,]+" if spaced else self.of.separator
         return [part.strip() for part in re.split(pattern, text) if part.strip()]
 
@@ -179,6 +191,13 @@ def _number(item: Any) -> float:
     return number
 
 
+def _whole(item: Any) -> int:
+    number = _number(item)
+    if not number.is_integer():
+        raise MechirError("write whole numbers with commas, e.g. 1,5.")
+    return int(number)
+
+
 def _shown(given: Any) -> str:
     return given if isinstance(given, str) else ",".join(map(str, given)) if isinstance(given, Iterable) else str(given)
 
@@ -189,14 +208,20 @@ def _as_read(direction: Direction) -> tuple[bool, int, int]:
     return len(reader) + len(source) > 2, reader.value, source.value
 
 
-READERS: dict[Any, Callable[[Any], Any]] = {Head: _head, Direction: Direction.parse, float: _number, str: str}
+READERS: dict[Any, Callable[[Any], Any]] = {
+    Head: _head,
+    Direction: Direction.parse,
+    int: _whole,
+    float: _number,
+    str: str,
+}
 """The kinds of items in a list, and the functions that read them."""
 ORDERS: dict[Any, Callable[[Any], Any]] = {Direction: _as_read}
 """The sort keys of items without an order of their own."""
 
 
 def options(experiment: type) -> dict[str, Declared]:
-    """The options of an experiment, by name, in their order; raises for an annotation that is no kind of option."""
+    """The options of an experiment, by name, in their order; raises for other fields and annotations."""
     hints = typing.get_type_hints(experiment)
     declared = {}
     for field in dataclasses.fields(experiment):
@@ -204,8 +229,14 @@ def options(experiment: type) -> dict[str, Declared]:
             option = Declared(field.name, hints[field.name], field.default, field.metadata[OPTION])
             if option.kind not in SCALARS and option.item not in READERS:
                 raise MechirError(
-                    f"The option '{field.name}' of {experiment.__name__} is a {option.kind}: annotate it as int, "
-                    "float, bool, str, or tuple[Head, ...] (Direction, float, str)."
+                    f"The option '{field.name}' of {experiment.__name__} is a {option.kind}: annotate it as "
+                    f"{', '.join(kind.__name__ for kind in SCALARS)}, or as a list, "
+                    f"{', '.join(f'tuple[{item.__name__}, ...]' for item in READERS)}."
                 )
             declared[field.name] = option
+        elif hints[field.name] is not pd.DataFrame:
+            raise MechirError(
+                f"'{field.name}' of {experiment.__name__} is a field and no option: write option(...) behind it, or "
+                "annotate a constant as ClassVar."
+            )
     return declared

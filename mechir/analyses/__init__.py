@@ -16,7 +16,7 @@ if not any(_FOLDER.glob("*/*.py")):
 
 def files() -> list[Path]:
     """The files of the experiments, each in the folder of its paper."""
-    return sorted(file for path in __path__ for file in Path(path).glob("*/*.py") if not file.name.startswith("_"))
+    return sorted(file for path in __path__ for file in Path(path).glob("*/[!_]*.py") if file.name[:5] != "test_")
 
 
 def _modules() -> dict[str, str]:

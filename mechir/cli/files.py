@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -106,18 +107,29 @@ def new() -> None:
 @click.argument("name")
 @click.option("--folder", type=click.Path(path_type=Path), default=".", show_default=True, help="Where they are put.")
 def experiment(name: str, folder: Path) -> None:
-    """Writes NAME.py, an experiment with one option and one measure of its own, and test_NAME.py."""
+    """Writes NAME.py, an experiment with one option and one measure of its own, and its test, test_NAME.py.
+
+    In a checkout that has a folder tests/ the test goes there, elsewhere beside the experiment.
+    """
     from mechir.analyses import class_name
 
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise MechirError(f"'{name}' cannot name a Python file: write lower-case letters, digits and _, e.g. my_heads.")
     if not folder.is_dir():
         raise MechirError(f"There is no directory '{folder}': give one that exists with --folder.")
-    files = {folder / f"{name}.py": "experiment.txt", folder / f"test_{name}.py": "test.txt"}
+    above = (path for path in (folder.resolve(), *folder.resolve().parents) if (path / ".git").exists())
+    tests = next((path / "tests" for path in above if (path / "tests").is_dir()), folder)
+    test, path = tests / f"test_{name}.py", os.path.relpath(folder / f"{name}.py", tests)
+    files = {folder / f"{name}.py": "experiment.txt", test: "test.txt"}
     if there := [file for file in files if file.exists()]:
         raise MechirError(f"'{there[0]}' exists already: take another name, or remove it.")
-    words = {"name": name, "class_name": class_name(name), "title": name.replace("_", " ").capitalize()}
+    words = {
+        "name": name,
+        "path": Path(path).as_posix(),
+        "class_name": class_name(name),
+        "title": name.replace("_", " ").capitalize(),
+    }
     for file, template in files.items():
         file.write_text((SKELETON / template).read_text(encoding="utf-8").format(**words), encoding="utf-8")
         click.echo(f"Wrote {file}")
-    click.echo(f"Run it: mechir run {folder / name}.py; test it: pytest {folder / f'test_{name}.py'}")
+    click.echo(f"Run it: mechir run {folder / name}.py; test it: pytest {test}")

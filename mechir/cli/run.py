@@ -66,10 +66,20 @@ class Experiments(click.Group):
         return list(experiments())
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
-        """The command of one experiment."""
-        from mechir.catalog import load_experiment
+        """The command of one experiment; one that cannot be loaded is listed with the error that running it raises."""
+        from mechir.catalog import experiments, load_experiment
 
-        return _experiment_command(load_experiment(cmd_name))
+        try:
+            return _experiment_command(load_experiment(cmd_name))
+        except MechirError as error:
+            if cmd_name not in experiments():
+                raise
+            failed, settings = error, {"ignore_unknown_options": True, "allow_extra_args": True}
+
+        def refuse() -> None:
+            raise failed
+
+        return click.Command(cmd_name, settings, refuse, short_help=str(failed), add_help_option=False)
 
 
 @click.command(cls=Experiments)

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mechir.catalog import experiments, load_experiment
+from mechir.catalog import experiments, shipped
 from mechir.collection_groups import in_group
 from mechir.irds import is_dataset
 from mechir.perturbed import FILLERS
@@ -29,7 +29,8 @@ def command(record: Mapping[str, Any]) -> str:
     word = str(record.get("file", f"{name}.py"))
     if name in experiments():
         word = name
-        defaults = {key: option.written(option.default) for key, option in load_experiment(name).options().items()}
+    if kind := shipped(name):
+        defaults = {key: option.written(option.default) for key, option in kind.options().items()}
         options = {key: options[key] for key in defaults if key in options and options[key] != defaults[key]}
     if general.get("seed"):
         options.pop("seed", None)

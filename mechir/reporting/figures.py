@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from mechir import left_out
-from mechir.catalog import experiments, load_experiment, shown
+from mechir.catalog import shipped, shown
 from mechir.registry.findings import seed_of
 from mechir.registry.names import named
 from mechir.registry.runs import Run
@@ -47,7 +47,7 @@ def drawn(runs: Sequence[Run], claims: Mapping[str, Sequence[str]]) -> tuple[lis
 
     def place(run: Run) -> tuple[float, str]:
         name = run.record["identity"]["experiment"]
-        figure = load_experiment(name).figure if name in experiments() else None
+        figure = getattr(shipped(name), "figure", None)
         return (math.inf if figure is None else float(figure), name)
 
     return sorted(charted, key=place), others
@@ -90,7 +90,7 @@ def _cell(value: Any) -> Any:
 
 
 def _title(name: str, identity: Mapping[str, Any]) -> str:
-    doc = inspect.getdoc(load_experiment(name)) if name in experiments() else None
+    doc = inspect.getdoc(kind) if (kind := shipped(name)) else None
     first = (doc or name).partition("\n")[0].rstrip(".")
     diagnostic = str(identity.get("axiom", identity["collection"])) + (", swapped" if identity.get("swap") else "")
     return f"{first} ({diagnostic})" if "fillers" in identity else first
