@@ -41,14 +41,14 @@ def test_schemes_over_collections() -> None:
     ranked, by_name = schemes.Ranked.of(importance(), GROUPS), {one: values(k) for k, one in enumerate("abc")}
     assert schemes.schemes(GROUPS) == ["a", "b", "c", "I_in", "I_out", "I_all", "F_in", "F_out", "F_all", "out-in"]
     assert schemes.schemes({"a": "in"}) == ["a"]
-    assert ranked.kept("a", 0.1) == schemes.top(by_name["a"], 0.1)
+    assert ranked.units("a", 0.1) == schemes.top(by_name["a"], 0.1)
     both = schemes.top((by_name["a"] + by_name["b"]) / 2, 0.1)
-    assert ranked.kept("F_in", 0.1) == both
+    assert ranked.units("F_in", 0.1) == both
     tops = [set(schemes.top(by_name[one], 0.3)) for one in "abc"]
-    assert set(ranked.kept("I_all", 0.3)) == tops[0] & tops[1] & tops[2]
-    assert set(ranked.kept("I_in", 0.3)) == tops[0] & tops[1]
-    only = ranked.kept("out-in", 0.3)
-    assert set(only) == tops[2] - set(ranked.kept("F_in", 0.3)) and only
+    assert set(ranked.units("I_all", 0.3)) == tops[0] & tops[1] & tops[2]
+    assert set(ranked.units("I_in", 0.3)) == tops[0] & tops[1]
+    only = ranked.units("out-in", 0.3)
+    assert set(only) == tops[2] - set(ranked.units("F_in", 0.3)) and only
 
 
 def test_agreement_against_chance() -> None:
@@ -94,4 +94,4 @@ def test_unknown_schemes_and_empty_choices_are_refused() -> None:
     with pytest.raises(MechirError, match=r"p=0.001 of 120 units is less than half of one: take a larger share\."):
         schemes.top(values(0), 0.001)
     with pytest.raises(MechirError, match=r"Unknown scheme 'F_ins'\. The closest are "):
-        schemes.Ranked.of(importance(), GROUPS).kept("F_ins", 0.1)
+        schemes.Ranked.of(importance(), GROUPS).units("F_ins", 0.1)

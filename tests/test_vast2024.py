@@ -123,7 +123,7 @@ def test_transfer_and_distribution_compute_nothing_again(
     assert len(one) == 3 + 1 + 2  # pairs of three schemes, the intersection of both groups, two halves
     for k, name in enumerate(names):
         for other in names[k + 1 :]:
-            kept = [{site for site in ranked.kept(n, 0.1) if site[0] == "n"} for n in (name, other)]
+            kept = [{site for site in ranked.units(n, 0.1) if site[0] == "n"} for n in (name, other)]
             assert one.loc[(name, other), "share"] == len(kept[0] & kept[1]) / len(kept[0])
     assert one.loc[(TOY.name, "I_all"), "shared"] == one.loc[(TOY.name, "other"), "shared"]
     assert one.loc[(TOY.name, "I_all"), "p_chance"] == pytest.approx(one.loc[(TOY.name, "other"), "p_chance"])

@@ -8,7 +8,6 @@ import pandas as pd
 
 from mechir.contrasts import ROLES, Contrast
 from mechir.experiment import Experiment, Finished
-from mechir.inference import LEVEL
 from mechir.measures import PATCHING_TOP
 from mechir.methods import effects
 from mechir.methods.patching import patch
@@ -54,14 +53,12 @@ class BlockMaps(Experiment):
     def chart(self, summary: pd.DataFrame) -> Any:
         """Layer x role, a panel per component and third."""
         panels = summary["component"] + ", " + summary["rank"] + " third"
-        return charts.effect_map(
-            summary.assign(significant=summary["p_corrected"] < LEVEL, panel=panels),
+        return charts.tested_map(
+            summary.assign(panel=panels),
             "at",
             "layer",
             "estimate",
             title="Effect of a patch on the score (logits), by role of the position",
-            subtitle="ring: p < .05 over the whole map (sign flips of queries)",
-            ring="significant",
             column="panel",
             order_x=list(ROLES),
             order_y=sorted(summary["layer"].unique()),

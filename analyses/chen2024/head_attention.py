@@ -8,7 +8,6 @@ import pandas as pd
 
 from mechir.contrasts import ROLES, Contrast
 from mechir.experiment import Finished
-from mechir.inference import LEVEL
 from mechir.measures import NO_OP, stated
 from mechir.methods import effects
 from mechir.methods.attention import role_attention
@@ -52,14 +51,12 @@ class HeadAttention(HeadPositions):
 
     def chart(self, summary: pd.DataFrame) -> Any:
         """Reader x source, a panel per head: the change from base to donor."""
-        return charts.effect_map(
-            summary.assign(change=summary["estimate"], significant=summary["p_corrected"] < LEVEL),
+        return charts.tested_map(
+            summary.assign(change=summary["estimate"]),
             "source",
             "reader",
             "change",
             title="Attention of reader to source, donor - base",
-            subtitle="ring: p < .05 over the whole map (sign flips of queries)",
-            ring="significant",
             column="site",
             order_x=list(ROLES),
             order_y=list(ROLES),

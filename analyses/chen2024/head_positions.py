@@ -8,7 +8,6 @@ import pandas as pd
 
 from mechir.contrasts import ROLES, Contrast
 from mechir.experiment import Experiment, Finished, Inputs
-from mechir.inference import LEVEL
 from mechir.measures import PATCHING
 from mechir.methods import effects
 from mechir.methods.checks import heads_or_search
@@ -59,16 +58,14 @@ class HeadPositions(Experiment):
 
     def chart(self, summary: pd.DataFrame) -> Any:
         """Head x role."""
-        return charts.effect_map(
-            summary.assign(significant=summary["p_corrected"] < LEVEL),
+        return charts.tested_map(
+            summary,
             "at",
             "site",
             "estimate",
             title="Effect of patching a head at one role (logits)",
-            subtitle="ring: p < .05 over the whole map (sign flips of queries)",
             low="low",
             high="high",
-            ring="significant",
             order_x=list(ROLES),
             order_y=list(dict.fromkeys(summary["site"])),
         )

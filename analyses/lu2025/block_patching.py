@@ -8,7 +8,6 @@ import pandas as pd
 
 from mechir.contrasts import ROLES, Contrast
 from mechir.experiment import Experiment, Finished, Inputs
-from mechir.inference import LEVEL
 from mechir.measures import PATCHING
 from mechir.methods import effects
 from mechir.methods.checks import place
@@ -60,16 +59,14 @@ class BlockPatching(Experiment):
 
     def chart(self, summary: pd.DataFrame) -> Any:
         """Layer x place, a panel per component, as a share of the score gap."""
-        return charts.effect_map(
-            summary.assign(significant=summary["p_corrected"] < LEVEL),
+        return charts.tested_map(
+            summary,
             "at",
             "layer",
             "share",
             title="Share of the score gap that a patch moves",
-            subtitle="ring: p < .05 over the whole map (sign flips of queries)",
             low="share_low",
             high="share_high",
-            ring="significant",
             column="component",
             order_x=list(dict.fromkeys(summary["at"])),
             order_y=sorted(summary["layer"].unique()),

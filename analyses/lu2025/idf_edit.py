@@ -11,7 +11,7 @@ from scipy import stats
 from mechir.contrasts import Contrast, align, single_piece
 from mechir.diagnostics import Tfc1
 from mechir.experiment import Experiment, Finished, Inputs
-from mechir.inference import mean_interval, means
+from mechir.inference import mean_row, means
 from mechir.measures import ATTENTION_UP_IDF, SCORE_UP_IDF, stated
 from mechir.methods.checks import SELECTION, embedding_vector, heads_or_search, terms_there
 from mechir.methods.dose import dose_response, doses, shifts
@@ -105,7 +105,7 @@ class IdfEdit(Experiment):
             changes |= {(along, 1.0): values for along, values in _shifted(run.rows, measure).items()}
             for (along, factor), values in changes.items():
                 line = dict(zip(keys, (along, factor, measure, len(values)), strict=True))
-                lines.append(line | _mean(values))
+                lines.append(line | mean_row(values.to_numpy()))
         table = pd.DataFrame(lines)
         drawn = table["along"].str.contains("random")
         kind = table["along"].str.replace(r" \d+$", "", regex=True)
@@ -127,7 +127,7 @@ class IdfEdit(Experiment):
         least = [stats.t.ppf(0.975, len(drawn)) * float((drawn**2).mean()) ** 0.5 for drawn in random]
         pairs = run.rows.loc[run.rows["matched"], ["query_id", "doc_id"]].drop_duplicates()
         corrected = means(np.column_stack([wide["shift"] for wide in shifted])).p_corrected
-        table = pd.DataFrame([_mean(wide["shift"]) for wide in shifted])
+        table = pd.DataFrame([mean_row(wide["shift"].to_numpy()) for wide in shifted])
         table = table.assign(queries=len(shifted[0]), pairs=len(pairs), p_corrected=corrected)
         more: dict[str, Any] = {"least": least, "site": f"embed.u{self.vector}", "family": "score and attention"}
         label = "one sd, heads chosen on these queries" if self.same_queries else "one sd"
@@ -149,12 +149,6 @@ def _contrasts(model: Weights, pairs: Sequence[Pair], filler: str) -> list[Contr
     """The contrasts that scoring heads are found on."""
     some, limit = first_of_each(pairs, SOME), model.max_length
     return [align(pair, Tfc1(), model.tokenizer, filler, max_length=limit) for pair in some]
-
-
-def _mean(values: pd.Series) -> dict[str, Any]:
-    """The mean over queries with its interval."""
-    low, high = mean_interval(values.to_numpy())
-    return {"estimate": values.mean(), "low": low, "high": high}
 
 
 def _shifted(rows: pd.DataFrame, measure: str) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import pandas as pd
 from mechir.contrasts import single_piece
 from mechir.errors import MechirError
 from mechir.experiment import Experiment, Finished, Inputs
-from mechir.inference import mean_interval, means
+from mechir.inference import mean_row, means
 from mechir.measures import BY_LENGTH, K1, LIKENESS, RISE, stated
 from mechir.methods.checks import SELECTION, heads_or_search, terms_there
 from mechir.methods.matching import choose_matching
@@ -24,6 +24,7 @@ from mechir.methods.soft_tf import (
     term_mass,
     text_of,
 )
+from mechir.methods.statistics import query_means
 from mechir.options import OR_FOUND, option
 from mechir.pairs import Pair, first_of_each, split_queries
 from mechir.reranker import Weights
@@ -100,7 +101,9 @@ class SoftTf(Experiment):
         heads = pd.DataFrame(lines).sort_values(["heads", "rise"], ascending=[True, False])
         bounds = [name for name in heads.columns if name.endswith(("_low", "_high"))]
         means = heads.drop(columns=bounds).groupby("heads", sort=False).mean(numeric_only=True).reset_index()
-        return pd.concat([heads, means.assign(site="mean"), _curve(run.rows)], ignore_index=True)
+        counted = run.rows[run.rows["kind"] == "tf"].assign(count=lambda tf: tf["dose"].astype(int))
+        curve = query_means(counted, ["heads", "count"], "mass", "mass").assign(site="mass")
+        return pd.concat([heads, means.assign(site="mean"), curve], ignore_index=True)
 
     def findings(self, run: Finished) -> pd.DataFrame:
         """The rise of every head's mass with tf (tested over all heads) and length, its k1, and its r with likeness.
@@ -143,26 +146,10 @@ def _head(site: str, part: pd.DataFrame) -> dict[str, Any]:
     rise, longer = _change(tf, COUNTS), _change(length, TIMES)
     similar = likeness.groupby("query_id")["r"].mean().dropna().to_numpy()
     line = {"heads": part["heads"].iloc[0], "site": site, "queries": len(rise)} | fitted
-    return line | _mean("rise", rise) | _mean("by_length", longer) | _mean("similarity", similar)
-
-
-def _mean(name: str, values: np.ndarray) -> dict[str, Any]:
-    """The mean over queries with its interval; missing without queries."""
-    low, high = mean_interval(values)
-    return {name: values.mean() if len(values) else np.nan, f"{name}_low": low, f"{name}_high": high}
+    return line | mean_row(rise, "rise") | mean_row(longer, "by_length") | mean_row(similar, "similarity")
 
 
 def _change(part: pd.DataFrame, doses: Sequence[int]) -> np.ndarray:
     """Query by query the mean mass at the last dose less that at the first."""
     first, last = (part[part["dose"] == dose].groupby("query_id")["mass"].mean() for dose in (doses[0], doses[-1]))
     return (last - first).to_numpy()
-
-
-def _curve(rows: pd.DataFrame) -> pd.DataFrame:
-    counted = rows[rows["kind"] == "tf"].assign(count=lambda tf: tf["dose"].astype(int))
-    per_query = counted.groupby(["heads", "count", "query_id"], sort=False)["mass"].mean()
-    lines = [
-        {"site": "mass", "heads": heads, "count": count, "queries": len(values)} | _mean("mass", values.to_numpy())
-        for (heads, count), values in per_query.groupby(["heads", "count"], sort=False)
-    ]
-    return pd.DataFrame(lines)

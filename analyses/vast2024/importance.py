@@ -126,18 +126,14 @@ class Importance(Experiment):
             for layer in sorted(part["layer"].unique()):
                 counts.append({"panel": collection, "label": label, "layer": layer, "neurons": layers.get(layer, 0)})
         maps = [
-            charts.effect_map(
+            charts.head_grid(
                 part,
-                "head",
-                "layer",
                 "conductance",
                 title=f"Conductance of heads on {collection}",
                 subtitle="mean over pairs, 95 % interval over queries",
                 low="low",
                 high="high",
                 column="label",
-                order_x=sorted(part["head"].unique().tolist()),
-                order_y=sorted(part["layer"].unique().tolist()),
             )
             for collection, part in heads.groupby("collection", sort=False)
         ]

@@ -69,15 +69,15 @@ class Pruning(Importance):
         """Schemes in their order, the target in its normal form; refuses what does not fit."""
         if wrong := [percent for percent in self.grid if not 0 < percent <= 100]:
             raise MechirError(f"--grid holds {wrong[0]:g}: write per cent above 0 and up to 100, e.g. 1,5, or full.")
-        asked = _asked(self.scheme, inputs.source.groups)
-        refuse(inputs.source.groups, asked, self.shares, self.draws)
+        wanted = _wanted(self.scheme, inputs.source.groups)
+        refuse(inputs.source.groups, wanted, self.shares, self.draws)
         refuse_small(inputs.model, self.shares, joint=self.joint)
         _refuse_pool(inputs, thresholds(inputs.source, self.relevant), self.every, self.take)
-        return replace(self, target=self.goal(inputs.model), scheme=asked if self.scheme else ())
+        return replace(self, target=self.goal(inputs.model), scheme=wanted if self.scheme else ())
 
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Pair]]:
         """The other queries' pairs; the sets of units, from a run of `Importance` on one query in `every`."""
-        asked, groups = _asked(self.scheme, inputs.source.groups), inputs.source.groups
+        wanted, groups = _wanted(self.scheme, inputs.source.groups), inputs.source.groups
         lowest = format_thresholds(thresholds(inputs.source, self.relevant))
         shared = {name: getattr(self, name) for name in Importance.options()}
         learned = inputs.run(Importance(**shared | {"relevant": lowest})).summary
@@ -85,9 +85,9 @@ class Pruning(Importance):
         values = values.reindex(learned["site"].unique())
         wide = values[LABELS[0]] - values[LABELS[1]] if self.label == DIFFERENCE else values[self.label]
         how: dict[str, Any] = {"draws": self.draws, "seed": self.seed, "joint": self.joint}
-        sets = pruned_sets(inputs.model, wide, groups, asked, self.shares, **how)
+        sets = pruned_sets(inputs.model, wide, groups, wanted, self.shares, **how)
         rest = split_queries(inputs.material, self.every)[1]
-        return replace(self, relevant=lowest, scheme=asked, sets=sets), rest
+        return replace(self, relevant=lowest, scheme=wanted, sets=sets), rest
 
     def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
         """Scores of every pair without each set: `name`, `query_id`, `doc_id`, `grade`, `score`."""
@@ -138,7 +138,7 @@ class Pruning(Importance):
         )
 
 
-def _asked(scheme: Sequence[str], groups: Mapping[str, str]) -> tuple[str, ...]:
+def _wanted(scheme: Sequence[str], groups: Mapping[str, str]) -> tuple[str, ...]:
     """The schemes that are asked for, in their order; by default the collection's own, of several collections some."""
     known = schemes(groups)
     for name in scheme:

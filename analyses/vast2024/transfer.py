@@ -112,14 +112,14 @@ def _compared(samples: Sequence[Table], groups: Mapping[str, str], seed: int | N
     most = max(Counter(map(kind, samples[0].sites)).values())
     for p in (p for p in GRID if p * most >= 0.5):
         for label in LABELS:
-            best = {name: ranked[label].kept(name, p) for name in (*names, *of_all)}
+            best = {name: ranked[label].units(name, p) for name in (*names, *of_all)}
             firsts = [(members(scheme, groups)[0], scheme) for scheme in of_all]
             for first, second in [*itertools.combinations(names, 2), *firsts]:
                 yield from _kinds(label, first, second, p, best[first], best[second])
             for name in groups if halves else ():
-                yield from _kinds(label, name, AGAIN, p, half[label].kept(name, p), rest[label].kept(name, p))
+                yield from _kinds(label, name, AGAIN, p, half[label].units(name, p), rest[label].units(name, p))
         for name in names:
-            yield from _kinds(BOTH, name, name, p, *(ranked[label].kept(name, p) for label in LABELS))
+            yield from _kinds(BOTH, name, name, p, *(ranked[label].units(name, p) for label in LABELS))
 
 
 def _ranked(samples: Sequence[Table], groups: Mapping[str, str], weights: Callable[[Table], Any]) -> dict[str, Ranked]:

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from mechir.experiment import Finished
-from mechir.inference import mean_interval
 from mechir.measures import CONTRAST, stated
 from mechir.methods.matching import MEASURES, SIDES, attention_by_pair, compare_grades
+from mechir.methods.statistics import query_means
 from mechir.options import option
 from mechir.pairs import Pair
 from mechir.reranker import Weights
@@ -55,7 +55,9 @@ class AttentionContrast(OfGrades):
         rank = strength.groupby("direction").rank(ascending=False, method="first").astype(int)
         table["rank"] = rank.reindex(pd.MultiIndex.from_frame(table[["direction", "site"]])).astype("Int64").array
         table = table.iloc[np.lexsort([table["rank"], table["direction"].map(SIDES.index)])]
-        return pd.concat([table, _layers(run.rows)], ignore_index=True)
+        layers = run.rows[run.rows["site"].str.startswith("attn")]
+        masses = query_means(layers, ["direction", "site"], "mass").assign(contrast="mass")
+        return pd.concat([table, masses], ignore_index=True)
 
     def findings(self, run: Finished) -> pd.DataFrame:
         """The difference relevant - weak of every head, either way; corrected over the heads of a direction."""
@@ -86,14 +88,3 @@ class AttentionContrast(OfGrades):
         title = "Where each segment looks: mean attention mass by layer"
         lines = charts.lines(masses, "layer", "mass", "source", title=title, low="low", high="high", column="reader")
         return charts.stacked(points, lines)
-
-
-def _layers(rows: pd.DataFrame) -> pd.DataFrame:
-    layers = rows[rows["site"].str.startswith("attn")]
-    per_query = layers.groupby(["direction", "site", "query_id"], sort=False)["mass"].mean()
-    columns = ["direction", "site", "contrast", "queries", "estimate", "low", "high"]
-    lines = [
-        (direction, site, "mass", len(values), values.mean(), *mean_interval(values.to_numpy()))
-        for (direction, site), values in per_query.groupby(["direction", "site"], sort=False)
-    ]
-    return pd.DataFrame(lines, columns=columns)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from mechir.errors import MechirError
 from mechir.experiment import Experiment, Finished, Inputs
-from mechir.inference import LEVEL, mean_interval, means
+from mechir.inference import LEVEL, mean_interval, mean_row, means
 from mechir.measures import ATTENTION_WITHOUT, SCORE_WITHOUT, stated
 from mechir.methods.checks import heads_there
 from mechir.methods.projection import ALIGNED, project_heads
@@ -127,7 +127,7 @@ def _beside_random(part: pd.DataFrame, *, deeper: bool) -> tuple[dict[str, float
     aligned, drawn = table[ALIGNED].to_numpy(), table.drop(columns=ALIGNED)
     random, beyond = drawn.mean().to_numpy(), aligned - drawn.mean(axis=1).to_numpy()
     as_far = random <= aligned.mean() if deeper else random >= aligned.mean()
-    (low, high), (least, most) = mean_interval(aligned), mean_interval(beyond)
+    low, high = mean_interval(aligned)
     numbers = {"aligned": aligned.mean(), "low": low, "high": high, "random": random.mean()}
     numbers |= {"random_max": random.min() if deeper else random.max(), "p": (1 + as_far.sum()) / (1 + len(random))}
-    return numbers | {"excess": beyond.mean(), "excess_low": least, "excess_high": most}, beyond
+    return numbers | mean_row(beyond, "excess"), beyond

@@ -1,6 +1,6 @@
 """Inference over queries: the test for each kind of quantity.
 
-* a mean or a share over queries: `means`, `shares`, `mean_interval` (bootstrap-t, step-down max-T);
+* a mean or a share over queries: `means`, `shares`, `mean_interval`, `mean_row` (bootstrap-t, step-down max-T);
 * a contrast of grades: `grade_contrasts` (grades permuted within queries, step-down max-T);
 * tests that all must hold: `intersection_union`; a few planned hypotheses: `holm`;
 * the power of a number of queries: `detectable`, `enough`.
@@ -20,5 +20,6 @@ from mechir.inference.power import enough as enough
 from mechir.inference.studentised import FEWEST as FEWEST
 from mechir.inference.studentised import Estimates as Estimates
 from mechir.inference.studentised import mean_interval as mean_interval
+from mechir.inference.studentised import mean_row as mean_row
 from mechir.inference.studentised import means as means
 from mechir.inference.studentised import shares as shares

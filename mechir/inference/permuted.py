@@ -41,11 +41,8 @@ def grade_contrasts(
 ) -> Contrasts:
     """The mean over queries of (mean of the higher grade - mean of the lower one), column by column.
 
-    Args:
-        values: of pairs of the two grades alone.
-        query: the query of each pair; queries without both grades are left out.
-        high: which pairs have the higher grade.
-        seed: of the permutations and resamples.
+    `values` are of pairs of the two grades alone; `high` marks the pairs of the higher grade. Queries without both
+    grades are left out.
 
     Returns:
         The statistic of the tests is the estimate over its standard deviation under permutation, which is known:

@@ -19,13 +19,7 @@ def detectable(spread: float, queries: int, *, tests: int = 1, level: float = LE
 
     (t + z) spread / sqrt(queries), with t the point of Student's distribution for `level` shared out over the tests and
     z = .84 for the power. It misleads where values are skewed: then some more queries are needed. Infinite for fewer
-    queries than are tested at all.
-
-    Args:
-        spread: the standard deviation over queries.
-        queries: their number.
-        tests: the number of tests that share the level.
-        level: the level of all tests together.
+    queries than are tested at all. `spread` is the standard deviation over queries.
     """
     if queries < FEWEST:
         return float("inf")

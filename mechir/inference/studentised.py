@@ -80,6 +80,13 @@ def mean_interval(values: Sequence[float] | np.ndarray, *, seed: int = 0) -> tup
     return float(estimates.low[0]), float(estimates.high[0])
 
 
+def mean_row(values: Sequence[float] | np.ndarray, name: str = "") -> dict[str, float]:
+    """The mean over queries and its interval as `estimate`, `low`, `high`, or as `name`, `name_low`, `name_high`."""
+    begins, (low, high) = f"{name}_" if name else "", mean_interval(values)
+    mean = float(np.mean(values)) if len(values) else float("nan")
+    return {name or "estimate": mean, f"{begins}low": low, f"{begins}high": high}
+
+
 def means(values: Float[np.ndarray, "query column"], *, seed: int = 0) -> Estimates:
     """The mean over queries of each column, tested against 0; NaN where a query has no value."""
     values = np.asarray(values, dtype=float)
@@ -89,12 +96,9 @@ def means(values: Float[np.ndarray, "query column"], *, seed: int = 0) -> Estima
 def shares(
     effects: Float[np.ndarray, "query column"], gaps: Float[np.ndarray, "query _"], *, seed: int = 0
 ) -> Estimates:
-    """The mean effect over the mean gap of each column, tested against 0.
+    """The mean effect over the mean gap of each column, tested against 0; NaN where a query has no effect.
 
-    Args:
-        effects: NaN where a query has none.
-        gaps: one column for all, or one for each.
-        seed: of the resamples.
+    `gaps` is one column for all, or one for each.
     """
     effects = np.asarray(effects, dtype=float)
     known = ~np.isnan(effects)

@@ -28,13 +28,7 @@ DIGITS = 4
 def role_attention(
     model: Reranker, contrasts: Sequence[Contrast], heads: Sequence[Head | str], *, max_length: int | None = None
 ) -> pd.DataFrame:
-    """The attention mass between roles, in the base and in the donor.
-
-    Args:
-        model: a `HookedEncoder`.
-        contrasts: aligned pairs.
-        heads: whose attention.
-        max_length: word pieces kept of a pair.
+    """The attention mass of `heads` between roles, in the base and in the donor of aligned pairs.
 
     Returns:
         One row per head, reader, source and contrast: `site`, `reader`, `source` (roles), `query_id`, `doc_id`,
@@ -87,13 +81,7 @@ def between(
 def pair_attention(
     model: Reranker, pairs: Sequence[Pair], heads: Sequence[Head | str], *, max_length: int | None = None
 ) -> pd.DataFrame:
-    """The weights of heads between every word piece of the query and every one of the document.
-
-    Args:
-        model: a `HookedEncoder`.
-        pairs: the texts that are read.
-        heads: whose attention.
-        max_length: word pieces kept of a pair.
+    """The weights of `heads` between every word piece of the query and every one of the document.
 
     Returns:
         One row per pair and head: `site`; `query_id`, `doc_id`, `grade`; `score`, of `model.score`; `query`, `doc`, the

@@ -203,15 +203,9 @@ def screen_then_verify(
 ) -> Screened:
     """Attributes all sites, then patches the top fraction exactly, and a random sample of the rest.
 
-    Args:
-        model: a `HookedEncoder`.
-        contrasts: aligned pairs.
-        sites: what is screened; by default all heads and MLPs.
-        at: as in `patch`.
-        top: the fraction of sites patched, by mean |attributed| over the contrasts.
-        check: the fraction of the others patched as well, drawn at random: it shows what the screen overlooks.
-        seed: of the draw.
-        options: of `attribute` and `patch` (`max_length`, `progress`, ...).
+    Arguments are those of `attribute` and `patch`. `top` is the fraction of sites patched, by mean |attributed| over
+    the contrasts; `check` the fraction of the others patched as well, drawn at random: it shows what the screen
+    overlooks.
 
     Raises:
         MechirError: for a fraction outside 0 to 1.

@@ -65,11 +65,7 @@ def place(model: Reranker, contrasts: Sequence[Contrast], text: str, *, each: Se
 
 
 def grades_there(pairs: Sequence[Pair], **grades: int) -> None:
-    """Raises for grades that no pair of the pool has, and for pairs without one.
-
-    Raises:
-        MechirError: with the grades that there are.
-    """
+    """Raises for grades that no pair of the pool has, naming those that there are, and for pairs without one."""
     if any(pair.grade is None for pair in pairs):
         raise MechirError("Pairs without a grade cannot be contrasted: give judged pairs.")
     known = [str(grade) for grade in sorted({pair.grade for pair in pairs if pair.grade is not None})]

@@ -218,12 +218,9 @@ def _ranks(scores: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def query_effects(rows: pd.DataFrame, by: Sequence[str] = ("site", "at"), k: int = 10) -> pd.DataFrame:
-    """What patching every document of a query, each from its own donor, does to the query's ranking.
+    """Measures how patching every document of a query, each from its own donor, changes the query's ranking.
 
-    Args:
-        rows: of `patch` or `path_patch`, with grades.
-        by: what makes a line.
-        k: cutoff of nDCG.
+    `rows` are those of `patch` or `path_patch`, with grades; `k` is the cutoff of nDCG.
 
     Returns:
         Columns of `by`, `filler`, `query_id`; `ndcg_base`, `ndcg_patched`, `ndcg_effect`; `margin_base`,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mechir.batches import Batch, shares
 from mechir.errors import MechirError
-from mechir.inference import mean_interval
+from mechir.inference import mean_row
 from mechir.methods.groups import crossed, pair_ids
 from mechir.methods.ranking import TIE
 from mechir.pairs import Pair
@@ -43,12 +43,6 @@ def read_depths(
     model: Restarts, pairs: Sequence[Pair], *, max_length: int | None = None, progress: bool | None = None
 ) -> pd.DataFrame:
     """Applies the head to the CLS row at every depth, and averages each segment's residual stream.
-
-    Args:
-        model: a `HookedEncoder`.
-        pairs: with grades.
-        max_length: word pieces kept of a pair.
-        progress: a bar with the time left; by default on a terminal, for work over two seconds.
 
     Returns:
         One row per pair, site and segment: `query_id`, `doc_id`, `grade`; `site`: `resid0` (the embeddings),
@@ -163,12 +157,8 @@ def readable(
     into 5 parts (4 where there are 4), each read by a probe trained on the others: no query trains the probe that reads
     it. Queries whose documents are all relevant, or none, are left out.
 
-    Args:
-        rows: of `read_depths`.
-        relevant: the grade from which a document counts as relevant.
-        draws: of the control's labels.
-        penalty: of the ridge, relative to the variance of a feature.
-        seed: of the control's labels.
+    Documents of grade `relevant` or more count as relevant; `penalty` is the ridge's, relative to the variance of a
+    feature; the control's labels are drawn `draws` times.
 
     Returns:
         One row per site (after whole layers), segment and measure, with the columns of `gathered`; `of` is the segment:
@@ -252,8 +242,7 @@ def _relevant(rows: pd.DataFrame, least: int) -> pd.Series:
 
 def _estimated(values: pd.Series | np.ndarray) -> dict[str, Any]:
     known = pd.Series(values, dtype=float).dropna()
-    low, high = mean_interval(known.to_numpy())
-    return {"queries": len(known), "estimate": known.mean(), "low": low, "high": high}
+    return {"queries": len(known)} | mean_row(known.to_numpy())
 
 
 def _levels(scores: Float[np.ndarray, "pair"]) -> Float[np.ndarray, "pair 1"]:

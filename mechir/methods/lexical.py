@@ -109,10 +109,9 @@ def read_idf(path: str | Path, model: Reranker) -> dict[int, float]:
 
 
 def refuse_idf(model: Reranker, collection: Collection, path: str = "") -> None:
-    """Raises for an IDF that nothing can be correlated with; reads no more documents of a collection than it takes.
+    """Raises for fewer than 10 word pieces with an IDF above 0, or one IDF for all, and as `read_idf`.
 
-    Raises:
-        MechirError: as `read_idf`; for fewer than 10 word pieces with an IDF above 0, or one IDF for all.
+    It reads no more documents of a collection than it takes.
     """
     if path:
         known = [idf for idf in read_idf(path, model).values() if idf > 0]
@@ -149,14 +148,9 @@ def embedding_svd(model: Weights, n: int = 50) -> tuple[Float[np.ndarray, "d_voc
 def idf_correlations(
     model: Weights, idf: Mapping[int, float], *, vectors: int = 50, draws: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
-    """Correlates the singular vectors of W_E, and the length of its rows, with IDF.
+    """Correlates the first `vectors` singular vectors of W_E, and the length of its rows, with IDF.
 
-    Args:
-        model: a `HookedEncoder`.
-        idf: word piece -> IDF; the word pieces that count.
-        vectors: how many singular vectors.
-        draws: permutations of IDF over the pieces.
-        seed: of the permutations.
+    `idf` maps the word pieces that count to their IDF, which is permuted over them `draws` times.
 
     Returns:
         One row per vector: `vector` (0 the first; "norm" is the length of a piece's row), `sigma`, `n` pieces, and for

@@ -63,12 +63,7 @@ def attention_by_pair(
 ) -> pd.DataFrame:
     """The attention of every head between query and document, pair by pair.
 
-    Args:
-        model: a `HookedEncoder`.
-        pairs: with grades; -1 are easy negatives.
-        sep2: count the last SEP as document, as the papers' code does.
-        max_length: word pieces kept of a pair.
-        progress: a bar with the time left; by default on a terminal, for work over two seconds.
+    `pairs` have grades, -1 for easy negatives; `sep2` counts the last SEP as document, as the papers' code does.
 
     Returns:
         `query_id`, `grade`, `direction`, `site`, and

@@ -55,20 +55,15 @@ def path_patch(
 ) -> pd.DataFrame:
     """The effect of every sender on the score along one path, for every contrast.
 
-    Args:
-        model: a `HookedEncoder`.
-        contrasts: aligned pairs; runs are on the base, the sender's activation comes from the donor.
-        senders: heads (z), MLPs, and "resid0" for the embedding; by default all that come before the receiver.
-        receiver: "score"; a head's input, "h10.1.k"; an MLP's, "mlp3"; or several heads' (their inputs are then
-            replaced together, as Wang et al. do).
-        freeze: "heads" keeps the z of all other heads and recomputes MLPs on the way, so sender -> MLP -> receiver
-            counts as this path (Wang et al., Lu et al.). "heads+mlps" keeps the MLPs' outputs as well: the direct edge.
-        ln: "live" recomputes every LayerNorm on the way; "frozen" keeps its standard deviation, so that the change
-            that arrives is a linear function of what is sent.
-        max_rows: the most contrasts computed together.
-        max_tokens: the most word pieces computed together; by default `model.max_tokens`.
-        max_length: word pieces kept of a pair.
-        progress: a bar with the time left; by default on a terminal, for work over two seconds.
+    Runs are on the base, the sender's activation comes from the donor; arguments not named here are those of `patch`.
+    `senders` are heads (z), MLPs, and "resid0" for the embedding; by default all that come before the receiver, which
+    is "score"; a head's input, "h10.1.k"; an MLP's, "mlp3"; or several heads' (their inputs are then replaced together,
+    as Wang et al. do).
+
+    `freeze` "heads" keeps the z of all other heads and recomputes MLPs on the way, so sender -> MLP -> receiver counts
+    as this path (Wang et al., Lu et al.); "heads+mlps" keeps the MLPs' outputs as well: the direct edge. `ln` "live"
+    recomputes every LayerNorm on the way; "frozen" keeps its standard deviation, so that the change that arrives is a
+    linear function of what is sent.
 
     Returns:
         One row per edge and contrast: `edge` (`h8.1->h10.1.k`), `sender`, `query_id`, `doc_id`, `grade`, `filler`;

@@ -18,7 +18,7 @@ import torch
 
 from mechir.collection_groups import collection_of
 from mechir.errors import MechirError
-from mechir.inference import holm, mean_interval
+from mechir.inference import holm, mean_row
 from mechir.interventions import Ablate
 from mechir.methods import ranking
 from mechir.methods.schemes import Ranked, random_like, refuse_share, refuse_unknown
@@ -70,7 +70,7 @@ def pruned_sets(
     counts = sizes(model)
     rows = []
     for scheme, p, end in itertools.product(schemes, grid, ENDS):
-        chosen = ranked[end].kept(scheme, p)
+        chosen = ranked[end].units(scheme, p)
         if not chosen:
             raise MechirError(f"'{scheme}' keeps no unit at the {end}, p={p}: take a larger share, or another scheme.")
         random, notes = random_like(chosen, counts, draws, seed=seed)
@@ -147,9 +147,7 @@ def _by_query(rows: pd.DataFrame, judged: pd.DataFrame, measure: str, relevant: 
 def _lines(values: pd.DataFrame, sets: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """The rows of one collection and measure."""
     original = values[ORIGINAL]
-    low, high = mean_interval(original.to_numpy())
-    line = {"queries": len(values), "value": original.mean(), "draw": -1, "like": ""}
-    yield line | {"set": ORIGINAL, "value_low": low, "value_high": high}
+    yield {"queries": len(values), "draw": -1, "like": "", "set": ORIGINAL} | mean_row(original.to_numpy(), "value")
     for _, part in sets.groupby(["scheme", "share"], sort=False):
         for end in ENDS:
             yield from _beside(values, part[part["set"] == end].iloc[0], part[part["like"] == end])

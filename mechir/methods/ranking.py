@@ -26,10 +26,8 @@ def ndcg(scores: pd.DataFrame, judged: pd.DataFrame, k: int = 10) -> pd.DataFram
     each has the mean discount of the ranks that its tie takes up (0 beyond k). Without ties it is that of ir_measures.
     Neither the ids nor the order of the rows decide anything.
 
-    Args:
-        scores: `query_id`, `doc_id`, `score`.
-        judged: `query_id`, `doc_id`, `grade`: the documents the ideal ranking may use. Grades below 0 gain 0.
-        k: the cutoff.
+    `scores` holds `query_id`, `doc_id`, `score`; `judged` the documents that the ideal ranking may use: `query_id`,
+    `doc_id`, `grade`. Grades below 0 gain 0.
 
     Returns:
         `query_id`, `value`, `tied`. Queries without a document of positive grade are left out: their nDCG is undefined.

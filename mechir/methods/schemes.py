@@ -30,11 +30,8 @@ def kind(site: str) -> str:
 def top(values: pd.Series, p: float, *, joint: bool = False, bottom: bool = False) -> list[str]:
     """The share p of units with the largest values, or with `bottom` the smallest (most negative).
 
-    Args:
-        values: by site, signed.
-        p: of the neurons and of the heads, each ranked among themselves: round(p n) of n, so none of few units.
-        joint: rank neurons and heads together, as the authors' later code does.
-        bottom: the other end.
+    `values` are by site, signed. p is the share of the neurons and of the heads, each ranked among themselves:
+    round(p n) of n, so none of few units; `joint` ranks both together, as the authors' later code does.
 
     Returns:
         Sites, the most extreme first; equal values in the order given.
@@ -109,7 +106,7 @@ class Ranked:
                 ranked[scheme] = values[members(scheme, groups)].mean(axis=1)
         return cls(groups, {name: _orders(series, joint, bottom) for name, series in ranked.items()})
 
-    def kept(self, scheme: str, p: float) -> list[str]:
+    def units(self, scheme: str, p: float) -> list[str]:
         """The units that a scheme keeps.
 
         Raises:
@@ -119,8 +116,8 @@ class Ranked:
         if scheme in self.orders:
             return _first(self.orders[scheme], p)
         if scheme == "out-in":
-            taken = set(self.kept("F_in", p))
-            return [site for site in self.kept("F_out", p) if site not in taken]
+            taken = set(self.units("F_in", p))
+            return [site for site in self.units("F_out", p) if site not in taken]
         first, *rest = (_first(self.orders[name], p) for name in members(scheme, self.groups))
         common = set(first).intersection(*rest)
         return [site for site in first if site in common]

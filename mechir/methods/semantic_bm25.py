@@ -48,12 +48,8 @@ def lexical_features(
 ) -> pd.DataFrame:
     """Measures the features of the semantic BM25, and those of BM25, for every pair.
 
-    Args:
-        model: a `HookedEncoder`.
-        pairs: whole queries.
-        direction: of IDF in the word embeddings; a token's coordinate along it stands for its IDF.
-        heads: whose masses stay position by position, for the paper's design.
-        exponential: take exp of the coordinate, where the direction carries log IDF.
+    `pairs` are of whole queries. A token's coordinate along `direction` stands for its IDF; `exponential` takes exp of
+    it, where the direction carries log IDF. The masses of `heads` stay position by position, for the paper's design.
 
     Returns:
         One row per pair: `query_id`, `doc_id`, `grade`, `score`; `idf`, the sum over query tokens of the coordinate;
@@ -205,14 +201,8 @@ def quality(
 ) -> dict[str, float]:
     """The quality of a prediction of the score, over held-out pairs.
 
-    Args:
-        predicted: of each pair; correlations are of these values.
-        target: the score of each.
-        query: ids.
-        logits: for a prediction on another scale, such as BM25: the same in logits, by a line that was fitted on other
-            pairs (`fitted`). By default the prediction as it is.
-        draws: resamples.
-        seed: of them.
+    Correlations are of the values `predicted` with the scores, `target`. `logits`, for a prediction on another scale,
+    such as BM25, is the same in logits, by a line that was fitted on other pairs (`fitted`).
 
     Returns:
         `estimate`, Pearson's r, with `low` and `high` (95 %, whole queries resampled), `spearman`, `within` (mean

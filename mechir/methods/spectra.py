@@ -41,10 +41,7 @@ def qk_spectra(model: Weights, *, draws: int | None = None, seed: int = 0) -> pd
     at random have cosines of variance 1 / d_model, so the trace is nearly normal with standard deviation
     ||A||_F / sqrt(d_model).
 
-    Args:
-        model: a `HookedEncoder`.
-        draws: random orthonormal frames for the ReLU variant, the same for all heads; by default 20 per head.
-        seed: of the frames.
+    `draws` random orthonormal frames, by default 20 per head, are the same for all heads in the ReLU variant.
 
     Returns:
         One row per head: `site`; `trace` = sum_k sigma_k u_k.v_k, the paper's statistic, which is trace(A);

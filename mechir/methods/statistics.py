@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
-from mechir.inference import means
+from mechir.inference import mean_row, means
 
 RESAMPLES = 10_000
 
@@ -104,6 +105,16 @@ def percentiles(draws: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """The 95 % interval of resampled values; NaN where there are none."""
     low, high = np.quantile(draws, [0.025, 0.975]) if len(draws) else (np.nan, np.nan)
     return float(low), float(high)
+
+
+def query_means(rows: pd.DataFrame, by: Sequence[str], column: str, name: str = "") -> pd.DataFrame:
+    """The mean of a column within queries, then over `queries`: a row per value of `by`, named as by `mean_row`."""
+    per_query = rows.groupby([*by, "query_id"], sort=False)[column].mean()
+    lines = [
+        dict(zip(by, key, strict=True)) | {"queries": len(values)} | mean_row(values.to_numpy(), name)
+        for key, values in per_query.groupby(list(by), sort=False)
+    ]
+    return pd.DataFrame(lines)
 
 
 def spearman(x: np.ndarray, y: np.ndarray, query: np.ndarray, *, seed: int = 0) -> tuple[float, float, float]:

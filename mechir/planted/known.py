@@ -88,12 +88,8 @@ def pairs(model: HookedEncoder, *, n: int = 200, counterfactual: str = "tf", see
     A query holds three content words and a stop word, a document each of them 0 to 5 times and filler, shuffled; the
     frequencies of no two documents of a query are alike.
 
-    Args:
-        model: a planted model.
-        n: how many.
-        counterfactual: `"tf"`: the donor's document has filler wherever the base's has one of its query terms.
-            `"query"`: the donor's query has a stop word in place of one of its terms that the document has.
-        seed: of everything drawn.
+    Under the counterfactual `"tf"` the donor's document has filler wherever the base's has one of its query terms,
+    under `"query"` the donor's query has a stop word in place of one of its terms that the document has.
 
     Raises:
         MechirError: when `model` is not planted, the counterfactual unknown, or n below 1.

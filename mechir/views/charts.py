@@ -112,6 +112,13 @@ def head_map(frame: pd.DataFrame, site: str, *, title: str, column: str | None =
     return head_grid(cells, "estimate", title=title, subtitle=subtitle, **shown)
 
 
+def tested_map(frame: pd.DataFrame, x: str, y: str, value: str, **options: Any) -> Any:
+    """An `effect_map` with a ring where p_corrected < .05."""
+    marked = frame.assign(significant=frame["p_corrected"] < LEVEL)
+    subtitle = "ring: p < .05 over the whole map (sign flips of queries)"
+    return effect_map(marked, x, y, value, subtitle=subtitle, ring="significant", **options)
+
+
 def head_grid(cells: pd.DataFrame, value: str, **options: Any) -> Any:
     """An `effect_map` of the columns `layer` and `head`, both in their order."""
     heads, layers = (sorted(cells[name].unique().tolist()) for name in ("head", "layer"))
