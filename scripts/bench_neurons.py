@@ -38,7 +38,7 @@ import mechir as mi
 from mechir.encoder import HookedEncoder
 from mechir.encoder.families import FAMILIES
 from mechir.methods.conductance import conductance
-from mechir.methods.walk import Replaced, Way
+from mechir.methods.walk import Way
 from mechir.segments import Segment
 from mechir.subspaces import EMBED
 
@@ -137,7 +137,7 @@ def plain(model: HookedEncoder, pairs: list[mi.Pair], steps: int, explicit: bool
             place = torch.from_numpy(nodes[first : first + together]).to(end)[:, None, None, None]
             line = (start + place * (end - start)).flatten(0, 1).requires_grad_()
             repeated = encoded.batch(np.tile(index, len(place))).to(model.device)
-            with model.hooks([(EMBED, Replaced(line))]):
+            with model.hooks([(EMBED, lambda x, hook, line=line: line)]):
                 score = model(repeated, head_row=True, explicit=layers)
             torch.autograd.grad(score.sum(), line)
 

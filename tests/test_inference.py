@@ -164,7 +164,7 @@ def test_grades_are_permuted_within_queries_and_exact() -> None:
     values = np.array([[5.0], [1.0], [2.0], [10.0], [7.0]])
     query, high = np.array(["a", "a", "a", "b", "b"]), np.array([True, False, False, True, False])
     found = grade_contrasts(values, query, high)
-    assert found.differences.ravel().tolist() == [3.5, 3.0] and found.arrangements == pytest.approx(6)
+    assert found.differences.ravel().tolist() == [3.5, 3.0]
     assert found.estimates.estimate[0] == 3.25
     a = [5 - 1.5, 1 - 3.5, 2 - 3.0]
     every = [abs(one + other) / 2 for one, other in itertools.product(a, [3.0, -3.0])]
@@ -199,7 +199,7 @@ def test_queries_of_one_grade_say_nothing() -> None:
     found = grade_contrasts(values, query, np.array([True, True, True, False, False, False]))
     assert found.estimates.queries[0] == 1 and found.differences.ravel().tolist() == [-1.0]
     none = grade_contrasts(values, query, np.ones(6, dtype=bool))
-    assert none.arrangements == 1 and np.isnan(none.estimates.estimate[0])
+    assert np.isnan(none.estimates.estimate[0])
 
 
 def test_holm_by_hand() -> None:

@@ -100,7 +100,10 @@ class Pathway(Experiment):
         relevant_there(inputs.judged)
         n = _learning(inputs.material)
         for step in self._looks(inputs.material):
-            source, some = source_of(step, inputs.source), replace(pool, limit_queries=_at_most(step, n))
+            source, some = (
+                source_of(step, inputs.source),
+                replace(pool, limit_queries=min(n, AT_MOST.get(type(step), n))),
+            )
             step.check(replace(inputs, material=some.pairs(source), source=source, pool=some))
         return self
 
@@ -137,7 +140,7 @@ class Pathway(Experiment):
 
         def on_pairs(steps: Iterator[Experiment]) -> None:
             for step in steps:
-                some = replace(inputs.pool, limit_queries=_at_most(step, n))
+                some = replace(inputs.pool, limit_queries=min(n, AT_MOST.get(type(step), n)))
                 runs.append(inputs.run(step, pool=some).id)
 
         def on_contrasts(steps: Sequence[Experiment], queries: int, per_grade: int) -> None:
@@ -147,8 +150,8 @@ class Pathway(Experiment):
         on_pairs(self._looks(inputs.material))
         on_contrasts(DECIDING, n, PER_GRADE)
         on_contrasts(EXPLORING, min(n, SOME), 1)
-        on_pairs(self._acts(_held(registry, runs)))
-        findings = _held(registry, runs)
+        on_pairs(self._acts(held(matching(registry, runs=runs, newest=True))))
+        findings = held(matching(registry, runs=runs, newest=True))
         plan = concluded(findings)
         sets = cut_sets(model, _sets(findings, plan), self.draws, self.seed)
         learning = set(list(dict.fromkeys(pair.query_id for pair in inputs.material))[:n])
@@ -263,10 +266,6 @@ def _heads(sites: pd.Series) -> tuple[Head, ...]:
     return tuple(site for site in map(parse_site, sites) if isinstance(site, Head))
 
 
-def _at_most(step: Experiment, queries: int) -> int:
-    return min(queries, AT_MOST.get(type(step), queries))
-
-
 def _learning(pairs: Sequence[Pair]) -> int:
     """The number of queries that the links are found on."""
     queries = len({pair.query_id for pair in pairs})
@@ -276,11 +275,6 @@ def _learning(pairs: Sequence[Pair]) -> int:
             f"take {LEAST} or more."
         )
     return round(LEARN * queries)
-
-
-def _held(registry: Path, runs: Sequence[str]) -> pd.DataFrame:
-    """The findings of these runs, `held`, sites as text."""
-    return held(matching(registry, runs=runs, newest=True))
 
 
 def _with(findings: pd.DataFrame, plan: pd.DataFrame) -> pd.DataFrame:

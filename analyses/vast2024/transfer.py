@@ -66,7 +66,8 @@ class Transfer(Importance):
         pairs = list(_compared(samples, groups))
         counts = Counter(map(kind, samples[0].sites))
         lines = pd.DataFrame([_line(pair, counts[pair.kind], groups) for pair in pairs])
-        drawn = np.array([[_share(pair) for pair in _compared(samples, groups, seed)] for seed in range(DRAWS)])
+        resampled = (_compared(samples, groups, seed) for seed in range(DRAWS))
+        drawn = np.array([[len({*x.sites} & {*x.others}) / len(x.sites) for x in again] for again in resampled])
         lines[["low", "high"]] = [percentiles(column[np.isfinite(column)]) for column in drawn.T]
         lines["p_corrected"] = holm(lines["p_chance"].to_numpy())
         summary = pd.concat([lines, pd.DataFrame(_places(pairs, samples))], ignore_index=True)
@@ -146,10 +147,6 @@ def _kinds(
         alike, theirs = ([site for site in listed if kind(site) == which] for listed in (sites, others))
         if alike:
             yield Compared(label, first, second, p, which, alike, theirs)
-
-
-def _share(pair: Compared) -> float:
-    return len({*pair.sites} & {*pair.others}) / len(pair.sites)
 
 
 def _line(pair: Compared, n: int, groups: Mapping[str, str]) -> dict[str, Any]:

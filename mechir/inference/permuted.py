@@ -9,7 +9,6 @@ It misleads where the grades differ in spread and not in mean and one group is m
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -22,14 +21,10 @@ from mechir.inference.studentised import Estimates
 
 
 class Contrasts(NamedTuple):
-    """Contrasts of grades: `estimates` (tests by permutation, intervals over queries), `differences` of each query.
-
-    `arrangements` counts the ways to deal out the grades; no p is below 1 / `arrangements`.
-    """
+    """Contrasts of grades: `estimates` (tests by permutation, intervals over queries), `differences` of each query."""
 
     estimates: Estimates
     differences: Float[np.ndarray, "query column"]
-    arrangements: float
 
 
 def grade_contrasts(
@@ -55,9 +50,8 @@ def grade_contrasts(
     differences = differences.reshape(len(both), values.shape[1])
     estimates = studentised.means(differences, seed=seed)
     variances = [values[here].var(0, ddof=1) * (weights**2).sum() for weights, here in zip(signed, both, strict=True)]
-    ways = math.exp(min(sum(_log_ways(high[here]) for here in both), 700)) if both else 1.0
     if not both:
-        return Contrasts(estimates, differences, ways)
+        return Contrasts(estimates, differences)
     spread = np.sqrt(np.sum(variances, axis=0)) / len(both)
     moves = spread > studentised.ALIKE * np.abs(values).max(0)
     scale = np.where(moves, spread, np.inf)
@@ -66,12 +60,7 @@ def grade_contrasts(
     p, corrected = np.ones(len(observed)), np.ones(len(observed))
     p[moves] = (1 + (reference[:, moves] >= observed[moves] * (1 - 1e-9)).sum(0)) / (1 + len(reference))
     corrected[moves] = step_down(observed[moves], reference[:, moves])
-    return Contrasts(replace(estimates, p=p, p_corrected=corrected), differences, ways)
-
-
-def _log_ways(high: np.ndarray) -> float:
-    n, m = len(high), int(high.sum())
-    return math.lgamma(n + 1) - math.lgamma(m + 1) - math.lgamma(n - m + 1)
+    return Contrasts(replace(estimates, p=p, p_corrected=corrected), differences)
 
 
 def _permuted(

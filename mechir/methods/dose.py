@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +12,7 @@ from torch import Tensor
 
 from mechir.batches import Batch, for_numpy, shares
 from mechir.diagnostics import Term
-from mechir.hooks import Hook, edits
+from mechir.hooks import Hook
 from mechir.methods.groups import columns_first, pair_ids
 from mechir.methods.lexical import pieces_of, random_direction
 from mechir.model_sites import heads_of
@@ -120,23 +118,11 @@ def _response(
     """The score with the edit at the positions marked, and the mean weight of the heads from CLS to the query's."""
     readers = shares(batch.at(Segment.QUERY) & edited)
     hooks = {head: head._replace(part="pattern").hook for head in heads}
-    with model.hooks(edits(() if edit is None else _At(edit, edited), batch)):
+    hooked: list[Hook] = []
+    if edit is not None:
+        ((name, scaled),) = edit.hooks(batch)
+        hooked.append((name, lambda x, hook: torch.where(edited[:, :, None], scaled(x, hook), x)))
+    with model.hooks(hooked):
         score, rows = observe(model, batch, set(hooks.values()), lambda _, x: x[:, :, 0], head_row=True)
     looked = [(rows[hook][:, head.head] * readers.to(rows[hook])).sum(1) for head, hook in hooks.items()]
     return score.cpu().numpy(), for_numpy(torch.stack(looked).mean(0)).numpy()
-
-
-@dataclass(frozen=True)
-class _At:
-    """An edit of the embeddings at some positions of a batch alone: each row edits the word of its own query."""
-
-    edit: EditEmbedding
-    where: Bool[Tensor, "batch pos"]
-
-    def hooks(self, batch: Batch) -> list[Hook]:
-        ((name, scaled),) = self.edit.hooks(batch)
-
-        def act(x: Tensor, hook: Any) -> Tensor:
-            return torch.where(self.where[:, :, None], scaled(x, hook), x)
-
-        return [(name, act)]

@@ -68,11 +68,9 @@ def summarise(
 ) -> pd.DataFrame:
     """The mean effect of each site over queries, with its interval and a test over the whole map.
 
-    Args:
-        rows: of `patch` or `path_patch`.
-        by: what makes a line, e.g. ("site", "at") or ("edge",); add "filler" to see the fillers apart.
-        metric: see `measured`; "ratio_of_means" is mean effect / mean gap over the pairs whose gap is large enough.
-        min_gap: see `measured`.
+    `rows` are those of `patch` or `path_patch`; each value of `by` makes a line, e.g. of ("site", "at") or ("edge",);
+    add "filler" to see the fillers apart. For `metric` and `min_gap` see `measured`; "ratio_of_means" is mean effect /
+    mean gap over the pairs whose gap is large enough.
 
     Returns:
         The columns of `by`; `pairs`, `queries`, `left_out` (pairs whose gap is too small for the metric); `estimate`,

@@ -31,9 +31,7 @@ class Groups(NamedTuple):
 
 def crossed(ids: pd.DataFrame, **columns: Sequence[object]) -> pd.DataFrame:
     """Repeats every row of `ids` for each entry of the columns, which have one length: rows first, entries within."""
-    n = len(next(iter(columns.values())))
-    rows = ids.loc[ids.index.repeat(n)].reset_index(drop=True)
-    return rows.assign(**{name: list(values) * len(ids) for name, values in columns.items()})
+    return ids.merge(pd.DataFrame(columns), how="cross")
 
 
 def pair_ids(pairs: Iterable[Pair]) -> pd.DataFrame:

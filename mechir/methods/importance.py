@@ -32,10 +32,8 @@ COLUMNS = 4096
 def thresholds(collections: Collections, text: str = "") -> dict[str, int]:
     """The lowest grade that counts as relevant, by collection.
 
-    Args:
-        collections: the collections.
-        text: one grade for all ("2") or one each ("dl19:2,vaswani:1"); where it is empty, half of the highest grade of
-            the collection's judgments, rounded up.
+    `text` has one grade for all ("2") or one each ("dl19:2,vaswani:1"); where it is empty, it is half of the highest
+    grade of the collection's judgments, rounded up.
 
     Raises:
         MechirError: for what cannot be read, an unknown collection, a collection without a relevant document.

@@ -7,7 +7,7 @@ and a control whether that is more than chance.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import linalg, stats
 from torch import Tensor
 
-from mechir.batches import Batch, shares
+from mechir.batches import shares
 from mechir.errors import MechirError
 from mechir.inference import mean_row
 from mechir.methods.groups import crossed, pair_ids
@@ -70,33 +70,16 @@ def read_depths(
     means = torch.empty(len(pairs), c.n_layers + 1, len(FIVE), c.d_model)
     encoded = model.encode(pairs, max_length)
     for index, batch in model.batches(encoded, progress=progress):
-        rows = torch.from_numpy(index)
-        for name, (score, mean) in _read(model, batch, places, wide).items():
+        rows, weights = torch.from_numpy(index), shares(batch.members(), wide)
+
+        def read(_: str, x: Tensor, weights: Tensor = weights) -> tuple[Tensor, Tensor]:
+            return model.run_head(x), weights @ x.to(wide)
+
+        for name, (score, mean) in observe(model, batch, places.__contains__, read, head_row=False)[1].items():
             scores[rows, places[name]] = score.to(scores)
             if places[name] % 2 == 0:
                 means[rows, places[name] // 2] = mean.to(means)
     refuse_non_finite(model, scores[:, -1], encoded)
-    return _frame(pairs, sites, scores, means)
-
-
-def _read(
-    model: Restarts, batch: Batch, hooks: Collection[str], wide: torch.dtype
-) -> dict[str, tuple[Float[Tensor, "batch"], Float[Tensor, "batch segment d_model"]]]:
-    """The head's score of the residual stream at each of these hooks, and the mean of each segment there."""
-    weights = shares(batch.members(), wide)
-
-    def read(_: str, x: Tensor) -> tuple[Tensor, Tensor]:
-        return model.run_head(x), weights @ x.to(wide)
-
-    return observe(model, batch, hooks.__contains__, read, head_row=False)[1]
-
-
-def _frame(
-    pairs: Sequence[Pair],
-    sites: Sequence[Resid],
-    scores: Float[Tensor, "pair site"],
-    means: Float[Tensor, "pair layer segment d_model"],
-) -> pd.DataFrame:
     cells = [(place, number) for place in range(len(sites)) for number in range(1 if place % 2 else len(FIVE))]
     frame = crossed(
         pair_ids(pairs),
@@ -105,9 +88,9 @@ def _frame(
         segment=[str(FIVE[number]) for _, number in cells],
     )
     place, number = np.array(cells).T
-    score = np.where(number == 0, scores.double().numpy()[:, place], np.nan).ravel()
+    read_out = np.where(number == 0, scores.double().numpy()[:, place], np.nan).ravel()
     vectors = [None if place % 2 else row[place // 2, number] for row in means.numpy() for place, number in cells]
-    return frame.assign(score=score, p=1 / (1 + np.exp(-score)), mean=pd.Series(vectors, dtype=object))
+    return frame.assign(score=read_out, p=1 / (1 + np.exp(-read_out)), mean=pd.Series(vectors, dtype=object))
 
 
 def gathered(rows: pd.DataFrame, *, relevant: int = 1) -> pd.DataFrame:
@@ -277,31 +260,23 @@ def _held_out(
     query: Int[np.ndarray, "pair"],
     penalty: float,
 ) -> Float[np.ndarray, "pair label"]:
-    """The prediction for every pair by the probe of each column of labels, trained without the fold of its query."""
+    """The prediction for every pair by the probe of each column of labels, trained without the fold of its query.
+
+    A probe is ridge regression within queries, on features of variance 1.
+    """
     predicted, folds = np.zeros_like(labels), min(FOLDS, int(query.max()) + 1)
     for fold in range(folds):
         test = query % folds == fold
-        predicted[test] = x[test] @ _probe(x[~test], labels[~test], query[~test], penalty)
+        train = ~test
+        within, targets = (_centred(values[train], query[train]) for values in (x, labels))
+        size = np.sqrt(np.square(within).mean(0))
+        varies = size > CONSTANT * np.sqrt(np.square(x[train]).mean())
+        if varies.any():
+            scaled = within[:, varies] / size[varies]
+            moments = scaled.T @ scaled / len(scaled) + penalty * np.eye(scaled.shape[1])
+            weights = linalg.solve(moments, scaled.T @ targets / len(scaled), assume_a="pos")
+            predicted[test] = x[test][:, varies] @ (weights / size[varies, None])
     return predicted
-
-
-def _probe(
-    x: Float[np.ndarray, "pair d_model"],
-    labels: Float[np.ndarray, "pair label"],
-    query: Int[np.ndarray, "pair"],
-    penalty: float,
-) -> Float[np.ndarray, "d_model label"]:
-    """The weights of ridge regression within queries, on features of variance 1, for features as they come."""
-    within, targets = _centred(x, query), _centred(labels, query)
-    size = np.sqrt(np.square(within).mean(0))
-    varies = size > CONSTANT * np.sqrt(np.square(x).mean())
-    scaled = within[:, varies] / size[varies]
-    weights = np.zeros((x.shape[1], labels.shape[1]))
-    if varies.any():
-        moments = scaled.T @ scaled / len(x) + penalty * np.eye(scaled.shape[1])
-        solved = linalg.solve(moments, scaled.T @ targets / len(x), assume_a="pos")
-        weights[varies] = solved / size[varies, None]
-    return weights
 
 
 def _centred(x: Float[np.ndarray, "pair n"], query: Int[np.ndarray, "pair"]) -> Float[np.ndarray, "pair n"]:

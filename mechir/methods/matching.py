@@ -148,12 +148,9 @@ def compare_grades(
 ) -> pd.DataFrame:
     """Compares grades head by head, and names the kind of match that each head shows.
 
-    Args:
-        rows: of `attention_by_pair`; rows of whole layers are left out.
-        grades: what "relevant", "hard" and "weak" are, e.g. {"relevant": 3, "hard": 0, "weak": -1}. Where hard is one
-            of the other two there are no hard negatives, and no kind of match can be told.
-        measure: one of `MEASURES`.
-        delta: differences of hard - weak within +- delta count as none.
+    `rows` are of `attention_by_pair`; those of whole layers are left out. `grades` says what "relevant", "hard" and
+    "weak" are, e.g. {"relevant": 3, "hard": 0, "weak": -1}; where hard is one of the other two there are no hard
+    negatives, and no kind of match is given. `measure` is one of `MEASURES`.
 
     Returns:
         One row per direction, site and contrast ("relevant - weak", "hard - weak", "relevant - hard"): `queries` (those
@@ -203,7 +200,7 @@ def _compared(part: pd.DataFrame, grades: tuple[int, int], measure: str, delta: 
     keys = ["query_id", "grade", *(["doc_id"] if "doc_id" in rows else [])]
     values = rows.pivot(index=keys, columns="site", values=measure)[part["site"].unique()]
     query, grade = (values.index.get_level_values(name).to_numpy() for name in ("query_id", "grade"))
-    test, differences, _ = grade_contrasts(values.to_numpy(), query, grade == grades[0])
+    test, differences = grade_contrasts(values.to_numpy(), query, grade == grades[0])
     if (n := len(differences)) < 2:
         both = f"grade {grades[0]} and of grade {grades[1]}"
         raise MechirError(f"Queries with pairs of {both}: {n}; take 2 or more.")

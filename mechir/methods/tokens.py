@@ -13,10 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
-from torch import Tensor
 
-from mechir.batches import Batch
 from mechir.encoding import Encoded
 from mechir.errors import MechirError
 from mechir.inference import mean_interval
@@ -77,12 +74,12 @@ def token_attribution(
             baseline.
     """
     needs(model, "token_attribution", Weights)
-    goal = _OverTokens(target, against)
+    goal, readers = _OverTokens(target, against), {EMBED: lambda flow, batch: flow.sum(-1)}
     encoded = model.encode(pairs, max_length)
     values = [np.empty(0)] * len(pairs)
     checks: list[pd.DataFrame] = []
     options: dict[str, Any] = {"max_tokens": max_tokens, "max_length": max_length, "progress": progress}
-    for done in walk(model, pairs, {EMBED: _by_position}, goal, way=way or Way("pad_both"), start=start, **options):
+    for done in walk(model, pairs, readers, goal, way=way or Way("pad_both"), start=start, **options):
         for k, flow in zip(done.index, done.flows[EMBED].double().numpy(), strict=True):
             values[k] = flow[: len(encoded.ids[k])]
         checks.append(checked(pairs, done))
@@ -94,10 +91,6 @@ class _OverTokens(Target):
 
     def cuts(self, model: Reranker) -> list[str]:
         return [EMBED, *super().cuts(model)]
-
-
-def _by_position(flow: Float[Tensor, "pair pos d"], batch: Batch) -> Float[Tensor, "pair pos"]:
-    return flow.sum(-1)
 
 
 def rows_of(model: Reranker, encoded: Encoded, values: Sequence[np.ndarray]) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from torch import Tensor
 from mechir.batches import Batch, give_back, progress_bar
 from mechir.encoding import Encoded
 from mechir.errors import MechirError
-from mechir.hooks import Edit, Hook
+from mechir.hooks import Hook
 from mechir.methods.targets import Target
 from mechir.model_sites import sites_of
 from mechir.pairs import Pair
@@ -211,19 +211,8 @@ class _Line:
         begin, end = (self.model.W_E[ids].detach() for ids in (start, batch.input_ids[: len(index)]))
         place = torch.from_numpy(some).to(end)[:, None, None, None]
         line = (begin + place * (end - begin)).flatten(0, 1).requires_grad_(torch.is_grad_enabled())
-        with self.model.hooks([(EMBED, Replaced(line)), *watched]):
+        with self.model.hooks([(EMBED, lambda x, hook: line), *watched]):
             return self.target.value(self.model, batch, np.tile(index, len(some))), line
-
-
-@dataclass(frozen=True, eq=False)
-class Replaced(Edit):
-    """An edit that puts a tensor in an activation's place."""
-
-    value: Tensor
-
-    def __call__(self, x: Tensor, hook: Any) -> Tensor:
-        """The tensor."""
-        return self.value
 
 
 def _begins(
