@@ -10,6 +10,7 @@ from mechir.contrasts import ROLES, Contrast
 from mechir.experiment import Experiment, Finished
 from mechir.measures import PATCHING_TOP
 from mechir.methods import effects
+from mechir.methods.groups import columns_first
 from mechir.methods.patching import patch
 from mechir.model_sites import blocks
 from mechir.reranker import Weights
@@ -41,9 +42,7 @@ class BlockMaps(Experiment):
     def summarise(self, run: Finished) -> pd.DataFrame:
         """One line per third of the ranking, component, layer and role: see `effects.table`."""
         table = effects.table(run.rows[run.rows["rank"] != "middle"], ["rank", "site", "at"])
-        parsed = table["site"].str.extract(r"(?P<component>[a-z]+)(?P<layer>\d+)")
-        parsed = parsed.assign(component=parsed["component"].map(COMPONENTS), layer=parsed["layer"].astype(int))
-        return pd.concat([table[["rank"]], parsed, table.drop(columns="rank")], axis=1)
+        return columns_first(effects.by_layer(table, COMPONENTS), ["rank"])
 
     def findings(self, run: Finished) -> pd.DataFrame:
         """The effect of every place at the top of the ranking, corrected over the whole map."""

@@ -48,10 +48,7 @@ class BlockPatching(Experiment):
 
     def summarise(self, run: Finished) -> pd.DataFrame:
         """One line per component, layer and place: see `effects.table`."""
-        table = effects.table(run.rows, ["site", "at"])
-        parsed = table["site"].str.extract(r"(?P<component>[a-z]+)(?P<layer>\d+)")
-        parsed = parsed.assign(component=parsed["component"].map(COMPONENTS), layer=parsed["layer"].astype(int))
-        return pd.concat([parsed, table], axis=1)
+        return effects.by_layer(effects.table(run.rows, ["site", "at"]), COMPONENTS)
 
     def findings(self, run: Finished) -> pd.DataFrame:
         """The effect of every place, corrected over the whole map."""

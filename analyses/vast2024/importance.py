@@ -120,11 +120,10 @@ class Importance(Experiment):
         """The conductance of every head, and how many of the top 1 % of neurons each layer has."""
         heads = summary[summary["kind"] == "head"].rename(columns={"estimate": "conductance"})
         heads[["layer", "head"]] = heads["site"].str.extract(r"h(\d+)\.(\d+)").astype(int).to_numpy()
-        neurons, counts = summary[summary["kind"] == "neuron"].set_index("site"), []
-        for (collection, label), part in neurons.groupby(["collection", "label"], sort=False):
-            layers = part.loc[top(part["estimate"], SHARE), "layer"].value_counts()
-            for layer in sorted(part["layer"].unique()):
-                counts.append({"panel": collection, "label": label, "layer": layer, "neurons": layers.get(layer, 0)})
+        neurons = summary[summary["kind"] == "neuron"].set_index("site").rename(columns={"collection": "panel"})
+        sides = neurons.groupby(["panel", "label"], sort=False)
+        best = [part.assign(neurons=part.index.isin(top(part["estimate"], SHARE))) for _, part in sides]
+        lines = pd.concat(best).groupby(["panel", "label", "layer"], sort=False)["neurons"].sum().reset_index()
         maps = [
             charts.head_grid(
                 part,
@@ -137,7 +136,7 @@ class Importance(Experiment):
             )
             for collection, part in heads.groupby("collection", sort=False)
         ]
-        lines, title = pd.DataFrame(counts), "Where the top 1 % of neurons sit"
+        title = "Where the top 1 % of neurons sit"
         return charts.stacked(*maps, charts.lines(lines, "layer", "neurons", "label", title=title, column="panel"))
 
     def _taken(self, pairs: Sequence[Pair], lowest: Mapping[str, int], target: str) -> list[Pair]:

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from mechir.errors import MechirError
 from mechir.experiment import Experiment, Inputs
-from mechir.methods.checks import contrasted, grades_of, grades_there, relevant_against_weak
+from mechir.methods.checks import contrasted, grades_of, grades_there
 from mechir.options import option
 
 
@@ -22,7 +23,9 @@ class OfGrades(Experiment):
 
     def check(self, inputs: Inputs) -> Experiment:
         """Refuses grades that cannot be contrasted: two queries need pairs of each two grades."""
-        relevant_against_weak(self.relevant, self.weak)
+        if self.relevant == self.weak:
+            both = f"--relevant and --weak are both {self.weak}"
+            raise MechirError(f"{both}: write two grades, or there is nothing to contrast.")
         grades_there(inputs.material, **self.grades)
         queries = list(grades_of(inputs.material).values())
         contrasted(queries, self.grades, f"of {len(queries)}")

@@ -19,11 +19,8 @@ def step_down(
     Columns are taken from the largest statistic to the smallest; each is compared, draw by draw, with the largest
     statistic of itself and all that follow. Controls the chance of any false rejection, whichever columns are true,
     where the draws have the joint distribution of the statistics under the null hypothesis; it uses how columns move
-    together, so it is sharper than Holm. No p is below 1 / (1 + draws).
-
-    Args:
-        observed: the statistics, 0 or more.
-        reference: the statistics of every draw, 0 or more; infinite counts as larger than anything.
+    together, so it is sharper than Holm. No p is below 1 / (1 + draws). Statistics are 0 or more; an infinite one in
+    `reference`, which holds those of every draw, counts as larger than anything.
     """
     order = np.argsort(-observed, kind="stable")
     reached = np.zeros(len(observed))

@@ -59,7 +59,8 @@ def top_agreement(x: Values, y: Values, k: int, *, draws: int = RESAMPLES, seed:
     both, counts = overlap(chosen, other, len(x)), np.arange(k + 1)
     expected = stats.hypergeom.pmf(counts, len(x), k, k) @ (counts / (2 * k - counts))
     drawn = generator.integers(len(x), size=(draws, len(x)))
-    inside = [_first(_places(values, seed + side)[drawn], k) for side, values in enumerate((x, y))]
+    again = [_places(values, seed + side)[drawn] for side, values in enumerate((x, y))]
+    inside = [places.argsort(axis=1, kind="stable").argsort(axis=1) < k for places in again]
     shared = (inside[0] & inside[1]).sum(axis=1)
     interval = percentiles(shared / (2 * k - shared))
     return Agreement(both.shared / (2 * k - both.shared), float(expected), *interval, both.p)
@@ -88,10 +89,3 @@ def _correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _places(values: Values, seed: int) -> Int[np.ndarray, "component"]:
     """The place of each component from the largest value, 0, on."""
     return np.lexsort((np.random.default_rng(seed).random(len(values)), -values)).argsort()
-
-
-def _first(places: np.ndarray, k: int) -> np.ndarray:
-    """Marks the k smallest of each row; those that were drawn twice come one after the other."""
-    inside = np.zeros(places.shape, dtype=bool)
-    np.put_along_axis(inside, np.argsort(places, axis=1, kind="stable")[:, :k], True, axis=1)
-    return inside

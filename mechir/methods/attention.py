@@ -47,13 +47,16 @@ def role_attention(
 
 
 def _masses(model: Reranker, batch: ContrastBatch, heads: Sequence[Head]) -> pd.DataFrame:
+    """The mean over readers of a role of the mass on the sources of a role."""
     member = torch.stack([batch.roles == role for role in range(len(ROLES))], 1).to(model.dtype)
     share = member / member.sum(-1, keepdim=True).clamp(min=1)
     hooks = {head: head._replace(part="pattern").hook for head in heads}
-    base, donor = (
-        observe(model, side, set(hooks.values()), lambda _, x: for_numpy(between(x, share, member)), head_row=False)[1]
-        for side in (batch.base, batch.donor)
-    )
+
+    def between(_: str, x: Float[Tensor, "batch head reader source"]) -> Float[Tensor, "batch head role _"]:
+        return for_numpy(torch.einsum("bhij,bri,bsj->bhrs", x, share, member))
+
+    sides = (batch.base, batch.donor)
+    base, donor = (observe(model, side, set(hooks.values()), between, head_row=False)[1] for side in sides)
     present = member.any(-1).cpu()
     rows, readers, sources = (present[:, :, None] & present[:, None, :]).nonzero(as_tuple=True)
     names = {"reader": [ROLES[k] for k in readers], "source": [ROLES[k] for k in sources]}
@@ -66,15 +69,6 @@ def _masses(model: Reranker, batch: ContrastBatch, heads: Sequence[Head]) -> pd.
         )
         for head, hook in hooks.items()
     )
-
-
-def between(
-    pattern: Float[Tensor, "batch head reader source"],
-    share: Float[Tensor, "batch role reader"],
-    member: Float[Tensor, "batch _ source"],
-) -> Float[Tensor, "batch head role _"]:
-    """The mean over readers of a role of the mass on the sources of a role."""
-    return torch.einsum("bhij,bri,bsj->bhrs", pattern, share, member)
 
 
 @torch.no_grad()

@@ -24,7 +24,6 @@ from mechir.sites import Head
 
 SELECTION = 3
 """Heads that are not named are found on one query in so many."""
-NO_TWO_GRADES = "Matching heads are found where a query has documents of two grades, and none has among"
 
 
 def flag(name: str) -> str:
@@ -94,12 +93,6 @@ def contrasted(queries: Sequence[set[int | None]], grades: Mapping[str, int], wh
             raise MechirError(f"Queries with pairs of {both}: {n} {where}; take 2 or more.")
 
 
-def relevant_against_weak(relevant: int, weak: int) -> None:
-    """Raises where both are one grade."""
-    if relevant == weak:
-        raise MechirError(f"--relevant and --weak are both {weak}: write two grades, or there is nothing to contrast.")
-
-
 def relevant_there(judged: pd.DataFrame) -> None:
     """Raises for a pool whose queries have no relevant document, so that there is no nDCG."""
     if not (judged["grade"] > 0).any():
@@ -131,7 +124,10 @@ def heads_or_search(
     if matching:
         grades_there(material)
         if not any(len(grades) > 1 for grades in grades_of(chosen).values()):
-            raise MechirError(f"{NO_TWO_GRADES} one query in {SELECTION}: take more, or name them with {flag(name)}.")
+            raise MechirError(
+                "Matching heads are found where a query has documents of two grades, and none has among one query in "
+                f"{SELECTION}: take more, or name them with {flag(name)}."
+            )
     return ()
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 
 from mechir import measures
-from mechir.inference import holm, mean_interval
+from mechir.inference import holm, mean_row
 from mechir.interventions import RENORMALISED
 from mechir.measures import WITHOUT_DIRECTION
 from mechir.methods import ranking, statistics
 
 DRAWS = 1000
 """Random rankings behind the row `random`, as in the paper."""
-COLUMNS = ["name", "queries", "ndcg", "low", "high", "tied", "change", "change_low", "change_high"]
+COLUMNS = ["name", "queries", "estimate", "low", "high", "tied", "change", "change_low", "change_high"]
 COLUMNS += ["change_p_unpaired", "change_p"]
 
 
@@ -52,7 +50,7 @@ def condition_table(
     for name, scores in rows.groupby("name", sort=False):
         quality = ranking.ndcg(scores, judgments, k).set_index("query_id")
         values = quality["value"].reindex(baseline.index)
-        line = {"name": name} | _line(values) | {"tied": quality["tied"].mean()}
+        line = {"name": name, "queries": len(values)} | mean_row(values.to_numpy()) | {"tied": quality["tied"].mean()}
         if name != original:
             comparison = statistics.compare(values.to_numpy(), baseline.to_numpy())
             line |= comparison.row("change") | {"change_p_unpaired": comparison.p_unpaired}
@@ -63,12 +61,7 @@ def condition_table(
     draws = ranking.random_draws(pool, judgments, k, draws=DRAWS)
     low, high = statistics.percentiles(draws)
     random = [
-        {"name": "random", "queries": len(baseline), "ndcg": float(draws.mean()), "low": low, "high": high},
-        {"name": "random_analytic"} | _line(expected),
+        {"name": "random", "queries": len(baseline), "estimate": float(draws.mean()), "low": low, "high": high},
+        {"name": "random_analytic", "queries": len(expected)} | mean_row(expected.to_numpy()),
     ]
-    return pd.concat([frame, pd.DataFrame(random)], ignore_index=True)
-
-
-def _line(values: pd.Series) -> dict[str, Any]:
-    low, high = mean_interval(values.to_numpy())
-    return {"queries": len(values), "ndcg": float(values.mean()), "low": low, "high": high}
+    return pd.concat([frame, pd.DataFrame(random)], ignore_index=True).rename(columns={"estimate": "ndcg"})

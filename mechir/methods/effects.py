@@ -29,13 +29,12 @@ MIN_GAP = 0.01
 def measured(rows: pd.DataFrame, metric: str = "difference", *, min_gap: float = MIN_GAP) -> pd.Series:
     """The effect of each pair on the scale of a metric; NaN where the metric says nothing.
 
-    Args:
-        rows: `base`, `donor`, `effect`.
-        metric: "difference": patched - base, in logits. "ratio": effect / (donor - base), the classic metric (Chen et
-            al. 2024; Parry et al. 2025): 0 nothing, 1 all of the perturbation's effect, unbounded and unstable where
-            the gap is small. "robust": effect / sqrt(1 + (donor - base)^2) (Polyakov et al. 2025).
-        min_gap: ratios over a gap |donor - base| smaller than this, and over a gap of 0 always, are NaN. 0 leaves
-            nothing else out, as MechIR does.
+    `rows` hold `base`, `donor`, `effect`. "difference": patched - base, in logits. "ratio": effect / (donor - base),
+    the classic metric (Chen et al. 2024; Parry et al. 2025): 0 nothing, 1 all of the perturbation's effect, unbounded
+    and unstable where the gap is small. "robust": effect / sqrt(1 + (donor - base)^2) (Polyakov et al. 2025).
+
+    Ratios over a gap |donor - base| below `min_gap`, and over a gap of 0 always, are NaN; a `min_gap` of 0 leaves
+    nothing else out, as MechIR does.
 
     Raises:
         MechirError: for an unknown metric; "ratio_of_means" has no value per pair (see `summarise`).
@@ -60,11 +59,7 @@ def small_gaps(rows: pd.DataFrame, min_gap: float = MIN_GAP) -> pd.DataFrame:
 
 
 def summarise(
-    rows: pd.DataFrame,
-    by: Sequence[str] = ("site", "at"),
-    metric: str = "difference",
-    *,
-    min_gap: float = MIN_GAP,
+    rows: pd.DataFrame, by: Sequence[str] = ("site", "at"), metric: str = "difference", *, min_gap: float = MIN_GAP
 ) -> pd.DataFrame:
     """The mean effect of each site over queries, with its interval and a test over the whole map.
 
@@ -181,6 +176,13 @@ def gap_stated(rows: pd.DataFrame, axiom: str) -> pd.DataFrame:
     least = MATERIAL * whole.spread if whole.spread > 0 else GAP.least
     line = {"estimate": whole.mean, "p_corrected": whole.p, "site": ""} | whole._asdict()
     return measures.stated(pd.DataFrame([line]), GAP(axiom), least=least, family="the gap alone")
+
+
+def by_layer(table: pd.DataFrame, components: dict[str, str]) -> pd.DataFrame:
+    """The `component` and `layer` of each site such as `resid3`, named by `components`, before the table's columns."""
+    parsed = table["site"].str.extract(r"(?P<component>[a-z]+)(?P<layer>\d+)")
+    parsed = parsed.assign(component=parsed["component"].map(components), layer=parsed["layer"].astype(int))
+    return pd.concat([parsed, table], axis=1)
 
 
 def thirds(rows: pd.DataFrame) -> pd.Series:
