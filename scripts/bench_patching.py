@@ -70,7 +70,6 @@ def cached(model: HookedEncoder, batch: mi.Batch) -> dict[str, torch.Tensor]:
 def plain_head_map(model: HookedEncoder, ready: Sequence[ContrastBatch]) -> None:
     """One full forward per head, the donor cached once."""
     for batch in ready:
-        batch = batch.to(model.device)
         model(batch.base)
         donor = cached(model, batch.donor)
         for head in model_sites.all_heads(model):
@@ -99,7 +98,6 @@ def head_map_one_by_one(model: HookedEncoder, contrasts: Sequence[mi.Contrast], 
 def three_runs(model: HookedEncoder, ready: Sequence[ContrastBatch]) -> None:
     """The base and the donor cached once, then one full forward per sender with every other head frozen."""
     for batch in ready:
-        batch = batch.to(model.device)
         base, donor = cached(model, batch.base), cached(model, batch.donor)
         for head in model_sites.all_heads(model):
             frozen = dict(base) | {head.hook: Splice(head, donor[head.hook])(base[head.hook], Named(head.hook))}
