@@ -47,7 +47,14 @@ def load_experiment(name: str | Path) -> type[Experiment]:
 def _checked(load: Callable[[], ModuleType], file: Path) -> type[Experiment]:
     """The experiment of a module; raises in one sentence for whatever is wrong with its file."""
     try:
-        return _of_module(load())
+        module = load()
+        kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Experiment)]
+        classes = [kind for kind in kinds if kind.__module__ == module.__name__]
+        if len(classes) != 1:
+            names = " and ".join(kind.__name__ for kind in classes) or "none"
+            raise MechirError(f"'{file}' must define one experiment and defines {names}: see mechir.Experiment.")
+        refuse_incomplete(classes[0])
+        return classes[0]
     except MechirError:
         raise
     except Exception as error:
@@ -70,17 +77,6 @@ def _module_of(file: Path) -> ModuleType:
             del sys.modules[name]
             raise
     return sys.modules[name]
-
-
-def _of_module(module: ModuleType) -> type[Experiment]:
-    """The one experiment that a module defines."""
-    kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Experiment)]
-    classes = [kind for kind in kinds if kind.__module__ == module.__name__]
-    if len(classes) != 1:
-        names = " and ".join(kind.__name__ for kind in classes) or "none"
-        raise MechirError(f"'{module.__file__}' must define one experiment and defines {names}: see mechir.Experiment.")
-    refuse_incomplete(classes[0])
-    return classes[0]
 
 
 def shipped(name: str) -> type[Experiment] | None:

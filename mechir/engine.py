@@ -1,7 +1,7 @@
 """Runs an experiment: cut it into units, compute the missing ones, store, summarise, draw.
 
 `run` goes straight through: the experiment with its options (`asked_for`), in normal form (`checked`), with what it
-finds first (`prepare`), the stored run (`_opened`), the missing units (`_compute`), and once all are there summary,
+finds first (`prepare`), the stored run (`_begun`), the missing units (`_compute`), and once all are there summary,
 chart and findings (`finish`).
 """
 
@@ -28,7 +28,7 @@ from mechir.experiment import Experiment, Inputs, refuse_incomplete, silent
 from mechir.inference import FEWEST
 from mechir.job import Job, ModelReference, compute_unit, finish
 from mechir.judged_collection import Collection
-from mechir.material import Material, Pool, Source, Taken, material_of, pairs_of, source_of
+from mechir.material import Pool, Source, Taken, material_of, pairs_of, source_of
 from mechir.perturbed import Diagnostic
 from mechir.registry.runs import DEFAULT, Run, open_run
 from mechir.sweeps import forwards
@@ -102,8 +102,9 @@ def run(
     model = _readied(model, source, pool, shard)
     experiment = asked_for(experiment, chosen)
     where: dict[str, Any] = {"pool": pool or Pool(), "registry": Path(registry), "say": say or silent}
-    if experiment.rows_of is not None:
-        rows = run(experiment.as_rows_of(), model, source, shard=shard, fresh=fresh, **where)
+    if (other := experiment.rows_of) is not None:
+        same = other(**{name: getattr(experiment, name) for name in other.options()})
+        rows = run(same, model, source, shard=shard, fresh=fresh, **where)
         follow = partial(provenance.follow, experiment=experiment, rows=rows)
         stored = open_run(where["registry"], provenance.again(experiment, rows), follow)
     else:
@@ -186,7 +187,7 @@ def _begun(
     say: Callable[[str], None],
     fresh: bool = False,
 ) -> tuple[Run, Experiment, list[list[Any]]]:
-    """The stored run, the experiment with the results of its `prepare`, and the units."""
+    """The stored run, begun if it is not there yet, the experiment as `prepare` returns it, and the units."""
 
     def another(other: Any, *, source: Source = source, pool: Pool = pool) -> Run:
         return run(other, model, source, pool=pool, registry=registry, say=say)
@@ -200,12 +201,20 @@ def _begun(
     _say_found(normal, ready, say)
     if not material:
         raise MechirError(f"Nothing of this pool is left to measure for '{experiment.name}': take more queries.")
-    cut = units(material)
-    stored = _opened(normal, ready, inputs, taken, material, fresh)
-    queries = len({item.query_id for item in material})
-    say(f"Run {stored.id}: {len(material)} {_kind(ready)} of {queries} queries in {len(cut)} units")
-    if queries < FEWEST:
-        say(f"{queries} queries are too few to test: intervals are Student's; tests need {FEWEST} or more.")
+    cut, queries = units(material), {item.query_id for item in material}
+    identity = provenance.identity_of(ready, model, source, material, pool)
+    identity |= {"fresh": secrets.token_hex(8)} if fresh else {}
+
+    def begin(new: Run) -> None:
+        held_back = {item.query_id for item in taken.material} - queries
+        command = provenance.asked_of(normal, model, source, pool) | {"held_back": len(held_back)}
+        frames = _frames(source, material, pool, taken) | ready.frames
+        provenance.begin(new, identity, ready, model, pairs_of(material), frames, len(cut), command)
+
+    stored, n = open_run(registry, identity, begin), len(queries)
+    say(f"Run {stored.id}: {len(material)} {_kind(ready)} of {n} queries in {len(cut)} units")
+    if n < FEWEST:
+        say(f"{n} queries are too few to test: intervals are Student's; tests need {FEWEST} or more.")
     return stored, ready, cut
 
 
@@ -213,27 +222,7 @@ def _kind(experiment: Experiment) -> str:
     return "contrasts" if experiment.runs_on == "contrasts" else "pairs"
 
 
-def _opened(
-    normal: Experiment, ready: Experiment, inputs: Inputs, taken: Taken, material: list[Any], fresh: bool
-) -> Run:
-    """The stored run, begun with its record and frames if it is not there yet.
-
-    `normal` and `ready` are the experiment before and after `prepare`, `taken` and `material` its material.
-    """
-    model, source, pool = inputs.model, inputs.source, inputs.pool
-    identity = provenance.identity_of(ready, model, source, material, pool)
-    identity |= {"fresh": secrets.token_hex(8)} if fresh else {}
-
-    def begin(stored: Run) -> None:
-        held_back = {item.query_id for item in taken.material} - {item.query_id for item in material}
-        command = provenance.asked_of(normal, model, source, pool) | {"held_back": len(held_back)}
-        frames = _frames(source, material, pool, taken) | ready.frames
-        provenance.begin(stored, identity, ready, model, pairs_of(material), frames, len(units(material)), command)
-
-    return open_run(inputs.registry, identity, begin)
-
-
-def _frames(source: Source, material: Material, pool: Pool, taken: Taken) -> dict[str, pd.DataFrame]:
+def _frames(source: Source, material: list[Any], pool: Pool, taken: Taken) -> dict[str, pd.DataFrame]:
     """The frames stored beside the rows: judgments, and the pairs that were left out."""
     frames = {"judged": source.judged(pairs_of(material), full=pool.full)}
     if (left_out := taken.left_out) is not None and len(left_out):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import resource
-import time
+import timeit
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,11 +29,7 @@ def estimate(
     pairs = pairs_of(material)
     lengths = model.encode(pairs).lengths
     sample = list(pairs[:: max(1, len(pairs) // 32)])[:32]
-    times = []
-    for _ in range(3):  # the first warms up
-        start = time.monotonic()
-        model.score(sample)
-        times.append(time.monotonic() - start)
+    times = timeit.repeat(lambda: model.score(sample), number=1, repeat=3)  # the first warms up
     seconds = min(times) * lengths.sum() / model.encode(sample).lengths.sum()
     return {
         "pairs": len(pairs),

@@ -36,7 +36,7 @@ import pandas as pd
 from mechir.encoder.hooked import HookedEncoder
 from mechir.errors import MechirError, closest
 from mechir.material import Pool, Source
-from mechir.options import Declared, options
+from mechir.options import Option, options
 from mechir.reranker import Weights
 from mechir.sweeps import forwards, sweep
 
@@ -133,8 +133,11 @@ class Experiment:
     across: ClassVar[Callable[..., pd.DataFrame] | None] = None
 
     def __init_subclass__(cls, **more: Any) -> None:
+        """Names it PAPER/EXPERIMENT in the folder of the experiments; elsewhere after its file, or as the class."""
         super().__init_subclass__(**more)
-        cls.name = _name(cls)
+        shipped = re.fullmatch(r"(?:mechir\.)?analyses\.(\w+)\.(\w+)", cls.__module__)
+        file = re.fullmatch(OWN.format(r"(\w+)", "[0-9a-f]{12}"), cls.__module__)
+        cls.name = f"{shipped[1]}/{shipped[2]}" if shipped else file[1] if file else cls.__name__
 
     def __new__(cls, *values: Any, **named: Any) -> Experiment:
         """Raises for options that the class does not have."""
@@ -149,7 +152,7 @@ class Experiment:
             object.__setattr__(self, name, declared.value(getattr(self, name), self.name))
 
     @classmethod
-    def options(cls) -> dict[str, Declared]:
+    def options(cls) -> dict[str, Option]:
         """The options, by name."""
         return options(cls)
 
@@ -174,13 +177,7 @@ class Experiment:
     @property
     def frames(self) -> dict[str, pd.DataFrame]:
         """The frames that `prepare` found, by name."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, pd.DataFrame)}
-
-    def as_rows_of(self) -> Experiment:
-        """The experiment whose rows this one summarises, with the same options."""
-        assert self.rows_of is not None
-        return self.rows_of(**{name: getattr(self, name) for name in self.rows_of.options()})
+        return {name: value for name, value in vars(self).items() if isinstance(value, pd.DataFrame)}
 
     def check(self, inputs: Inputs) -> Experiment:
         """The experiment with its options in normal form; refuses what the model, the pool or a file does not allow.
@@ -230,15 +227,6 @@ class Experiment:
         return summary
 
 
-def _name(experiment: type) -> str:
-    """The name: PAPER/EXPERIMENT in the folder of the experiments; elsewhere the name of the file, or of the class."""
-    module = experiment.__module__
-    if shipped := re.fullmatch(r"(?:mechir\.)?analyses\.(\w+)\.(\w+)", module):
-        return f"{shipped[1]}/{shipped[2]}"
-    file = re.fullmatch(OWN.format(r"(\w+)", "[0-9a-f]{12}"), module)
-    return file[1] if file else experiment.__name__
-
-
 def refuse_incomplete(experiment: type[Experiment]) -> None:
     """Raises for a class that lacks a method, is not frozen, or has a method misspelt or with other parameters."""
     title, measures = experiment.__name__, experiment.interventions is Experiment.interventions
@@ -255,10 +243,8 @@ def refuse_incomplete(experiment: type[Experiment]) -> None:
     for name in sorted(set(dir(experiment)) - set(dir(Experiment)) - fields):
         if meant := not name.startswith("_") and difflib.get_close_matches(name, hooks, n=1, cutoff=0.8):
             raise MechirError(f"Nothing uses '{title}.{name}': write '{meant[0]}', or begin its name with '_'.")
-    for name, method in inspect.getmembers(Experiment, inspect.isfunction):
-        if name.startswith("_"):
-            continue
-        wanted = list(inspect.signature(method).parameters)
+    for name in (name for name in hooks if inspect.isfunction(getattr(Experiment, name))):
+        wanted = list(inspect.signature(getattr(Experiment, name)).parameters)
         try:
             inspect.signature(getattr(experiment, name)).bind(*wanted)
         except TypeError as error:

@@ -28,8 +28,6 @@ ALONE = "in"
 """The group of a collection that is given without one."""
 Source = Any
 """A `Collection`, `Collections` or, for experiments on contrasts, a `Diagnostic`."""
-Material = list[Any]
-"""Pairs, or contrasts."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ def source_of(experiment: Any, source: Source) -> Source:
 class Taken(NamedTuple):
     """The material of a run, pairs that gave no contrast (`skipped`), and pairs that the collection left out."""
 
-    material: Material
+    material: list[Any]
     skipped: pd.DataFrame | None
     left_out: pd.DataFrame | None
 

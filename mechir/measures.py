@@ -78,11 +78,8 @@ class Measure:
         refuse_unknown(self.role, self.term)
         if set("{}") & set(WORDS.sub("", self.text)):
             raise MechirError(f"Cannot read the parameters of '{self.text}': write {{name}} or {{name=default}}.")
-        same = any(
-            known.text == self.text and known.follows is self.follows and (self.follows or known.unit == self.unit)
-            for known in MEASURES
-        )
-        short = _short(self.text)
+        alike = [known for known in MEASURES if known.text == self.text and known.follows is self.follows]
+        same, short = any(self.follows or known.unit == self.unit for known in alike), _short(self.text)
         for known in () if same or self.parameters else MEASURES:
             if _pattern(known.text).fullmatch(short) or _pattern(self.text).fullmatch(_short(known.text)):
                 raise MechirError(
@@ -113,7 +110,16 @@ class Measure:
         return replace(self, parameters=tuple(parameters.items()), **fields)
 
     def __str__(self) -> str:
-        return _written(self.text, dict(self.parameters))
+        given = dict(self.parameters)
+        if not given:
+            return self.text
+        # without the brackets that hold defaults alone
+        short = re.sub(
+            r"\[(.*?)\]",
+            lambda part: part[1] if any(given[name] != value for name, value in WORDS.findall(part[1])) else "",
+            self.text,
+        )
+        return WORDS.sub(lambda word: given[word[1]], short)
 
     @property
     def family(self) -> Measure:
@@ -153,18 +159,6 @@ def _short(text: str) -> str:
 def _optional(text: str) -> list[tuple[str, str]]:
     """The parameters in brackets, each with its default."""
     return WORDS.findall("".join(re.findall(r"\[.*?\]", text)))
-
-
-def _written(text: str, given: Mapping[str, str]) -> str:
-    """The text with these parameters in their places, without the brackets that hold defaults alone."""
-    if not given:
-        return text
-    short = re.sub(
-        r"\[(.*?)\]",
-        lambda part: part[1] if any(given[name] != value for name, value in WORDS.findall(part[1])) else "",
-        text,
-    )
-    return WORDS.sub(lambda word: given[word[1]], short)
 
 
 @cache
@@ -207,10 +201,6 @@ class Rank(NamedTuple):
         return cls(int(matched[1]), int(matched[2])) if matched else None
 
 
-STATED = {"site": "site", "label": "label", "collection": "collection", "queries": "n_queries", "pairs": "n_pairs"}
-"""The columns of a summary that its findings take over, with their names there."""
-
-
 def stated(
     summary: pd.DataFrame, measure: Measure | Iterable[Measure], column: str = "estimate", **more: Any
 ) -> pd.DataFrame:
@@ -233,7 +223,8 @@ def stated(
     if column not in summary and "value" not in more:
         raise MechirError(f"The summary has no column '{column}': write stated(summary, measure, 'its name').")
     begins = "" if column == "estimate" else f"{column}_"
-    names = {column: "value"} | {begins + name: name for name in ("low", "high", "p", "p_corrected")} | STATED
+    names = {column: "value"} | {begins + name: name for name in ("low", "high", "p", "p_corrected")}
+    names |= {name: name for name in ("site", "label", "collection")} | {"queries": "n_queries", "pairs": "n_pairs"}
     measures = [measure] * len(summary) if isinstance(measure, Measure) else list(measure)
     columns = ["unit", "role", "term", "sign", "causal", "least"]
     fields = [[str(each), *(getattr(each, name) for name in columns)] for each in measures]
@@ -256,12 +247,9 @@ def _of_place(given: Mapping[str, str]) -> Mapping[str, str]:
     return {"term": term, "role": "soft-tf" if term == "tf" and given["at"] == TEXT else ""}
 
 
-def _of_metric(given: Mapping[str, str]) -> Mapping[str, str]:
-    return {"unit": "logits" if given["metric"] == "effect of a term" else given["metric"]}
-
-
-def _of_target(given: Mapping[str, str]) -> Mapping[str, str]:
-    return {"unit": "logits" if given["target"] == "score" else given["target"]}
+def _of_quantity(given: Mapping[str, str]) -> Mapping[str, str]:
+    quantity = given.get("metric") or given["target"]
+    return {"unit": "logits" if quantity in ("score", "effect of a term") else quantity}
 
 
 def _of_link(given: Mapping[str, str]) -> Mapping[str, str]:
@@ -309,14 +297,14 @@ CONDUCTANCE = Measure(
     "conductance, {label} documents[, {baseline=pad_query}][, {target=score}][, {heads=pattern}][, {neurons=post}]",
     LOGITS,
     role="scoring",
-    follows=_of_target,
+    follows=_of_quantity,
 )
 NEURON_CONDUCTANCE = replace(CONDUCTANCE, role="relevance-neuron")
 WITHOUT_DIRECTION = Measure("nDCG@10 without", "nDCG@10", sign=-1, causal=True, least=0.01)
 WITHOUT_UNITS = Measure(
-    "{metric} without", "nDCG@10", role="relevance-neuron", sign=-1, causal=True, least=0.01, follows=_of_metric
+    "{metric} without", "nDCG@10", role="relevance-neuron", sign=-1, causal=True, least=0.01, follows=_of_quantity
 )
-WITHOUT_HEADS = Measure("{metric} without heads {set}, by {way}", "nDCG@10", sign=-1, causal=True, follows=_of_metric)
+WITHOUT_HEADS = Measure("{metric} without heads {set}, by {way}", "nDCG@10", sign=-1, causal=True, follows=_of_quantity)
 
 LINK_TO = Measure("link to {to}", SHARE, causal=True, follows=_of_link)
 """A conclusion of a plan; see `mechir.registry.plan`."""

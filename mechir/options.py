@@ -36,7 +36,7 @@ OR_FOUND = "with commas; found by the run where none are named"
 
 @dataclass(frozen=True)
 class Option:
-    """The description of an option beside its name, annotation and default.
+    """An option of an experiment; its name, kind and default are those of its field.
 
     Attributes:
         says: the sentence that `--help` shows.
@@ -48,6 +48,9 @@ class Option:
         in_order: whether a list keeps the order in which it is given; else it is sorted.
         not_empty: the advice of the message for an empty list; empty where a list may be empty.
         aliases: words that stand for a list, and the text of it.
+        name: of the field.
+        kind: the annotation, `int` or `tuple[Head, ...]`.
+        default: the value where none is given.
     """
 
     says: str
@@ -59,26 +62,9 @@ class Option:
     in_order: bool = False
     not_empty: str = ""
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-
-def option(default: Any, says: str, **more: Any) -> Any:
-    """A field that is an option: `option(0.02, "differences within this count as none", least=0)`; see `Option`."""
-    return dataclasses.field(default=default, metadata={OPTION: Option(says, **more)})
-
-
-def frame(*columns: str) -> Any:
-    """A field for a frame that `prepare` fills; its content is part of the identity of a run."""
-    return dataclasses.field(default_factory=lambda: pd.DataFrame(columns=list(columns)), compare=False, repr=False)
-
-
-@dataclass(frozen=True)
-class Declared:
-    """An option as its experiment declares it: its name, kind (`int`, `tuple[Head, ...]`), default and the rest."""
-
-    name: str
-    kind: Any
-    default: Any
-    of: Option
+    name: str = ""
+    kind: Any = None
+    default: Any = None
 
     @property
     def flag(self) -> str:
@@ -93,16 +79,16 @@ class Declared:
     @property
     def help(self) -> str:
         """Its sentence, with the words or the numbers it may be."""
-        among = ", ".join(self.of.among) or self.range
-        return f"{self.of.says[:1].upper()}{self.of.says[1:]}{f' ({among})' if among else ''}."
+        among = ", ".join(self.among) or self.range
+        return f"{self.says[:1].upper()}{self.says[1:]}{f' ({among})' if among else ''}."
 
     @property
     def range(self) -> str:
         """The numbers it may be, in words; empty where it may be any."""
-        least, most = self.of.least, self.of.most
+        least, most = self.least, self.most
         if least is not None and most is not None:
             return f"{least} to {most}"
-        texts = ["a number above 0"] * self.of.positive + [f"{least} or more"] * (least is not None)
+        texts = ["a number above 0"] * self.positive + [f"{least} or more"] * (least is not None)
         return ", ".join(texts + [f"{most} or less"] * (most is not None))
 
     def written(self, value: Any) -> Any:
@@ -110,8 +96,8 @@ class Declared:
         if self.item is None:
             return value
         items = (str(item).removesuffix(".0") if isinstance(item, float) else str(item) for item in value)
-        text = self.of.separator.join(items)
-        return next((alias for alias, stands_for in self.of.aliases.items() if text == stands_for), text)
+        text = self.separator.join(items)
+        return next((alias for alias, stands_for in self.aliases.items() if text == stands_for), text)
 
     def value(self, given: Any, experiment: str) -> Any:
         """A given value in its normal form.
@@ -119,16 +105,16 @@ class Declared:
         Raises:
             MechirError: for a value of another kind, an unknown word, or a number out of its range.
         """
-        if self.item is not None:
-            return self._list(given)
-        value = self._scalar(given, experiment)
-        self._refuse_unknown(value)
-        self._refuse_range(value)
-        return value
+        return self._list(given) if self.item else self._allowed(self._scalar(given, experiment))
 
-    def _refuse_unknown(self, word: Any) -> None:
-        if self.of.among and word not in self.of.among:
-            raise MechirError(f"Unknown {self.flag} '{word}': the closest are {closest(word, self.of.among)}.")
+    def _allowed(self, value: Any) -> Any:
+        """The value; raises for an unknown word, and for a number out of range."""
+        if self.among and value not in self.among:
+            raise MechirError(f"Unknown {self.flag} '{value}': the closest are {closest(value, self.among)}.")
+        outside = (self.least is not None and value < self.least, self.most is not None and value > self.most)
+        if any(outside) or (self.positive and value <= 0):
+            raise MechirError(f"{self.flag} is {value:g}: write {self.range}.")
+        return value
 
     def _scalar(self, given: Any, experiment: str) -> Any:
         """The value as its kind: 1 and numpy's 1.0 are one number, so that they give one run."""
@@ -139,37 +125,39 @@ class Declared:
             raise MechirError(f"{self.flag} of '{experiment}' is {given!r}: write {SCALARS[self.kind]}.")
         return self.kind(given)
 
-    def _refuse_range(self, value: Any) -> None:
-        least, most = self.of.least, self.of.most
-        outside = (least is not None and value < least, most is not None and value > most)
-        if any(outside) or (self.of.positive and value <= 0):
-            raise MechirError(f"{self.flag} is {value:g}: write {self.range}.")
-
     def _list(self, given: Any) -> tuple[Any, ...]:
-        text = self.of.aliases.get(given.strip(), given) if isinstance(given, str) else given
+        text = self.aliases.get(given.strip(), given) if isinstance(given, str) else given
         alone = isinstance(text, self.item) or not isinstance(text, Iterable)
         items = self._split(text) if isinstance(text, str) else [text] if alone else list(text)
         if not items and self.item in (int, float) and text:
             items = [text]  # only separators: no list of numbers
-        if not items and self.of.not_empty:
-            raise MechirError(f"{self.flag} is empty: write {self.of.not_empty}.")
+        if not items and self.not_empty:
+            raise MechirError(f"{self.flag} is empty: write {self.not_empty}.")
         try:
             values = dict.fromkeys(map(READERS[self.item], items))
         except MechirError as error:
-            raise MechirError(f"Cannot read {self.flag} '{_shown(given)}': {error}") from error
-        known = {word.lower(): word for word in self.of.among}
+            shown = given if isinstance(given, str) else ",".join(map(str, items))
+            raise MechirError(f"Cannot read {self.flag} '{shown}': {error}") from error
+        known = {word.lower(): word for word in self.among}
         values = {known.get(value.lower(), value): None for value in values} if known else values
-        for value in values:
-            self._refuse_unknown(value)
-            self._refuse_range(value)
-        if self.of.in_order:
-            return tuple(values)
-        return tuple(sorted(values, key=self.of.among.index if self.of.among else ORDERS.get(self.item)))
+        allowed = tuple(map(self._allowed, values))
+        order = self.among.index if self.among else _as_read if self.item is Direction else None
+        return allowed if self.in_order else tuple(sorted(allowed, key=order))
 
     def _split(self, text: str) -> list[str]:
-        spaced = self.of.separator == "," and self.item in (Head, int, float)
-        pattern = r"[\s,]+" if spaced else self.of.separator
+        spaced = self.separator == "," and self.item in (Head, int, float)
+        pattern = r"[\s,]+" if spaced else self.separator
         return [part.strip() for part in re.split(pattern, text) if part.strip()]
+
+
+def option(default: Any, says: str, **more: Any) -> Any:
+    """A field that is an option: `option(0.02, "differences within this count as none", least=0)`; see `Option`."""
+    return dataclasses.field(default=default, metadata={OPTION: Option(says, **more)})
+
+
+def frame(*columns: str) -> Any:
+    """A field for a frame that `prepare` fills; its content is part of the identity of a run."""
+    return dataclasses.field(default_factory=lambda: pd.DataFrame(columns=list(columns)), compare=False, repr=False)
 
 
 def _head(item: Any) -> Head:
@@ -198,10 +186,6 @@ def _whole(item: Any) -> int:
     return int(number)
 
 
-def _shown(given: Any) -> str:
-    return given if isinstance(given, str) else ",".join(map(str, given)) if isinstance(given, Iterable) else str(given)
-
-
 def _as_read(direction: Direction) -> tuple[bool, int, int]:
     """Directions of single segments first, as the papers' tables are read."""
     reader, source = direction.reader, direction.source
@@ -216,17 +200,16 @@ READERS: dict[Any, Callable[[Any], Any]] = {
     str: str,
 }
 """The kinds of items in a list, and the functions that read them."""
-ORDERS: dict[Any, Callable[[Any], Any]] = {Direction: _as_read}
-"""The sort keys of items without an order of their own."""
 
 
-def options(experiment: type) -> dict[str, Declared]:
+def options(experiment: type) -> dict[str, Option]:
     """The options of an experiment, by name, in their order; raises for other fields and annotations."""
     hints = typing.get_type_hints(experiment)
     declared = {}
     for field in dataclasses.fields(experiment):
         if OPTION in field.metadata:
-            option = Declared(field.name, hints[field.name], field.default, field.metadata[OPTION])
+            described, kind = field.metadata[OPTION], hints[field.name]
+            option = dataclasses.replace(described, name=field.name, kind=kind, default=field.default)
             if option.kind not in SCALARS and option.item not in READERS:
                 raise MechirError(
                     f"The option '{field.name}' of {experiment.__name__} is a {option.kind}: annotate it as "

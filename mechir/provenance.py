@@ -119,19 +119,12 @@ def about(source: Any) -> Any:
     return members[0][1] if len(members) == 1 else source
 
 
-def collections_of(source: Any) -> list[dict[str, str]]:
-    """The collection that findings on a source are about, and where it is several, each of them."""
-    whole = about(source)
-    members: list[Any] = [member for _, member in whole.members] if isinstance(whole, Collections) else []
-    return [dict(zip(COLUMNS, (each.id, each.full_name, each.hash), strict=True)) for each in (whole, *members)]
-
-
 def asked_of(experiment: Experiment, model: HookedEncoder, source: Any, pool: Any) -> dict[str, Any]:
     """The command of a run, to give it again from anywhere; recorded, but no part of its identity.
 
     `asked`: the options of the experiment as they were given, without those that it chose itself; `given`: the other
     options of the command line, of a diagnostic set made otherwise without those of a pool; `file`: the experiment's;
-    `collections`: those that findings are about.
+    `collections`: the one that findings are about, and where it is several, each of them.
     """
     collection, sample = source, {name: value for name, value in vars(pool).items() if name != "max_length"}
     given: dict[str, Any] = {"model": _whole(model.cfg.model_name), **source.rules}
@@ -149,7 +142,10 @@ def asked_of(experiment: Experiment, model: HookedEncoder, source: Any, pool: An
         given["collection"] = [collection.address]
     given |= sample | ({"run": _whole(sample["run"])} if sample.get("run") else {})
     options = {name: _whole(value) if name in FILES and value else value for name, value in experiment.written.items()}
-    return {"asked": options, "given": given, "file": source_file(experiment), "collections": collections_of(source)}
+    whole = about(source)
+    members: list[Any] = [member for _, member in whole.members] if isinstance(whole, Collections) else []
+    named = [dict(zip(COLUMNS, (each.id, each.full_name, each.hash), strict=True)) for each in (whole, *members)]
+    return {"asked": options, "given": given, "file": source_file(experiment), "collections": named}
 
 
 def _whole(name: str | Path) -> str:

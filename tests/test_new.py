@@ -56,4 +56,4 @@ def test_every_class_is_named_as_its_file() -> None:
     for kind in all_experiments():
         assert kind.__name__ == class_name(kind.name.rpartition("/")[2])
         assert getattr(analyses, kind.__name__) is kind
-        assert all(len(one.of.says.split()) > 1 for one in kind.options().values()), kind.name
+        assert all(len(option.says.split()) > 1 for option in kind.options().values()), kind.name

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mechir.cli.options import REGISTRY, Command, shared
+from mechir.cli.options import PATH, REGISTRY, Command, shared
 from mechir.errors import MechirError
 from mechir.reranker import score_parity
 
@@ -111,7 +111,7 @@ def findings(registry: Path, style: str, **filters: Any) -> None:
 
 @click.command(cls=Command)
 @REGISTRY
-@click.option("--out", type=click.Path(path_type=Path), help="The file [default: report.html in the registry].")
+@click.option("--out", type=PATH, help="The file [default: report.html in the registry].")
 def report(registry: Path, out: Path | None) -> None:
     """Writes the contents of the registry as one HTML file that needs no network."""
     from mechir.reporting.report import report as write

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from mechir.cli.options import MODEL, Command, collection_option, rules_of, shared
+from mechir.cli.options import MODEL, PATH, Command, collection_option, rules_of, shared
 from mechir.errors import MechirError
 
 SKELETON = Path(__file__).parent.parent / "data" / "skeleton"
@@ -22,13 +22,9 @@ SKELETON = Path(__file__).parent.parent / "data" / "skeleton"
 @click.option("--renormalise", is_flag=True, help="Mask before the softmax instead of after it.")
 @click.option("--readout", default="score", show_default=True, help="score, log_p or p.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the order of documents with tied scores.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Where the TREC run goes.")
+@click.option("--out", type=PATH, required=True, help="Where the TREC run goes.")
 def score(
     model: str | None,
-    device: str | None,
-    dtype: str,
-    relevant_label: str | None,
-    max_length: int | None,
     collection: str | None,
     limit_queries: int | None,
     mask: tuple[str, ...],
@@ -37,7 +33,7 @@ def score(
     readout: str,
     seed: int,
     out: Path,
-    **rules: Any,
+    **more: Any,
 ) -> None:
     """Writes a TREC run of all judged pairs, intact or under masks and ablations."""
     from mechir import Ablate, Mask, left_out
@@ -54,10 +50,10 @@ def score(
     refuse_unwritable(out)  # before anything is scored
     masks = dict.fromkeys(Mask.parse(text, renormalise=renormalise) for text in mask)
     ablated = dict.fromkeys(Ablate(site) for site in ablate)
-    opened = open_collection(collection or "embedded", **rules_of(rules))
+    opened = open_collection(collection or "embedded", **rules_of(more))
     sample = opened.sample(limit_queries=limit_queries, easy_negatives=0)
     refuse_spaces(sample.pairs)
-    reranker = load(model, dtype=dtype, device=device, relevant_label=relevant_label, max_length=max_length)
+    reranker = load(model, **more)  # the other options of `MODEL`
     sample = readable(reranker, sample, opened)
     pairs = sample.pairs
     certificate(reranker, pairs)
@@ -72,7 +68,7 @@ def score(
 
 @click.command(cls=Command)
 @click.argument("model")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="A directory that does not exist yet.")
+@click.option("--out", type=PATH, required=True, help="A directory that does not exist yet.")
 def convert(model: str, out: Path) -> None:
     """Turns a pickled checkpoint (a directory or a hub name) into safetensors, once."""
     from mechir.encoder.convert import convert as convert_
@@ -105,7 +101,7 @@ def new() -> None:
 
 @new.command(cls=Command)
 @click.argument("name")
-@click.option("--folder", type=click.Path(path_type=Path), default=".", show_default=True, help="Where they are put.")
+@click.option("--folder", type=PATH, default=".", show_default=True, help="Where they are put.")
 def experiment(name: str, folder: Path) -> None:
     """Writes NAME.py, an experiment with one option and one measure of its own, and its test, test_NAME.py.
 

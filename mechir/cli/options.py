@@ -11,6 +11,8 @@ import click
 
 from mechir.errors import MechirError
 
+PATH, COUNT = click.Path(path_type=Path), click.IntRange(min=1)
+
 
 class Command(click.Command):
     """A command that refuses repeated options and empty values, where click would take the last silently.
@@ -46,9 +48,7 @@ MODEL = (
     click.option("--device", help="cpu, cuda, cuda:1 [default: a GPU where there is one]."),
     click.option("--dtype", default="float32", show_default=True, help="float32, float64 or bfloat16."),
     click.option("--relevant-label", help="Which label means relevance, by number or name [default: the usual one]."),
-    click.option(
-        "--max-length", type=click.IntRange(min=1), help="Word pieces read of a pair [default: what the model says]."
-    ),
+    click.option("--max-length", type=COUNT, help="Word pieces read of a pair [default: what the model says]."),
 )
 RULES = (
     click.option(
@@ -68,7 +68,7 @@ RULES = (
 def collection_option(more: str = "") -> tuple[Callable[[Any], Any], ...]:
     """`--collection` (repeated, if `more` explains how), its rules, and `--limit-queries`."""
     text = f"A directory or an ir_datasets id [default: the one that ships]{more}."
-    limit = click.option("--limit-queries", type=click.IntRange(min=1), help="Only the first Q judged queries.")
+    limit = click.option("--limit-queries", type=COUNT, help="Only the first Q judged queries.")
     return click.option("--collection", "-c", multiple=bool(more), help=text), *RULES, limit
 
 
@@ -78,6 +78,4 @@ def rules_of(given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in rules.items() if value is not None}
 
 
-REGISTRY = click.option(
-    "--registry", type=click.Path(path_type=Path), default="mechir-registry", show_default=True, help="Where runs are."
-)
+REGISTRY = click.option("--registry", type=PATH, default="mechir-registry", show_default=True, help="Where runs are.")

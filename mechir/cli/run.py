@@ -4,39 +4,40 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mechir.cli.ask import print_summary
-from mechir.cli.options import MODEL, REGISTRY, Command, collection_option, rules_of, shared
+from mechir.cli.options import COUNT, MODEL, PATH, REGISTRY, Command, collection_option, rules_of, shared
 from mechir.errors import MechirError
 
 if TYPE_CHECKING:
     from mechir.encoder.hooked import HookedEncoder
     from mechir.experiment import Experiment
-    from mechir.options import Declared
+    from mechir.options import Option
 
 DEFAULT_QUERIES = 20
 """How many queries of the embedded collection an experiment takes by default: some minutes on two cores."""
-
+_say = partial(click.echo, err=True)
 
 _DIAGNOSTIC = (
     click.option("--diagnostic", help="For experiments on contrasts: tfc1, tdc, lnc1, ... [default: tfc1]."),
-    click.option("--data", type=click.Path(path_type=Path), help="A directory with a published diagnostic set."),
+    click.option("--data", type=PATH, help="A directory with a published diagnostic set."),
     click.option("--filler", multiple=True, help="A word of one word piece; may be repeated [default: a, the]."),
     click.option("--swap", is_flag=True, help="Run on the perturbed text, take activations from the other."),
 )
 SEED = click.IntRange(-(2**63), 2**63 - 1)
 _POOL = (
-    click.option("--per-grade", type=click.IntRange(min=1), help="At most N judged documents per grade and query."),
+    click.option("--per-grade", type=COUNT, help="At most N judged documents per grade and query."),
     click.option(
         "--easy-negatives",
         type=click.IntRange(min=0),
         help="N unjudged documents per query [default: 0; embedded: 20; contrasts: 0].",
     ),
-    click.option("--top-k", type=click.IntRange(min=1), help="The first K documents of the run, or of BM25."),
+    click.option("--top-k", type=COUNT, help="The first K documents of the run, or of BM25."),
     click.option("--run", help="A TREC run whose documents are the pool."),
     click.option("--seed", type=SEED, default=0, show_default=True, help="Of everything drawn at random."),
 )
@@ -111,7 +112,7 @@ def _experiment_command(experiment: type[Experiment]) -> click.Command:
     return command
 
 
-def _option(declared: Declared) -> click.Option:
+def _option(declared: Option) -> click.Option:
     kind = declared.kind if declared.item is None else str
     default = declared.written(declared.default)
     typed = {"is_flag": True} if kind is bool else {"type": kind}
@@ -248,7 +249,3 @@ def _source(
     name = contrasts["diagnostic"] or "tfc1"
     sampled = diagnostic(name, source, fillers=fillers, swap=contrasts["swap"], model=model, **sample)
     return sampled, Pool(max_length=pool["max_length"])
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)
