@@ -124,14 +124,11 @@ class Tfc2:
 
     def base(self, pair: Pair) -> Pair:
         """The pair with K occurrences appended."""
-        return self._with(pair, self.k)
+        return replace(pair, document=" ".join([*pair.document.split(), *[self.term(pair)] * self.k]))
 
     def __call__(self, pair: Pair) -> Pair:
         """The donor."""
-        return self._with(pair, self.k + 1)
-
-    def _with(self, pair: Pair, n: int) -> Pair:
-        return replace(pair, document=" ".join([*pair.document.split(), *[self.term(pair)] * n]))
+        return replace(self, k=self.k + 1).base(pair)
 
 
 @dataclass(frozen=True)
@@ -225,8 +222,7 @@ BEGINS = ("\u0120", "\u2581")
 
 
 def _same_stem(word: str, term: str) -> bool:
-    n = min(4, len(word), len(term))
-    return word[:n] == term[:n]
+    return word.startswith(term[:4]) or term.startswith(word[:4])
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,6 @@ class Unreadable(NamedTuple):
 TOO_LONG, CUT_QUERY = "query too long for the model", "query would be cut"
 NO_TEXT, EMPTY, NO_PIECE = "not a text", "empty text", "no word piece"
 REASONS = (TOO_LONG, CUT_QUERY, NO_TEXT, EMPTY, NO_PIECE)
-"""The reasons why a pair cannot be read."""
 
 
 def encode(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> Encoded:
@@ -163,24 +162,24 @@ def write(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> list[Writte
     read = tokenizer(*texts, truncation=True, max_length=max_length, verbose=False)
     typed = "token_type_ids" in tokenizer.model_input_names
     types = read["token_type_ids"] if typed else [[0] * len(ids) for ids in read["input_ids"]]
-    slow = read.encodings is None
-    origins = _template_origins(tokenizer, texts, read["input_ids"]) if slow else _fast_origins(read.encodings)
+    if read.encodings is None:
+        origins = _template_origins(tokenizer, texts, read["input_ids"])
+    else:
+        sides = ([-1 if side is None else side for side in written.sequence_ids] for written in read.encodings)
+        origins = zip(sides, (bool(written.overflowing) for written in read.encodings), strict=True)
     return [
         Written(np.asarray(ids, dtype=np.int64), np.asarray(kinds, dtype=np.int64), np.asarray(text), cut)
         for ids, kinds, (text, cut) in zip(read["input_ids"], types, origins, strict=True)
     ]
 
 
-def _fast_origins(encodings: Sequence[Any]) -> Iterator[tuple[list[int], bool]]:
-    """The text of each id, and whether something was cut off, as a fast tokenizer reports them."""
-    for encoding in encodings:
-        yield [-1 if side is None else side for side in encoding.sequence_ids], bool(encoding.overflowing)
-
-
 def _template_origins(
     tokenizer: Any, texts: Sequence[Sequence[str]], written: Sequence[Sequence[int]]
 ) -> Iterator[tuple[list[int], bool]]:
-    """The same for a tokenizer written in Python, which reports nothing: its template around markers."""
+    """The text of each id, and whether something was cut off, for a tokenizer written in Python.
+
+    It reports neither: they are read off its template around markers.
+    """
     queries, documents = (tokenizer(list(side), add_special_tokens=False, verbose=False)["input_ids"] for side in texts)
     special = tokenizer.num_special_tokens_to_add(pair=True)
     for query, document, ids in zip(queries, documents, written, strict=True):

@@ -115,12 +115,7 @@ class Project(Edit):
 
     def __call__(self, x: Float[Tensor, "batch pos ..."], hook: Any) -> Float[Tensor, "..."]:
         """The activation without its coordinates along the directions."""
-        part = _part(x, self.site, hook)
-        if part.shape[-1] != self.subspace.read.shape[1]:
-            raise MechirError(
-                f"{self.subspace!r} has {self.subspace.read.shape[1]} dimensions and '{hook.name}' has "
-                f"{part.shape[-1]}: take directions of that activation."
-            )
+        part = _part(x, self.site, hook, self.subspace, self.subspace.read.shape[1])
         return _replaced(x, self.site, self.subspace.add(part, -self.subspace.coordinates(part)))
 
 
@@ -173,12 +168,7 @@ class Added(Edit):
     def __call__(self, x: Float[Tensor, "batch pos ..."], hook: Any) -> Float[Tensor, "..."]:
         """The activation with the vector added, at the positions that are named."""
         edit = self.edit
-        part = _part(x, edit.site, hook)
-        if part.shape[-1] != len(edit.vector):
-            raise MechirError(
-                f"{edit!r} has {len(edit.vector)} dimensions and '{hook.name}' has {part.shape[-1]}: take a vector of "
-                "that activation."
-            )
+        part = _part(x, edit.site, hook, edit, len(edit.vector))
         new = part + edit.factor * edit.vector.to(part)
         where = None if self.batch is None else positions(edit.at, self.batch)
         if where is not None:
@@ -279,12 +269,17 @@ def _hook(site: Head | Resid | Mlp | Attn | str) -> str:
     return EMBED if isinstance(site, str) else site.hook
 
 
-def _part(x: Float[Tensor, "batch pos ..."], site: Any, hook: Any) -> Float[Tensor, "batch pos ..."]:
-    """The activation, or that of one head; raises for a head that the model lacks."""
-    if not isinstance(site, Head):
-        return x
-    refuse_index("Head", site.head, x.shape[2], f"layer {hook.name.split('.')[1]}")
-    return x[:, :, site.head]
+def _part(
+    x: Float[Tensor, "batch pos ..."], site: Any, hook: Any, content: Subspace | Add, d: int
+) -> Float[Tensor, "batch pos ..."]:
+    """The activation, or that of one head; raises for a head that the model lacks, or one not of `d` dimensions."""
+    if isinstance(site, Head):
+        refuse_index("Head", site.head, x.shape[2], f"layer {hook.name.split('.')[1]}")
+        x = x[:, :, site.head]
+    if x.shape[-1] != d:
+        advice = f"take {'directions' if isinstance(content, Subspace) else 'a vector'} of that activation"
+        raise MechirError(f"{content!r} has {d} dimensions and '{hook.name}' has {x.shape[-1]}: {advice}.")
+    return x
 
 
 def _replaced(x: Float[Tensor, "batch pos ..."], site: Any, new: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

@@ -98,11 +98,7 @@ def gradients(
     model: Reranker, batch: ContrastBatch, names: Iterable[str]
 ) -> tuple[Float[Tensor, "batch"], dict[str, Tensor], dict[str, Tensor]]:
     """The base's scores, its activations at these hooks, and the gradient of each pair's score by them."""
-
-    def leaf(x: Tensor, hook: Any) -> Tensor:
-        return x.detach().requires_grad_()
-
-    with torch.enable_grad(), model.hooks([("hook_full_embed", leaf)]):
+    with torch.enable_grad(), model.hooks([("hook_full_embed", lambda x, hook: x.detach().requires_grad_())]):
         score, values = observe(model, batch.base, names, head_row=True)
         gradient = torch.autograd.grad(score.sum(), list(values.values()), allow_unused=True, materialize_grads=True)
     return score.detach(), {name: x.detach() for name, x in values.items()}, dict(zip(values, gradient, strict=True))
@@ -151,15 +147,13 @@ def qk_effects(
     pattern = scores.softmax(-1)
     by_source = grad @ v.transpose(-1, -2)  # what a unit of attention to each source is worth to the score
     now = (pattern * by_source).sum(-1, keepdim=True)
-    rows = q.shape[2]
-    effects = {}
-    single = None
+    if name.endswith("hook_q"):
+        change = ((read(new, k).softmax(-1) - pattern) * by_source).sum(-1)
+        rows = {place: 1.0 if mask is None else mask[:, None, : q.shape[2]] for place, mask in masks.items()}
+        return {place: (change * mask).sum(-1) for place, mask in rows.items()}
+    effects, single = {}, None
     for place, mask in masks.items():
-        if name.endswith("hook_q"):
-            if single is None:
-                single = ((read(new, k).softmax(-1) - pattern) * by_source).sum(-1)
-            effects[place] = single.sum(-1) if mask is None else (single * mask[:, None, :rows]).sum(-1)
-        elif mask is not None and place.isdigit():
+        if mask is not None and place.isdigit():
             if single is None:
                 raised = pattern * torch.expm1((read(q, new) - scores).nan_to_num().clamp(max=60))
                 share = raised / (1 + raised)  # (p' - p) / (1 - p), without 1 - p, which may be 0 in float32

@@ -1,7 +1,7 @@
 """Conductance: how much of a target's change flows through each unit (neuron integrated gradients).
 
-The word embeddings go from a baseline to the text, see `walk`. Over the residual stream that a layer reads conductances
-add up to F(text) - F(baseline). Over the neurons of one MLP they do not: most of the change goes past it, on the skip.
+Over the residual stream that a layer reads they add up to the whole change (see `walk`). Over the neurons of one MLP
+they do not: most of the change goes past it, on the skip.
 
 Source: Vast et al. 2024 (arXiv:2406.19309); conductance: Dhamdhere et al. 2019 (arXiv:1805.12233).
 """
@@ -94,13 +94,13 @@ def conductance(
     goal = Target(target, against)
     readers = unit_readers(model, units, goal, split=split)
     groups, checks = Groups.of(pairs), list[pd.DataFrame]()
-    n, counts = len(groups.ids), groups.ids["n"].to_numpy(dtype=float)
-    sums = {hook: torch.zeros(n, *reader.shape, dtype=torch.float64) for hook, reader in readers.items()}
+    counts, sums = groups.ids["n"].to_numpy(dtype=float), dict[str, Tensor]()
     options: dict[str, Any] = {"max_tokens": max_tokens, "max_length": max_length, "progress": progress}
     for done in walk(model, pairs, readers, goal, way=way, start=start, **options):
         group = groups.of_pair[torch.from_numpy(done.index)]
         for hook, flow in done.flows.items():
-            sums[hook].index_add_(0, group, flow.double())
+            zeros = torch.zeros(len(counts), *flow.shape[1:], dtype=torch.float64)
+            sums.setdefault(hook, zeros).index_add_(0, group, flow.double())
         checks.append(checked(pairs, done))
     rows = []
     for hook, reader in readers.items():
@@ -111,9 +111,8 @@ def conductance(
 
 def checked(pairs: Sequence[Pair], done: Walked) -> pd.DataFrame:
     """The `checks` of pairs that are done, by their place among all."""
-    numbers = {"value": done.value, "delta": done.delta, "error": done.error}
     ids = pair_ids(pairs[k] for k in done.index).set_axis(done.index)
-    return ids.assign(**numbers, steps=done.steps, converged=done.converged)
+    return ids.assign(value=done.value, delta=done.delta, error=done.error, steps=done.steps, converged=done.converged)
 
 
 def parts(unit: str) -> list[str]:
@@ -130,26 +129,17 @@ class UnitReader:
 
     layer: int
     kind: str
-    n: int
     split: bool
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one pair's result: units, and with `split` parts."""
-        return (self.n, len(parts(self.kind))) if self.split else (self.n,)
 
     def __call__(self, flow: Float[Tensor, "pair ..."], batch: Batch) -> Float[Tensor, "pair ..."]:
         """The flow of each unit of each pair."""
-        if self.kind == "z":
-            flow = flow.sum(-1)
-        if self.kind == "resid":
-            flow = flow.sum(-1, keepdim=True)
+        if self.kind in ("z", "resid"):
+            flow = flow.sum(-1, keepdim=self.kind == "resid")
         if not self.split:
             return flow.sum((2, 3)) if self.kind == "pattern" else flow.sum(1)
         member = batch.members().to(flow)
         if self.kind == "pattern":
-            rows = member[:, None, :, : flow.shape[2]] @ flow @ member[:, None].transpose(2, 3)
-            return rows.flatten(2)
+            return (member[:, None, :, : flow.shape[2]] @ flow @ member[:, None].transpose(2, 3)).flatten(2)
         return (member[:, :, : flow.shape[1]] @ flow).transpose(1, 2)
 
 
@@ -169,14 +159,13 @@ def unit_readers(
             raise MechirError(f"'{both[0]}' and '{both[1]}' are two readings of the same units: take one of them.")
     if target.site is not None:
         sites_of(model, target.site)
-    readers, c = {}, model.cfg
-    sizes = {"neuron": c.d_mlp, "head": c.n_heads, "resid": 1}
-    for layer in range(c.n_layers + 1):
+    readers, n_layers = {}, model.cfg.n_layers
+    for layer in range(n_layers + 1):
         for unit in units:
-            if layer < c.n_layers and target.feeds(layer, KIND[unit]):
-                readers[f"blocks.{layer}.{UNITS[unit]}"] = UnitReader(layer, unit, sizes[KIND[unit]], split)
-            elif layer == c.n_layers and unit == "resid" and target.site is None:
-                readers[f"blocks.{layer - 1}.hook_resid_post"] = UnitReader(layer, unit, 1, split)
+            if layer < n_layers and target.feeds(layer, KIND[unit]):
+                readers[f"blocks.{layer}.{UNITS[unit]}"] = UnitReader(layer, unit, split)
+            elif layer == n_layers and unit == "resid" and target.site is None:
+                readers[f"blocks.{layer - 1}.hook_resid_post"] = UnitReader(layer, unit, split)
     if not readers:
         raise MechirError(f"No unit of {', '.join(units)} feeds '{target.text}': take a later target, or other units.")
     return readers

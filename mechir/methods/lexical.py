@@ -178,8 +178,7 @@ def idf_correlations(
         table[f"pearson_{name}"] = pearson.statistic
         table[f"pearson_{name}_low"], table[f"pearson_{name}_high"] = pearson.confidence_interval()
         table[f"spearman_{name}"] = [stats.spearmanr(column, target).statistic for column in columns.T]
-        p = _permuted(columns, target, np.abs(pearson.statistic), draws, seed)
-        table[f"pearson_{name}_p_corrected"] = p
+        table[f"pearson_{name}_p_corrected"] = _permuted(columns, target, np.abs(pearson.statistic), draws, seed)
     return table
 
 

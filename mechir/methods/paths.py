@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from mechir.batches import Batch, for_numpy
 from mechir.circuits import Edge, Reader, readers_in_order
 from mechir.contrasts import Contrast, ContrastBatch, encode_contrasts
 from mechir.errors import MechirError
+from mechir.interventions import Splice
 from mechir.methods.patching import largest, tidy
 from mechir.model_sites import all_heads, heads_of, mlps, sites_of
 from mechir.recorder import observe
@@ -90,8 +91,7 @@ def path_patch(
         parts += _batch(model, batch, sent, receivers, freeze, ln, limit)
     rows = pd.concat(parts, ignore_index=True)
     rows["edge"] = rows["sender"].map({str(sender): str(Edge(sender, *receivers)) for sender in sent})
-    columns = ["edge", "sender", "row", "base", "donor", "patched", "effect", "departure"]
-    return tidy(encoded, rows[columns], ["edge", "sender"])
+    return tidy(encoded, rows, ["edge", "sender"])
 
 
 def scoring_heads(model: Weights, contrasts: Sequence[Contrast], top: int) -> tuple[Head, ...]:
@@ -195,7 +195,8 @@ def carry(
     `senders` come in the order in which they write. A receiver that some sender does not reach has the base there.
     """
     needs(model, "carry", Weights, norm="post")
-    stream = linear = base.resid[0].new_empty(0, *base.resid[0].shape)
+    linear = _sent(model, base, donor, senders, Resid, 0)
+    stream = base.resid[0] + linear
     stops = {_stop(receiver) for receiver in receivers}
     arrived: dict[tuple[int, int], Arrived] = {}
 
@@ -204,7 +205,6 @@ def carry(
             rest = at.expand(len(senders) - len(stream), *at.shape)
             arrived[stop] = Arrived(at, torch.cat([stream, rest]), torch.cat([linear, torch.zeros_like(rest)]))
 
-    stream, linear = _join(stream, linear, base.resid[0], _sent(model, base, donor, senders, Resid, 0))
     for layer, weights in enumerate(model.parts.layers):
         arrive((layer, 0), base.resid[layer])
         if max(stops) <= (layer, 0):
@@ -212,22 +212,25 @@ def carry(
         attn, rows = base.attn[layer], base.attn[layer].shape[1]
         read = base.resid[layer][:, :rows] + attn
         sent = _sent(model, base, donor, senders, Head, layer)
-        stream, linear = _join(stream[:, :, :rows] + attn, linear[:, :, :rows], read, sent)
-        stream, linear = layer_norm(weights.ln1, stream, read, ln), transported(weights.ln1, linear, read)
+        stream, linear = _joined(weights.ln1, stream[:, :, :rows] + attn, linear[:, :, :rows], read, sent, ln)
         arrive((layer, 1), base.mid[layer])
         read = base.mid[layer] + base.mlp[layer]
-        written = (
-            base.mlp[layer] if freeze == "heads+mlps" else weights.mlp_out(weights.activation(weights.mlp_in(stream)))
-        )
-        stream, linear = _join(stream + written, linear, read, _sent(model, base, donor, senders, Mlp, layer))
-        stream, linear = layer_norm(weights.ln2, stream, read, ln), transported(weights.ln2, linear, read)
+        written = base.mlp[layer]
+        if freeze == "heads":
+            written = weights.mlp_out(weights.activation(weights.mlp_in(stream)))
+        sent = _sent(model, base, donor, senders, Mlp, layer)
+        stream, linear = _joined(weights.ln2, stream + written, linear, read, sent, ln)
     arrive(END, base.resid[-1])
     return {receiver: arrived[_stop(receiver)] for receiver in receivers}
 
 
-def _join(stream: Tensor, linear: Tensor, base: Tensor, sent: Tensor) -> tuple[Tensor, Tensor]:
-    """Adds the senders that write here to those so far."""
-    return torch.cat([stream, base + sent]), torch.cat([linear, sent])
+def _joined(
+    norm: nn.LayerNorm, stream: Tensor, linear: Tensor, base: Tensor, sent: Tensor, ln: str
+) -> tuple[Tensor, Tensor]:
+    """Adds the senders that write here to those so far, and takes both through the LayerNorm that follows."""
+    stream, linear = torch.cat([stream, base + sent]), torch.cat([linear, sent])
+    normed = norm(stream) if ln == "live" else transported(norm, stream, base) + norm.bias
+    return normed, transported(norm, linear, base)
 
 
 def _sent(
@@ -244,13 +247,6 @@ def _sent(
     return change.expand(len(here), *change.shape)
 
 
-def layer_norm(
-    norm: nn.LayerNorm, x: Float[Tensor, "*axes d"], base: Float[Tensor, "*_ d"], ln: str
-) -> Float[Tensor, "*axes d"]:
-    """The LayerNorm of x; where `ln` is "frozen" with the standard deviation of `base`."""
-    return norm(x) if ln == "live" else transported(norm, x, base) + norm.bias
-
-
 def transported(
     norm: nn.LayerNorm, change: Float[Tensor, "*axes d"], base: Float[Tensor, "*_ d"]
 ) -> Float[Tensor, "*axes d"]:
@@ -263,8 +259,9 @@ def _received(
     model: Weights, batch: Batch, base: Run, arrived: Mapping[Reader, Arrived], n: int
 ) -> Float[Tensor, "sender batch"]:
     """The score when the base runs again from the first receiver's layer with nothing but the receivers' inputs new."""
-    first = min(receiver.layer for receiver in arrived if not isinstance(receiver, Score))
-    hooks = [(receiver.hook, _input(model, receiver, at)) for receiver, at in arrived.items()]
+    inside = {receiver: at for receiver, at in arrived.items() if not isinstance(receiver, Score)}
+    first = min(receiver.layer for receiver in inside)
+    hooks = [(receiver.hook, _input(model, receiver, at)) for receiver, at in inside.items()]
     allowed = model.allowed(batch)
     allowed = None if allowed is None else allowed.repeat(n, 1, 1, 1)
     resid = base.resid[first].repeat(n, 1, 1)
@@ -275,20 +272,13 @@ def _received(
     return score.unflatten(0, (n, len(batch)))
 
 
-def _input(model: Weights, receiver: Reader, arrived: Arrived) -> Callable[..., Tensor]:
+def _input(model: Weights, receiver: Head | Mlp, arrived: Arrived) -> Splice:
     """The edit that puts what arrived into this receiver's input alone."""
     new = arrived.stream.flatten(0, 1)
-    if not isinstance(receiver, Head):
-        return lambda x, hook: new[:, : x.shape[1]]
-    read = getattr(model.parts.layers[receiver.layer], receiver.part)
-    heads = read(new).unflatten(-1, (model.cfg.n_heads, -1))
-
-    def edit(x: Tensor, hook: Any) -> Tensor:
-        out = x.clone()
-        out[:, :, receiver.head] = heads[:, : x.shape[1], receiver.head]
-        return out
-
-    return edit
+    if isinstance(receiver, Head):
+        read = getattr(model.parts.layers[receiver.layer], receiver.part)
+        new = read(new).unflatten(-1, (model.cfg.n_heads, -1))
+    return Splice(receiver, new)
 
 
 def _senders(model: Reranker, senders: Any, receivers: Sequence[Reader]) -> list[Sender]:

@@ -193,8 +193,7 @@ def export(model: Weights, sites: Iterable[Neuron | Head | str], folder: Path | 
     for site in chosen:
         layer = pruned.parts.layers[site.layer]
         if isinstance(site, Head):
-            width = model.cfg.d_head
-            layer.o.weight[:, site.head * width : (site.head + 1) * width] = 0
+            layer.o.weight.unflatten(1, (model.cfg.n_heads, -1))[:, site.head] = 0
         else:
             layer.mlp_out.weight[:, site.neuron] = 0
     temporary = target.with_name(f".{target.name}.part")

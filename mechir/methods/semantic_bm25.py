@@ -5,7 +5,7 @@ Source: Lu et al. 2025 (arXiv:2502.04645, section 6), whose design has 5 positio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -79,7 +79,7 @@ def lexical_features(
             rows[place]["product"] = (a[:, None] * m).sum(0).tolist()
     long = [k for k, row in enumerate(rows) if len(row["pieces"]) >= FIRST]
     if long and chosen:
-        for place, design in _first_five(model, encoded, long, direction, exponential, chosen).items():
+        for place, design in _first_five(model, encoded, long, direction, exponential, chosen):
             rows[place] |= design
     return pd.DataFrame(rows)
 
@@ -101,15 +101,14 @@ def _masses(
 
 def _first_five(
     model: Weights, encoded: Encoded, long: Sequence[int], direction: Subspace, exponential: bool, heads: Sequence[int]
-) -> dict[int, dict[str, Any]]:
-    """The pairs with queries cut to five pieces: [CLS] q1 .. q5 [SEP] document [SEP]."""
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the place and features of each pair with its query cut to five: [CLS] q1 .. q5 [SEP] document [SEP]."""
     beyond = [np.flatnonzero(encoded.segments[k] & Segment.QUERY.value)[FIRST:] for k in long]
     whole = encoded.take(np.array(long))
     cut: dict[str, Any] = {
         name: tuple(np.delete(x, places) for x, places in zip(getattr(whole, name), beyond, strict=True))
         for name in ("ids", "types", "segments")
     }
-    designs: dict[int, dict[str, Any]] = {}
     for index, batch in model.batches(replace(whole, **cut)):
         skipped = torch.tensor([len(beyond[k]) for k in index.tolist()], device=batch.input_ids.device)[:, None]
         document = batch.at(Segment.DOC)
@@ -120,8 +119,7 @@ def _first_five(
             a = along[row][query]
             masses = [mass[row][query][:, list(heads)] for mass in (clean, wrong)]
             features = [torch.cat([a[:, None], m, a[:, None] * m], 1).flatten().tolist() for m in masses]
-            designs[long[k]] = {"score5": float(score[row]), "design5": features[0], "stale5": features[1]}
-    return designs
+            yield long[k], {"score5": float(score[row]), "design5": features[0], "stale5": features[1]}
 
 
 def bm25_scores(

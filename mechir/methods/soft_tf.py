@@ -6,8 +6,9 @@ saturates, as BM25's tf / (tf + k1) does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -55,13 +56,10 @@ def dosed(pairs: Sequence[Pair], *, filler: str = "a", words: int = 40, seed: in
     for pair in pairs:
         term = Term(seed=seed)(pair)
         text = pair.document.split()[:words]
-        for count in COUNTS:
-            appended = [*text, *[term] * count, *[filler] * (COUNTS[-1] - count)]
-            made = replace(pair, document=" ".join(appended), doc_id=f"{pair.doc_id}+{count}")
-            yield Dosed("tf", count, term, made)
-        for times in TIMES:
-            made = replace(pair, document=" ".join(text * times), doc_id=f"{pair.doc_id}x{times}")
-            yield Dosed("length", times, term, made)
+        made = [("tf", n, f"+{n}", [*text, *[term] * n, *[filler] * (COUNTS[-1] - n)]) for n in COUNTS]
+        made += [("length", n, f"x{n}", text * n) for n in TIMES]
+        for kind, dose, suffix, new in made:
+            yield Dosed(kind, dose, term, replace(pair, document=" ".join(new), doc_id=f"{pair.doc_id}{suffix}"))
 
 
 def frequencies(model: Reranker, pairs: Sequence[Pair], *, filler: str = "a", words: int = 40, seed: int = 0) -> int:
@@ -99,7 +97,8 @@ def term_mass(
         ids = [pieces[text.term].to(batch.input_ids) for text in some]
         same = torch.stack([torch.isin(row, term) for row, term in zip(batch.input_ids, ids, strict=True)])
         first, document = torch.stack([term[:1] for term in ids]), batch.at(Segment.DOC)
-        mass = _masses(model, batch, same & batch.at(Segment.QUERY), (document, same & document))
+        read = partial(_masses, share=shares(same & batch.at(Segment.QUERY)), sources=(document, same & document))
+        mass = _of_heads(model, batch, read, 2)
         rows = [(text.kind, text.dose, text.pair.query_id, text.pair.doc_id, text.term) for text in some]
         frame = pd.DataFrame(rows, columns=["kind", "dose", "query_id", "doc_id", "term"])
         frame["tf"] = ((batch.input_ids == first) & document).sum(1).cpu().numpy()
@@ -108,18 +107,18 @@ def term_mass(
     return pd.concat(parts, ignore_index=True)
 
 
+def _of_heads(model: Reranker, batch: Batch, read: Callable[[str, Tensor], Tensor], axis: int) -> Tensor:
+    """What `read` gives for the patterns, layer after layer along the axis of the heads."""
+    layers = observe(model, batch, EveryLayer("attn.hook_pattern"), read, head_row=False)[1]
+    return for_numpy(torch.cat(list(layers.values()), axis))
+
+
 def _masses(
-    model: Reranker, batch: Batch, readers: Bool[Tensor, "batch pos"], sources: Sequence[Bool[Tensor, "batch pos"]]
+    _: str, x: Tensor, share: Float[Tensor, "batch pos"], sources: Sequence[Bool[Tensor, "batch pos"]]
 ) -> Float[Tensor, "source batch head"]:
-    """The mass of all heads, layer after layer, on each set of sources: the mean over the readers."""
-    share = shares(readers)
-
-    def masses(_: str, x: Tensor) -> Tensor:
-        row = torch.einsum("bhrs,br->bhs", x, share.to(x))
-        return for_numpy(torch.stack([torch.einsum("bhs,bs->bh", row, source.to(x)) for source in sources]))
-
-    layers = observe(model, batch, EveryLayer("attn.hook_pattern"), masses, head_row=False)[1]
-    return torch.cat(list(layers.values()), 2)
+    """The mass of each head of a pattern on each set of sources: the mean over the readers by their share."""
+    row = torch.einsum("bhrs,br->bhs", x, share.to(x))
+    return torch.stack([torch.einsum("bhs,bs->bh", row, source.to(x)) for source in sources]).cpu()
 
 
 K1 = (0.01, 1000.0)
@@ -245,23 +244,17 @@ def similarity_correlation(model: Weights, pairs: Sequence[Pair]) -> pd.DataFram
     unit = torch.nn.functional.normalize(model.W_E.detach(), dim=1)
     heads, parts = [str(head) for head in all_heads(model)], []
     for _, batch in model.batches(pairs):
-        r = _correlations(model, batch, unit)
+        rows = unit[batch.input_ids]
+        likeness = (rows @ rows.transpose(1, 2))[:, None]
+        cells = (batch.at(Segment.QUERY)[:, :, None] & batch.at(Segment.DOC)[:, None, :])[:, None]
+        r = _of_heads(model, batch, partial(_pearson, y=likeness, cells=cells), 1)
         ids = pair_ids(batch.pairs)[["query_id", "doc_id"]]
-        parts.append(crossed(ids, site=heads).assign(r=for_numpy(r.flatten()).numpy()))
+        parts.append(crossed(ids, site=heads).assign(r=r.flatten().numpy()))
     return pd.concat(parts, ignore_index=True)
 
 
-def _correlations(model: Reranker, batch: Batch, unit: Float[Tensor, "d_vocab d"]) -> Float[Tensor, "batch head"]:
-    """The Pearson correlation of all heads' weights, layer after layer, with the likeness of the word embeddings."""
-    rows = unit[batch.input_ids]
-    likeness = (rows @ rows.transpose(1, 2))[:, None]
-    cells = (batch.at(Segment.QUERY)[:, :, None] & batch.at(Segment.DOC)[:, None, :])[:, None]
-    hooks = EveryLayer("attn.hook_pattern")
-    layers = observe(model, batch, hooks, lambda _, x: _pearson(x, likeness, cells).cpu(), head_row=False)[1]
-    return torch.cat(list(layers.values()), 1)
-
-
-def _pearson(x: Tensor, y: Tensor, cells: Bool[Tensor, "batch 1 q d"]) -> Float[Tensor, "batch head"]:
+def _pearson(_: str, x: Tensor, y: Tensor, cells: Bool[Tensor, "batch 1 q d"]) -> Float[Tensor, "batch head"]:
+    """The Pearson correlation over the cells of each head's weights with `y`."""
     n = cells.sum((-1, -2)).clamp(min=1)
     weight = cells.to(x)
 
@@ -271,4 +264,4 @@ def _pearson(x: Tensor, y: Tensor, cells: Bool[Tensor, "batch 1 q d"]) -> Float[
     a, b = centred(x), centred(y)
     size = (a.square().sum((-1, -2)) * b.square().sum((-1, -2))).sqrt()
     r = (a * b).sum((-1, -2)) / size
-    return torch.where(size > 1e-12, r, torch.nan)
+    return torch.where(size > 1e-12, r, torch.nan).cpu()

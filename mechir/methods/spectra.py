@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 
-from mechir.batches import Batch, shares
+from mechir.batches import shares
 from mechir.errors import MechirError, refuse_below
 from mechir.inference import holm
 from mechir.methods.groups import Groups, crossed
@@ -103,24 +103,19 @@ def head_inputs(
     """
     groups, c = Groups.of(pairs), model.cfg
     sums = torch.zeros(len(VECTORS), len(groups.ids), c.n_layers, c.n_heads, c.d_head, dtype=torch.float64)
+    hooks = [f"blocks.{layer}.attn.hook_{part}" for layer in range(c.n_layers) for part in "qk"]
     for index, batch in model.batches(pairs, max_length=max_length, progress=progress):
-        for name, mean in _means(model, batch).items():
+        weights = shares(batch.members((Segment.QUERY, Segment.DOC)), model.dtype)
+
+        def mean(_: str, x: Tensor, weights: Tensor = weights) -> Float[Tensor, "side batch head d_head"]:
+            return torch.einsum("bsp,bphe->sbhe", weights, x).double().cpu()
+
+        for name, values in observe(model, batch, hooks, mean, stop_at_layer=c.n_layers)[1].items():
             first, layer = 0 if name.endswith("q") else 2, int(name.split(".")[1])
-            sums[first : first + 2, :, layer].index_add_(1, groups.of_pair[index], mean)
+            sums[first : first + 2, :, layer].index_add_(1, groups.of_pair[index], values)
     frame = crossed(groups.ids, site=[str(head) for head in all_heads(model)])
     means = sums.flatten(2, 3).numpy() / groups.ids["n"].to_numpy()[:, None, None]
     return frame.assign(**{name: list(x.reshape(-1, c.d_head)) for name, x in zip(VECTORS, means, strict=True)})
-
-
-def _means(model: Reranker, batch: Batch) -> dict[str, Float[Tensor, "side batch head d_head"]]:
-    """The mean q and k of every head over the query's tokens and over the document's, by hook."""
-    weights = shares(batch.members((Segment.QUERY, Segment.DOC)), model.dtype)
-
-    def mean(_: str, x: Tensor) -> Tensor:
-        return torch.einsum("bsp,bphe->sbhe", weights, x).double().cpu()
-
-    names = [f"blocks.{layer}.attn.hook_{part}" for layer in range(model.cfg.n_layers) for part in "qk"]
-    return observe(model, batch, names, mean, stop_at_layer=model.cfg.n_layers)[1]
 
 
 def preferences(model: Weights, inputs: pd.DataFrame, *, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
