@@ -72,7 +72,7 @@ def _attributed(
     with torch.no_grad():
         donor_score, donor = observe(model, batch.donor, read, head_row=True)
     score, base, gradient = gradients(model, batch, read)
-    scores = pd.DataFrame({"row": batch.rows, "base": score.cpu().numpy(), "donor": donor_score.cpu().numpy()})
+    scores = {"row": batch.rows, "base": score.cpu().numpy(), "donor": donor_score.cpu().numpy()}
     masks = places(at, batch)
     frames = []
     for name, kind in dict.fromkeys((site.hook, type(site)) for site in listed):
@@ -86,11 +86,10 @@ def _attributed(
         for place, mask in masks.items():
             by_unit = effects[place].reshape(len(batch.rows), -1)
             values = for_numpy(by_unit.sum(1, keepdim=True) if units is None else by_unit).numpy()
-            present = slice(None) if mask is None else mask.any(1).cpu().numpy()
-            frames += [
-                scores.assign(site=str(site), at=place, effect=values[:, column])[present]
-                for column, site in enumerate(here)
-            ]
+            present = np.flatnonzero(np.ones(len(values)) if mask is None else mask.any(1).cpu().numpy())
+            columns = {name: np.tile(column[present], len(here)) for name, column in scores.items()}
+            columns["site"] = np.repeat(list(map(str, here)), len(present))
+            frames.append(pd.DataFrame(columns | {"at": place, "effect": values[present].T.reshape(-1)}))
     return pd.concat(frames)
 
 
