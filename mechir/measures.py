@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from mechir.errors import MechirError, closest
@@ -134,7 +135,8 @@ class Measure:
 
     def among(self, texts: pd.Series) -> pd.Series:
         """A mask of the findings' measures that it covers."""
-        return texts.map({text: self.covers(text) for text in texts.unique()}).astype(bool)
+        codes, unique = pd.factorize(texts)
+        return pd.Series(np.array([self.covers(text) for text in unique], dtype=bool)[codes], texts.index)
 
 
 def parse_measure(text: str) -> Measure:

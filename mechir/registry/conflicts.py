@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
@@ -53,8 +53,10 @@ def _one_collection(findings: pd.DataFrame) -> Iterator[tuple[str, str, str, str
     tested = findings[findings["p_corrected"].notna() & (findings["site"] != "")]
     by_collection = tested.groupby([*keys, "collection"])["holds"].any().reset_index()
     verdicts = by_collection.groupby(keys)["holds"]
-    for (model, site, measure), part in by_collection[verdicts.transform("nunique") > 1].groupby(keys):
-        holds, fails = (", ".join(part.loc[part["holds"] == wanted, "collection"]) for wanted in (True, False))
+    mixed = by_collection[verdicts.transform("any") & ~verdicts.transform("all")]
+    for (model, site, measure), part in mixed.groupby(keys):
+        pairs = list(zip(part["collection"], part["holds"], strict=True))
+        holds, fails = (", ".join(name for name, held in pairs if held == wanted) for wanted in (True, False))
         for name in part["collection"]:
             yield model, name, site, "one collection", f"{measure} holds on {holds} and not on {fails}"
 
@@ -69,7 +71,7 @@ def _signs(findings: pd.DataFrame) -> Iterator[tuple[str, str, str, str, str]]:
             yield model, name, site, "signs", f"{measure} has opposite signs: {values}"
     keys = ["model_fingerprint", "collection", "site", "term"]
     for (model, collection, site, term), part in _both(sure[sure["causal"] & (sure["term"] != "")], keys):
-        values = ", ".join(_value(row) for _, row in part.iterrows())
+        values = ", ".join(map(_value, part.to_dict("records")))
         yield model, collection, site, "signs", f"acts for and against {term}: {values}"
 
 
@@ -79,6 +81,6 @@ def _both(sure: pd.DataFrame, keys: list[str]) -> Iterator[tuple[Any, pd.DataFra
         yield from sure[sure.groupby(keys)["speaks_for"].transform("nunique") > 1].groupby(keys)
 
 
-def _value(row: pd.Series) -> str:
+def _value(row: Mapping[str, Any] | pd.Series) -> str:
     interval = f" [{row['low']:.3g}, {row['high']:.3g}]" if pd.notna(row["low"]) else ""
     return f"{row['measure']} {row['value']:.3g}{interval}"

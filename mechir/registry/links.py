@@ -27,6 +27,8 @@ from mechir.registry.runs import DEFAULT
 
 TEXTS = ("model", "collection", "site", "links", "exploratory", "unit", "conflicts")
 BEHIND = ["effect", "low", "high", "unit", "p_all"]
+TEXT_OF = {name: str(measure) for name, measure in EVIDENCE.items()}
+CONCLUSIONS = {str(link.conclusion): link.name for link in LINKS}
 
 
 def links(*, model: str | None = None, collection: str | None = None, registry: Path | str = DEFAULT) -> SiteFrame:
@@ -52,13 +54,16 @@ def links(*, model: str | None = None, collection: str | None = None, registry: 
 def link_table(findings: pd.DataFrame) -> pd.DataFrame:
     """The table of `links`, sites as text, from findings that are `held`."""
     keys = ["model_fingerprint", "collection", "site"]
-    rows = []
-    if _shown(findings).any():
-        findings = findings[_shown(findings).groupby([findings[name] for name in keys[::2]]).transform("any")]
+    rows, shown = [], _shown(findings)
+    if shown.any():
+        some = shown.groupby([findings[name] for name in keys[::2]]).transform("any")
+        findings, shown = findings[some], shown[some]
         sentences = conflicts(findings).groupby(keys)["conflict"].agg("; ".join).to_dict()
-        here = findings[_shown(findings).groupby([findings[name] for name in keys]).transform("any")]
-        parts = here.groupby(keys, sort=False)
-        rows = [_row(part.to_dict("records"), sentences.get(key, "")) for key, part in parts]
+        here = findings[shown.groupby([findings[name] for name in keys]).transform("any")]
+        parts: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+        for row in here.to_dict("records"):
+            parts.setdefault(tuple(row[name] for name in keys), []).append(row)
+        rows = [_row(part, sentences.get(key, "")) for key, part in parts.items()]
     columns = ["model", "collection", "site", "links", "exploratory", *BEHIND, "conflicts", *EVIDENCE, "rank"]
     table = pd.DataFrame(rows, columns=columns).astype({name: "str" if name in TEXTS else float for name in columns})
     table = table.rename(columns={"rank": "conductance_rank"})
@@ -68,8 +73,7 @@ def link_table(findings: pd.DataFrame) -> pd.DataFrame:
 
 def linked(part: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """The planned links of one component, each with its conclusion; `part`: its findings, `held`."""
-    names = {str(link.conclusion): link.name for link in LINKS}
-    return {names[row["measure"]]: row for row in part if row["planned"] and row["holds"] and row["site"]}
+    return {CONCLUSIONS[row["measure"]]: row for row in part if row["planned"] and row["holds"] and row["site"]}
 
 
 def exploratory(part: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -113,6 +117,6 @@ def _row(part: Sequence[Mapping[str, Any]], sentences: str) -> dict[str, Any]:
     first = next(iter([*links.values(), *others.values()]), None)
     if first is not None:
         row |= {"effect": first["value"]} | {name: first[name] for name in BEHIND[1:]}
-    row |= {name: newest[text]["value"] for name, measure in EVIDENCE.items() if (text := str(measure)) in newest}
-    rank = Rank.parse(newest.get(str(EVIDENCE["conductance"]), {}).get("label", ""))
+    row |= {name: newest[text]["value"] for name, text in TEXT_OF.items() if text in newest}
+    rank = Rank.parse(newest.get(TEXT_OF["conductance"], {}).get("label", ""))
     return row | ({"rank": rank.place} if rank else {})
