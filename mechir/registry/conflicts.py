@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -71,7 +71,7 @@ def _signs(findings: pd.DataFrame) -> Iterator[tuple[str, str, str, str, str]]:
             yield model, name, site, "signs", f"{measure} has opposite signs: {values}"
     keys = ["model_fingerprint", "collection", "site", "term"]
     for (model, collection, site, term), part in _both(sure[sure["causal"] & (sure["term"] != "")], keys):
-        values = ", ".join(map(_value, part.to_dict("records")))
+        values = ", ".join(map(_value, part[["measure", "value", "low", "high"]].itertuples()))
         yield model, collection, site, "signs", f"acts for and against {term}: {values}"
 
 
@@ -81,6 +81,6 @@ def _both(sure: pd.DataFrame, keys: list[str]) -> Iterator[tuple[Any, pd.DataFra
         yield from sure[sure.groupby(keys)["speaks_for"].transform("nunique") > 1].groupby(keys)
 
 
-def _value(row: Mapping[str, Any] | pd.Series) -> str:
-    interval = f" [{row['low']:.3g}, {row['high']:.3g}]" if pd.notna(row["low"]) else ""
-    return f"{row['measure']} {row['value']:.3g}{interval}"
+def _value(row: Any) -> str:
+    interval = f" [{row.low:.3g}, {row.high:.3g}]" if pd.notna(row.low) else ""
+    return f"{row.measure} {row.value:.3g}{interval}"
