@@ -210,16 +210,16 @@ class Experiment:
         return sweep(model, material, self.interventions(model))
 
     def summarise(self, run: Finished) -> pd.DataFrame:
-        """The table of the run."""
-        raise NotImplementedError
+        """The table of the run; each experiment has its own."""
+        raise MechirError(f"'{type(self).__name__}' is no experiment: it defines no summarise.")
 
     def findings(self, run: Finished) -> pd.DataFrame | None:
         """The findings about components for the registry (see `mechir.registry.findings`); None for nothing."""
         return None
 
     def chart(self, summary: pd.DataFrame) -> Any:
-        """The chart of the run (see `mechir.views.charts`)."""
-        raise NotImplementedError
+        """The chart of the run (see `mechir.views.charts`); each experiment has its own."""
+        raise MechirError(f"'{type(self).__name__}' is no experiment: it defines no chart.")
 
     @classmethod
     def table(cls, summary: pd.DataFrame) -> pd.DataFrame:

@@ -59,13 +59,13 @@ def contrast(model: HookedEncoder, arguments: argparse.Namespace) -> tuple[str, 
 
 def alone(arguments: argparse.Namespace, n: int) -> list[tuple[str, ...]]:
     """Time and peak memory of so many pairs, each side once in a process of its own."""
-    found = []
+    sides = []
     for side in ("contrast", "score"):
         command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--pairs", str(n)]
-        found.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+        sides.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
     rows = []
     for what, unit, wanted in (("", "s", 1.6), ("peak memory, ", "GB", 1.3)):
-        ours, other = (side[unit] for side in found)
+        ours, other = (side[unit] for side in sides)
         numbers = (f"{ours:.2f} {unit}", f"{other:.2f} {unit}", f"{ours / other:.2f}", f"<= {wanted}")
         rows.append((f"{what}contrast / plain scoring, {n} pairs", *numbers))
     return rows

@@ -195,12 +195,12 @@ def peak_ratio(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 
 def peak_of_table_1(arguments: argparse.Namespace) -> tuple[str, ...]:
-    found = _peak_of(arguments, "table")
+    peak = _peak_of(arguments, "table")
     return (
         "peak memory, Table 1 units over the longest judged pairs",
-        f"{found:.2f} GB",
+        f"{peak:.2f} GB",
         "",
-        f"{found:.2f} GB",
+        f"{peak:.2f} GB",
         "<= 1.5 GB",
     )
 

@@ -44,12 +44,12 @@ def main() -> None:
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--collection", default="embedded")
     parser.add_argument("--queries", type=int, default=20)
-    chosen = parser.parse_args()
-    model = mi.load(chosen.model)
-    pairs = mi.collection(chosen.collection).pairs(limit_queries=chosen.queries, easy_negatives=0)
-    rows = {"load": seconds(lambda: mi.load(chosen.model))}
-    if chosen.model != "embedded":
-        rows["of Hugging Face alone"] = seconds(lambda: hugging_face(chosen.model))
+    arguments = parser.parse_args()
+    model = mi.load(arguments.model)
+    pairs = mi.collection(arguments.collection).pairs(limit_queries=arguments.queries, easy_negatives=0)
+    rows = {"load": seconds(lambda: mi.load(arguments.model))}
+    if arguments.model != "embedded":
+        rows["of Hugging Face alone"] = seconds(lambda: hugging_face(arguments.model))
     kept = digests(model.hf)
     rows["digests of all tensors"] = seconds(lambda: digests(model.hf))
     rows["fingerprint of them, config and tokenizer"] = seconds(

@@ -144,8 +144,14 @@ def correlation(model: HookedEncoder, contrasts: Sequence[mi.Contrast]) -> tuple
 
 def memory(arguments: argparse.Namespace) -> tuple[str, ...]:
     command = [sys.executable, __file__, *sys.argv[1:], "--peak"]
-    found = float(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["gb"])
-    return ("peak memory, head map of 1,000 pairs of 128", f"{found:.2f} GB", "", f"{found:.2f} GB", "<= 1.5 GB")
+    size = float(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["gb"])
+    return (
+        "peak memory, head map of 1,000 pairs of 128",
+        f"{size:.2f} GB",
+        "",
+        f"{size:.2f} GB",
+        "<= 1.5 GB",
+    )
 
 
 def peak(model: HookedEncoder, arguments: argparse.Namespace) -> dict[str, float]:

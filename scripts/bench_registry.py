@@ -53,8 +53,8 @@ def main() -> None:
         print(f"{platform.machine()}, {time.strftime('%Y-%m-%d')}, {what}\n")
         print("| what | seconds | wanted | rows |\n|---|---|---|---|")
         for name, (ask, wanted) in asked.items():
-            seconds, found = timed(ask, arguments.rounds)
-            rows = len(found.findings) if hasattr(found, "findings") else len(found)
+            seconds, answer = timed(ask, arguments.rounds)
+            rows = len(answer.findings) if hasattr(answer, "findings") else len(answer)
             print(f"| {name} | {seconds:.2f} | <= {wanted} | {rows:,} |", flush=True)
 
 
@@ -67,25 +67,25 @@ def write(registry: Path, run: int) -> None:
     )
     rows = rows.iloc[:EACH].set_axis(["site", "measure"], axis=1)
     role = rows["measure"].str.extract(r"^(\w+)")[0].map(ROLES).fillna("")
-    told = {"value": rng.normal(size=len(rows)), "p_corrected": rng.random(len(rows)), "causal": role != "matching"}
+    columns = {"value": rng.normal(size=len(rows)), "p_corrected": rng.random(len(rows)), "causal": role != "matching"}
     of = {
         "model": f"model{run % 10}",
         "model_fingerprint": f"{run % 10:064d}",
         "collection": f"collection{run // 10 % 10}",
     }
-    told |= {"role": role, "term": np.where(role == "soft-tf", "tf", ""), "unit": "logits", "family": "heads"}
+    columns |= {"role": role, "term": np.where(role == "soft-tf", "tf", ""), "unit": "logits", "family": "heads"}
     run_id = f"{run:016x}"
-    record(registry, run_id, checked(rows.assign(**told), of | {"run_id": run_id, "written": f"{run:05d}"}))
+    record(registry, run_id, checked(rows.assign(**columns), of | {"run_id": run_id, "written": f"{run:05d}"}))
 
 
 def timed(ask: Callable[[], Any], rounds: int) -> tuple[float, Any]:
     """The median of some calls after the first, and the answer."""
-    seconds, found = [], None
+    seconds, answer = [], None
     for _ in range(rounds + 1):
         start = time.perf_counter()
-        found = ask()
+        answer = ask()
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:]), found
+    return statistics.median(seconds[1:]), answer
 
 
 if __name__ == "__main__":

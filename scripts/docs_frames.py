@@ -43,7 +43,7 @@ def pools(folder: str) -> pd.DataFrame:
     collection, lines = mi.collection(folder), []
     for pool, options in POOLS.items():
         pairs = collection.pairs(**options)
-        ids = pd.DataFrame({"query_id": [one.query_id for one in pairs], "doc_id": [one.doc_id for one in pairs]})
+        ids = pd.DataFrame({"query_id": [pair.query_id for pair in pairs], "doc_id": [pair.doc_id for pair in pairs]})
         judged = collection.judged(pairs, full="top_k" in options)
         lines.append({"pool": pool, "pairs": len(pairs), "random": ranking.random_ndcg(ids, judged)["value"].mean()})
     return pd.DataFrame(lines)
@@ -64,7 +64,7 @@ def others(checkpoint: str, folder: str) -> pd.DataFrame:
     both = []
     for pair in pairs:
         after = ring[ids.index(pair.query_id) + 1 :][: len(ids) - 1]
-        other = next((one for one in after if length[one] == length[pair.query_id]), None)
+        other = next((neighbour for neighbour in after if length[neighbour] == length[pair.query_id]), None)
         both += [] if other is None else [(pair, mi.Pair(collection.queries[other], pair.document))]
     hows: dict[str, list[Any]] = {"intact": [], "zero": [mi.Mask(cut) for cut in CUTS]}
     hows["renormalised"] = [mi.Mask(cut, renormalise=True) for cut in CUTS]
@@ -97,10 +97,10 @@ def diagnostics() -> pd.DataFrame:
     for name in AXIOMS:
         made = mi.diagnostic(name, model=model, limit_queries=10)
         for filler in made.fillers:
-            found = made.align(model, filler)
-            base, donor = (model.score(side).mean().item() for side in (found.bases, found.donors))
+            aligned = made.align(model, filler)
+            base, donor = (model.score(side).mean().item() for side in (aligned.bases, aligned.donors))
             line = {"name": name, "filler": filler, "pairs": len(made.cases) + len(made.refused)}
-            line |= {"skipped": len(found.skipped), "base": base, "donor": donor, "gap": donor - base}
+            line |= {"skipped": len(aligned.skipped), "base": base, "donor": donor, "gap": donor - base}
             unedited = model.score([case[0] for case in made.cases]).mean().item()
             lines.append(line | {"unedited": unedited, "change": donor - unedited})
     return pd.DataFrame(lines)
@@ -123,8 +123,8 @@ def paths() -> pd.DataFrame:
             columns |= {f"{what}_{ln}": of["size"].mean(), f"departure_{what}_{ln}": of["departure"].median()}
             if (what, ln) == ("heads", "live"):
                 columns |= {"told": of["effect"].mean().abs(), "pairs": of.size()}
-    found = pd.DataFrame(columns).rename_axis("site").reset_index()
-    return found.assign(layer=found["site"].str.extract(r"h(\d+)", expand=False).astype(int))
+    summary = pd.DataFrame(columns).rename_axis("site").reset_index()
+    return summary.assign(layer=summary["site"].str.extract(r"h(\d+)", expand=False).astype(int))
 
 
 def padded() -> pd.DataFrame:
@@ -147,8 +147,8 @@ def code(page: str) -> Mapping[str, pd.DataFrame]:
     names: dict[str, Any] = {}
     for block in FENCED.findall((DOCS / f"{page}.md").read_text(encoding="utf-8")):
         exec(compile(block, page, "exec"), names)  # our own documentation
-    found = {name: _framed(value) for name, value in names.items() if not name.startswith("_")}
-    return {name: frame for name, frame in found.items() if frame is not None}
+    framed = {name: _framed(value) for name, value in names.items() if not name.startswith("_")}
+    return {name: frame for name, frame in framed.items() if frame is not None}
 
 
 def _framed(value: Any) -> pd.DataFrame | None:
@@ -173,6 +173,6 @@ def digest(page: str) -> str:
 def made(command: str) -> Mapping[str, pd.DataFrame]:
     """`pools FOLDER`, ...: a function of this file and what it is given; a single frame has no name."""
     name, *given = command.split()
-    known = {one.__name__: one for one in (pools, others, power, diagnostics, paths, padded, planted, code)}
-    found = known[name](*given)
-    return {"": found} if isinstance(found, pd.DataFrame) else found
+    computations = {each.__name__: each for each in (pools, others, power, diagnostics, paths, padded, planted, code)}
+    result = computations[name](*given)
+    return {"": result} if isinstance(result, pd.DataFrame) else result

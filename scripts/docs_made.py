@@ -26,15 +26,15 @@ SCALARS = (str, int, float)
 
 def noted() -> dict[str, list[str]]:
     """What is there as it would be made now: by name the command, and of a run the ids, its own first."""
-    found = json.loads(MADE.read_text(encoding="utf-8")) if MADE.is_file() else {}
-    return {name: found[name] for name in COMMANDS if found.get(name, [""])[0] == command(name)}
+    runs = json.loads(MADE.read_text(encoding="utf-8")) if MADE.is_file() else {}
+    return {name: runs[name] for name in COMMANDS if runs.get(name, [""])[0] == command(name)}
 
 
 def note(name: str, *ids: str) -> None:
     """Notes that it is there."""
     MADE.parent.mkdir(parents=True, exist_ok=True)
-    found = noted() | {name: [command(name), *ids]}
-    MADE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    runs = noted() | {name: [command(name), *ids]}
+    MADE.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
 
 
 def command(name: str) -> str:

@@ -91,7 +91,7 @@ def parsed_cell(text: str, run: str = "") -> Cell:
     if len(before) > 1 or CONDITION.sub("", conditions).strip():
         raise Wrong(f"Cannot read '{text}': write RUN: CONDITIONS: COLUMNS, in conditions spaces in quotes.")
     of = CONDITION.finditer(conditions)
-    met = tuple(Condition(one["name"], one["sign"], one["quoted"] or one["bare"] or "") for one in of)
+    met = tuple(Condition(part["name"], part["sign"], part["quoted"] or part["bare"] or "") for part in of)
     return Cell(run, met, parsed_columns(columns))
 
 
@@ -102,17 +102,17 @@ def named(run: str) -> str:
 
 def parsed_columns(text: str) -> tuple[Column, ...]:
     """`estimate/2 low high`: how the first is written holds for those after it that say nothing else."""
-    found: list[Column] = []
+    columns: list[Column] = []
     for word in text.split():
-        one = COLUMN.fullmatch(word)
-        if one is None:
+        column = COLUMN.fullmatch(word)
+        if column is None:
             raise Wrong(f"Cannot read the column '{word}': write its name, and /2, /g2, /%, /p or /code after it.")
-        form = one["form"] or (found[0].form if found else DECIMALS)
-        found.append(Column(one["name"], form, bool(one["key"])))
-    shown = [one for one in found if one.form != STAR]
+        form = column["form"] or (columns[0].form if columns else DECIMALS)
+        columns.append(Column(column["name"], form, bool(column["key"])))
+    shown = [column for column in columns if column.form != STAR]
     if not 1 <= len(shown) <= 3:
         raise Wrong(f"'{text}' is {len(shown)} columns: write one, two (from, to) or three (value, low, high).")
-    return tuple(found)
+    return tuple(columns)
 
 
 def _column(frame: pd.DataFrame, name: str) -> pd.Series:
@@ -123,10 +123,10 @@ def _column(frame: pd.DataFrame, name: str) -> pd.Series:
     return frame[name]
 
 
-def chosen(frame: pd.DataFrame, conditions: Sequence[Condition]) -> pd.DataFrame:
+def selected(frame: pd.DataFrame, conditions: Sequence[Condition]) -> pd.DataFrame:
     """The rows that meet all conditions."""
-    for one in conditions:
-        frame = frame[one.holds(frame)]
+    for condition in conditions:
+        frame = frame[condition.holds(frame)]
     return frame
 
 
@@ -161,8 +161,8 @@ def _value(cell: Cell, name: str, rows: pd.DataFrame) -> object:
             raise Wrong(f"There is no '{call['name']}' in '{name}': there are {', '.join(CALLS)}.")
         return CALLS[call["name"]](rows, *call["of"].split(","))
     if len(rows) != 1:
-        told = " ".join("".join(one) for one in cell.conditions)
-        raise Wrong(f"'{cell.run}: {told}' chooses {len(rows)} rows: it must be one.")
+        conditions = " ".join("".join(condition) for condition in cell.conditions)
+        raise Wrong(f"'{cell.run}: {conditions}' chooses {len(rows)} rows: it must be one.")
     return _column(rows, name).iloc[0]
 
 
@@ -170,11 +170,11 @@ def written(cell: Cell, rows: pd.DataFrame, *, zero: bool) -> str:
     """The chosen rows, one but for `count` and calls, as text; `zero`: with the 0 before the point."""
     if cell.columns[0].name == COUNT:
         return f"{len(rows):,}"
-    values = [(one, _value(cell, one.name, rows)) for one in cell.columns]
-    texts = [number(value, one.form, zero=zero) for one, value in values if one.form != STAR]
+    values = [(column, _value(cell, column.name, rows)) for column in cell.columns]
+    texts = [number(value, column.form, zero=zero) for column, value in values if column.form != STAR]
     shown = f"{texts[0]} [{texts[1]}, {texts[2]}]" if len(texts) == 3 and texts[1] else ""
     shown = shown or " to ".join(text for text in texts if text)
-    sure = any(float(value) < 0.05 for one, value in values if one.form == STAR)  # type: ignore[arg-type]
+    sure = any(float(value) < 0.05 for column, value in values if column.form == STAR)  # type: ignore[arg-type]
     return f"**{shown}***" if sure else shown
 
 
@@ -225,20 +225,20 @@ def table(spec: str, text: str, frames: Frames) -> str:
     if len(cells_of(header)) != len(cells):
         raise Wrong(f"The table '{spec}' has {len(cells)} cells, and its header {len(cells_of(header))}.")
     keys, zero, made = [k for k, cell in enumerate(cells) if cell.columns[0].key], with_zero(text), [header, rule]
-    known = {tuple(line[k] for k in keys): line for line in map(cells_of, old)}
-    frame = chosen(frames[lines.run], lines.conditions)
+    old_rows = {tuple(line[k] for k in keys): line for line in map(cells_of, old)}
+    frame = selected(frames[lines.run], lines.conditions)
     for place in range(len(frame)):
         row = frame.iloc[[place]]
         same = tuple(Condition(name, "=", str(row[name].iloc[0])) for name in (cells[k].columns[0].name for k in keys))
-        stays = known.get(tuple(written(cells[k], row, zero=zero) for k in keys), [""] * len(cells))
-        found = []
+        stays = old_rows.get(tuple(written(cells[k], row, zero=zero) for k in keys), [""] * len(cells))
+        texts = []
         for k, cell in enumerate(cells):  # what its line is chosen by holds where it says nothing else of the column
-            own = {one.name for one in cell.conditions}
+            own = {condition.name for condition in cell.conditions}
             other = same if cell.run != lines.run else (*lines.conditions, *same)
-            met = [*cell.conditions, *(one for one in other if one.name not in own)]
-            rows = chosen(frames[cell.run], met) if cell.run in frames else None
-            found.append(stays[k] if rows is None else written(cell, rows, zero=zero))
-        made.append(f"| {' | '.join(found)} |")
+            met = [*cell.conditions, *(condition for condition in other if condition.name not in own)]
+            rows = selected(frames[cell.run], met) if cell.run in frames else None
+            texts.append(stays[k] if rows is None else written(cell, rows, zero=zero))
+        made.append(f"| {' | '.join(texts)} |")
     return "\n".join([*made, ""])
 
 
@@ -247,28 +247,28 @@ def runs_of(page: str) -> Iterator[str]:
     numbers, tables = list(NUMBER.finditer(page)), list(TABLE.finditer(page))
     if len(numbers) + len(tables) != page.count("<!-- n ") + page.count("<!-- table "):
         raise Wrong("A marker is not closed, spans lines, or has no empty line between it and its table.")
-    for one in numbers:
-        yield named(parsed_cell(one["spec"]).run)
-    for one in tables:
-        lines, cells = parsed_table(one["spec"])
+    for marker in numbers:
+        yield named(parsed_cell(marker["spec"]).run)
+    for marker in tables:
+        lines, cells = parsed_table(marker["spec"])
         yield from (named(lines.run), *(named(cell.run) for cell in cells))
 
 
 def rewritten(page: str, frames: Frames) -> str:
     """The page with the numbers and tables of these runs; those of other runs stay."""
 
-    def one(found: re.Match[str]) -> str:
-        cell = parsed_cell(found["spec"])
+    def number_text(marker: re.Match[str]) -> str:
+        cell = parsed_cell(marker["spec"])
         if cell.run not in frames:
-            return found[0]
-        text = written(cell, chosen(frames[cell.run], cell.conditions), zero=with_zero(found["text"]))
-        return f"<!-- n {found['spec']} -->{text}<!-- /n -->"
+            return marker[0]
+        text = written(cell, selected(frames[cell.run], cell.conditions), zero=with_zero(marker["text"]))
+        return f"<!-- n {marker['spec']} -->{text}<!-- /n -->"
 
-    def lines(found: re.Match[str]) -> str:
-        return f"<!-- table {found['spec']} -->\n\n{table(found['spec'], found['text'], frames)}\n<!-- /table -->"
+    def lines(marker: re.Match[str]) -> str:
+        return f"<!-- table {marker['spec']} -->\n\n{table(marker['spec'], marker['text'], frames)}\n<!-- /table -->"
 
     list(runs_of(page))
-    return TABLE.sub(lines, NUMBER.sub(one, page))
+    return TABLE.sub(lines, NUMBER.sub(number_text, page))
 
 
 def put(page: Path, name: str, lines: Sequence[Sequence[object]]) -> None:
@@ -278,9 +278,9 @@ def put(page: Path, name: str, lines: Sequence[Sequence[object]]) -> None:
         Wrong: where the page lacks one of the two.
     """
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    before, opened, rest = page.read_text(encoding="utf-8").partition(begin)
     _, closed, after = rest.partition(end)
-    if not (found and closed):
+    if not (opened and closed):
         raise Wrong(f"{page.name} has no '{begin}' with '{end}' after it.")
     header, *others = lines
     text = "\n".join(f"| {' | '.join(map(str, line))} |" for line in (header, ["---"] * len(header), *others))

@@ -79,11 +79,11 @@ def exam(name: str, collection: mi.Collection, pairs: list[mi.Pair], full: bool,
 
 def lines_of(table: pd.DataFrame, names: Sequence[str]) -> list[list[str]]:
     """A line for each ranker, a column for each of these collections."""
-    found = table.set_index(["ranker", "collection"])
-    lines = [["nDCG@10", *(f"{TITLES[name]} (n = {found.loc['BM25', name]['n']:.0f})" for name in names)]]
+    results = table.set_index(["ranker", "collection"])
+    lines = [["nDCG@10", *(f"{TITLES[name]} (n = {results.loc['BM25', name]['n']:.0f})" for name in names)]]
     for ranker, title in RANKERS.items():
-        own = [found.loc[ranker, name] for name in names]
-        lines.append([title, *(f"{one['ndcg']:.3f}{_interval(one['low'], one['high'])}" for one in own)])
+        cells = [results.loc[ranker, name] for name in names]
+        lines.append([title, *(f"{cell['ndcg']:.3f}{_interval(cell['low'], cell['high'])}" for cell in cells)])
     return lines
 
 

@@ -31,14 +31,14 @@ def closeness(model: planted.PlantedEncoder, pairs: list[mi.Pair]) -> tuple[floa
 def margins(model: planted.PlantedEncoder, pairs: list[mi.Pair]) -> dict[str, float]:
     """`margin_zero`, ...: the smaller effect of the two planted heads over the largest of any other, by ablation."""
     kinds = {"zero": None, "mean": mi.means(model, pairs), "resample": mi.samples(model, pairs)}
-    true, found = {str(head) for head in planted.truth(model, "tf").sites}, {}
+    true, margins = {str(head) for head in planted.truth(model, "tf").sites}, {}
     for kind, with_ in kinds.items():
         do = {"original": ()} | {str(head): mi.Ablate(head, with_=with_) for head in HEADS}
         rows = mi.sweep(model, pairs, do, progress=False)
         scores = rows.pivot(index=["query_id", "doc_id"], columns="name", values="score")
         effect = scores.sub(scores["original"], axis=0).abs().mean().drop("original")
-        found[f"margin_{kind}"] = effect[effect.index.isin(true)].min() / effect[~effect.index.isin(true)].max()
-    return found
+        margins[f"margin_{kind}"] = effect[effect.index.isin(true)].min() / effect[~effect.index.isin(true)].max()
+    return margins
 
 
 def table(seeds: int = 10, n: int = 200) -> pd.DataFrame:
@@ -77,8 +77,8 @@ def _rounded(model: planted.PlantedEncoder, pairs: list[mi.Pair], *do: mi.Mask) 
 
 def _tau(one: pd.Series, other: pd.Series) -> float:
     """Kendall's; 0 where one of them is constant."""
-    found = kendalltau(one, other).statistic
-    return 0.0 if np.isnan(found) else float(found)
+    tau = kendalltau(one, other).statistic
+    return 0.0 if np.isnan(tau) else float(tau)
 
 
 def main() -> None:
@@ -88,8 +88,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=200)
     options = parser.parse_args()
     torch.set_grad_enabled(False)
-    for found in (table(options.seeds, options.pairs), masks(options.pairs)):
-        print(found.to_string(index=False, float_format=lambda value: f"{value:.7g}"))
+    for frame in (table(options.seeds, options.pairs), masks(options.pairs)):
+        print(frame.to_string(index=False, float_format=lambda value: f"{value:.7g}"))
 
 
 if __name__ == "__main__":

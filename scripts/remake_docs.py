@@ -70,9 +70,9 @@ def said(command: list[str]) -> str:
     return "".join(lines)
 
 
-def ids_of(told: str) -> list[str]:
+def ids_of(output: str) -> list[str]:
     """The ids of the runs that `mechir run` names, each once, its own, which is the last, first."""
-    return list(dict.fromkeys(reversed(re.findall(r"^Run ([0-9a-f]+): ", told, re.MULTILINE))))
+    return list(dict.fromkeys(reversed(re.findall(r"^Run ([0-9a-f]+): ", output, re.MULTILINE))))
 
 
 def changes() -> Iterator[tuple[Path, bytes]]:
@@ -107,10 +107,10 @@ def lines_of(file: Path, new: bytes) -> Iterator[str]:
         return
     old = file.read_text(encoding="utf-8")
     for pattern in (NUMBER, TABLE):
-        for one, other in zip(pattern.finditer(old), pattern.finditer(new.decode()), strict=True):
-            if one["text"] != other["text"]:
-                says = f"{one['text']} -> {other['text']}" if pattern is NUMBER else "the table"
-                yield f"{file.name}:{old.count(chr(10), 0, one.start()) + 1}: {one['spec'].split(':')[0]}: {says}"
+        for before, after in zip(pattern.finditer(old), pattern.finditer(new.decode()), strict=True):
+            if before["text"] != after["text"]:
+                says = f"{before['text']} -> {after['text']}" if pattern is NUMBER else "the table"
+                yield f"{file.name}:{old.count(chr(10), 0, before.start()) + 1}: {before['spec'].split(':')[0]}: {says}"
 
 
 def main() -> None:
@@ -124,12 +124,12 @@ def main() -> None:
             print(f"{name}: needs {SHARED}, its numbers stay as they are")
         else:
             make(name)
-    found = list(changes())
-    for file, new in found:
+    changed = list(changes())
+    for file, new in changed:
         print("\n".join(lines_of(file, new)))
         if not arguments.check:
             file.write_bytes(new)
-    sys.exit(int(arguments.check and bool(found)))
+    sys.exit(int(arguments.check and bool(changed)))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from mechir import analyses
 from mechir.catalog import all_experiments, default_experiment, experiments, load_experiment
 from mechir.errors import MechirError
+from mechir.experiment import Experiment, Finished
 from mechir.measures import CONDUCTANCE, PATCHING, Measure, stated
 from tests.models import TOY, TOY_MODEL
 from tests.test_cli import call
@@ -179,3 +181,14 @@ def test_in_a_checkout_the_test_is_written_among_the_tests(capsys: pytest.Captur
             if isinstance(node, ast.FunctionDef):
                 given = [argument for argument in node.args.args if argument.arg != "self"]
                 assert node.returns and all(argument.annotation for argument in given), (file, node.name)
+
+
+def test_what_an_experiment_does_not_define_is_named_where_it_is_called() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Half(Experiment):
+        """Measures, and says nothing."""
+
+    with pytest.raises(MechirError, match=r"'Half' is no experiment: it defines no summarise\."):
+        Half().summarise(Finished(pd.DataFrame()))
+    with pytest.raises(MechirError, match=r"'Half' is no experiment: it defines no chart\."):
+        Half().chart(pd.DataFrame())
