@@ -91,6 +91,15 @@ class Circuit(Set[Edge]):
     def __contains__(self, edge: Any) -> bool:
         return Circuit(edge).edges <= self.edges
 
+    def __or__(self, other: Any) -> Circuit:
+        return Circuit(self.edges | Circuit(other).edges)
+
+    def __and__(self, other: Any) -> Circuit:
+        return Circuit(self.edges & Circuit(other).edges)
+
+    def __sub__(self, other: Any) -> Circuit:
+        return Circuit(self.edges - Circuit(other).edges)
+
     def __le__(self, other: Any) -> bool:
         return self.edges <= Circuit(other).edges
 

@@ -115,6 +115,15 @@ def test_readers_together_are_an_edge_each_in_a_circuit() -> None:
     assert "h8.1->h10.1.k" in circuit and "h8.1->h10.1.k+h10.5.k" not in circuit and mi.Edge("h8.1", "score") not in TF
 
 
+@pytest.mark.parametrize("form", [str, lambda edge: edge, lambda edge: {str(edge)}, lambda edge: [str(edge)]])
+def test_operators_take_edges_in_every_form_that_a_circuit_does(form: Any) -> None:
+    edge, new = mi.Edge("h3.1", "score"), mi.Edge("h3.2", "score")
+    assert TF & form(edge) == mi.Circuit(edge) and TF - form(edge) == mi.Circuit([e for e in TF if e != edge])
+    assert TF | form(new) == mi.Circuit([*TF, new]) and TF & form(new) == mi.Circuit() and TF - form(new) == TF
+    both = mi.Circuit("h8.1->h10.1.k+h10.4.k")
+    assert both & ["h8.1->h10.1.k+h10.5.k"] == mi.Circuit("h8.1->h10.1.k") == both - {"h8.1->h10.4.k+h10.5.k"}
+
+
 def test_an_empty_circuit_and_empty_lines() -> None:
     assert not mi.Circuit() and mi.Circuit.parse(" \n\n") == mi.Circuit() == mi.Circuit.parse(str(mi.Circuit()))
     assert mi.Circuit.parse(f"\n{TF}\n\n") == TF and TF - TF == mi.Circuit() != TF
