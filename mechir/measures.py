@@ -135,8 +135,9 @@ class Measure:
 
     def among(self, texts: pd.Series) -> pd.Series:
         """A mask of the findings' measures that it covers."""
-        codes, unique = pd.factorize(texts)
-        return pd.Series(np.array([self.covers(text) for text in unique], dtype=bool)[codes], texts.index)
+        codes, unique = pd.factorize(texts, use_na_sentinel=False)  # a missing measure is no other one
+        covered = [isinstance(text, str) and self.covers(text) for text in unique]
+        return pd.Series(np.array(covered, dtype=bool)[codes], texts.index)
 
 
 def parse_measure(text: str) -> Measure:

@@ -96,6 +96,9 @@ def test_without_parameters_it_stands_for_all() -> None:
     assert PATH_TO_SCORE.among(texts).tolist() == [True, True, False, False]
     assert PATH_TO_SCORE("tfc1").among(texts).tolist() == [True, False, False, False]
     assert PATH_TO_SCORE.among(texts[:0]).tolist() == []
+    missing = pd.Series([None, texts.iloc[0], None])
+    assert PATH_TO_SCORE.among(missing).tolist() == [False, True, False]
+    assert not PATH_TO_SCORE.among(missing[[0, 2]]).any()
 
 
 def test_a_rank_reads_back() -> None:
