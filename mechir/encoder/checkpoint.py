@@ -210,7 +210,7 @@ def stored_tensors(files: list[Path]) -> dict[str, Stored]:
         with opened(file) as reader:
             slices = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118
             headers = {name: Stored(tuple(x.get_shape()), str(x.get_dtype()), file) for name, x in slices.items()}
-        for name in tensors.keys() & headers.keys():
+        for name in sorted(tensors.keys() & headers.keys()):
             raise MechirError(
                 f"'{name}' is in {tensors[name].file.name} and in {file.name} of '{file.parent}': keep one."
             )

@@ -82,11 +82,9 @@ def _printed(rows: pd.DataFrame) -> str:
         lines.append(f"{row['site']} on {row['query_id']}/{row['doc_id']}, score {row['score']:.2f}")
         for reader, source in (("query", "doc"), ("doc", "query")):
             weights = np.asarray(row[f"{reader}_{source}"], dtype=float)
-            largest = [
-                (*divmod(place, len(row[source])), weights[place]) for place in np.argsort(-weights, kind="stable")
-            ]
-            listed = [
-                f"{row[reader][at]} \u2192 {row[source][to]} {weight:.2f}" for at, to, weight in largest[:PRINTED]
-            ]
+            listed = []
+            for place in np.argsort(-weights, kind="stable")[:PRINTED]:
+                at, to = divmod(place, len(row[source]))
+                listed.append(f"{row[reader][at]} \u2192 {row[source][to]} {weights[place]:.2f}")
             lines.append(f"  {reader}<-{source}: {', '.join(listed)}")
     return "\n".join(lines)
