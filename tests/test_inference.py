@@ -21,6 +21,7 @@ from mechir.inference import (
     holm,
     intersection_union,
     mean_interval,
+    mean_row,
     means,
     shares,
     step_down,
@@ -66,6 +67,13 @@ def test_few_values_have_student_s_interval_and_no_test() -> None:
 )
 def test_degenerate_samples(values: list[float], expected: tuple[float, float]) -> None:
     np.testing.assert_equal(mean_interval(values), expected)
+
+
+def test_the_row_of_a_mean_leaves_out_queries_without_a_value() -> None:
+    row = mean_row([1.0, float("nan"), 3.0], "rise")
+    assert row["rise"] == 2
+    assert row["rise_low"] < 2 < row["rise_high"]
+    assert all(np.isnan(value) for values in ([], [float("nan")]) for value in mean_row(values).values())
 
 
 def test_one_value_apart_has_student_s_interval() -> None:

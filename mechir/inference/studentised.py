@@ -81,9 +81,14 @@ def mean_interval(values: Sequence[float] | np.ndarray, *, seed: int = 0) -> tup
 
 
 def mean_row(values: Sequence[float] | np.ndarray, name: str = "") -> dict[str, float]:
-    """The mean over queries and its interval as `estimate`, `low`, `high`, or as `name`, `name_low`, `name_high`."""
+    """The mean over queries and its interval as `estimate`, `low`, `high`, or as `name`, `name_low`, `name_high`.
+
+    NaN where a query has no value, as in `means`.
+    """
+    values = np.asarray(values, dtype=float)
+    known = values[~np.isnan(values)]
     begins, (low, high) = f"{name}_" if name else "", mean_interval(values)
-    mean = float(np.mean(values)) if len(values) else float("nan")
+    mean = float(known.mean()) if len(known) else float("nan")
     return {name or "estimate": mean, f"{begins}low": low, f"{begins}high": high}
 
 
