@@ -100,10 +100,8 @@ class Pathway(Experiment):
         relevant_there(inputs.judged)
         n = _learning(inputs.material)
         for step in self._looks(inputs.material):
-            source, some = (
-                source_of(step, inputs.source),
-                replace(pool, limit_queries=min(n, AT_MOST.get(type(step), n))),
-            )
+            source = source_of(step, inputs.source)
+            some = replace(pool, limit_queries=min(n, AT_MOST.get(type(step), n)))
             step.check(replace(inputs, material=some.pairs(source), source=source, pool=some))
         return self
 

@@ -99,8 +99,9 @@ def conductance(
     for done in walk(model, pairs, readers, goal, way=way, start=start, **options):
         group = groups.of_pair[torch.from_numpy(done.index)]
         for hook, flow in done.flows.items():
-            zeros = torch.zeros(len(counts), *flow.shape[1:], dtype=torch.float64)
-            sums.setdefault(hook, zeros).index_add_(0, group, flow.double())
+            if hook not in sums:
+                sums[hook] = torch.zeros(len(counts), *flow.shape[1:], dtype=torch.float64)
+            sums[hook].index_add_(0, group, flow.double())
         checks.append(checked(pairs, done))
     rows = []
     for hook, reader in readers.items():
