@@ -66,11 +66,7 @@ def segment_or_positions(at: str | Segment | int | Iterable[int] | None) -> Segm
 
 
 def positions(at: Segment | tuple[int, ...] | None, batch: Batch) -> Bool[Tensor, "batch pos"] | None:
-    """True at these positions of each pair; None for all.
-
-    Raises:
-        MechirError: for a position that none of the pairs has.
-    """
+    """True at these positions of each pair, None for all; raises for a position that none of the pairs has."""
     if at is None:
         return None
     if isinstance(at, Segment):

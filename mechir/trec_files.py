@@ -56,11 +56,7 @@ def read_texts(file: Path, kind: str) -> Iterator[tuple[int, str, str]]:
 
 
 def read_qrels(file: Path) -> Iterator[tuple[int, str, str, int]]:
-    """The number, query id, document id and grade of TREC judgments (`query_id 0 doc_id grade`).
-
-    Raises:
-        MechirError: for a malformed line.
-    """
+    """The number, ids and grade of lines `query_id 0 doc_id grade`; raises for a malformed line."""
     for number, line in numbered_lines(file):
         try:
             query_id, _, doc_id, written = line.split()

@@ -178,11 +178,7 @@ def readable(
 
 
 def both_sides(rows: pd.DataFrame, relevant: int, draws: int = DRAWS) -> pd.DataFrame:
-    """The rows of queries with documents on both sides of a grade; `relevant` is the side of each document.
-
-    Raises:
-        MechirError: as `readable`.
-    """
+    """The rows of queries with documents on both sides of a grade, `relevant` their side; raises as `readable`."""
     if draws < FEWEST_DRAWS:
         raise MechirError(f"draws={draws} is too few for a control: write {FEWEST_DRAWS} or more.")
     labelled = rows.assign(relevant=_relevant(rows, relevant))
