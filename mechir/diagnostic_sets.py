@@ -50,20 +50,20 @@ def diagnostic(
             raise MechirError(f"Unknown diagnostic set '{name}': in files there are {', '.join(PUBLISHED)}.")
         if unknown := sorted(given.keys() - {"limit_queries", "per_grade", "seed"}):
             raise MechirError(f"A set read from files has no {unknown[0]}: only limit_queries, per_grade and seed.")
-        chosen = replace(PUBLISHED[name](folder).limited(**given), folder=folder)
+        result = replace(PUBLISHED[name](folder).limited(**given), folder=folder)
     else:
-        chosen = _of_collection(name, source, model, pool)
+        result = _of_collection(name, source, model, pool)
     words = (fillers,) if isinstance(fillers, str) else tuple(dict.fromkeys(fillers))
-    return replace(chosen, fillers=words, swap=swap, arguments={"name": name, "seed": 0} | given)
+    return replace(result, fillers=words, swap=swap, arguments={"name": name, "seed": 0} | given)
 
 
 def _of_collection(name: str, source: Any, model: Weights | None, pool: Mapping[str, Any]) -> Diagnostic:
     if name not in AXIOMS:
         raise MechirError(f"Unknown diagnostic '{name}'. The closest are {closest(name, AXIOMS)}.")
     opened = source if isinstance(source, Collection) else collection(source)
-    known = inspect.signature(opened.sample).parameters
-    if unknown := sorted(pool.keys() - known.keys()):
-        raise MechirError(f"A pool has no option '{unknown[0]}': it takes {', '.join(known)}.")
+    accepted = inspect.signature(opened.sample).parameters
+    if unknown := sorted(pool.keys() - accepted.keys()):
+        raise MechirError(f"A pool has no option '{unknown[0]}': it takes {', '.join(accepted)}.")
     sample = opened.sample(**{"easy_negatives": 0, **{k: v for k, v in pool.items() if v is not None}})
     made = perturbed(f"{name} of {opened.id}", sample.pairs, AXIOMS[name](opened, sample.pairs, model))
     return replace(made, perturbed=opened, left_out=sample.left_out)

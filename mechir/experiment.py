@@ -159,9 +159,9 @@ class Experiment:
     @classmethod
     def chosen(cls, **values: Any) -> Experiment:
         """The experiment with these options; raises for an unknown one, or a value of another kind."""
-        known = cls.options()
-        cls._refuse_unknown(values, known)
-        return cls(**{name: known[name].value(value, cls.name) for name, value in values.items()})
+        declared = cls.options()
+        cls._refuse_unknown(values, declared)
+        return cls(**{name: declared[name].value(value, cls.name) for name, value in values.items()})
 
     @classmethod
     def _refuse_unknown(cls, names: Iterable[str], known: Collection[str]) -> None:

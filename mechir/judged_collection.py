@@ -307,8 +307,8 @@ def _hash_of_directory(
     queries: Mapping[str, str], docs: Mapping[str, str], qrels: Mapping[str, Mapping[str, int]]
 ) -> str:
     """The hash of ids and texts, and of the judgments of queries and documents that exist."""
-    known = ((query_id, grades) for query_id, grades in qrels.items() if query_id in queries)
-    judged = {query_id: {key: grade for key, grade in grades.items() if key in docs} for query_id, grades in known}
+    asked_for = ((query_id, grades) for query_id, grades in qrels.items() if query_id in queries)
+    judged = {query_id: {key: grade for key, grade in grades.items() if key in docs} for query_id, grades in asked_for}
     return _digest(_texts(queries), _texts(docs), _judgments(judged))
 
 

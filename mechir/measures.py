@@ -79,12 +79,12 @@ class Measure:
         refuse_unknown(self.role, self.term)
         if set("{}") & set(WORDS.sub("", self.text)):
             raise MechirError(f"Cannot read the parameters of '{self.text}': write {{name}} or {{name=default}}.")
-        alike = [known for known in MEASURES if known.text == self.text and known.follows is self.follows]
-        same, short = any(self.follows or known.unit == self.unit for known in alike), _short(self.text)
-        for known in () if same or self.parameters else MEASURES:
-            if _pattern(known.text).fullmatch(short) or _pattern(self.text).fullmatch(_short(known.text)):
+        alike = [other for other in MEASURES if other.text == self.text and other.follows is self.follows]
+        same, short = any(self.follows or other.unit == self.unit for other in alike), _short(self.text)
+        for other in () if same or self.parameters else MEASURES:
+            if _pattern(other.text).fullmatch(short) or _pattern(self.text).fullmatch(_short(other.text)):
                 raise MechirError(
-                    f"'{self.text}' ({self.unit}) may read as '{known.text}' ({known.unit}), a measure of mechir's: "
+                    f"'{self.text}' ({self.unit}) may read as '{other.text}' ({other.unit}), a measure of mechir's: "
                     "give it another text."
                 )
 

@@ -209,8 +209,8 @@ class Pathway(Experiment):
         """Prints that the earliest plan with other options stands, where one was tested."""
         asked = {name: value for name, value in vars(inputs.pool).items() if name != "run"} | self.written
         asked["idf"] = self.idf and str(Path(self.idf).expanduser().resolve())
-        known = finished_runs(inputs.registry, self.name, {}, inputs.model.fingerprint, inputs.source.hash)
-        for run in reversed(known):
+        runs = finished_runs(inputs.registry, self.name, {}, inputs.model.fingerprint, inputs.source.hash)
+        for run in reversed(runs):
             before = run.record.get("asked", {}) | run.record["identity"]["pool"]
             if any(before[key] != value for key, value in asked.items() if key in before):
                 inputs.say(

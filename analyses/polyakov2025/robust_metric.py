@@ -54,14 +54,14 @@ class RobustMetric(Experiment):
         lines = []
         for metric in METRICS:
             for other in ("score_delta", "grade"):
-                known = rows[["query_id", metric, other]].dropna()
-                if known[other].nunique() > 1:
-                    numbers = spearman(*(known[name].to_numpy() for name in (metric, other, "query_id")))
+                both = rows[["query_id", metric, other]].dropna()
+                if both[other].nunique() > 1:
+                    numbers = spearman(*(both[name].to_numpy() for name in (metric, other, "query_id")))
                 elif other == "score_delta":
                     numbers = (np.nan,) * 3  # one gap alone goes with nothing
                 else:
                     continue
-                line = {"metric": metric, "with": other, "pairs": len(known), "queries": known["query_id"].nunique()}
+                line = {"metric": metric, "with": other, "pairs": len(both), "queries": both["query_id"].nunique()}
                 lines.append(line | dict(zip(("estimate", "low", "high"), numbers, strict=True)))
         return pd.DataFrame(lines)
 

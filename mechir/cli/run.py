@@ -92,9 +92,9 @@ def _experiment_command(experiment: type[Experiment]) -> click.Command:
     fields = experiment.options()
 
     def start(collection: str | tuple[str, ...] | None, **given: Any) -> None:
-        chosen = {name: given[name] if name == "seed" else given.pop(name) for name in fields}
+        settings = {name: given[name] if name == "seed" else given.pop(name) for name in fields}
         several = (collection,) if isinstance(collection, str) else collection or (None,)
-        _run(experiment.chosen(**chosen), several, **given)
+        _run(experiment.chosen(**settings), several, **given)
 
     repeated = "; may be repeated, one row each" if experiment.across is not None else ""
     if experiment.runs_on == "groups":

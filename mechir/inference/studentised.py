@@ -86,9 +86,9 @@ def mean_row(values: Sequence[float] | np.ndarray, name: str = "") -> dict[str, 
     NaN where a query has no value, as in `means`.
     """
     values = np.asarray(values, dtype=float)
-    known = values[~np.isnan(values)]
+    present = values[~np.isnan(values)]
     begins, (low, high) = f"{name}_" if name else "", mean_interval(values)
-    mean = float(known.mean()) if len(known) else float("nan")
+    mean = float(present.mean()) if len(present) else float("nan")
     return {name or "estimate": mean, f"{begins}low": low, f"{begins}high": high}
 
 

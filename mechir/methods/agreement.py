@@ -48,8 +48,8 @@ def first(x: Values, y: Values, k: int, *, seed: int = 0) -> tuple[np.ndarray, n
 
     Ties are broken at random, for each measure anew, so that components which both leave at 0 are not shared by it.
     """
-    chosen = [np.flatnonzero(_places(values, seed + side) < k) for side, values in enumerate((x, y))]
-    return chosen[0], chosen[1]
+    tops = [np.flatnonzero(_places(values, seed + side) < k) for side, values in enumerate((x, y))]
+    return tops[0], tops[1]
 
 
 def top_agreement(x: Values, y: Values, k: int, *, draws: int = RESAMPLES, seed: int = 0) -> Agreement:

@@ -220,8 +220,8 @@ def _relevant(rows: pd.DataFrame, least: int) -> pd.Series:
 
 
 def _estimated(values: pd.Series | np.ndarray) -> dict[str, Any]:
-    known = pd.Series(values, dtype=float).dropna()
-    return {"queries": len(known)} | mean_row(known.to_numpy())
+    numbers = pd.Series(values, dtype=float).dropna()
+    return {"queries": len(numbers)} | mean_row(numbers.to_numpy())
 
 
 def _levels(scores: Float[np.ndarray, "pair"]) -> Float[np.ndarray, "pair 1"]:

@@ -114,10 +114,10 @@ def refuse_idf(model: Reranker, collection: Collection, path: str = "") -> None:
     It reads no more documents of a collection than it takes.
     """
     if path:
-        known = [idf for idf in read_idf(path, model).values() if idf > 0]
-        if len(known) < LEAST or len(set(known)) < 2:
+        positive = [idf for idf in read_idf(path, model).values() if idf > 0]
+        if len(positive) < LEAST or len(set(positive)) < 2:
             raise MechirError(
-                f"'{path}' holds {len(known)} single word pieces with an IDF above 0, of {len(set(known))} "
+                f"'{path}' holds {len(positive)} single word pieces with an IDF above 0, of {len(set(positive))} "
                 f"values: correlations need {LEAST} pieces or more and 2 values or more."
             )
         return
@@ -198,8 +198,8 @@ def find_idf(
     IDF is read from the table `idf` or counted in the collection; a `vector` of 0 or more and a `sign` of 1 or -1 stay.
     """
     needs(model, "find_idf", Weights)
-    known = read_idf(idf, model) if idf else collection_counts(model, collection).idf
-    table = idf_correlations(model, known, draws=1, vectors=max(50, vector + 1))
+    idf_of = read_idf(idf, model) if idf else collection_counts(model, collection).idf
+    table = idf_correlations(model, idf_of, draws=1, vectors=max(50, vector + 1))
     r = table.loc[table["vector"] != "norm", "pearson_idf"]
     chosen = int(r.abs().argmax()) if vector < 0 else vector
     return {"vector": chosen, "sign": sign or (1 if r.iloc[chosen] > 0 else -1)}

@@ -70,12 +70,12 @@ def pruned_sets(
     counts = sizes(model)
     rows = []
     for scheme, p, end in itertools.product(schemes, grid, ENDS):
-        chosen = ranked[end].units(scheme, p)
-        if not chosen:
+        pruned = ranked[end].units(scheme, p)
+        if not pruned:
             raise MechirError(f"'{scheme}' keeps no unit at the {end}, p={p}: take a larger share, or another scheme.")
-        random, notes = random_like(chosen, counts, draws, seed=seed)
-        name, n, note = f"{scheme} {100 * p:g} %", len(chosen), "; ".join(notes) or None
-        rows.append((f"{name} {end}", scheme, p, end, "", -1, n, ",".join(chosen), note))
+        random, notes = random_like(pruned, counts, draws, seed=seed)
+        name, n, note = f"{scheme} {100 * p:g} %", len(pruned), "; ".join(notes) or None
+        rows.append((f"{name} {end}", scheme, p, end, "", -1, n, ",".join(pruned), note))
         for draw, sites in enumerate(random):
             label = f"{name} random {draw} like {end}"
             rows.append((label, scheme, p, RANDOM, end, draw, n, ",".join(sites), note))

@@ -72,10 +72,10 @@ class Link:
 
     def looked(self, findings: pd.DataFrame) -> pd.Series:
         """The findings that describe what a component looks like, as a mask."""
-        chosen = pd.Series(False, findings.index)
+        looking = pd.Series(False, findings.index)
         for measure in self.looks:
-            chosen |= (findings["role"] == measure.role) & measure.among(findings["measure"])
-        return chosen
+            looking |= (findings["role"] == measure.role) & measure.among(findings["measure"])
+        return looking
 
     def acted(self, findings: pd.DataFrame) -> pd.Series:
         """The findings that measure what changing a component does, without conclusions, as a mask."""

@@ -70,8 +70,8 @@ def several(collection: str) -> list[str]:
 def openable(collection: str) -> str:
     """The name that opens a collection, with PATH before it where its folder is not known."""
     group, colon, name = collection.partition(":") if in_group(collection) else ("", "", collection)
-    known = name == "embedded" or Path(name).is_absolute() or _known_dataset(name)
-    return f"{group}{colon}{name if known else f'PATH/{name}'}"
+    named = name == "embedded" or Path(name).is_absolute() or _known_dataset(name)
+    return f"{group}{colon}{name if named else f'PATH/{name}'}"
 
 
 def on(records: Sequence[Mapping[str, Any]], model: str, collection: str) -> dict[str, Any]:
