@@ -31,6 +31,10 @@ class Edit(Protocol):
         """The fingerprint of the model whose activations or directions it holds; "" where it holds none."""
         return ""
 
+    def within(self, model: Any) -> Edit:
+        """The edit in this model, asked for before anything runs; itself, unless it computes with the model."""
+        return self
+
     def __call__(self, x: Tensor, hook: Any) -> Tensor | None:
         """The new activation, of the shape of `x`; None to leave it."""
 

@@ -228,7 +228,7 @@ class HookedEncoder(HookedRootModule, Tiers):
                     f"These activations are of another model (fingerprint {edit.model[:12]}, this one is "
                     f"{self.fingerprint[:12]}): record them in this one."
                 )
-            edits += [(match, edit) for match in matches]
+            edits += [(match, edit.within(self)) for match in matches]
         return edits
 
     def _refuse_unknown(self, name: str) -> None:

@@ -1,0 +1,391 @@
+"""The effect of every edge on the score, exactly or from gradients, with its interval and test over queries.
+
+An edge's effect is what the score becomes when its reader sees the sender's activation of the donor, less the score:
+negative where the edge carries relevance that the donor lacks. See docs/circuits.md for when each method misleads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from scipy import stats
+from torch import Tensor
+
+from mechir import inference
+from mechir.circuits import Circuit
+from mechir.contrasts import ROLES, Contrast, ContrastBatch, EncodedContrasts, encode_contrasts
+from mechir.errors import MechirError
+from mechir.methods.circuit_runs import as_contrasts
+from mechir.methods.edge_gradients import averaged, first_order
+from mechir.methods.edge_graph import Graph
+from mechir.methods.edge_patching import exact
+from mechir.methods.edge_roles import averaged_roles, first_order_roles, members
+from mechir.methods.edge_streams import LN
+from mechir.methods.metrics import Metric, as_metric, by_query, evaluated, score, weights
+from mechir.methods.paths import Run
+from mechir.methods.walk import Replaced
+from mechir.pairs import for_numpy
+from mechir.reranker import Weights, needs
+
+METHODS = ("exact", "eap", "eap-ig", "screen")
+POINTS = ("base", "donor")
+HELD = 600_000_000
+"""Bytes that the changes of all senders may take: a batch is cut accordingly."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How edges are scored.
+
+    Args:
+        method: "exact" patches every edge, LayerNorms live. "eap": first order, gradients at one point. "eap-ig": the
+            mean of the gradients at `points` points between the donor's embeddings and the base's. "screen": "eap-ig"
+            for all edges, then "exact" for the largest, and for as many of the others drawn at random.
+        ln: how a change goes through the LayerNorms on its way, for gradients: see `edge_streams`.
+        point: where "eap" takes the gradients.
+        points: of "eap-ig": midpoints of as many equal steps.
+        qk_fix: put changed queries and keys through the softmax exactly, and linearise after it.
+        top: of "screen": the share of edges patched, the largest by |mean estimate|.
+        seed: of the draw of "screen".
+
+    Raises:
+        MechirError: for an unknown word or a number out of range.
+    """
+
+    method: str = "eap-ig"
+    ln: str = "frozen"
+    point: str = "base"
+    points: int = 5
+    qk_fix: bool = False
+    top: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (("method", METHODS), ("ln", LN), ("point", POINTS)):
+            if getattr(self, name) not in known:
+                raise MechirError(f"Unknown {name}='{getattr(self, name)}': write {' or '.join(map(repr, known))}.")
+        if self.points < 1:
+            raise MechirError(f"points={self.points} is out of range: write 1 or more.")
+        if not 0 < self.top <= 1:
+            raise MechirError(f"top={self.top} is no fraction: write e.g. top=0.05.")
+        if self.point != "base" and self.method != "eap":
+            raise MechirError(f"point='{self.point}' belongs to method='eap', and this is '{self.method}'.")
+
+    @property
+    def places(self) -> list[float]:
+        """Where gradients are taken, from 0 (the base's embeddings) to 1 (the donor's)."""
+        if self.method == "exact":
+            return []
+        if self.method == "eap":
+            return [float(self.point == "donor")]
+        return [(step + 0.5) / self.points for step in range(self.points)]
+
+
+class Agreement(NamedTuple):
+    """How well estimates agree with exact effects, on edges drawn at random: r, rho, and how many signs differ."""
+
+    pearson: float
+    spearman: float
+    signs: int
+    edges: int
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeScores:
+    """The effect of every edge on every contrast.
+
+    Attributes:
+        graph: the edges, `graph.edges`, in the order of the columns.
+        contrasts: what was run, in the order of the rows.
+        values: the effects; a query's is the mean over its contrasts.
+        base: the score of each base.
+        donor: that of each donor.
+        way: how edges were scored.
+        patched: of "screen": the columns whose values are exact; None where all are of one kind.
+        agreement: of "screen": estimates against exact effects on the edges drawn at random.
+    """
+
+    graph: Graph
+    contrasts: tuple[Contrast, ...]
+    values: Float[np.ndarray, "contrast edge"]
+    base: Float[np.ndarray, "contrast"]
+    donor: Float[np.ndarray, "contrast"]
+    way: Way
+    patched: Bool[np.ndarray, "edge"] | None = None
+    agreement: Agreement | None = None
+
+    @cached_property
+    def queries(self) -> Float[np.ndarray, "query edge"]:
+        """The effects by query: the mean over a query's contrasts."""
+        rows = by_query([contrast.query_id for contrast in self.contrasts])
+        return np.stack([self.values[own].mean(0) for own in rows.values()])
+
+    @cached_property
+    def estimate(self) -> Float[np.ndarray, "edge"]:
+        """The mean effect over queries."""
+        return self.queries.mean(0, dtype=np.float64)
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """One line for each edge.
+
+        `edge`; `estimate`, the mean effect over queries, with its 95 % interval `low`, `high` (bootstrap-t); `p` alone
+        and `p_corrected` for all edges together (sign flips of queries, max-T); `queries`; with "screen", `method`:
+        "exact" or "eap-ig".
+        """
+        frame = summary(self.queries)
+        frame.insert(0, "edge", [str(edge) for edge in self.graph.edges])
+        return frame if self.patched is None else frame.assign(method=np.where(self.patched, "exact", "eap-ig"))
+
+    def __len__(self) -> int:
+        """How many edges there are."""
+        return len(self.graph)
+
+    def circuit(self, size: int) -> Circuit:
+        """The edges with the largest mean effects, whatever their sign."""
+        return Circuit(self.graph.edges[column] for column in np.argsort(-np.abs(self.estimate), kind="stable")[:size])
+
+
+def edges(
+    model: Weights,
+    contrasts: Any,
+    *,
+    method: str = "eap-ig",
+    senders: Any = None,
+    receivers: Any = None,
+    at: str = "all",
+    ln: str = "frozen",
+    metric: str | Metric = "score",
+    point: str = "base",
+    points: int = 5,
+    qk_fix: bool = False,
+    top: float = 0.05,
+    seed: int = 0,
+    max_rows: int = 64,
+    max_tokens: int | None = None,
+    max_length: int | None = None,
+    progress: bool | None = None,
+) -> EdgeScores | EdgeRoles:
+    """The effect of every edge between embedding, heads, MLPs and score.
+
+    Args:
+        model: a `HookedEncoder`.
+        contrasts: aligned pairs, or (base, donor) pairs of equal length; activations come from the donor.
+        method: see `Way`; likewise `ln`, `point`, `points`, `qk_fix`, `top` and `seed`.
+        senders: "resid0" (the embedding), heads, MLPs; by default all.
+        receivers: "score", heads' inputs ("h8.1.k"), MLPs; by default all.
+        at: "all" positions together, or "roles": by the roles of the positions between which an edge carries something;
+            they add up to the whole, so they are for first-order methods without the QK fix.
+        ln: see `Way`.
+        metric: "score", or a function of the scores of a query's contrasts (see `metrics.Metric`).
+        point: see `Way`.
+        points: see `Way`.
+        qk_fix: see `Way`.
+        top: see `Way`.
+        seed: see `Way`.
+        max_rows: the most contrasts computed together.
+        max_tokens: the most word pieces computed together; by default `model.max_tokens`, fewer where the changes of
+            all senders would take more than 0.6 GB.
+        max_length: word pieces kept of a pair.
+        progress: a bar with the time left; by default on a terminal, for work over two seconds.
+
+    Raises:
+        MechirError: for contrasts that are not aligned, unknown words, no edge between senders and receivers, a metric
+            that is constant in a query's scores.
+    """
+    needs(model, "edges", Weights, norm="post", positions="absolute", reads="cls")
+    way = Way(method, ln, point, points, qk_fix, top, seed)
+    graph = Graph.of(model, senders, receivers)
+    encoded = encode_contrasts(model, as_contrasts(contrasts), max_length)
+    fit = max(1, HELD // (4 * model.cfg.d_model * len(graph.senders)))
+    limit = min(max_tokens or model.max_tokens, fit)
+    batches = {"max_rows": max_rows, "max_tokens": limit, "progress": progress}
+    work = _Work(model, graph, encoded, as_metric(metric), batches)
+    if at != "all":
+        refuse_roles(way, at)
+        return work.by_roles(way)
+    return work.screened(way) if method == "screen" else work.scored(way)
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeRoles:
+    """The effect of every edge on every contrast, by the roles of the two positions between which it carries something.
+
+    `values` has the roles of the source and of the reader, in the order of `contrasts.ROLES`, as its last axes; all
+    else is as in `EdgeScores`.
+    """
+
+    graph: Graph
+    contrasts: tuple[Contrast, ...]
+    values: Float[np.ndarray, "contrast edge source reader"]
+    base: Float[np.ndarray, "contrast"]
+    donor: Float[np.ndarray, "contrast"]
+    way: Way
+
+    @cached_property
+    def plain(self) -> EdgeScores:
+        """The effects of whole edges: the sums over roles."""
+        return EdgeScores(self.graph, self.contrasts, self.values.sum((2, 3)), self.base, self.donor, self.way)
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """One line for each edge and pair of roles that carries anything: as that of `EdgeScores`, with `source`,
+        `reader`.
+
+        An edge into a head's v or k is read at the source, one into its q at the reader.
+        """
+        flat = replace(self.plain, values=self.values.reshape(len(self.values), -1)).queries
+        some = np.flatnonzero(flat.any(0))
+        n = len(ROLES)
+        edges, source, reader = some // n**2, some // n % n, some % n
+        roles = np.array(ROLES)
+        names = np.array([str(edge) for edge in self.graph.edges])
+        tested = summary(flat[:, some])
+        return tested.assign(edge=names[edges], source=roles[source], reader=roles[reader])[
+            ["edge", "source", "reader", *tested.columns]
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """The contrasts of one call, and how many are computed together."""
+
+    model: Weights
+    graph: Graph
+    encoded: EncodedContrasts
+    metric: Metric
+    batches: dict[str, Any]
+
+    def scored(self, way: Way, wanted: np.ndarray | None = None) -> EdgeScores:
+        """All edges on all contrasts, or the wanted ones."""
+        n, queries = len(self.encoded.contrasts), [contrast.query_id for contrast in self.encoded.contrasts]
+        values = np.empty((n, len(self.graph)), dtype=np.float32)
+        ends = np.empty((2, n), dtype=np.float32)
+        points = way.places
+        counts = self._weights(points, queries) if points else []
+        for batch in self.encoded.batches(self.model, **self.batches):
+            with torch.no_grad():
+                run, donor = (Run.of(self.model, of, None) for of in (batch.base, batch.donor))
+            ends[:, batch.rows] = for_numpy(torch.stack([run.score, donor.score])).numpy()
+            value = self._batch(way, batch, run, donor, points, counts, wanted)
+            values[batch.rows] = for_numpy(value).numpy()
+        if way.method == "exact" and self.metric is not score:
+            values = on_metric(self.metric, values, ends[0], queries)
+        return EdgeScores(self.graph, self.encoded.contrasts, values, ends[0], ends[1], way)
+
+    def _batch(
+        self,
+        way: Way,
+        batch: ContrastBatch,
+        run: Run,
+        donor: Run,
+        points: Sequence[float],
+        counts: Sequence[Tensor],
+        wanted: np.ndarray | None,
+    ) -> Float[Tensor, "batch edge"]:
+        if way.method == "exact":
+            limit = self.batches["max_tokens"]
+            return exact(self.model, self.graph, batch.base, run, donor, limit=limit, wanted=wanted)
+        own = [count[batch.rows] for count in counts]
+        gradients = averaged(self.model, batch.base, run, donor, points, own, way.qk_fix)
+        # At the donor the run is the donor's, and what is sent the base's: the effect the other way round.
+        swapped = way.point == "donor"
+        ends, text = ((donor, run), batch.donor) if swapped else ((run, donor), batch.base)
+        made = first_order(self.model, self.graph, text, *ends, gradients, ln=way.ln, qk_fix=way.qk_fix)
+        return -made if swapped else made
+
+    @torch.no_grad()
+    def _weights(self, points: Sequence[float], queries: Sequence[str]) -> list[Float[Tensor, "contrast"]]:
+        """What each contrast's score counts at each point, from a forward at each where the metric is not the score."""
+        scores = torch.zeros(len(points), len(queries), device=self.model.device)
+        for batch in self.encoded.batches(self.model, **self.batches) if self.metric is not score else ():
+            base, donor = (self.model.embedded(of) for of in (batch.base, batch.donor))
+            for row, place in enumerate(points):
+                with self.model.hooks([("hook_full_embed", Replaced(base + place * (donor - base)))]):
+                    scores[row, batch.rows] = self.model(batch.base, head_row=True)
+        return [weights(self.metric, at, queries) for at in scores]
+
+    def by_roles(self, way: Way) -> EdgeRoles:
+        """All edges on all contrasts, by roles."""
+        n, queries = len(self.encoded.contrasts), [contrast.query_id for contrast in self.encoded.contrasts]
+        values = np.empty((n, len(self.graph), len(ROLES), len(ROLES)), dtype=np.float32)
+        ends = np.empty((2, n), dtype=np.float32)
+        points = way.places
+        counts = self._weights(points, queries)
+        for batch in self.encoded.batches(self.model, **self.batches):
+            with torch.no_grad():
+                run, donor = (Run.of(self.model, of, None) for of in (batch.base, batch.donor))
+            ends[:, batch.rows] = for_numpy(torch.stack([run.score, donor.score])).numpy()
+            member, own = members(batch.roles, run.score), [count[batch.rows] for count in counts]
+            gradients = averaged_roles(self.model, batch.base, member, (run, donor), points, own)
+            value = first_order_roles(self.model, self.graph, member, run, donor, gradients, way.ln)
+            values[batch.rows] = for_numpy(value).numpy()
+        return EdgeRoles(self.graph, self.encoded.contrasts, values, *ends, way)
+
+    def screened(self, way: Way) -> EdgeScores:
+        """Estimates of all, exact effects of the largest and of as many others drawn at random."""
+        estimates = self.scored(replace(way, method="eap-ig"))
+        n, order = len(self.graph), np.argsort(-np.abs(estimates.estimate), kind="stable")
+        most = int(np.ceil(way.top * n))
+        drawn = np.random.default_rng(way.seed).choice(order[most:], min(most, n - most), replace=False)
+        wanted = np.zeros(n, dtype=bool)
+        wanted[order[:most]] = wanted[drawn] = True
+        measured = self.scored(replace(way, method="exact"), wanted)
+        values = np.where(wanted, measured.values, estimates.values)
+        agreement = agree(estimates.estimate[drawn], measured.estimate[drawn])
+        return replace(estimates, values=values, way=way, patched=wanted, agreement=agreement)
+
+
+def refuse_roles(way: Way, at: str) -> None:
+    """Raises for another word than "roles", and for a way of scoring whose roles do not add up to the whole."""
+    if at != "roles":
+        raise MechirError(f"Unknown at='{at}': write 'all' or 'roles'.")
+    if way.method not in ("eap", "eap-ig") or way.point != "base" or way.qk_fix:
+        raise MechirError(
+            "at='roles' splits what adds up, first-order effects at the base: write method='eap-ig' or 'eap', without "
+            "qk_fix and point."
+        )
+
+
+def on_metric(
+    metric: Metric, effects: np.ndarray, base: np.ndarray, queries: Sequence[str]
+) -> Float[np.ndarray, "contrast edge"]:
+    """The effects on the metric where those on the scores of all contrasts of a query come together."""
+    out = np.empty_like(effects)
+    for query, rows in by_query(queries).items():
+        start = torch.from_numpy(base[rows])
+        moved = evaluated(metric, start + torch.from_numpy(effects[rows]).T, query)
+        out[rows] = (moved - evaluated(metric, start, query)).numpy()
+    return out
+
+
+def summary(values: Float[np.ndarray, "query column"]) -> pd.DataFrame:
+    """The mean of each column with its interval and its tests; intervals of a thousand columns at a time."""
+    parts = [inference.means(part) for part in np.array_split(values, max(1, values.shape[1] // 1000), axis=1)]
+    tests = inference.sign_flips(values)
+    return pd.DataFrame(
+        {
+            "estimate": values.mean(0, dtype=np.float64),
+            "low": np.concatenate([part.low for part in parts]),
+            "high": np.concatenate([part.high for part in parts]),
+            "p": tests.p,
+            "p_corrected": tests.p_corrected,
+            "queries": len(values),
+        }
+    )
+
+
+def agree(estimated: Float[np.ndarray, "edge"], measured: Float[np.ndarray, "edge"]) -> Agreement:
+    """How well estimates agree with exact effects; NaN where either does not vary."""
+    signs = int((np.sign(estimated) != np.sign(measured)).sum())
+    if len(estimated) < 3 or not np.ptp(estimated) or not np.ptp(measured):
+        return Agreement(float("nan"), float("nan"), signs, len(estimated))
+    r, rho = (float(test(estimated, measured).statistic) for test in (stats.pearsonr, stats.spearmanr))
+    return Agreement(r, rho, signs, len(estimated))
