@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from mechir.circuits import Circuit, Edge
 from mechir.errors import MechirError
-from mechir.methods.edges import EdgeScores
+from mechir.methods.edge_scores import EdgeScores
 from mechir.sites import Resid, Score
 
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
