@@ -30,7 +30,7 @@ Inside = frozenset[Sender]
 """The senders that lead to a reader inside the circuit, or those of them that have written by some moment."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False, repr=False)
 class Only:
     """Runs the model on the edges of a circuit: `model.score(pairs, do=Only(circuit, contrasts))`.
 
@@ -54,15 +54,18 @@ class Only:
         donors: dict[Pair, Pair] = {}
         for contrast in self.contrasts:
             if donors.setdefault(contrast.base, contrast.donor) != contrast.donor:
-                raise MechirError(f"Pair {contrast} has two donors: give the contrasts of one filler at a time.")
+                raise MechirError(f"{_named(contrast)} has two donors: give the contrasts of one filler at a time.")
         object.__setattr__(self, "_donors", donors)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.circuit!r}, {len(self.contrasts)} contrasts)"
 
     def hooks(self, batch: Batch) -> list[Hook]:
         """The edits that record what components write and hand every reader its stream."""
         donors: Mapping[Pair, Pair] = vars(self)["_donors"]
         missing = [pair for pair in batch.pairs if pair not in donors]
         if missing:
-            raise MechirError(f"Pair {missing[0]} is the base of none of the contrasts: score the bases of these.")
+            raise MechirError(f"{_named(missing[0])} is the base of none of the contrasts: score the bases of these.")
         begun: dict[str, CircuitRun] = {}
         return [(EveryLayer(name), Unbound(self, batch, part, begun)) for part, name in HOOKS.items()]
 
@@ -75,11 +78,15 @@ class Only:
         return CircuitRun(model, plan, Donor.of(model, donor_batch(model, batch, [donors[p] for p in batch.pairs])))
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Without(Only):
     """Runs the model without the edges of a circuit: these carry the donor's activations, all others this run's."""
 
     _complement = True
+
+
+def _named(item: Pair | Contrast) -> str:
+    return f"Pair {item.query_id}/{item.doc_id}"
 
 
 def donor_batch(model: Weights, batch: Batch, donors: Sequence[Pair]) -> Batch:
@@ -88,11 +95,11 @@ def donor_batch(model: Weights, batch: Batch, donors: Sequence[Pair]) -> Batch:
     Raises:
         MechirError: for a donor of another length or other segments than its base (the pair and position are named).
     """
-    width = batch.input_ids.shape[1]
-    base, donor = (model.encode(pairs, width) for pairs in (batch.pairs, donors))
+    base, donor = (model.encode(pairs) for pairs in (batch.pairs, donors))
     for place, (pair, other) in enumerate(zip(batch.pairs, donors, strict=True)):
         refuse_unaligned(Contrast(pair, other), base, donor, model.tokenizer, place)
-    return donor.batch(range(len(donors))).to(model.device)
+    cut = model.encode(donors, batch.input_ids.shape[1])  # as the bases are, which may be read in part
+    return cut.batch(range(len(donors))).to(model.device)
 
 
 def as_contrasts(given: Any) -> list[Contrast]:
@@ -117,7 +124,7 @@ class Donor:
     """The run over the donors, and the queries, keys and values of its heads, layer by layer."""
 
     run: Run
-    ports: dict[str, list[Float[Tensor, "batch row head d_head"]]]
+    ports: dict[str, list[Float[Tensor, "batch _ head d_head"]]]
 
     @classmethod
     @torch.no_grad()

@@ -39,10 +39,10 @@ class Gradients:
     by what the head reads. `worth[l]`, for the QK fix: what a unit of attention to each source is worth to the score.
     """
 
-    ports: dict[str, list[Float[Tensor, "batch row head d_head"]]]
-    pre: list[Float[Tensor, "batch row d_mlp"]]
+    ports: dict[str, list[Float[Tensor, "batch _ head d_head"]]]
+    pre: list[Float[Tensor, "batch _ d_mlp"]]
     stream: Float[Tensor, "batch d_model"]
-    worth: list[Float[Tensor, "batch head reader source"]]
+    worth: list[Float[Tensor, "batch head _ source"]]
 
     @classmethod
     def at(

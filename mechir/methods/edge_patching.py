@@ -76,12 +76,12 @@ class _Input:
         n = self.model.cfg.n_layers
         resid = self._after(change)
         layer = reads_at(self.reader, n) // 2
-        allowed = self._several(self.model.allowed(self.batch), len(change))
+        allowed = self._allowed(len(change))
         for later in range(layer + 1, n):
             resid = self.model.run_block(later, resid, allowed, head_row=later == n - 1)
         return self.model.run_head(resid)
 
-    def _after(self, change: Float[Tensor, "many row d_model"]) -> Float[Tensor, "many row d_model"]:
+    def _after(self, change: Float[Tensor, "many source d_model"]) -> Float[Tensor, "many row d_model"]:
         """The stream after the reader's layer."""
         many, run = len(change), self.run
         if isinstance(self.reader, Score):
@@ -107,10 +107,14 @@ class _Input:
             if name == port:
                 value = value + F.linear(change[:, : read.shape[1]], linear.weight[mine])
             inputs[name] = value[:, None]
-        allowed = self._several(self.model.allowed(self.batch), len(change))
+        allowed = self._allowed(len(change))
         z = F.scaled_dot_product_attention(inputs["q"], inputs["k"], inputs["v"], attn_mask=allowed)[:, 0]
         return F.linear(z - self._several(self.run.z[layer][:, :, head], len(change)), of.o.weight[:, mine])
 
-    def _several(self, x: Tensor | None, many: int) -> Tensor:
+    def _allowed(self, many: int) -> Tensor | None:
+        allowed = self.model.allowed(self.batch)
+        return None if allowed is None else self._several(allowed, many)
+
+    def _several(self, x: Tensor, many: int) -> Tensor:
         """Each row of the batch as often as there are changes of it."""
-        return x if x is None else x.repeat_interleave(many // len(self.batch), 0)  # type: ignore[return-value]
+        return x.repeat_interleave(many // len(self.batch), 0)

@@ -38,8 +38,8 @@ Attention = tuple[str, int, int]
 class RoleGradients:
     """The gradients of weight times score, those of queries, keys and values split by the position at the other end."""
 
-    ports: dict[Attention, Float[Tensor, "batch row head d_head"]]
-    pre: list[Float[Tensor, "batch row d_mlp"]]
+    ports: dict[Attention, Float[Tensor, "batch _ head d_head"]]
+    pre: list[Float[Tensor, "batch _ d_mlp"]]
     stream: Float[Tensor, "batch d_model"]
 
 

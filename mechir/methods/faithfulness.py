@@ -117,8 +117,8 @@ def faithfulness(
     large = np.abs(gap) >= max(min_gap, np.finfo(np.float32).tiny)
     if not large.any():
         raise MechirError(
-            f"Base and donor differ by less than {min_gap} on every contrast, e.g. {listed[0]}: there is nothing to be "
-            "faithful to; give other contrasts, or a smaller min_gap."
+            f"Base and donor differ by less than {min_gap} on every contrast, e.g. that of {listed[0]}: there is "
+            "nothing to be faithful to; give other contrasts, or a smaller min_gap."
         )
     rows = [own[large[own]] for own in by_query(queries).values() if large[own].any()]
     gaps = np.array([np.abs(gap[own]).mean() for own in rows])
