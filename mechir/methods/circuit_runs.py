@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mechir.batches import Batch
 from mechir.circuits import PORTS, Circuit, Reader
 from mechir.contrasts import Contrast, refuse_unaligned
 from mechir.errors import MechirError
 from mechir.hooks import Edit, EveryLayer, Hook
 from mechir.methods.edge_graph import Graph, Sender, reads_at, refuse_foreign_edges, writes_at
 from mechir.methods.paths import Run
-from mechir.pairs import Batch, Pair
+from mechir.pairs import Pair
 from mechir.reranker import Layer, Weights, needs
 from mechir.sites import Head, Mlp, Score
 

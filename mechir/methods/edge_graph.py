@@ -168,4 +168,6 @@ def refuse_foreign_edges(model: Reranker, circuit: Circuit) -> None:
         senders: Sequence[Any] = checked_senders(model, [edge.source])
         reader = checked_reader(model, edge.readers[0])
         if writes_at(senders[0]) > reads_at(reader, n):
-            raise MechirError(f"'{edge}' leads backwards: {edge.source} writes after {str(edge).partition('->')[2]} reads.")
+            raise MechirError(
+                f"'{edge}' leads backwards: {edge.source} writes after {str(edge).partition('->')[2]} reads."
+            )

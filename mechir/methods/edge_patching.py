@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mechir.batches import Batch
 from mechir.circuits import Reader
 from mechir.methods.edge_graph import Graph, reads_at
 from mechir.methods.edge_streams import changes
 from mechir.methods.paths import Run
-from mechir.pairs import Batch
 from mechir.reranker import Weights
 from mechir.sites import Head, Mlp, Score
 

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechir.batches import Batch
 from mechir.circuits import PORTS
 from mechir.contrasts import ROLES
 from mechir.methods.edge_gradients import port_weight
@@ -25,7 +26,6 @@ from mechir.methods.edge_graph import Graph
 from mechir.methods.edge_streams import changes
 from mechir.methods.paths import Run
 from mechir.methods.walk import Replaced
-from mechir.pairs import Batch
 from mechir.recorder import observe
 from mechir.reranker import Weights
 from mechir.sites import Head, Mlp

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechir.batches import for_numpy
 from mechir.contrasts import ROLES, ContrastBatch, EncodedContrasts, encode_contrasts
 from mechir.errors import MechirError
 from mechir.methods.circuit_runs import as_contrasts
@@ -26,7 +27,6 @@ from mechir.methods.edge_scores import EdgeRoles, EdgeScores, Way, agree
 from mechir.methods.metrics import Metric, as_metric, by_query, evaluated, score, weights
 from mechir.methods.paths import Run
 from mechir.methods.walk import Replaced
-from mechir.pairs import for_numpy
 from mechir.reranker import Weights, needs
 
 HELD = 600_000_000

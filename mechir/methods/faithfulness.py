@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 
 from mechir import inference
+from mechir.batches import for_numpy
 from mechir.circuits import Circuit
 from mechir.contrasts import encode_contrasts
 from mechir.errors import MechirError
@@ -27,7 +28,6 @@ from mechir.methods.circuit_runs import CircuitRun, Donor, Plan, as_contrasts, r
 from mechir.methods.edge_graph import Graph, refuse_foreign_edges
 from mechir.methods.effects import MIN_GAP
 from mechir.methods.metrics import Metric, as_metric, by_query, evaluated, score
-from mechir.pairs import for_numpy
 from mechir.reranker import Weights, needs
 
 FAITHFUL = 0.9
