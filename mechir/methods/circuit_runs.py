@@ -131,15 +131,8 @@ class Donor:
     @torch.no_grad()
     def of(cls, model: Weights, batch: Batch) -> Donor:
         """The run over a batch."""
-        run, ports = Run.of(model, batch, None), {}
-        for port in PORTS:
-            rows = [z.shape[1] if port == "q" else None for z in run.z]
-            read = [x[:, :n] for x, n in zip(run.resid, rows, strict=False)]
-            ports[port] = [
-                linear(of, port)(x).unflatten(-1, (model.cfg.n_heads, -1))
-                for of, x in zip(model.parts.layers, read, strict=True)
-            ]
-        return cls(run, ports)
+        run = Run.of(model, batch, None, [f"attn.hook_{port}" for port in PORTS])
+        return cls(run, {port: run.also[f"attn.hook_{port}"] for port in PORTS})
 
 
 def linear(of: Layer, port: str) -> nn.Linear:

@@ -12,9 +12,11 @@ Source: Syed et al. 2023 (arXiv:2310.10348); Hanna et al. 2024 (arXiv:2403.17806
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,13 +24,26 @@ from torch import Tensor
 
 from mechir.batches import Batch
 from mechir.circuits import PORTS, Reader
+from mechir.hooks import Edit
 from mechir.methods.edge_graph import Graph
 from mechir.methods.edge_streams import changes
 from mechir.methods.paths import Run
-from mechir.methods.walk import Replaced
-from mechir.recorder import observe
 from mechir.reranker import Weights
 from mechir.sites import Head, Mlp
+
+CACHE, HELD = 16_000_000, 600_000_000
+"""Bytes that the changes of all senders may take on a CPU and on a GPU."""
+
+
+@dataclass(frozen=True, eq=False)
+class Leaf(Edit):
+    """The edit that starts the gradients: at the activation, or at another one in its place."""
+
+    value: Tensor | None
+
+    def __call__(self, x: Tensor, hook: Any) -> Tensor:
+        """A leaf of the graph of gradients."""
+        return (x if self.value is None else self.value).detach().requires_grad_()
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,27 +64,28 @@ class Gradients:
         cls,
         model: Weights,
         batch: Batch,
-        embedded: Float[Tensor, "batch pos d_model"],
+        embedded: Float[Tensor, "batch pos d_model"] | None,
         weight: Float[Tensor, "batch"],
         qk_fix: bool,
-    ) -> Gradients:
-        """The gradients of weight times score where layer 0 reads `embedded`."""
-        n = model.cfg.n_layers
-        parts = [*(f"attn.hook_{port}" for port in PORTS), "mlp.hook_pre", *(["attn.hook_z"] * qk_fix)]
-        names = {part: [f"blocks.{layer}.{part}" for layer in range(n)] for part in parts}
-        last = f"blocks.{n - 1}.hook_resid_post"
-        every = [*(name for of in names.values() for name in of), last]
-        with torch.enable_grad(), model.hooks([("hook_full_embed", Replaced(embedded.detach().requires_grad_()))]):
-            score, seen = observe(model, batch, every, head_row=True)
-            by = dict(
-                zip(every, torch.autograd.grad((score * weight).sum(), [seen[name] for name in every]), strict=True)
-            )
-        worth = [
-            torch.einsum("brhe,bshe->bhrs", by[z], seen[v].detach())
-            for z, v in zip(names.get("attn.hook_z", ()), names["attn.hook_v"], strict=False)
-        ]
-        ports = {port: [by[name] for name in names[f"attn.hook_{port}"]] for port in PORTS}
-        return cls(ports, [by[name] for name in names["mlp.hook_pre"]], by[last][:, 0], worth)
+    ) -> tuple[Gradients, Run]:
+        """The gradients of weight times score where layer 0 reads `embedded`, or the batch, and the run there."""
+        also = (*(f"attn.hook_{port}" for port in PORTS), "mlp.hook_pre")
+        start = Leaf(None if embedded is None else embedded.detach())
+        with torch.enable_grad(), model.hooks([("hook_full_embed", start)]):
+            run = Run.of(model, batch, None, also)
+            wanted = [*itertools.chain.from_iterable(run.also.values()), run.resid[-1], *(run.z if qk_fix else ())]
+            by = iter(torch.autograd.grad((run.score * weight).sum(), wanted))
+        run = run.each(Tensor.detach)
+        ports = {port: list(itertools.islice(by, len(run.z))) for port in PORTS}
+        pre, stream = list(itertools.islice(by, len(run.z))), next(by)[:, 0]
+        values = run.also["attn.hook_v"]
+        worth = [torch.einsum("brhe,bshe->bhrs", z, v) for z, v in zip(by, values, strict=False)]
+        return cls(ports, pre, stream, worth), run
+
+    def rows(self, some: slice) -> Gradients:
+        """Those of some pairs."""
+        ports = {port: [x[some] for x in layers] for port, layers in self.ports.items()}
+        return Gradients(ports, [x[some] for x in self.pre], self.stream[some], [x[some] for x in self.worth])
 
     def add(self, other: Gradients) -> None:
         """Adds another run's gradients to these, in place."""
@@ -99,7 +115,7 @@ def averaged(
     """
     change, made = donor.resid[0] - run.resid[0], None
     for point, weight in zip(points, weights, strict=True):
-        here = Gradients.at(model, batch, run.resid[0] + point * change, weight / len(points), qk_fix)
+        here, _ = Gradients.at(model, batch, run.resid[0] + point * change, weight / len(points), qk_fix)
         if made is None:
             made = here
         else:
@@ -111,16 +127,24 @@ def averaged(
 
 @torch.no_grad()
 def first_order(
-    model: Weights, graph: Graph, batch: Batch, run: Run, donor: Run, gradients: Gradients, *, ln: str, qk_fix: bool
+    model: Weights, graph: Graph, batch: Batch, run: Run, donor: Run, gradients: Gradients, ln: str, qk_fix: bool
 ) -> Float[Tensor, "batch edge"]:
-    """The estimated effect of every edge on every pair's score, columns as in the graph."""
+    """The estimated effect of every edge on every pair's score, columns as in the graph.
+
+    A few pairs at a time, so that the changes of all senders stay in a CPU's caches.
+    """
     out = run.score.new_empty(len(batch), len(graph))
-    softmax = _Softmax(model, batch, run, donor, gradients) if qk_fix else None
-    for moment, change in changes(model, run, donor, graph, ln):
-        readers = graph.reading(moment)
-        for columns, value in _read(model, readers, change, gradients, softmax, moment // 2):
-            for place, column in enumerate(columns):
-                out[:, column : column + change.shape[1]] = value[:, place]
+    size = len(graph.senders) * run.resid[0][0].numel() * run.score.element_size()
+    together = max(1, (CACHE if run.score.device.type == "cpu" else HELD) // size)
+    allowed = model.allowed(batch)
+    for start in range(0, len(batch), together):
+        some = slice(start, start + together)
+        ends, own = [end.each(lambda x: x[some]) for end in (run, donor)], gradients.rows(some)  # noqa: B023
+        softmax = _Softmax(model, None if allowed is None else allowed[some], ends[0], own) if qk_fix else None
+        for moment, change in changes(model, *ends, graph, ln):
+            for columns, value in _read(model, graph.reading(moment), change, own, softmax, moment // 2):
+                for place, column in enumerate(columns):
+                    out[some, column : column + change.shape[1]] = value[:, place]
     return out
 
 
@@ -172,16 +196,15 @@ class _Softmax:
     """What a change of a head's queries or keys does to its pattern exactly, and that to the score to first order."""
 
     model: Weights
-    batch: Batch
+    allowed: Tensor | None
     run: Run
-    donor: Run
     gradients: Gradients
 
     def effects(
         self, change: Float[Tensor, "batch sender row d_model"], layer: int, port: str, heads: Sequence[int]
     ) -> Float[Tensor, "batch reader sender"]:
         """Sum over readers and sources of (pattern changed - pattern) times what that attention is worth."""
-        of, allowed = self.model.parts.layers[layer], self.model.allowed(self.batch)
+        of, allowed = self.model.parts.layers[layer], self.allowed
         x, worth = self.run.resid[layer], self.gradients.worth[layer]
         readers = worth.shape[2]
         weight, n = port_weight(self.model, layer, port), self.model.cfg.n_heads

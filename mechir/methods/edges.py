@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechir.batches import for_numpy
+from mechir.batches import Batch, for_numpy
 from mechir.contrasts import ROLES, ContrastBatch, EncodedContrasts, encode_contrasts
 from mechir.errors import MechirError
 from mechir.methods.circuit_runs import as_contrasts
-from mechir.methods.edge_gradients import averaged, first_order
+from mechir.methods.edge_gradients import Gradients, averaged, first_order
 from mechir.methods.edge_graph import Graph
 from mechir.methods.edge_patching import exact
 from mechir.methods.edge_roles import averaged_roles, first_order_roles, members
@@ -112,35 +112,35 @@ class _Work:
         points = way.places
         counts = self._weights(points, queries) if points else []
         for batch in self.encoded.batches(self.model, **self.batches):
-            with torch.no_grad():
-                run, donor = (Run.of(self.model, of, None) for of in (batch.base, batch.donor))
+            run, donor, value = self._batch(way, batch, [count[batch.rows] for count in counts], wanted)
             ends[:, batch.rows] = for_numpy(torch.stack([run.score, donor.score])).numpy()
-            value = self._batch(way, batch, run, donor, points, counts, wanted)
             values[batch.rows] = for_numpy(value).numpy()
         if way.method == "exact" and self.metric is not score:
             values = on_metric(self.metric, values, ends[0], queries)
         return EdgeScores(self.graph, self.encoded.contrasts, values, ends[0], ends[1], way)
 
     def _batch(
-        self,
-        way: Way,
-        batch: ContrastBatch,
-        run: Run,
-        donor: Run,
-        points: Sequence[float],
-        counts: Sequence[Tensor],
-        wanted: np.ndarray | None,
-    ) -> Float[Tensor, "batch edge"]:
+        self, way: Way, batch: ContrastBatch, counts: Sequence[Tensor], wanted: np.ndarray | None
+    ) -> tuple[Run, Run, Float[Tensor, "batch edge"]]:
+        """The runs of bases and donors, and the effects."""
+        model, graph = self.model, self.graph
+        if way.method == "eap":
+            texts = (batch.donor, batch.base) if way.point == "donor" else (batch.base, batch.donor)
+            gradients, run = Gradients.at(model, texts[0], None, counts[0], way.qk_fix)
+            donor = self._run(texts[1])
+            effects = first_order(model, graph, texts[0], run, donor, gradients, way.ln, way.qk_fix)
+            # At the donor the run is the donor's, and what is sent the base's: the effect the other way round.
+            return (donor, run, -effects) if way.point == "donor" else (run, donor, effects)
+        run, donor = self._run(batch.base), self._run(batch.donor)
         if way.method == "exact":
             limit = self.batches["max_tokens"]
-            return exact(self.model, self.graph, batch.base, run, donor, limit=limit, wanted=wanted)
-        own = [count[batch.rows] for count in counts]
-        gradients = averaged(self.model, batch.base, run, donor, points, own, way.qk_fix)
-        # At the donor the run is the donor's, and what is sent the base's: the effect the other way round.
-        swapped = way.point == "donor"
-        ends, text = ((donor, run), batch.donor) if swapped else ((run, donor), batch.base)
-        made = first_order(self.model, self.graph, text, *ends, gradients, ln=way.ln, qk_fix=way.qk_fix)
-        return -made if swapped else made
+            return run, donor, exact(model, graph, batch.base, run, donor, limit=limit, wanted=wanted)
+        gradients = averaged(model, batch.base, run, donor, way.places, counts, way.qk_fix)
+        return run, donor, first_order(model, graph, batch.base, run, donor, gradients, way.ln, way.qk_fix)
+
+    @torch.no_grad()
+    def _run(self, batch: Batch) -> Run:
+        return Run.of(self.model, batch, None)
 
     @torch.no_grad()
     def _weights(self, points: Sequence[float], queries: Sequence[str]) -> list[Float[Tensor, "contrast"]]:
@@ -161,8 +161,7 @@ class _Work:
         points = way.places
         counts = self._weights(points, queries)
         for batch in self.encoded.batches(self.model, **self.batches):
-            with torch.no_grad():
-                run, donor = (Run.of(self.model, of, None) for of in (batch.base, batch.donor))
+            run, donor = self._run(batch.base), self._run(batch.donor)
             ends[:, batch.rows] = for_numpy(torch.stack([run.score, donor.score])).numpy()
             member, own = members(batch.roles, run.score), [count[batch.rows] for count in counts]
             gradients = averaged_roles(self.model, batch.base, member, (run, donor), points, own)

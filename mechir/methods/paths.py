@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -134,7 +134,8 @@ class Run:
     """The activations of one run at its first rows (all, or CLS alone), layer by layer.
 
     `resid[l]` is what layer l reads (the last is what the head reads), `mid[l]` what its MLP reads; `z`, `attn` and
-    `mlp` are what its heads and its two halves write; `score` is the score of each pair.
+    `mlp` are what its heads and its two halves write; `score` is the score of each pair; `also` has further activations
+    by the end of their hooks' names, such as "attn.hook_q".
     """
 
     resid: list[Float[Tensor, "batch _ d_model"]]
@@ -143,16 +144,25 @@ class Run:
     mid: list[Float[Tensor, "batch _ d_model"]]
     mlp: list[Float[Tensor, "batch _ d_model"]]
     score: Float[Tensor, "batch"]
+    also: dict[str, list[Tensor]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: Reranker, batch: Batch, rows: int | None) -> Run:
+    def of(cls, model: Reranker, batch: Batch, rows: int | None, also: Sequence[str] = ()) -> Run:
         """Runs the model on a batch; of what the last layer writes there is the head's row alone."""
         n = model.cfg.n_layers
-        names = {part: [f"blocks.{layer}.{hook}" for layer in range(n)] for part, hook in _HOOKS.items()}
+        parts = _HOOKS | {hook: hook for hook in also}
+        names = {part: [f"blocks.{layer}.{hook}" for layer in range(n)] for part, hook in parts.items()}
         names["resid"].append(f"blocks.{n - 1}.hook_resid_post")
         hooks = itertools.chain.from_iterable(names.values())
-        score, values = observe(model, batch, hooks, lambda _, x: x[:, :rows], head_row=True)
-        return cls(**{part: [values[name] for name in layers] for part, layers in names.items()}, score=score)
+        score, values = observe(model, batch, hooks, lambda _, x: x if rows is None else x[:, :rows], head_row=True)
+        kept = {part: [values[name] for name in layers] for part, layers in names.items()}
+        return cls(**{part: kept[part] for part in _HOOKS}, score=score, also={hook: kept[hook] for hook in also})
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Run:
+        """The same run with every tensor changed: some of its rows, or cut off from its gradients."""
+        layers = {part: [change(x) for x in getattr(self, part)] for part in _HOOKS}
+        also = {hook: [change(x) for x in values] for hook, values in self.also.items()}
+        return Run(**layers, score=change(self.score), also=also)
 
 
 _HOOKS = {
