@@ -139,10 +139,10 @@ def first_order(
     allowed = model.allowed(batch)
     for start in range(0, len(batch), together):
         some = slice(start, start + together)
-        ends, own = [end.each(lambda x: x[some]) for end in (run, donor)], gradients.rows(some)  # noqa: B023
-        softmax = _Softmax(model, None if allowed is None else allowed[some], ends[0], own) if qk_fix else None
-        for moment, change in changes(model, *ends, graph, ln):
-            for columns, value in _read(model, graph.reading(moment), change, own, softmax, moment // 2):
+        here, there, slopes = run.rows(some), donor.rows(some), gradients.rows(some)
+        softmax = _Softmax(model, None if allowed is None else allowed[some], here, slopes) if qk_fix else None
+        for moment, change in changes(model, here, there, graph, ln):
+            for columns, value in _read(model, graph.reading(moment), change, slopes, softmax, moment // 2):
                 for place, column in enumerate(columns):
                     out[some, column : column + change.shape[1]] = value[:, place]
     return out
