@@ -14,7 +14,6 @@ from mechir.inference.families import holm as holm
 from mechir.inference.families import intersection_union as intersection_union
 from mechir.inference.families import step_down as step_down
 from mechir.inference.flipped import sign_flips as sign_flips
-from mechir.inference.flipped import sign_flips as sign_flips
 from mechir.inference.permuted import Contrasts as Contrasts
 from mechir.inference.permuted import grade_contrasts as grade_contrasts
 from mechir.inference.power import detectable as detectable

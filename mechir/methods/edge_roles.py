@@ -21,11 +21,10 @@ from torch import Tensor
 from mechir.batches import Batch
 from mechir.circuits import PORTS
 from mechir.contrasts import ROLES
-from mechir.methods.edge_gradients import port_weight
+from mechir.methods.edge_gradients import Leaf, port_weight
 from mechir.methods.edge_graph import Graph
 from mechir.methods.edge_streams import changes
 from mechir.methods.paths import Run
-from mechir.methods.walk import Replaced
 from mechir.recorder import observe
 from mechir.reranker import Weights
 from mechir.sites import Head, Mlp
@@ -59,7 +58,7 @@ def role_gradients(
     parts = ("attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_z", "mlp.hook_pre")
     names = [f"blocks.{layer}.{part}" for layer in range(n) for part in parts]
     names.append(f"blocks.{n - 1}.hook_resid_post")
-    with torch.enable_grad(), model.hooks([("hook_full_embed", Replaced(embedded.detach().requires_grad_()))]):
+    with torch.enable_grad(), model.hooks([("hook_full_embed", Leaf(embedded))]):
         score, seen = observe(model, batch, names, head_row=True)
         wanted = [name for name in names if name.endswith(("hook_z", "hook_pre", "hook_resid_post"))]
         by = dict(zip(wanted, torch.autograd.grad((score * weight).sum(), [seen[x] for x in wanted]), strict=True))

@@ -19,14 +19,13 @@ from mechir.batches import Batch, for_numpy
 from mechir.contrasts import ROLES, ContrastBatch, EncodedContrasts, encode_contrasts
 from mechir.errors import MechirError
 from mechir.methods.circuit_runs import as_contrasts
-from mechir.methods.edge_gradients import Gradients, averaged, first_order
+from mechir.methods.edge_gradients import Gradients, Leaf, averaged, first_order
 from mechir.methods.edge_graph import Graph
 from mechir.methods.edge_patching import exact
 from mechir.methods.edge_roles import averaged_roles, first_order_roles, members
 from mechir.methods.edge_scores import EdgeRoles, EdgeScores, Way, agree
 from mechir.methods.metrics import Metric, as_metric, by_query, evaluated, score, weights
 from mechir.methods.paths import Run
-from mechir.methods.walk import Replaced
 from mechir.reranker import Weights, needs
 
 HELD = 600_000_000
@@ -149,7 +148,7 @@ class _Work:
         for batch in self.encoded.batches(self.model, **self.batches) if self.metric is not score else ():
             base, donor = (self.model.embedded(of) for of in (batch.base, batch.donor))
             for row, place in enumerate(points):
-                with self.model.hooks([("hook_full_embed", Replaced(base + place * (donor - base)))]):
+                with self.model.hooks([("hook_full_embed", Leaf(base + place * (donor - base)))]):
                     scores[row, batch.rows] = self.model(batch.base, head_row=True)
         return [weights(self.metric, at, queries) for at in scores]
 
