@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechir.batches import Batch, for_numpy
+from mechir.circuits import Circuit
 from mechir.contrasts import ROLES, ContrastBatch, EncodedContrasts, encode_contrasts
 from mechir.errors import MechirError
 from mechir.methods.circuit_runs import as_contrasts
@@ -47,6 +48,7 @@ def edges(
     qk_fix: bool = False,
     top: float = 0.05,
     seed: int = 0,
+    only: Any = None,
     max_rows: int = 64,
     max_tokens: int | None = None,
     max_length: int | None = None,
@@ -69,6 +71,7 @@ def edges(
         qk_fix: see `Way`.
         top: see `Way`.
         seed: see `Way`.
+        only: of "exact": the edges to patch, e.g. ["h1.2->mlp1"]; the others are NaN. None for all.
         max_rows: the most contrasts computed together.
         max_tokens: the most word pieces computed together; by default `model.max_tokens`, fewer where the changes of
             all senders would take more than 0.6 GB.
@@ -86,11 +89,17 @@ def edges(
     fit = max(1, HELD // (4 * model.cfg.d_model * len(graph.senders)))
     limit = min(max_tokens or model.max_tokens, fit)
     batches = {"max_rows": max_rows, "max_tokens": limit, "progress": progress}
+    wanted = None
+    if only is not None:
+        if method != "exact":
+            raise MechirError(f"only= names the edges to patch, and method='{method}' patches none: write 'exact'.")
+        wanted = np.zeros(len(graph), dtype=bool)
+        wanted[graph.columns(Circuit(only))] = True
     work = _Work(model, graph, encoded, as_metric(metric), batches)
     if at != "all":
         refuse_roles(way, at)
         return work.by_roles(way)
-    return work.screened(way) if method == "screen" else work.scored(way)
+    return work.screened(way) if method == "screen" else work.scored(way, wanted)
 
 
 @dataclass(frozen=True, eq=False)

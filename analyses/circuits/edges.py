@@ -1,0 +1,124 @@
+"""Scores every edge: embedding, heads, MLPs, score (Syed et al. 2023; Hanna et al. 2024, arXiv:2403.17806)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from mechir.circuits import parse_edge
+from mechir.contrasts import Contrast
+from mechir.experiment import Experiment, Finished, Inputs
+from mechir.inference import LEVEL
+from mechir.measures import EDGE, stated
+from mechir.methods import effects
+from mechir.methods.edge_graph import Graph
+from mechir.methods.edge_scores import agree, summary
+from mechir.methods.edge_streams import LN
+from mechir.methods.edges import edges
+from mechir.methods.metrics import by_query
+from mechir.options import frame, option
+from mechir.pairs import split_queries
+from mechir.reranker import Weights
+from mechir.views import charts
+from mechir.views.circuits import circuit_graph
+
+SHOWN = 40
+"""Edges in the chart and the table of a terminal."""
+IDS = ["query_id", "doc_id", "grade", "filler"]
+
+
+@dataclass(frozen=True)
+class Edges(Experiment):
+    """Scores every edge: embedding, heads, MLPs, score (Syed et al. 2023; Hanna et al. 2024, arXiv:2403.17806).
+
+    An edge's effect is what the score becomes when its reader sees the donor's sender, less the score. Some edges drawn
+    at random are patched exactly as well: how far to believe the estimates of all others.
+    """
+
+    runs_on = "contrasts"
+    figure = 21
+    embedded: ClassVar = {"limit_queries": 40, "per_grade": 1, "easy_negatives": 0}
+
+    method: str = option("eap-ig", "how edges are scored", among=("exact", "eap", "eap-ig"))
+    points: int = option(5, "points of eap-ig between the donor's embeddings and the base's", least=1)
+    ln: str = option("frozen", "the LayerNorms that a change passes on its way, for gradients", among=LN)
+    qk_fix: bool = option(False, "put changed queries and keys through the softmax exactly")
+    sample: int = option(50, "edges drawn at random that are patched exactly as well", least=0)
+    every: int = option(1, "edges are scored on one query in so many", least=1)
+    seed: int = option(0, "of the edges drawn", least=0)
+    drawn: pd.DataFrame = frame("edge")
+
+    def cost(self, model: Weights) -> float:
+        """Full forwards per contrast: gradients for all edges, and half a forward for each edge that is patched."""
+        n = len(Graph.of(model))
+        scored = {"eap": 5.0, "eap-ig": 3.5 * self.points + 3, "exact": 0.4 * n}[self.method]
+        return (scored + 0.5 * min(self.sample, n)) / self.every
+
+    def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Any]]:
+        """The edges that are patched exactly, drawn; of the queries one in `every`."""
+        graph = Graph.of(inputs.model)
+        count = 0 if self.method == "exact" else min(self.sample, len(graph))
+        columns = np.sort(np.random.default_rng(self.seed).choice(len(graph), count, replace=False))
+        drawn = pd.DataFrame({"edge": [str(graph.edges[column]) for column in columns]})
+        material = inputs.material if self.every == 1 else split_queries(inputs.material, self.every)[0]
+        return replace(self, drawn=drawn), material
+
+    def measure(self, model: Weights, contrasts: Sequence[Contrast]) -> pd.DataFrame:
+        """A row per contrast: ids, `base`, `donor`, `effects`, those of all edges, and `exact`, those of the drawn."""
+        scores = edges(model, contrasts, method=self.method, points=self.points, ln=self.ln, qk_fix=self.qk_fix)
+        rows = pd.DataFrame([[getattr(contrast, name) for name in IDS] for contrast in contrasts], columns=IDS)
+        exact = scores.values[:, :0]
+        if len(self.drawn):
+            patched = edges(model, contrasts, method="exact", only=self.drawn["edge"].tolist())
+            exact = patched.values[:, patched.graph.columns(map(parse_edge, self.drawn["edge"]))]
+        columns = {"base": scores.base, "donor": scores.donor, "effects": list(scores.values), "exact": list(exact)}
+        return rows.assign(**columns)
+
+    def summarise(self, run: Finished) -> pd.DataFrame:
+        """One line per edge, the largest first: as `EdgeScores.frame`; `exact`: the mean effect of a drawn edge."""
+        assert run.model is not None
+        graph = Graph.of(run.model)
+        frame = summary(by_queries(run.rows, "effects"))
+        frame.insert(0, "edge", [str(edge) for edge in graph.edges])
+        frame["exact"] = np.nan
+        if len(self.drawn):
+            columns = graph.columns(map(parse_edge, self.drawn["edge"]))
+            frame.loc[columns, "exact"] = by_queries(run.rows, "exact").mean(0)
+        return frame.sort_values("estimate", key=abs, ascending=False, ignore_index=True)
+
+    def findings(self, run: Finished) -> pd.DataFrame:
+        """The gap, and the effect of each edge whose corrected p is below .05."""
+        held = run.summary[run.summary["p_corrected"] < LEVEL]
+        measure = EDGE(run.diagnostic, self.method, self.ln)
+        lines = stated(held.assign(site=held["edge"]), measure, family=f"{len(run.summary)} edges")
+        return pd.concat([effects.gap_stated(run.rows, run.diagnostic), lines], ignore_index=True)
+
+    @classmethod
+    def table(cls, summary: pd.DataFrame) -> pd.DataFrame:
+        """The largest edges."""
+        return summary.drop(columns="exact").head(SHOWN)
+
+    def chart(self, summary: pd.DataFrame) -> Any:
+        """The largest edges as a graph over layers; estimates against exact effects of the edges drawn."""
+        graph = circuit_graph(summary.head(SHOWN), title=f"The {SHOWN} edges with the largest effects (logits)")
+        drawn = summary.dropna(subset="exact")
+        if drawn.empty:
+            return graph
+        r, rho, signs, n = agree(drawn["estimate"].to_numpy(), drawn["exact"].to_numpy())
+        points = charts.scatter(
+            drawn.assign(kind=np.where(drawn["p_corrected"] < LEVEL, "holds", "does not hold")),
+            "estimate",
+            "exact",
+            "kind",
+            title="Estimated against exact effects of edges drawn at random",
+            subtitle=f"r {r:.3f}, rho {rho:.3f}, {signs} of {n} signs differ",
+        )
+        return charts.stacked(graph, points)
+
+
+def by_queries(rows: pd.DataFrame, column: str) -> np.ndarray:
+    """The mean over each query's contrasts of a column of lists: one row for each query."""
+    values = np.stack(rows[column].to_list())
+    return np.stack([values[own].mean(0) for own in by_query(rows["query_id"].tolist()).values()])
