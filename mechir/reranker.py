@@ -82,6 +82,10 @@ class Layer(NamedTuple):
     mlp_out: nn.Linear
     ln2: nn.LayerNorm
 
+    def port(self, name: str) -> nn.Linear:
+        """The projection that makes queries, keys or values: "q", "k" or "v"."""
+        return {"q": self.q, "k": self.k, "v": self.v}[name]
+
 
 class Parts(NamedTuple):
     """All modules that the forward reads, by their role."""
@@ -294,6 +298,11 @@ def needs(
     if other:
         assumed, given = (" and ".join(_words(name, values[name]) for name in other) for values in (structure, actual))
         raise MechirError(f"{method} assumes {assumed}, and '{known.cfg.model_name}' has {given}: {instead}.")
+
+
+def needs_edges(model: object, method: str) -> None:
+    """Raises for a model whose edges are others: it is not post-LN, turns queries and keys, or reads another row."""
+    needs(model, method, Weights, norm="post", positions="absolute", reads="cls", causal=False, window=None)
 
 
 def _words(field: str, value: Any) -> str:

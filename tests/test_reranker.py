@@ -44,9 +44,13 @@ ANY = {
     "checks.heads_or_search",
     "checks.place",
     "checks.unit_target",
+    "circuit_runs.donor_batch",
     "conductance.unit_readers",
     "cutting.cut_sets",
     "cutting.head_means",
+    "edge_graph.checked_reader",
+    "edge_graph.checked_senders",
+    "edge_graph.refuse_foreign_edges",
     "importance.against_others",
     "lexical.collection_counts",
     "lexical.pieces_of",
@@ -67,9 +71,18 @@ ANY = {
 }
 """Those that need a `Reranker` alone, of any structure."""
 SOFTMAX = "absolute positions and attention in both directions and attention over the whole text"
+EDGES = (
+    f"post-norm layers and {SOFTMAX.replace(' and attention', ' and a head that reads the CLS row and attention', 1)}"
+)
 STRUCTURED = {
     "attribution.attribute": SOFTMAX,
     "attribution.screen_then_verify": SOFTMAX,
+    **dict.fromkeys(("edges.edges", "faithfulness.circuit_scores", "faithfulness.faithfulness"), EDGES),
+    **dict.fromkeys(("edge_gradients.averaged", "edge_gradients.first_order", "edge_patching.exact"), EDGES),
+    **dict.fromkeys(
+        (f"edge_roles.{name}" for name in ("averaged_roles", "first_order_roles", "role_gradients")), EDGES
+    ),
+    "edge_streams.changes": EDGES,
     "dose.dose_response": "a head that reads the CLS row",
     "lens.read_depths": "post-norm layers and a head that reads the CLS row",
     "paths.carry": "post-norm layers",

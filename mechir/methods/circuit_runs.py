@@ -24,7 +24,7 @@ from mechir.hooks import Edit, EveryLayer, Hook
 from mechir.methods.edge_graph import Graph, Sender, reads_at, refuse_foreign_edges, writes_at
 from mechir.methods.paths import Run
 from mechir.pairs import Pair
-from mechir.reranker import Layer, Weights, needs
+from mechir.reranker import Reranker, Weights, needs_edges
 from mechir.sites import Head, Mlp, Score
 
 Inside = frozenset[Sender]
@@ -72,7 +72,7 @@ class Only:
 
     def start(self, model: Weights, batch: Batch) -> CircuitRun:
         """The run of a batch, with the donors' run made and nothing computed of its own."""
-        needs(model, type(self).__name__, Weights, norm="post", reads="cls")
+        needs_edges(model, type(self).__name__)
         refuse_foreign_edges(model, self.circuit)
         donors: Mapping[Pair, Pair] = vars(self)["_donors"]
         plan = Plan.of(Graph.of(model), self.circuit, self._complement)
@@ -90,7 +90,7 @@ def _named(item: Pair | Contrast) -> str:
     return f"Pair {item.query_id}/{item.doc_id}"
 
 
-def donor_batch(model: Weights, batch: Batch, donors: Sequence[Pair]) -> Batch:
+def donor_batch(model: Reranker, batch: Batch, donors: Sequence[Pair]) -> Batch:
     """The donors of the pairs of a batch, word piece over word piece.
 
     Raises:
@@ -133,11 +133,6 @@ class Donor:
         """The run over a batch."""
         run = Run.of(model, batch, None, [f"attn.hook_{port}" for port in PORTS])
         return cls(run, {port: run.also[f"attn.hook_{port}"] for port in PORTS})
-
-
-def linear(of: Layer, port: str) -> nn.Linear:
-    """The projection of a layer that makes queries, keys or values."""
-    return {"q": of.q, "k": of.k, "v": of.v}[port]
 
 
 @dataclass(frozen=True)
@@ -206,7 +201,7 @@ class CircuitRun:
 
     def _port(self, layer: int, port: str) -> Tensor:
         """The queries, keys or values of all heads of a layer, each from its own stream."""
-        of, n = linear(self.model.parts.layers[layer], port), self.model.cfg.n_heads
+        of, n = self.model.parts.layers[layer].port(port), self.model.cfg.n_heads
         groups: dict[Inside, list[int]] = {}
         for head in range(n):
             groups.setdefault(self.plan.inside[Head(layer, head, port)], []).append(head)

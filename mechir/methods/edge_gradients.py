@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from mechir.batches import Batch
 from mechir.circuits import PORTS, Reader
@@ -28,7 +28,7 @@ from mechir.hooks import Edit
 from mechir.methods.edge_graph import Graph
 from mechir.methods.edge_streams import changes
 from mechir.methods.paths import Run
-from mechir.reranker import Weights
+from mechir.reranker import Weights, needs_edges
 from mechir.sites import Head, Mlp
 
 CACHE, HELD = 16_000_000, 600_000_000
@@ -113,6 +113,7 @@ def averaged(
 
     `weights` has for each point what each pair's score counts.
     """
+    needs_edges(model, "averaged")
     change, made = donor.resid[0] - run.resid[0], None
     for point, weight in zip(points, weights, strict=True):
         here, _ = Gradients.at(model, batch, run.resid[0] + point * change, weight / len(points), qk_fix)
@@ -133,6 +134,7 @@ def first_order(
 
     A few pairs at a time, so that the changes of all senders stay in a CPU's caches.
     """
+    needs_edges(model, "first_order")
     out = run.score.new_empty(len(batch), len(graph))
     size = len(graph.senders) * run.resid[0][0].numel() * run.score.element_size()
     together = max(1, (CACHE if run.score.device.type == "cpu" else HELD) // size)
@@ -166,7 +168,7 @@ def _read(
         if softmax is not None and port != "v":
             yield columns, softmax.effects(change, layer, port, of)
             continue
-        weight = port_weight(model, layer, port)[of]
+        weight = by_head(model.parts.layers[layer].port(port), model.cfg.n_heads)[of]
         by_input = torch.einsum("brhe,hem->bhrm", gradients.ports[port][layer][:, :, of], weight)
         yield columns, _product(by_input, change)
     for column, reader in readers:
@@ -184,11 +186,9 @@ def _product(
     return by_input.flatten(2) @ change[:, :, :rows].flatten(2).transpose(1, 2)
 
 
-def port_weight(model: Weights, layer: int, port: str) -> Float[Tensor, "head d_head d_model"]:
-    """The weights that make the queries, keys or values of each head of a layer."""
-    of = model.parts.layers[layer]
-    linear = {"q": of.q, "k": of.k, "v": of.v}[port]
-    return linear.weight.unflatten(0, (model.cfg.n_heads, -1))
+def by_head(linear: nn.Linear, n_heads: int) -> Float[Tensor, "head d_head d_model"]:
+    """The weights that make the queries, keys or values of each head."""
+    return linear.weight.unflatten(0, (n_heads, -1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +207,8 @@ class _Softmax:
         of, allowed = self.model.parts.layers[layer], self.allowed
         x, worth = self.run.resid[layer], self.gradients.worth[layer]
         readers = worth.shape[2]
-        weight, n = port_weight(self.model, layer, port), self.model.cfg.n_heads
+        n = self.model.cfg.n_heads
+        weight = by_head(of.port(port), n)
         q, k = (linear(rows).unflatten(-1, (n, -1)) for linear, rows in ((of.q, x[:, :readers]), (of.k, x)))
         effects = []
         for head in heads:

@@ -21,7 +21,7 @@ from mechir.circuits import Reader
 from mechir.methods.edge_graph import Graph, reads_at
 from mechir.methods.edge_streams import changes
 from mechir.methods.paths import Run
-from mechir.reranker import Weights
+from mechir.reranker import Weights, needs_edges
 from mechir.sites import Head, Mlp, Score
 
 
@@ -47,6 +47,7 @@ def exact(
         limit: the most word pieces computed together.
         wanted: the edges to measure, the others are NaN; None for all.
     """
+    needs_edges(model, "exact")
     out = run.score.new_full((len(batch), len(graph)), torch.nan)
     few = max(1, limit // batch.input_ids.numel())
     for moment, change in changes(model, run, donor, graph, "live"):

@@ -21,12 +21,12 @@ from torch import Tensor
 from mechir.batches import Batch
 from mechir.circuits import PORTS
 from mechir.contrasts import ROLES
-from mechir.methods.edge_gradients import Leaf, port_weight
+from mechir.methods.edge_gradients import Leaf, by_head
 from mechir.methods.edge_graph import Graph
 from mechir.methods.edge_streams import changes
 from mechir.methods.paths import Run
 from mechir.recorder import observe
-from mechir.reranker import Weights
+from mechir.reranker import Weights, needs_edges
 from mechir.sites import Head, Mlp
 
 Attention = tuple[str, int, int]
@@ -54,6 +54,7 @@ def role_gradients(
     With p the pattern, g = d score / d z, w = g v^T (the worth of a unit of attention), ds = p (w - sum p w): by v of a
     source sum_r p g, by k sum_r ds q / sqrt(d), by q of a reader sum_s ds k / sqrt(d), r and s running over one role.
     """
+    needs_edges(model, "role_gradients")
     n = model.cfg.n_layers
     parts = ("attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_z", "mlp.hook_pre")
     names = [f"blocks.{layer}.{part}" for layer in range(n) for part in parts]
@@ -91,6 +92,7 @@ def averaged_roles(
     weights: Sequence[Float[Tensor, "batch"]],
 ) -> RoleGradients:
     """The mean of the gradients at some points of the way from the first run's embeddings (0) to the second's (1)."""
+    needs_edges(model, "averaged_roles")
     start, change = ends[0].resid[0], ends[1].resid[0] - ends[0].resid[0]
     every = [
         role_gradients(model, batch, member, start + point * change, weight / len(points))
@@ -112,6 +114,7 @@ def first_order_roles(
     ln: str,
 ) -> Float[Tensor, "batch edge source reader"]:
     """The estimated effect of every edge, by the role of the source and of the reader of what it carries."""
+    needs_edges(model, "first_order_roles")
     n = len(ROLES)
     out = run.score.new_zeros(len(member), len(graph), n, n)
     for moment, change in changes(model, run, donor, graph, ln):
@@ -124,7 +127,7 @@ def first_order_roles(
                 at = _at_roles(by_input, moved, member)
                 here.diagonal(dim1=2, dim2=3).copy_(at)
                 continue
-            weight = port_weight(model, layer, reader.part)[reader.head]
+            weight = by_head(model.parts.layers[layer].port(reader.part), model.cfg.n_heads)[reader.head]
             for role in range(n):
                 by_input = gradients.ports[reader.part, layer, role][:, :, reader.head] @ weight
                 at = _at_roles(by_input, moved, member)

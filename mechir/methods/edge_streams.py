@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mechir.methods.edge_graph import Graph, Sender, writes_at
 from mechir.methods.paths import Run
-from mechir.reranker import Weights
+from mechir.reranker import Weights, needs_edges
 from mechir.sites import Head, Mlp, Resid
 
 LN = ("frozen", "live", "jacobian", "none")
@@ -42,6 +42,7 @@ def changes(
         graph: which senders.
         ln: one of `LN`.
     """
+    needs_edges(model, "changes")
     shape = run.resid[0].shape
     held = run.resid[0].new_empty(shape[0], len(graph.senders), *shape[1:])
     n = graph.before(0)
@@ -54,7 +55,7 @@ def changes(
         rows = written.shape[1]
         held = held[:, :, :rows]
         new = [sender for sender in graph.senders if writes_at(sender) == moment]
-        held[:, n : n + len(new)] = sent(model, run, donor, new, layer)
+        held[:, n : n + len(new)] = _sent(model, run, donor, new, layer)
         n += len(new)
         of = model.parts.layers[layer]
         norm = of.ln2 if mlp else of.ln1
@@ -62,7 +63,7 @@ def changes(
         yield moment, held[:, :n]
 
 
-def sent(
+def _sent(
     model: Weights, run: Run, donor: Run, senders: Sequence[Sender], layer: int
 ) -> Float[Tensor, "batch sender row d_model"]:
     """The change that each of these heads, or MLPs, of a layer writes: its output on the donor less that on the run."""

@@ -27,7 +27,7 @@ from mechir.methods.edge_roles import averaged_roles, first_order_roles, members
 from mechir.methods.edge_scores import EdgeRoles, EdgeScores, Way, agree
 from mechir.methods.metrics import Metric, as_metric, by_query, evaluated, score, weights
 from mechir.methods.paths import Run
-from mechir.reranker import Weights, needs
+from mechir.reranker import Weights, needs_edges
 
 HELD = 600_000_000
 """Bytes that the changes of all senders may take: a batch is cut accordingly."""
@@ -82,7 +82,7 @@ def edges(
         MechirError: for contrasts that are not aligned, unknown words, no edge between senders and receivers, a metric
             that is constant in a query's scores.
     """
-    needs(model, "edges", Weights, norm="post", positions="absolute", reads="cls")
+    needs_edges(model, "edges")
     way = Way(method, ln, point, points, qk_fix, top, seed)
     graph = Graph.of(model, senders, receivers)
     encoded = encode_contrasts(model, as_contrasts(contrasts), max_length)

@@ -28,7 +28,7 @@ from mechir.methods.circuit_runs import CircuitRun, Donor, Plan, as_contrasts, r
 from mechir.methods.edge_graph import Graph, refuse_foreign_edges
 from mechir.methods.effects import MIN_GAP
 from mechir.methods.metrics import Metric, as_metric, by_query, evaluated, score
-from mechir.reranker import Weights, needs
+from mechir.reranker import Weights, needs_edges
 
 FAITHFUL = 0.9
 """The share from which on a circuit is called faithful."""
@@ -59,7 +59,7 @@ def circuit_scores(
     Raises:
         MechirError: for contrasts that are not aligned, and for an edge that the model lacks.
     """
-    needs(model, "circuit_scores", Weights, norm="post", positions="absolute", reads="cls")
+    needs_edges(model, "circuit_scores")
     for circuit in circuits.values():
         refuse_foreign_edges(model, circuit)
     encoded = encode_contrasts(model, as_contrasts(contrasts), max_length)
@@ -105,6 +105,7 @@ def faithfulness(
     Raises:
         MechirError: as `circuit_scores`; when every gap is too small.
     """
+    needs_edges(model, "faithfulness")
     listed = as_contrasts(contrasts)
     scores = circuit_scores(model, listed, circuits, complement=complement, **options)
     queries = [contrast.query_id for contrast in listed]

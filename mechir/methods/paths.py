@@ -290,7 +290,7 @@ def _input(model: Weights, receiver: Head | Mlp, arrived: Arrived) -> Splice:
     """The edit that puts what arrived into this receiver's input alone."""
     new = arrived.stream.flatten(0, 1)
     if isinstance(receiver, Head):
-        read = getattr(model.parts.layers[receiver.layer], receiver.part)
+        read = model.parts.layers[receiver.layer].port(receiver.part)
         new = read(new).unflatten(-1, (model.cfg.n_heads, -1))
     return Splice(receiver, new)
 
