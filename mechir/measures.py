@@ -297,7 +297,9 @@ PATH_TO_HEADS = _moved("path into the scoring heads, {axiom}, by {port}", "query
 PATH_TO_SCORE = _moved("path to the score[ (freeze {freeze=heads}, LayerNorm {ln=live})], {axiom}", "scoring")
 
 EDGE = Measure("edge, {axiom}, by {method}[, LayerNorm {ln=frozen}]", LOGITS, causal=True, least=0.0, follows=_of_axiom)
-CIRCUIT = Measure("faithfulness of the circuit, {axiom}", SHARE, causal=True, least=EFFECT, follows=_of_axiom)
+CIRCUIT = Measure(
+    "faithfulness of the largest {edges} edges, {axiom}", SHARE, causal=True, least=EFFECT, follows=_of_axiom
+)
 
 CONDUCTANCE = Measure(
     "conductance, {label} documents[, {baseline=pad_query}][, {target=score}][, {heads=pattern}][, {neurons=post}]",

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,46 +15,40 @@ from mechir.measures import EDGE, stated
 from mechir.methods import effects
 from mechir.methods.edge_graph import Graph
 from mechir.methods.edge_scores import agree, summary
-from mechir.methods.edge_streams import LN
 from mechir.methods.edges import edges
-from mechir.methods.metrics import by_query
 from mechir.options import frame, option
 from mechir.pairs import split_queries
 from mechir.reranker import Weights
+from mechir.sites import Score
 from mechir.views import charts
 from mechir.views.circuits import circuit_graph
 
-SHOWN = 40
-"""Edges in the chart and the table of a terminal."""
-IDS = ["query_id", "doc_id", "grade", "filler"]
+from ._scored import Scored, by_queries, ids_of
+
+SHOWN = 20
+"""Edges in the table of a terminal."""
+DRAWN = 200
+"""Edges that the chart can show."""
 
 
 @dataclass(frozen=True)
-class Edges(Experiment):
+class Edges(Scored):
     """Scores every edge: embedding, heads, MLPs, score (Syed et al. 2023; Hanna et al. 2024, arXiv:2403.17806).
 
     An edge's effect is what the score becomes when its reader sees the donor's sender, less the score. Some edges drawn
     at random are patched exactly as well: how far to believe the estimates of all others.
     """
 
-    runs_on = "contrasts"
     figure = 21
-    embedded: ClassVar = {"limit_queries": 40, "per_grade": 1, "easy_negatives": 0}
 
-    method: str = option("eap-ig", "how edges are scored", among=("exact", "eap", "eap-ig"))
-    points: int = option(5, "points of eap-ig between the donor's embeddings and the base's", least=1)
-    ln: str = option("frozen", "the LayerNorms that a change passes on its way, for gradients", among=LN)
-    qk_fix: bool = option(False, "put changed queries and keys through the softmax exactly")
     sample: int = option(50, "edges drawn at random that are patched exactly as well", least=0)
     every: int = option(1, "edges are scored on one query in so many", least=1)
-    seed: int = option(0, "of the edges drawn", least=0)
     drawn: pd.DataFrame = frame("edge")
 
     def cost(self, model: Weights) -> float:
         """Full forwards per contrast: gradients for all edges, and half a forward for each edge that is patched."""
         n = len(Graph.of(model))
-        scored = {"eap": 5.0, "eap-ig": 3.5 * self.points + 3, "exact": 0.4 * n}[self.method]
-        return (scored + 0.5 * min(self.sample, n)) / self.every
+        return (self.forwards_of_edges(model) + 0.5 * min(self.sample, n)) / self.every
 
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Any]]:
         """The edges that are patched exactly, drawn; of the queries one in `every`."""
@@ -67,14 +61,13 @@ class Edges(Experiment):
 
     def measure(self, model: Weights, contrasts: Sequence[Contrast]) -> pd.DataFrame:
         """A row per contrast: ids, `base`, `donor`, `effects`, those of all edges, and `exact`, those of the drawn."""
-        scores = edges(model, contrasts, method=self.method, points=self.points, ln=self.ln, qk_fix=self.qk_fix)
-        rows = pd.DataFrame([[getattr(contrast, name) for name in IDS] for contrast in contrasts], columns=IDS)
+        scores = edges(model, contrasts, **self.scoring)
         exact = scores.values[:, :0]
         if len(self.drawn):
             patched = edges(model, contrasts, method="exact", only=self.drawn["edge"].tolist())
             exact = patched.values[:, patched.graph.columns(map(parse_edge, self.drawn["edge"]))]
         columns = {"base": scores.base, "donor": scores.donor, "effects": list(scores.values), "exact": list(exact)}
-        return rows.assign(**columns)
+        return ids_of(contrasts).assign(**columns)
 
     def summarise(self, run: Finished) -> pd.DataFrame:
         """One line per edge, the largest first: as `EdgeScores.frame`; `exact`: the mean effect of a drawn edge."""
@@ -89,8 +82,12 @@ class Edges(Experiment):
         return frame.sort_values("estimate", key=abs, ascending=False, ignore_index=True)
 
     def findings(self, run: Finished) -> pd.DataFrame:
-        """The gap, and the effect of each edge whose corrected p is below .05."""
-        held = run.summary[run.summary["p_corrected"] < LEVEL]
+        """The gap, the effect of each edge whose corrected p is below .05, and of every edge to the score.
+
+        Edges to the score are there whatever their p: where a head has none that holds, that contradicts its role.
+        """
+        to_score = run.summary["edge"].map(lambda edge: parse_edge(edge).readers == (Score(),))
+        held = run.summary[(run.summary["p_corrected"] < LEVEL) | to_score]
         measure = EDGE(run.diagnostic, self.method, self.ln)
         lines = stated(held.assign(site=held["edge"]), measure, family=f"{len(run.summary)} edges")
         return pd.concat([effects.gap_stated(run.rows, run.diagnostic), lines], ignore_index=True)
@@ -102,7 +99,7 @@ class Edges(Experiment):
 
     def chart(self, summary: pd.DataFrame) -> Any:
         """The largest edges as a graph over layers; estimates against exact effects of the edges drawn."""
-        graph = circuit_graph(summary.head(SHOWN), title=f"The {SHOWN} edges with the largest effects (logits)")
+        graph = circuit_graph(summary.head(DRAWN), title="The edges with the largest effects (logits)")
         drawn = summary.dropna(subset="exact")
         if drawn.empty:
             return graph
@@ -116,9 +113,3 @@ class Edges(Experiment):
             subtitle=f"r {r:.3f}, rho {rho:.3f}, {signs} of {n} signs differ",
         )
         return charts.stacked(graph, points)
-
-
-def by_queries(rows: pd.DataFrame, column: str) -> np.ndarray:
-    """The mean over each query's contrasts of a column of lists: one row for each query."""
-    values = np.stack(rows[column].to_list())
-    return np.stack([values[own].mean(0) for own in by_query(rows["query_id"].tolist()).values()])

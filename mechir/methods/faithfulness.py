@@ -6,18 +6,18 @@
 overshoots, because edges that hold the score back are missing. Every contrast counts as much as its gap
 |m(all) - m(none)|; gaps that are too small carry no ratio and are counted instead.
 
-Source: Hanna et al. 2024; CMD and CPR: Mueller et al. 2025 (MIB, arXiv:2504.13151).
+Source: Hanna et al. 2024 (arXiv:2403.17806); Mueller et al. 2025 (MIB, arXiv:2504.13151).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from mechir import inference
 from mechir.batches import for_numpy
@@ -30,8 +30,8 @@ from mechir.methods.effects import MIN_GAP
 from mechir.methods.metrics import Metric, as_metric, by_query, evaluated, score
 from mechir.reranker import Weights, needs_edges
 
-FAITHFUL = 0.9
-"""The share from which on a circuit is called faithful."""
+NAMED = 3
+"""Contrasts whose gap is too small that a table names."""
 
 
 class CircuitScores(NamedTuple):
@@ -57,9 +57,11 @@ def circuit_scores(
     """The scores with each circuit alone, as `Only` gives them, the donors' run shared; `Without`'s where `complement`.
 
     Raises:
-        MechirError: for contrasts that are not aligned, and for an edge that the model lacks.
+        MechirError: for contrasts that are not aligned, for an edge that the model lacks, and without any circuit.
     """
     needs_edges(model, "circuit_scores")
+    if not circuits:
+        raise MechirError("There is no circuit to run: give a dictionary of some, e.g. mi.nested(scores).")
     for circuit in circuits.values():
         refuse_foreign_edges(model, circuit)
     encoded = encode_contrasts(model, as_contrasts(contrasts), max_length)
@@ -75,6 +77,52 @@ def circuit_scores(
             with model.hooks(run_hooks(CircuitRun(model, plan, donor))):
                 scores[name][batch.rows] = for_numpy(model(batch.base, head_row=True)).numpy()
     return CircuitScores(base, out, scores)
+
+
+class Reached(NamedTuple):
+    """What circuits reach of the way from the donor's score to the base's, query by query.
+
+    Attributes:
+        toward: (score with the circuit - score of the donor), positive toward the base: a query's mean over contrasts.
+        gaps: |base - donor|, likewise.
+        large: whether the gap of each contrast is large enough to be measured by.
+    """
+
+    toward: Float[np.ndarray, "query circuit"]
+    gaps: Float[np.ndarray, "query"]
+    large: Bool[np.ndarray, "contrast"]
+
+    @classmethod
+    def of(
+        cls,
+        base: Float[np.ndarray, "contrast"],
+        donor: Float[np.ndarray, "contrast"],
+        only: Float[np.ndarray, "contrast circuit"],
+        queries: Sequence[str],
+        min_gap: float = MIN_GAP,
+    ) -> Reached:
+        """Compares the scores with circuits alone with those of base and donor.
+
+        Raises:
+            MechirError: when every gap is too small.
+        """
+        gap = base - donor
+        large = np.abs(gap) >= max(min_gap, float(np.finfo(np.float32).tiny))
+        if not large.any():
+            raise MechirError(
+                f"Base and donor differ by less than {min_gap} on all {len(gap)} contrasts, e.g. that of query "
+                f"{queries[0] if len(queries) else 'none'}: there is nothing to be faithful to; give other contrasts, "
+                "or a smaller min_gap."
+            )
+        rows = [some[large[some]] for some in by_query(queries).values() if large[some].any()]
+        turned = (only - donor[:, None]) * np.sign(gap)[:, None]
+        toward = np.stack([turned[some].mean(0) for some in rows])
+        return cls(toward, np.array([np.abs(gap[some]).mean() for some in rows]), large)
+
+    @property
+    def shares(self) -> inference.Estimates:
+        """The share f of each circuit, with its interval over queries."""
+        return inference.shares(self.toward, self.gaps[:, None])
 
 
 def faithfulness(
@@ -95,12 +143,13 @@ def faithfulness(
         circuits: by name, e.g. of `nested`.
         metric: "score", or a function of the scores of a query's contrasts.
         complement: of the model without each circuit instead: what is left of it.
-        min_gap: contrasts (queries, with another metric) whose gap is smaller are left out and counted.
+        min_gap: contrasts (queries, with another metric) whose gap is smaller are left out, counted and named.
         options: of `circuit_scores`.
 
     Returns:
         One line for each circuit: `circuit`, its name; `size`, its edges; `estimate` = f with `low` and `high`, the
-        95 % interval over queries; `queries`, `pairs`; `left_out`, the contrasts whose gap is too small.
+        95 % interval over queries; `queries`, `pairs`; `left_out`, the contrasts whose gap is too small, and
+        `left_out_names`, the first of them by query and document.
 
     Raises:
         MechirError: as `circuit_scores`; when every gap is too small.
@@ -109,71 +158,34 @@ def faithfulness(
     listed = as_contrasts(contrasts)
     scores = circuit_scores(model, listed, circuits, complement=complement, **options)
     queries = [contrast.query_id for contrast in listed]
-    ends, only = (scores.base, scores.donor), list(scores.only.values())
+    names = [f"{contrast.query_id}/{contrast.doc_id}" for contrast in listed]
+    base, donor, only = scores.base, scores.donor, np.stack([*scores.only.values()], 1)
     of = as_metric(metric)
     if of is not score:
-        ends, only = tuple(_each(of, x, queries) for x in ends), [_each(of, x, queries) for x in only]  # type: ignore[assignment]
-        queries = list(dict.fromkeys(queries))
-    gap = ends[0] - ends[1]
-    large = np.abs(gap) >= max(min_gap, np.finfo(np.float32).tiny)
-    if not large.any():
-        raise MechirError(
-            f"Base and donor differ by less than {min_gap} on every contrast, e.g. that of {listed[0]}: there is "
-            "nothing to be faithful to; give other contrasts, or a smaller min_gap."
-        )
-    rows = [own[large[own]] for own in by_query(queries).values() if large[own].any()]
-    gaps = np.array([np.abs(gap[own]).mean() for own in rows])
-    toward = np.sign(gap)
-    reached = np.array([[((x - ends[1]) * toward)[own].mean() for x in only] for own in rows])
-    shares = inference.shares(reached, gaps[:, None])
+        base, donor = (_each(of, x[:, None], queries)[:, 0] for x in (base, donor))
+        only, names = _each(of, only, queries), list(dict.fromkeys(queries))
+        queries = names
+    reached = Reached.of(base, donor, only, queries, min_gap)
+    small = np.flatnonzero(~reached.large)
+    more = f" and {len(small) - NAMED} more" if len(small) > NAMED else ""
     return pd.DataFrame(
         {
             "circuit": list(circuits),
             "size": [len(circuit) for circuit in circuits.values()],
-            "estimate": shares.estimate,
-            "low": shares.low,
-            "high": shares.high,
-            "queries": len(rows),
-            "pairs": int(large.sum()),
-            "left_out": int((~large).sum()),
+            **{name: getattr(reached.shares, name) for name in ("estimate", "low", "high")},
+            "queries": len(reached.gaps),
+            "pairs": int(reached.large.sum()),
+            "left_out": len(small),
+            "left_out_names": ", ".join(names[row] for row in small[:NAMED]) + more,
         }
     )
 
 
-def _each(metric: Metric, scores: Float[np.ndarray, "contrast"], queries: list[str]) -> Float[np.ndarray, "query"]:
-    return np.array(
-        [float(evaluated(metric, torch.from_numpy(scores[own]), query)) for query, own in by_query(queries).items()],
-        dtype=np.float32,
-    )
-
-
-class Curve(NamedTuple):
-    """A curve of faithfulness over sizes in four numbers, and the smallest size that is faithful.
-
-    `cmd`: the area between f and 1, `cpr`: that under f, over the share of edges from 0 to 1 as MIB has it, where the
-    sizes above a half weigh most. `cmd_log`, `cpr_log`: the means over the logarithm of the size. A `cpr` above 1 says
-    that circuits overshoot, not that they are good: read `cmd`. `size`: None where no circuit reaches `FAITHFUL`.
-    """
-
-    cmd: float
-    cpr: float
-    cmd_log: float
-    cpr_log: float
-    size: int | None
-
-
-def curve(frame: pd.DataFrame, edges: int) -> Curve:
-    """The curve of the lines of `faithfulness` of nested circuits; `edges`: how many the whole model has."""
-    lines = frame.sort_values("size")
-    f, share = lines["estimate"].to_numpy(), lines["size"].to_numpy() / edges
-    linear, logarithm = np.concatenate([[0.0], share]), np.log10(share)
-    from_none = np.concatenate([[0.0], f])
-    span = max(float(np.ptp(logarithm)), np.finfo(float).tiny)
-    reached = lines["size"][lines["estimate"] >= FAITHFUL]
-    return Curve(
-        cmd=float(np.trapezoid(np.abs(1 - from_none), linear)),
-        cpr=float(np.trapezoid(from_none, linear)),
-        cmd_log=float(np.trapezoid(np.abs(1 - f), logarithm)) / span,
-        cpr_log=float(np.trapezoid(f, logarithm)) / span,
-        size=None if reached.empty else int(reached.iloc[0]),
-    )
+def _each(
+    metric: Metric, scores: Float[np.ndarray, "contrast circuit"], queries: list[str]
+) -> Float[np.ndarray, "query circuit"]:
+    """The metric of each query's scores."""
+    rows = [
+        evaluated(metric, torch.from_numpy(scores[some].T), query).numpy() for query, some in by_query(queries).items()
+    ]
+    return np.stack(rows).astype(np.float32)

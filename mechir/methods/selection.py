@@ -11,12 +11,15 @@ from jaxtyping import Float
 
 from mechir.circuits import Circuit, Edge
 from mechir.errors import MechirError
+from mechir.methods.edge_graph import Graph
 from mechir.methods.edge_scores import EdgeScores
 from mechir.sites import Resid, Score
 
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of all edges at which MIB looks at a circuit (Mueller et al. 2025)."""
 HOW = ("top", "greedy")
+BAR = 0.8
+"""The mean Jaccard index from which on a circuit is called stable (Meloux et al. 2025)."""
 
 
 def top(scores: EdgeScores, size: int) -> Circuit:
@@ -85,9 +88,9 @@ def nested(scores: EdgeScores, sizes: Sequence[int | float] = SIZES, how: str = 
     if how not in HOW:
         raise MechirError(f"Unknown how='{how}': write {' or '.join(map(repr, HOW))}.")
     n = len(scores.graph)
-    counts = [round(size * n) if isinstance(size, float) and size <= 1 else int(size) for size in sizes]
+    numbers = [round(size * n) if isinstance(size, float) and size <= 1 else int(size) for size in sizes]
     select = top if how == "top" else greedy
-    return {count: select(scores, count) for count in sorted({max(1, min(count, n)) for count in counts})}
+    return {number: select(scores, number) for number in sorted({max(1, min(number, n)) for number in numbers})}
 
 
 def resampled(queries: Float[np.ndarray, "query edge"], draws: int, seed: int) -> Float[np.ndarray, "draw edge"]:
@@ -104,17 +107,25 @@ def stability(scores: EdgeScores, size: int, *, draws: int = 100, seed: int = 0)
     of Meloux et al. 2025 (arXiv:2510.00845).
     """
     _refuse_size(size)
-    means = np.abs(resampled(scores.queries, draws, seed))
+    return float(overlap(within(resampled(scores.queries, draws, seed), size)).mean())
+
+
+def within(means: Float[np.ndarray, "draw edge"], size: int) -> Float[np.ndarray, "draw edge"]:
+    """1 where an edge is among the `size` largest of a draw, 0 elsewhere."""
     size = min(size, means.shape[1])
     inside = np.zeros(means.shape, dtype=np.float32)
-    np.put_along_axis(inside, np.argpartition(-means, size - 1, axis=1)[:, :size], 1.0, axis=1)
-    both = (inside @ inside.T)[np.triu_indices(draws, 1)]
-    return float((both / (2 * size - both)).mean())
+    np.put_along_axis(inside, np.argpartition(-np.abs(means), size - 1, axis=1)[:, :size], 1.0, axis=1)
+    return inside
 
 
-def random_alike(scores: EdgeScores, circuit: Circuit, draws: int = 20, seed: int = 0) -> list[Circuit]:
+def overlap(inside: Float[np.ndarray, "draw edge"]) -> Float[np.ndarray, "pair"]:
+    """The Jaccard index of every two draws of `within`, which have equally many edges."""
+    both = (inside @ inside.T)[np.triu_indices(len(inside), 1)]
+    return both / (2 * inside[0].sum() - both)
+
+
+def random_alike(graph: Graph, circuit: Circuit, draws: int = 20, seed: int = 0) -> list[Circuit]:
     """Random circuits with as many edges as `circuit` between the same half layers."""
-    graph = scores.graph
     profile: dict[tuple[int, int], list[int]] = {}
     for column, (sender, reader) in enumerate(graph):
         profile.setdefault(graph.moments(sender, reader), []).append(column)

@@ -52,7 +52,7 @@ def heatmap(
     cells = base.mark_rect(stroke="white").encode(color=hue, tooltip=[x, y, f"{value}:Q"])
     text = base.mark_text(fontSize=12).encode(text="written:N", color=_white_where("dark"))
     size = {"width": 46 * shown[x].nunique(), "height": 0.7 * 46 * shown[y].nunique()}
-    return (cells + text).properties(title=_title(title, subtitle), **size).configure_view(stroke=None)
+    return (cells + text).properties(title=titled(title, subtitle), **size).configure_view(stroke=None)
 
 
 def effect_map(
@@ -88,7 +88,7 @@ def effect_map(
         ]
     wide, tall = 52 * shown[x].nunique(), 36 * shown[y].nunique()
     legend = alt.Legend(gradientLength=min(200, tall))
-    hue, ink = alt.Color(f"{value}:Q", scale=_signed(size), title=value, legend=legend), _white_where("light")
+    hue, ink = alt.Color(f"{value}:Q", scale=signed(size), title=value, legend=legend), _white_where("light")
     base = _grid(shown, x, y, order_x, order_y)
     layers = [base.mark_rect(stroke="white").encode(color=hue, tooltip=tips)]
     layers.append(base.mark_text(fontSize=11, dy=-4 if low else 0).encode(text="written:N", color=ink))
@@ -99,7 +99,7 @@ def effect_map(
         inside: dict[str, Any] = {"width": alt.RelativeBandSize(band=0.92), "height": alt.RelativeBandSize(band=0.86)}
         layers.append(marked.mark_rect(fill=None, stroke="black", strokeWidth=1.3, cornerRadius=13, **inside))
     chart: Any = alt.layer(*layers).properties(width=wide, height=tall)
-    return _panels(chart, frame, column).properties(title=_title(title, subtitle)).configure_view(stroke=None)
+    return _panels(chart, frame, column).properties(title=titled(title, subtitle)).configure_view(stroke=None)
 
 
 def head_map(frame: pd.DataFrame, site: str, *, title: str, column: str | None = None) -> Any:
@@ -141,7 +141,7 @@ def _white_where(name: str) -> Any:
     return alt.condition(getattr(alt.datum, name), alt.value("white"), alt.value("black"))
 
 
-def _signed(size: float) -> alt.Scale:
+def signed(size: float) -> alt.Scale:
     """Blue below 0, white at 0, red above."""
     return alt.Scale(scheme="redblue", domain=[-size, size], reverse=True)
 
@@ -200,7 +200,7 @@ def lines(
         rows = alt.Row(f"{row}:N", title=row) if row else alt.Undefined
         columns = alt.Column(f"{column}:N", title=None) if column else alt.Undefined
         chart = chart.facet(row=rows, column=columns)
-    return chart.properties(title=_title(title, subtitle))
+    return chart.properties(title=titled(title, subtitle))
 
 
 def scatter(
@@ -222,7 +222,7 @@ def scatter(
     shown = _columns(frame, x, y, colour, label, named, column)
     base = alt.Chart(shown).encode(x=alt.X(f"{x}:Q", title=x), y=alt.Y(f"{y}:Q", title=y))
     numeric = pd.api.types.is_numeric_dtype(shown[colour])
-    scale = _signed(float(shown[colour].abs().max()) or 1.0) if numeric else COLOURS
+    scale = signed(float(shown[colour].abs().max()) or 1.0) if numeric else COLOURS
     hue = alt.Color(f"{colour}:{'Q' if numeric else 'N'}", scale=scale, title=colour)
     zero = alt.Chart(shown).mark_rule(strokeDash=[3, 3], color="#999")
     layers: list[Any] = [zero.encode(x=alt.datum(0)), zero.encode(y=alt.datum(0))]
@@ -232,7 +232,7 @@ def scatter(
         written = base.transform_filter(f"datum['{named}']") if named else base
         layers.append(written.mark_text(align="left", dx=6, dy=-4, fontSize=10).encode(text=f"{label}:N"))
     chart: Any = alt.layer(*layers).properties(width=380, height=300)
-    return _panels(chart, frame, column).properties(title=_title(title, subtitle))
+    return _panels(chart, frame, column).properties(title=titled(title, subtitle))
 
 
 def bars(
@@ -247,7 +247,7 @@ def bars(
     if low:
         layers.append(base.mark_rule(strokeWidth=1.5).encode(x=f"{low}:Q", x2=f"{high}:Q"))
     layers.append(base.mark_text(align="left", fontSize=10, dx=4).encode(x=alt.value(460), text="written:N"))
-    return alt.layer(*layers).properties(width=450, height=24 * len(frame), title=_title(title, subtitle))
+    return alt.layer(*layers).properties(width=450, height=24 * len(frame), title=titled(title, subtitle))
 
 
 def strips(
@@ -279,7 +279,7 @@ def strips(
     ]
     panels = alt.Facet(f"{column}:N", title=None, sort=list(shown[column].unique()))
     chart: Any = alt.layer(*layers).properties(width=190, height=170).facet(panels, columns=BESIDE)
-    return chart.properties(title=_title(title, subtitle))
+    return chart.properties(title=titled(title, subtitle))
 
 
 def stacked(*charts: Any) -> alt.VConcatChart:
@@ -290,7 +290,8 @@ def stacked(*charts: Any) -> alt.VConcatChart:
     return alt.vconcat(*bare).resolve_scale(color="independent").configure_view(stroke=None)
 
 
-def _title(title: str, subtitle: str) -> alt.TitleParams:
+def titled(title: str, subtitle: str) -> alt.TitleParams:
+    """The title of a chart, with a line under it."""
     return alt.TitleParams(title, subtitle=subtitle, anchor="start", offset=12)
 
 

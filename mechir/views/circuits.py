@@ -1,4 +1,4 @@
-"""A circuit as a layered graph: components in columns by layer, edges as lines between them."""
+"""Pictures of circuits: the graph over layers, and the curve of faithfulness over the size."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ import pandas as pd
 
 from mechir.circuits import parse_edge
 from mechir.sites import Head, Mlp, Resid, Score
-from mechir.views.charts import _signed, _title
+from mechir.views.charts import DASHED, signed, titled
 
 PORT = {"q": -0.25, "k": 0.0, "v": 0.25}
 """Where the inputs of a head lie beside its middle."""
+SHOWN = 40
+"""Edges that are drawn where the slider stands at first, and in a picture without one."""
 
 
 def circuit_graph(edges: pd.DataFrame, *, title: str, subtitle: str = "") -> Any:
     """The edges of a frame as lines from sender to reader: width is the size of the effect, colour its sign.
 
+    Columns are layers, the embedding on the left and the score on the right; heads lie by number, MLPs below them. On a
+    page a slider under the graph says how many edges are drawn, the first ones of the frame.
+
     Args:
         edges: `edge`, `estimate`; `disagrees`, if there, is true where live and frozen LayerNorms disagree: dashed.
         title: above it.
         subtitle: under the title.
-
-    Columns are layers, the embedding on the left and the score on the right; heads lie by number, MLPs below them.
     """
     parsed = [parse_edge(text) for text in edges["edge"]]
     ends = [end for edge in parsed for end in (edge.source, *edge.readers)]
@@ -31,33 +34,66 @@ def circuit_graph(edges: pd.DataFrame, *, title: str, subtitle: str = "") -> Any
     most = max((end.head for end in ends if isinstance(end, Head)), default=0)
     places = [[*place(edge.source, last, most), *place(edge.readers[0], last, most)] for edge in parsed]
     drawn = pd.DataFrame(places, columns=["x", "y", "x2", "y2"])
-    drawn = drawn.assign(edge=edges["edge"].to_numpy(), effect=edges["estimate"].to_numpy())
+    drawn = drawn.assign(edge=edges["edge"].to_numpy(), effect=edges["estimate"].to_numpy(), rank=range(len(edges)))
     drawn["dashed"] = edges["disagrees"].to_numpy() if "disagrees" in edges else False
     drawn["size"] = drawn["effect"].abs()
-    names = {name(end): place(end, last, most, whole=True) for end in ends}
-    nodes = pd.DataFrame([[text, *at] for text, at in names.items()], columns=["name", "x", "y"])
+    names: dict[str, list[Any]] = {}
+    for rank, edge in enumerate(parsed):
+        for end in (edge.source, *edge.readers):
+            names.setdefault(name(end), [*place(end, last, most, whole=True), rank])
+    nodes = pd.DataFrame([[text, *at] for text, at in names.items()], columns=["name", "x", "y", "rank"])
     layers = alt.Axis(values=list(range(last + 1)), grid=False, format="d")
     heads = alt.Axis(values=list(range(most + 1)), grid=False, format="d")
     x = alt.X("x:Q", title="layer", axis=layers, scale=alt.Scale(domain=[-1.2, last + 1.5]))
     y = alt.Y("y:Q", title="head", axis=heads, scale=alt.Scale(reverse=True, domain=[-0.8, most + 2.2]))
-    colour = _signed(float(drawn["size"].max()) or 1.0)
+    slider = alt.binding_range(min=1, max=len(edges), step=1, name="edges ")
+    many = alt.param(name="edges", bind=slider, value=min(SHOWN, len(edges)))
+    lines = _lines(alt.Chart(drawn).transform_filter("datum.rank < edges"), x, y, float(drawn["size"].max()))
+    base = alt.Chart(nodes).transform_filter("datum.rank < edges").encode(x=x, y=y)
+    boxes = base.mark_circle(size=520, color="white", stroke="#444", strokeWidth=1, opacity=1)
+    chart = (lines + boxes + base.mark_text(fontSize=9).encode(text="name:N")).add_params(many)
+    size = {"width": 90 * (last + 2), "height": 38 * (most + 3)}
+    return chart.properties(title=titled(title, subtitle), **size).configure_view(stroke=None)
+
+
+def _lines(chart: Any, x: Any, y: Any, largest: float) -> Any:
+    """The edges, `largest` the size of the largest effect."""
     dashes = alt.Scale(domain=[False, True], range=[[1, 0], [5, 4]])
-    lines = alt.Chart(drawn).mark_rule(opacity=0.75, strokeCap="round")
-    rules = lines.encode(
+    widths = alt.Scale(range=[0.6, 7], domain=[0, largest or 1.0])
+    return chart.mark_rule(opacity=0.75, strokeCap="round").encode(
         x=x,
         y=y,
         x2="x2:Q",
         y2="y2:Q",
-        color=alt.Color("effect:Q", scale=colour, title="effect"),
-        strokeWidth=alt.StrokeWidth("size:Q", scale=alt.Scale(range=[0.6, 7]), legend=None),
+        color=alt.Color("effect:Q", scale=signed(largest or 1.0), title="effect"),
+        strokeWidth=alt.StrokeWidth("size:Q", scale=widths, legend=None),
         strokeDash=alt.StrokeDash("dashed:N", scale=dashes, legend=None),
         tooltip=["edge", "effect"],
     )
-    base = alt.Chart(nodes).encode(x=x, y=y)
-    boxes = base.mark_circle(size=520, color="white", stroke="#444", strokeWidth=1, opacity=1)
-    chart = rules + boxes + base.mark_text(fontSize=9).encode(text="name:N")
-    size = {"width": 90 * (last + 2), "height": 38 * (most + 3)}
-    return chart.properties(title=_title(title, subtitle), **size).configure_view(stroke=None)
+
+
+def faithfulness_curve(frame: pd.DataFrame, *, subtitle: str = "") -> Any:
+    """What circuits reach by their size, with the model without them and the range of random circuits.
+
+    `frame`: `size`, `estimate`, `low`, `high`; `without`, `without_low`, `without_high`; `random`, `random_low`,
+    `random_high`.
+    """
+    kinds = {"circuit alone": "", "model without it": "without", "random circuits": "random"}
+    parts = []
+    for label, prefix in kinds.items():
+        columns = [prefix or "estimate", *(f"{prefix}_{end}".strip("_") for end in ("low", "high"))]
+        lines = frame[["size", *columns]].set_axis(["size", "f", "low", "high"], axis=1)
+        parts.append(lines.assign(run=label).dropna(subset="f"))
+    shown = pd.concat(parts, ignore_index=True)
+    x = alt.X("size:Q", scale=alt.Scale(type="log"), title="edges (log)", axis=alt.Axis(grid=False, format="~s"))
+    hue = alt.Color("run:N", title=None, scale=alt.Scale(domain=list(kinds), range=["#4c78a8", "#e45756", "#999999"]))
+    base = alt.Chart(shown).encode(x=x, color=hue)
+    band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q", title="faithfulness f"), y2="high:Q")
+    line = base.mark_line(point=alt.OverlayMarkDef(size=28), strokeWidth=1.8)
+    rules = alt.Chart(pd.DataFrame({"f": [0.0, 1.0]})).mark_rule(**DASHED).encode(y="f:Q")
+    chart = band + rules + line.encode(y="f:Q", tooltip=["run", "size", "f", "low", "high"])
+    title = titled("Faithfulness of circuits by their size, on queries that they were not found on", subtitle)
+    return chart.properties(width=460, height=240, title=title)
 
 
 def place(end: Any, last: int, most: int, *, whole: bool = False) -> tuple[float, float]:

@@ -1,0 +1,201 @@
+"""Runs the largest edges alone: how many does an effect need? (Hanna et al. 2024, arXiv:2403.17806; MIB)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mechir.circuits import Circuit, Edge, parse_edge
+from mechir.contrasts import Contrast
+from mechir.experiment import Experiment, Finished, Inputs
+from mechir.inference import Estimates
+from mechir.measures import CIRCUIT, stated
+from mechir.methods import effects
+from mechir.methods.circuit_ranking import ranking_table
+from mechir.methods.edge_graph import Graph
+from mechir.methods.edge_scores import EdgeScores, Way
+from mechir.methods.edges import edges
+from mechir.methods.faithfulness import Reached, circuit_scores
+from mechir.methods.faithfulness_curve import FAITHFUL, curve_table
+from mechir.methods.selection import HOW, nested, random_alike
+from mechir.options import frame, option
+from mechir.pairs import split_queries
+from mechir.reranker import Weights
+from mechir.views import charts
+from mechir.views.circuits import circuit_graph, faithfulness_curve
+
+from ._scored import Scored, ids_of, stacked
+from .edges import DRAWN, Edges
+
+PART = 2
+"""Edges are scored on one query in so many, and circuits run on the others."""
+PATCHED = 40
+"""The largest edges, which are patched exactly on the other queries as well."""
+
+
+@dataclass(frozen=True)
+class Faithfulness(Scored):
+    """Runs the largest edges alone: how many does an effect need? (Hanna et al. 2024, arXiv:2403.17806; MIB).
+
+    Edges are scored on half of the queries. On the other half the model runs on circuits of ten sizes alone, and
+    without them; beside these run random circuits with as many edges between the same layers, on one contrast of each
+    query. The documents are ranked with each circuit alone.
+    """
+
+    figure = 22
+
+    how: str = option("top", "the largest edges, or the largest that lead to the score", among=HOW)
+    draws: int = option(20, "random circuits beside each", least=1)
+    scored: pd.DataFrame = frame("edge", "estimate", "size")
+
+    def cost(self, model: Weights) -> float:
+        """Full forwards per contrast, roughly: one in two is scored, on the others each circuit takes four."""
+        return (self.forwards_of_edges(model) + 4 * 20 + 4 * 9 * self.draws / 4 + 0.5 * PATCHED) / PART
+
+    def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Any]]:
+        """The edges by their effect on half of the queries, each with the smallest circuit that it is in."""
+        held_out = split_queries(inputs.material, PART)[1]
+        run = inputs.run(Edges(**self.scoring, seed=self.seed, sample=0, every=PART))
+        graph, values = Graph.of(inputs.model), stacked(run.rows, "effects")
+        contrasts = tuple(split_queries(inputs.material, PART)[0])
+        base, donor = (run.rows[end].to_numpy() for end in ("base", "donor"))
+        scores = EdgeScores(graph, contrasts, values, base, donor, Way())
+        return replace(self, scored=sized(scores, self.how)), held_out
+
+    @property
+    def circuits(self) -> dict[int, Circuit]:
+        """The circuits by their size."""
+        sizes = sorted(set(self.scored["size"]))
+        return {size: Circuit(self.scored["edge"][self.scored["size"] <= size]) for size in sizes}
+
+    def measure(self, model: Weights, contrasts: Sequence[Contrast]) -> pd.DataFrame:
+        """A row per contrast: ids, `base`, `donor`; `only` and `without`, the scores with and without each circuit.
+
+        On each query's contrast with the largest gap also `random`, the scores with the random circuits of one size
+        after the other, and `exact`, the exact effects of the largest edges; elsewhere these are NaN.
+        """
+        circuits = self.circuits
+        only, without = (circuit_scores(model, contrasts, circuits, complement=left) for left in (False, True))
+        rows = ids_of(contrasts).assign(base=only.base, donor=only.donor)
+        some = largest_gaps(rows)
+        few = [contrasts[row] for row in some]
+        random = circuit_scores(model, few, self._random(Graph.of(model), circuits)).only
+        patched = edges(model, few, method="exact", only=self.scored["edge"][:PATCHED].tolist())
+        exact = patched.values[:, patched.graph.columns(map(parse_edge, self.scored["edge"][:PATCHED]))]
+        lists = {"only": _columns(only.only), "without": _columns(without.only)}
+        lists |= {"random": _spread(_columns(random), some, len(rows)), "exact": _spread(exact, some, len(rows))}
+        return rows.assign(**{name: list(values) for name, values in lists.items()})
+
+    def _random(self, graph: Graph, circuits: Mapping[int, Circuit]) -> dict[tuple[int, int], Circuit]:
+        """The random circuits by size and draw; of all edges there is no random choice."""
+        return {
+            (size, draw): drawn
+            for size, circuit in circuits.items()
+            if len(circuit) < len(graph)
+            for draw, drawn in enumerate(random_alike(graph, circuit, self.draws, self.seed))
+        }
+
+    def summarise(self, run: Finished) -> pd.DataFrame:
+        """What circuits reach, by size; the curve in a few numbers; the largest edges.
+
+        `kind` "size": `size`, its `share` of all edges; `estimate` = f with `low`, `high`, `queries`, `pairs` and
+        `left_out` (gaps that are too small); `random`, the mean f of the random circuits, with the extremes
+        `random_low`, `random_high`, and `p_draws` = (1 + random circuits that reach as much) / (1 + draws), on the
+        contrasts that both ran on; `without`, the f of the model without the circuit, with `without_low`,
+        `without_high`; the columns of `ranking_table`. "curve": `measure` ("cmd", "cpr", "cmd_log", "cpr_log", "size"
+        of the smallest faithful circuit), `estimate`, `low`, `high`: see `curve_table`. "edge": `edge`, `estimate` on
+        the queries that edges were scored on, `exact`, the exact effect on the others, `size` of the smallest circuit.
+        """
+        assert run.model is not None
+        rows, sizes, n = run.rows, sorted(set(self.scored["size"])), len(Graph.of(run.model))
+        only, left = (_reached(rows, stacked(rows, name)) for name in ("only", "without"))
+        table = pd.DataFrame({"kind": "size", "size": sizes, "share": np.array(sizes) / n})
+        table = table.assign(**_interval(only.shares), queries=len(only.gaps), pairs=int(only.large.sum()))
+        table = table.assign(left_out=int((~only.large).sum()), **_interval(left.shares, "without"))
+        ranked = ranking_table(rows, rows["base"].to_numpy(), stacked(rows, "only"), run.judged)
+        some = rows[[not np.isnan(values).all() for values in rows["random"]]]
+        table = pd.concat([table, self._beside(some), ranked], axis=1)
+        curve = curve_table(only, sizes, n, seed=self.seed).assign(kind="curve")
+        exact = pd.Series(stacked(some, "exact").mean(0))
+        largest = self.scored[:DRAWN].assign(kind="edge", exact=exact)
+        return pd.concat([table, curve, largest], ignore_index=True)
+
+    def _beside(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """`random` and what belongs to it, a line for each size; `rows`: those that random circuits ran on."""
+        only, random = stacked(rows, "only"), stacked(rows, "random")
+        f = _reached(rows, np.concatenate([only, random], 1)).shares.estimate
+        mine, theirs = f[: only.shape[1]], f[only.shape[1] :].reshape(-1, self.draws)
+        reach = (theirs >= mine[: len(theirs), None] - 1e-12).sum(1)
+        lines = {"random": theirs.mean(1), "random_low": theirs.min(1), "random_high": theirs.max(1)}
+        return pd.DataFrame(lines | {"p_draws": (1 + reach) / (1 + self.draws)})
+
+    def findings(self, run: Finished) -> pd.DataFrame:
+        """The gap, and f of each circuit, with the p of random circuits beside it."""
+        lines = run.summary[run.summary["kind"] == "size"]
+        measures = [CIRCUIT(f"{size:.0f}", run.diagnostic) for size in lines["size"]]
+        reached = stated(lines, measures, site="", p=lines["p_draws"])
+        return pd.concat([effects.gap_stated(run.rows, run.diagnostic), reached], ignore_index=True)
+
+    @classmethod
+    def table(cls, summary: pd.DataFrame) -> pd.DataFrame:
+        """The circuits by size, and the curve."""
+        names = ["kind", "size", "measure", "estimate", "low", "high", "random", "random_high", "without", "ndcg"]
+        shown = summary.loc[summary["kind"] != "edge", [*names, "kendall", "queries"]]
+        return shown.astype({"size": "Int64", "queries": "Int64"})
+
+    def chart(self, summary: pd.DataFrame) -> Any:
+        """The circuit, as large as one likes, and the curve of faithfulness over its size."""
+        kinds = dict(iter(summary.groupby("kind")))
+        largest = kinds["edge"].reset_index(drop=True)
+        exact, estimate = largest["exact"], largest["estimate"]
+        away = (exact - estimate).abs() > estimate.abs() / 2
+        graph = circuit_graph(
+            largest.assign(disagrees=away & exact.notna()),
+            title="The edges with the largest effects (logits)",
+            subtitle="dashed: the exact effect on other queries, LayerNorms live, differs by more than half",
+        )
+        curve = kinds["curve"].set_index("measure")["estimate"]
+        least = f"{curve['size']:.0f} edges reach" if curve["size"] > 0 else "no circuit reaches"
+        numbers = f"{least} {FAITHFUL}; CMD {curve['cmd']:.3f} (log {curve['cmd_log']:.3f}), CPR {curve['cpr']:.3f}"
+        return charts.stacked(graph, faithfulness_curve(kinds["size"], subtitle=numbers))
+
+
+def sized(scores: EdgeScores, how: str) -> pd.DataFrame:
+    """The edges of nested circuits, the smallest circuit first: `edge`, `estimate`, and the `size` of that circuit."""
+    size_of: dict[Edge, int] = {}
+    for circuit in nested(scores, how=how).values():
+        for edge in circuit.edges:
+            size_of.setdefault(edge, len(circuit))
+    columns = scores.graph.columns(size_of)
+    table = pd.DataFrame({"edge": [*map(str, size_of)], "estimate": scores.estimate[columns], "size": size_of.values()})
+    order = table.assign(large=-table["estimate"].abs()).sort_values(["size", "large", "edge"]).index
+    return table.loc[order].reset_index(drop=True)
+
+
+def _reached(rows: pd.DataFrame, scores: np.ndarray) -> Reached:
+    return Reached.of(rows["base"].to_numpy(), rows["donor"].to_numpy(), scores, rows["query_id"].tolist())
+
+
+def largest_gaps(rows: pd.DataFrame) -> list[int]:
+    """The row of each query's contrast whose base and donor differ most."""
+    gaps = (rows["base"] - rows["donor"]).abs()
+    return gaps.groupby(rows["query_id"], sort=False).idxmax().tolist()
+
+
+def _columns(scores: Mapping[Any, np.ndarray]) -> np.ndarray:
+    """Scores by circuit as an array, a row for each contrast."""
+    return np.stack([*scores.values()], 1)
+
+
+def _spread(values: np.ndarray, rows: Sequence[int], n: int) -> np.ndarray:
+    """The values at these of n rows, NaN at the others."""
+    spread = np.full((n, values.shape[1]), np.nan, dtype=np.float32)
+    spread[list(rows)] = values
+    return spread
+
+
+def _interval(shares: Estimates, name: str = "") -> dict[str, np.ndarray]:
+    begins = f"{name}_" if name else ""
+    return {name or "estimate": shares.estimate, f"{begins}low": shares.low, f"{begins}high": shares.high}
