@@ -36,7 +36,7 @@ class Edge:
 
     def __init__(self, source: Any, *readers: Any) -> None:
         site = parse_site(source) if isinstance(source, str) else source
-        if not isinstance(site, _IN_A_LAYER) or site != _whole(site):
+        if not isinstance(site, _IN_A_LAYER) or site != component(site):
             raise MechirError(f"'{site}' is no source of an edge: write a head (h8.1), an MLP (mlp3) or resid0.")
         vars(self).update(source=site, readers=readers_in_order(readers))
 
@@ -44,7 +44,7 @@ class Edge:
         return f"Edge({self.source!r}, {', '.join(map(repr, self.readers))})"
 
     def __str__(self) -> str:
-        inputs = [str(_whole(reader) if isinstance(reader, Mlp) else reader) for reader in self.readers]
+        inputs = [str(component(reader) if isinstance(reader, Mlp) else reader) for reader in self.readers]
         return f"{self.source}->{'+'.join(inputs)}"
 
 
@@ -74,7 +74,7 @@ class Circuit(Set[Edge]):
     def sites(self) -> frozenset[Source]:
         """The components between the embedding and the score that edges leave or enter."""
         ends = (end for edge in self.edges for end in (edge.source, *edge.readers))
-        return frozenset(_whole(end) for end in ends if not isinstance(end, Resid | Score))
+        return frozenset(component(end) for end in ends if not isinstance(end, Resid | Score))
 
     @property
     def heads(self) -> frozenset[Head]:
@@ -144,9 +144,9 @@ def readers_in_order(readers: Any) -> tuple[Reader, ...]:
     return tuple(sorted(set(parsed))) if len(parsed) > 1 else tuple(parsed)
 
 
-def _whole(site: Any) -> Any:
-    """The component that a part belongs to: Head(8, 1) of Head(8, 1, "q")."""
-    return type(site)(*(number for number in site if not isinstance(number, str)))
+def component(end: Any) -> Any:
+    """The component that an end of an edge belongs to: h8.1 of h8.1.q, mlp3 of mlp3.in; the score is its own."""
+    return type(end)(*(number for number in end if not isinstance(number, str))) if isinstance(end, tuple) else end
 
 
 def _place(site: Source | Reader) -> tuple[int, int, tuple[Any, ...]]:

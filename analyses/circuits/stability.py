@@ -18,7 +18,8 @@ DRAWS = 200
 """Resamples of the queries."""
 AT = 0.01
 """The share of all edges in the circuit whose edges are listed one by one."""
-SHOWN = 20
+NAMED = 2
+"""Edges whose names the chart shows."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,11 @@ class Stability(Edges):
             low="low",
             high="high",
         )
-        often = kinds["edge"].head(SHOWN)
+        edges = kinds["edge"].rename(columns={"estimate": "share of draws", "effect": "mean effect (logits)"})
+        edges = edges.assign(sign=np.where(edges["same_sign"] == 1, "always one sign", "both signs"))
+        edges["named"] = edges["mean effect (logits)"].abs().rank(ascending=False) <= NAMED
         title = f"How often an edge is among the largest {AT:.0%}"
-        return charts.stacked(agreement, charts.bars(often, "estimate", "edge", title=title))
+        often = charts.scatter(
+            edges, "mean effect (logits)", "share of draws", "sign", title=title, label="edge", named="named"
+        )
+        return charts.stacked(agreement, often)

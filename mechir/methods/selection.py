@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from mechir.circuits import Circuit, Edge
+from mechir.circuits import Circuit, Edge, component
 from mechir.errors import MechirError
 from mechir.methods.edge_graph import Graph
 from mechir.methods.edge_scores import EdgeScores
@@ -142,11 +142,6 @@ def random_alike(graph: Graph, circuit: Circuit, draws: int = 20, seed: int = 0)
         )
         for _ in range(draws)
     ]
-
-
-def component(end: Any) -> Any:
-    """The component whose input or output an end of an edge is: h8.1 of h8.1.k, mlp3 of mlp3.in."""
-    return end if isinstance(end, Score) else type(end)(*(number for number in end if not isinstance(number, str)))
 
 
 def _refuse_size(size: int) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 
 from mechir.registry.conflicts import conflicts
+from mechir.registry.edge_roles import EdgeGraph
 from mechir.registry.evidence import held
 from mechir.registry.findings import address, printed
-from mechir.registry.links import exploratory, linked
+from mechir.registry.links import edge_verdicts, exploratory, linked
 from mechir.registry.queries import matching
 from mechir.registry.runs import DEFAULT
 
@@ -65,7 +66,22 @@ def dossier(
     newest = held(matching(Path(registry), columns, model=model, newest=True))
     here = newest[newest["site"] == text]
     verdicts = rows.merge(here[["run_id", "measure", "label", "collection", "p_all", "holds"]], "left")
-    return Dossier(address(text), verdicts, agreements(here), tuple(dict.fromkeys(conflicts(here)["conflict"])))
+    return Dossier(
+        address(text),
+        verdicts,
+        (*agreements(here), *by_edges(here, newest)),
+        tuple(dict.fromkeys(conflicts(here)["conflict"])),
+    )
+
+
+def by_edges(here: pd.DataFrame, newest: pd.DataFrame) -> tuple[str, ...]:
+    """Sentences on what edges say of one component's roles, by model and collection; both frames are `held`."""
+    sentences = []
+    for keys, part in here.groupby(["model_fingerprint", "collection"], sort=False):
+        around = newest[(newest["model_fingerprint"] == keys[0]) & (newest["collection"] == keys[1])]
+        for role, verdict in edge_verdicts(part.to_dict("records"), EdgeGraph.of(around)).items():
+            sentences.append(f"{role}: {verdict} by edges, {part['model'].iloc[0]} on {keys[1]}")
+    return tuple(sentences)
 
 
 def agreements(here: pd.DataFrame) -> tuple[str, ...]:

@@ -20,12 +20,14 @@ import pandas as pd
 
 from mechir.measures import Rank
 from mechir.registry.conflicts import conflicts
+from mechir.registry.edge_roles import ROLES, EdgeGraph, Verdicts
 from mechir.registry.evidence import EVIDENCE, LINKS, held
 from mechir.registry.frames import SiteFrame, with_sites
 from mechir.registry.queries import matching
 from mechir.registry.runs import DEFAULT
+from mechir.sites import Head, is_head, parse_site
 
-TEXTS = ("model", "collection", "site", "links", "exploratory", "unit", "conflicts")
+TEXTS = ("model", "collection", "site", "links", "exploratory", "unit", "edges", "conflicts")
 BEHIND = ["effect", "low", "high", "unit", "p_all"]
 TEXT_OF = {name: str(measure) for name, measure in EVIDENCE.items()}
 CONCLUSIONS = {str(link.conclusion): link.name for link in LINKS}
@@ -40,15 +42,18 @@ def links(*, model: str | None = None, collection: str | None = None, registry: 
         One row per model, collection and component that is linked, or holds by its looks (`LINKS`) or on its path to
         the score. `site`, an object; `links`, the plan's conclusions: "tf", "idf", "scoring", several with commas, or
         empty; `exploratory`, links that only other runs support; `effect`, `low`, `high`, `unit`, `p_all` of the causal
-        measure behind the first of these links; `conflicts`, sentences joined by "; "; then one column for each of
-        `EVIDENCE`, the value of the newest run (missing where it was not measured), and `conductance_rank` among the
-        heads.
+        measure behind the first of these links; `edges`, what edges say of its roles where they were measured, such as
+        "soft-tf confirmed, scoring open" (see `mechir.registry.edge_roles`); `conflicts`, sentences joined by "; ";
+        then one column for each of `EVIDENCE`, the value of the newest run (missing where it was not measured), and
+        `conductance_rank` among the heads.
 
     It misleads where a component without a link is read as one without the part: only what was measured can hold, with
     the power of its number of queries.
     """
     rows = held(matching(Path(registry), {"collection": collection}, model=model, newest=True))
-    return with_sites(link_table(rows), ["site", "links", "exploratory", *BEHIND, "conflicts", "model", "collection"])
+    return with_sites(
+        link_table(rows), ["site", "links", "exploratory", *BEHIND, "edges", "conflicts", "model", "collection"]
+    )
 
 
 def link_table(findings: pd.DataFrame) -> pd.DataFrame:
@@ -63,8 +68,9 @@ def link_table(findings: pd.DataFrame) -> pd.DataFrame:
         parts: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
         for row in here.to_dict("records"):
             parts.setdefault(tuple(row[name] for name in keys), []).append(row)
-        rows = [_row(part, sentences.get(key, "")) for key, part in parts.items()]
-    columns = ["model", "collection", "site", "links", "exploratory", *BEHIND, "conflicts", *EVIDENCE, "rank"]
+        graphs = {key: EdgeGraph.of(some) for key, some in findings.groupby(keys[:2])}
+        rows = [_row(part, sentences.get(key, ""), graphs[key[:2]]) for key, part in parts.items()]
+    columns = ["model", "collection", "site", "links", "exploratory", *BEHIND, "edges", "conflicts", *EVIDENCE, "rank"]
     table = pd.DataFrame(rows, columns=columns).astype({name: "str" if name in TEXTS else float for name in columns})
     table = table.rename(columns={"rank": "conductance_rank"})
     strength = table["effect"].abs().fillna(0) + 100 * (table["links"] != "") + 10 * (table["exploratory"] != "")
@@ -86,6 +92,16 @@ def exploratory(part: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any
         if looks and acts and link.name not in planned:
             links[link.name] = max(acts, key=lambda row: abs(row["value"])) if link.term else acts[0]
     return links
+
+
+def edge_verdicts(part: Sequence[Mapping[str, Any]], graph: EdgeGraph | None) -> Verdicts:
+    """What edges say of the roles that findings give a head; `part`: those of one component, `held`."""
+    site = parse_site(part[0]["site"]) if graph and is_head(part[0]["site"]) else None
+    if graph is None or not isinstance(site, Head):
+        return {}
+    context = [row for row in part if row["holds"] and row["measure"] == TEXT_OF["to_context"]]
+    names = [*linked(part), *exploratory(part), *(["to_context"] if context else [])]
+    return graph.verdicts(site, [ROLES[name] for name in names if name in ROLES])
 
 
 def measured(findings: pd.DataFrame) -> dict[str, dict[str, bool]]:
@@ -110,10 +126,11 @@ def _shown(findings: pd.DataFrame) -> pd.Series:
     return shown & findings["holds"]
 
 
-def _row(part: Sequence[Mapping[str, Any]], sentences: str) -> dict[str, Any]:
+def _row(part: Sequence[Mapping[str, Any]], sentences: str, graph: EdgeGraph | None) -> dict[str, Any]:
     links, others, newest = linked(part), exploratory(part), {row["measure"]: row for row in part}
     row = {name: part[0][name] for name in ("model", "collection", "site")}
     row |= {"links": ",".join(links), "exploratory": ",".join(others), "conflicts": sentences, "unit": ""}
+    row["edges"] = ", ".join(f"{role} {verdict}" for role, verdict in edge_verdicts(part, graph).items())
     first = next(iter([*links.values(), *others.values()]), None)
     if first is not None:
         row |= {"effect": first["value"]} | {name: first[name] for name in BEHIND[1:]}

@@ -88,7 +88,7 @@ def effect_map(
         ]
     wide, tall = 52 * shown[x].nunique(), 36 * shown[y].nunique()
     legend = alt.Legend(gradientLength=min(200, tall))
-    hue, ink = alt.Color(f"{value}:Q", scale=signed(size), title=value, legend=legend), _white_where("light")
+    hue, ink = alt.Color(f"{value}:Q", scale=_signed(size), title=value, legend=legend), _white_where("light")
     base = _grid(shown, x, y, order_x, order_y)
     layers = [base.mark_rect(stroke="white").encode(color=hue, tooltip=tips)]
     layers.append(base.mark_text(fontSize=11, dy=-4 if low else 0).encode(text="written:N", color=ink))
@@ -141,7 +141,7 @@ def _white_where(name: str) -> Any:
     return alt.condition(getattr(alt.datum, name), alt.value("white"), alt.value("black"))
 
 
-def signed(size: float) -> alt.Scale:
+def _signed(size: float) -> alt.Scale:
     """Blue below 0, white at 0, red above."""
     return alt.Scale(scheme="redblue", domain=[-size, size], reverse=True)
 
@@ -222,7 +222,7 @@ def scatter(
     shown = _columns(frame, x, y, colour, label, named, column)
     base = alt.Chart(shown).encode(x=alt.X(f"{x}:Q", title=x), y=alt.Y(f"{y}:Q", title=y))
     numeric = pd.api.types.is_numeric_dtype(shown[colour])
-    scale = signed(float(shown[colour].abs().max()) or 1.0) if numeric else COLOURS
+    scale = _signed(float(shown[colour].abs().max()) or 1.0) if numeric else COLOURS
     hue = alt.Color(f"{colour}:{'Q' if numeric else 'N'}", scale=scale, title=colour)
     zero = alt.Chart(shown).mark_rule(strokeDash=[3, 3], color="#999")
     layers: list[Any] = [zero.encode(x=alt.datum(0)), zero.encode(y=alt.datum(0))]

@@ -9,7 +9,7 @@ import pandas as pd
 
 from mechir.circuits import parse_edge
 from mechir.sites import Head, Mlp, Resid, Score
-from mechir.views.charts import DASHED, signed, titled
+from mechir.views.charts import DASHED, titled
 
 PORT = {"q": -0.25, "k": 0.0, "v": 0.25}
 """Where the inputs of a head lie beside its middle."""
@@ -36,7 +36,8 @@ def circuit_graph(edges: pd.DataFrame, *, title: str, subtitle: str = "") -> Any
     drawn = pd.DataFrame(places, columns=["x", "y", "x2", "y2"])
     drawn = drawn.assign(edge=edges["edge"].to_numpy(), effect=edges["estimate"].to_numpy(), rank=range(len(edges)))
     drawn["dashed"] = edges["disagrees"].to_numpy() if "disagrees" in edges else False
-    drawn["size"] = drawn["effect"].abs()
+    drawn = drawn.assign(size=drawn["effect"].abs(), sign="raises the score")
+    drawn.loc[drawn["effect"] < 0, "sign"] = "lowers it"
     names: dict[str, list[Any]] = {}
     for rank, edge in enumerate(parsed):
         for end in (edge.source, *edge.readers):
@@ -59,13 +60,14 @@ def circuit_graph(edges: pd.DataFrame, *, title: str, subtitle: str = "") -> Any
 def _lines(chart: Any, x: Any, y: Any, largest: float) -> Any:
     """The edges, `largest` the size of the largest effect."""
     dashes = alt.Scale(domain=[False, True], range=[[1, 0], [5, 4]])
-    widths = alt.Scale(range=[0.6, 7], domain=[0, largest or 1.0])
-    return chart.mark_rule(opacity=0.75, strokeCap="round").encode(
+    widths = alt.Scale(type="sqrt", range=[0.3, 8], domain=[0, largest or 1.0])
+    signs = alt.Scale(domain=["raises the score", "lowers it"], range=["#c8553d", "#3d6fa8"])
+    return chart.mark_rule(opacity=0.7, strokeCap="round").encode(
         x=x,
         y=y,
         x2="x2:Q",
         y2="y2:Q",
-        color=alt.Color("effect:Q", scale=signed(largest or 1.0), title="effect"),
+        color=alt.Color("sign:N", scale=signs, title=None),
         strokeWidth=alt.StrokeWidth("size:Q", scale=widths, legend=None),
         strokeDash=alt.StrokeDash("dashed:N", scale=dashes, legend=None),
         tooltip=["edge", "effect"],
