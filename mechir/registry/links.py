@@ -61,6 +61,7 @@ def link_table(findings: pd.DataFrame) -> pd.DataFrame:
     keys = ["model_fingerprint", "collection", "site"]
     rows, shown = [], _shown(findings)
     if shown.any():
+        graphs = {key: EdgeGraph.of(part) for key, part in findings.groupby(keys[:2])}
         some = shown.groupby([findings[name] for name in keys[::2]]).transform("any")
         findings, shown = findings[some], shown[some]
         sentences = conflicts(findings).groupby(keys)["conflict"].agg("; ".join).to_dict()
@@ -68,7 +69,6 @@ def link_table(findings: pd.DataFrame) -> pd.DataFrame:
         parts: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
         for row in here.to_dict("records"):
             parts.setdefault(tuple(row[name] for name in keys), []).append(row)
-        graphs = {key: EdgeGraph.of(some) for key, some in findings.groupby(keys[:2])}
         rows = [_row(part, sentences.get(key, ""), graphs[key[:2]]) for key, part in parts.items()]
     columns = ["model", "collection", "site", "links", "exploratory", *BEHIND, "edges", "conflicts", *EVIDENCE, "rank"]
     table = pd.DataFrame(rows, columns=columns).astype({name: "str" if name in TEXTS else float for name in columns})
