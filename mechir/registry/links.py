@@ -22,10 +22,11 @@ from mechir.measures import Rank
 from mechir.registry.conflicts import conflicts
 from mechir.registry.edge_roles import ROLES, EdgeGraph, Verdicts
 from mechir.registry.evidence import EVIDENCE, LINKS, held
+from mechir.registry.findings import address
 from mechir.registry.frames import SiteFrame, with_sites
 from mechir.registry.queries import matching
 from mechir.registry.runs import DEFAULT
-from mechir.sites import Head, is_head, parse_site
+from mechir.sites import Head
 
 TEXTS = ("model", "collection", "site", "links", "exploratory", "unit", "edges", "conflicts")
 BEHIND = ["effect", "low", "high", "unit", "p_all"]
@@ -96,7 +97,7 @@ def exploratory(part: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any
 
 def edge_verdicts(part: Sequence[Mapping[str, Any]], graph: EdgeGraph | None) -> Verdicts:
     """What edges say of the roles that findings give a head; `part`: those of one component, `held`."""
-    site = parse_site(part[0]["site"]) if graph and is_head(part[0]["site"]) else None
+    site = address(part[0]["site"])
     if graph is None or not isinstance(site, Head):
         return {}
     context = [row for row in part if row["holds"] and row["measure"] == TEXT_OF["to_context"]]
