@@ -10,6 +10,7 @@ import pandas as pd
 from mechir.contrasts import Contrast
 from mechir.experiment import Experiment
 from mechir.methods.edge_graph import Graph
+from mechir.methods.edge_scores import EdgeScores, Way
 from mechir.methods.edge_streams import LN
 from mechir.methods.metrics import by_query
 from mechir.options import option
@@ -49,6 +50,12 @@ def ids_of(contrasts: Iterable[Contrast]) -> pd.DataFrame:
 def stacked(rows: pd.DataFrame, column: str) -> np.ndarray:
     """A column of lists as an array, a row for each contrast."""
     return np.stack(rows[column].to_list())
+
+
+def scores_of(rows: pd.DataFrame, graph: Graph) -> EdgeScores:
+    """The rows of `Edges` as the value that `edges` returns."""
+    base, donor = (rows[end].to_numpy() for end in ("base", "donor"))
+    return EdgeScores(graph, tuple(rows["query_id"]), stacked(rows, "effects"), base, donor, Way())
 
 
 def by_queries(rows: pd.DataFrame, column: str) -> np.ndarray:

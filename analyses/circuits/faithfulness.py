@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mechir.circuits import Circuit, Edge, parse_edge
+from mechir.circuits import Circuit, parse_edge
 from mechir.contrasts import Contrast
 from mechir.experiment import Experiment, Finished, Inputs
 from mechir.inference import Estimates
@@ -15,18 +15,17 @@ from mechir.measures import CIRCUIT, stated
 from mechir.methods import effects
 from mechir.methods.circuit_ranking import ranking_table
 from mechir.methods.edge_graph import Graph
-from mechir.methods.edge_scores import EdgeScores, Way
 from mechir.methods.edges import edges
 from mechir.methods.faithfulness import Reached, circuit_scores
 from mechir.methods.faithfulness_curve import FAITHFUL, curve_table
-from mechir.methods.selection import HOW, nested, random_alike
+from mechir.methods.selection import HOW, circuits_of, random_alike, ranked_edges
 from mechir.options import frame, option
 from mechir.pairs import split_queries
 from mechir.reranker import Weights
 from mechir.views import charts
 from mechir.views.circuits import circuit_graph, faithfulness_curve
 
-from ._scored import Scored, ids_of, stacked
+from ._scored import Scored, ids_of, scores_of, stacked
 from .edges import DRAWN, Edges
 
 PART = 2
@@ -58,17 +57,11 @@ class Faithfulness(Scored):
         """The edges by their effect on half of the queries, each with the smallest circuit that it is in."""
         held_out = split_queries(inputs.material, PART)[1]
         run = inputs.run(Edges(**self.scoring, seed=self.seed, sample=0, every=PART))
-        graph, values = Graph.of(inputs.model), stacked(run.rows, "effects")
-        contrasts = tuple(split_queries(inputs.material, PART)[0])
-        base, donor = (run.rows[end].to_numpy() for end in ("base", "donor"))
-        scores = EdgeScores(graph, contrasts, values, base, donor, Way())
-        return replace(self, scored=sized(scores, self.how)), held_out
+        return self.on(inputs.model, run.rows), held_out
 
-    @property
-    def circuits(self) -> dict[int, Circuit]:
-        """The circuits by their size."""
-        sizes = sorted(set(self.scored["size"]))
-        return {size: Circuit(self.scored["edge"][self.scored["size"] <= size]) for size in sizes}
+    def on(self, model: Weights, rows: pd.DataFrame) -> "Faithfulness":
+        """The experiment on the circuits of the rows of `Edges`."""
+        return replace(self, scored=ranked_edges(scores_of(rows, Graph.of(model)), self.how))
 
     def measure(self, model: Weights, contrasts: Sequence[Contrast]) -> pd.DataFrame:
         """A row per contrast: ids, `base`, `donor`; `only` and `without`, the scores with and without each circuit.
@@ -76,7 +69,7 @@ class Faithfulness(Scored):
         On each query's contrast with the largest gap also `random`, the scores with the random circuits of one size
         after the other, and `exact`, the exact effects of the largest edges; elsewhere these are NaN.
         """
-        circuits = self.circuits
+        circuits = circuits_of(self.scored)
         only, without = (circuit_scores(model, contrasts, circuits, complement=left) for left in (False, True))
         rows = ids_of(contrasts).assign(base=only.base, donor=only.donor)
         some = largest_gaps(rows)
@@ -160,18 +153,6 @@ class Faithfulness(Scored):
         least = f"{curve['size']:.0f} edges reach" if curve["size"] > 0 else "no circuit reaches"
         numbers = f"{least} {FAITHFUL}; CMD {curve['cmd']:.3f} (log {curve['cmd_log']:.3f}), CPR {curve['cpr']:.3f}"
         return charts.stacked(graph, faithfulness_curve(kinds["size"], subtitle=numbers))
-
-
-def sized(scores: EdgeScores, how: str) -> pd.DataFrame:
-    """The edges of nested circuits, the smallest circuit first: `edge`, `estimate`, and the `size` of that circuit."""
-    size_of: dict[Edge, int] = {}
-    for circuit in nested(scores, how=how).values():
-        for edge in circuit.edges:
-            size_of.setdefault(edge, len(circuit))
-    columns = scores.graph.columns(size_of)
-    table = pd.DataFrame({"edge": [*map(str, size_of)], "estimate": scores.estimate[columns], "size": size_of.values()})
-    order = table.assign(large=-table["estimate"].abs()).sort_values(["size", "large", "edge"]).index
-    return table.loc[order].reset_index(drop=True)
 
 
 def _reached(rows: pd.DataFrame, scores: np.ndarray) -> Reached:

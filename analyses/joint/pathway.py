@@ -15,7 +15,7 @@ from mechir.inference import FEWEST, LEVEL
 from mechir.material import Pool, source_of
 from mechir.measures import CONTRAST, LINK_TO, PATCHING, PATH_TO_SCORE, R_IDF, WITHOUT_HEADS, stated
 from mechir.methods.checks import relevant_there
-from mechir.methods.cutting import METRICS, cut_scores, cut_sets, cut_table, head_means
+from mechir.methods.cutting import METRICS, cut_scores, cut_sets, cut_table, head_means, term_contrasts
 from mechir.methods.planning import contrast_spreads, power_table, share_spreads
 from mechir.options import frame, option
 from mechir.pairs import Pair
@@ -29,6 +29,8 @@ from mechir.sites import Head, is_head, parse_site
 from mechir.views import charts
 
 from ..chen2024.head_maps import HeadMaps
+from ..circuits.edges import Edges
+from ..circuits.faithfulness import Faithfulness
 from ..lu2025.head_to_heads import HeadToHeads
 from ..lu2025.head_to_score import HeadToScore
 from ..lu2025.idf_direction import IdfDirection
@@ -41,6 +43,8 @@ from ..vast2025.qk_projection import QkProjection
 from ..vast2025.qk_svd import QkSvd
 from .examples import Examples
 
+CIRCUIT = "circuit"
+"""The text of rows, and the kind of lines, that are of circuits."""
 MATCHING, LINKED, SCORING, ALL = "matching", "linked to tf", "scoring", "all of these"
 """The sets of heads that are cut."""
 LEARN = 2 / 3
@@ -53,6 +57,8 @@ DECIDING = (HeadMaps(at="query|doc"), HeadToScore())
 """The experiments on contrasts of term frequency that the plan reads: on all learning queries."""
 EXPLORING = (HeadToHeads(ports=("v",)),)
 """Those that it does not read: on some."""
+EDGES = Edges(sample=0)
+"""The edges of term frequency, on all learning queries."""
 CUT, EDITED, SHOWN = 3, 2, 12
 """Matching heads whose W_QK is cut; singular vectors that are edited; heads whose attention is stored to look at."""
 SOME, FEW = 24, 12
@@ -70,7 +76,8 @@ class Pathway(Experiment):
     and paths to the scoring heads, conductance, semantic BM25. A plan that is written before anything is measured
     (`mechir.registry.plan`) concludes from their findings what is linked to tf, to idf and to the score; all else is
     exploratory. On the last third, which nothing has seen, the heads that match, those that are linked, those that
-    write the score and all of them are cut, beside random sets of the same layers.
+    write the score and all of them are cut, beside random sets of the same layers; and the model runs on the circuits
+    of term frequency alone, the edges of the first two thirds.
     """
 
     is_default = True
@@ -88,6 +95,7 @@ class Pathway(Experiment):
     plan: pd.DataFrame = frame()
     sets: pd.DataFrame = frame()
     heads: pd.DataFrame = frame()
+    edges: pd.DataFrame = frame("edge", "estimate", "size")
 
     def cost(self, model: Weights) -> float:
         """Full forwards per pair, roughly: all experiments of the chain, most of them on a part of the pairs."""
@@ -148,28 +156,50 @@ class Pathway(Experiment):
         on_pairs(self._looks(inputs.material))
         on_contrasts(DECIDING, n, PER_GRADE)
         on_contrasts(EXPLORING, min(n, SOME), 1)
+        scored = inputs.run(EDGES, source=self._tfc1(inputs, n, 1), pool=Pool())
+        runs.append(scored.id)
         on_pairs(self._acts(held(matching(registry, runs=runs, newest=True))))
         findings = held(matching(registry, runs=runs, newest=True))
         plan = concluded(findings)
         sets = cut_sets(model, _sets(findings, plan), self.draws, self.seed)
         learning = set(list(dict.fromkeys(pair.query_id for pair in inputs.material))[:n])
         heads = head_means(model, [pair for pair in inputs.material if pair.query_id in learning])
-        ready = replace(self, linked=link_table(_with(findings, plan)), plan=plan, sets=sets, heads=heads)
+        edges = self._faithfulness.on(model, scored.rows).scored
+        linked = link_table(_with(findings, plan))
+        ready = replace(self, linked=linked, plan=plan, sets=sets, heads=heads, edges=edges)
         return ready, [pair for pair in inputs.material if pair.query_id not in learning]
 
     def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
-        """Scores of every pair, and of a term more, without each set of heads: see `cut_scores`."""
-        return cut_scores(model, pairs, self.sets, self.heads, self.filler)
+        """Scores of every pair, and of a term more, without each set of heads, and with each circuit alone.
+
+        See `cut_scores`; the rows of `Faithfulness` have the text "circuit".
+        """
+        cut = cut_scores(model, pairs, self.sets, self.heads, self.filler)
+        contrasts = term_contrasts(model, pairs, self.filler)
+        if not contrasts:
+            return cut
+        return pd.concat([cut, self._faithfulness.measure(model, contrasts).assign(text=CIRCUIT)], ignore_index=True)
+
+    @property
+    def _faithfulness(self) -> Faithfulness:
+        """The experiment on the circuits of term frequency."""
+        return replace(Faithfulness(draws=self.draws, seed=self.seed), scored=self.edges)
 
     def summarise(self, run: Finished) -> pd.DataFrame:
         """The links, the plan's verdicts on hypotheses, and the effect of cutting sets of heads on held-out queries.
 
         `kind` "link": the columns of `links`. "plan": `measure`, `value` (components linked), `p`, `p_corrected`,
-        `label` (the reason where there are none). "cut": the columns of `cut_table`.
+        `label` (the reason where there are none). "cut": the columns of `cut_table`. "circuit": the lines of `size` of
+        `Faithfulness`, on the held-out queries.
         """
+        circuits = run.rows["text"] == CIRCUIT
         hypotheses = self.plan[self.plan["site"] == ""].assign(kind="plan")
-        cuts = cut_table(run.rows, run.judged, self.sets).assign(kind="cut")
-        return pd.concat([self.linked.assign(kind="link"), hypotheses, cuts], ignore_index=True)
+        parts = [self.linked.assign(kind="link"), hypotheses]
+        parts.append(cut_table(run.rows[~circuits], run.judged, self.sets).assign(kind="cut"))
+        if circuits.any():
+            sizes = self._faithfulness.summarise(replace(run, rows=run.rows[circuits]))
+            parts.append(sizes[sizes["kind"] == "size"].dropna(axis=1, how="all").assign(kind="circuit"))
+        return pd.concat(parts, ignore_index=True)
 
     def findings(self, run: Finished) -> pd.DataFrame:
         """The conclusions of the plan, and the loss on held-out queries without sets of heads, beyond random sets."""
@@ -186,10 +216,11 @@ class Pathway(Experiment):
         evidence = ["contrast", "rise", "patching", "to_score", "r_idf", "edit_score", "edit_attention"]
         plan = ["measure", "value", "p_corrected", "label"]
         cuts = ["set", "way", "heads", "intact", "change", "random", "excess", "p_draws", "queries"]
-        names = ["kind", "site", "links", "exploratory", *BEHIND, *evidence, *cuts[:2], *plan, *cuts[2:]]
+        circuits = ["size", "estimate", "random_high", "without"]
+        names = ["kind", "site", "links", "exploratory", *BEHIND, *evidence, *circuits, *cuts[:2], *plan, *cuts[2:]]
         shown = summary[[name for name in names if name in summary]].copy()
         shown["site"] = shown["site"].where(shown["kind"] == "link")
-        return shown.astype({name: "Int64" for name in ("heads", "queries") if name in shown})
+        return shown.astype({name: "Int64" for name in ("heads", "queries", "size") if name in shown})
 
     def chart(self, summary: pd.DataFrame) -> Any:
         """The heads of the table: their attention contrast against the effect of patching them."""

@@ -7,13 +7,13 @@ none of its own.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from mechir.activations import BySegment, means
-from mechir.contrasts import align
+from mechir.contrasts import Contrast, align
 from mechir.diagnostics import Tfc1
 from mechir.errors import MechirError
 from mechir.inference import means as tested
@@ -74,7 +74,7 @@ def cut_scores(
     for heads in sets.itertuples(index=False):
         for way, value in filling.items():
             do[f"{heads.set}|{heads.draw}|{way}"] = Ablate(heads.sites.split(","), value)
-    contrasts = list(_contrasts(model, pairs, filler))
+    contrasts = term_contrasts(model, pairs, filler)
     texts = {"pair": list(pairs), "base": [c.base for c in contrasts], "donor": [c.donor for c in contrasts]}
     columns = ["name", "text", "query_id", "doc_id", "score"]
     parts = [sweep(model, some, do, progress=False).assign(text=text)[columns] for text, some in texts.items() if some]
@@ -83,17 +83,20 @@ def cut_scores(
     return pd.concat([names, rows.drop(columns="name")], axis=1)
 
 
-def _contrasts(model: Reranker, pairs: Sequence[Pair], filler: str) -> Iterator[Any]:
+def term_contrasts(model: Reranker, pairs: Sequence[Pair], filler: str) -> list[Contrast]:
+    """One more occurrence of a query term in each query's best and worst judged document, those that can be aligned."""
     by_query: dict[str, list[Pair]] = {}
     for pair in pairs:
         by_query.setdefault(pair.query_id, []).append(pair)
+    contrasts = []
     for group in by_query.values():
         judged = sorted(group, key=lambda pair: pair.grade or 0)
         for pair in dict.fromkeys([judged[-1], judged[0]]):
             try:
-                yield align(pair, Tfc1(), model.tokenizer, filler, max_length=model.max_length)
+                contrasts.append(align(pair, Tfc1(), model.tokenizer, filler, max_length=model.max_length))
             except MechirError:
                 continue  # a document as long as the model reads has no room for another word
+    return contrasts
 
 
 def cut_table(rows: pd.DataFrame, judged: pd.DataFrame, sets: pd.DataFrame) -> pd.DataFrame:

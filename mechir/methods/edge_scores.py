@@ -13,7 +13,7 @@ from scipy import stats
 
 from mechir import inference
 from mechir.circuits import Circuit
-from mechir.contrasts import ROLES, Contrast
+from mechir.contrasts import ROLES
 from mechir.errors import MechirError
 from mechir.methods.edge_graph import Graph
 from mechir.methods.edge_streams import LN
@@ -86,7 +86,7 @@ class EdgeScores:
 
     Attributes:
         graph: the edges, `graph.edges`, in the order of the columns.
-        contrasts: what was run, in the order of the rows.
+        query_ids: the query of each row, a contrast, in the order in which these were given.
         values: the effects; a query's is the mean over its contrasts.
         base: the score of each base.
         donor: that of each donor.
@@ -96,7 +96,7 @@ class EdgeScores:
     """
 
     graph: Graph
-    contrasts: tuple[Contrast, ...]
+    query_ids: tuple[str, ...]
     values: Float[np.ndarray, "contrast edge"]
     base: Float[np.ndarray, "contrast"]
     donor: Float[np.ndarray, "contrast"]
@@ -107,7 +107,7 @@ class EdgeScores:
     @cached_property
     def queries(self) -> Float[np.ndarray, "query edge"]:
         """The effects by query: the mean over a query's contrasts."""
-        rows = by_query([contrast.query_id for contrast in self.contrasts])
+        rows = by_query(self.query_ids)
         return np.stack([self.values[own].mean(0) for own in rows.values()])
 
     @cached_property
@@ -145,7 +145,7 @@ class EdgeRoles:
     """
 
     graph: Graph
-    contrasts: tuple[Contrast, ...]
+    query_ids: tuple[str, ...]
     values: Float[np.ndarray, "contrast edge source reader"]
     base: Float[np.ndarray, "contrast"]
     donor: Float[np.ndarray, "contrast"]
@@ -154,7 +154,7 @@ class EdgeRoles:
     @cached_property
     def plain(self) -> EdgeScores:
         """The effects of whole edges: the sums over roles."""
-        return EdgeScores(self.graph, self.contrasts, self.values.sum((2, 3)), self.base, self.donor, self.way)
+        return EdgeScores(self.graph, self.query_ids, self.values.sum((2, 3)), self.base, self.donor, self.way)
 
     @cached_property
     def frame(self) -> pd.DataFrame:

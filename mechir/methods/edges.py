@@ -114,7 +114,7 @@ class _Work:
 
     def scored(self, way: Way, wanted: np.ndarray | None = None) -> EdgeScores:
         """All edges on all contrasts, or the wanted ones."""
-        n, queries = len(self.encoded.contrasts), [contrast.query_id for contrast in self.encoded.contrasts]
+        n, queries = len(self.encoded.contrasts), tuple(contrast.query_id for contrast in self.encoded.contrasts)
         values = np.empty((n, len(self.graph)), dtype=np.float32)
         ends = np.empty((2, n), dtype=np.float32)
         points = way.places
@@ -125,7 +125,7 @@ class _Work:
             values[batch.rows] = for_numpy(value).numpy()
         if way.method == "exact" and self.metric is not score:
             values = on_metric(self.metric, values, ends[0], queries)
-        return EdgeScores(self.graph, self.encoded.contrasts, values, ends[0], ends[1], way)
+        return EdgeScores(self.graph, queries, values, ends[0], ends[1], way)
 
     def _batch(
         self, way: Way, batch: ContrastBatch, counts: Sequence[Tensor], wanted: np.ndarray | None
@@ -163,7 +163,7 @@ class _Work:
 
     def by_roles(self, way: Way) -> EdgeRoles:
         """All edges on all contrasts, by roles."""
-        n, queries = len(self.encoded.contrasts), [contrast.query_id for contrast in self.encoded.contrasts]
+        n, queries = len(self.encoded.contrasts), tuple(contrast.query_id for contrast in self.encoded.contrasts)
         values = np.empty((n, len(self.graph), len(ROLES), len(ROLES)), dtype=np.float32)
         ends = np.empty((2, n), dtype=np.float32)
         points = way.places
@@ -175,7 +175,7 @@ class _Work:
             gradients = averaged_roles(self.model, batch.base, member, (run, donor), points, own)
             value = first_order_roles(self.model, self.graph, member, run, donor, gradients, way.ln)
             values[batch.rows] = for_numpy(value).numpy()
-        return EdgeRoles(self.graph, self.encoded.contrasts, values, ends[0], ends[1], way)
+        return EdgeRoles(self.graph, queries, values, ends[0], ends[1], way)
 
     def screened(self, way: Way) -> EdgeScores:
         """Estimates of all, exact effects of the largest and of as many others drawn at random."""

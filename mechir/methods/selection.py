@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 from mechir.circuits import Circuit, Edge, component
@@ -91,6 +92,23 @@ def nested(scores: EdgeScores, sizes: Sequence[int | float] = SIZES, how: str = 
     numbers = [round(size * n) if isinstance(size, float) and size <= 1 else int(size) for size in sizes]
     select = top if how == "top" else greedy
     return {number: select(scores, number) for number in sorted({max(1, min(number, n)) for number in numbers})}
+
+
+def ranked_edges(scores: EdgeScores, how: str = "top") -> pd.DataFrame:
+    """The edges of nested circuits, those of the smallest first: `edge`, `estimate`, `size`, that of its circuit."""
+    size_of: dict[Edge, int] = {}
+    for circuit in nested(scores, how=how).values():
+        for edge in circuit.edges:
+            size_of.setdefault(edge, len(circuit))
+    estimates = scores.estimate[scores.graph.columns(size_of)]
+    table = pd.DataFrame({"edge": [*map(str, size_of)], "estimate": estimates, "size": list(size_of.values())})
+    order = table.assign(large=-table["estimate"].abs()).sort_values(["size", "large", "edge"]).index
+    return table.loc[order].reset_index(drop=True)
+
+
+def circuits_of(ranked: pd.DataFrame) -> dict[int, Circuit]:
+    """The nested circuits of `ranked_edges`, by size."""
+    return {size: Circuit(ranked["edge"][ranked["size"] <= size]) for size in sorted(set(ranked["size"]))}
 
 
 def resampled(queries: Float[np.ndarray, "query edge"], draws: int, seed: int) -> Float[np.ndarray, "draw edge"]:
