@@ -59,6 +59,8 @@ _LATER = {
     "nested": "mechir.methods.selection",
     "stability": "mechir.methods.selection",
     "faithfulness": "mechir.methods.faithfulness",
+    "save_circuit": "mechir.methods.circuit_files",
+    "load_circuit": "mechir.methods.circuit_files",
     "all_heads": "mechir.model_sites",
     "export": "mechir.exporting",
 }

@@ -1,0 +1,502 @@
+"""Circuits in MIB's and circuit-tracer's formats: what is written is read, by those tools' rules, and nothing else is."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import mechir as mi
+from mechir import planted
+from mechir.circuits import PORTS, Circuit, Edge, parse_edge
+from mechir.encoder import HookedEncoder
+from mechir.errors import MechirError
+from mechir.methods import circuit_files
+from mechir.methods.circuit_files import read, write
+from mechir.methods.edges import edges
+from mechir.methods.saved_circuits import FLOAT32, SavedCircuit, Shape
+
+DATA = Path(__file__).parent / "data" / "circuits"
+MODEL = planted.bm25(c=3.0)
+PAIRS = planted.pairs(MODEL, n=24)
+TRUTH = planted.truth(MODEL, "tf").edges
+SHAPE = Shape(2, 2, 8, "tiny")
+
+
+def every_edge(shape: Shape) -> Iterator[tuple[Edge, str]]:
+    """The edges of a model with their names in MIB's format, by EAP-IG's definition: who reads what is written so far."""
+    stream = [("resid0", "input")]
+    for layer in range(shape.n_layers):
+        heads = [(f"h{layer}.{head}", f"a{layer}.h{head}") for head in range(shape.n_heads)]
+        for (ours, theirs), (own, other), port in ((s, h, p) for s in stream for h in heads for p in PORTS):
+            yield Edge(ours, f"{own}.{port}"), f"{theirs}->{other}<{port}>"
+        stream += heads
+        for ours, theirs in stream:
+            yield Edge(ours, f"mlp{layer}"), f"{theirs}->m{layer}"
+        stream.append((f"mlp{layer}", f"m{layer}"))
+    for ours, theirs in stream:
+        yield Edge(ours, "score"), f"{theirs}->logits"
+
+
+SIZE = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 999))
+COLUMN = st.integers(0, 10_000)
+SCORES = st.dictionaries(COLUMN, st.one_of(st.floats(-FLOAT32, FLOAT32), st.just(float("nan"))))
+
+
+def saved_of(size: tuple[int, int, int], members: set[int], scores: dict[int, float]) -> SavedCircuit:
+    """A circuit of a small model, some of whose edges are scored; NaN: not measured."""
+    shape = Shape(*size, "tiny")
+    listed = [edge for edge, _ in every_edge(shape)]
+    values = {listed[column % len(listed)]: score for column, score in scores.items()}
+    return SavedCircuit(Circuit(listed[column % len(listed)] for column in members), values, shape)
+
+
+def measured(saved: SavedCircuit) -> dict[Edge, float]:
+    return {edge: score for edge, score in saved.scores.items() if score == score}
+
+
+def strict(file: Path) -> Any:
+    """The JSON of a file, without the NaN and Infinity that Python allows."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    return json.loads(file.read_text(encoding="ascii"), parse_constant=refuse)
+
+
+@given(SIZE, st.sets(COLUMN), SCORES)
+def test_mib_keeps_circuit_and_scores_exactly(size: Any, members: set[int], scores: dict[int, float]) -> None:
+    saved = saved_of(size, members, scores)
+    with tempfile.TemporaryDirectory() as folder:
+        file = write(Path(folder) / "a.json", saved)
+        content, again = strict(file), read(file)
+        assert again == (saved.circuit, measured(saved), saved.shape)
+        turned = SavedCircuit(Circuit(reversed(list(saved.circuit))), dict(reversed(saved.scores.items())), saved.shape)
+        assert write(Path(folder) / "b.json", turned).read_bytes() == file.read_bytes()
+    names = {name: edge for edge, name in every_edge(saved.shape)}
+    assert content["edges"].keys() <= names.keys()
+    for name, info in content["edges"].items():  # what EAP-IG assigns
+        assert isinstance(info["score"], float) and info["in_graph"] is (names[name] in saved.circuit)
+    assert len(content["nodes"]) == 2 + saved.shape.n_layers * (saved.shape.n_heads + 1)
+
+
+@given(SIZE, st.sets(COLUMN), SCORES)
+def test_a_graph_keeps_the_circuit_and_its_scores(size: Any, members: set[int], scores: dict[int, float]) -> None:
+    saved = saved_of(size, members, scores)
+    inside = {edge: score for edge, score in measured(saved).items() if edge in saved.circuit}
+    saved = saved if saved.circuit else saved._replace(scores={})
+    with tempfile.TemporaryDirectory() as folder:
+        file = write(Path(folder) / "a.json", saved, format="circuit-tracer")
+        content = strict(file)
+        assert read(file) == (saved.circuit, inside, saved.shape)
+        content["qParams"] |= {"pinnedIds": ["E_0_0"], "clickedId": "E_0_0"}  # as their page saves it
+        file.write_text(json.dumps(content, indent=2))
+        assert read(file) == (saved.circuit, inside, saved.shape) and read(file).shape.name == "tiny"
+    refuse_as_theirs_would(content)
+
+
+def refuse_as_theirs_would(content: dict[str, Any]) -> None:
+    """What circuit-tracer's models, Neuronpedia's schema and the page's code ask of a graph."""
+    texts = {"metadata": ("slug", "scan", "prompt"), "qParams": ("linkType", "clickedId", "sg_pos")}
+    assert all(isinstance(content[part][key], str) for part, keys in texts.items() for key in keys)
+    assert len(content["metadata"]["prompt_tokens"]) >= 2 and content["metadata"]["transcoder_list"] == []
+    assert "node_threshold" not in content["metadata"]  # a number, or absent
+    kinds = {
+        "node_id": str,
+        "feature": int,
+        "layer": str,
+        "ctx_idx": int,
+        "feature_type": str,
+        "jsNodeId": str,
+        "clerp": str,
+    }
+    for node in content["nodes"]:
+        assert all(type(node[key]) is kind for key, kind in kinds.items())
+        assert 0 <= node["ctx_idx"] < len(content["metadata"]["prompt_tokens"])
+        assert node["feature_type"] != "logit" or "(p=" in node["clerp"]
+    ids = [node["node_id"] for node in content["nodes"]]
+    features = {(node["layer"], node["feature"], node["ctx_idx"]) for node in content["nodes"]}
+    assert len(set(ids)) == len(features) == len(ids)
+    ends = [(link["source"], link["target"]) for link in content["links"]]
+    assert len(set(ends)) == len(ends) and {end for pair in ends for end in pair} <= set(ids)
+    assert all(isinstance(link["weight"], float) for link in content["links"])
+
+
+def test_the_files_of_a_small_circuit_by_hand(tmp_path: Path) -> None:
+    circuit = Circuit(["resid0->h0.1.k", "resid0->h0.1.v", "h0.1->mlp0", "mlp0->score", "h0.0->score"])
+    scores = {parse_edge("resid0->h0.1.k"): 0.5, parse_edge("resid0->h0.1.v"): -0.125, parse_edge("mlp0->score"): 0.25}
+    saved = SavedCircuit(circuit, scores | {parse_edge("resid0->score"): 2.0}, Shape(1, 2, 8, "a/b <i>"))
+    assert strict(write(tmp_path / "m.json", saved)) == {
+        "cfg": {"n_layers": 1, "n_heads": 2, "d_model": 8, "parallel_attn_mlp": False},
+        "nodes": {
+            "input": {"in_graph": True},
+            "a0.h0": {"in_graph": False},  # nothing leads into it
+            "a0.h1": {"in_graph": True},
+            "m0": {"in_graph": True},
+            "logits": {"in_graph": True},
+        },
+        "edges": {
+            "input->a0.h1<k>": {"score": 0.5, "in_graph": True},
+            "input->a0.h1<v>": {"score": -0.125, "in_graph": True},
+            "input->logits": {"score": 2.0, "in_graph": False},
+            "a0.h0->logits": {"score": 0.0, "in_graph": True, "measured": False},
+            "a0.h1->m0": {"score": 0.0, "in_graph": True, "measured": False},
+            "m0->logits": {"score": 0.25, "in_graph": True},
+        },
+    }
+    graph = strict(write(tmp_path / "the <b>graph.json", saved, format="circuit-tracer"))
+    assert [(node["node_id"], node["feature_type"], node["clerp"]) for node in graph["nodes"]] == [
+        ("E_0_0", "embedding", "resid0"),
+        ("0_0_1", "attention head", "h0.0"),
+        ("0_1_1", "attention head", "h0.1"),
+        ("0_0_2", "mlp", "mlp0"),
+        ("2_0_3", "logit", 'Output "score" (p=1.000)'),
+    ]
+    assert graph["links"] == [
+        {
+            "source": "E_0_0",
+            "target": "0_1_1",
+            "weight": 0.375,
+            "edges": {"resid0->h0.1.k": 0.5, "resid0->h0.1.v": -0.125},
+        },
+        {"source": "0_0_1", "target": "2_0_3", "weight": 0.0, "edges": {"h0.0->score": None}},
+        {"source": "0_1_1", "target": "0_0_2", "weight": 0.0, "edges": {"h0.1->mlp0": None}},
+        {"source": "0_0_2", "target": "2_0_3", "weight": 0.25, "edges": {"mlp0->score": 0.25}},
+    ]
+    assert (graph["metadata"]["slug"], graph["metadata"]["scan"]) == ("the-b-graph", "a-b-i")
+    assert graph["metadata"]["prompt"] == "a circuit of 5 edges"
+
+
+def test_edges_without_any_score_rank_above_the_rest(tmp_path: Path) -> None:
+    saved = SavedCircuit(Circuit(["resid0->score"]), {}, SHAPE)
+    assert strict(write(tmp_path / "m.json", saved))["edges"] == {
+        "input->logits": {"score": 1.0, "in_graph": True, "measured": False}
+    }
+    assert strict(write(tmp_path / "g.json", saved, format="circuit-tracer"))["links"][0]["weight"] == 1.0
+    assert read(tmp_path / "m.json") == read(tmp_path / "g.json") == saved
+
+
+def test_a_file_laid_out_by_eap_ig_is_read() -> None:
+    saved = read(DATA / "eap_ig.json")
+    assert saved.circuit == Circuit(["resid0->h0.1.v", "h0.1->mlp0", "h0.1->score", "mlp0->score"])
+    assert saved.shape == Shape(1, 2, 8)
+    assert set(saved.scores) == {edge for edge, _ in every_edge(Shape(1, 2, 8))}
+    assert [saved.scores[parse_edge(edge)] for edge in ("resid0->h0.1.v", "h0.1->mlp0", "resid0->h0.0.q")] == [
+        0.5,
+        -0.25,
+        0.0,
+    ]
+
+
+def test_a_graph_of_circuit_tracer_itself_is_refused() -> None:
+    with pytest.raises(MechirError) as error:
+        read(DATA / "circuit_tracer.json")
+    assert str(error.value) == (
+        f"Cannot read '{DATA / 'circuit_tracer.json'}' as a circuit: its link {{'source': 'E_11_0', 'target': '0_7_1', "
+        "'weight': 1.5} has no 'edges', which say what input of a head it enters: only graphs that save_circuit wrote "
+        "can be read."
+    )
+
+
+@pytest.mark.parametrize("format", circuit_files.FORMATS)
+def test_the_planted_circuit_goes_to_a_file_and_back(format: str, tmp_path: Path) -> None:
+    scores = edges(MODEL, PAIRS)
+    file = mi.save_circuit(tmp_path / "tf.json", MODEL, TRUTH, scores, format=format)
+    circuit, effects, shape = mi.load_circuit(file, MODEL)
+    estimates = dict(zip(scores.graph.edges, scores.estimate, strict=True))
+    assert circuit == TRUTH and shape == Shape.of(MODEL)
+    assert effects == (estimates if format == "mib" else {edge: estimates[edge] for edge in TRUTH})
+    other = write(tmp_path / "other.json", mi.load_circuit(file, MODEL), format=format)
+    assert other.read_text() == file.read_text().replace('"slug": "tf"', '"slug": "other"')
+
+
+def test_scores_alone_and_edges_that_were_not_measured(tmp_path: Path) -> None:
+    scores = edges(MODEL, PAIRS, method="exact", only=list(TRUTH))
+    file = mi.save_circuit(tmp_path / "scores.json", MODEL, scores=scores)
+    circuit, effects, _ = mi.load_circuit(file, MODEL)
+    assert circuit == Circuit() and set(effects) == set(TRUTH)
+    assert np.isnan(scores.estimate).sum() == len(scores) - len(TRUTH) and strict(file)
+    listed = mi.save_circuit(tmp_path / "listed.json", MODEL, ["h1.2->mlp1", parse_edge("h3.1->score")])
+    assert list(map(str, mi.load_circuit(listed, MODEL).circuit)) == ["h1.2->mlp1", "h3.1->score"]
+    assert mi.load_circuit(mi.save_circuit(tmp_path / "none.json", MODEL, Circuit()), MODEL).circuit == Circuit()
+
+
+GOOD = {
+    "cfg": {"n_layers": 2, "n_heads": 2, "parallel_attn_mlp": False, "d_model": 8},
+    "nodes": {"input": {"in_graph": True}, "a1.h1": True, "logits": {"in_graph": True}},
+    "edges": {"input->logits": {"score": 1, "in_graph": True}},
+}
+SIZES = "2 layers with 2 heads and d_model 8"
+LIMIT = "is no size of a model: write a whole number from 1 to"
+NAMES = "which is none: write input->a0.h1<q>, a0.h1->m0 or m0->logits."
+
+
+def with_edge(name: str, **info: Any) -> dict[str, Any]:
+    return {"edges": {name: {"score": 0.5, "in_graph": True} | info}}
+
+
+def with_node(name: str, **info: Any) -> dict[str, Any]:
+    return {"nodes": {name: {"in_graph": True} | info}}
+
+
+WRONG_MIB = {
+    "parallel": (
+        {"cfg": GOOD["cfg"] | {"parallel_attn_mlp": True}},
+        "its cfg has parallel_attn_mlp=True, and in the models here an MLP reads what the attention of its layer writes "
+        "(false).",
+    ),
+    "no parallel": (
+        {"cfg": {"n_layers": 2}},
+        "its cfg has parallel_attn_mlp=None, and in the models here an MLP reads what the attention of its layer writes "
+        "(false).",
+    ),
+    "no heads": ({"cfg": GOOD["cfg"] | {"n_heads": None}}, f"n_heads=None {LIMIT} 1000."),
+    "half a layer": ({"cfg": GOOD["cfg"] | {"n_layers": 2.0}}, f"n_layers=2.0 {LIMIT} 1000."),
+    "yes layers": ({"cfg": GOOD["cfg"] | {"n_layers": True}}, f"n_layers=True {LIMIT} 1000."),
+    "no layers": ({"cfg": GOOD["cfg"] | {"n_layers": 0}}, f"n_layers=0 {LIMIT} 1000."),
+    "a million layers": ({"cfg": GOOD["cfg"] | {"n_layers": 10**9}}, f"n_layers=1000000000 {LIMIT} 1000."),
+    "cfg": ({"cfg": [1]}, "cfg is no JSON object but [1]."),
+    "nodes": ({"nodes": []}, "nodes is no JSON object but []."),
+    "edges": ({"edges": None}, "edges is no JSON object but None."),
+    "node": (with_node("a9.h0"), f"its node 'a9.h0' is none of a model of {SIZES}."),
+    "node's head": (with_node("a1.h2"), f"its node 'a1.h2' is none of a model of {SIZES}."),
+    "node's name": (with_node("x" * 99), f"its node '{'x' * 56}... is none of a model of {SIZES}."),
+    "node's score": (
+        with_node("m0", score=0.5),
+        "it scores nodes or neurons (m0), and a circuit here is a set of whole edges.",
+    ),
+    "neurons": (
+        with_node("m0", neurons=[True]),
+        "it scores nodes or neurons (m0), and a circuit here is a set of whole edges.",
+    ),
+    "layer": (with_edge("a9.h0->logits"), f"h9.0->score is no edge of a model of {SIZES}."),
+    "head": (with_edge("a0.h0->a1.h2<q>"), f"h0.0->h1.2.q is no edge of a model of {SIZES}."),
+    "mlp": (with_edge("a0.h0->m2"), f"h0.0->mlp2 is no edge of a model of {SIZES}."),
+    "backwards": (with_edge("a1.h1->a0.h0<q>"), "h1.1->h0.0.q leads backwards: h1.1 writes after h0.0.q reads."),
+    "to itself": (with_edge("m0->m0"), "mlp0->mlp0 leads backwards: mlp0 writes after mlp0 reads."),
+    "side by side": (with_edge("a0.h0->a0.h1<k>"), "h0.0->h0.1.k leads backwards: h0.0 writes after h0.1.k reads."),
+    **{
+        f"name {name}": (with_edge(name), f"it has the edge {name!r}, {NAMES}")
+        for name in ("", "m0", "a0.h1->a1.h0", "a0.h1->m0<q>", "input->input", "logits->m0", "a0.h1<q>->m0", "m00->m1",
+                     "m0->logits<v>", "a0.h1->a1.h0<z>", "h0.1->mlp0", "input->m0->logits", "m٣->logits")
+    },
+    "a long number": (with_edge(f"m{'1' * 9999}->logits"), f"it has the edge 'm{'1' * 55}..., {NAMES}"),
+    "edge": ({"edges": {"m0->logits": 0.5}}, "the edge m0->logits is no JSON object but 0.5."),
+    "in_graph": (with_edge("m0->logits", in_graph=1), "the edge m0->logits has in_graph=1: write true or false."),
+    "no in_graph": (
+        {"edges": {"m0->logits": {"score": 0.5}}},
+        "the edge m0->logits has in_graph=None: write true or false.",
+    ),
+    **{
+        f"score {value}": (
+            with_edge("m0->logits", score=value),
+            f"the score of mlp0->score is {text}, which is no finite number of 32 bits.",
+        )
+        for value, text in (("0.5", "'0.5'"), (True, "True"), (1e39, "1e+39"), (float("-inf"), "-inf"), ([], "[]"),
+                            (10**400, f"1{'0' * 56}..."))
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG_MIB)
+def test_a_damaged_file_of_mib_is_refused_in_one_sentence(case: str, tmp_path: Path) -> None:
+    change, message = WRONG_MIB[case]
+    refused(tmp_path / "bad.json", json.dumps(GOOD | change), message)
+
+
+def test_what_is_harmless_in_a_file_of_mib_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "good.json"
+    for change in ({}, with_node("m0", score=float("nan")), {"more": [1]}, with_edge("input->logits", score=1, more=2)):
+        file.write_text(json.dumps(GOOD | change))
+        assert read(file) == (Circuit(["resid0->score"]), {parse_edge("resid0->score"): 1.0}, Shape(2, 2, 8))
+    for change in ({"score": float("nan")}, {"score": None}, {"measured": False}):
+        file.write_text(json.dumps(GOOD | with_edge("input->logits", **change)))
+        assert read(file).scores == {}
+
+
+def graph(**changes: Any) -> dict[str, Any]:
+    """A graph as it is written, with some of its parts replaced."""
+    with tempfile.TemporaryDirectory() as folder:
+        circuit = Circuit(["resid0->h0.1.k", "resid0->h0.1.v", "h0.1->score"])
+        saved = SavedCircuit(circuit, {parse_edge("h0.1->score"): 0.5}, SHAPE)
+        content = strict(write(Path(folder) / "g.json", saved, format="circuit-tracer"))
+    return content | changes
+
+
+def links(**changes: Any) -> dict[str, Any]:
+    content = graph()
+    content["links"][1] |= changes
+    return content
+
+
+CHANGED = "has not the ends or the weight of its edges: it was changed since."
+WRONG_GRAPH = {
+    "no sizes": (  # as after their models have read and written it
+        graph(metadata={"slug": "g", "scan": "tiny"}),
+        "generation_settings, where the model's sizes stand, is no JSON object but None.",
+    ),
+    "metadata": (graph(metadata="<script>"), "metadata is no JSON object but '<script>'."),
+    "size": (graph(metadata={"generation_settings": {"n_layers": "2"}}), f"n_layers='2' {LIMIT} 1000."),
+    "links": (graph(links={}), "its links are no list but {}."),
+    "link": (
+        graph(links=["a"]),
+        "its link 'a' has no 'edges', which say what input of a head it enters: only graphs that save_circuit wrote can "
+        "be read.",
+    ),
+    "weight": (links(weight=0.25), f"its link {{'source': '0_1_1', 'target': '3_0_3', 'weight': 0.25, 'e... {CHANGED}"),
+    "source": (
+        links(source=["E"]),
+        f"its link {{'source': ['E'], 'target': '3_0_3', 'weight': 0.5, 'edge... {CHANGED}",
+    ),
+    "target": (
+        links(target="0_1_1"),
+        f"its link {{'source': '0_1_1', 'target': '0_1_1', 'weight': 0.5, 'ed... {CHANGED}",
+    ),
+    "edge": (links(edges={"h0.1": 1}), "Cannot read 'h0.1' as an edge: write h1.3->h8.1.q, mlp1->mlp3 or h8.1->score."),
+    "long edge": (
+        links(edges={"h" * 99: 1}),
+        f"it has the edge '{'h' * 56}...: write h1.3->h8.1.q, mlp1->mlp3 or h8.1->score.",
+    ),
+    "several readers": (
+        links(edges={"h0.1->h1.0.k+h1.1.k": 1}),
+        "h0.1->h1.0.k+h1.1.k does not lead from resid0, a head or an MLP to one input, as an edge in a file does.",
+    ),
+    "twice": (links(edges={"resid0->h0.1.k": 1}), "it has the edge resid0->h0.1.k twice."),
+    "beyond": (links(edges={"h7.1->score": 1}), f"h7.1->score is no edge of a model of {SIZES}."),
+    "score": (
+        links(edges={"h0.1->score": "much"}),
+        "the score of h0.1->score is 'much', which is no finite number of 32 bits.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_GRAPH)
+def test_a_damaged_graph_is_refused_in_one_sentence(case: str, tmp_path: Path) -> None:
+    content, message = WRONG_GRAPH[case]
+    refused(tmp_path / "bad.json", json.dumps(content), message)
+
+
+NEITHER = "it is in neither format: MIB's has cfg, nodes and edges, circuit-tracer's has metadata, nodes and links."
+WRONG_FILE = {
+    "empty": ("", "it is no JSON (Expecting value: line 1 column 1 (char 0))."),
+    "half": ('{"cfg": {', "it is no JSON (Expecting property name enclosed in double quotes: line 1 column 10 (char 9))."),
+    "list": ("[]", NEITHER),
+    "number": ("1", NEITHER),
+    "other": ('{"nodes": [], "edges": []}', NEITHER),
+    "nested": ("[" * 200_000, "it is nested too deeply."),
+    "nested inside": ('{"cfg":' * 200_000, "it is nested too deeply."),
+    "twice": ('{"cfg": {}, "cfg": {}}', "it has 'cfg' twice in one object."),
+    "digits": (
+        "1" * 5000,
+        "it is no JSON (Exceeds the limit (4300 digits) for integer string conversion: value has 5000 digits; use "
+        "sys.set_int_max_str_digits() to increase the limit).",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG_FILE)
+def test_what_is_no_file_of_a_circuit_is_refused_in_one_sentence(case: str, tmp_path: Path) -> None:
+    text, message = WRONG_FILE[case]
+    refused(tmp_path / "bad.json", text, message)
+
+
+def refused(file: Path, text: str, message: str) -> None:
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(MechirError) as error:
+        read(file)
+    assert str(error.value) == f"Cannot read '{file}' as a circuit: {message}"
+
+
+def test_what_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MechirError, match=r"^Cannot read '.*none.json' \(No such file or directory\)\.$"):
+        read(tmp_path / "none.json")
+    with pytest.raises(MechirError, match=r"^Cannot read '.*' as a circuit: it is no file\.$"):
+        read(tmp_path)
+    os.mkfifo(tmp_path / "pipe")  # reading it would wait for ever
+    with pytest.raises(MechirError, match=r"^Cannot read '.*pipe' as a circuit: it is no file\.$"):
+        read(tmp_path / "pipe")
+    (tmp_path / "bytes.json").write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(
+        MechirError, match=r"^Cannot read '.*' as a circuit: it is no JSON \('utf-8' codec can't decode .*\)\.$"
+    ):
+        read(tmp_path / "bytes.json")
+    monkeypatch.setattr(circuit_files, "LARGEST", 1024)
+    with pytest.raises(MechirError, match=r"^Cannot read '.*' as a circuit: it has more than 0 MB\.$"):
+        read(DATA / "circuit_tracer.json")
+
+
+@pytest.mark.parametrize(
+    ("saved", "format", "message"),
+    [
+        (SavedCircuit(TRUTH, {}, SHAPE), "mib", f"resid0->h1.2.k is no edge of a model of {SIZES}."),
+        (SavedCircuit(Circuit("h1.0->h0.1.q"), {}, SHAPE), "mib", "h1.0->h0.1.q leads backwards: h1.0 writes after h0.1.q reads."),
+        (
+            SavedCircuit(Circuit("n1.5->score"), {}, SHAPE), "mib",
+            "n1.5->score does not lead from resid0, a head or an MLP to one input, as an edge in a file does.",
+        ),
+        (
+            SavedCircuit(Circuit("resid1->score"), {}, SHAPE), "circuit-tracer",
+            "resid1->score does not lead from resid0, a head or an MLP to one input, as an edge in a file does.",
+        ),
+        (
+            SavedCircuit(Circuit(), {parse_edge("resid0->score"): float("inf")}, SHAPE), "mib",
+            "the score of resid0->score is inf, which is no finite number of 32 bits.",
+        ),
+        (
+            SavedCircuit(Circuit(), {parse_edge("resid0->score"): 1.0}, SHAPE), "circuit-tracer",
+            "a graph holds the edges of a circuit, and there is none: give e.g. scores.circuit(50).",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_written_is_refused_and_leaves_the_old_file(
+    saved: SavedCircuit, format: str, message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "old.json"
+    file.write_text("old")
+    with pytest.raises(MechirError) as error:
+        write(file, saved, format=format)
+    assert str(error.value) == f"Cannot write '{file}': {message}"
+    assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
+
+
+def test_files_and_formats_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(MechirError, match=r"^Unknown format='acdc': write 'mib' or 'circuit-tracer'\.$"):
+        mi.save_circuit(tmp_path / "a.json", MODEL, TRUTH, format="acdc")
+    with pytest.raises(
+        MechirError, match=r"^Cannot write '.*a.json' \(No such file or directory\): give another file to"
+    ):
+        mi.save_circuit(tmp_path / "none" / "a.json", MODEL, TRUTH)
+    with pytest.raises(MechirError, match=r"^Cannot write '.*' \(Is a directory\): give another file to write\.$"):
+        mi.save_circuit(tmp_path, MODEL, TRUTH)
+    with pytest.raises(MechirError, match=r"^There is nothing to save: give a circuit, scores of edges, or both\.$"):
+        mi.save_circuit(tmp_path / "a.json", MODEL)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_circuit_of_another_model_is_refused(tmp_path: Path, tiny: HookedEncoder) -> None:
+    file = mi.save_circuit(tmp_path / "tf.json", MODEL, TRUTH)
+    with pytest.raises(MechirError) as error:
+        mi.load_circuit(file, tiny)
+    sizes, own = Shape.of(MODEL), Shape.of(tiny)
+    assert str(error.value) == (
+        f"'{file}' is a circuit of a model of {sizes}, and '{own.name}' has {own}: give the model that it was found in."
+    )
+    scores = edges(MODEL, PAIRS[:2])
+    with pytest.raises(MechirError) as error:
+        mi.save_circuit(file, tiny, scores=scores)
+    assert str(error.value) == (
+        f"The scores are of a model of 4 layers, and '{own.name}' has {own}: give the model that they belong to."
+    )
+    for value in (scores, mi.load_circuit(file, MODEL), 3, [3]):
+        with pytest.raises(MechirError) as error:
+            mi.save_circuit(file, MODEL, value)
+        name = type(value).__name__
+        assert str(error.value) == f"circuit= was given a value of type {name}: write a Circuit, or edges."
