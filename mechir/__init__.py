@@ -59,6 +59,7 @@ _LATER = {
     "nested": "mechir.methods.selection",
     "stability": "mechir.methods.selection",
     "faithfulness": "mechir.methods.faithfulness",
+    "curve": "mechir.methods.faithfulness_curve",
     "save_circuit": "mechir.methods.circuit_files",
     "load_circuit": "mechir.methods.circuit_files",
     "all_heads": "mechir.model_sites",
