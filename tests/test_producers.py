@@ -29,6 +29,8 @@ RUNS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("chen2024/head_maps", {}),
     ("chen2024/head_maps", {"at": "query|doc"}),
     ("chen2024/head_positions", {}),
+    ("circuits/edges", {"sample": 4}),
+    ("circuits/faithfulness", {"draws": 2}),
     ("lu2025/block_patching", {}),
     ("lu2025/head_to_heads", {}),
     ("lu2025/head_to_score", {}),
@@ -46,7 +48,7 @@ RUNS: tuple[tuple[str, Mapping[str, Any]], ...] = (
 )
 """Every experiment that has findings, on the toy model, with the options that the table of links is of."""
 SILENT = {
-    "joint/across", "joint/examples", "joint/overlap", "polyakov2025/robust_metric", "vast2024/distribution",
+    "circuits/stability", "joint/across", "joint/examples", "joint/overlap", "polyakov2025/robust_metric", "vast2024/distribution",
     "vast2024/matching_heads", "vast2024/transfer", "vast2025/cls_lens",
 }  # fmt: skip
 READ = {
@@ -55,8 +57,8 @@ READ = {
     *(RISE, K1, SEMANTIC_BM25, GAP(TF)),
 }
 """What links, evidence and the report read."""
-GAPS = {"chen2024/head_maps", "lu2025/head_to_score"}
-"""The gap belongs to the contrasts: both of the experiments that the plan takes the effect of a term from say it."""
+GAPS = {"chen2024/head_maps", "lu2025/head_to_score", "circuits/edges", "circuits/faithfulness"}
+"""The gap belongs to the contrasts: every experiment that measures shares of it, or edges, says it."""
 OF_THE_PATHWAY = (WITHOUT_HEADS, LINK_TO)
 """What `joint/pathway` concludes from all of these: see `tests/test_pathway.py`."""
 
@@ -74,7 +76,7 @@ def written(folder: Path, *names: str) -> pd.DataFrame:
     return matching(registry)
 
 
-ON_CONTRASTS = {name for name, _ in RUNS if name.startswith(("chen2024/", "lu2025/block", "lu2025/head"))}
+ON_CONTRASTS = {name for name, _ in RUNS if name.startswith(("chen2024/", "circuits/", "lu2025/block", "lu2025/head"))}
 
 
 def unwritten(found: pd.DataFrame) -> dict[str, set[str]]:
