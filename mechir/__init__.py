@@ -59,6 +59,8 @@ _LATER = {
     "nested": "mechir.methods.selection",
     "stability": "mechir.methods.selection",
     "faithfulness": "mechir.methods.faithfulness",
+    "attend": "mechir.methods.attend",
+    "AttentionSplit": "mechir.methods.attend_split",
     "all_heads": "mechir.model_sites",
     "export": "mechir.exporting",
 }
