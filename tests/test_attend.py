@@ -202,12 +202,13 @@ def test_in_float64_a_large_ballast_leaves_no_rounding() -> None:
     assert split.values.dtype == np.float32
 
 
-def test_bfloat16_is_close(checkpoints: Checkpoints) -> None:
+def test_of_a_model_in_bfloat16_the_parts_are_in_float32(checkpoints: Checkpoints) -> None:
     rough, exact = (
         mi.attend(HookedEncoder.from_pretrained(checkpoints.path("bert"), dtype=dtype), PAIRS, "h2.1")
         for dtype in ("bfloat16", "float32")
     )
-    assert rough.values.dtype == np.float32
+    rounded = torch.from_numpy(rough.values).bfloat16().float().numpy()
+    assert float((rough.values != rounded).mean()) > 0.9
     np.testing.assert_allclose(rough.values, exact.values, atol=0.05 * float(np.abs(exact.values).max()))
 
 
@@ -248,6 +249,19 @@ def test_the_largest_writers_and_the_rest_are_the_same_score(tiny: HookedEncoder
     q, k = (names.index(some[0]) for names, some in ((split.q_from, short.q_from), (split.k_from, short.k_from)))
     np.testing.assert_allclose(short.values[:, 0, 0], split.values[:, q, k], atol=1e-6)
     assert split.top(100).q_from == split.q_from
+
+
+@pytest.mark.shared
+def test_of_the_trained_model_the_parts_add_up_in_every_layer(
+    trained: HookedEncoder, real_pairs: list[mi.Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    padded_batches(monkeypatch)
+    for layer in range(trained.cfg.n_layers):
+        split = mi.attend(trained, real_pairs[:12], mi.Head(layer, layer), "doc", "query")
+        np.testing.assert_allclose(split.values.sum((1, 2)), split.score, rtol=1e-5, atol=1e-5)
+    at = [segments(trained, real_pairs[0], name) for name in ("doc", "query")]
+    expected = mean_score(trained, real_pairs[0], "h5.5", *at, relative=True)
+    assert split.score[0] == pytest.approx(expected, abs=1e-5)
 
 
 def test_it_prints_what_it_is_and_is_drawn() -> None:
