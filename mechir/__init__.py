@@ -62,6 +62,8 @@ _LATER = {
     "curve": "mechir.methods.faithfulness_curve",
     "save_circuit": "mechir.methods.circuit_files",
     "load_circuit": "mechir.methods.circuit_files",
+    "attend": "mechir.methods.attend",
+    "AttentionSplit": "mechir.methods.attend_split",
     "all_heads": "mechir.model_sites",
     "export": "mechir.exporting",
 }

@@ -11,6 +11,7 @@ import torch
 
 from mechir.batches import for_numpy
 from mechir.errors import MechirError
+from mechir.methods.attend_split import AttentionSplit
 from mechir.methods.attention import pair_attention
 from mechir.methods.tokens import PAIR, rows_of
 from mechir.model_sites import heads_of
@@ -18,6 +19,7 @@ from mechir.pairs import Pair
 from mechir.reranker import Reranker
 from mechir.sites import Head
 from mechir.views import heads as head_maps
+from mechir.views.attend import writers
 from mechir.views.attention import grids, strips
 from mechir.views.heads import HeadMap
 from mechir.views.page import Drawing
@@ -85,6 +87,26 @@ def heads(frame: pd.DataFrame, value: str = "") -> HeadMap:
         MechirError: for a frame without sites, numbers or heads, or two values of one head by one measure.
     """
     return head_maps.heads(frame, value)
+
+
+def attend(split: AttentionSplit, top: int = 8) -> HeadMap:
+    """What wrote the queries by what wrote the keys: `show.attend(mi.attend(model, pairs, "h8.1"))`.
+
+    Colours, intervals and rings as in `heads`; all cells together are the attention score.
+
+    Args:
+        split: the parts of an attention score.
+        top: how many writers of each side have a row or column of their own; the others are "rest".
+
+    Returns:
+        A view that a notebook draws and a terminal prints in columns.
+
+    Raises:
+        MechirError: for top below 1.
+    """
+    shown = split.top(top)
+    title = f"attention score of {split.head}, {split.reader}<-{split.source}, {split.of}"
+    return writers(shown.frame, shown.q_from, shown.k_from, title=title)
 
 
 def tokens(pair: Pair, values: pd.DataFrame | Sequence[float] | np.ndarray, model: Reranker | None = None) -> Drawing:

@@ -75,6 +75,8 @@ EDGES = (
     f"post-norm layers and {SOFTMAX.replace(' and attention', ' and a head that reads the CLS row and attention', 1)}"
 )
 STRUCTURED = {
+    "attend.attend": f"post-norm layers and {SOFTMAX}",
+    "attend_writers.written": "post-norm layers",
     "attribution.attribute": SOFTMAX,
     "attribution.screen_then_verify": SOFTMAX,
     **dict.fromkeys(("edges.edges", "faithfulness.circuit_scores", "faithfulness.faithfulness"), EDGES),

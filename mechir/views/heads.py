@@ -19,7 +19,7 @@ TESTED = ("p_all", "p_corrected")
 
 @dataclass(frozen=True)
 class HeadMap:
-    """A map of heads: a notebook shows it as SVG, which needs no network, a terminal as text; `chart` is Altair's."""
+    """A map of heads or writers: a notebook shows SVG, which needs no network, a terminal text; `chart` is Altair's."""
 
     chart: Any = field(repr=False)
     text: str
