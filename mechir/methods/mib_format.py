@@ -17,7 +17,6 @@ from mechir.circuits import PORTS, Circuit, Edge, Reader
 from mechir.errors import MechirError
 from mechir.methods.edge_graph import Sender
 from mechir.methods.saved_circuits import SavedCircuit, Shape, as_object, as_score, checked, filler, shape_has, short
-from mechir.methods.selection import component
 from mechir.sites import Head, Mlp, Resid, Score
 
 _N = "(0|[1-9][0-9]{0,3})"

@@ -16,7 +16,6 @@ from typing import Any
 from mechir.circuits import Circuit, Edge, parse_edge
 from mechir.errors import MechirError
 from mechir.methods.saved_circuits import SavedCircuit, Shape, as_object, as_score, checked, filler, short
-from mechir.methods.selection import component
 from mechir.sites import Head, Mlp, Resid, Score
 
 LANES = ("embedding", "attention heads", "MLPs", "score")
