@@ -48,6 +48,7 @@ ANY = {
     "conductance.unit_readers",
     "cutting.cut_sets",
     "cutting.head_means",
+    "cutting.term_contrasts",
     "edge_graph.checked_reader",
     "edge_graph.checked_senders",
     "edge_graph.refuse_foreign_edges",

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mechir.circuits import PORTS, Circuit, Edge, Reader
+from mechir.circuits import PORTS, Circuit, Edge, Reader, component
 from mechir.errors import MechirError
 from mechir.methods.edge_graph import Sender
 from mechir.methods.saved_circuits import SavedCircuit, Shape, as_object, as_score, checked, filler, shape_has, short

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mechir.circuits import Circuit, Edge, parse_edge
+from mechir.circuits import Circuit, Edge, component, parse_edge
 from mechir.errors import MechirError
 from mechir.methods.saved_circuits import SavedCircuit, Shape, as_object, as_score, checked, filler, short
 from mechir.sites import Head, Mlp, Resid, Score

@@ -52,9 +52,9 @@ def links(*, model: str | None = None, collection: str | None = None, registry: 
     the power of its number of queries.
     """
     rows = held(matching(Path(registry), {"collection": collection}, model=model, newest=True))
-    return with_sites(
-        link_table(rows), ["site", "links", "exploratory", *BEHIND, "edges", "conflicts", "model", "collection"]
-    )
+    table = link_table(rows)
+    measured = ["edges"] * bool((table["edges"] != "").any())
+    return with_sites(table, ["site", "links", "exploratory", *BEHIND, *measured, "conflicts", "model", "collection"])
 
 
 def link_table(findings: pd.DataFrame) -> pd.DataFrame:
