@@ -127,7 +127,7 @@ def test_a_frame_shows_the_first_columns_to_look_at_and_names_the_others(tmp_pat
         "p_all",
         "conflicts",
     ]
-    assert by_links[-3].startswith("and 20 more columns: model, collection, contrast, ")
+    assert by_links[-3].startswith("and 21 more columns: model, collection, contrast, ")
     assert chosen[0].split() == ["site", "parity"] and "more columns" not in "".join(chosen)
     assert "<th>p_corrected</th>" in found._repr_html_() and "<p>and 22 more columns: label" in found._repr_html_()
     one(tmp_path, collection="<other>", run="b")

@@ -71,7 +71,7 @@ def link_table(findings: pd.DataFrame) -> pd.DataFrame:
         for row in here.to_dict("records"):
             parts.setdefault(tuple(row[name] for name in keys), []).append(row)
         rows = [_row(part, sentences.get(key, ""), graphs[key[:2]]) for key, part in parts.items()]
-    columns = ["model", "collection", "site", "links", "exploratory", *BEHIND, "edges", "conflicts", *EVIDENCE, "rank"]
+    columns = ["model", "collection", "site", "links", "exploratory", *BEHIND, "conflicts", *EVIDENCE, "rank", "edges"]
     table = pd.DataFrame(rows, columns=columns).astype({name: "str" if name in TEXTS else float for name in columns})
     table = table.rename(columns={"rank": "conductance_rank"})
     strength = table["effect"].abs().fillna(0) + 100 * (table["links"] != "") + 10 * (table["exploratory"] != "")
