@@ -10,9 +10,10 @@ import pandas as pd
 import torch
 
 from mechir.batches import for_numpy
-from mechir.errors import MechirError
+from mechir.errors import MechirError, refuse_below
 from mechir.methods.attend_split import AttentionSplit
 from mechir.methods.attention import pair_attention
+from mechir.methods.edge_scores import EdgeScores
 from mechir.methods.tokens import PAIR, rows_of
 from mechir.model_sites import heads_of
 from mechir.pairs import Pair
@@ -21,8 +22,9 @@ from mechir.sites import Head
 from mechir.views import heads as head_maps
 from mechir.views.attend import writers
 from mechir.views.attention import grids, strips
-from mechir.views.heads import HeadMap
+from mechir.views.circuits import SHOWN, largest
 from mechir.views.page import Drawing
+from mechir.views.pictures import Picture
 from mechir.views.tokens import coloured
 
 ENGINES = ("mechir", "circuitsvis")
@@ -69,7 +71,7 @@ def attention(
     return grids(tokens, patterns, [str(site) for site in sites], rows)
 
 
-def heads(frame: pd.DataFrame, value: str = "") -> HeadMap:
+def heads(frame: pd.DataFrame, value: str = "") -> Picture:
     """Layers x heads of findings, links or a summary: `show.heads(mi.findings(measure="patching, tfc1"))`.
 
     Blue is negative, white 0, red positive; under the number its 95 % interval; a ring where it holds. Each measure has
@@ -89,7 +91,7 @@ def heads(frame: pd.DataFrame, value: str = "") -> HeadMap:
     return head_maps.heads(frame, value)
 
 
-def attend(split: AttentionSplit, top: int = 8) -> HeadMap:
+def attend(split: AttentionSplit, top: int = 8) -> Picture:
     """What wrote the queries by what wrote the keys: `show.attend(mi.attend(model, pairs, "h8.1"))`.
 
     Colours, intervals and rings as in `heads`; all cells together are the attention score.
@@ -107,6 +109,34 @@ def attend(split: AttentionSplit, top: int = 8) -> HeadMap:
     shown = split.top(top)
     title = f"attention score of {split.head}, {split.reader}<-{split.source}, {split.of}"
     return writers(shown.frame, shown.q_from, shown.k_from, title=title)
+
+
+def circuit(edges: Any, size: int = SHOWN) -> Picture:
+    """The largest edges as a graph over the layers: `show.circuit(mi.edges(model, contrasts))`.
+
+    The embedding is on the left, the score on the right, heads lie by number, MLPs below them. Width is the size of an
+    effect, red raises the score, blue lowers it. It misleads where it is read as a circuit: the largest edges need not
+    lead from the embedding to the score.
+
+    Args:
+        edges: what `edges` returns, or a frame with `edge` and `estimate`; edges without an effect (NaN) are left out.
+        size: how many edges are drawn, those with the largest effects, whatever their sign.
+
+    Returns:
+        A view that a notebook draws and a terminal prints, an edge a line.
+
+    Raises:
+        MechirError: for size below 1, anything else than effects of edges, none, two effects of one edge (roles), and
+            edges with several readers.
+    """
+    refuse_below(1, size=size)
+    if isinstance(edges, EdgeScores):
+        names = [str(edge) for edge in edges.graph.edges]
+        return largest(pd.DataFrame({"edge": names, "estimate": edges.estimate}), size)
+    if not isinstance(edges, pd.DataFrame):
+        kind = type(edges).__name__
+        raise MechirError(f"{kind} holds no effects of whole edges: give mi.edges(...), of roles its .plain.")
+    return largest(edges, size)
 
 
 def tokens(pair: Pair, values: pd.DataFrame | Sequence[float] | np.ndarray, model: Reranker | None = None) -> Drawing:

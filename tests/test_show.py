@@ -17,6 +17,7 @@ from mechir.methods.walk import Way
 from mechir.registry.entries import record
 from mechir.registry.findings import COLUMNS, VIEW
 from mechir.registry.runs import Run
+from mechir.views.pictures import Picture
 from tests.models import PAIRS
 from tests.test_findings import frame
 from tests.test_links import one
@@ -186,6 +187,68 @@ def test_what_is_no_map_of_heads_is_refused(tmp_path: Path) -> None:
             mi.show.heads(given)
     with pytest.raises(MechirError, match="no column of numbers 'valu' in this frame: the closest are 'value'"):
         mi.show.heads(heads, "valu")
+
+
+def drawn_edges(shown: Picture) -> list[str]:
+    """The edges of a picture that its slider lets through, in their order."""
+    spec = shown.chart.to_dict()
+    many = next(param["value"] for param in spec["params"] if param["name"] == "edges")
+    rows = [row for rows in spec["datasets"].values() for row in rows if "edge" in row]
+    return [row["edge"] for row in rows if row["rank"] < many]
+
+
+def test_the_largest_edges_are_drawn_whatever_their_sign() -> None:
+    names = [f"h0.{head}->h1.0.{port}" for head in range(20) for port in "qkv"]
+    frame = pd.DataFrame({"edge": names, "estimate": [(-1) ** k * (k + 1) / 100 for k in range(60)]})
+    shown = mi.show.circuit(frame, 50)
+    assert drawn_edges(shown) == names[:9:-1]  # not the 40 at which a slider stands
+    lines = repr(shown).splitlines()
+    assert lines[0] == "The 50 largest of 60 edges" and lines[2].split() == ["h0.19->h1.0.v", "-0.6000"]
+    assert len(drawn_edges(mi.show.circuit(frame))) == 40 and len(lines) == 52
+    frame.loc[59, "estimate"] = np.nan  # as edges(only=) leaves those that it does not patch
+    assert drawn_edges(mi.show.circuit(frame, 100)) == names[58::-1]
+    assert mi.show.circuit(frame, 100).text.startswith("All 59 edges\n")
+    svg = shown._repr_svg_()
+    assert svg.startswith("<svg") and ">h0.19</text>" in svg and "<script" not in svg
+
+
+def test_the_circuit_of_a_planted_model_is_drawn_from_its_scores() -> None:
+    planted = mi.planted.bm25()
+    scores = mi.edges(planted, mi.planted.pairs(planted, n=12))
+    shown = mi.show.circuit(scores, 4)
+    assert {*drawn_edges(shown)} == {*map(str, mi.planted.truth(planted, "tf").edges)}
+    assert "The 4 largest of 479 edges" in shown.chart.to_dict()["title"]["text"]
+    assert shown.text == mi.show.circuit(scores.frame, 4).text
+    objects = scores.frame.assign(edge=scores.graph.edges)
+    assert shown.text == mi.show.circuit(objects, 4).text
+
+
+def test_what_holds_no_effects_of_edges_is_refused() -> None:
+    edges = pd.DataFrame({"edge": ["h0.1->mlp0", "h0.2->mlp0"], "estimate": [0.5, 0.6]})
+    for given, message in (
+        (edges.drop(columns="edge"), "There is no column 'edge' in this frame: give one of edges and their estimates."),
+        (edges.drop(columns="estimate"), "There is no column 'estimate' in this frame"),
+        (edges.assign(estimate="much"), "The column 'estimate' of this frame holds no numbers: give effects."),
+        (edges.assign(estimate=np.nan), "No edge of this frame has an effect: there is nothing to draw."),
+        (edges.assign(edge="h0.1->mlp0"), "'h0.1->mlp0' has several effects: keep one row of each edge."),
+        (edges.assign(edge=["h0.1->mlp0", "h0.1->h1.0.k+h1.1.k"]), "'h0.1->h1.0.k.h1.1.k' has several readers, and a"),
+        (edges.assign(edge=["h0.1->mlp0", "h0.1"]), "Cannot read 'h0.1' as an edge"),
+    ):
+        with pytest.raises(MechirError, match=message):
+            mi.show.circuit(given)
+    with pytest.raises(MechirError, match=r"size=0 is out of range: write 1 or more\."):
+        mi.show.circuit(edges, 0)
+
+
+def test_roles_of_edges_and_circuits_without_effects_are_refused() -> None:
+    planted = mi.planted.bm25()
+    roles = mi.edges(planted, mi.planted.pairs(planted, n=4), at="roles", receivers="h1.2.k")
+    for given in (roles, roles.plain.circuit(2)):
+        with pytest.raises(
+            MechirError, match=r"holds no effects of whole edges: give mi\.edges\(\.\.\.\), of roles its \.plain\."
+        ):
+            mi.show.circuit(given)
+    assert len(drawn_edges(mi.show.circuit(roles.plain))) == len(roles.plain)
 
 
 def test_tokens_by_rows_or_numbers(tiny: HookedEncoder) -> None:

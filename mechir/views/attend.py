@@ -8,12 +8,12 @@ import pandas as pd
 
 from mechir.inference import LEVEL
 from mechir.views import charts
-from mechir.views.heads import HeadMap
+from mechir.views.pictures import Picture
 
 RING = f"p_corrected < {LEVEL:g}"
 
 
-def writers(frame: pd.DataFrame, q_from: Sequence[str], k_from: Sequence[str], *, title: str) -> HeadMap:
+def writers(frame: pd.DataFrame, q_from: Sequence[str], k_from: Sequence[str], *, title: str) -> Picture:
     """A map of the parts, writers of queries down and writers of keys across, each side in the order given.
 
     Args:
@@ -40,4 +40,4 @@ def writers(frame: pd.DataFrame, q_from: Sequence[str], k_from: Sequence[str], *
     written = [f"{round(value, 3) + 0.0:.3f}{star}" for value, star in zip(marked["estimate"], stars, strict=True)]
     cells = marked.assign(written=written).pivot(index="q_from", columns="k_from", values="written")
     table = cells.reindex(index=list(q_from), columns=list(k_from))
-    return HeadMap(chart, f"{title} (q_from x k_from; *: {RING})\n{table.to_string()}")
+    return Picture(chart, f"{title} (q_from x k_from; *: {RING})\n{table.to_string()}")

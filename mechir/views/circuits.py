@@ -8,8 +8,10 @@ import altair as alt
 import pandas as pd
 
 from mechir.circuits import parse_edge
+from mechir.errors import MechirError
 from mechir.sites import Head, Mlp, Resid, Score
 from mechir.views.charts import DASHED, titled
+from mechir.views.pictures import Picture
 
 PORT = {"q": -0.25, "k": 0.0, "v": 0.25}
 """Where the inputs of a head lie beside its middle."""
@@ -17,7 +19,7 @@ SHOWN = 40
 """Edges that are drawn where the slider stands at first, and in a picture without one."""
 
 
-def circuit_graph(edges: pd.DataFrame, *, title: str, subtitle: str = "") -> Any:
+def circuit_graph(edges: pd.DataFrame, *, title: str, subtitle: str = "", shown: int = SHOWN) -> Any:
     """The edges of a frame as lines from sender to reader: width is the size of the effect, colour its sign.
 
     Columns are layers, the embedding on the left and the score on the right; heads lie by number, MLPs below them. On a
@@ -27,6 +29,7 @@ def circuit_graph(edges: pd.DataFrame, *, title: str, subtitle: str = "") -> Any
         edges: `edge`, `estimate`; `disagrees`, if there, is true where live and frozen LayerNorms disagree: dashed.
         title: above it.
         subtitle: under the title.
+        shown: how many edges are drawn at first, and in a picture without the slider.
     """
     parsed = [parse_edge(text) for text in edges["edge"]]
     ends = [end for edge in parsed for end in (edge.source, *edge.readers)]
@@ -48,13 +51,35 @@ def circuit_graph(edges: pd.DataFrame, *, title: str, subtitle: str = "") -> Any
     x = alt.X("x:Q", title="layer", axis=layers, scale=alt.Scale(domain=[-1.2, last + 1.5]))
     y = alt.Y("y:Q", title="head", axis=heads, scale=alt.Scale(reverse=True, domain=[-0.8, most + 2.2]))
     slider = alt.binding_range(min=1, max=len(edges), step=1, name="edges ")
-    many = alt.param(name="edges", bind=slider, value=min(SHOWN, len(edges)))
+    many = alt.param(name="edges", bind=slider, value=min(shown, len(edges)))
     lines = _lines(alt.Chart(drawn).transform_filter("datum.rank < edges"), x, y, float(drawn["size"].max()))
     base = alt.Chart(nodes).transform_filter("datum.rank < edges").encode(x=x, y=y)
     boxes = base.mark_circle(size=520, color="white", stroke="#444", strokeWidth=1, opacity=1)
     chart = (lines + boxes + base.mark_text(fontSize=9).encode(text="name:N")).add_params(many)
     size = {"width": 90 * (last + 2), "height": 38 * (most + 3)}
     return chart.properties(title=titled(title, subtitle), **size).configure_view(stroke=None)
+
+
+def largest(edges: pd.DataFrame, size: int) -> Picture:
+    """The edges with the largest effects as a graph, see `mechir.show.circuit`."""
+    if missing := [name for name in ("edge", "estimate") if name not in edges]:
+        raise MechirError(f"There is no column '{missing[0]}' in this frame: give one of edges and their estimates.")
+    if not pd.api.types.is_numeric_dtype(edges["estimate"]):
+        raise MechirError("The column 'estimate' of this frame holds no numbers: give effects.")
+    measured = edges.dropna(subset="estimate").assign(edge=lambda rows: rows["edge"].map(str))
+    if measured.empty:
+        raise MechirError("No edge of this frame has an effect: there is nothing to draw.")
+    twice, several = measured["edge"].duplicated(), measured["edge"].str.contains("+", regex=False)
+    if twice.any():
+        raise MechirError(f"'{measured['edge'][twice].iloc[0]}' has several effects: keep one row of each edge.")
+    if several.any():
+        name = measured["edge"][several].iloc[0]
+        raise MechirError(f"'{name}' has several readers, and a line has one: give the effect of each edge.")
+    first = measured.sort_values("estimate", key=abs, ascending=False, kind="stable", ignore_index=True).head(size)
+    some = len(first) < len(measured)
+    title = f"The {len(first)} largest of {len(measured):,} edges" if some else f"All {len(first)} edges"
+    text = first[["edge", "estimate"]].to_string(index=False, float_format="{:.4f}".format)
+    return Picture(circuit_graph(first, title=title, shown=size), f"{title}\n{text}")
 
 
 def _lines(chart: Any, x: Any, y: Any, largest: float) -> Any:

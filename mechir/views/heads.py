@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
 
 import pandas as pd
 
@@ -12,26 +10,13 @@ from mechir.errors import MechirError, closest
 from mechir.inference import LEVEL
 from mechir.views import charts
 from mechir.views.latex import ESTIMATES, INTERVAL
+from mechir.views.pictures import Picture
 
 TESTED = ("p_all", "p_corrected")
 """The p that decides on a ring, the first that is there, where there is no column `holds`."""
 
 
-@dataclass(frozen=True)
-class HeadMap:
-    """A map of heads or writers: a notebook shows SVG, which needs no network, a terminal text; `chart` is Altair's."""
-
-    chart: Any = field(repr=False)
-    text: str
-
-    def __repr__(self) -> str:
-        return self.text
-
-    def _repr_svg_(self) -> str:
-        return charts.picture(self.chart.to_dict(), ".svg").decode()
-
-
-def heads(frame: pd.DataFrame, value: str = "") -> HeadMap:
+def heads(frame: pd.DataFrame, value: str = "") -> Picture:
     """A map of layers x heads for each measure of a frame, see `mechir.show.heads`."""
     rows, value = _of_heads(frame, value)
     ends = (f"{value}_low", f"{value}_high")
@@ -51,7 +36,7 @@ def heads(frame: pd.DataFrame, value: str = "") -> HeadMap:
         mark = "significant" if ring else None
         maps.append(charts.head_grid(part, value, title=title, subtitle=under, low=low, high=high, ring=mark))
         texts.append(_text(part, value, title, ring))
-    return HeadMap(maps[0] if len(maps) == 1 else charts.stacked(*maps), "\n\n".join(texts))
+    return Picture(maps[0] if len(maps) == 1 else charts.stacked(*maps), "\n\n".join(texts))
 
 
 def _of_heads(frame: pd.DataFrame, value: str) -> tuple[pd.DataFrame, str]:
