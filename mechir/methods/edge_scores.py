@@ -19,6 +19,8 @@ from mechir.methods.edge_graph import Graph
 from mechir.methods.edge_streams import LN
 from mechir.methods.metrics import by_query
 
+ROUNDING = 1e-5
+"""An exact effect below this is what float32 makes of none."""
 METHODS = ("exact", "eap", "eap-ig", "screen")
 POINTS = ("base", "donor")
 
@@ -72,7 +74,10 @@ class Way:
 
 
 class Agreement(NamedTuple):
-    """How well estimates agree with exact effects, on edges drawn at random: r, rho, and how many signs differ."""
+    """How well estimates agree with exact effects, on edges drawn at random: r, rho, and how many signs differ.
+
+    `signs`: edges whose exact effect is more than rounding (1e-5) and whose estimate has the other sign, or none.
+    """
 
     pearson: float
     spearman: float
@@ -193,7 +198,7 @@ def summary(values: Float[np.ndarray, "query column"]) -> pd.DataFrame:
 
 def agree(estimated: Float[np.ndarray, "edge"], measured: Float[np.ndarray, "edge"]) -> Agreement:
     """How well estimates agree with exact effects; NaN where either does not vary."""
-    signs = int((np.sign(estimated) != np.sign(measured)).sum())
+    signs = int(((np.sign(estimated) != np.sign(measured)) & (np.abs(measured) > ROUNDING)).sum())
     if len(estimated) < 3 or not np.ptp(estimated) or not np.ptp(measured):
         return Agreement(float("nan"), float("nan"), signs, len(estimated))
     r, rho = (float(test(estimated, measured).statistic) for test in (stats.pearsonr, stats.spearmanr))
