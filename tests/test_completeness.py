@@ -108,7 +108,9 @@ def test_the_circuit_of_the_other_counterfactual_does_worse(c: float, counterfac
     scores = {name: mi.edges(model, few(model, 8, name)) for name in ("tf", "query")}
     truth = planted.truth(model, counterfactual).edges
     test = few(model, 14, counterfactual)[8 * 3 :]
-    line = specificity(model, test, truth, {other: scores[other]}).frame.iloc[0]
+    compared = specificity(model, test, truth, {other: scores[other]})
+    assert compared.others == {other: scores[other].circuit(len(truth))}
+    line = compared.frame.iloc[0]
     assert line["size"] == len(truth) and line["shared"] < len(truth)
     assert line["f"] > 0.9 and abs(line["f_other"]) < 0.05
     assert line["low"] > 0.8 and line["p_corrected"] < 0.05
