@@ -39,8 +39,8 @@ def swapped_at_random(
     there: mi.EdgeScores, back: mi.EdgeScores, generator: np.random.Generator, within: bool
 ) -> mi.EdgeScores:
     """The scores with the sides of some queries swapped, or of some contrasts (`within` queries)."""
-    rows = list(by_query([contrast.query_id for contrast in there.contrasts]).values())
-    turned = generator.random(len(there.contrasts)) < 0.5
+    rows = list(by_query(there.query_ids).values())
+    turned = generator.random(len(there.query_ids)) < 0.5
     if not within:
         for own in rows:
             turned[own] = turned[own[0]]
@@ -106,6 +106,8 @@ def test_both_ways_must_be_of_the_same_contrasts_edges_and_options() -> None:
     there, back = oriented(planted.bm25(), "tf", 1, "eap-ig")
     with pytest.raises(MechirError, match=r"The contrasts are not the same with their sides swapped: give contrast\."):
         both_ways(there, there)
+    with pytest.raises(MechirError, match="The contrasts are not the same"):
+        both_ways(there, replace(back, query_ids=("q9",) * 3))
     with pytest.raises(MechirError, match="Both ways must be of the same edges and options, and these are Way"):
         both_ways(there, replace(back, way=replace(back.way, points=3)))
     screened = [replace(scores, patched=np.ones(len(scores), dtype=bool)) for scores in (there, back)]

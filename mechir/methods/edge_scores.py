@@ -206,7 +206,8 @@ def both_ways(there: EdgeScores, back: EdgeScores) -> EdgeScores:
         MechirError: for scores of other contrasts, of other edges or of another method; for a "screen", of which each
             has other edges patched.
     """
-    if [contrast.swapped() for contrast in there.contrasts] != list(back.contrasts):
+    ends = ((there.base, back.donor), (there.donor, back.base))
+    if there.query_ids != back.query_ids or not all(np.allclose(*scores, rtol=1e-3, atol=1e-3) for scores in ends):
         raise MechirError("The contrasts are not the same with their sides swapped: give contrast.swapped() of each.")
     if there.graph != back.graph or there.way != back.way:
         raise MechirError(f"Both ways must be of the same edges and options, and these are {there.way} and {back.way}.")
