@@ -65,6 +65,16 @@ class Backups:
     conditional: Float[np.ndarray, "query column"]
     removal: Float[np.ndarray, "query column"]
 
+    @classmethod
+    def of(cls, rows: pd.DataFrame) -> Backups:
+        """The value whose `rows` these are, of one run or of several on other queries."""
+        pairs = list(dict.fromkeys(zip(rows["primary"], rows["candidate"], strict=True)))
+        wide = rows.pivot(index="query_id", columns=["primary", "candidate"])
+        wide = wide.loc[rows["query_id"].unique()]
+        values = {name: wide[name][pairs].to_numpy() for name in ("single", "conditional", "removal")}
+        primary, candidate = zip(*pairs, strict=True)
+        return cls(primary, candidate, tuple(wide.index), **values)
+
     @cached_property
     def frame(self) -> pd.DataFrame:
         """One line for each primary and candidate.
