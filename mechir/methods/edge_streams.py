@@ -37,7 +37,7 @@ def changes(
 
     Args:
         model: whose LayerNorms.
-        run: all rows of it (`Run.of(model, batch, None)`).
+        run: all rows of it (`Run.of(model, batch, None)`), or some of them: rows do not meet here.
         donor: likewise.
         graph: which senders.
         ln: one of `LN`.
@@ -53,6 +53,8 @@ def changes(
         layer, mlp = (moment - 1) // 2, moment % 2 == 0
         written = (run.mlp if mlp else run.attn)[layer]
         rows = written.shape[1]
+        if not rows:  # those of this part end before the last layer writes
+            return
         held = held[:, :, :rows]
         new = [sender for sender in graph.senders if writes_at(sender) == moment]
         held[:, n : n + len(new)] = _sent(model, run, donor, new, layer)
@@ -69,8 +71,13 @@ def _sent(
     """The change that each of these heads, or MLPs, of a layer writes: its output on the donor less that on the run."""
     if senders and isinstance(senders[0], Head):
         heads = [sender.head for sender in senders if isinstance(sender, Head)]
-        weight = model.parts.layers[layer].o.weight.unflatten(1, (model.cfg.n_heads, -1))[:, heads]
-        return torch.einsum("brhe,mhe->bhrm", (donor.z[layer] - run.z[layer])[:, :, heads], weight)
+        weight, change = (
+            model.parts.layers[layer].o.weight.unflatten(1, (model.cfg.n_heads, -1)),
+            donor.z[layer] - run.z[layer],
+        )
+        if heads != list(range(model.cfg.n_heads)):  # else nothing needs copying
+            weight, change = weight[:, heads], change[:, :, heads]
+        return torch.einsum("brhe,mhe->bhrm", change, weight)
     kind = Mlp if not senders else type(senders[0])
     change = donor.resid[0] - run.resid[0] if kind is Resid else donor.mlp[layer] - run.mlp[layer]
     return change[:, None].expand(-1, len(senders), -1, -1)
