@@ -155,8 +155,8 @@ def large(arguments: argparse.Namespace, method: str, most: float) -> tuple[str,
 
 def peak(arguments: argparse.Namespace) -> tuple[float, float, int]:
     """Forward-equivalents and peak memory on BERT-base's shape."""
-    config = transformers.BertConfig(num_labels=1, vocab_size=1000)
     reader = mi.load(arguments.model)
+    config = transformers.BertConfig(num_labels=1, vocab_size=len(reader.tokenizer))
     hf = transformers.BertForSequenceClassification(config).eval()
     model = HookedEncoder(hf, reader.tokenizer, FAMILIES["bert"])
     if arguments.device:

@@ -27,12 +27,12 @@ from mechir.batches import Batch
 from mechir.circuits import PORTS, Reader
 from mechir.hooks import Edit, EveryLayer
 from mechir.methods.edge_graph import Graph
-from mechir.methods.edge_streams import changes
+from mechir.methods.edge_streams import carried, steps
 from mechir.methods.paths import Run
 from mechir.reranker import Weights, needs_edges
 from mechir.sites import Head, Mlp
 
-CACHE, HELD = 4_000_000, 600_000_000
+CACHE, HELD = 10_000_000, 600_000_000
 """Bytes that the changes of all senders may take on a CPU, so that they stay near one core, and on a GPU."""
 
 
@@ -154,8 +154,9 @@ def first_order(
     ]
     size = len(graph.senders) * model.cfg.d_model * run.score.element_size()
     together = max(1, (CACHE if run.score.device.type == "cpu" else HELD) // size)
+    way = steps(model, run, donor, graph)
     for pairs, rows in blocks(len(batch), run.resid[0].shape[1], together, whole=qk_fix):
-        for moment, change in changes(model, run.part(pairs, rows), donor.part(pairs, rows), graph, ln):
+        for moment, change in carried([step.part(pairs, rows) for step in way], len(graph.senders), ln):
             for total, some in zip(sums[moment], reading[moment], strict=True):
                 total[pairs] += some.effects(change, pairs, rows)
     out = run.score.new_empty(len(batch), len(graph))

@@ -158,10 +158,6 @@ class Run:
         kept = {part: [values[name] for name in layers] for part, layers in names.items()}
         return cls(**{part: kept[part] for part in _HOOKS}, score=score, also={hook: kept[hook] for hook in also})
 
-    def part(self, pairs: slice, rows: slice) -> Run:
-        """The run of some pairs of the batch at some rows; scores have no rows."""
-        return self.each(lambda x: x[pairs] if x.ndim == 1 else x[pairs, rows])
-
     def each(self, change: Callable[[Tensor], Tensor]) -> Run:
         """The same run with every tensor changed, e.g. cut off from its gradients."""
         layers = {part: [change(x) for x in getattr(self, part)] for part in _HOOKS}
