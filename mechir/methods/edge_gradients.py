@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mechir.batches import Batch
@@ -155,7 +155,7 @@ def first_order(
     size = len(graph.senders) * model.cfg.d_model * run.score.element_size()
     together = max(1, (CACHE if run.score.device.type == "cpu" else HELD) // size)
     way = steps(model, run, donor, graph)
-    for pairs, rows in blocks(len(batch), run.resid[0].shape[1], together, whole=qk_fix):
+    for pairs, rows in blocks(batch.attention_mask, together, whole=qk_fix):
         for moment, change in carried([step.part(pairs, rows) for step in way], len(graph.senders), ln):
             for total, some in zip(sums[moment], reading[moment], strict=True):
                 total[pairs] += some.effects(change, pairs, rows)
@@ -166,16 +166,22 @@ def first_order(
     return out
 
 
-def blocks(pairs: int, rows: int, together: int, whole: bool) -> Iterator[tuple[slice, slice]]:
-    """A batch cut into parts of about so many rows together: some pairs, or some rows of one pair unless `whole`."""
+def blocks(mask: Bool[Tensor, "batch pos"], together: int, whole: bool) -> Iterator[tuple[slice, slice]]:
+    """A batch cut into parts of about so many rows together: some pairs, or some rows of one pair unless `whole`.
+
+    The rows after a pair's end are left out where they can be: padding has no gradient.
+    """
+    pairs, rows = mask.shape
     if whole or together >= rows:
         several = max(1, together // rows)
         for start in range(0, pairs, several):
             yield slice(start, start + several), slice(None)
         return
-    several = math.ceil(rows / math.ceil(rows / together))
-    for pair, start in itertools.product(range(pairs), range(0, rows, several)):
-        yield slice(pair, pair + 1), slice(start, start + several)
+    ends = (mask * torch.arange(1, rows + 1, device=mask.device)).amax(1)
+    for pair, end in enumerate(ends.tolist()):
+        several = math.ceil(end / math.ceil(end / together))
+        for start in range(0, end, several):
+            yield slice(pair, pair + 1), slice(start, min(start + several, end))
 
 
 def _reading(
