@@ -125,11 +125,12 @@ def averaged(
     needs_edges(model, "averaged")
     change, made = donor.resid[0] - run.resid[0], None
     for point, weight in zip(points, weights, strict=True):
-        here, _ = Gradients.at(model, batch, run.resid[0] + point * change, weight / len(points), qk_fix)
+        here = Gradients.at(model, batch, run.resid[0] + point * change, weight / len(points), qk_fix)[0]
         if made is None:
             made = here
         else:
             made.add(here)
+        del here  # before the next point needs the memory
     if made is None:
         raise ValueError("There is no point.")
     return made
