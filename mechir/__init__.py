@@ -64,6 +64,10 @@ _LATER = {
     "load_circuit": "mechir.methods.circuit_files",
     "attend": "mechir.methods.attend",
     "AttentionSplit": "mechir.methods.attend_split",
+    "both_ways": "mechir.methods.edge_scores",
+    "backups": "mechir.methods.backups",
+    "completeness": "mechir.methods.completeness",
+    "specificity": "mechir.methods.specificity",
     "all_heads": "mechir.model_sites",
     "export": "mechir.exporting",
 }

@@ -301,6 +301,10 @@ CIRCUIT = Measure(
     "faithfulness of the largest {edges} edges, {axiom}", SHARE, causal=True, least=EFFECT, follows=_of_axiom
 )
 
+BACKUP = Measure(
+    "effect gained without {primary}, {axiom}[, by {by=donor}]", LOGITS, causal=True, sign=0, follows=_of_axiom
+)
+
 CONDUCTANCE = Measure(
     "conductance, {label} documents[, {baseline=pad_query}][, {target=score}][, {heads=pattern}][, {neurons=post}]",
     LOGITS,

@@ -97,7 +97,7 @@ def split_queries(material: Sequence[Item], every: int) -> tuple[list[Item], lis
     """
     queries = list(dict.fromkeys(item.query_id for item in material))
     if len(queries) < 2:
-        raise MechirError("One query cannot both find the heads and test them: take more, or name the heads.")
+        raise MechirError("One query cannot both find heads or edges and test them: take more, or name the heads.")
     chosen = set(queries[::every])
     others = [item for item in material if item.query_id not in chosen]
     return [item for item in material if item.query_id in chosen], others

@@ -21,7 +21,7 @@ from mechir.methods import paths as paths_
 from mechir.methods import ranking
 from mechir.methods.tokens import token_attribution
 from mechir.methods.walk import Way
-from scripts import measure_planted
+from scripts import measure_edges, measure_planted
 
 DOCS = Path(__file__).parent.parent / "docs"
 FENCED = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -136,6 +136,11 @@ def padded() -> pd.DataFrame:
     return pd.DataFrame({"grade": [pair.grade for pair in pairs], "score": scores, "empty": scores - checks["delta"]})
 
 
+def planted_edges() -> pd.DataFrame:
+    """What methods find of the planted edges: see `scripts/measure_edges.py`."""
+    return measure_edges.table()
+
+
 def planted() -> Mapping[str, pd.DataFrame]:
     """How close planted models are to their closed form, and what masks do to one: `table` and `masks`."""
     with torch.no_grad():
@@ -173,6 +178,7 @@ def digest(page: str) -> str:
 def made(command: str) -> Mapping[str, pd.DataFrame]:
     """`pools FOLDER`, ...: a function of this file and what it is given; a single frame has no name."""
     name, *given = command.split()
-    computations = {each.__name__: each for each in (pools, others, power, diagnostics, paths, padded, planted, code)}
+    every = (pools, others, power, diagnostics, paths, padded, planted, planted_edges, code)
+    computations = {each.__name__: each for each in every}
     result = computations[name](*given)
     return {"": result} if isinstance(result, pd.DataFrame) else result

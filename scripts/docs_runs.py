@@ -12,6 +12,7 @@ FORTY = f"lu2025/semantic_bm25 {MODEL} --per-grade 5 --easy-negatives 10 --limit
 IN_AND_OUT = "in:SHARED/data/dl19 --collection out:SHARED/data/cranfield --collection out:SHARED/data/vaswani"
 GROUPS = f"{MODEL} --collection {IN_AND_OUT} --limit-queries 9 --per-grade 3 --easy-negatives 3 --take 2"
 PATHWAY = f"joint/pathway {MODEL} --per-grade 2 --easy-negatives 4 --collection SHARED/data"
+CIRCUITS = f"{MODEL} --collection SHARED/data/dl19 --filler a --per-grade 2 --limit-queries 27"
 RUNS = {
     "attention_contrast": "vast2025/attention_contrast",
     "attention_contrast-sep2": "vast2025/attention_contrast --sep2",
@@ -33,7 +34,14 @@ RUNS = {
     "pruning": "vast2024/pruning",
     "matching_heads": "vast2024/matching_heads",
     "matching_heads-judged": "vast2024/matching_heads --easy-negatives 0",
+    "edges": "circuits/edges --sample 300",
+    "faithfulness": "circuits/faithfulness",
+    "faithfulness-greedy": "circuits/faithfulness --how greedy",
+    "stability": "circuits/stability --sample 300",
     "pathway": "joint/pathway",
+    "edges-dl19": f"circuits/edges {CIRCUITS} --sample 300",
+    "faithfulness-dl19": f"circuits/faithfulness {CIRCUITS}",
+    "stability-dl19": f"circuits/stability {CIRCUITS} --sample 300",
     "layer_sweep-dl19": f"vast2025/layer_sweep {FIVE} --limit-queries 12",
     "direction_ablation-dl19": f"vast2025/direction_ablation {FIVE}",
     **{f"forty-{name}": f"{FORTY}/{name}" for name in ("dl19", "dl21", "cranfield", "vaswani")},
@@ -52,6 +60,7 @@ FRAMES = {
     "paths": "paths",
     "padded": "padded",
     "planted": "planted",
+    "planted-edges": "planted_edges",
     "code-lu2025": "code lu2025",
     "code-patching": "code patching",
 }

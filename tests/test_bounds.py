@@ -89,7 +89,7 @@ BOUNDS: dict[str, tuple[str, Callable[[int], Any], int]] = {
         lambda n: soft_tf.saturation(np.arange(6) % n, np.arange(6) / 7, np.array([*"aaabbb"]), np.arange(6) // 3, draws=2),
         3,
     ),
-    "queries split": (r"One query cannot both find the heads and test them", lambda n: split_queries(pairs(*"1" * n), 3), 2),
+    "queries split": (r"One query cannot both find heads or edges and test them", lambda n: split_queries(pairs(*"1" * n), 3), 2),
     "limit": (
         r"limit_queries=0 asks for nothing: write 1 or more",
         lambda n: mi.collection(TOY).pairs(limit_queries=n),
@@ -201,8 +201,8 @@ QUERIES: list[tuple[str, int, dict[str, Any], str]] = [
         r"grade 3 \(relevant\) and of grade 0 \(weak\): 1 of 1; take 2 or more",
     ),
     ("vast2025/cls_lens", 4, {}, r"3 queries have pairs on both sides of grade 1: a probe needs 4"),
-    ("lu2025/soft_tf", 2, {}, r"One query cannot both find the heads and test them"),
-    ("lu2025/idf_edit", 2, {}, r"One query cannot both find the heads and test them"),
+    ("lu2025/soft_tf", 2, {}, r"One query cannot both find heads or edges and test them"),
+    ("lu2025/idf_edit", 2, {}, r"One query cannot both find heads or edges and test them"),
 ]
 
 

@@ -133,3 +133,9 @@ def test_no_gap_and_no_size_are_refused(scores: mi.EdgeScores) -> None:
         selection.nested(scores, how="best")
     with pytest.raises(MechirError, match=r"'h7.1->score' is no edge of this graph of 4 layers"):
         scores.graph.columns([mi.parse_edge("h7.1->score")])
+
+
+def test_columns_are_those_of_any_iterable(scores: mi.EdgeScores) -> None:
+    texts = [str(edge) for edge in TRUTH]
+    assert scores.graph.columns(map(mi.parse_edge, texts)) == scores.graph.columns(list(TRUTH))
+    assert len(scores.graph.columns(map(mi.parse_edge, texts))) == 4

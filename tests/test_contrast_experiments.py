@@ -78,7 +78,9 @@ def test_heads_are_chosen_on_queries_that_are_not_measured(
 
 
 def test_one_query_cannot_choose_and_test(toy: HookedEncoder, tmp_path: Path) -> None:
-    with pytest.raises(MechirError, match=r"One query cannot both find the heads and test them: take more, or name"):
+    with pytest.raises(
+        MechirError, match=r"One query cannot both find heads or edges and test them: take more, or name"
+    ):
         engine.run("lu2025/head_to_heads", toy, diagnostic("tfc1", TOY, limit_queries=1), registry=tmp_path)
     with pytest.raises(MechirError, match=r"Unknown --ports 'z': the closest are 'v', 'q', 'k'"):
         engine.run("lu2025/head_to_heads", toy, diagnostic("tfc1", TOY, limit_queries=2), registry=tmp_path, ports="z")

@@ -142,7 +142,7 @@ def test_a_table_that_is_not_there_stores_nothing(toy: HookedEncoder, tmp_path: 
 
 @pytest.mark.parametrize("name", ["lu2025/idf_edit", "lu2025/soft_tf"])
 def test_one_query_is_too_few(toy: HookedEncoder, tmp_path: Path, name: str) -> None:
-    with pytest.raises(MechirError, match=r"One query cannot both find the .*heads and test them: take more"):
+    with pytest.raises(MechirError, match=r"One query cannot both find heads or edges and test them: take more"):
         engine.run(name, toy, mi.collection(TOY), pool=Pool(limit_queries=1), registry=tmp_path, **QUICK[name])
 
 

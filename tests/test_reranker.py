@@ -85,9 +85,10 @@ STRUCTURED = {
     **dict.fromkeys(
         (f"edge_roles.{name}" for name in ("averaged_roles", "first_order_roles", "role_gradients")), EDGES
     ),
-    "edge_streams.changes": EDGES,
+    **dict.fromkeys(("completeness.completeness", "specificity.specificity"), EDGES),
     "circuit_files.load_circuit": "post-norm layers",
     "circuit_files.save_circuit": "post-norm layers",
+    **dict.fromkeys(("edge_streams.changes", "edge_streams.steps"), EDGES),
     "dose.dose_response": "a head that reads the CLS row",
     "lens.read_depths": "post-norm layers and a head that reads the CLS row",
     "paths.carry": "post-norm layers",

@@ -16,6 +16,7 @@ from mechir.methods import effects
 from mechir.methods.edge_graph import Graph
 from mechir.methods.edge_scores import agree, summary
 from mechir.methods.edges import edges
+from mechir.methods.statistics import percentiles
 from mechir.options import frame, option
 from mechir.pairs import split_queries
 from mechir.reranker import Weights
@@ -29,6 +30,10 @@ SHOWN = 20
 """Edges in the table of a terminal."""
 DRAWN = 200
 """Edges that the chart can show."""
+FEWEST_EDGES = 3
+"""Edges below which there is no correlation."""
+DRAWS = 1000
+"""Resamples of the edges drawn."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,12 @@ class Edges(Scored):
         return ids_of(contrasts).assign(**columns)
 
     def summarise(self, run: Finished) -> pd.DataFrame:
-        """One line per edge, the largest first: as `EdgeScores.frame`; `exact`: the mean effect of a drawn edge."""
+        """The effect of every edge, and how well it was estimated.
+
+        `kind` "edge", the largest first: the columns of `EdgeScores.frame`; `exact`, the mean exact effect of an edge
+        that was drawn. "agreement", between the two on the edges drawn: `measure` ("r"; "rho"; "signs", the edges whose
+        sign differs), `estimate`, `low` and `high`, the 95 % interval with these edges resampled, `edges`.
+        """
         assert run.model is not None
         graph = Graph.of(run.model)
         frame = summary(by_queries(run.rows, "effects"))
@@ -79,28 +89,35 @@ class Edges(Scored):
         if len(self.drawn):
             columns = graph.columns(map(parse_edge, self.drawn["edge"]))
             frame.loc[columns, "exact"] = by_queries(run.rows, "exact").mean(0)
-        return frame.sort_values("estimate", key=abs, ascending=False, ignore_index=True)
+        frame = frame.sort_values("estimate", key=abs, ascending=False, ignore_index=True)
+        frame.insert(0, "kind", "edge")
+        return pd.concat([frame, agreement(frame.dropna(subset="exact"), self.seed)], ignore_index=True)
 
     def findings(self, run: Finished) -> pd.DataFrame:
         """The gap, the effect of each edge whose corrected p is below .05, and of every edge to the score.
 
         Edges to the score are there whatever their p: where a head has none that holds, that contradicts its role.
         """
-        to_score = run.summary["edge"].map(lambda edge: parse_edge(edge).readers == (Score(),))
-        held = run.summary[(run.summary["p_corrected"] < LEVEL) | to_score]
+        edges = run.summary[run.summary["kind"] == "edge"]
+        to_score = edges["edge"].map(lambda edge: parse_edge(edge).readers == (Score(),))
+        held = edges[(edges["p_corrected"] < LEVEL) | to_score]
         measure = EDGE(run.diagnostic, self.method, self.ln)
-        lines = stated(held.assign(site=held["edge"]), measure, family=f"{len(run.summary)} edges")
+        lines = stated(held.assign(site=held["edge"]), measure, family=f"{len(edges)} edges")
         return pd.concat([effects.gap_stated(run.rows, run.diagnostic), lines], ignore_index=True)
 
     @classmethod
     def table(cls, summary: pd.DataFrame) -> pd.DataFrame:
-        """The largest edges."""
-        return summary.drop(columns="exact").head(SHOWN)
+        """The largest edges, and the agreement with exact effects."""
+        edges = summary[summary["kind"] == "edge"].head(SHOWN)
+        agreed = summary[summary["kind"] == "agreement"]
+        shown = pd.concat([edges.drop(columns="exact"), agreed]).dropna(axis=1, how="all")
+        return shown.astype({name: "Int64" for name in ("queries", "edges") if name in shown})
 
     def chart(self, summary: pd.DataFrame) -> Any:
         """The largest edges as a graph over layers; estimates against exact effects of the edges drawn."""
-        graph = circuit_graph(summary.head(DRAWN), title="The edges with the largest effects (logits)")
-        drawn = summary.dropna(subset="exact")
+        edges = summary[summary["kind"] == "edge"]
+        graph = circuit_graph(edges.head(DRAWN), title="The edges with the largest effects (logits)")
+        drawn = edges.dropna(subset="exact")
         if drawn.empty:
             return graph
         r, rho, signs, n = agree(drawn["estimate"].to_numpy(), drawn["exact"].to_numpy())
@@ -113,3 +130,17 @@ class Edges(Scored):
             subtitle=f"r {r:.3f}, rho {rho:.3f}, {signs} of {n} signs differ",
         )
         return charts.stacked(graph, points)
+
+
+def agreement(drawn: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The agreement of estimated with exact effects on edges that were drawn, a line for each of its measures."""
+    estimated, exact = drawn["estimate"].to_numpy(), drawn["exact"].to_numpy()
+    n = len(drawn)
+    if n < FEWEST_EDGES:
+        return pd.DataFrame()
+    columns = np.random.default_rng(seed).integers(n, size=(DRAWS, n))
+    resampled = np.array([agree(estimated[some], exact[some])[:3] for some in columns])
+    lines = pd.DataFrame({"kind": "agreement", "measure": ["r", "rho", "signs"]})
+    lines["estimate"] = [float(value) for value in agree(estimated, exact)[:3]]
+    lines[["low", "high"]] = [percentiles(column[np.isfinite(column)]) for column in resampled.T]
+    return lines.assign(edges=n)

@@ -57,6 +57,7 @@ class Only:
             if donors.setdefault(contrast.base, contrast.donor) != contrast.donor:
                 raise MechirError(f"{_named(contrast)} has two donors: give the contrasts of one filler at a time.")
         object.__setattr__(self, "_donors", donors)
+        object.__setattr__(self, "_plans", {})
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.circuit!r}, {len(self.contrasts)} contrasts)"
@@ -72,11 +73,18 @@ class Only:
 
     def start(self, model: Weights, batch: Batch) -> CircuitRun:
         """The run of a batch, with the donors' run made and nothing computed of its own."""
-        needs_edges(model, type(self).__name__)
-        refuse_foreign_edges(model, self.circuit)
         donors: Mapping[Pair, Pair] = vars(self)["_donors"]
-        plan = Plan.of(Graph.of(model), self.circuit, self._complement)
+        plan = self._plan(model)
         return CircuitRun(model, plan, Donor.of(model, donor_batch(model, batch, [donors[p] for p in batch.pairs])))
+
+    def _plan(self, model: Weights) -> Plan:
+        """The plan in a model, made and checked once for all batches."""
+        plans: dict[str, Plan] = vars(self)["_plans"]
+        if model.fingerprint not in plans:
+            needs_edges(model, type(self).__name__)
+            refuse_foreign_edges(model, self.circuit)
+            plans[model.fingerprint] = Plan.of(Graph.of(model), self.circuit, self._complement)
+        return plans[model.fingerprint]
 
 
 @dataclass(frozen=True, init=False, repr=False)

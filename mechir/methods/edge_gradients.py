@@ -15,24 +15,25 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mechir.batches import Batch
 from mechir.circuits import PORTS, Reader
-from mechir.hooks import Edit
+from mechir.hooks import Edit, EveryLayer
 from mechir.methods.edge_graph import Graph
-from mechir.methods.edge_streams import changes
+from mechir.methods.edge_streams import carried, steps
 from mechir.methods.paths import Run
 from mechir.reranker import Weights, needs_edges
 from mechir.sites import Head, Mlp
 
-CACHE, HELD = 16_000_000, 600_000_000
-"""Bytes that the changes of all senders may take on a CPU and on a GPU."""
+CACHE, HELD = 10_000_000, 600_000_000
+"""Bytes that the changes of all senders may take on a CPU, so that they stay near one core, and on a GPU."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,17 +47,27 @@ class Leaf(Edit):
         return (x if self.value is None else self.value).detach().requires_grad_()
 
 
+@dataclass(frozen=True)
+class Fork(Edit):
+    """The edit that makes an activation a tensor of its own: gradients by it are those of this one of its readers."""
+
+    def __call__(self, x: Tensor, hook: Any) -> Tensor:
+        """The same values."""
+        return x.view_as(x)
+
+
 @dataclass(frozen=True, eq=False)
 class Gradients:
     """The gradients of each pair's score, layer by layer, by what the readers make of the stream.
 
-    `ports["q"][l]` and likewise k and v; `pre`: by the MLP's hidden units before their activation function; `stream`:
-    by what the head reads. `worth[l]`, for the QK fix: what a unit of attention to each source is worth to the score.
+    `ports[l]`: by the queries of all heads, then their keys, then their values; `mlp[l]`: by what the MLP reads;
+    `stream`: by what the head reads. `worth[l]`, for the QK fix: what a unit of attention to each source is worth to
+    the score.
     """
 
-    ports: dict[str, list[Float[Tensor, "batch _ head d_head"]]]
-    pre: list[Float[Tensor, "batch _ d_mlp"]]
-    stream: Float[Tensor, "batch d_model"]
+    ports: list[Float[Tensor, "batch _ port d_head"]]
+    mlp: list[Float[Tensor, "batch _ d_model"]]
+    stream: Float[Tensor, "batch 1 d_model"]
     worth: list[Float[Tensor, "batch head _ source"]]
 
     @classmethod
@@ -69,23 +80,22 @@ class Gradients:
         qk_fix: bool,
     ) -> tuple[Gradients, Run]:
         """The gradients of weight times score where layer 0 reads `embedded`, or the batch, and the run there."""
-        also = (*(f"attn.hook_{port}" for port in PORTS), "mlp.hook_pre")
+        also = (*(f"attn.hook_{port}" for port in PORTS), "hook_mlp_in")
         start = Leaf(None if embedded is None else embedded.detach())
-        with torch.enable_grad(), model.hooks([("hook_full_embed", start)]):
+        with torch.enable_grad(), model.hooks([("hook_full_embed", start), (EveryLayer("hook_mlp_in"), Fork())]):
             run = Run.of(model, batch, None, also)
             wanted = [*itertools.chain.from_iterable(run.also.values()), run.resid[-1], *(run.z if qk_fix else ())]
             by = iter(torch.autograd.grad((run.score * weight).sum(), wanted))
-        run = run.each(Tensor.detach)
-        ports = {port: list(itertools.islice(by, len(run.z))) for port in PORTS}
-        pre, stream = list(itertools.islice(by, len(run.z))), next(by)[:, 0]
-        values = run.also["attn.hook_v"]
-        worth = [torch.einsum("brhe,bshe->bhrs", z, v) for z, v in zip(by, values, strict=False)]
-        return cls(ports, pre, stream, worth), run
-
-    def rows(self, some: slice) -> Gradients:
-        """Those of some pairs."""
-        ports = {port: [x[some] for x in layers] for port, layers in self.ports.items()}
-        return Gradients(ports, [x[some] for x in self.pre], self.stream[some], [x[some] for x in self.worth])
+        values, run = run.also["attn.hook_v"], replace(run, also={}).each(Tensor.detach)
+        q, k, v, mlp = (list(itertools.islice(by, len(run.z))) for _ in also)
+        # In the last layer the queries of CLS are all that is read: those of the others have no effect.
+        ports = [
+            torch.cat([F.pad(left, (0, 0, 0, 0, 0, middle.shape[1] - left.shape[1])), middle, right], 2)
+            for left, middle, right in zip(q, k, v, strict=True)
+        ]
+        stream = next(by)[:, :1]
+        worth = [torch.einsum("brhe,bshe->bhrs", z, x.detach()) for z, x in zip(by, values, strict=False)]
+        return cls(ports, mlp, stream, worth), run
 
     def add(self, other: Gradients) -> None:
         """Adds another run's gradients to these, in place."""
@@ -93,9 +103,8 @@ class Gradients:
             mine += theirs
 
     def _all(self) -> Iterator[Tensor]:
-        for of in self.ports.values():
-            yield from of
-        yield from self.pre
+        yield from self.ports
+        yield from self.mlp
         yield self.stream
         yield from self.worth
 
@@ -116,11 +125,12 @@ def averaged(
     needs_edges(model, "averaged")
     change, made = donor.resid[0] - run.resid[0], None
     for point, weight in zip(points, weights, strict=True):
-        here, _ = Gradients.at(model, batch, run.resid[0] + point * change, weight / len(points), qk_fix)
+        here = Gradients.at(model, batch, run.resid[0] + point * change, weight / len(points), qk_fix)[0]
         if made is None:
             made = here
         else:
             made.add(here)
+        del here  # before the next point needs the memory
     if made is None:
         raise ValueError("There is no point.")
     return made
@@ -132,58 +142,90 @@ def first_order(
 ) -> Float[Tensor, "batch edge"]:
     """The estimated effect of every edge on every pair's score, columns as in the graph.
 
-    A few pairs at a time, so that the changes of all senders stay in a CPU's caches.
+    A few rows at a time, so that the changes of all senders stay in a CPU's caches: the effect is a sum over rows. The
+    QK fix needs all rows of a pair.
     """
     needs_edges(model, "first_order")
-    out = run.score.new_empty(len(batch), len(graph))
-    size = len(graph.senders) * run.resid[0][0].numel() * run.score.element_size()
+    moments = range(2 * graph.n_layers + 1)
+    softmax = _Softmax(model, model.allowed(batch), run, gradients) if qk_fix else None
+    reading = [list(_reading(model, graph.reading(moment), gradients, softmax, moment)) for moment in moments]
+    sums = [
+        [run.score.new_zeros(len(batch), graph.before(moment), len(some.columns)) for some in reading[moment]]
+        for moment in moments
+    ]
+    size = len(graph.senders) * model.cfg.d_model * run.score.element_size()
     together = max(1, (CACHE if run.score.device.type == "cpu" else HELD) // size)
-    allowed = model.allowed(batch)
-    for start in range(0, len(batch), together):
-        some = slice(start, start + together)
-        here, there, slopes = run.rows(some), donor.rows(some), gradients.rows(some)
-        softmax = _Softmax(model, None if allowed is None else allowed[some], here, slopes) if qk_fix else None
-        for moment, change in changes(model, here, there, graph, ln):
-            for columns, value in _read(model, graph.reading(moment), change, slopes, softmax, moment // 2):
-                for place, column in enumerate(columns):
-                    out[some, column : column + change.shape[1]] = value[:, place]
+    way = steps(model, run, donor, graph)
+    for pairs, rows in blocks(batch.attention_mask, together, whole=qk_fix):
+        for moment, change in carried([step.part(pairs, rows) for step in way], len(graph.senders), ln):
+            for total, some in zip(sums[moment], reading[moment], strict=True):
+                total[pairs] += some.effects(change, pairs, rows)
+    out = run.score.new_empty(len(batch), len(graph))
+    for total, some in zip(itertools.chain(*sums), itertools.chain(*reading), strict=True):
+        for place, column in enumerate(some.columns):
+            out[:, column : column + total.shape[1]] = total[:, :, place]
     return out
 
 
-def _read(
+def blocks(mask: Bool[Tensor, "batch pos"], together: int, whole: bool) -> Iterator[tuple[slice, slice]]:
+    """A batch cut into parts of about so many rows together: some pairs, or some rows of one pair unless `whole`.
+
+    The rows after a pair's end are left out where they can be: padding has no gradient.
+    """
+    pairs, rows = mask.shape
+    if whole or together >= rows:
+        several = max(1, together // rows)
+        for start in range(0, pairs, several):
+            yield slice(start, start + several), slice(None)
+        return
+    ends = (mask * torch.arange(1, rows + 1, device=mask.device)).amax(1)
+    for pair, end in enumerate(ends.tolist()):
+        several = math.ceil(end / math.ceil(end / together))
+        for start in range(0, end, several):
+            yield slice(pair, pair + 1), slice(start, min(start + several, end))
+
+
+def _reading(
     model: Weights,
     readers: Sequence[tuple[int, Reader]],
-    change: Float[Tensor, "batch sender row d_model"],
     gradients: Gradients,
     softmax: _Softmax | None,
-    layer: int,
-) -> Iterator[tuple[list[int], Float[Tensor, "batch reader sender"]]]:
-    """The effects of the changes at the readers of one moment, with the columns where each reader's begin."""
-    heads = [(column, reader) for column, reader in readers if isinstance(reader, Head)]
-    for port in PORTS:
-        here = [(column, reader.head) for column, reader in heads if reader.part == port]
-        if not here:
-            continue
-        columns, of = [column for column, _ in here], [head for _, head in here]
-        if softmax is not None and port != "v":
-            yield columns, softmax.effects(change, layer, port, of)
-            continue
-        weight = by_head(model.parts.layers[layer].port(port), model.cfg.n_heads)[of]
-        by_input = torch.einsum("brhe,hem->bhrm", gradients.ports[port][layer][:, :, of], weight)
-        yield columns, _product(by_input, change)
+    moment: int,
+) -> Iterator[_Linear | _Attending]:
+    """The readers of one moment, those together that are computed together."""
+    layer, n = moment // 2, model.cfg.n_heads
+    linear: dict[int, int] = {}
     for column, reader in readers:
-        if isinstance(reader, Head):
-            continue
-        mlp = isinstance(reader, Mlp)
-        by_input = gradients.pre[layer] @ model.parts.layers[layer].mlp_in.weight if mlp else gradients.stream[:, None]
-        yield [column], _product(by_input[:, None], change)
+        if not isinstance(reader, Head):
+            by = gradients.mlp[layer] if isinstance(reader, Mlp) else gradients.stream
+            yield _Linear([column], by[:, :, None], None)
+        elif softmax is not None and reader.part != "v":
+            yield _Attending([column], softmax, layer, reader)
+        else:
+            linear[PORTS.index(reader.part) * n + reader.head] = column
+    if linear:
+        weight = torch.cat([by_head(model.parts.layers[layer].port(port), n) for port in PORTS])
+        by, places = gradients.ports[layer], sorted(linear)
+        if len(places) < len(weight):
+            weight, by = weight[places], by[:, :, places]
+        yield _Linear([linear[place] for place in places], by, weight)
 
 
-def _product(
-    by_input: Float[Tensor, "batch reader row d_model"], change: Float[Tensor, "batch sender _ d_model"]
-) -> Float[Tensor, "batch reader sender"]:
-    rows = by_input.shape[2]
-    return by_input.flatten(2) @ change[:, :, :rows].flatten(2).transpose(1, 2)
+@dataclass(frozen=True, eq=False)
+class _Linear:
+    """Readers whose input counts as the gradient by it does: by what `weight` makes of it, or by the input itself."""
+
+    columns: list[int]
+    by: Float[Tensor, "batch row reader _"]
+    weight: Float[Tensor, "reader _ d_model"] | None
+
+    def effects(
+        self, change: Float[Tensor, "batch sender row d_model"], pairs: slice, rows: slice
+    ) -> Float[Tensor, "batch sender reader"]:
+        """Gradient times change, over these rows."""
+        by = self.by[pairs, rows]
+        by_input = by.transpose(1, 2) if self.weight is None else torch.einsum("brhe,hem->bhrm", by, self.weight)
+        return change[:, :, : by.shape[1]].flatten(2) @ by_input.flatten(2).transpose(1, 2)
 
 
 def by_head(linear: nn.Linear, n_heads: int) -> Float[Tensor, "head d_head d_model"]:
@@ -193,36 +235,43 @@ def by_head(linear: nn.Linear, n_heads: int) -> Float[Tensor, "head d_head d_mod
 
 @dataclass(frozen=True, eq=False)
 class _Softmax:
-    """What a change of a head's queries or keys does to its pattern exactly, and that to the score to first order."""
+    """What the QK fix needs beside the change: the run, and what attention is worth on it."""
 
     model: Weights
     allowed: Tensor | None
     run: Run
     gradients: Gradients
 
+
+@dataclass(frozen=True, eq=False)
+class _Attending:
+    """The queries or keys of a head: what their change does to its pattern exactly, and that to first order."""
+
+    columns: list[int]
+    at: _Softmax
+    layer: int
+    reader: Head
+
     def effects(
-        self, change: Float[Tensor, "batch sender row d_model"], layer: int, port: str, heads: Sequence[int]
-    ) -> Float[Tensor, "batch reader sender"]:
+        self, change: Float[Tensor, "batch sender row d_model"], pairs: slice, rows: slice
+    ) -> Float[Tensor, "batch sender 1"]:
         """Sum over readers and sources of (pattern changed - pattern) times what that attention is worth."""
-        of, allowed = self.model.parts.layers[layer], self.allowed
-        x, worth = self.run.resid[layer], self.gradients.worth[layer]
-        readers = worth.shape[2]
-        n = self.model.cfg.n_heads
-        weight = by_head(of.port(port), n)
-        q, k = (linear(rows).unflatten(-1, (n, -1)) for linear, rows in ((of.q, x[:, :readers]), (of.k, x)))
-        effects = []
-        for head in heads:
-            scores = _scores(q[:, :, head], k[:, :, head], allowed)
-            now = (scores.softmax(-1) * worth[:, head]).sum((-1, -2))
-            moved = change[:, :, :readers] if port == "q" else change
-            along = moved @ weight[head].T
-            values = []
-            for place in range(change.shape[1]):
-                left, right = (along[:, place], k[:, :, head]) if port == "q" else (q[:, :, head], along[:, place])
-                new = (scores + _scores(left, right, None)).softmax(-1)
-                values.append((new * worth[:, head]).sum((-1, -2)) - now)
-            effects.append(torch.stack(values, 1))
-        return torch.stack(effects, 1)
+        of, n, head = self.at.model.parts.layers[self.layer], self.at.model.cfg.n_heads, self.reader.head
+        x, worth = self.at.run.resid[self.layer][pairs], self.at.gradients.worth[self.layer][pairs, head]
+        allowed = None if self.at.allowed is None else self.at.allowed[pairs]
+        read = worth.shape[1]
+        q, k = x[:, :read] @ by_head(of.q, n)[head].T, x @ by_head(of.k, n)[head].T
+        q, k = (a + linear.bias.unflatten(0, (n, -1))[head] for a, linear in ((q, of.q), (k, of.k)))
+        scores = _scores(q, k, allowed)
+        now = (scores.softmax(-1) * worth).sum((-1, -2))
+        moved = change[:, :, :read] if self.reader.part == "q" else change
+        along = moved @ by_head(of.port(self.reader.part), n)[head].T
+        values = []
+        for place in range(change.shape[1]):
+            left, right = (along[:, place], k) if self.reader.part == "q" else (q, along[:, place])
+            new = (scores + _scores(left, right, None)).softmax(-1)
+            values.append((new * worth).sum((-1, -2)) - now)
+        return torch.stack(values, 1)[:, :, None]
 
 
 def _scores(

@@ -118,14 +118,14 @@ class Graph:
         Raises:
             MechirError: for an edge that the graph lacks.
         """
-        place = self._places
-        missing = [edge for edge in edges if edge not in place]
+        place, listed = self._places, list(edges)
+        missing = [edge for edge in listed if edge not in place]
         if missing:
             raise MechirError(
                 f"'{missing[0]}' is no edge of this graph of {self.n_layers} layers: a sender of an earlier layer "
                 "leads to a reader of a later one, e.g. h0.1->h1.2.k."
             )
-        return [place[edge] for edge in edges]
+        return [place[edge] for edge in listed]
 
     @cached_property
     def _places(self) -> dict[Edge, int]:

@@ -19,6 +19,8 @@ from mechir.methods.edge_graph import Graph
 from mechir.methods.edge_streams import LN
 from mechir.methods.metrics import by_query
 
+ROUNDING = 1e-5
+"""An exact effect below this is what float32 makes of none."""
 METHODS = ("exact", "eap", "eap-ig", "screen")
 POINTS = ("base", "donor")
 
@@ -72,7 +74,10 @@ class Way:
 
 
 class Agreement(NamedTuple):
-    """How well estimates agree with exact effects, on edges drawn at random: r, rho, and how many signs differ."""
+    """How well estimates agree with exact effects, on edges drawn at random: r, rho, and how many signs differ.
+
+    `signs`: edges whose exact effect is more than rounding (1e-5) and whose estimate has the other sign, or none.
+    """
 
     pearson: float
     spearman: float
@@ -191,9 +196,34 @@ def summary(values: Float[np.ndarray, "query column"]) -> pd.DataFrame:
     )
 
 
+def both_ways(there: EdgeScores, back: EdgeScores) -> EdgeScores:
+    """Half the difference of effects and of those with the two sides of every contrast swapped.
+
+    Exchanging a contrast's sides turns the sign of this value and changes nothing else, so that sign flips are exact
+    where it is a matter of chance which side is the base. Plain effects hold a part that does not turn with the sides,
+    as of an edge whose loss and whose gain both lower the score: it is an effect, and it is rejected as such.
+
+    Args:
+        there: `edges(model, contrasts)`.
+        back: the same of `[contrast.swapped() for contrast in contrasts]`.
+
+    Raises:
+        MechirError: for scores of other contrasts, of other edges or of another method; for a "screen", of which each
+            has other edges patched.
+    """
+    ends = ((there.base, back.donor), (there.donor, back.base))
+    if there.query_ids != back.query_ids or not all(np.allclose(*scores, rtol=1e-3, atol=1e-3) for scores in ends):
+        raise MechirError("The contrasts are not the same with their sides swapped: give contrast.swapped() of each.")
+    if there.graph != back.graph or there.way != back.way:
+        raise MechirError(f"Both ways must be of the same edges and options, and these are {there.way} and {back.way}.")
+    if there.patched is not None:
+        raise MechirError("A screen patches other edges each way: score them with method='eap-ig' or 'exact'.")
+    return replace(there, values=(there.values - back.values) / 2)
+
+
 def agree(estimated: Float[np.ndarray, "edge"], measured: Float[np.ndarray, "edge"]) -> Agreement:
     """How well estimates agree with exact effects; NaN where either does not vary."""
-    signs = int((np.sign(estimated) != np.sign(measured)).sum())
+    signs = int(((np.sign(estimated) != np.sign(measured)) & (np.abs(measured) > ROUNDING)).sum())
     if len(estimated) < 3 or not np.ptp(estimated) or not np.ptp(measured):
         return Agreement(float("nan"), float("nan"), signs, len(estimated))
     r, rho = (float(test(estimated, measured).statistic) for test in (stats.pearsonr, stats.spearmanr))

@@ -29,7 +29,7 @@ from mechir.methods.metrics import Metric, as_metric, by_query, evaluated, score
 from mechir.methods.paths import Run
 from mechir.reranker import Weights, needs_edges
 
-HELD = 600_000_000
+HELD = 300_000_000
 """Bytes that the changes of all senders may take: a batch is cut accordingly."""
 
 
@@ -74,7 +74,7 @@ def edges(
         only: of "exact": the edges to patch, e.g. ["h1.2->mlp1"]; the others are NaN. None for all.
         max_rows: the most contrasts computed together.
         max_tokens: the most word pieces computed together; by default `model.max_tokens`, fewer where the changes of
-            all senders would take more than 0.6 GB.
+            all senders would take more than 0.3 GB.
         max_length: word pieces kept of a pair.
         progress: a bar with the time left; by default on a terminal, for work over two seconds.
 
@@ -123,6 +123,7 @@ class _Work:
             run, donor, value = self._batch(way, batch, [count[batch.rows] for count in counts], wanted)
             ends[:, batch.rows] = for_numpy(torch.stack([run.score, donor.score])).numpy()
             values[batch.rows] = for_numpy(value).numpy()
+            del run, donor, value  # not beside those of the next batch
         if way.method == "exact" and self.metric is not score:
             values = on_metric(self.metric, values, ends[0], queries)
         return EdgeScores(self.graph, queries, values, ends[0], ends[1], way)

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 from mechir import inference
 from mechir.batches import for_numpy
 from mechir.circuits import Circuit
-from mechir.contrasts import encode_contrasts
+from mechir.contrasts import Contrast, encode_contrasts
 from mechir.errors import MechirError
 from mechir.methods.circuit_runs import CircuitRun, Donor, Plan, as_contrasts, run_hooks
 from mechir.methods.edge_graph import Graph, refuse_foreign_edges
@@ -86,11 +86,13 @@ class Reached(NamedTuple):
         toward: (score with the circuit - score of the donor), positive toward the base: a query's mean over contrasts.
         gaps: |base - donor|, likewise.
         large: whether the gap of each contrast is large enough to be measured by.
+        query_ids: the queries with such a contrast, in the order of the rows.
     """
 
     toward: Float[np.ndarray, "query circuit"]
     gaps: Float[np.ndarray, "query"]
     large: Bool[np.ndarray, "contrast"]
+    query_ids: tuple[str, ...]
 
     @classmethod
     def of(
@@ -114,15 +116,37 @@ class Reached(NamedTuple):
                 f"{queries[0] if len(queries) else 'none'}: there is nothing to be faithful to; give other contrasts, "
                 "or a smaller min_gap."
             )
-        rows = [some[large[some]] for some in by_query(queries).values() if large[some].any()]
+        rows = {query: some[large[some]] for query, some in by_query(queries).items() if large[some].any()}
         turned = (only - donor[:, None]) * np.sign(gap)[:, None]
-        toward = np.stack([turned[some].mean(0) for some in rows])
-        return cls(toward, np.array([np.abs(gap[some]).mean() for some in rows]), large)
+        toward = np.stack([turned[some].mean(0) for some in rows.values()])
+        return cls(toward, np.array([np.abs(gap[some]).mean() for some in rows.values()]), large, tuple(rows))
 
     @property
     def shares(self) -> inference.Estimates:
         """The share f of each circuit, with its interval over queries."""
         return inference.shares(self.toward, self.gaps[:, None])
+
+    @property
+    def rows(self) -> Float[np.ndarray, "query circuit"]:
+        """The share of each circuit on each query; their mean, each query counted as its gap, is that of `shares`."""
+        return self.toward / self.gaps[:, None]
+
+
+def reached(
+    scores: CircuitScores, contrasts: Sequence[Contrast], metric: str | Metric = "score", min_gap: float = MIN_GAP
+) -> Reached:
+    """What the circuits of these scores reach, by a metric of the scores of a query's contrasts.
+
+    Raises:
+        MechirError: as `Reached.of`.
+    """
+    queries = [contrast.query_id for contrast in contrasts]
+    base, donor, only = scores.base, scores.donor, np.stack([*scores.only.values()], 1)
+    of = as_metric(metric)
+    if of is not score:
+        base, donor = (_each(of, x[:, None], queries)[:, 0] for x in (base, donor))
+        only, queries = _each(of, only, queries), list(dict.fromkeys(queries))
+    return Reached.of(base, donor, only, queries, min_gap)
 
 
 def faithfulness(
@@ -157,24 +181,19 @@ def faithfulness(
     needs_edges(model, "faithfulness")
     listed = as_contrasts(contrasts)
     scores = circuit_scores(model, listed, circuits, complement=complement, **options)
-    queries = [contrast.query_id for contrast in listed]
     names = [f"{contrast.query_id}/{contrast.doc_id}" for contrast in listed]
-    base, donor, only = scores.base, scores.donor, np.stack([*scores.only.values()], 1)
-    of = as_metric(metric)
-    if of is not score:
-        base, donor = (_each(of, x[:, None], queries)[:, 0] for x in (base, donor))
-        only, names = _each(of, only, queries), list(dict.fromkeys(queries))
-        queries = names
-    reached = Reached.of(base, donor, only, queries, min_gap)
-    small = np.flatnonzero(~reached.large)
+    if as_metric(metric) is not score:
+        names = list(dict.fromkeys(contrast.query_id for contrast in listed))
+    reach = reached(scores, listed, metric, min_gap)
+    small = np.flatnonzero(~reach.large)
     more = f" and {len(small) - NAMED} more" if len(small) > NAMED else ""
     return pd.DataFrame(
         {
             "circuit": list(circuits),
             "size": [len(circuit) for circuit in circuits.values()],
-            **{name: getattr(reached.shares, name) for name in ("estimate", "low", "high")},
-            "queries": len(reached.gaps),
-            "pairs": int(reached.large.sum()),
+            **{name: getattr(reach.shares, name) for name in ("estimate", "low", "high")},
+            "queries": len(reach.gaps),
+            "pairs": int(reach.large.sum()),
             "left_out": len(small),
             "left_out_names": ", ".join(names[row] for row in small[:NAMED]) + more,
         }

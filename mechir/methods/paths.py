@@ -158,10 +158,6 @@ class Run:
         kept = {part: [values[name] for name in layers] for part, layers in names.items()}
         return cls(**{part: kept[part] for part in _HOOKS}, score=score, also={hook: kept[hook] for hook in also})
 
-    def rows(self, some: slice) -> Run:
-        """The run of some pairs of the batch."""
-        return self.each(lambda x: x[some])
-
     def each(self, change: Callable[[Tensor], Tensor]) -> Run:
         """The same run with every tensor changed, e.g. cut off from its gradients."""
         layers = {part: [change(x) for x in getattr(self, part)] for part in _HOOKS}

@@ -1,0 +1,68 @@
+"""What methods find of the planted edges, and how near they come to exact effects; prints a table.
+
+python scripts/measure_edges.py [--pairs 48]
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+
+import mechir as mi
+from mechir import planted
+
+WAYS: dict[str, dict[str, Any]] = {
+    "exact": {"method": "exact"},
+    "eap-ig, frozen": {},
+    "eap-ig, jacobian": {"ln": "jacobian"},
+    "eap-ig, none": {"ln": "none"},
+    "eap at the base": {"method": "eap"},
+    "eap at the base, QK fix": {"method": "eap", "qk_fix": True},
+    "eap at the donor": {"method": "eap", "point": "donor"},
+    "eap at the donor, QK fix": {"method": "eap", "point": "donor", "qk_fix": True},
+}
+MODELS = {"c100": {}, "c3": {"c": 3.0}, "c1": {"c": 1.0}, "a20": {"a": 20.0}}
+
+
+def auroc(inside: np.ndarray, size: np.ndarray) -> float:
+    """The share of pairs of a planted edge and another in which the planted one is larger."""
+    n, m = inside.sum(), (~inside).sum()
+    return float((rankdata(size)[inside].sum() - n * (n + 1) / 2) / (n * m))
+
+
+def table(n: int = 48) -> pd.DataFrame:
+    """A line per counterfactual, model and way: `auroc`, `margin` (least planted over largest other), `r` with exact.
+
+    `signs`: planted edges whose sign is not that of their exact effect.
+    """
+    lines = []
+    for counterfactual in ("tf", "query"):
+        for name, dials in MODELS.items():
+            model = planted.bm25(**dials)
+            pairs = planted.pairs(model, n=n, counterfactual=counterfactual)
+            truth, exact = planted.truth(model, counterfactual).edges, None
+            for way, options in WAYS.items():
+                scores = mi.edges(model, pairs, **options)
+                exact = scores.estimate if exact is None else exact
+                inside = np.array([edge in truth for edge in scores.graph.edges])
+                size = np.abs(scores.estimate)
+                line = {"counterfactual": counterfactual, "model": name, "way": way, "auroc": auroc(inside, size)}
+                line |= {"margin": size[inside].min() / size[~inside].max()}
+                line |= {"r": np.corrcoef(scores.estimate, exact)[0, 1]}
+                wrong = np.sign(scores.estimate[inside]) != np.sign(exact[inside])
+                lines.append(line | {"signs": int(wrong.sum())})
+    return pd.DataFrame(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=48)
+    print(table(parser.parse_args().pairs).to_string(index=False, float_format="{:.4g}".format))
+
+
+if __name__ == "__main__":
+    main()
