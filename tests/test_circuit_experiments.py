@@ -72,6 +72,8 @@ def test_circuits_are_found_and_run_on_disjoint_queries(faithful: Run, registry:
 
 def test_what_circuits_reach_is_that_of_the_function(faithful: Run, tfc1: Diagnostic) -> None:
     sizes = faithful.summary[faithful.summary["kind"] == "size"]
+    empty, sizes = sizes.iloc[0], sizes.iloc[1:].reset_index(drop=True)
+    assert (empty["size"], empty["estimate"], empty["without"]) == (0, 0, 1) and empty["kendall"] < 1
     scored = pd.read_parquet(faithful.path / "scored.parquet")
     circuits = circuits_of(scored)
     tested = [c for c in tfc1.align(MODEL).contrasts if c.query_id in set(faithful.rows["query_id"])]
@@ -86,7 +88,8 @@ def test_what_circuits_reach_is_that_of_the_function(faithful: Run, tfc1: Diagno
     assert whole["size"] == len(Graph.of(MODEL)) and whole["estimate"] == pytest.approx(1, abs=1e-3)
     assert whole["without"] == pytest.approx(0, abs=1e-3) and np.isnan(whole["random"])
     assert whole["kendall"] == pytest.approx(1) and whole["ndcg_loss"] == pytest.approx(0)
-    others = sizes.iloc[:-1]
+    others = sizes[sizes["share"] <= 0.2]
+    assert sizes.loc[sizes["share"] > 0.2, "random"].isna().all() and len(others) == len(sizes) - 2
     assert (others["random_low"] <= others["random"]).all() and (others["random"] <= others["random_high"]).all()
     assert others["p_draws"].between(1 / 6, 1).all()
     curve = faithful.summary[faithful.summary["kind"] == "curve"].set_index("measure")

@@ -30,6 +30,8 @@ from .edges import DRAWN, Edges
 
 PART = 2
 """Edges are scored on one query in so many, and circuits run on the others."""
+LARGEST = 0.2
+"""The share of all edges up to which random circuits run."""
 PATCHED = 40
 """The largest edges, which are patched exactly on the other queries as well."""
 
@@ -51,7 +53,7 @@ class Faithfulness(Scored):
 
     def cost(self, model: Weights) -> float:
         """Full forwards per contrast, roughly: one in two is scored, on the others each circuit takes four."""
-        return (self.forwards_of_edges(model) + 4 * 20 + 4 * 9 * self.draws / 4 + 0.5 * PATCHED) / PART
+        return (self.forwards_of_edges(model) + 4 * 20 + 4 * 8 * self.draws / 4 + 0.5 * PATCHED) / PART
 
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Any]]:
         """The edges by their effect on half of the queries, each with the smallest circuit that it is in."""
@@ -82,24 +84,25 @@ class Faithfulness(Scored):
         return rows.assign(**{name: list(values) for name, values in lists.items()})
 
     def _random(self, graph: Graph, circuits: Mapping[int, Circuit]) -> dict[tuple[int, int], Circuit]:
-        """The random circuits by size and draw; of all edges there is no random choice."""
+        """The random circuits by size and draw; large ones are left out, which take longest and say least."""
         return {
             (size, draw): drawn
             for size, circuit in circuits.items()
-            if len(circuit) < len(graph)
+            if size <= LARGEST * len(graph)
             for draw, drawn in enumerate(random_alike(graph, circuit, self.draws, self.seed))
         }
 
     def summarise(self, run: Finished) -> pd.DataFrame:
         """What circuits reach, by size; the curve in a few numbers; the largest edges.
 
-        `kind` "size": `size`, its `share` of all edges; `estimate` = f with `low`, `high`, `queries`, `pairs` and
-        `left_out` (gaps that are too small); `random`, the mean f of the random circuits, with the extremes
-        `random_low`, `random_high`, and `p_draws` = (1 + random circuits that reach as much) / (1 + draws), on the
-        contrasts that both ran on; `without`, the f of the model without the circuit, with `without_low`,
-        `without_high`; the columns of `ranking_table`. "curve": `measure` ("cmd", "cpr", "cmd_log", "cpr_log", "size"
-        of the smallest faithful circuit), `estimate`, `low`, `high`: see `curve_table`. "edge": `edge`, `estimate` on
-        the queries that edges were scored on, `exact`, the exact effect on the others, `size` of the smallest circuit.
+        `kind` "size", the first that without any edges: `size`, its `share` of all edges; `estimate` = f with `low`,
+        `high`, `queries`, `pairs` and `left_out` (gaps that are too small); `random`, the mean f of the random
+        circuits, with the extremes `random_low`, `random_high`, and `p_draws` = (1 + random circuits that reach as
+        much) / (1 + draws), on the contrasts that both ran on; `without`, the f of the model without the circuit, with
+        `without_low`, `without_high`; the columns of `ranking_table`. "curve": `measure` ("cmd", "cpr", "cmd_log",
+        "cpr_log", "size" of the smallest faithful circuit), `estimate`, `low`, `high`: see `curve_table`. "edge":
+        `edge`, `estimate` on the queries that edges were scored on, `exact`, the exact effect on the others, `size` of
+        the smallest circuit.
         """
         assert run.model is not None
         rows, sizes, n = run.rows, sorted(set(self.scored["size"])), len(Graph.of(run.model))
@@ -110,10 +113,17 @@ class Faithfulness(Scored):
         ranked = ranking_table(rows, rows["base"].to_numpy(), stacked(rows, "only"), run.judged)
         some = rows[[not np.isnan(values).all() for values in rows["random"]]]
         table = pd.concat([table, self._beside(some), ranked], axis=1)
+        table = pd.concat([self._empty(rows, run.judged), table], ignore_index=True)
         curve = curve_table(only, sizes, n, seed=self.seed).assign(kind="curve")
         exact = pd.Series(stacked(some, "exact").mean(0))
         largest = self.scored[:DRAWN].assign(kind="edge", exact=exact)
         return pd.concat([table, curve, largest], ignore_index=True)
+
+    def _empty(self, rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
+        """The line of the circuit without edges, which scores the donors: their ranking is what circuits start from."""
+        ends = rows["base"].to_numpy(), rows["donor"].to_numpy()[:, None]
+        line = pd.DataFrame({"kind": ["size"], "size": 0, "share": 0.0, "estimate": 0.0, "without": 1.0})
+        return pd.concat([line, ranking_table(rows, *ends, judged)], axis=1)
 
     def _beside(self, rows: pd.DataFrame) -> pd.DataFrame:
         """`random` and what belongs to it, a line for each size; `rows`: those that random circuits ran on."""
@@ -126,7 +136,7 @@ class Faithfulness(Scored):
 
     def findings(self, run: Finished) -> pd.DataFrame:
         """The gap, and f of each circuit, with the p of random circuits beside it."""
-        lines = run.summary[run.summary["kind"] == "size"]
+        lines = run.summary[(run.summary["kind"] == "size") & (run.summary["size"] > 0)]
         measures = [CIRCUIT(f"{size:.0f}", run.diagnostic) for size in lines["size"]]
         reached = stated(lines, measures, site="", p=lines["p_draws"])
         return pd.concat([effects.gap_stated(run.rows, run.diagnostic), reached], ignore_index=True)
@@ -152,7 +162,7 @@ class Faithfulness(Scored):
         curve = kinds["curve"].set_index("measure")["estimate"]
         least = f"{curve['size']:.0f} edges reach" if curve["size"] > 0 else "no circuit reaches"
         numbers = f"{least} {FAITHFUL}; CMD {curve['cmd']:.3f} (log {curve['cmd_log']:.3f}), CPR {curve['cpr']:.3f}"
-        return charts.stacked(graph, faithfulness_curve(kinds["size"], subtitle=numbers))
+        return charts.stacked(graph, faithfulness_curve(kinds["size"].query("size > 0"), subtitle=numbers))
 
 
 def _reached(rows: pd.DataFrame, scores: np.ndarray) -> Reached:

@@ -122,7 +122,7 @@ class EdgeScores:
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """One line for each edge.
+        """One line for each edge, the largest |effect| first.
 
         `edge`; `estimate`, the mean effect over queries, with its 95 % interval `low`, `high` (bootstrap-t); `p` alone
         and `p_corrected` for all edges together (sign flips of queries, max-T); `queries`; with "screen", `method`:
@@ -130,7 +130,15 @@ class EdgeScores:
         """
         frame = summary(self.queries)
         frame.insert(0, "edge", [str(edge) for edge in self.graph.edges])
-        return frame if self.patched is None else frame.assign(method=np.where(self.patched, "exact", "eap-ig"))
+        if self.patched is not None:
+            frame["method"] = np.where(self.patched, "exact", "eap-ig")
+        return largest_first(frame)
+
+    def within(self, graph: Graph) -> EdgeScores:
+        """The scores of a part of the edges of a graph as scores of all, the others NaN."""
+        values = np.full((len(self.values), len(graph)), np.nan, dtype=np.float32)
+        values[:, graph.columns(self.graph.edges)] = self.values
+        return replace(self, graph=graph, values=values)
 
     def __len__(self) -> int:
         """How many edges there are."""
@@ -163,10 +171,10 @@ class EdgeRoles:
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """One line for each edge and pair of roles that carries anything: as that of `EdgeScores`, with `source`,
-        `reader`.
+        """One line for each edge and pair of roles that carries anything: as that of `EdgeScores`.
 
-        An edge into a head's v or k is read at the source, one into its q at the reader.
+        `source` and `reader` are the roles. An edge into a head's v or k is read at the source, one into its q at the
+        reader.
         """
         flat = replace(self.plain, values=self.values.reshape(len(self.values), -1)).queries
         some = np.flatnonzero(flat.any(0))
@@ -175,9 +183,13 @@ class EdgeRoles:
         roles = np.array(ROLES)
         names = np.array([str(edge) for edge in self.graph.edges])
         tested = summary(flat[:, some])
-        return tested.assign(edge=names[edges], source=roles[source], reader=roles[reader])[
-            ["edge", "source", "reader", *tested.columns]
-        ]
+        frame = tested.assign(edge=names[edges], source=roles[source], reader=roles[reader])
+        return largest_first(frame[["edge", "source", "reader", *tested.columns]])
+
+
+def largest_first(frame: pd.DataFrame) -> pd.DataFrame:
+    """The lines by |estimate|."""
+    return frame.sort_values("estimate", key=abs, ascending=False, kind="stable", ignore_index=True)
 
 
 def summary(values: Float[np.ndarray, "query column"]) -> pd.DataFrame:

@@ -89,17 +89,20 @@ def edges(
     fit = max(1, HELD // (4 * model.cfg.d_model * len(graph.senders)))
     limit = min(max_tokens or model.max_tokens, fit)
     batches = {"max_rows": max_rows, "max_tokens": limit, "progress": progress}
-    wanted = None
     if only is not None:
         if method != "exact":
             raise MechirError(f"only= names the edges to patch, and method='{method}' patches none: write 'exact'.")
-        wanted = np.zeros(len(graph), dtype=bool)
-        wanted[graph.columns(Circuit(only))] = True
+        circuit = Circuit(only)
+        graph.columns(circuit)  # refuses what is no edge of the graph
+        part = Graph.of(model, {edge.source for edge in circuit}, [edge.readers[0] for edge in circuit])
+        wanted = np.zeros(len(part), dtype=bool)
+        wanted[part.columns(circuit)] = True
+        return _Work(model, part, encoded, as_metric(metric), batches).scored(way, wanted).within(graph)
     work = _Work(model, graph, encoded, as_metric(metric), batches)
     if at != "all":
         refuse_roles(way, at)
         return work.by_roles(way)
-    return work.screened(way) if method == "screen" else work.scored(way, wanted)
+    return work.screened(way) if method == "screen" else work.scored(way)
 
 
 @dataclass(frozen=True, eq=False)

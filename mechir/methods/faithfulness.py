@@ -30,6 +30,8 @@ from mechir.methods.effects import MIN_GAP
 from mechir.methods.metrics import Metric, as_metric, by_query, evaluated, score
 from mechir.reranker import Weights, needs_edges
 
+TOKENS = 512
+"""Word pieces computed together on a CPU: the streams of many readers stay in its caches."""
 NAMED = 3
 """Contrasts whose gap is too small that a table names."""
 
@@ -69,7 +71,8 @@ def circuit_scores(
     plans = {name: Plan.of(graph, circuit, complement) for name, circuit in circuits.items()}
     scores = {name: np.empty(n, dtype=np.float32) for name in circuits}
     base, out = np.empty(n, dtype=np.float32), np.empty(n, dtype=np.float32)
-    for batch in encoded.batches(model, max_rows=max_rows, max_tokens=max_tokens, progress=progress):
+    limit = max_tokens or (TOKENS if model.device.type == "cpu" else None)
+    for batch in encoded.batches(model, max_rows=max_rows, max_tokens=limit, progress=progress):
         donor = Donor.of(model, batch.donor)
         base[batch.rows] = for_numpy(model(batch.base, head_row=True)).numpy()
         out[batch.rows] = for_numpy(donor.run.score).numpy()

@@ -102,12 +102,14 @@ def _lines(chart: Any, x: Any, y: Any, largest: float) -> Any:
 def faithfulness_curve(frame: pd.DataFrame, *, subtitle: str = "") -> Any:
     """What circuits reach by their size, with the model without them and the range of random circuits.
 
-    `frame`: `size`, `estimate`, `low`, `high`; `without`, `without_low`, `without_high`; `random`, `random_low`,
-    `random_high`.
+    `frame`: `size`, `estimate`, `low`, `high`; where there, `without`, `without_low`, `without_high`, and `random`,
+    `random_low`, `random_high`.
     """
     kinds = {"circuit alone": "", "model without it": "without", "random circuits": "random"}
     parts = []
     for label, prefix in kinds.items():
+        if prefix and prefix not in frame:
+            continue
         columns = [prefix or "estimate", *(f"{prefix}_{end}".strip("_") for end in ("low", "high"))]
         lines = frame[["size", *columns]].set_axis(["size", "f", "low", "high"], axis=1)
         parts.append(lines.assign(run=label).dropna(subset="f"))
