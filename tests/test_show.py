@@ -219,7 +219,7 @@ def test_the_circuit_of_a_planted_model_is_drawn_from_its_scores() -> None:
     assert {*drawn_edges(shown)} == {*map(str, mi.planted.truth(planted, "tf").edges)}
     assert "The 4 largest of 479 edges" in shown.chart.to_dict()["title"]["text"]
     assert shown.text == mi.show.circuit(scores.frame, 4).text
-    objects = scores.frame.assign(edge=scores.graph.edges)
+    objects = scores.frame.assign(edge=[mi.parse_edge(text) for text in scores.frame["edge"]])
     assert shown.text == mi.show.circuit(objects, 4).text
 
 
