@@ -13,14 +13,13 @@ from mechir.circuits import Circuit, parse_edge
 from mechir.errors import MechirError
 from mechir.methods.circuit_files import read, write
 from mechir.methods.saved_circuits import SavedCircuit, Shape
-from tests.test_circuit_files import SHAPE, strict
+from tests.test_circuit_files import SHAPE, SIZES, strict
 
 GOOD = {
     "cfg": {"n_layers": 2, "n_heads": 2, "parallel_attn_mlp": False, "d_model": 8},
     "nodes": {"input": {"in_graph": True}, "a1.h1": True, "logits": {"in_graph": True}},
     "edges": {"input->logits": {"score": 1, "in_graph": True}},
 }
-SIZES = "2 layers with 2 heads and d_model 8"
 LIMIT = "is no size of a model: write a whole number from 1 to"
 NAMES = "which is none: write input->a0.h1<q>, a0.h1->m0 or m0->logits."
 

@@ -29,6 +29,7 @@ MODEL = planted.bm25(c=3.0)
 PAIRS = planted.pairs(MODEL, n=24)
 TRUTH = planted.truth(MODEL, "tf").edges
 SHAPE = Shape(2, 2, 8, "tiny")
+SIZES = "2 layers with 2 heads and d_model 8"
 
 
 def every_edge(shape: Shape) -> Iterator[tuple[Edge, str]]:
