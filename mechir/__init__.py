@@ -66,6 +66,7 @@ _LATER = {
     "AttentionSplit": "mechir.methods.attend_split",
     "both_ways": "mechir.methods.edge_scores",
     "backups": "mechir.methods.backups",
+    "edge_backups": "mechir.methods.edge_backups",
     "completeness": "mechir.methods.completeness",
     "specificity": "mechir.methods.specificity",
     "all_heads": "mechir.model_sites",

@@ -11,7 +11,8 @@ import mechir as mi
 from mechir import planted
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
-from mechir.methods.backups import backups
+from mechir.methods.backups import Backups, backups
+from mechir.methods.edge_backups import edge_backups
 from mechir.methods.metrics import by_query
 from mechir.pairs import Pair
 from tests.models import FAMILIES, PAIRS, Checkpoints
@@ -192,3 +193,41 @@ def test_scores_that_are_not_finite_are_refused() -> None:
         model.hf.classifier.weight.fill_(float("nan"))
     with pytest.raises(MechirError, match=r"The score of the base of .* is not finite: check the checkpoint\."):
         backups(model, planted.pairs(model, n=2), "h1.2")
+
+
+@pytest.mark.parametrize("counterfactual", ["tf", "query"])
+def test_the_backup_edge_shows_once_the_primary_edge_is_gone(counterfactual: str) -> None:
+    pairs = few(MODEL, 8, counterfactual, each=2)
+    others = ["h1.0->mlp1", "h1.1->mlp1", "resid0->h1.2.k", "h1.2->mlp1", "mlp1->h3.1.v"]
+    frame = edge_backups(MODEL, pairs, "h1.2->mlp1", others).frame.set_index("candidate")
+    line = frame.loc["h1.0->mlp1"]
+    assert len(frame) == 4 and frame["growth"].idxmax() == "h1.0->mlp1"  # the primary has no line
+    assert abs(line["single"]) < 0.02 and line["conditional"] < -0.05 and line["p_corrected"] < 0.05
+    assert frame["growth"].drop("h1.0->mlp1").max() < 0.01
+
+
+def test_backup_edges_are_runs_without_circuits() -> None:
+    pairs = few(MODEL, 6, each=2)
+    bases = [base for base, _ in pairs]
+    frame = edge_backups(MODEL, pairs, ["h1.2->mlp1"], "h1.0->mlp1").frame.iloc[0]
+    do = {name: mi.Without(edges, pairs) for name, edges in {"p": ["h1.2->mlp1"], "c": ["h1.0->mlp1"]}.items()}
+    do["both"] = mi.Without(["h1.2->mlp1", "h1.0->mlp1"], pairs)
+    mean = {name: MODEL.score(bases, do=edit).mean().item() for name, edit in do.items()} | {
+        "": MODEL.score(bases).mean().item()
+    }
+    assert frame["removal"] == pytest.approx(mean["p"] - mean[""], abs=1e-5)
+    assert frame["single"] == pytest.approx(mean["c"] - mean[""], abs=1e-5)
+    assert frame["conditional"] == pytest.approx(mean["both"] - mean["p"], abs=1e-5)
+
+
+def test_an_edge_is_no_backup_of_itself() -> None:
+    with pytest.raises(MechirError, match=r"^There is no edge to remove beside the primary: give a primary edge and"):
+        edge_backups(MODEL, few(MODEL, 2), "h1.2->mlp1", ["h1.2->mlp1"])
+
+
+def test_rows_make_the_value_again() -> None:
+    made = backups(MODEL, few(MODEL, 6), ["h1.2", "h3.1"], ["h1.0", "h2.3"])
+    again = Backups.of(made.rows.sample(frac=1, random_state=0).sort_values("query_id", kind="stable"))
+    assert set(again.frame.columns) == set(made.frame.columns) and again.query_ids == made.query_ids
+    left, right = (each.frame.set_index(["primary", "candidate"]).sort_index() for each in (made, again))
+    np.testing.assert_allclose(left, right)

@@ -36,6 +36,7 @@ NO_FLAG = ["yes", 2, None]
 BAD: dict[str, list[Any]] = {
     "at": ["querry", "query|dock", "", "pad", "query|pad", 3],
     "baseline": ["zero", "pad", "", "PAD"],
+    "by": ["mean", ""],
     "cut": ["doc->query", "doc<-dock", "", ",", "doc", "pad<-query", "24"],
     "delta": [-1, NAN, -0.001, "small"],
     "draws": NO_COUNT,

@@ -29,6 +29,7 @@ RUNS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("chen2024/head_maps", {}),
     ("chen2024/head_maps", {"at": "query|doc"}),
     ("chen2024/head_positions", {}),
+    ("circuits/backup", {"heads": "h0.1"}),
     ("circuits/edges", {"sample": 4}),
     ("circuits/faithfulness", {"draws": 2}),
     ("lu2025/block_patching", {}),

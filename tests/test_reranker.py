@@ -85,7 +85,7 @@ STRUCTURED = {
     **dict.fromkeys(
         (f"edge_roles.{name}" for name in ("averaged_roles", "first_order_roles", "role_gradients")), EDGES
     ),
-    **dict.fromkeys(("completeness.completeness", "specificity.specificity"), EDGES),
+    **dict.fromkeys(("completeness.completeness", "edge_backups.edge_backups", "specificity.specificity"), EDGES),
     "circuit_files.load_circuit": "post-norm layers",
     "circuit_files.save_circuit": "post-norm layers",
     **dict.fromkeys(("edge_streams.changes", "edge_streams.steps"), EDGES),

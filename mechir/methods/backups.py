@@ -169,7 +169,7 @@ def backups(
         for place, score in walk(model, batch.base, plans, max_rows=max_rows, max_tokens=limit):
             scores[int(place), batch.rows] = for_numpy(score).numpy()
     _refuse_non_finite(scores, listed, sets)
-    by_set, queries = _by_query(of, scores, listed)
+    by_set, queries = by_queries(of, scores, listed)
     values = dict(zip(sets, by_set, strict=True))
     intact = values[frozenset()]
     return Backups(
@@ -200,7 +200,7 @@ def _plans(
     }
 
 
-def _by_query(
+def by_queries(
     metric: Metric, scores: Float[np.ndarray, "run contrast"], contrasts: Sequence[Contrast]
 ) -> tuple[Float[np.ndarray, "run query"], tuple[str, ...]]:
     """The metric of every query in every run."""
