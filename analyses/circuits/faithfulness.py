@@ -88,7 +88,7 @@ class Faithfulness(Scored):
         return {
             (size, draw): drawn
             for size, circuit in circuits.items()
-            if size <= LARGEST * len(graph)
+            if size <= round(LARGEST * len(graph))
             for draw, drawn in enumerate(random_alike(graph, circuit, self.draws, self.seed))
         }
 
