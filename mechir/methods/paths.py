@@ -27,6 +27,7 @@ from mechir.circuits import Edge, Reader, readers_in_order
 from mechir.contrasts import Contrast, ContrastBatch, encode_contrasts
 from mechir.errors import MechirError
 from mechir.interventions import Splice
+from mechir.methods.edge_graph import Sender, checked_senders
 from mechir.methods.patching import largest, tidy
 from mechir.model_sites import all_heads, heads_of, mlps, sites_of
 from mechir.recorder import observe
@@ -35,7 +36,6 @@ from mechir.sites import Head, Mlp, Resid, Score, Site
 
 FREEZE = ("heads", "heads+mlps")
 LN = ("live", "frozen")
-Sender = Resid | Head | Mlp
 END = (sys.maxsize, 0)
 """The place where the score is read, on the scale of `_stop`."""
 
@@ -296,12 +296,10 @@ def _senders(model: Reranker, senders: Any, receivers: Sequence[Reader]) -> list
     if senders is None:
         everything: list[Sender] = [Resid(0), *all_heads(model), *mlps(model)]
         return [sender for sender in everything if _place(sender) < last]
-    parsed = sites_of(model, senders)
-    for sender in parsed:
-        if not (sender == Resid(0) or (isinstance(sender, Head | Mlp) and sender.part in ("z", "out"))):
-            raise MechirError(f"'{sender}' is no sender: write a head (h8.1), an MLP (mlp3) or resid0, the embedding.")
-        if _place(sender) >= last:
-            raise MechirError(f"'{sender}' writes after '{receivers[0]}' reads: give a sender of an earlier layer.")
+    parsed = checked_senders(model, senders)
+    late = next((sender for sender in parsed if _place(sender) >= last), None)
+    if late is not None:
+        raise MechirError(f"'{late}' writes after '{receivers[0]}' reads: give a sender of an earlier layer.")
     return parsed
 
 
