@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -269,3 +271,30 @@ def test_batches_do_not_matter() -> None:
     for method in ("eap-ig", "exact"):
         one, whole = (edges(model, pairs, method=method, max_rows=rows) for rows in (3, 64))
         np.testing.assert_allclose(one.values, whole.values, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "way",
+    [{}, {"method": "exact"}, {"method": "eap", "qk_fix": True}, {"ln": "live"}, {"at": "roles"}],
+    ids=["eap-ig", "exact", "qk fix", "live", "roles"],
+)
+def test_senders_and_receivers_come_in_any_order(way: dict[str, Any], seed: int) -> None:
+    """All of them, or some, shuffled: every edge has the effect that it has among all edges."""
+    model, shuffle = planted.bm25(c=1.0), np.random.default_rng(seed)
+    pairs, whole = planted.pairs(model, n=6), Graph.of(model)
+    senders, receivers = (shuffle.permutation(list(map(str, ends))) for ends in (whole.senders, whole.readers))
+    some, every = (9, 25) if seed % 2 else (None, None)
+    part = edges(model, pairs, senders=list(senders[:some]), receivers=list(receivers[:every]), **way)
+    among = edges(model, pairs, **way)
+    np.testing.assert_allclose(part.values, among.values[:, whole.columns(part.graph.edges)], atol=1e-5)
+
+
+def test_some_edges_alone_have_the_effects_that_they_have_among_all() -> None:
+    model = planted.bm25(c=1.0)
+    pairs, whole = planted.pairs(model, n=6), Graph.of(model)
+    drawn = np.random.default_rng(0).choice(len(whole), 60, replace=False)
+    some = edges(model, pairs, method="exact", only=[whole.edges[column] for column in drawn])
+    every = edges(model, pairs, method="exact")
+    np.testing.assert_allclose(some.values[:, drawn], every.values[:, drawn], atol=1e-6)
+    assert np.isnan(some.values).sum() == len(pairs) * (len(whole) - 60)

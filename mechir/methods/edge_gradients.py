@@ -158,6 +158,8 @@ def first_order(
     way = steps(model, run, donor, graph)
     for pairs, rows in blocks(batch.attention_mask, together, whole=qk_fix):
         for moment, change in carried([step.part(pairs, rows) for step in way], len(graph.senders), ln):
+            if not change.shape[1]:
+                continue  # no sender has written yet
             for total, some in zip(sums[moment], reading[moment], strict=True):
                 total[pairs] += some.effects(change, pairs, rows)
     out = run.score.new_empty(len(batch), len(graph))

@@ -67,7 +67,8 @@ class Graph:
             inputs = [checked_reader(model, reader) for reader in listed]
         n = model.cfg.n_layers
         inputs = sorted(dict.fromkeys(inputs), key=lambda reader: reads_at(reader, n))
-        graph = cls(tuple(sorted(dict.fromkeys(writers), key=writes_at)), tuple(inputs), n)
+        in_order = sorted(dict.fromkeys(writers), key=lambda sender: (writes_at(sender), sender))
+        graph = cls(tuple(in_order), tuple(inputs), n)
         if not len(graph):
             raise MechirError(
                 f"No edge leads from {', '.join(map(str, writers[:3]))} to {', '.join(map(str, inputs[:3]))}: each "

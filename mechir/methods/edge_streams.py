@@ -96,7 +96,7 @@ def steps(model: Weights, run: Run, donor: Run, graph: Graph) -> list[Step]:
         else:
             heads = [sender.head for sender in new if isinstance(sender, Head)]
             weight = of.o.weight.T.unflatten(0, (model.cfg.n_heads, -1))
-            if len(heads) < len(weight):  # else nothing needs copying
+            if heads != list(range(model.cfg.n_heads)):  # else nothing needs copying
                 sent, weight = sent[:, :, heads], weight[heads]
         way.append(Step(sent, weight, norm, stream, written[layer], scale))
     return way
