@@ -59,8 +59,13 @@ class Circuit(Set[Edge]):
 
     edges: frozenset[Edge]
 
-    def __init__(self, edges: Iterable[Edge | str] | Edge | str = ()) -> None:
-        listed = [edges] if isinstance(edges, Edge | str) else edges
+    def __init__(self, edges: Any = ()) -> None:
+        if not isinstance(edges, Edge | Iterable):
+            raise MechirError(f"{edges!r:.60} is no circuit: give its edges, such as ['h1.2->mlp1', 'mlp1->score'].")
+        listed = [edges] if isinstance(edges, Edge | str) else list(edges)
+        other = next((item for item in listed if not isinstance(item, Edge | str)), None)
+        if other is not None:
+            raise MechirError(f"{other!r:.60} is no edge: a circuit is made of edges, such as 'h1.2->mlp1'.")
         parsed = [parse_edge(edge) if isinstance(edge, str) else edge for edge in listed]
         single = frozenset(Edge(edge.source, reader) for edge in parsed for reader in edge.readers)
         object.__setattr__(self, "edges", single)
@@ -89,7 +94,7 @@ class Circuit(Set[Edge]):
         return len(self.edges)
 
     def __contains__(self, edge: Any) -> bool:
-        return Circuit(edge).edges <= self.edges
+        return isinstance(edge, Edge | str) and Circuit(edge).edges <= self.edges
 
     def __or__(self, other: Any) -> Circuit:
         return Circuit(self.edges | Circuit(other).edges)
@@ -116,6 +121,8 @@ def parse_edge(text: str) -> Edge:
     `mlp1->mlp3.in` and `h8.1->score.in`, as earlier versions wrote them, are `mlp1->mlp3` and `h8.1->score`.
     Raises for any other text.
     """
+    if "\n" in text.strip():
+        raise MechirError("Several lines are a circuit, not an edge: read them with Circuit.parse.")
     source, _, readers = text.partition("->")
     try:
         return Edge(source, *(reader.strip().removesuffix(".in") for reader in readers.split("+")))

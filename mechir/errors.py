@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import traceback
 from collections.abc import Iterable
+from numbers import Integral
 
 
 class MechirError(ValueError):
@@ -37,6 +38,13 @@ def refuse_index(unit: str, index: int, size: int, where: str) -> None:
     """Raises for the number of a head, neuron or other unit that `where` does not have."""
     if not 0 <= index < size:
         raise MechirError(f"{unit} {index} is out of range: {where} has {unit.lower()}s 0-{size - 1}.")
+
+
+def refuse_other_than_whole(least: int, **arguments: object) -> None:
+    """Raises for what is no whole number from the least that makes sense, by the argument's name; 2.0 is none."""
+    for name, value in arguments.items():
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            raise MechirError(f"{name}={value!r:.40} is out of range: write a whole number, {least} or more.")
 
 
 def refuse_below(least: int, **arguments: int | float | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -69,6 +69,14 @@ class Intervention(Protocol):
         """The edits as `(hook name or filter on names, edit)`, for `model.run_with_hooks(batch, fwd_hooks=...)`."""
 
 
+@runtime_checkable
+class Particular(Protocol):
+    """An intervention that does not go with all others."""
+
+    def refuse_beside(self, others: Sequence[Hook]) -> None:
+        """Raises for hooks of other interventions that would be lost beside it."""
+
+
 def edits(do: Any, batch: Batch) -> list[Hook]:
     """The hook list of one intervention, several or none, in order; raises for anything without `hooks(batch)`."""
     several = isinstance(do, Iterable) and not isinstance(do, Intervention | str)
@@ -77,7 +85,11 @@ def edits(do: Any, batch: Batch) -> list[Hook]:
         if isinstance(intervention, type) or not isinstance(intervention, Intervention):
             value = f"{intervention.__name__}(...)" if isinstance(intervention, type) else "Mask('doc<-query')"
             raise MechirError(f"{intervention!r} is no intervention: write e.g. {value} or Ablate(Head(8, 1)).")
-    return [hook for intervention in listed for hook in intervention.hooks(batch)]
+    hooks = [list(intervention.hooks(batch)) for intervention in listed]
+    for place, intervention in enumerate(listed):
+        if isinstance(intervention, Particular):
+            intervention.refuse_beside([hook for other, some in enumerate(hooks) if other != place for hook in some])
+    return [hook for some in hooks for hook in some]
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def test_no_gap_and_no_size_are_refused(scores: mi.EdgeScores) -> None:
         match=r"Base and donor differ by less than 9.0 on all 4 contrasts, e\.g\. that of query q0: there",
     ):
         faithfulness(MODEL, PAIRS[:4], {"t": TRUTH}, min_gap=9.0)
-    with pytest.raises(MechirError, match="size=0 asks for no edges: write 1 or more"):
+    with pytest.raises(MechirError, match="size=0 is out of range: write a whole number, 1 or more"):
         selection.top(scores, 0)
     with pytest.raises(MechirError, match="Unknown how='best': write 'top' or 'greedy'"):
         selection.nested(scores, how="best")

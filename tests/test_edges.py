@@ -32,7 +32,7 @@ WRONG = {
         {"point": "donor"},
         "point='donor' belongs to method='eap', and this is 'eap-ig'.",
     ),
-    "points": ({"points": 0}, "points=0 is out of range: write 1 or more."),
+    "points": ({"points": 0}, "points=0 is out of range: write a whole number, 1 or more."),
     "top": ({"top": 0.0}, "top=0.0 is no fraction: write e.g. top=0.05."),
     "at": ({"at": "segments"}, "Unknown at='segments': write 'all' or 'roles'."),
     "roles of exact": (

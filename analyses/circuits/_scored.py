@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mechir.contrasts import Contrast
-from mechir.experiment import Experiment
+from mechir.experiment import Experiment, Inputs
 from mechir.methods.edge_graph import Graph
 from mechir.methods.edge_scores import EdgeScores, Way
 from mechir.methods.edge_streams import LN
@@ -31,6 +31,11 @@ class Scored(Experiment):
     ln: str = option("frozen", "the LayerNorms that a change passes on its way, for gradients", among=LN)
     qk_fix: bool = option(False, "put changed queries and keys through the softmax exactly")
     seed: int = option(0, "of what is drawn at random", least=0)
+
+    def check(self, inputs: Inputs) -> Experiment:
+        """Refuses options that do not go together."""
+        Way(**self.scoring)
+        return self
 
     @property
     def scoring(self) -> dict[str, Any]:

@@ -50,9 +50,9 @@ class Backup(Scored):
         return (0.6 * n * (1 + self.top) + self.forwards_of_edges(model)) / PART
 
     def check(self, inputs: Inputs) -> Experiment:
-        """Refuses heads that the model lacks."""
+        """Refuses heads that the model lacks, and options that do not go together."""
         heads_there(inputs.model, self.heads)
-        return self
+        return super().check(inputs)
 
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Any]]:
         """The primaries, by the sum of |mean effect| over their edges, and the contrasts of the other queries."""

@@ -8,7 +8,7 @@ import pandas as pd
 
 from mechir.experiment import Finished
 from mechir.methods.edge_graph import Graph
-from mechir.methods.selection import BAR, SIZES, overlap, resampled, within
+from mechir.methods.selection import BAR, SIZES, overlap, refuse_one_query, resampled, within
 from mechir.views import charts
 
 from ._scored import by_queries
@@ -43,6 +43,7 @@ class Stability(Edges):
         """
         assert run.model is not None
         effects, graph = by_queries(run.rows, "effects"), Graph.of(run.model)
+        refuse_one_query(len(effects))
         means, n = resampled(effects, DRAWS, self.seed), len(graph)
         lines = []
         for size in sorted({max(1, round(share * n)) for share in SIZES}):

@@ -7,7 +7,7 @@ that of the donor.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,6 +71,17 @@ class Only:
         begun: dict[str, CircuitRun] = {}
         return [(EveryLayer(name), Unbound(self, batch, part, begun)) for part, name in HOOKS.items()]
 
+    def refuse_beside(self, others: Sequence[Hook]) -> None:
+        """Refuses edits of what components write or read beside these: which of the two acts would be left to order."""
+        for match, _ in others:
+            names = [match] if isinstance(match, str) else filter(match, STREAMS)
+            name = next((name for name in names if name.split(".", 2)[-1] in STREAM), None)
+            if name:
+                raise MechirError(
+                    f"{type(self).__name__} hands every reader its stream, so an edit at '{name}' beside it would be "
+                    "lost or not by their order: give masks and neurons beside it, or another circuit."
+                )
+
     def start(self, model: Weights, batch: Batch) -> CircuitRun:
         """The run of a batch, with the donors' run made and nothing computed of its own."""
         donors: Mapping[Pair, Pair] = vars(self)["_donors"]
@@ -117,6 +128,10 @@ def as_contrasts(given: Any) -> list[Contrast]:
     Raises:
         MechirError: for anything else.
     """
+    if isinstance(given, tuple) and len(given) == 2 and all(isinstance(pair, Pair) for pair in given):
+        given = Contrast(*given)
+    if not isinstance(given, Contrast | Iterable):
+        raise MechirError(f"{given!r:.60} are no contrasts: give Contrasts (mi.align), or (base, donor) pairs.")
     listed = [given] if isinstance(given, Contrast) else list(given)
     contrasts = []
     for item in listed:
@@ -259,6 +274,9 @@ HOOKS = {
     "resid_post": "hook_resid_post",
 }
 """The hook points at which a circuit's run looks or writes, in the order of a layer."""
+STREAM = {*HOOKS.values(), "hook_attn_out", "hook_resid_mid", "attn.hook_result"}
+STREAMS = [f"blocks.{layer}.{name}" for layer in range(100) for name in sorted(STREAM)]
+"""The hook points of what components write and read, in models of up to 100 layers."""
 
 
 @dataclass(frozen=True, eq=False)

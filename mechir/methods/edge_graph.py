@@ -8,7 +8,7 @@ Time counts half layers: at 2l layer l's attention reads, at 2l + 1 its MLP read
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -56,6 +56,9 @@ class Graph:
             MechirError: for what does not write or read, is none of this model's, or if no edge is left.
         """
         every: list[Sender] = [Resid(0), *all_heads(model), *mlps(model)]
+        for name, ends in (("senders", senders), ("receivers", readers)):
+            if isinstance(ends, Sized) and not isinstance(ends, str) and not len(ends):
+                raise MechirError(f"{name} is empty: name some, or leave it out for all.")
         writers = every if senders is None else checked_senders(model, senders)
         inputs: list[Reader] = [
             *(Head(layer, head, port) for layer, head, _ in all_heads(model) for port in PORTS),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from scipy import stats
 from mechir import inference
 from mechir.circuits import Circuit
 from mechir.contrasts import ROLES
-from mechir.errors import MechirError
+from mechir.errors import MechirError, refuse_other_than_whole
 from mechir.methods.edge_graph import Graph
 from mechir.methods.edge_streams import LN
 from mechir.methods.metrics import by_query
@@ -56,10 +57,15 @@ class Way:
         for name, known in (("method", METHODS), ("ln", LN), ("point", POINTS)):
             if getattr(self, name) not in known:
                 raise MechirError(f"Unknown {name}='{getattr(self, name)}': write {' or '.join(map(repr, known))}.")
-        if self.points < 1:
-            raise MechirError(f"points={self.points} is out of range: write 1 or more.")
-        if not 0 < self.top <= 1:
-            raise MechirError(f"top={self.top} is no fraction: write e.g. top=0.05.")
+        refuse_other_than_whole(1, points=self.points)
+        refuse_other_than_whole(0, seed=self.seed)
+        if not isinstance(self.qk_fix, bool):
+            raise MechirError(f"qk_fix={self.qk_fix!r:.40} is neither: write True or False.")
+        if self.method == "exact" and (self.qk_fix or self.ln in ("jacobian", "none")):
+            given = "qk_fix=True" if self.qk_fix else f"ln='{self.ln}'"
+            raise MechirError(f"{given} belongs to gradients, and method='exact' has none: leave it out.")
+        if isinstance(self.top, bool) or not isinstance(self.top, Real) or not 0 < self.top <= 1:
+            raise MechirError(f"top={self.top!r:.40} is no fraction: write e.g. top=0.05.")
         if self.point != "base" and self.method != "eap":
             raise MechirError(f"point='{self.point}' belongs to method='eap', and this is '{self.method}'.")
 
@@ -145,8 +151,20 @@ class EdgeScores:
         return len(self.graph)
 
     def circuit(self, size: int) -> Circuit:
-        """The edges with the largest mean effects, whatever their sign."""
-        return Circuit(self.graph.edges[column] for column in np.argsort(-np.abs(self.estimate), kind="stable")[:size])
+        """The edges with the largest mean effects, whatever their sign.
+
+        Raises:
+            MechirError: for a size below 1, or above the number of edges that were measured.
+        """
+        refuse_other_than_whole(1, size=size)
+        measured = int(np.isfinite(self.estimate).sum())
+        if measured < min(size, len(self)):
+            raise MechirError(
+                f"size={size} asks for more edges than the {measured} that were measured: write {measured} or less, or "
+                "measure all."
+            )
+        order = np.argsort(-np.abs(np.nan_to_num(self.estimate)), kind="stable")
+        return Circuit(self.graph.edges[column] for column in order[np.isfinite(self.estimate[order])][:size])
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from torch import Tensor
 from mechir.batches import Batch, for_numpy
 from mechir.circuits import Circuit
 from mechir.contrasts import ROLES, ContrastBatch, EncodedContrasts, encode_contrasts
-from mechir.errors import MechirError
+from mechir.errors import MechirError, refuse_below
 from mechir.methods.circuit_runs import as_contrasts
 from mechir.methods.edge_gradients import Gradients, Leaf, averaged, first_order
 from mechir.methods.edge_graph import Graph
@@ -84,6 +84,7 @@ def edges(
     """
     needs_edges(model, "edges")
     way = Way(method, ln, point, points, qk_fix, top, seed)
+    refuse_below(1, max_rows=max_rows, max_tokens=max_tokens)
     graph = Graph.of(model, senders, receivers)
     encoded = encode_contrasts(model, as_contrasts(contrasts), max_length)
     fit = max(1, HELD // (4 * model.cfg.d_model * len(graph.senders)))
@@ -92,6 +93,8 @@ def edges(
     if only is not None:
         if method != "exact":
             raise MechirError(f"only= names the edges to patch, and method='{method}' patches none: write 'exact'.")
+        if at != "all":
+            raise MechirError(f"only= patches whole edges, and at='{at}' splits them: leave one of the two out.")
         circuit = Circuit(only)
         graph.columns(circuit)  # refuses what is no edge of the graph
         part = Graph.of(model, {edge.source for edge in circuit}, [edge.readers[0] for edge in circuit])
@@ -128,6 +131,7 @@ class _Work:
             values[batch.rows] = for_numpy(value).numpy()
             del run, donor, value  # not beside those of the next batch
         if way.method == "exact" and self.metric is not score:
+            weights(self.metric, torch.from_numpy(ends[0]), queries)  # refuses a metric that is constant
             values = on_metric(self.metric, values, ends[0], queries)
         return EdgeScores(self.graph, queries, values, ends[0], ends[1], way)
 
@@ -175,7 +179,7 @@ class _Work:
         for batch in self.encoded.batches(self.model, **self.batches):
             run, donor = self._run(batch.base), self._run(batch.donor)
             ends[:, batch.rows] = for_numpy(torch.stack([run.score, donor.score])).numpy()
-            member, own = members(batch.roles, run.score), [count[batch.rows] for count in counts]
+            member, own = members(batch.roles, run.resid[0]), [count[batch.rows] for count in counts]
             gradients = averaged_roles(self.model, batch.base, member, (run, donor), points, own)
             value = first_order_roles(self.model, self.graph, member, run, donor, gradients, way.ln)
             values[batch.rows] = for_numpy(value).numpy()

@@ -23,7 +23,7 @@ from mechir import inference
 from mechir.batches import for_numpy
 from mechir.circuits import Circuit
 from mechir.contrasts import Contrast, encode_contrasts
-from mechir.errors import MechirError
+from mechir.errors import MechirError, refuse_below
 from mechir.methods.circuit_runs import CircuitRun, Donor, Plan, as_contrasts, run_hooks
 from mechir.methods.edge_graph import Graph, refuse_foreign_edges
 from mechir.methods.effects import MIN_GAP
@@ -48,7 +48,7 @@ class CircuitScores(NamedTuple):
 def circuit_scores(
     model: Weights,
     contrasts: Any,
-    circuits: Mapping[Any, Circuit],
+    circuits: Any,
     *,
     complement: bool = False,
     max_rows: int = 64,
@@ -62,8 +62,8 @@ def circuit_scores(
         MechirError: for contrasts that are not aligned, for an edge that the model lacks, and without any circuit.
     """
     needs_edges(model, "circuit_scores")
-    if not circuits:
-        raise MechirError("There is no circuit to run: give a dictionary of some, e.g. mi.nested(scores).")
+    circuits = as_circuits(circuits)
+    refuse_below(1, max_rows=max_rows, max_tokens=max_tokens)
     for circuit in circuits.values():
         refuse_foreign_edges(model, circuit)
     encoded = encode_contrasts(model, as_contrasts(contrasts), max_length)
@@ -80,6 +80,18 @@ def circuit_scores(
             with model.hooks(run_hooks(CircuitRun(model, plan, donor))):
                 scores[name][batch.rows] = for_numpy(model(batch.base, head_row=True)).numpy()
     return CircuitScores(base, out, scores)
+
+
+def as_circuits(given: Any) -> dict[Any, Circuit]:
+    """Circuits by name; edges as text become circuits, and one circuit alone is called "circuit".
+
+    Raises:
+        MechirError: for anything else, and for none.
+    """
+    named = {"circuit": given} if isinstance(given, Circuit) else given
+    if not (isinstance(named, Mapping) and named):
+        raise MechirError(f"{given!r:.60} are no circuits: give a dictionary of some, e.g. mi.nested(scores).")
+    return {name: circuit if isinstance(circuit, Circuit) else Circuit(circuit) for name, circuit in named.items()}
 
 
 class Reached(NamedTuple):
@@ -155,12 +167,15 @@ def reached(
 def faithfulness(
     model: Weights,
     contrasts: Any,
-    circuits: Mapping[Any, Circuit],
+    circuits: Any,
     *,
     metric: str | Metric = "score",
     complement: bool = False,
     min_gap: float = MIN_GAP,
-    **options: Any,
+    max_rows: int = 64,
+    max_tokens: int | None = None,
+    max_length: int | None = None,
+    progress: bool | None = None,
 ) -> pd.DataFrame:
     """How much of what sets base and donor apart each circuit does alone.
 
@@ -171,7 +186,10 @@ def faithfulness(
         metric: "score", or a function of the scores of a query's contrasts.
         complement: of the model without each circuit instead: what is left of it.
         min_gap: contrasts (queries, with another metric) whose gap is smaller are left out, counted and named.
-        options: of `circuit_scores`.
+        max_rows: the most contrasts computed together.
+        max_tokens: the most word pieces computed together.
+        max_length: word pieces kept of a pair.
+        progress: a bar with the time left; by default on a terminal, for work over two seconds.
 
     Returns:
         One line for each circuit: `circuit`, its name; `size`, its edges; `estimate` = f with `low` and `high`, the
@@ -182,8 +200,19 @@ def faithfulness(
         MechirError: as `circuit_scores`; when every gap is too small.
     """
     needs_edges(model, "faithfulness")
+    circuits = as_circuits(circuits)
+    refuse_below(0, min_gap=min_gap)
     listed = as_contrasts(contrasts)
-    scores = circuit_scores(model, listed, circuits, complement=complement, **options)
+    scores = circuit_scores(
+        model,
+        listed,
+        circuits,
+        complement=complement,
+        max_rows=max_rows,
+        max_tokens=max_tokens,
+        max_length=max_length,
+        progress=progress,
+    )
     names = [f"{contrast.query_id}/{contrast.doc_id}" for contrast in listed]
     if as_metric(metric) is not score:
         names = list(dict.fromkeys(contrast.query_id for contrast in listed))

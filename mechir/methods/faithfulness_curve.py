@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from mechir.errors import MechirError, refuse_other_than_whole
 from mechir.methods.faithfulness import Reached
 
 FAITHFUL = 0.9
@@ -36,8 +37,18 @@ class Curve(NamedTuple):
 
 
 def curve(frame: pd.DataFrame, edges: int) -> Curve:
-    """The curve of the lines of `faithfulness` of nested circuits; `edges`: how many the whole model has."""
-    lines = frame.sort_values("size")
+    """The curve of the lines of `faithfulness` of nested circuits; `edges`: how many the whole model has.
+
+    Raises:
+        MechirError: for lines without circuits or without f, and for fewer edges than a circuit has.
+    """
+    lines = frame[frame["size"] > 0].sort_values("size")
+    refuse_other_than_whole(1, edges=edges)
+    if lines.empty or lines["estimate"].isna().any() or lines["size"].max() > edges:
+        raise MechirError(
+            "A curve needs circuits of one edge or more, f of each, and the number of all edges: give the lines of "
+            "mi.faithfulness(...) of nested circuits, and len(scores)."
+        )
     return _curve(lines["estimate"].to_numpy(dtype=float), lines["size"].to_numpy(), edges)
 
 

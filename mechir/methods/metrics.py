@@ -73,15 +73,18 @@ def evaluated(metric: Metric, scores: Float[Tensor, "*axes contrast"], query: st
     """The metric of one query's scores.
 
     Raises:
-        MechirError: when it fails on them, or gives another shape than one number for each leading place.
+        MechirError: when it fails on them, gives another shape than one number for each leading place, or one that is
+            not finite where the scores are.
     """
     try:
         value = metric(scores)
-    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise MechirError(f"The metric fails on the {scores.shape[-1]} scores of query {query}: {error}.") from error
     if not isinstance(value, Tensor) or value.shape != scores.shape[:-1]:
         raise MechirError(
             f"The metric gives no single number for query {query}: write a function of scores [..., contrast] that "
             "takes the last axis away, such as lambda s: s[..., 0] - s[..., 1]."
         )
+    if not bool(value[scores.isfinite().all(-1)].isfinite().all()):
+        raise MechirError(f"The metric is not finite on the scores of query {query}: give one that is a number there.")
     return value

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from mechir.circuits import Circuit, Edge, component
-from mechir.errors import MechirError
+from mechir.errors import MechirError, refuse_other_than_whole
 from mechir.methods.edge_graph import Graph
 from mechir.methods.edge_scores import EdgeScores
 from mechir.sites import Resid, Score
@@ -25,7 +26,6 @@ BAR = 0.8
 
 def top(scores: EdgeScores, size: int) -> Circuit:
     """The `size` edges with the largest |mean effect|, whether or not they lead anywhere."""
-    _refuse_size(size)
     return scores.circuit(size)
 
 
@@ -34,9 +34,11 @@ def greedy(scores: EdgeScores, size: int) -> Circuit:
 
     Edges that nothing leads to from the embedding are then left out, so it may be smaller.
     """
-    _refuse_size(size)
+    refuse_other_than_whole(1, size=size)
     into: dict[Any, list[tuple[float, int]]] = {}
     for column, (_, reader) in enumerate(scores.graph):
+        if not np.isfinite(scores.estimate[column]):
+            continue  # not measured
         into.setdefault(component(reader), []).append((-abs(float(scores.estimate[column])), column))
     waiting = list(into.get(Score(), ()))
     heapq.heapify(waiting)
@@ -70,18 +72,22 @@ def connected(circuit: Circuit) -> Circuit:
 
 def constant_sign(scores: EdgeScores, *, draws: int = 1000, seed: int = 0) -> Circuit:
     """The edges whose mean effect has one sign in every one of so many resamples of the queries."""
+    refuse_other_than_whole(1, draws=draws)
     means = resampled(scores.queries, draws, seed)
     sure = np.flatnonzero((means > 0).all(0) | (means < 0).all(0))
     return Circuit(scores.graph.edges[column] for column in sure)
 
 
-def nested(scores: EdgeScores, sizes: Sequence[int | float] = SIZES, how: str = "top") -> dict[int, Circuit]:
+def nested(scores: EdgeScores, sizes: Any = SIZES, how: str = "top") -> dict[int, Circuit]:
     """Circuits of growing size, each with all edges of the one before.
 
     Args:
         scores: of `edges`.
         sizes: numbers of edges; those of 1.0 and less are shares of all edges.
-        how: "top" or "greedy".
+        how: "top" or "greedy", whose circuits may be smaller than asked.
+
+    Returns:
+        The circuits by their numbers of edges, without empty ones.
 
     Raises:
         MechirError: for an unknown way, or a size below 1.
@@ -89,9 +95,11 @@ def nested(scores: EdgeScores, sizes: Sequence[int | float] = SIZES, how: str = 
     if how not in HOW:
         raise MechirError(f"Unknown how='{how}': write {' or '.join(map(repr, HOW))}.")
     n = len(scores.graph)
-    numbers = [round(size * n) if isinstance(size, float) and size <= 1 else int(size) for size in sizes]
-    select = top if how == "top" else greedy
-    return {number: select(scores, number) for number in sorted({max(1, min(number, n)) for number in numbers})}
+    if isinstance(sizes, str) or not isinstance(sizes, Iterable):
+        raise MechirError(f"sizes={sizes!r:.40} is no list: write numbers of edges, or shares, such as [10, 100, 0.5].")
+    numbers = sorted({max(1, min(_number(size, n), n)) for size in sizes})
+    circuits = [scores.circuit(number) if how == "top" else greedy(scores, number) for number in numbers]
+    return {len(circuit): circuit for circuit in circuits if len(circuit)}
 
 
 def ranked_edges(scores: EdgeScores, how: str = "top") -> pd.DataFrame:
@@ -123,8 +131,16 @@ def stability(scores: EdgeScores, size: int, *, draws: int = 100, seed: int = 0)
 
     1: the same edges whichever queries are drawn. Published circuits of language models reach .39 to .67; .8 is the bar
     of Meloux et al. 2025 (arXiv:2510.00845).
+
+    Raises:
+        MechirError: for numbers out of range, one query alone, and edges that were not measured.
     """
-    _refuse_size(size)
+    refuse_other_than_whole(1, size=size)
+    refuse_other_than_whole(2, draws=draws)
+    refuse_other_than_whole(0, seed=seed)
+    if not np.isfinite(scores.estimate).all():
+        raise MechirError("Stability needs the effects of all edges, and some were not measured: leave out only=.")
+    refuse_one_query(len(scores.queries))
     return float(overlap(within(resampled(scores.queries, draws, seed), size)).mean())
 
 
@@ -162,6 +178,20 @@ def random_alike(graph: Graph, circuit: Circuit, draws: int = 20, seed: int = 0)
     ]
 
 
-def _refuse_size(size: int) -> None:
-    if size < 1:
-        raise MechirError(f"size={size} asks for no edges: write 1 or more.")
+def refuse_one_query(queries: int) -> None:
+    """Raises for one query, whose resamples are all alike."""
+    if queries < 2:
+        raise MechirError("Stability resamples queries, and there is one alone: take more.")
+
+
+def _number(size: Any, edges: int) -> int:
+    """The number of edges that a size asks for: a whole number, or a share of all.
+
+    Raises:
+        MechirError: for anything else.
+    """
+    if isinstance(size, Integral) and not isinstance(size, bool) and int(size) >= 1:
+        return int(size)
+    if isinstance(size, Real) and not isinstance(size, Integral) and 0 < float(size) <= 1:
+        return round(float(size) * edges)
+    raise MechirError(f"size={size!r:.40} is out of range: write a whole number from 1, or a share up to 1.0.")
