@@ -69,7 +69,7 @@ class Faithfulness(Scored):
         """A row per contrast: ids, `base`, `donor`; `only` and `without`, the scores with and without each circuit.
 
         On each query's contrast with the largest gap also `random`, the scores with the random circuits of one size
-        after the other, and `exact`, the exact effects of the largest edges; elsewhere these are NaN.
+        after the other, and `exact` and `estimated`, the effects of the largest edges; elsewhere these are NaN.
         """
         circuits = circuits_of(self.scored)
         only, without = (circuit_scores(model, contrasts, circuits, complement=left) for left in (False, True))
@@ -77,10 +77,12 @@ class Faithfulness(Scored):
         some = largest_gaps(rows)
         few = [contrasts[row] for row in some]
         random = circuit_scores(model, few, self._random(Graph.of(model), circuits)).only
-        patched = edges(model, few, method="exact", only=self.scored["edge"][:PATCHED].tolist())
-        exact = patched.values[:, patched.graph.columns(map(parse_edge, self.scored["edge"][:PATCHED]))]
+        largest = [parse_edge(edge) for edge in self.scored["edge"][:PATCHED]]
+        patched, estimated = edges(model, few, method="exact", only=largest), edges(model, few, **self.scoring)
+        columns = patched.graph.columns(largest)
         lists = {"only": _columns(only.only), "without": _columns(without.only)}
-        lists |= {"random": _spread(_columns(random), some, len(rows)), "exact": _spread(exact, some, len(rows))}
+        for name, values in (("random", _columns(random)), ("exact", patched.values), ("estimated", estimated.values)):
+            lists[name] = _spread(values if name == "random" else values[:, columns], some, len(rows))
         return rows.assign(**{name: list(values) for name, values in lists.items()})
 
     def _random(self, graph: Graph, circuits: Mapping[int, Circuit]) -> dict[tuple[int, int], Circuit]:
@@ -101,8 +103,8 @@ class Faithfulness(Scored):
         much) / (1 + draws), on the contrasts that both ran on; `without`, the f of the model without the circuit, with
         `without_low`, `without_high`; the columns of `ranking_table`. "curve": `measure` ("cmd", "cpr", "cmd_log",
         "cpr_log", "size" of the smallest faithful circuit), `estimate`, `low`, `high`: see `curve_table`. "edge":
-        `edge`, `estimate` on the queries that edges were scored on, `exact`, the exact effect on the others, `size` of
-        the smallest circuit.
+        `edge`, `estimate` on the queries that edges were scored on; `exact` and `estimated`, on the
+        contrasts that random circuits ran on; `size` of the smallest circuit.
         """
         assert run.model is not None
         rows, sizes, n = run.rows, sorted(set(self.scored["size"])), len(Graph.of(run.model))
@@ -115,8 +117,8 @@ class Faithfulness(Scored):
         table = pd.concat([table, self._beside(some), ranked], axis=1)
         table = pd.concat([self._empty(rows, run.judged), table], ignore_index=True)
         curve = curve_table(only, sizes, n, seed=self.seed).assign(kind="curve")
-        exact = pd.Series(stacked(some, "exact").mean(0))
-        largest = self.scored[:DRAWN].assign(kind="edge", exact=exact)
+        again = {name: pd.Series(stacked(some, name).mean(0)) for name in ("exact", "estimated")}
+        largest = self.scored[:DRAWN].assign(kind="edge", **again)
         return pd.concat([table, curve, largest], ignore_index=True)
 
     def _empty(self, rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
@@ -152,12 +154,11 @@ class Faithfulness(Scored):
         """The circuit, as large as one likes, and the curve of faithfulness over its size."""
         kinds = dict(iter(summary.groupby("kind")))
         largest = kinds["edge"].reset_index(drop=True)
-        exact, estimate = largest["exact"], largest["estimate"]
-        away = (exact - estimate).abs() > estimate.abs() / 2
+        away = (largest["exact"] - largest["estimated"]).abs() > largest["estimated"].abs() / 2
         graph = circuit_graph(
-            largest.assign(disagrees=away & exact.notna()),
+            largest.assign(disagrees=away),
             title="The edges with the largest effects (logits)",
-            subtitle="dashed: the exact effect on other queries, LayerNorms live, differs by more than half",
+            subtitle="dashed: the exact effect, LayerNorms live, differs from the estimate by more than half",
         )
         curve = kinds["curve"].set_index("measure")["estimate"]
         least = f"{curve['size']:.0f} edges reach" if curve["size"] > 0 else "no circuit reaches"
