@@ -286,6 +286,9 @@ GIVEN: dict[str, tuple[Any, dict[str, Any], str]] = {
         {"head": ["h1.2", "h1.3"]},
         "mi.attend splits the scores of one head, and you gave 2: write e.g. 'h8.1'.",
     ),
+    "head none": (PAIRS, {"head": None}, "head=None is no head: write e.g. 'h8.1'."),
+    "head number": (PAIRS, {"head": 5}, "head=5 is no head: write e.g. 'h8.1'."),
+    "relative": (PAIRS, {"relative": "no"}, "relative='no' is neither: write True or False."),
     "no head": (PAIRS, {"head": "mlp1"}, "'mlp1' has no attention: write heads, such as h8.1."),
     "head beyond": (PAIRS, {"head": "h1.9"}, "Head 9 is out of range: layer 1 has heads 0-3."),
     "layer beyond": (

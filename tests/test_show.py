@@ -229,6 +229,9 @@ def test_what_holds_no_effects_of_edges_is_refused() -> None:
         (edges.drop(columns="edge"), "There is no column 'edge' in this frame: give one of edges and their estimates."),
         (edges.drop(columns="estimate"), "There is no column 'estimate' in this frame"),
         (edges.assign(estimate="much"), "The column 'estimate' of this frame holds no numbers: give effects."),
+        (edges.assign(estimate=np.inf), "The effect of 'h0.1->mlp0' is not finite: leave the edge out."),
+        (edges.assign(estimate=1j), "The column 'estimate' of this frame holds complex numbers: give effects, which"),
+        (edges.assign(edge=["h0.1->mlp0", "h0.1->mlp0.in"]), "'h0.1->mlp0' has several effects"),
         (edges.assign(estimate=np.nan), "No edge of this frame has an effect: there is nothing to draw."),
         (edges.assign(edge="h0.1->mlp0"), "'h0.1->mlp0' has several effects: keep one row of each edge."),
         (edges.assign(edge=["h0.1->mlp0", "h0.1->h1.0.k+h1.1.k"]), "'h0.1->h1.0.k.h1.1.k' has several readers, and a"),
@@ -236,8 +239,9 @@ def test_what_holds_no_effects_of_edges_is_refused() -> None:
     ):
         with pytest.raises(MechirError, match=message):
             mi.show.circuit(given)
-    with pytest.raises(MechirError, match=r"size=0 is out of range: write 1 or more\."):
-        mi.show.circuit(edges, 0)
+    for size in (0, True, 1.5, "3", None, np.inf):
+        with pytest.raises(MechirError, match=r"^size=.* is out of range: write a whole number, 1 or more\.$"):
+            mi.show.circuit(edges, size)
 
 
 def test_roles_of_edges_and_circuits_without_effects_are_refused() -> None:
