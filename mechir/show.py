@@ -130,8 +130,8 @@ def circuit(edges: Any, size: int = SHOWN) -> Picture:
         A view that a notebook draws and a terminal prints, an edge a line.
 
     Raises:
-        MechirError: for a size that is no whole number from 1, effects that are not finite, anything else than effects of edges, none, two effects of one edge (roles), and
-            edges with several readers.
+        MechirError: for a size that is no whole number from 1, effects that are not finite, anything else
+            than effects of edges, none, two effects of one edge (roles), and edges with several readers.
     """
     refuse_other_than_whole(1, size=size)
     if isinstance(edges, EdgeScores):

@@ -45,7 +45,8 @@ def save_circuit(
         file: to write, whole or not at all.
         model: whose circuit it is; its sizes are written.
         circuit: a `Circuit`, or edges; without any, only scores are written.
-        scores: of `edges`, the mean over queries is written; or numbers by edge, as `load_circuit` gives them. An edge that was not measured (NaN) has no score there.
+        scores: of `edges`, the mean over queries is written; or numbers by edge, as `load_circuit` gives them.
+            An edge that was not measured (NaN) has no score there.
         format: "mib", or "circuit-tracer", which keeps the scores of the circuit's edges alone. To see it on
             circuit-tracer's page, put the file into its folder with `add_graph_metadata`.
 

@@ -98,7 +98,7 @@ def completeness(
     draws: int = 20,
     share: float = 0.1,
     seed: int = 0,
-    sets: Iterable[Any] | None = None,
+    sets: Any = None,
     metric: str | Metric = "score",
     min_gap: float = MIN_GAP,
     **options: Any,

@@ -87,7 +87,7 @@ def specificity(
     model: Weights,
     contrasts: Any,
     circuit: Any,
-    others: Mapping[str, Any],
+    others: Any,
     *,
     metric: str | Metric = "score",
     min_gap: float = MIN_GAP,
