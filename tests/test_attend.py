@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import jaxtyping
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -334,7 +336,8 @@ GIVEN: dict[str, tuple[Any, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", GIVEN)
-def test_what_cannot_be_split_is_refused(tiny: HookedEncoder, case: str) -> None:
+def test_what_cannot_be_split_is_refused(tiny: HookedEncoder, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for users
     given, options, message = GIVEN[case]
     with pytest.raises(MechirError) as error:
         mi.attend(tiny, given, **{"head": "h1.2"} | options)
@@ -347,5 +350,7 @@ def test_an_unknown_side_and_no_writers_are_refused(tiny: HookedEncoder) -> None
         split.side("v")
     with pytest.raises(MechirError, match=r"n=0 is out of range: write 1 or more\."):
         split.top(0)
+    for given in (iter(PAIRS), pd.Series(PAIRS)):
+        assert len(mi.attend(tiny, given, "h1.2")) == len(PAIRS)
     one = mi.attend(tiny, CONTRASTS[0], "h1.2")
     assert len(one) == 1 and np.isnan(one.frame["p"]).all()

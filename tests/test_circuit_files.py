@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given
@@ -219,7 +220,8 @@ def test_the_planted_circuit_goes_to_a_file_and_back(format: str, tmp_path: Path
     assert other.read_text() == file.read_text().replace('"slug": "tf"', '"slug": "other"')
 
 
-def test_scores_alone_and_edges_that_were_not_measured(tmp_path: Path) -> None:
+def test_scores_alone_and_edges_that_were_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for users
     scores = edges(MODEL, PAIRS, method="exact", only=list(TRUTH))
     file = mi.save_circuit(tmp_path / "scores.json", MODEL, scores=scores)
     circuit, effects, _ = mi.load_circuit(file, MODEL)
@@ -302,7 +304,8 @@ def test_files_and_formats_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", [None, 5, b"x", "", "a\0b"])
-def test_what_names_no_file_is_refused(file: Any) -> None:
+def test_what_names_no_file_is_refused(file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for users
     for call in (lambda: mi.save_circuit(file, MODEL, TRUTH), lambda: mi.load_circuit(file, MODEL)):
         with pytest.raises(MechirError) as error:
             call()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -184,7 +185,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_arguments_are_refused(case: str) -> None:
+def test_wrong_arguments_are_refused(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for users
     options, message = WRONG[case]
     with pytest.raises(MechirError) as refused:
         completeness(PLAIN, PAIRS[:2], **{"circuit": TRUTH, **options})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pandas as pd
 import pytest
@@ -223,7 +224,8 @@ def test_the_circuit_of_a_planted_model_is_drawn_from_its_scores() -> None:
     assert shown.text == mi.show.circuit(objects, 4).text
 
 
-def test_what_holds_no_effects_of_edges_is_refused() -> None:
+def test_what_holds_no_effects_of_edges_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for users
     edges = pd.DataFrame({"edge": ["h0.1->mlp0", "h0.2->mlp0"], "estimate": [0.5, 0.6]})
     for given, message in (
         (edges.drop(columns="edge"), "There is no column 'edge' in this frame: give one of edges and their estimates."),
