@@ -278,3 +278,22 @@ def test_tokens_by_rows_or_numbers(tiny: HookedEncoder) -> None:
         mi.show.tokens(pairs[1], numbers[1:], model=tiny)
     with pytest.raises(MechirError, match="There is no token to colour"):
         mi.show.tokens(pairs[1], rows.iloc[:0])
+
+
+def test_arguments_of_attend_of_the_wrong_kind_are_refused(
+    tiny: HookedEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    for given in (iter(PAIRS), pd.Series(PAIRS)):
+        split = mi.attend(tiny, given, "h1.2")
+        assert len(split) == len(PAIRS)
+    for top in (None, "x", 1.5, True, 0):
+        with pytest.raises(MechirError, match=r"^top=.* is out of range: write a whole number, 1 or more\.$"):
+            mi.show.attend(split, top)
+    with pytest.raises(MechirError, match=r"^NoneType is no split of an attention score: give mi\.attend\(\.\.\.\)\.$"):
+        mi.show.attend(None)
+    for head in (None, 5):
+        with pytest.raises(MechirError, match=rf"^head={head} is no head: write e\.g\. 'h8\.1'\.$"):
+            mi.attend(tiny, PAIRS, head)
+    with pytest.raises(MechirError, match=r"^relative='no' is neither: write True or False\.$"):
+        mi.attend(tiny, PAIRS, "h1.2", relative="no")
