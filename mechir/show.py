@@ -10,7 +10,8 @@ import pandas as pd
 import torch
 
 from mechir.batches import for_numpy
-from mechir.errors import MechirError, refuse_below
+from mechir.circuits import parse_edge
+from mechir.errors import MechirError, refuse_other_than_whole
 from mechir.methods.attend_split import AttentionSplit
 from mechir.methods.attention import pair_attention
 from mechir.methods.edge_scores import EdgeScores
@@ -104,8 +105,11 @@ def attend(split: AttentionSplit, top: int = 8) -> Picture:
         A view that a notebook draws and a terminal prints in columns.
 
     Raises:
-        MechirError: for top below 1.
+        MechirError: for anything but a split, or top that is no whole number from 1.
     """
+    if not isinstance(split, AttentionSplit):
+        raise MechirError(f"{type(split).__name__} is no split of an attention score: give mi.attend(...).")
+    refuse_other_than_whole(1, top=top)
     shown = split.top(top)
     title = f"attention score of {split.head}, {split.reader}<-{split.source}, {split.of}"
     return writers(shown.frame, shown.q_from, shown.k_from, title=title)
@@ -126,17 +130,30 @@ def circuit(edges: Any, size: int = SHOWN) -> Picture:
         A view that a notebook draws and a terminal prints, an edge a line.
 
     Raises:
-        MechirError: for size below 1, anything else than effects of edges, none, two effects of one edge (roles), and
-            edges with several readers.
+        MechirError: for a size that is no whole number from 1, effects that are not finite, anything else
+            than effects of edges, none, two effects of one edge (roles), and edges with several readers.
     """
-    refuse_below(1, size=size)
+    refuse_other_than_whole(1, size=size)
     if isinstance(edges, EdgeScores):
         names = [str(edge) for edge in edges.graph.edges]
         return largest(pd.DataFrame({"edge": names, "estimate": edges.estimate}), size)
     if not isinstance(edges, pd.DataFrame):
         kind = type(edges).__name__
         raise MechirError(f"{kind} holds no effects of whole edges: give mi.edges(...), of roles its .plain.")
-    return largest(edges, size)
+    return largest(_of_edges(edges), size)
+
+
+def _of_edges(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with every edge by the name that it prints as; raises for effects that are not finite or complex."""
+    if not {"edge", "estimate"} <= {*frame} or not pd.api.types.is_numeric_dtype(frame["estimate"]):
+        return frame  # `largest` says what is missing
+    if pd.api.types.is_complex_dtype(frame["estimate"]):
+        raise MechirError("The column 'estimate' of this frame holds complex numbers: give effects, which are real.")
+    frame = frame.dropna(subset="estimate")
+    infinite = np.isinf(frame["estimate"].to_numpy(dtype=float))
+    if infinite.any():
+        raise MechirError(f"The effect of '{frame['edge'][infinite].iloc[0]}' is not finite: leave the edge out.")
+    return frame.assign(edge=[str(parse_edge(str(edge))) for edge in frame["edge"]])
 
 
 def tokens(pair: Pair, values: pd.DataFrame | Sequence[float] | np.ndarray, model: Reranker | None = None) -> Drawing:

@@ -138,6 +138,14 @@ def test_batches_do_not_matter() -> None:
 
 
 WRONG = {
+    **{
+        f"{name} {given}": (
+            {"primary": "h1.2", name: given},
+            "5 is no component to remove: write heads (h8.1) and MLPs (mlp3).",
+        )
+        for name in ("primary", "candidates")
+        for given in (5, [5])
+    },
     "none": (
         {"primary": None},
         "backups needs what is removed first, for this model has 120 pairs of heads: give primary='h8.1', or the heads "
@@ -231,3 +239,16 @@ def test_rows_make_the_value_again() -> None:
     assert set(again.frame.columns) == set(made.frame.columns) and again.query_ids == made.query_ids
     left, right = (each.frame.set_index(["primary", "candidate"]).sort_index() for each in (made, again))
     np.testing.assert_allclose(left, right)
+
+
+def test_constant_metrics_and_unknown_options_are_refused() -> None:
+    pairs = few(MODEL, 2)
+
+    def constant(scores: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(scores[..., 0])
+
+    for run, sites in ((backups, ("h1.2", "h1.0")), (edge_backups, ("h1.2->mlp1", "h1.0->mlp1"))):
+        with pytest.raises(MechirError, match=r"^The metric is the same in every run, as of query q0: give one that"):
+            run(MODEL, pairs, *sites, metric=constant)
+    with pytest.raises(MechirError, match=r"^edge_backups has no option 'complement': write max_rows, max_tokens, "):
+        edge_backups(MODEL, pairs, "h1.2->mlp1", "h1.0->mlp1", complement=True)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given
@@ -219,11 +220,17 @@ def test_the_planted_circuit_goes_to_a_file_and_back(format: str, tmp_path: Path
     assert other.read_text() == file.read_text().replace('"slug": "tf"', '"slug": "other"')
 
 
-def test_scores_alone_and_edges_that_were_not_measured(tmp_path: Path) -> None:
+def test_scores_alone_and_edges_that_were_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for users
     scores = edges(MODEL, PAIRS, method="exact", only=list(TRUTH))
     file = mi.save_circuit(tmp_path / "scores.json", MODEL, scores=scores)
     circuit, effects, _ = mi.load_circuit(file, MODEL)
     assert circuit == Circuit() and set(effects) == set(TRUTH)
+    again = mi.save_circuit(tmp_path / "again.json", MODEL, scores=effects)
+    assert mi.load_circuit(again, MODEL).scores == effects
+    for wrong, message in (({5: 0.5}, "scores= has 5, which is no edge"), (5, "scores= was given a value of type int")):
+        with pytest.raises(MechirError, match=message):
+            mi.save_circuit(again, MODEL, scores=wrong)
     assert np.isnan(scores.estimate).sum() == len(scores) - len(TRUTH) and strict(file)
     listed = mi.save_circuit(tmp_path / "listed.json", MODEL, ["h1.2->mlp1", parse_edge("h3.1->score")])
     assert list(map(str, mi.load_circuit(listed, MODEL).circuit)) == ["h1.2->mlp1", "h3.1->score"]
@@ -294,6 +301,15 @@ def test_files_and_formats_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(MechirError, match=r"^There is nothing to save: give a circuit, scores of edges, or both\.$"):
         mi.save_circuit(tmp_path / "a.json", MODEL)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("file", [None, 5, b"x", "", "a\0b"])
+def test_what_names_no_file_is_refused(file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for users
+    for call in (lambda: mi.save_circuit(file, MODEL, TRUTH), lambda: mi.load_circuit(file, MODEL)):
+        with pytest.raises(MechirError) as error:
+            call()
+        assert str(error.value) == f"file={file!r} is no name of a file: write e.g. 'tf.json'."
 
 
 def test_a_circuit_of_another_model_is_refused(tmp_path: Path, tiny: HookedEncoder) -> None:

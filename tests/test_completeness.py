@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -83,11 +85,11 @@ def test_sets_are_drawn_without_repetition_and_all_where_there_are_few() -> None
 
 
 def test_the_sets_themselves() -> None:
-    result = completeness(PLAIN, PAIRS, TRUTH, sets=[[], ["h1.2->mlp1"], TRUTH, "h1.2->mlp1"])
-    assert result.frame["without"].tolist() == ["", "h1.2->mlp1", ", ".join(map(str, TRUTH))]
-    assert result.frame["size"].tolist() == [0, 1, 4]
-    assert result.frame["f_model"][0] == pytest.approx(1, abs=1e-4)
-    assert result.frame["f_circuit"][2] == pytest.approx(0, abs=1e-4)
+    result = completeness(PLAIN, PAIRS, TRUTH, sets=[["h1.2->mlp1"], TRUTH, "h1.2->mlp1"])
+    assert result.frame["without"].tolist() == ["h1.2->mlp1", ", ".join(map(str, TRUTH))]
+    assert result.frame["size"].tolist() == [1, 4]
+    assert completeness(PLAIN, PAIRS, TRUTH, sets="h1.2->mlp1").sets == (Circuit("h1.2->mlp1"),)
+    assert result.frame["f_circuit"][1] == pytest.approx(0, abs=1e-4)
 
 
 def test_a_metric_of_a_querys_scores() -> None:
@@ -124,7 +126,11 @@ def test_a_circuit_does_as_well_as_itself() -> None:
 
 def test_circuits_that_cannot_be_compared_are_refused() -> None:
     scores = mi.edges(PLAIN, PAIRS[:3], receivers="score", senders=["h3.1", "h3.0"])
+    part = mi.edges(PLAIN, PAIRS[:3], method="exact", only=["h3.1->score"])
+    by_name = "others= holds no circuits by name: give a dictionary, {'query': circuit or scores}."
     for others, message in (
+        ({"query": part}, "'query' scores 1 edges, and the circuit has 4: score all edges."),
+        *((other, by_name) for other in ([TRUTH], TRUTH, scores, None, {"query": None})),
         (
             {"query": QUERY},
             "'query' has 6 edges and the circuit 4, and more edges do better: make it of scores.circuit(4), or give "
@@ -142,13 +148,26 @@ def test_circuits_that_cannot_be_compared_are_refused() -> None:
         specificity(PLAIN, PAIRS, Circuit("h3.1->score"), {"foreign": Circuit("h3.9->score")})
 
 
-WRONG = {
+ODD = (2.5, True, float("inf"), "3", None, float("nan"))
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "empty": ({"circuit": []}, "The circuit has no edges to knock out: give one, e.g. scores.circuit(20)."),
     "empty, sets": (
         {"circuit": [], "sets": [[]]},
         "The circuit has no edges to knock out: give one, e.g. scores.circuit(20).",
     ),
-    "draws": ({"draws": 0}, "draws=0 is out of range: write 1 or more."),
+    "draws": ({"draws": 0}, "draws=0 is out of range: write a whole number, 1 or more."),
+    **{f"draws {x!r}": ({"draws": x}, f"draws={x!r} is out of range: write a whole number, 1 or more.") for x in ODD},
+    **{f"seed {x!r}": ({"seed": x}, f"seed={x!r} is out of range: write a whole number, 0 or more.") for x in ODD},
+    **{
+        f"share {x!r}": ({"share": x}, f"share={x!r} is no fraction: write e.g. share=0.1 of the circuit's edges.")
+        for x in ODD
+    },
+    "empty set": ({"sets": [[]]}, "sets= holds a set without edges, which knocks out nothing: leave it out."),
+    "number": ({"sets": 5}, "sets=5 are no sets of edges: give some, e.g. [[edge] for edge in circuit]."),
+    "option": (
+        {"complement": True},
+        "completeness has no option 'complement': write max_rows, max_tokens, max_length or progress.",
+    ),
     "share": ({"share": 0.0}, "share=0.0 is no fraction: write e.g. share=0.1 of the circuit's edges."),
     "large share": ({"share": 2.0}, "share=2.0 is no fraction: write e.g. share=0.1 of the circuit's edges."),
     "no sets": ({"sets": []}, "sets= holds no set of edges: give some, e.g. [[edge] for edge in circuit]."),
@@ -166,7 +185,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_arguments_are_refused(case: str) -> None:
+def test_wrong_arguments_are_refused(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for users
     options, message = WRONG[case]
     with pytest.raises(MechirError) as refused:
         completeness(PLAIN, PAIRS[:2], **{"circuit": TRUTH, **options})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pandas as pd
 import pytest
@@ -223,12 +224,16 @@ def test_the_circuit_of_a_planted_model_is_drawn_from_its_scores() -> None:
     assert shown.text == mi.show.circuit(objects, 4).text
 
 
-def test_what_holds_no_effects_of_edges_is_refused() -> None:
+def test_what_holds_no_effects_of_edges_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for users
     edges = pd.DataFrame({"edge": ["h0.1->mlp0", "h0.2->mlp0"], "estimate": [0.5, 0.6]})
     for given, message in (
         (edges.drop(columns="edge"), "There is no column 'edge' in this frame: give one of edges and their estimates."),
         (edges.drop(columns="estimate"), "There is no column 'estimate' in this frame"),
         (edges.assign(estimate="much"), "The column 'estimate' of this frame holds no numbers: give effects."),
+        (edges.assign(estimate=np.inf), "The effect of 'h0.1->mlp0' is not finite: leave the edge out."),
+        (edges.assign(estimate=1j), "The column 'estimate' of this frame holds complex numbers: give effects, which"),
+        (edges.assign(edge=["h0.1->mlp0", "h0.1->mlp0.in"]), "'h0.1->mlp0' has several effects"),
         (edges.assign(estimate=np.nan), "No edge of this frame has an effect: there is nothing to draw."),
         (edges.assign(edge="h0.1->mlp0"), "'h0.1->mlp0' has several effects: keep one row of each edge."),
         (edges.assign(edge=["h0.1->mlp0", "h0.1->h1.0.k+h1.1.k"]), "'h0.1->h1.0.k.h1.1.k' has several readers, and a"),
@@ -236,8 +241,9 @@ def test_what_holds_no_effects_of_edges_is_refused() -> None:
     ):
         with pytest.raises(MechirError, match=message):
             mi.show.circuit(given)
-    with pytest.raises(MechirError, match=r"size=0 is out of range: write 1 or more\."):
-        mi.show.circuit(edges, 0)
+    for size in (0, True, 1.5, "3", None, np.inf):
+        with pytest.raises(MechirError, match=r"^size=.* is out of range: write a whole number, 1 or more\.$"):
+            mi.show.circuit(edges, size)
 
 
 def test_roles_of_edges_and_circuits_without_effects_are_refused() -> None:
@@ -272,3 +278,22 @@ def test_tokens_by_rows_or_numbers(tiny: HookedEncoder) -> None:
         mi.show.tokens(pairs[1], numbers[1:], model=tiny)
     with pytest.raises(MechirError, match="There is no token to colour"):
         mi.show.tokens(pairs[1], rows.iloc[:0])
+
+
+def test_arguments_of_attend_of_the_wrong_kind_are_refused(
+    tiny: HookedEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    for given in (iter(PAIRS), pd.Series(PAIRS)):
+        split = mi.attend(tiny, given, "h1.2")
+        assert len(split) == len(PAIRS)
+    for top in (None, "x", 1.5, True, 0):
+        with pytest.raises(MechirError, match=r"^top=.* is out of range: write a whole number, 1 or more\.$"):
+            mi.show.attend(split, top)
+    with pytest.raises(MechirError, match=r"^NoneType is no split of an attention score: give mi\.attend\(\.\.\.\)\.$"):
+        mi.show.attend(None)
+    for head in (None, 5):
+        with pytest.raises(MechirError, match=rf"^head={head} is no head: write e\.g\. 'h8\.1'\.$"):
+            mi.attend(tiny, PAIRS, head)
+    with pytest.raises(MechirError, match=r"^relative='no' is neither: write True or False\.$"):
+        mi.attend(tiny, PAIRS, "h1.2", relative="no")

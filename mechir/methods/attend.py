@@ -8,11 +8,12 @@ embedding, heads and MLPs of the layers before, and the biases by name. Means ov
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from mechir.model_sites import heads_of
 from mechir.pairs import Pair, as_pairs
 from mechir.reranker import Weights, needs
 from mechir.segments import FIVE, Segment
-from mechir.sites import Head, as_sites
+from mechir.sites import Head, Site, as_sites
 
 OF = ("difference", "base", "donor")
 HELD = 600_000_000
@@ -84,6 +85,8 @@ def attend(
             everything that is read.
     """
     needs(model, "attend", Weights, norm="post", positions="absolute", causal=False, window=None)
+    if not isinstance(relative, bool):
+        raise MechirError(f"relative={relative!r:.40} is neither: write True or False.")
     site, given = _whole_head(model, head), _material(contrasts)
     of = _side(of, given)
     split = _Split(model, site, _place("reader", reader, given), _place("source", source, given), relative, of)
@@ -217,6 +220,8 @@ class _Split:
 
 def _whole_head(model: Weights, head: Any) -> Head:
     """One head of the model."""
+    if not isinstance(head, str | Site | Iterable):
+        raise MechirError(f"head={head!r:.40} is no head: write e.g. 'h8.1'.")
     sites = as_sites(head)
     if len(sites) != 1:
         raise MechirError(f"mi.attend splits the scores of one head, and you gave {len(sites)}: write e.g. 'h8.1'.")
@@ -236,6 +241,8 @@ def _material(given: Any) -> list[Any]:
             "A tuple of two pairs may be one contrast or two pairs: write [(base, donor)] or [pair, pair]."
         )
     listed = [given] if isinstance(given, Contrast) else given
+    if isinstance(listed, Iterator | pd.Series | np.ndarray):
+        listed = [tuple(item) if isinstance(item, np.ndarray) else item for item in listed]
     if isinstance(listed, Sequence) and any(_is_contrast(item) for item in listed):
         return as_contrasts(listed)
     return as_pairs(listed)

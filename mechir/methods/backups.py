@@ -13,7 +13,7 @@ heads: Wang et al. 2022 (arXiv:2211.00593).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -33,6 +33,7 @@ from mechir.interventions import Ablate, Splice
 from mechir.methods.circuit_runs import as_contrasts
 from mechir.methods.edge_scores import summary
 from mechir.methods.metrics import Metric, as_metric, by_query, evaluated
+from mechir.methods.metrics import score as mean_score
 from mechir.model_sites import all_heads, sites_of
 from mechir.recorder import observe
 from mechir.reranker import Reranker, Restarts, needs
@@ -203,10 +204,20 @@ def _plans(
 def by_queries(
     metric: Metric, scores: Float[np.ndarray, "run contrast"], contrasts: Sequence[Contrast]
 ) -> tuple[Float[np.ndarray, "run query"], tuple[str, ...]]:
-    """The metric of every query in every run."""
+    """The metric of every query in every run.
+
+    Raises:
+        MechirError: for a metric, other than the score, that no run changes in any query.
+    """
     rows = by_query([contrast.query_id for contrast in contrasts])
     values = [evaluated(metric, torch.from_numpy(scores[:, own]), query) for query, own in rows.items()]
-    return torch.stack(values, 1).double().numpy(), tuple(rows)
+    table = torch.stack(values, 1).double().numpy()
+    if metric is not mean_score and (table == table[:1]).all():
+        raise MechirError(
+            f"The metric is the same in every run, as of query {next(iter(rows))}: give one that the scores of a query "
+            "move, or write metric='score'."
+        )
+    return table, tuple(rows)
 
 
 def _refuse_non_finite(
@@ -222,7 +233,7 @@ def _refuse_non_finite(
 
 def _primaries(model: Reranker, given: Any) -> list[Removed]:
     """The sets that are removed first, each once."""
-    listed = [] if given is None else [given] if isinstance(given, str | Head | Mlp) else list(given)
+    listed = [] if given is None else _listed(given)
     if not listed:
         n = model.cfg.n_layers * model.cfg.n_heads
         raise MechirError(
@@ -237,12 +248,20 @@ def _components(model: Reranker, given: Any) -> list[Component]:
     """The heads and MLPs as values, each once; all heads for None."""
     if given is None:
         return list(all_heads(model))
-    listed = [given] if isinstance(given, str | Site) else list(given)
-    parsed = sites_of(model, [item.strip() if isinstance(item, str) else item for item in listed])
+    parsed = sites_of(model, [item.strip() if isinstance(item, str) else item for item in _listed(given)])
     for site in parsed:
         if not isinstance(site, Head | Mlp) or site.part not in ("z", "out"):
             raise MechirError(f"'{site}' is no component to remove: write heads (h8.1) and MLPs (mlp3).")
     return list(dict.fromkeys(parsed))
+
+
+def _listed(given: Any) -> list[Any]:
+    """One site or several as a list; raises for what is none."""
+    listed = list(given) if isinstance(given, Iterable) and not isinstance(given, str | Site) else [given]
+    for item in listed:
+        if not isinstance(item, str | Site):
+            raise MechirError(f"{item!r:.60} is no component to remove: write heads (h8.1) and MLPs (mlp3).")
+    return listed
 
 
 def _place(site: Component) -> tuple[int, bool, tuple[Any, ...]]:

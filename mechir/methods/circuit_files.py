@@ -11,12 +11,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mechir.atomic import written
-from mechir.circuits import Circuit, Edge
+from mechir.circuits import Circuit, Edge, parse_edge
 from mechir.errors import MechirError, brief
 from mechir.methods.edge_scores import EdgeScores
 from mechir.methods.mib_format import as_mib, from_mib
@@ -34,7 +35,7 @@ def save_circuit(
     file: Path | str,
     model: Reranker,
     circuit: Any = None,
-    scores: EdgeScores | None = None,
+    scores: EdgeScores | Mapping[Edge, float] | None = None,
     *,
     format: str = "mib",
 ) -> Path:
@@ -44,7 +45,8 @@ def save_circuit(
         file: to write, whole or not at all.
         model: whose circuit it is; its sizes are written.
         circuit: a `Circuit`, or edges; without any, only scores are written.
-        scores: of `edges`; the mean over queries is written. An edge that was not measured (NaN) has no score there.
+        scores: of `edges`, the mean over queries is written; or numbers by edge, as `load_circuit` gives them.
+            An edge that was not measured (NaN) has no score there.
         format: "mib", or "circuit-tracer", which keeps the scores of the circuit's edges alone. To see it on
             circuit-tracer's page, put the file into its folder with `add_graph_metadata`.
 
@@ -60,7 +62,11 @@ def save_circuit(
         raise MechirError("There is nothing to save: give a circuit, scores of edges, or both.")
     shape = Shape.of(model)
     values: dict[Edge, float] = {}
-    if scores is not None:
+    if isinstance(scores, Mapping):
+        values = {_edge(edge): value for edge, value in scores.items()}
+    elif scores is not None:
+        if not isinstance(scores, EdgeScores):
+            raise MechirError(f"scores= was given a value of type {type(scores).__name__}: write mi.edges(...).")
         if scores.graph.n_layers != shape.n_layers:
             raise MechirError(
                 f"The scores are of a model of {scores.graph.n_layers} layers, and '{shape.name}' has {shape}: give "
@@ -68,6 +74,20 @@ def save_circuit(
             )
         values = dict(zip(scores.graph.edges, scores.estimate.tolist(), strict=True))
     return write(file, SavedCircuit(_circuit(circuit), values, shape), format=format)
+
+
+def _edge(given: Any) -> Edge:
+    """The edge that a score is of."""
+    if not isinstance(given, Edge | str):
+        raise MechirError(f"scores= has {given!r:.60}, which is no edge: write numbers by edge, {{'h1.2->mlp1': 0.5}}.")
+    return parse_edge(given) if isinstance(given, str) else given
+
+
+def _path(file: Any) -> Path:
+    """The path of a file; raises for what names none."""
+    if not isinstance(file, str | os.PathLike) or not (name := os.fspath(file)) or "\0" in str(name):
+        raise MechirError(f"file={file!r:.60} is no name of a file: write e.g. 'tf.json'.")
+    return Path(file)
 
 
 def _circuit(edges: Any) -> Circuit:
@@ -106,7 +126,7 @@ def write(file: Path | str, saved: SavedCircuit, *, format: str = "mib") -> Path
     """
     if format not in FORMATS:
         raise MechirError(f"Unknown format='{format}': write {' or '.join(map(repr, FORMATS))}.")
-    target = Path(file)
+    target = _path(file)
     try:
         whole = checked(*saved)
         content = as_mib(whole) if format == "mib" else as_graph(whole, target.stem)
@@ -123,8 +143,9 @@ def read(file: Path | str) -> SavedCircuit:
         MechirError: for a file that cannot be read, is no JSON, is in neither format, or is damaged in it (see
             `from_mib` and `from_graph`).
     """
+    source = _path(file)
     try:
-        return _parsed(_content(Path(file)))
+        return _parsed(_content(source))
     except OSError as error:
         raise MechirError(f"Cannot read '{file}' ({error.strerror}).") from error
     except RecursionError as error:

@@ -13,22 +13,26 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from mechir import inference
-from mechir.circuits import Circuit
-from mechir.errors import MechirError, refuse_below
+from mechir.circuits import Circuit, Edge
+from mechir.errors import MechirError, refuse_other_than_whole
 from mechir.methods.circuit_runs import as_contrasts
 from mechir.methods.effects import MIN_GAP
 from mechir.methods.faithfulness import Reached, circuit_scores, reached
 from mechir.methods.metrics import Metric
 from mechir.reranker import Weights, needs_edges
+
+OPTIONS = ("max_rows", "max_tokens", "max_length", "progress")
+"""The options of `circuit_scores` that methods which run circuits pass on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +98,7 @@ def completeness(
     draws: int = 20,
     share: float = 0.1,
     seed: int = 0,
-    sets: Iterable[Any] | None = None,
+    sets: Any = None,
     metric: str | Metric = "score",
     min_gap: float = MIN_GAP,
     **options: Any,
@@ -120,6 +124,7 @@ def completeness(
     model then fail alike, whatever the circuit lacks. Look at the largest line and not the mean, and give `sets`.
     """
     needs_edges(model, "completeness")
+    refuse_unknown_options("completeness", options)
     whole, listed = circuit if isinstance(circuit, Circuit) else Circuit(circuit), as_contrasts(contrasts)
     knocked = drawn(whole, draws, share, seed) if sets is None else _parts(whole, sets)
     rest, out = {place: whole - some for place, some in enumerate(knocked)}, dict(enumerate(knocked))
@@ -134,12 +139,13 @@ def drawn(circuit: Circuit, draws: int, share: float, seed: int) -> list[Circuit
     """Random parts of a circuit, each with this share of its edges; all such parts where there are no more than draws.
 
     Raises:
-        MechirError: for a circuit without edges, no draws, or a share that is none.
+        MechirError: for a circuit without edges, draws or a seed that is no whole number, or a share that is none.
     """
     _refuse_empty(circuit)
-    refuse_below(1, draws=draws)
-    if not 0 < share <= 1:
-        raise MechirError(f"share={share} is no fraction: write e.g. share=0.1 of the circuit's edges.")
+    refuse_other_than_whole(1, draws=draws)
+    refuse_other_than_whole(0, seed=seed)
+    if isinstance(share, bool) or not isinstance(share, Real) or not 0 < share <= 1:
+        raise MechirError(f"share={share!r:.40} is no fraction: write e.g. share=0.1 of the circuit's edges.")
     edges = list(circuit)
     size = min(len(edges), max(1, round(share * len(edges))))
     if math.comb(len(edges), size) <= draws:
@@ -150,13 +156,25 @@ def drawn(circuit: Circuit, draws: int, share: float, seed: int) -> list[Circuit
     return list(parts)
 
 
-def _parts(circuit: Circuit, sets: Iterable[Any]) -> list[Circuit]:
+def refuse_unknown_options(method: str, options: Mapping[str, Any]) -> None:
+    """Raises for an option that is none of `OPTIONS`."""
+    other = next((name for name in options if name not in OPTIONS), None)
+    if other is not None:
+        raise MechirError(f"{method} has no option '{other}': write {', '.join(OPTIONS[:-1])} or {OPTIONS[-1]}.")
+
+
+def _parts(circuit: Circuit, sets: Any) -> list[Circuit]:
     """The sets as circuits, checked to be parts of the circuit."""
     _refuse_empty(circuit)
+    sets = [sets] if isinstance(sets, str | Edge) else sets
+    if not isinstance(sets, Iterable):
+        raise MechirError(f"sets={sets!r:.40} are no sets of edges: give some, e.g. [[edge] for edge in circuit].")
     listed: Sequence[Circuit] = [some if isinstance(some, Circuit) else Circuit(some) for some in sets]
     if not listed:
         raise MechirError("sets= holds no set of edges: give some, e.g. [[edge] for edge in circuit].")
     for some in listed:
+        if not some:
+            raise MechirError("sets= holds a set without edges, which knocks out nothing: leave it out.")
         if not some <= circuit:
             foreign = next(iter(some - circuit))
             raise MechirError(f"'{foreign}' is no edge of the circuit: knock out what belongs to it.")

@@ -22,6 +22,7 @@ from mechir import inference
 from mechir.circuits import Circuit
 from mechir.errors import MechirError
 from mechir.methods.circuit_runs import as_contrasts
+from mechir.methods.completeness import refuse_unknown_options
 from mechir.methods.edge_scores import EdgeScores
 from mechir.methods.effects import MIN_GAP
 from mechir.methods.faithfulness import Reached, circuit_scores, reached
@@ -86,7 +87,7 @@ def specificity(
     model: Weights,
     contrasts: Any,
     circuit: Any,
-    others: Mapping[str, Any],
+    others: Any,
     *,
     metric: str | Metric = "score",
     min_gap: float = MIN_GAP,
@@ -110,9 +111,12 @@ def specificity(
     It misleads where a circuit overshoots: f above 1 is no better than 1, and the difference counts it so.
     """
     needs_edges(model, "specificity")
+    refuse_unknown_options("specificity", options)
     whole, listed = circuit if isinstance(circuit, Circuit) else Circuit(circuit), as_contrasts(contrasts)
     if not whole:
         raise MechirError("The circuit has no edges to compare: give one, e.g. scores.circuit(20).")
+    if not isinstance(others, Mapping) or any(other is None for other in others.values()):
+        raise MechirError("others= holds no circuits by name: give a dictionary, {'query': circuit or scores}.")
     if not others:
         raise MechirError("There is no other circuit: give others={'query': edges(model, other_contrasts)}.")
     equal = {name: _of_size(name, other, len(whole)) for name, other in others.items()}
@@ -123,8 +127,9 @@ def specificity(
 def _of_size(name: str, given: Any, size: int) -> Circuit:
     """The circuit of a name, checked to have so many edges; the largest edges of scores."""
     if isinstance(given, EdgeScores):
-        if len(given) < size:
-            raise MechirError(f"'{name}' scores {len(given)} edges, and the circuit has {size}: score all edges.")
+        measured = int(np.isfinite(given.estimate).sum())
+        if measured < size:
+            raise MechirError(f"'{name}' scores {measured} edges, and the circuit has {size}: score all edges.")
         return given.circuit(size)
     other = given if isinstance(given, Circuit) else Circuit(given)
     if len(other) != size:
