@@ -128,6 +128,19 @@ def test_charts_are_drawn(name: str, edges_run: Run, faithful: Run, tfc1: Diagno
     assert (run.path / "chart.png").stat().st_size > 20_000
 
 
+def test_backups_are_those_of_the_function(tfc1: Diagnostic, registry: Path) -> None:
+    run = mi.run("circuits/backup", MODEL, tfc1, registry=registry, top=1)
+    tested = [c for c in tfc1.align(MODEL).contrasts if c.query_id in set(run.rows["query_id"])]
+    (primary,) = run.summary["primary"].unique()
+    expected = mi.backups(MODEL, tested, primary).frame.set_index("candidate")
+    lines = run.summary.set_index("candidate").loc[expected.index]
+    columns = ["removal", "single", "conditional", "estimate", "growth", "low", "high"]
+    np.testing.assert_allclose(lines[columns], expected[columns], atol=1e-6)
+    assert run.summary["growth"].is_monotonic_decreasing and (run.path / "chart.png").stat().st_size > 20_000
+    stated = mi.findings(registry=registry, measure=f"effect gained without {primary}, tfc1")
+    assert len(stated) == len(expected)
+
+
 def test_one_query_cannot_find_and_test(tmp_path: Path, tfc1: Diagnostic) -> None:
     one = mi.diagnostic("tfc1", tfc1.perturbed, limit_queries=1, per_grade=1, fillers=("a",))
     with pytest.raises(MechirError, match="One query cannot both find heads or edges and test them"):

@@ -8,7 +8,7 @@ import pandas as pd
 
 from mechir.experiment import Finished
 from mechir.methods.edge_graph import Graph
-from mechir.methods.selection import BAR, SIZES, overlap, refuse_one_query, resampled, within
+from mechir.methods.selection import BAR, SIZES, overlap, resampled, within
 from mechir.views import charts
 
 from ._scored import by_queries
@@ -43,11 +43,12 @@ class Stability(Edges):
         """
         assert run.model is not None
         effects, graph = by_queries(run.rows, "effects"), Graph.of(run.model)
-        refuse_one_query(len(effects))
         means, n = resampled(effects, DRAWS, self.seed), len(graph)
         lines = []
         for size in sorted({max(1, round(share * n)) for share in SIZES}):
-            pairs = overlap(within(means, size))
+            pairs = (
+                overlap(within(means, size)) if len(effects) > 1 else np.array([np.nan])
+            )  # resamples of one are alike
             low, high = np.quantile(pairs, [0.025, 0.975])
             line = {"kind": "size", "size": size, "share": size / n, "estimate": pairs.mean(), "low": low, "high": high}
             lines.append(line | {"chance": size / (2 * n - size), "queries": len(effects)})

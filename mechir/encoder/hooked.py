@@ -286,9 +286,8 @@ class HookedEncoder(HookedRootModule, Tiers):
         encoded = self.encode(pairs, max_length)
         out = torch.empty(len(encoded), dtype=torch.float64 if self.dtype == torch.float64 else torch.float32)
         for index, batch in self.batches(encoded, max_rows=max_rows, max_tokens=max_tokens, progress=progress):
-            hooks = self.resolve(edits(do, batch))
-            with self.hooks(hooks):
-                out[torch.from_numpy(index)] = self(batch, head_row=all(edit.head_row for _, edit in hooks)).cpu()
+            with self.hooks(edits(do, batch)):
+                out[torch.from_numpy(index)] = self(batch).cpu()
         refuse_non_finite(self, out, encoded, do)
         return read_out(out, readout)
 

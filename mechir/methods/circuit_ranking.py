@@ -61,4 +61,4 @@ def kendall(first: pd.Series, second: pd.Series) -> Float[np.ndarray, "query"]:
 
 
 def _ndcg(scores: pd.Series, judged: pd.DataFrame) -> Float[np.ndarray, "query"]:
-    return ndcg(scores.rename_axis(["query_id", "doc_id"]).reset_index(), judged)["value"].to_numpy()
+    return ndcg(scores.rename_axis(["query_id", "doc_id"]).reset_index(), judged)["value"].to_numpy(dtype=float)

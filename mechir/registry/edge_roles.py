@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from mechir.circuits import Edge, component, parse_edge
-from mechir.measures import EDGE
+from mechir.measures import EDGE, parse_measure
 from mechir.registry.evidence import TF
 from mechir.sites import Head, Mlp, Score
 
@@ -38,7 +38,8 @@ class EdgeGraph:
     @classmethod
     def of(cls, findings: pd.DataFrame) -> EdgeGraph | None:
         """The graph of findings of one model and collection, `held`; None where no edges were measured."""
-        edges = findings[EDGE.among(findings["measure"]) & findings["measure"].str.startswith(f"edge, {TF},")]
+        edges = findings[EDGE.among(findings["measure"])]
+        edges = edges[[("axiom", TF) in parse_measure(text).parameters for text in edges["measure"]]]
         return cls(map(parse_edge, edges["site"][edges["holds"]])) if len(edges) else None
 
     def verdicts(self, head: Head, roles: Iterable[str]) -> Verdicts:
