@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -18,6 +19,7 @@ from mechir.inference import studentised
 from mechir.judged_collection import Collection
 from mechir.material import Pool
 from mechir.methods.cutting import TERM
+from mechir.methods.edge_graph import Graph
 from mechir.registry.frames import as_text
 from mechir.registry.runs import Run, open_run, runs
 from tests.models import TOY, TOY_MODEL, nine_queries
@@ -108,9 +110,12 @@ def test_run_alone_takes_the_whole_chain_and_says_where_nothing_is_linked(
     out, _ = capsys.readouterr()
     kept = runs(tmp_path / "mechir-registry")
     whole = next(run for run in kept if run.record["identity"]["experiment"] == "joint/pathway")
-    assert set(whole.summary["kind"]) == {"plan"} and whole.record["queries"] == 3  # a random model: nothing holds
-    why = whole.summary["label"].tolist()
-    assert (whole.summary["value"] == 0).all() and why[0] == why[2] and why[0].startswith("one more occurrence of a")
+    plan = whole.summary[whole.summary["kind"] == "plan"]
+    assert set(whole.summary["kind"]) == {"plan", "circuit"} and whole.record["queries"] == 3  # random: nothing holds
+    circuits = whole.summary[whole.summary["kind"] == "circuit"]
+    assert circuits["size"].is_monotonic_increasing and circuits["estimate"].iloc[-1] == pytest.approx(1, abs=1e-3)
+    why = plan["label"].tolist()
+    assert (plan["value"] == 0).all() and why[0] == why[2] and why[0].startswith("one more occurrence of a")
     assert why[1] == "what changing them does was not measured"  # no direction goes with IDF
     assert len(kept) >= 10 and len({run.record["identity"]["experiment"] for run in kept}) == len(kept)
     assert max(run.record["queries"] for run in kept) == 6
@@ -143,7 +148,9 @@ def test_what_others_have_found_is_no_reason_for_a_link(tmp_path: Path) -> None:
     def run(step: Experiment, **where: Any) -> SimpleNamespace:
         if step.name in ids:
             tell(tmp_path, ids[step.name], own[ids[step.name]], collection.id, model_fingerprint=toy.fingerprint)
-        return SimpleNamespace(id=ids.get(step.name, "c1"))
+        effects = [np.zeros(len(Graph.of(toy)), dtype=np.float32)]
+        rows = pd.DataFrame({"query_id": ["q0"], "base": [0.0], "donor": [0.0], "effects": effects})
+        return SimpleNamespace(id=ids.get(step.name, "c1"), rows=rows)
 
     pairs, said = [mi.Pair("q", "d", f"q{k}", f"d{k}", k % 2) for k in range(9)], list[str]()
     ready, rest = pathway.prepare(Inputs(toy, pairs, collection, Pool(), tmp_path, said.append, run))
