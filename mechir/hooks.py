@@ -12,6 +12,12 @@ from mechir.batches import Batch
 from mechir.errors import MechirError
 
 
+class Hooked(Protocol):
+    """A model as its edits see it."""
+
+    fingerprint: str
+
+
 @runtime_checkable
 class Edit(Protocol):
     """A change of one activation: `edit(activation, hook=HookPoint)` returns the new one, or None to leave it.
@@ -31,7 +37,7 @@ class Edit(Protocol):
         """The fingerprint of the model whose activations or directions it holds; "" where it holds none."""
         return ""
 
-    def within(self, model: Any) -> Edit:
+    def within(self, model: Hooked) -> Edit:
         """The edit in this model, asked for before anything runs; itself, unless it computes with the model."""
         return self
 

@@ -233,9 +233,9 @@ def table(spec: str, text: str, frames: Frames) -> str:
         stays = old_rows.get(tuple(written(cells[k], row, zero=zero) for k in keys), [""] * len(cells))
         texts = []
         for k, cell in enumerate(cells):  # what its line is chosen by holds where it says nothing else of the column
-            own = {condition.name for condition in cell.conditions}
+            named = {condition.name for condition in cell.conditions}
             other = same if cell.run != lines.run else (*lines.conditions, *same)
-            met = [*cell.conditions, *(condition for condition in other if condition.name not in own)]
+            met = [*cell.conditions, *(condition for condition in other if condition.name not in named)]
             rows = selected(frames[cell.run], met) if cell.run in frames else None
             texts.append(stays[k] if rows is None else written(cell, rows, zero=zero))
         made.append(f"| {' | '.join(texts)} |")

@@ -38,8 +38,8 @@ def every_edge(shape: Shape) -> Iterator[tuple[Edge, str]]:
     stream = [("resid0", "input")]
     for layer in range(shape.n_layers):
         heads = [(f"h{layer}.{head}", f"a{layer}.h{head}") for head in range(shape.n_heads)]
-        for (ours, theirs), (own, other), port in ((s, h, p) for s in stream for h in heads for p in PORTS):
-            yield Edge(ours, f"{own}.{port}"), f"{theirs}->{other}<{port}>"
+        for (ours, theirs), (head, other), port in ((s, h, p) for s in stream for h in heads for p in PORTS):
+            yield Edge(ours, f"{head}.{port}"), f"{theirs}->{other}<{port}>"
         stream += heads
         for ours, theirs in stream:
             yield Edge(ours, f"mlp{layer}"), f"{theirs}->m{layer}"
@@ -316,15 +316,15 @@ def test_a_circuit_of_another_model_is_refused(tmp_path: Path, tiny: HookedEncod
     file = mi.save_circuit(tmp_path / "tf.json", MODEL, TRUTH)
     with pytest.raises(MechirError) as error:
         mi.load_circuit(file, tiny)
-    sizes, own = Shape.of(MODEL), Shape.of(tiny)
+    sizes, smaller = Shape.of(MODEL), Shape.of(tiny)
     assert str(error.value) == (
-        f"'{file}' is a circuit of a model of {sizes}, and '{own.name}' has {own}: give the model that it was found in."
+        f"'{file}' is a circuit of a model of {sizes}, and '{smaller.name}' has {smaller}: give the model that it was found in."
     )
     scores = edges(MODEL, PAIRS[:2])
     with pytest.raises(MechirError) as error:
         mi.save_circuit(file, tiny, scores=scores)
     assert str(error.value) == (
-        f"The scores are of a model of 4 layers, and '{own.name}' has {own}: give the model that they belong to."
+        f"The scores are of a model of 4 layers, and '{smaller.name}' has {smaller}: give the model that they belong to."
     )
     for value in (scores, mi.load_circuit(file, MODEL), 3, [3]):
         with pytest.raises(MechirError) as error:

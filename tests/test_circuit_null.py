@@ -42,8 +42,8 @@ def swapped_at_random(
     rows = list(by_query(there.query_ids).values())
     turned = generator.random(len(there.query_ids)) < 0.5
     if not within:
-        for own in rows:
-            turned[own] = turned[own[0]]
+        for some in rows:
+            turned[some] = turned[some[0]]
     return replace(there, values=np.where(turned[:, None], back.values, there.values))
 
 
@@ -75,8 +75,8 @@ def test_the_frame_tests_as_the_repetitions_do() -> None:
     drawn = swapped_at_random(there, back, np.random.default_rng(3), within=False)
     p = drawn.frame.set_index("edge")["p_corrected"][[str(edge) for edge in drawn.graph.edges]]
     np.testing.assert_allclose(p, inference.sign_flips(drawn.queries).p_corrected)
-    kept = swapped_at_random(there, there, np.random.default_rng(3), within=True)
-    np.testing.assert_array_equal(kept.values, there.values)
+    same = swapped_at_random(there, there, np.random.default_rng(3), within=True)
+    np.testing.assert_array_equal(same.values, there.values)
 
 
 @pytest.mark.parametrize("counterfactual", ["tf", "query"])

@@ -72,11 +72,11 @@ def test_the_planted_circuit_is_faithful_at_its_own_size(counterfactual: str) ->
     model = planted.bm25()
     pairs = planted.pairs(model, n=160, counterfactual=counterfactual)
     truth = planted.truth(model, counterfactual).edges
-    found = edges(model, pairs[:80])
-    frame = faithfulness(model, pairs[80:], selection.nested(found, [1, len(truth), 40, 1.0]))
+    scores = edges(model, pairs[:80])
+    frame = faithfulness(model, pairs[80:], selection.nested(scores, [1, len(truth), 40, 1.0]))
     line = frame.set_index("size").loc[len(truth)]
     assert 0.95 <= line["low"] <= line["high"] < 1.05
-    assert curve(frame, len(found)).size == len(truth)
+    assert curve(frame, len(scores)).size == len(truth)
     left = faithfulness(model, pairs[80:], {"planted": truth}, complement=True)
     assert abs(left["estimate"].item()) < 0.05
 
@@ -113,11 +113,11 @@ def test_areas_under_a_curve_by_hand() -> None:
     import pandas as pd
 
     frame = pd.DataFrame({"size": [1, 10, 100], "estimate": [0.0, 0.5, 1.0]})
-    found = curve(frame, 100)
-    assert found.cpr == pytest.approx(0.0 * 0.005 + 0.25 * 0.09 + 0.75 * 0.9)
-    assert found.cmd == pytest.approx(0.01 + 0.75 * 0.09 + 0.25 * 0.9)
-    assert (found.cpr_log, found.cmd_log) == (pytest.approx(0.5), pytest.approx(0.5))
-    assert found.size == 100
+    area = curve(frame, 100)
+    assert area.cpr == pytest.approx(0.0 * 0.005 + 0.25 * 0.09 + 0.75 * 0.9)
+    assert area.cmd == pytest.approx(0.01 + 0.75 * 0.09 + 0.25 * 0.9)
+    assert (area.cpr_log, area.cmd_log) == (pytest.approx(0.5), pytest.approx(0.5))
+    assert area.size == 100
     assert np.isnan(curve(frame[:2], 100).size)
 
 

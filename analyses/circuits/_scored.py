@@ -12,7 +12,7 @@ from mechir.experiment import Experiment, Inputs
 from mechir.methods.edge_graph import Graph
 from mechir.methods.edge_scores import EdgeScores, Way
 from mechir.methods.edge_streams import LN
-from mechir.methods.metrics import by_query
+from mechir.methods.metrics import means_by_query
 from mechir.options import option
 from mechir.reranker import Weights
 
@@ -65,5 +65,4 @@ def scores_of(rows: pd.DataFrame, graph: Graph) -> EdgeScores:
 
 def by_queries(rows: pd.DataFrame, column: str) -> np.ndarray:
     """The mean over each query's contrasts of a column of lists: one row for each query."""
-    values, queries = stacked(rows, column), rows["query_id"].tolist()
-    return np.stack([values[some].mean(0) for some in by_query(queries).values()])
+    return means_by_query(stacked(rows, column), rows["query_id"].tolist())

@@ -45,15 +45,15 @@ def sign_flips(values: Float[np.ndarray, "query column"], *, seed: int = 0) -> F
     signs = _signs(n, seed)
     size = np.sqrt(np.square(values, dtype=np.float64).sum(0))
     unit = (values / np.where(size > 0, size, 1)).astype(np.float32)
-    own = np.abs(unit.astype(np.float64).sum(0))
+    unflipped = np.abs(unit.astype(np.float64).sum(0))
     reached, largest = np.empty(columns), np.zeros(len(signs), dtype=np.float32)
     for start in range(0, columns, COLUMNS):
         some = slice(start, start + COLUMNS)
         drawn = np.abs(signs @ unit[:, some])
-        reached[some] = (drawn >= own[some] * (1 - 1e-6)).sum(0)
+        reached[some] = (drawn >= unflipped[some] * (1 - 1e-6)).sum(0)
         np.maximum(largest, drawn.max(1), out=largest)
     largest.sort()
-    above = len(signs) - np.searchsorted(largest, own * (1 - 1e-6))
+    above = len(signs) - np.searchsorted(largest, unflipped * (1 - 1e-6))
     dead = size == 0
     p, corrected = ((count / len(signs)).clip(1 / len(signs)) for count in (reached, above))
     return Flipped(np.where(dead, 1.0, p), np.where(dead, 1.0, corrected))

@@ -91,7 +91,7 @@ def attend(
     of = _side(of, given)
     split = _Split(model, site, _place("reader", reader, given), _place("source", source, given), relative, of)
     encoded = _encoded(model, given, max_length)
-    there = split.kept(encoded)
+    there = split.rows(encoded)
     names = writers(Graph.of(model), site)
     q_from, k_from = (*names, "b_Q"), names if relative else (*names, "b_K")
     values = np.empty((len(there), len(q_from), len(k_from)), dtype=np.float32)
@@ -162,9 +162,9 @@ class _Split:
     relative: bool
     of: str
 
-    def kept(self, encoded: EncodedContrasts) -> Int[np.ndarray, "kept"]:
+    def rows(self, encoded: EncodedContrasts) -> Int[np.ndarray, "row"]:
         """The rows that have positions of the reader and of the source."""
-        kept = []
+        rows = []
         for row, (segments, roles) in enumerate(zip(encoded.base.segments, encoded.roles, strict=True)):
             at = torch.from_numpy(segments), torch.from_numpy(roles)
             reader, source = self.reader.at(*at), self.source.at(*at)
@@ -174,13 +174,13 @@ class _Split:
                     "0: name a part of it, or write relative=False."
                 )
             if bool(reader.any()) and bool(source.any()):
-                kept.append(row)
-        if not kept:
+                rows.append(row)
+        if not rows:
             raise MechirError(
                 f"None of {len(encoded.contrasts)} pairs has positions of both reader='{self.reader}' and "
                 f"source='{self.source}': write other segments or roles."
             )
-        return np.array(kept)
+        return np.array(rows)
 
     def batch(
         self, sides: dict[str, Batch], roles: Int[Tensor, "batch pos"]

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from mechir.contrasts import Contrast
 from mechir.errors import MechirError, refuse_below
 from mechir.methods.edge_scores import summary
-from mechir.methods.metrics import by_query
+from mechir.methods.metrics import means_by_query
 from mechir.pairs import Pair
 from mechir.sites import Head
 
@@ -57,8 +57,7 @@ class AttentionSplit:
     @cached_property
     def queries(self) -> Float[np.ndarray, "query q_from k_from"]:
         """The parts by query: the mean over a query's pairs."""
-        rows = by_query([item.query_id for item in self.items])
-        return np.stack([self.values[own].mean(0) for own in rows.values()])
+        return means_by_query(self.values, [item.query_id for item in self.items])
 
     @cached_property
     def frame(self) -> pd.DataFrame:
@@ -128,6 +127,6 @@ def _top(
     """The parts of the n largest writers in their order, and of the rest together where there is any."""
     if n >= len(names):
         return values, tuple(names)
-    kept = np.sort(np.argsort(-size, kind="stable")[:n])
-    rest = np.delete(values, kept, axis=1).sum(1, keepdims=True)
-    return np.concatenate([values[:, kept], rest], 1), (*(names[place] for place in kept), REST)
+    largest = np.sort(np.argsort(-size, kind="stable")[:n])
+    rest = np.delete(values, largest, axis=1).sum(1, keepdims=True)
+    return np.concatenate([values[:, largest], rest], 1), (*(names[place] for place in largest), REST)

@@ -51,10 +51,10 @@ class Record:
         names = {part: [f"blocks.{at}.{hook}" for at in range(layer)] for part, hook in hooks.items()}
         wanted = ["hook_full_embed", *(name for of in names.values() for name in of)]
         stream, seen = observe(model, batch, wanted, lambda _, x: precise(x), stop_at_layer=layer)
-        kept = {part: [seen[name] for name in of] for part, of in names.items()}
+        layers = {part: [seen[name] for name in of] for part, of in names.items()}
         for part in ("sigma1", "sigma2"):
-            kept[part] = [x.squeeze(-1) for x in kept[part]]
-        return cls(embedded=seen["hook_full_embed"], stream=precise(stream), **kept)
+            layers[part] = [x.squeeze(-1) for x in layers[part]]
+        return cls(embedded=seen["hook_full_embed"], stream=precise(stream), **layers)
 
 
 def precise(x: Tensor) -> Tensor:

@@ -210,7 +210,7 @@ def by_queries(
         MechirError: for a metric, other than the score, that no run changes in any query.
     """
     rows = by_query([contrast.query_id for contrast in contrasts])
-    values = [evaluated(metric, torch.from_numpy(scores[:, own]), query) for query, own in rows.items()]
+    values = [evaluated(metric, torch.from_numpy(scores[:, some]), query) for query, some in rows.items()]
     table = torch.stack(values, 1).double().numpy()
     if metric is not mean_score and (table == table[:1]).all():
         raise MechirError(

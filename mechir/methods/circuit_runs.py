@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from mechir.batches import Batch
 from mechir.circuits import PORTS, Circuit, Reader
 from mechir.contrasts import Contrast, refuse_unaligned
 from mechir.errors import MechirError
-from mechir.hooks import Edit, EveryLayer, Hook
+from mechir.hooks import Edit, EveryLayer, Hook, Hooked
 from mechir.methods.edge_graph import Graph, Sender, reads_at, refuse_foreign_edges, writes_at
 from mechir.methods.paths import Run
 from mechir.pairs import Pair
@@ -46,7 +46,9 @@ class Only:
     """
 
     circuit: Circuit
-    contrasts: tuple[Contrast, ...] = field(repr=False)
+    contrasts: tuple[Contrast, ...]
+    donors: Mapping[Pair, Pair] = field(compare=False)
+    plans: dict[str, Plan] = field(compare=False)
     _complement = False
 
     def __init__(self, circuit: Any, contrasts: Any) -> None:
@@ -56,16 +58,15 @@ class Only:
         for contrast in self.contrasts:
             if donors.setdefault(contrast.base, contrast.donor) != contrast.donor:
                 raise MechirError(f"{_named(contrast)} has two donors: give the contrasts of one filler at a time.")
-        object.__setattr__(self, "_donors", donors)
-        object.__setattr__(self, "_plans", {})
+        object.__setattr__(self, "donors", donors)
+        object.__setattr__(self, "plans", {})  # by the fingerprint of a model, made and checked once for all batches
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.circuit!r}, {len(self.contrasts)} contrasts)"
 
     def hooks(self, batch: Batch) -> list[Hook]:
         """The edits that record what components write and hand every reader its stream."""
-        donors: Mapping[Pair, Pair] = vars(self)["_donors"]
-        missing = [pair for pair in batch.pairs if pair not in donors]
+        missing = [pair for pair in batch.pairs if pair not in self.donors]
         if missing:
             raise MechirError(f"{_named(missing[0])} is the base of none of the contrasts: score the bases of these.")
         begun: dict[str, CircuitRun] = {}
@@ -82,20 +83,15 @@ class Only:
                     "lost or not by their order: give masks and neurons beside it, or another circuit."
                 )
 
-    def start(self, model: Weights, batch: Batch) -> CircuitRun:
+    def start(self, model: Hooked, batch: Batch) -> CircuitRun:
         """The run of a batch, with the donors' run made and nothing computed of its own."""
-        donors: Mapping[Pair, Pair] = vars(self)["_donors"]
-        plan = self._plan(model)
-        return CircuitRun(model, plan, Donor.of(model, donor_batch(model, batch, [donors[p] for p in batch.pairs])))
-
-    def _plan(self, model: Weights) -> Plan:
-        """The plan in a model, made and checked once for all batches."""
-        plans: dict[str, Plan] = vars(self)["_plans"]
-        if model.fingerprint not in plans:
-            needs_edges(model, type(self).__name__)
-            refuse_foreign_edges(model, self.circuit)
-            plans[model.fingerprint] = Plan.of(Graph.of(model), self.circuit, self._complement)
-        return plans[model.fingerprint]
+        needs_edges(model, type(self).__name__)
+        inside = cast(Weights, model)
+        if model.fingerprint not in self.plans:
+            refuse_foreign_edges(inside, self.circuit)
+            self.plans[model.fingerprint] = Plan.of(Graph.of(inside), self.circuit, self._complement)
+        donors = donor_batch(inside, batch, [self.donors[pair] for pair in batch.pairs])
+        return CircuitRun(inside, self.plans[model.fingerprint], Donor.of(inside, donors))
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -309,7 +305,7 @@ class Unbound(Edit):
 
     head_row = True
 
-    def within(self, model: Any) -> Step:
+    def within(self, model: Hooked) -> Step:
         """The step in this model."""
         if model.fingerprint not in self.begun:
             self.begun[model.fingerprint] = self.of.start(model, self.batch)

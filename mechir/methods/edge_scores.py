@@ -18,7 +18,7 @@ from mechir.contrasts import ROLES
 from mechir.errors import MechirError, refuse_other_than_whole
 from mechir.methods.edge_graph import Graph
 from mechir.methods.edge_streams import LN
-from mechir.methods.metrics import by_query
+from mechir.methods.metrics import means_by_query
 
 ROUNDING = 1e-5
 """An exact effect below this is what float32 makes of none."""
@@ -118,8 +118,7 @@ class EdgeScores:
     @cached_property
     def queries(self) -> Float[np.ndarray, "query edge"]:
         """The effects by query: the mean over a query's contrasts."""
-        rows = by_query(self.query_ids)
-        return np.stack([self.values[own].mean(0) for own in rows.values()])
+        return means_by_query(self.values, self.query_ids)
 
     @cached_property
     def estimate(self) -> Float[np.ndarray, "edge"]:

@@ -179,8 +179,8 @@ class _Work:
         for batch in self.encoded.batches(self.model, **self.batches):
             run, donor = self._run(batch.base), self._run(batch.donor)
             ends[:, batch.rows] = for_numpy(torch.stack([run.score, donor.score])).numpy()
-            member, own = members(batch.roles, run.resid[0]), [count[batch.rows] for count in counts]
-            gradients = averaged_roles(self.model, batch.base, member, (run, donor), points, own)
+            member, of = members(batch.roles, run.resid[0]), [count[batch.rows] for count in counts]
+            gradients = averaged_roles(self.model, batch.base, member, (run, donor), points, of)
             value = first_order_roles(self.model, self.graph, member, run, donor, gradients, way.ln)
             values[batch.rows] = for_numpy(value).numpy()
         return EdgeRoles(self.graph, queries, values, ends[0], ends[1], way)

@@ -41,7 +41,14 @@ def by_query(query_ids: Sequence[str]) -> dict[str, np.ndarray]:
     rows: dict[str, list[int]] = {}
     for row, query in enumerate(query_ids):
         rows.setdefault(query, []).append(row)
-    return {query: np.array(own) for query, own in rows.items()}
+    return {query: np.array(some) for query, some in rows.items()}
+
+
+def means_by_query(
+    values: Float[np.ndarray, "contrast *axes"], query_ids: Sequence[str]
+) -> Float[np.ndarray, "query *axes"]:
+    """The mean over each query's contrasts."""
+    return np.stack([values[some].mean(0) for some in by_query(query_ids).values()])
 
 
 def weights(metric: Metric, scores: Float[Tensor, "contrast"], query_ids: Sequence[str]) -> Float[Tensor, "contrast"]:

@@ -155,8 +155,9 @@ class Run:
         names["resid"].append(f"blocks.{n - 1}.hook_resid_post")
         hooks = itertools.chain.from_iterable(names.values())
         score, values = observe(model, batch, hooks, lambda _, x: x if rows is None else x[:, :rows], head_row=True)
-        kept = {part: [values[name] for name in layers] for part, layers in names.items()}
-        return cls(**{part: kept[part] for part in _HOOKS}, score=score, also={hook: kept[hook] for hook in also})
+        by_part = {part: [values[name] for name in layers] for part, layers in names.items()}
+        further = {hook: by_part.pop(hook) for hook in also}
+        return cls(**by_part, score=score, also=further)
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Run:
         """The same run with every tensor changed, e.g. cut off from its gradients."""

@@ -64,10 +64,10 @@ def connected(circuit: Circuit) -> Circuit:
     while True:
         fed = {component(edge.readers[0]) for edge in edges} | {Resid(0)}
         read = {edge.source for edge in edges} | {Score()}
-        kept = {edge for edge in edges if edge.source in fed and component(edge.readers[0]) in read}
-        if kept == edges:
+        on_the_way = {edge for edge in edges if edge.source in fed and component(edge.readers[0]) in read}
+        if on_the_way == edges:
             return Circuit(edges)
-        edges = kept
+        edges = on_the_way
 
 
 def constant_sign(scores: EdgeScores, *, draws: int = 1000, seed: int = 0) -> Circuit:
