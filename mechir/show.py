@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 
 from mechir.batches import for_numpy
-from mechir.circuits import parse_edge
 from mechir.errors import MechirError, refuse_other_than_whole
 from mechir.methods.attend_split import AttentionSplit
 from mechir.methods.attention import pair_attention
@@ -140,20 +139,7 @@ def circuit(edges: Any, size: int = SHOWN) -> Picture:
     if not isinstance(edges, pd.DataFrame):
         kind = type(edges).__name__
         raise MechirError(f"{kind} holds no effects of whole edges: give mi.edges(...), of roles its .plain.")
-    return largest(_of_edges(edges), size)
-
-
-def _of_edges(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with every edge by the name that it prints as; raises for effects that are not finite or complex."""
-    if not {"edge", "estimate"} <= {*frame} or not pd.api.types.is_numeric_dtype(frame["estimate"]):
-        return frame  # `largest` says what is missing
-    if pd.api.types.is_complex_dtype(frame["estimate"]):
-        raise MechirError("The column 'estimate' of this frame holds complex numbers: give effects, which are real.")
-    frame = frame.dropna(subset="estimate")
-    infinite = np.isinf(frame["estimate"].to_numpy(dtype=float))
-    if infinite.any():
-        raise MechirError(f"The effect of '{frame['edge'][infinite].iloc[0]}' is not finite: leave the edge out.")
-    return frame.assign(edge=[str(parse_edge(str(edge))) for edge in frame["edge"]])
+    return largest(edges, size)
 
 
 def tokens(pair: Pair, values: pd.DataFrame | Sequence[float] | np.ndarray, model: Reranker | None = None) -> Drawing:

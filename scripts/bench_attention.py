@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 import torch
 import transformers
-from bench_engine import alternate
+from bench_engine import alternate, arguments_of
 
 import mechir as mi
 from mechir.encoder import HookedEncoder
@@ -97,12 +97,7 @@ def spectra() -> tuple[str, ...]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--collection", required=True)
-    parser.add_argument("--device")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--pairs", type=int, default=1000)
+    parser = arguments_of(__doc__, pairs=1000, rounds=3)
     parser.add_argument("--large", type=int, default=0, help="so many pairs as well, once, e.g. 10000")
     parser.add_argument("--side", choices=["contrast", "score"], help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -1,6 +1,7 @@
 """Speed and memory of edges and circuits, as ratios inside one run; prints a table in Markdown.
 
-Run: python scripts/bench_circuits.py --model DIR --collection DIR [--device cuda] [--rounds 3] [--pairs 32] [--large]
+Run: python scripts/bench_circuits.py --model DIR --collection DIR [--device cuda] [--rounds 3] [--pairs 32]
+[--whole] [--large]
 
 "forwards" are plain forwards over the same batches of bases, side by side. `exact` is held against one forward per edge
 on the same batches, on some of the edges of every layer, in the proportion in which there are edges. `--large` adds a
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import string
 import subprocess
 import sys
 import time
@@ -20,7 +22,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import transformers
-from bench_engine import alternate, machine, peak_gb
+from bench_engine import alternate, arguments_of, machine, peak_gb
 from bench_patching import made
 
 import mechir as mi
@@ -56,12 +58,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--collection", required=True)
-    parser.add_argument("--device")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--pairs", type=int, default=32)
+    parser = arguments_of(__doc__, pairs=32, rounds=3)
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--whole", action="store_true", help="edges of 200 contrasts, in seconds")
     parser.add_argument("--peak", choices=["eap", "eap-ig"], help=argparse.SUPPRESS)
@@ -149,8 +146,7 @@ def whole(model: HookedEncoder, arguments: argparse.Namespace) -> tuple[str, ...
 
 
 def large(arguments: argparse.Namespace, method: str, most: float) -> tuple[str, ...]:
-    command = [sys.executable, __file__, "--model", arguments.model, "--collection", arguments.collection]
-    command += ["--peak", method, *(["--device", arguments.device] if arguments.device else [])]
+    command = [sys.executable, __file__, *sys.argv[1:], "--peak", method]
     ratio, memory, n = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     what = f"{method}, {n:,} edges / one forward, 12 layers, 8 x 180 tokens; peak memory"
     return what, f"{memory:.2f} GB", "", f"{ratio:.2f}", f"<= {most:g}; <= 2 GB"
@@ -166,7 +162,7 @@ def peak(arguments: argparse.Namespace) -> tuple[float, float, int]:
         model.to(arguments.device)
     del reader
     generator = np.random.default_rng(0)
-    words = ["".join(map(chr, generator.integers(97, 123, 1))) for _ in range(2000)]
+    words = list(string.ascii_lowercase)  # one word piece each
 
     def text(n: int) -> str:
         return " ".join(generator.choice(words, n))

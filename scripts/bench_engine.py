@@ -51,14 +51,20 @@ def main() -> None:
         print(f"| {' | '.join(bench())} |", flush=True)
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments_of(about: str | None, *, pairs: int, rounds: int) -> argparse.ArgumentParser:
+    """The arguments that a benchmark of a model takes."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--collection", required=True)
     parser.add_argument("--device")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--pairs", type=int, default=pairs)
+    return parser
+
+
+def _arguments() -> argparse.Namespace:
+    parser = arguments_of(__doc__, pairs=256, rounds=5)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--pairs", type=int, default=256)
     parser.add_argument("--rows", type=int, nargs="+", default=[32], help="pairs in a batch beside Hugging Face")
     much = parser.add_mutually_exclusive_group()
     much.add_argument("--full", action="store_true")

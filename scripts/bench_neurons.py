@@ -30,7 +30,7 @@ import numpy as np
 import torch
 import transformers
 from bench_attention import drawn
-from bench_engine import machine, peak_gb, seconds
+from bench_engine import arguments_of, machine, peak_gb, seconds
 from captum.attr import LayerConductance
 from torch import Tensor
 
@@ -184,12 +184,8 @@ def _row(what: str, ours: float, other: float, ratio: float, wanted: str, unit: 
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--collection", required=True)
-    parser.add_argument("--device")
-    for name, default in (("--pairs", 8), ("--steps", 16), ("--rounds", 5)):
-        parser.add_argument(name, type=int, default=default)
+    parser = arguments_of(__doc__, pairs=8, rounds=5)
+    parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     return parser.parse_args()
 

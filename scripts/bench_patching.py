@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from bench_engine import alternate, deeper, machine, peak_gb, seconds
+from bench_engine import alternate, arguments_of, deeper, machine, peak_gb, seconds
 
 import mechir as mi
 from mechir import model_sites
@@ -172,13 +172,8 @@ def _row(what: str, ours: float, other: float, ratio: float, wanted: str) -> tup
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--collection", required=True)
-    parser.add_argument("--device")
+    parser = arguments_of(__doc__, pairs=64, rounds=3)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--memory", action="store_true", help="also the head map of 1,000 pairs (minutes)")
     parser.add_argument("--peak", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()

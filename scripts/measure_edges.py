@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
+from sklearn.metrics import roc_auc_score
 
 import mechir as mi
 from mechir import planted
@@ -26,12 +26,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "eap at the donor, QK fix": {"method": "eap", "point": "donor", "qk_fix": True},
 }
 MODELS = {"c100": {}, "c3": {"c": 3.0}, "c1": {"c": 1.0}, "a20": {"a": 20.0}}
-
-
-def auroc(inside: np.ndarray, size: np.ndarray) -> float:
-    """The share of pairs of a planted edge and another in which the planted one is larger."""
-    n, m = inside.sum(), (~inside).sum()
-    return float((rankdata(size)[inside].sum() - n * (n + 1) / 2) / (n * m))
 
 
 def table(n: int = 48) -> pd.DataFrame:
@@ -50,7 +44,12 @@ def table(n: int = 48) -> pd.DataFrame:
                 exact = scores.estimate if exact is None else exact
                 inside = np.array([edge in truth for edge in scores.graph.edges])
                 size = np.abs(scores.estimate)
-                line = {"counterfactual": counterfactual, "model": name, "way": way, "auroc": auroc(inside, size)}
+                line = {
+                    "counterfactual": counterfactual,
+                    "model": name,
+                    "way": way,
+                    "auroc": roc_auc_score(inside, size),
+                }
                 line |= {"margin": size[inside].min() / size[~inside].max()}
                 line |= {"r": np.corrcoef(scores.estimate, exact)[0, 1]}
                 wrong = np.sign(scores.estimate[inside]) != np.sign(exact[inside])

@@ -59,10 +59,6 @@ def rejected(
     return counts / repetitions
 
 
-def turned(scores: mi.EdgeScores) -> mi.EdgeScores:
-    return replace(scores, values=-scores.values)
-
-
 @pytest.mark.parametrize("within", [False, True], ids=["queries", "contrasts"])
 def test_no_edge_is_real_where_the_sides_are_swapped_at_random(within: bool) -> None:
     there, back = oriented(planted.bm25(c=1.0), "tf", 12, "eap-ig")
@@ -75,8 +71,6 @@ def test_the_frame_tests_as_the_repetitions_do() -> None:
     drawn = swapped_at_random(there, back, np.random.default_rng(3), within=False)
     p = drawn.frame.set_index("edge")["p_corrected"][[str(edge) for edge in drawn.graph.edges]]
     np.testing.assert_allclose(p, inference.sign_flips(drawn.queries).p_corrected)
-    same = swapped_at_random(there, there, np.random.default_rng(3), within=True)
-    np.testing.assert_array_equal(same.values, there.values)
 
 
 @pytest.mark.parametrize("counterfactual", ["tf", "query"])
@@ -97,10 +91,10 @@ def test_exact_effects_that_are_lost_either_way_are_called_real_and_half_their_d
     assert there.estimate[column] < -0.02 and back.estimate[column] < -0.02
     often = rejected(there, back, 100)
     assert often[column] > 0.9 and often[-1] > 0.9
-    half = both_ways(there, back)
-    assert rejected(half, turned(half), 200)[-1] <= most(200)
+    half, other = both_ways(there, back), both_ways(back, there)
+    assert rejected(half, other, 200)[-1] <= most(200)
     np.testing.assert_allclose(half.values, (there.values - back.values) / 2)
-    np.testing.assert_allclose(both_ways(back, there).values, -half.values)
+    np.testing.assert_allclose(other.values, -half.values)
 
 
 def test_both_ways_must_be_of_the_same_contrasts_edges_and_options() -> None:
@@ -122,8 +116,7 @@ def test_both_ways_must_be_of_the_same_contrasts_edges_and_options() -> None:
 @pytest.mark.parametrize("c", [100.0, 3.0, 1.0])
 def test_the_level_holds_over_many_repetitions(c: float, counterfactual: str, within: bool) -> None:
     there, back = oriented(planted.bm25(c=c), counterfactual, 16, "eap-ig")
-    half = both_ways(there, back)
-    for pair in ((there, back), (half, turned(half))):
+    for pair in ((there, back), (both_ways(there, back), both_ways(back, there))):
         assert rejected(*pair, 400, within)[-1] <= most(400)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -50,11 +52,11 @@ def test_circuits_are_nested(scores: mi.EdgeScores) -> None:
     assert list(selection.nested(scores, [4, 8, 0.5])) == [4, 8, 240]
 
 
-def test_stability_of_noise_is_low() -> None:
+def test_stability_of_noise_is_low(scores: mi.EdgeScores) -> None:
     noise = np.random.default_rng(0).normal(size=(10, 479)).astype(np.float32)
-    scores = edges(MODEL, PAIRS[:200], method="eap")
-    vars(scores)["queries"] = noise
-    assert selection.stability(scores, 20) < 0.6
+    queries, ends = tuple(f"q{k}" for k in range(10)), (scores.base[:10], scores.donor[:10])
+    drawn = replace(scores, query_ids=queries, values=noise, base=ends[0], donor=ends[1])
+    assert selection.stability(drawn, 20) < 0.6
 
 
 def test_random_circuits_have_the_same_profile(scores: mi.EdgeScores) -> None:
@@ -110,8 +112,6 @@ def test_faithfulness_of_a_margin(scores: mi.EdgeScores) -> None:
 
 
 def test_areas_under_a_curve_by_hand() -> None:
-    import pandas as pd
-
     frame = pd.DataFrame({"size": [1, 10, 100], "estimate": [0.0, 0.5, 1.0]})
     area = curve(frame, 100)
     assert area.cpr == pytest.approx(0.0 * 0.005 + 0.25 * 0.09 + 0.75 * 0.9)

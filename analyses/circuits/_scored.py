@@ -1,13 +1,11 @@
 """What every experiment on edges shares: how edges are scored, and on which contrasts."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
-from mechir.contrasts import Contrast
 from mechir.experiment import Experiment, Inputs
 from mechir.methods.edge_graph import Graph
 from mechir.methods.edge_scores import EdgeScores, Way
@@ -15,8 +13,6 @@ from mechir.methods.edge_streams import LN
 from mechir.methods.metrics import means_by_query
 from mechir.options import option
 from mechir.reranker import Weights
-
-IDS = ["query_id", "doc_id", "grade", "filler"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +26,6 @@ class Scored(Experiment):
     points: int = option(5, "points of eap-ig between the donor's embeddings and the base's", least=1)
     ln: str = option("frozen", "the LayerNorms that a change passes on its way, for gradients", among=LN)
     qk_fix: bool = option(False, "put changed queries and keys through the softmax exactly")
-    seed: int = option(0, "of what is drawn at random", least=0)
 
     def check(self, inputs: Inputs) -> Experiment:
         """Refuses options that do not go together."""
@@ -45,11 +40,6 @@ class Scored(Experiment):
     def forwards_of_edges(self, model: Weights) -> float:
         """Full forwards per contrast that scoring all edges takes, roughly."""
         return {"eap": 5.0, "eap-ig": 3.5 * self.points + 3, "exact": 0.4 * len(Graph.of(model))}[self.method]
-
-
-def ids_of(contrasts: Iterable[Contrast]) -> pd.DataFrame:
-    """`query_id`, `doc_id`, `grade`, `filler` of each contrast."""
-    return pd.DataFrame([[getattr(contrast, name) for name in IDS] for contrast in contrasts], columns=IDS)
 
 
 def stacked(rows: pd.DataFrame, column: str) -> np.ndarray:

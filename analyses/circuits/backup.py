@@ -59,7 +59,7 @@ class Backup(Scored):
         if self.heads:
             return self, inputs.material
         held_out = split_queries(inputs.material, PART)[1]
-        run = inputs.run(Edges(**self.scoring, seed=self.seed, sample=0, every=PART))
+        run = inputs.run(Edges(**self.scoring, sample=0, every=PART))
         scores = scores_of(run.rows, Graph.of(inputs.model))
         carried = pd.Series(np.abs(scores.estimate)).groupby([str(sender) for sender, _ in scores.graph]).sum()
         heads = carried[[name for name in carried.index if name.startswith("h")]].nlargest(self.top)

@@ -14,8 +14,9 @@ from mechir.inference import LEVEL
 from mechir.measures import EDGE, stated
 from mechir.methods import effects
 from mechir.methods.edge_graph import Graph
-from mechir.methods.edge_scores import agree, summary
+from mechir.methods.edge_scores import FEWEST_EDGES, agree, summary
 from mechir.methods.edges import edges
+from mechir.methods.patching import ids_of
 from mechir.methods.statistics import percentiles
 from mechir.options import frame, option
 from mechir.pairs import split_queries
@@ -24,14 +25,12 @@ from mechir.sites import Score
 from mechir.views import charts
 from mechir.views.circuits import circuit_graph
 
-from ._scored import Scored, by_queries, ids_of
+from ._scored import Scored, by_queries
 
 SHOWN = 20
 """Edges in the table of a terminal."""
 DRAWN = 200
 """Edges that the chart can show."""
-FEWEST_EDGES = 3
-"""Edges below which there is no correlation."""
 DRAWS = 1000
 """Resamples of the edges drawn."""
 
@@ -47,6 +46,7 @@ class Edges(Scored):
     figure = 21
 
     sample: int = option(50, "edges drawn at random that are patched exactly as well", least=0)
+    seed: int = option(0, "of the edges drawn", least=0)
     every: int = option(1, "edges are scored on one query in so many", least=1)
     drawn: pd.DataFrame = frame("edge")
 

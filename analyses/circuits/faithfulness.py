@@ -18,20 +18,23 @@ from mechir.methods.edge_graph import Graph
 from mechir.methods.edges import edges
 from mechir.methods.faithfulness import Reached, circuit_scores
 from mechir.methods.faithfulness_curve import FAITHFUL, curve_table
-from mechir.methods.selection import HOW, circuits_of, random_alike, ranked_edges
+from mechir.methods.patching import ids_of
+from mechir.methods.selection import HOW, SIZES, circuits_of, random_alike, ranked_edges
 from mechir.options import frame, option
 from mechir.pairs import split_queries
 from mechir.reranker import Weights
 from mechir.views import charts
 from mechir.views.circuits import circuit_graph, faithfulness_curve
 
-from ._scored import Scored, ids_of, scores_of, stacked
+from ._scored import Scored, scores_of, stacked
 from .edges import DRAWN, Edges
 
 PART = 2
 """Edges are scored on one query in so many, and circuits run on the others."""
 LARGEST = 0.2
 """The share of all edges up to which random circuits run."""
+RUN, FEW = 4, 0.25
+"""Forwards that a run of a circuit takes, roughly, and the share of contrasts that are the largest of their query."""
 PATCHED = 40
 """The largest edges, which are patched exactly on the other queries as well."""
 
@@ -49,16 +52,19 @@ class Faithfulness(Scored):
 
     how: str = option("top", "the largest edges, or the largest that lead to the score", among=HOW)
     draws: int = option(20, "random circuits beside each", least=1)
+    seed: int = option(0, "of the random circuits", least=0)
     scored: pd.DataFrame = frame("edge", "estimate", "size")
 
     def cost(self, model: Weights) -> float:
-        """Full forwards per contrast, roughly: one in two is scored, on the others each circuit takes four."""
-        return (self.forwards_of_edges(model) + 4 * 20 + 4 * 8 * self.draws / 4 + 0.5 * PATCHED) / PART
+        """Full forwards per contrast, roughly: one query in two is scored, circuits run on the others."""
+        runs = RUN * 2 * len(SIZES)  # each circuit alone, and the model without it
+        on_few = RUN * len(SIZES) * self.draws + 0.5 * PATCHED + self.forwards_of_edges(model)
+        return (self.forwards_of_edges(model) + runs + FEW * on_few) / PART
 
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Any]]:
         """The edges by their effect on half of the queries, each with the smallest circuit that it is in."""
         held_out = split_queries(inputs.material, PART)[1]
-        run = inputs.run(Edges(**self.scoring, seed=self.seed, sample=0, every=PART))
+        run = inputs.run(Edges(**self.scoring, sample=0, every=PART))
         return self.on(inputs.model, run.rows), held_out
 
     def on(self, model: Weights, rows: pd.DataFrame) -> "Faithfulness":
@@ -78,11 +84,13 @@ class Faithfulness(Scored):
         few = [contrasts[row] for row in some]
         random = circuit_scores(model, few, self._random(Graph.of(model), circuits)).only
         largest = [parse_edge(edge) for edge in self.scored["edge"][:PATCHED]]
-        patched, estimated = edges(model, few, method="exact", only=largest), edges(model, few, **self.scoring)
+        patched = edges(model, few, method="exact", only=largest)
+        estimated = patched if self.method == "exact" else edges(model, few, **self.scoring)
         columns = patched.graph.columns(largest)
+        on_few = {"exact": patched.values[:, columns], "estimated": estimated.values[:, columns]}
+        on_few["random"] = _columns(random)
         lists = {"only": _columns(only.only), "without": _columns(without.only)}
-        for name, values in (("random", _columns(random)), ("exact", patched.values), ("estimated", estimated.values)):
-            lists[name] = _spread(values if name == "random" else values[:, columns], some, len(rows))
+        lists |= {name: _spread(values, some, len(rows)) for name, values in on_few.items()}
         return rows.assign(**{name: list(values) for name, values in lists.items()})
 
     def _random(self, graph: Graph, circuits: Mapping[int, Circuit]) -> dict[tuple[int, int], Circuit]:
@@ -131,9 +139,9 @@ class Faithfulness(Scored):
         """`random` and what belongs to it, a line for each size; `rows`: those that random circuits ran on."""
         only, random = stacked(rows, "only"), stacked(rows, "random")
         f = _reached(rows, np.concatenate([only, random], 1)).shares.estimate
-        mine, theirs = f[: only.shape[1]], f[only.shape[1] :].reshape(-1, self.draws)
-        reach = (theirs >= mine[: len(theirs), None] - 1e-12).sum(1)
-        lines = {"random": theirs.mean(1), "random_low": theirs.min(1), "random_high": theirs.max(1)}
+        circuit, drawn = f[: only.shape[1]], f[only.shape[1] :].reshape(-1, self.draws)
+        reach = (drawn >= circuit[: len(drawn), None] - 1e-12).sum(1)
+        lines = {"random": drawn.mean(1), "random_low": drawn.min(1), "random_high": drawn.max(1)}
         return pd.DataFrame(lines | {"p_draws": (1 + reach) / (1 + self.draws)})
 
     def findings(self, run: Finished) -> pd.DataFrame:
@@ -158,7 +166,7 @@ class Faithfulness(Scored):
         graph = circuit_graph(
             largest.assign(disagrees=away),
             title="The edges with the largest effects (logits)",
-            subtitle="dashed: the exact effect, LayerNorms live, differs from the estimate by more than half",
+            subtitle=f"dashed: of the {PATCHED} largest, those whose exact effect differs by more than half",
         )
         curve = kinds["curve"].set_index("measure")["estimate"]
         least = f"{curve['size']:.0f} edges reach" if curve["size"] > 0 else "no circuit reaches"

@@ -43,12 +43,11 @@ class Stability(Edges):
         """
         assert run.model is not None
         effects, graph = by_queries(run.rows, "effects"), Graph.of(run.model)
+        alike = len(effects) < 2  # resamples of one query say nothing
         means, n = resampled(effects, DRAWS, self.seed), len(graph)
         lines = []
         for size in sorted({max(1, round(share * n)) for share in SIZES}):
-            pairs = (
-                overlap(within(means, size)) if len(effects) > 1 else np.array([np.nan])
-            )  # resamples of one are alike
+            pairs = np.array([np.nan]) if alike else overlap(within(means, size))
             low, high = np.quantile(pairs, [0.025, 0.975])
             line = {"kind": "size", "size": size, "share": size / n, "estimate": pairs.mean(), "low": low, "high": high}
             lines.append(line | {"chance": size / (2 * n - size), "queries": len(effects)})

@@ -80,7 +80,7 @@ class Only:
             if name:
                 raise MechirError(
                     f"{type(self).__name__} hands every reader its stream, so an edit at '{name}' beside it would be "
-                    "lost or not by their order: give masks and neurons beside it, or another circuit."
+                    "lost or not by their order: give masks and neurons beside it, or change the circuit."
                 )
 
     def start(self, model: Hooked, batch: Batch) -> CircuitRun:

@@ -20,6 +20,8 @@ from mechir.methods.edge_graph import Graph
 from mechir.methods.edge_streams import LN
 from mechir.methods.metrics import means_by_query
 
+FEWEST_EDGES = 3
+"""Edges below which there is no correlation."""
 ROUNDING = 1e-5
 """An exact effect below this is what float32 makes of none."""
 METHODS = ("exact", "eap", "eap-ig", "screen")
@@ -253,7 +255,7 @@ def both_ways(there: EdgeScores, back: EdgeScores) -> EdgeScores:
 def agree(estimated: Float[np.ndarray, "edge"], measured: Float[np.ndarray, "edge"]) -> Agreement:
     """How well estimates agree with exact effects; NaN where either does not vary."""
     signs = int(((np.sign(estimated) != np.sign(measured)) & (np.abs(measured) > ROUNDING)).sum())
-    if len(estimated) < 3 or not np.ptp(estimated) or not np.ptp(measured):
+    if len(estimated) < FEWEST_EDGES or not np.ptp(estimated) or not np.ptp(measured):
         return Agreement(float("nan"), float("nan"), signs, len(estimated))
     r, rho = (float(test(estimated, measured).statistic) for test in (stats.pearsonr, stats.spearmanr))
     return Agreement(r, rho, signs, len(estimated))

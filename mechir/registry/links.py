@@ -53,8 +53,8 @@ def links(*, model: str | None = None, collection: str | None = None, registry: 
     """
     rows = held(matching(Path(registry), {"collection": collection}, model=model, newest=True))
     table = link_table(rows)
-    measured = ["edges"] * bool((table["edges"] != "").any())
-    return with_sites(table, ["site", "links", "exploratory", *BEHIND, *measured, "conflicts", "model", "collection"])
+    edges = ["edges"] if (table["edges"] != "").any() else []
+    return with_sites(table, ["site", "links", "exploratory", *BEHIND, *edges, "conflicts", "model", "collection"])
 
 
 def link_table(findings: pd.DataFrame) -> pd.DataFrame:

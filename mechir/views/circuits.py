@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from mechir.circuits import parse_edge
@@ -62,19 +63,7 @@ def circuit_graph(edges: pd.DataFrame, *, title: str, subtitle: str = "", shown:
 
 def largest(edges: pd.DataFrame, size: int) -> Picture:
     """The edges with the largest effects as a graph, see `mechir.show.circuit`."""
-    if missing := [name for name in ("edge", "estimate") if name not in edges]:
-        raise MechirError(f"There is no column '{missing[0]}' in this frame: give one of edges and their estimates.")
-    if not pd.api.types.is_numeric_dtype(edges["estimate"]):
-        raise MechirError("The column 'estimate' of this frame holds no numbers: give effects.")
-    measured = edges.dropna(subset="estimate").assign(edge=lambda rows: rows["edge"].map(str))
-    if measured.empty:
-        raise MechirError("No edge of this frame has an effect: there is nothing to draw.")
-    twice, several = measured["edge"].duplicated(), measured["edge"].str.contains("+", regex=False)
-    if twice.any():
-        raise MechirError(f"'{measured['edge'][twice].iloc[0]}' has several effects: keep one row of each edge.")
-    if several.any():
-        name = measured["edge"][several].iloc[0]
-        raise MechirError(f"'{name}' has several readers, and a line has one: give the effect of each edge.")
+    measured = _measured(edges)
     first = measured.sort_values("estimate", key=abs, ascending=False, kind="stable", ignore_index=True).head(size)
     some = len(first) < len(measured)
     title = f"The {len(first)} largest of {len(measured):,} edges" if some else f"All {len(first)} edges"
@@ -82,10 +71,34 @@ def largest(edges: pd.DataFrame, size: int) -> Picture:
     return Picture(circuit_graph(first, title=title, shown=size), f"{title}\n{text}")
 
 
-def _lines(chart: Any, x: Any, y: Any, largest: float) -> Any:
-    """The edges, `largest` the size of the largest effect."""
+def _measured(edges: pd.DataFrame) -> pd.DataFrame:
+    """The edges that have an effect, each by the name that it prints as; raises for what cannot be drawn."""
+    if missing := [name for name in ("edge", "estimate") if name not in edges]:
+        raise MechirError(f"There is no column '{missing[0]}' in this frame: give one of edges and their estimates.")
+    if not pd.api.types.is_numeric_dtype(edges["estimate"]):
+        raise MechirError("The column 'estimate' of this frame holds no numbers: give effects.")
+    if pd.api.types.is_complex_dtype(edges["estimate"]):
+        raise MechirError("The column 'estimate' of this frame holds complex numbers: give effects, which are real.")
+    measured = edges.dropna(subset="estimate")
+    infinite = np.isinf(measured["estimate"].to_numpy(dtype=float))
+    if infinite.any():
+        raise MechirError(f"The effect of '{measured['edge'][infinite].iloc[0]}' is not finite: leave the edge out.")
+    if measured.empty:
+        raise MechirError("No edge of this frame has an effect: there is nothing to draw.")
+    measured = measured.assign(edge=[str(parse_edge(str(edge))) for edge in measured["edge"]])
+    twice, several = measured["edge"].duplicated(), measured["edge"].str.contains("+", regex=False)
+    if twice.any():
+        raise MechirError(f"'{measured['edge'][twice].iloc[0]}' has several effects: keep one row of each edge.")
+    if several.any():
+        name = measured["edge"][several].iloc[0]
+        raise MechirError(f"'{name}' has several readers, and a line has one: give the effect of each edge.")
+    return measured
+
+
+def _lines(chart: Any, x: Any, y: Any, most: float) -> Any:
+    """The edges, `most` the size of the largest effect."""
     dashes = alt.Scale(domain=[False, True], range=[[1, 0], [5, 4]])
-    widths = alt.Scale(type="sqrt", range=[0.3, 8], domain=[0, largest or 1.0])
+    widths = alt.Scale(type="sqrt", range=[0.3, 8], domain=[0, most or 1.0])
     signs = alt.Scale(domain=["raises the score", "lowers it"], range=["#c8553d", "#3d6fa8"])
     return chart.mark_rule(opacity=0.7, strokeCap="round").encode(
         x=x,
