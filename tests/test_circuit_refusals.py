@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import mechir as mi
-from mechir import planted
+from mechir import inference, planted
 from mechir.circuits import Circuit
 from mechir.errors import MechirError
 from mechir.methods import selection
@@ -23,6 +24,17 @@ SCORES = mi.edges(MODEL, PAIRS, method="eap")
 PART = mi.edges(MODEL, PAIRS[:20], method="exact", only=TRUTH)
 LINES = pd.DataFrame({"size": [0, 1, 10], "estimate": [0.0, 0.1, 1.0]})
 WHOLE = "is out of range: write a whole number, "
+
+
+@dataclass(frozen=True)
+class At:
+    """An intervention of one's own at one hook."""
+
+    name: str
+
+    def hooks(self, batch: mi.Batch) -> list[Any]:
+        return [(self.name, lambda x, hook: x)]
+
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "no circuit": (lambda: Circuit(None), r"None is no circuit: give its edges, such as"),
@@ -63,7 +75,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "stability in part": (lambda: mi.stability(PART, 2), r"Stability needs the effects of all edges"),
     "stability of one query": (
         lambda: mi.stability(mi.edges(MODEL, PAIRS[:20], method="eap"), 4),
-        r"Stability resamples queries, and there is one alone: take more",
+        r"Queries are drawn anew, and there is one alone: take more",
     ),
     "one draw": (lambda: mi.stability(SCORES, 4, draws=1), rf"draws=1 {WHOLE}2 or more"),
     "size": (lambda: SCORES.circuit(-1), rf"size=-1 {WHOLE}1 or more"),
@@ -80,6 +92,22 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "fewer edges": (lambda: mi.curve(LINES, 3), r"A curve needs circuits of one edge or more"),
     "no f": (lambda: mi.curve(LINES.assign(estimate=np.nan), 479), r"A curve needs circuits of one edge or more"),
+    "random of another model": (
+        lambda: selection.random_alike(SCORES.graph, Circuit("h7.1->score")),
+        r"'h7\.1->score' is no edge of this graph of 4 layers",
+    ),
+    "signs of one query": (
+        lambda: selection.constant_sign(mi.edges(MODEL, PAIRS[:20], method="eap")),
+        r"Queries are drawn anew, and there is one alone",
+    ),
+    "an input beside": (
+        lambda: MODEL.score([PAIRS[0][0]], do=[mi.Only(TRUTH, PAIRS), At("blocks.1.hook_q_input")]),
+        r"an edit at 'blocks\.1\.hook_q_input' beside it",
+    ),
+    "a LayerNorm beside": (
+        lambda: MODEL.score([PAIRS[0][0]], do=[At("blocks.0.ln1.hook_scale"), mi.Only(TRUTH, PAIRS)]),
+        r"an edit at 'blocks\.0\.ln1\.hook_scale' beside it",
+    ),
     "two circuits": (
         lambda: MODEL.score([PAIRS[0][0]], do=[mi.Only(TRUTH, PAIRS), mi.Without(TRUTH, PAIRS)]),
         r"Only hands every reader its stream, so an edit at 'blocks\.0\..*' beside it would be lost or not",
@@ -114,6 +142,23 @@ def test_what_is_right_is_taken() -> None:
     pd.testing.assert_frame_equal(one, mi.faithfulness(MODEL, PAIRS[:40], {"circuit": list(map(str, TRUTH))}))
     assert 5 not in TRUTH and "h1.2->mlp1" in TRUTH
     assert len(mi.edges(MODEL, PAIRS[0], method="eap").values) == 1  # one (base, donor) pair
+
+
+def test_edges_that_were_not_measured_are_no_part_of_the_family() -> None:
+    pairs = planted.pairs(MODEL, n=160)[::3]  # of eight queries
+    lines = mi.edges(MODEL, pairs, method="exact", only=TRUTH).frame.set_index("edge")
+    alone = inference.sign_flips(
+        mi.edges(MODEL, pairs, method="exact", only=TRUTH).queries[:, PART.graph.columns(TRUTH)]
+    )
+    np.testing.assert_allclose(lines.loc[list(map(str, TRUTH)), "p_corrected"], alone.p_corrected)
+    assert (alone.p_corrected < 0.05).all()
+    rest = lines.drop(list(map(str, TRUTH)))
+    assert rest[["p", "p_corrected", "estimate"]].isna().all(axis=None) and (rest["queries"] == 0).all()
+
+
+def test_one_circuit_is_a_curve_of_one_point() -> None:
+    point = mi.curve(LINES[1:2], 10)
+    assert (point.cmd_log, point.cpr_log) == (pytest.approx(0.9), pytest.approx(0.1))
 
 
 def test_masks_and_neurons_go_beside_a_circuit() -> None:

@@ -36,12 +36,17 @@ def sign_flips(values: Float[np.ndarray, "query column"], *, seed: int = 0) -> F
     """The two-sided p of each column's mean being 0. Columns of zeros have p = 1 and are part of the family.
 
     Args:
-        values: one row for each query, all known.
+        values: one row for each query; a column with a NaN has no p and is no part of the family.
         seed: of the flips.
     """
     n, columns = values.shape
-    if n < FEWEST:
-        return Flipped(np.full(columns, np.nan), np.full(columns, np.nan))
+    p, corrected = np.full((2, columns), np.nan)
+    measured = ~np.isnan(values).any(0)
+    if n < FEWEST or not measured.any():
+        return Flipped(p, corrected)
+    if not measured.all():  # the others are no part of the family
+        p[measured], corrected[measured] = sign_flips(values[:, measured], seed=seed)
+        return Flipped(p, corrected)
     signs = _signs(n, seed)
     size = np.sqrt(np.square(values, dtype=np.float64).sum(0))
     unit = (values / np.where(size > 0, size, 1)).astype(np.float32)

@@ -32,7 +32,7 @@ from mechir.hooks import Hook
 from mechir.interventions import Ablate, Splice
 from mechir.methods.circuit_runs import as_contrasts
 from mechir.methods.edge_scores import summary
-from mechir.methods.metrics import Metric, as_metric, by_query, evaluated
+from mechir.methods.metrics import Metric, as_metric, by_query, evaluated, refuse_non_finite_runs
 from mechir.methods.metrics import score as mean_score
 from mechir.model_sites import all_heads, sites_of
 from mechir.recorder import observe
@@ -169,7 +169,7 @@ def backups(
         plans = _plans(model, batch, sets, by)
         for place, score in walk(model, batch.base, plans, max_rows=max_rows, max_tokens=limit):
             scores[int(place), batch.rows] = for_numpy(score).numpy()
-    _refuse_non_finite(scores, listed, sets)
+    refuse_non_finite_runs(scores, listed, [f"without {_name(some)}" if some else "of the base" for some in sets])
     by_set, queries = by_queries(of, scores, listed)
     values = dict(zip(sets, by_set, strict=True))
     intact = values[frozenset()]
@@ -218,17 +218,6 @@ def by_queries(
             "move, or write metric='score'."
         )
     return table, tuple(rows)
-
-
-def _refuse_non_finite(
-    scores: Float[np.ndarray, "run contrast"], contrasts: Sequence[Contrast], sets: Sequence[Removed]
-) -> None:
-    """Raises for scores that are not finite, by the run and the contrast."""
-    bad = np.argwhere(~np.isfinite(scores))
-    if len(bad):
-        run, place = bad[0]
-        state = f"without {_name(sets[run])}" if sets[run] else "of the base"
-        raise MechirError(f"The score {state} of {contrasts[place]} is not finite: check the checkpoint.")
 
 
 def _primaries(model: Reranker, given: Any) -> list[Removed]:

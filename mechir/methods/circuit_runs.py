@@ -251,7 +251,7 @@ class CircuitRun:
         rows, before, self.streams = written.shape[1], self.streams, {}
         for senders, earlier in self.plan.carried[moment].items():
             x = (before[earlier] if earlier else donor)[:, :rows] + written
-            for sender in senders - earlier:
+            for sender in sorted(senders - earlier, key=tuple):  # a set has another order in every process
                 x += self.changed[sender]
             self.streams[senders] = norm(x)
 
@@ -271,6 +271,8 @@ HOOKS = {
 }
 """The hook points at which a circuit's run looks or writes, in the order of a layer."""
 STREAM = {*HOOKS.values(), "hook_attn_out", "hook_resid_mid", "attn.hook_result"}
+STREAM |= {f"hook_{port}_input" for port in PORTS}
+STREAM |= {f"{norm}.hook_{part}" for norm in ("ln1", "ln2") for part in ("in", "scale", "normalized")}
 STREAMS = [f"blocks.{layer}.{name}" for layer in range(100) for name in sorted(STREAM)]
 """The hook points of what components write and read, in models of up to 100 layers."""
 

@@ -222,7 +222,7 @@ def summary(values: Float[np.ndarray, "query column"]) -> pd.DataFrame:
             "high": np.concatenate([part.high for part in parts]),
             "p": tests.p,
             "p_corrected": tests.p_corrected,
-            "queries": len(values),
+            "queries": np.concatenate([part.queries for part in parts]),
         }
     )
 

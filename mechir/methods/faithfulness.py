@@ -27,7 +27,7 @@ from mechir.errors import MechirError, refuse_below
 from mechir.methods.circuit_runs import CircuitRun, Donor, Plan, as_contrasts, run_hooks
 from mechir.methods.edge_graph import Graph, refuse_foreign_edges
 from mechir.methods.effects import MIN_GAP
-from mechir.methods.metrics import Metric, as_metric, by_query, evaluated, score
+from mechir.methods.metrics import Metric, as_metric, by_query, evaluated, refuse_non_finite_runs, score
 from mechir.reranker import Weights, needs_edges
 
 TOKENS = 512
@@ -79,6 +79,8 @@ def circuit_scores(
         for name, plan in plans.items():
             with model.hooks(run_hooks(CircuitRun(model, plan, donor))):
                 scores[name][batch.rows] = for_numpy(model(batch.base, head_row=True)).numpy()
+    runs = ["of the base", "of the donor", *(f"with circuit {name!r:.40}" for name in scores)]
+    refuse_non_finite_runs(np.stack([base, out, *scores.values()]), encoded.contrasts, runs)
     return CircuitScores(base, out, scores)
 
 

@@ -1,6 +1,7 @@
 """A curve of faithfulness over the size of circuits in a few numbers.
 
-CMD is the area between f and 1, CPR that under f, over the share of edges from 0 to 1, as the MIB benchmark has it:
+CMD is the area between f and 1, CPR that under f, over the share of edges from 0 to that of the
+largest circuit, all edges where it is `nested`'s last, as the MIB benchmark has it:
 there the two largest of ten circuits make up most of the area, and a CPR above 1 says that circuits overshoot, not that
 they are good. The means over the logarithm of the size give each factor of the size equal weight.
 
@@ -81,12 +82,17 @@ def curve_table(reached: Reached, sizes: Sequence[int], edges: int, *, seed: int
 def _curve(f: Float[np.ndarray, "size"], sizes: np.ndarray, edges: int) -> Curve:
     linear, logarithm = np.concatenate([[0.0], sizes / edges]), np.log10(sizes)
     from_none = np.concatenate([[0.0], f])
-    span = max(float(np.ptp(logarithm)), float(np.finfo(float).tiny))
     faithful = np.flatnonzero(f >= FAITHFUL)
     return Curve(
         cmd=float(np.trapezoid(np.abs(1 - from_none), linear)),
         cpr=float(np.trapezoid(from_none, linear)),
-        cmd_log=float(np.trapezoid(np.abs(1 - f), logarithm)) / span,
-        cpr_log=float(np.trapezoid(f, logarithm)) / span,
+        cmd_log=_mean(np.abs(1 - f), logarithm),
+        cpr_log=_mean(f, logarithm),
         size=float(sizes[faithful[0]]) if len(faithful) else float("nan"),
     )
+
+
+def _mean(y: Float[np.ndarray, "size"], x: Float[np.ndarray, "size"]) -> float:
+    """The mean of y along x; the plain mean where all are at one place."""
+    span = float(np.ptp(x))
+    return float(np.trapezoid(y, x)) / span if span else float(y.mean())

@@ -95,3 +95,13 @@ def evaluated(metric: Metric, scores: Float[Tensor, "*axes contrast"], query: st
     if not bool(value[scores.isfinite().all(-1)].isfinite().all()):
         raise MechirError(f"The metric is not finite on the scores of query {query}: give one that is a number there.")
     return value
+
+
+def refuse_non_finite_runs(
+    scores: Float[np.ndarray, "run contrast"], contrasts: Sequence[object], runs: Sequence[str]
+) -> None:
+    """Raises for scores that are not finite, by the run (in words: "of the base") and the contrast."""
+    bad = np.argwhere(~np.isfinite(scores))
+    if len(bad):
+        run, place = bad[0]
+        raise MechirError(f"The score {runs[run]} of {contrasts[place]} is not finite: check the checkpoint.")

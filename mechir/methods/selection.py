@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
@@ -73,6 +74,8 @@ def connected(circuit: Circuit) -> Circuit:
 def constant_sign(scores: EdgeScores, *, draws: int = 1000, seed: int = 0) -> Circuit:
     """The edges whose mean effect has one sign in every one of so many resamples of the queries."""
     refuse_other_than_whole(1, draws=draws)
+    refuse_other_than_whole(0, seed=seed)
+    refuse_one_query(len(scores.queries))
     means = resampled(scores.queries, draws, seed)
     sure = np.flatnonzero((means > 0).all(0) | (means < 0).all(0))
     return Circuit(scores.graph.edges[column] for column in sure)
@@ -163,10 +166,8 @@ def random_alike(graph: Graph, circuit: Circuit, draws: int = 20, seed: int = 0)
     profile: dict[tuple[int, int], list[int]] = {}
     for column, (sender, reader) in enumerate(graph):
         profile.setdefault(graph.moments(sender, reader), []).append(column)
-    wanted: dict[tuple[int, int], int] = {}
-    for edge in circuit:
-        key = graph.moments(edge.source, edge.readers[0])
-        wanted[key] = wanted.get(key, 0) + 1
+    graph.columns(circuit)  # refuses what is no edge of the graph
+    wanted = Counter(graph.moments(edge.source, edge.readers[0]) for edge in circuit)
     generator = np.random.default_rng(seed)
     return [
         Circuit(
@@ -181,7 +182,7 @@ def random_alike(graph: Graph, circuit: Circuit, draws: int = 20, seed: int = 0)
 def refuse_one_query(queries: int) -> None:
     """Raises for one query, whose resamples are all alike."""
     if queries < 2:
-        raise MechirError("Stability resamples queries, and there is one alone: take more.")
+        raise MechirError("Queries are drawn anew, and there is one alone: take more.")
 
 
 def _number(size: Any, edges: int) -> int:
