@@ -60,6 +60,9 @@ class Circuit(Set[Edge]):
     edges: frozenset[Edge]
 
     def __init__(self, edges: Any = ()) -> None:
+        if isinstance(edges, Circuit):
+            object.__setattr__(self, "edges", edges.edges)
+            return
         if not isinstance(edges, Edge | Iterable):
             raise MechirError(f"{edges!r:.60} is no circuit: give its edges, such as ['h1.2->mlp1', 'mlp1->score'].")
         listed = [edges] if isinstance(edges, Edge | str) else list(edges)

@@ -12,6 +12,7 @@ from mechir.batches import Batch
 from mechir.errors import MechirError
 
 
+@runtime_checkable
 class Hooked(Protocol):
     """A model as its edits see it."""
 

@@ -1,4 +1,4 @@
-"""What methods find of the planted edges, and how near they come to exact effects; prints a table.
+"""What methods find of the planted edges, how near they come to exact effects, and whether edges add up: two tables.
 
 python scripts/measure_edges.py [--pairs 48]
 """
@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 import mechir as mi
 from mechir import planted
+from mechir.methods.circuit_runs import as_contrasts
 
 WAYS: dict[str, dict[str, Any]] = {
     "exact": {"method": "exact"},
@@ -57,10 +58,33 @@ def table(n: int = 48) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def chain(n: int = 48) -> pd.DataFrame:
+    """A line per model: how far the first-order edges out of a sender are from adding up to its attribution.
+
+    `jacobian`, `frozen`, `none`: the largest difference over senders and contrasts, as a share of the largest
+    attribution.
+    """
+    lines = []
+    for name, dials in MODELS.items():
+        model = planted.bm25(**dials)
+        contrasts = as_contrasts(planted.pairs(model, n=n))
+        nodes = mi.attribute(model, contrasts, qk_fix=False).groupby("site", sort=False)["effect"].apply(np.array)
+        line: dict[str, Any] = {"model": name}
+        for ln in ("jacobian", "frozen", "none"):
+            scores = mi.edges(model, contrasts, method="eap", ln=ln)
+            senders = np.array([str(sender) for sender, _ in scores.graph])
+            gaps = [np.abs(scores.values[:, senders == site].sum(1) - node).max() for site, node in nodes.items()]
+            line[ln] = max(gaps) / max(np.abs(node).max() for node in nodes)
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=48)
-    print(table(parser.parse_args().pairs).to_string(index=False, float_format="{:.4g}".format))
+    pairs = parser.parse_args().pairs
+    for frame in (table(pairs), chain(pairs)):
+        print(frame.to_string(index=False, float_format="{:.4g}".format), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def scores() -> mi.EdgeScores:
 
 
 def test_every_way_of_choosing_finds_the_planted_circuit(scores: mi.EdgeScores) -> None:
-    assert selection.top(scores, 4) == selection.greedy(scores, 4) == TRUTH
+    assert scores.circuit(4) == selection.greedy(scores, 4) == TRUTH
     assert selection.constant_sign(scores) >= TRUTH
     assert len(selection.constant_sign(scores)) < len(scores) / 4
     assert selection.stability(scores, 4) == 1
@@ -128,7 +128,7 @@ def test_no_gap_and_no_size_are_refused(scores: mi.EdgeScores) -> None:
     ):
         faithfulness(MODEL, PAIRS[:4], {"t": TRUTH}, min_gap=9.0)
     with pytest.raises(MechirError, match="size=0 is out of range: write a whole number, 1 or more"):
-        selection.top(scores, 0)
+        scores.circuit(0)
     with pytest.raises(MechirError, match="Unknown how='best': write 'top' or 'greedy'"):
         selection.nested(scores, how="best")
     with pytest.raises(MechirError, match=r"'h7.1->score' is no edge of this graph of 4 layers"):

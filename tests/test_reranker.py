@@ -51,6 +51,7 @@ ANY = {
     "cutting.term_contrasts",
     "edge_graph.checked_reader",
     "edge_graph.checked_senders",
+    "edge_graph.every_sender",
     "edge_graph.refuse_foreign_edges",
     "importance.against_others",
     "lexical.collection_counts",

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from mechir.contrasts import Contrast
 from mechir.errors import MechirError, refuse_below
-from mechir.methods.edge_scores import summary
+from mechir.methods.edge_scores import largest_first, summary
 from mechir.methods.metrics import means_by_query
 from mechir.pairs import Pair
 from mechir.sites import Head
@@ -69,7 +69,7 @@ class AttentionSplit:
         tested = summary(self.queries.reshape(len(self.queries), -1))
         tested.insert(0, "q_from", np.repeat(self.q_from, len(self.k_from)))
         tested.insert(1, "k_from", np.tile(self.k_from, len(self.q_from)))
-        return _largest_first(tested)
+        return largest_first(tested)
 
     def side(self, port: str) -> pd.DataFrame:
         """One line for each writer of one side, all writers of the other together; else as `frame`.
@@ -84,7 +84,7 @@ class AttentionSplit:
             raise MechirError(f"Unknown side '{port}' of an attention score: write 'q' or 'k'.")
         tested = summary(self.queries.sum(2 if port == "q" else 1))
         tested.insert(0, f"{port}_from", self.q_from if port == "q" else self.k_from)
-        return _largest_first(tested)
+        return largest_first(tested)
 
     def top(self, n: int) -> AttentionSplit:
         """The same score, with all but the n largest writers of each side put together as "rest".
@@ -112,10 +112,6 @@ class AttentionSplit:
         size = f"{len(self.q_from)} x {len(self.k_from)} writers"
         text = f"{self.head}, {self.reader}<-{self.source}, {self.of} of {len(self)} {kind}, {size}{without}"
         return f"AttentionSplit({text})"
-
-
-def _largest_first(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.sort_values("estimate", key=np.abs, ascending=False, kind="stable", ignore_index=True)
 
 
 def _top(

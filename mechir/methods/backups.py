@@ -31,6 +31,7 @@ from mechir.errors import MechirError
 from mechir.hooks import Hook
 from mechir.interventions import Ablate, Splice
 from mechir.methods.circuit_runs import as_contrasts
+from mechir.methods.edge_graph import written_order
 from mechir.methods.edge_scores import summary
 from mechir.methods.metrics import Metric, as_metric, by_query, evaluated, refuse_non_finite_runs
 from mechir.methods.metrics import score as mean_score
@@ -196,7 +197,7 @@ def _plans(
         filling = by if isinstance(by, Activations) else None
         edits = {site: Ablate(site, filling).hooks(batch.base)[0] for site in gone}
     return {
-        str(place): stages(model, [edits[site] for site in sorted(without, key=_place)])
+        str(place): stages(model, [edits[site] for site in sorted(without, key=written_order)])
         for place, without in enumerate(sets)
     }
 
@@ -253,10 +254,5 @@ def _listed(given: Any) -> list[Any]:
     return listed
 
 
-def _place(site: Component) -> tuple[int, bool, tuple[Any, ...]]:
-    """The sort key of a component, in the order in which they write."""
-    return site.layer, isinstance(site, Mlp), tuple(site)
-
-
 def _name(sites: Removed) -> str:
-    return "+".join(map(str, sorted(sites, key=_place)))
+    return "+".join(map(str, sorted(sites, key=written_order)))

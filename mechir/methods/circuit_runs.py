@@ -52,7 +52,7 @@ class Only:
     _complement = False
 
     def __init__(self, circuit: Any, contrasts: Any) -> None:
-        object.__setattr__(self, "circuit", circuit if isinstance(circuit, Circuit) else Circuit(circuit))
+        object.__setattr__(self, "circuit", Circuit(circuit))
         object.__setattr__(self, "contrasts", tuple(as_contrasts(contrasts)))
         donors: dict[Pair, Pair] = {}
         for contrast in self.contrasts:

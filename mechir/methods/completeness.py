@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Real
@@ -22,17 +22,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mechir import inference
 from mechir.circuits import Circuit, Edge
 from mechir.errors import MechirError, refuse_other_than_whole
 from mechir.methods.circuit_runs import as_contrasts
 from mechir.methods.effects import MIN_GAP
-from mechir.methods.faithfulness import Reached, circuit_scores, reached
+from mechir.methods.faithfulness import Reached, circuit_scores, reached, refuse_unknown_options
 from mechir.methods.metrics import Metric
 from mechir.reranker import Weights, needs_edges
-
-OPTIONS = ("max_rows", "max_tokens", "max_length", "progress")
-"""The options of `circuit_scores` that methods which run circuits pass on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,23 +54,9 @@ class Completeness:
         for all lines together (bootstrap-t, max-T); `queries`, `pairs`; `left_out`, the contrasts whose gap is too
         small. Its largest |estimate| says how incomplete the circuit is.
         """
-        beyond = inference.shares(self.model.toward - self.circuit.toward, self.model.gaps[:, None])
-        return pd.DataFrame(
-            {
-                "without": self._names,
-                "size": list(map(len, self.sets)),
-                "f_circuit": self.circuit.shares.estimate,
-                "f_model": self.model.shares.estimate,
-                "estimate": beyond.estimate,
-                "low": beyond.low,
-                "high": beyond.high,
-                "p": beyond.p,
-                "p_corrected": beyond.p_corrected,
-                "queries": len(self.model.query_ids),
-                "pairs": int(self.model.large.sum()),
-                "left_out": int((~self.model.large).sum()),
-            }
-        )
+        columns = {"without": self._names, "size": list(map(len, self.sets))}
+        columns |= {"f_circuit": self.circuit.shares.estimate, "f_model": self.model.shares.estimate}
+        return pd.DataFrame(columns | self.model.compared(self.model.toward - self.circuit.toward))
 
     @cached_property
     def rows(self) -> pd.DataFrame:
@@ -125,7 +107,7 @@ def completeness(
     """
     needs_edges(model, "completeness")
     refuse_unknown_options("completeness", options)
-    whole, listed = circuit if isinstance(circuit, Circuit) else Circuit(circuit), as_contrasts(contrasts)
+    whole, listed = Circuit(circuit), as_contrasts(contrasts)
     knocked = drawn(whole, draws, share, seed) if sets is None else _parts(whole, sets)
     rest, out = {place: whole - some for place, some in enumerate(knocked)}, dict(enumerate(knocked))
     without = (
@@ -154,13 +136,6 @@ def drawn(circuit: Circuit, draws: int, share: float, seed: int) -> list[Circuit
     while len(parts) < draws:
         parts[Circuit(edges[place] for place in generator.choice(len(edges), size, replace=False))] = None
     return list(parts)
-
-
-def refuse_unknown_options(method: str, options: Mapping[str, Any]) -> None:
-    """Raises for an option that is none of `OPTIONS`."""
-    other = next((name for name in options if name not in OPTIONS), None)
-    if other is not None:
-        raise MechirError(f"{method} has no option '{other}': write {', '.join(OPTIONS[:-1])} or {OPTIONS[-1]}.")
 
 
 def _parts(circuit: Circuit, sets: Any) -> list[Circuit]:

@@ -18,8 +18,7 @@ from mechir.circuits import Circuit
 from mechir.errors import MechirError
 from mechir.methods.backups import Backups, by_queries
 from mechir.methods.circuit_runs import as_contrasts
-from mechir.methods.completeness import refuse_unknown_options
-from mechir.methods.faithfulness import circuit_scores
+from mechir.methods.faithfulness import circuit_scores, refuse_unknown_options
 from mechir.methods.metrics import Metric, as_metric
 from mechir.reranker import Weights, needs_edges
 

@@ -123,17 +123,16 @@ def averaged(
     `weights` has for each point what each pair's score counts.
     """
     needs_edges(model, "averaged")
-    change, made = donor.resid[0] - run.resid[0], None
-    for point, weight in zip(points, weights, strict=True):
-        here = Gradients.at(model, batch, run.resid[0] + point * change, weight / len(points), qk_fix)[0]
-        if made is None:
-            made = here
-        else:
-            made.add(here)
-        del here  # before the next point needs the memory
-    if made is None:
-        raise ValueError("There is no point.")
-    return made
+    change = donor.resid[0] - run.resid[0]
+    each = (
+        Gradients.at(model, batch, run.resid[0] + point * change, weight / len(points), qk_fix)[0]
+        for point, weight in zip(points, weights, strict=True)
+    )
+    total = next(each)
+    for gradients in each:
+        total.add(gradients)
+        del gradients  # before the next point needs the memory
+    return total
 
 
 @torch.no_grad()

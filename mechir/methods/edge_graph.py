@@ -8,7 +8,7 @@ Time counts half layers: at 2l layer l's attention reads, at 2l + 1 its MLP read
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -35,6 +35,16 @@ def reads_at(reader: Reader, n_layers: int) -> int:
     return 2 * n_layers if isinstance(reader, Score) else 2 * reader.layer + isinstance(reader, Mlp)
 
 
+def written_order(sender: Sender) -> tuple[int, Sender]:
+    """The key that sorts senders in the order in which they write, heads of a layer by their number."""
+    return writes_at(sender), sender
+
+
+def every_sender(model: Reranker) -> list[Sender]:
+    """The embedding, all heads and all MLPs."""
+    return [Resid(0), *all_heads(model), *mlps(model)]
+
+
 @dataclass(frozen=True)
 class Graph:
     """Senders in the order in which they write, readers in the order in which they read, of a model of `n_layers`."""
@@ -55,11 +65,10 @@ class Graph:
         Raises:
             MechirError: for what does not write or read, is none of this model's, or if no edge is left.
         """
-        every: list[Sender] = [Resid(0), *all_heads(model), *mlps(model)]
         for name, ends in (("senders", senders), ("receivers", readers)):
             if isinstance(ends, Sized) and not isinstance(ends, str) and not len(ends):
                 raise MechirError(f"{name} is empty: name some, or leave it out for all.")
-        writers = every if senders is None else checked_senders(model, senders)
+        writers = every_sender(model) if senders is None else checked_senders(model, senders)
         inputs: list[Reader] = [
             *(Head(layer, head, port) for layer, head, _ in all_heads(model) for port in PORTS),
             *(Mlp(layer, "in") for layer in range(model.cfg.n_layers)),
@@ -70,7 +79,7 @@ class Graph:
             inputs = [checked_reader(model, reader) for reader in listed]
         n = model.cfg.n_layers
         inputs = sorted(dict.fromkeys(inputs), key=lambda reader: reads_at(reader, n))
-        in_order = sorted(dict.fromkeys(writers), key=lambda sender: (writes_at(sender), sender))
+        in_order = sorted(dict.fromkeys(writers), key=written_order)
         graph = cls(tuple(in_order), tuple(inputs), n)
         if not len(graph):
             raise MechirError(
@@ -162,16 +171,19 @@ def checked_reader(model: Reranker, reader: Any) -> Reader:
 
 
 def refuse_foreign_edges(model: Reranker, circuit: Circuit) -> None:
-    """Raises for an edge that this model cannot have.
+    """Refuses the edges that a model cannot have.
 
     Raises:
         MechirError: for an edge between sites that the model lacks, or whose sender writes after its reader reads.
     """
     n = model.cfg.n_layers
+    if circuit:
+        checked_senders(model, list(dict.fromkeys(edge.source for edge in circuit)))
+    for reader in dict.fromkeys(edge.readers[0] for edge in circuit):
+        checked_reader(model, reader)
     for edge in circuit:
-        senders: Sequence[Any] = checked_senders(model, [edge.source])
-        reader = checked_reader(model, edge.readers[0])
-        if writes_at(senders[0]) > reads_at(reader, n):
+        source: Any = edge.source
+        if writes_at(source) > reads_at(edge.readers[0], n):
             raise MechirError(
                 f"'{edge}' leads backwards: {edge.source} writes after {str(edge).partition('->')[2]} reads."
             )

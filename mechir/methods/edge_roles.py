@@ -122,8 +122,9 @@ def first_order_roles(
         for column, reader in graph.reading(moment):
             here = out[:, column : column + change.shape[1]]
             if not isinstance(reader, Head):
-                mlp = isinstance(reader, Mlp)
-                by_input = gradients.pre[layer] @ _mlp_in(model, layer) if mlp else gradients.stream[:, None]
+                by_input = gradients.stream[:, None]
+                if isinstance(reader, Mlp):
+                    by_input = gradients.pre[layer] @ model.parts.layers[layer].mlp_in.weight
                 at = _at_roles(by_input, moved, member)
                 here.diagonal(dim1=2, dim2=3).copy_(at)
                 continue
@@ -147,10 +148,6 @@ def _at_roles(
     rows = by_input.shape[1]
     product = (by_input[:, :, None] @ moved[:, :rows])[:, :, 0]
     return product.transpose(1, 2) @ member[:, :rows]
-
-
-def _mlp_in(model: Weights, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-    return model.parts.layers[layer].mlp_in.weight
 
 
 def members(roles: Int[Tensor, "batch pos"], like: Tensor) -> Float[Tensor, "batch pos role"]:

@@ -155,7 +155,7 @@ class EdgeScores:
         """The edges with the largest mean effects, whatever their sign.
 
         Raises:
-            MechirError: for a size below 1, or above the number of edges that were measured.
+            MechirError: for a size below 1, or above the number of edges measured where not all were.
         """
         refuse_other_than_whole(1, size=size)
         measured = int(np.isfinite(self.estimate).sum())
@@ -195,7 +195,7 @@ class EdgeRoles:
         `source` and `reader` are the roles. An edge into a head's v or k is read at the source, one into its q at the
         reader.
         """
-        flat = replace(self.plain, values=self.values.reshape(len(self.values), -1)).queries
+        flat = means_by_query(self.values.reshape(len(self.values), -1), self.query_ids)
         some = np.flatnonzero(flat.any(0))
         n = len(ROLES)
         edges, source, reader = some // n**2, some // n % n, some % n

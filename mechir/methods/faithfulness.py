@@ -32,6 +32,8 @@ from mechir.reranker import Weights, needs_edges
 
 TOKENS = 512
 """Word pieces computed together on a CPU: the streams of many readers stay in its caches."""
+OPTIONS = ("max_rows", "max_tokens", "max_length", "progress")
+"""The options of `circuit_scores` that methods which run circuits pass on."""
 NAMED = 3
 """Contrasts whose gap is too small that a table names."""
 
@@ -93,7 +95,14 @@ def as_circuits(given: Any) -> dict[Any, Circuit]:
     named = {"circuit": given} if isinstance(given, Circuit) else given
     if not (isinstance(named, Mapping) and named):
         raise MechirError(f"{given!r:.60} are no circuits: give a dictionary of some, e.g. mi.nested(scores).")
-    return {name: circuit if isinstance(circuit, Circuit) else Circuit(circuit) for name, circuit in named.items()}
+    return {name: Circuit(circuit) for name, circuit in named.items()}
+
+
+def refuse_unknown_options(method: str, options: Mapping[str, Any]) -> None:
+    """Raises for an option that is none of `OPTIONS`."""
+    other = next((name for name in options if name not in OPTIONS), None)
+    if other is not None:
+        raise MechirError(f"{method} has no option '{other}': write {', '.join(OPTIONS[:-1])} or {OPTIONS[-1]}.")
 
 
 class Reached(NamedTuple):
@@ -137,6 +146,17 @@ class Reached(NamedTuple):
         turned = (only - donor[:, None]) * np.sign(gap)[:, None]
         toward = np.stack([turned[some].mean(0) for some in rows.values()])
         return cls(toward, np.array([np.abs(gap[some]).mean() for some in rows.values()]), large, tuple(rows))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """`queries`; `pairs`, the contrasts that are measured by; `left_out`, those whose gap is too small."""
+        return {"queries": len(self.gaps), "pairs": int(self.large.sum()), "left_out": int((~self.large).sum())}
+
+    def compared(self, difference: Float[np.ndarray, "query circuit"]) -> dict[str, Any]:
+        """A difference of `toward` as a share of the gaps: `estimate`, `low`, `high`, `p`, `p_corrected`, `counts`."""
+        shares = inference.shares(difference, self.gaps[:, None])
+        names = ("estimate", "low", "high", "p", "p_corrected")
+        return {name: getattr(shares, name) for name in names} | self.counts
 
     @property
     def shares(self) -> inference.Estimates:

@@ -11,7 +11,6 @@ Source: Wang et al. 2022 (arXiv:2211.00593, appendix B); Lu et al. 2025 (arXiv:2
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,17 +26,15 @@ from mechir.circuits import Edge, Reader, readers_in_order
 from mechir.contrasts import Contrast, ContrastBatch, encode_contrasts
 from mechir.errors import MechirError
 from mechir.interventions import Splice
-from mechir.methods.edge_graph import Sender, checked_senders
+from mechir.methods.edge_graph import Sender, checked_senders, every_sender, reads_at, writes_at
 from mechir.methods.patching import largest, tidy
-from mechir.model_sites import all_heads, heads_of, mlps, sites_of
+from mechir.model_sites import all_heads, heads_of, sites_of
 from mechir.recorder import observe
 from mechir.reranker import Reranker, Weights, needs
 from mechir.sites import Head, Mlp, Resid, Score, Site
 
 FREEZE = ("heads", "heads+mlps")
 LN = ("live", "frozen")
-END = (sys.maxsize, 0)
-"""The place where the score is read, on the scale of `_stop`."""
 
 
 @torch.no_grad()
@@ -114,7 +111,7 @@ def _batch(
     at_once = len(sent) if rows == 1 else max(1, limit // batch.base.input_ids.numel())
     frames = []
     for start in range(0, len(sent), at_once):
-        chunk = sorted(sent[start : start + at_once], key=_place)
+        chunk = sorted(sent[start : start + at_once], key=writes_at)
         arrived = carry(model, base, donor, chunk, receivers, freeze, ln)
         if rows == 1:
             stream = arrived[receivers[0]].stream
@@ -122,7 +119,8 @@ def _batch(
         else:
             patched = _received(model, batch.base, base, arrived, len(chunk))
         values = {"base": base.score, "donor": donor.score, "patched": patched, "effect": patched - base.score}
-        values["departure"] = arrived[min(receivers, key=_stop)].departure(batch.base.attention_mask)
+        first = min(receivers, key=lambda receiver: reads_at(receiver, model.cfg.n_layers))
+        values["departure"] = arrived[first].departure(batch.base.attention_mask)
         frame = pd.DataFrame({name: for_numpy(x.expand_as(patched).flatten()) for name, x in values.items()})
         names = np.repeat([str(sender) for sender in chunk], len(batch.rows))
         frames.append(frame.assign(sender=names, row=np.tile(batch.rows, len(chunk))))
@@ -208,31 +206,32 @@ def carry(
     needs(model, "carry", Weights, norm="post")
     linear = _sent(model, base, donor, senders, Resid, 0)
     stream = base.resid[0] + linear
-    stops = {_stop(receiver) for receiver in receivers}
-    arrived: dict[tuple[int, int], Arrived] = {}
+    n = model.cfg.n_layers
+    moments = {reads_at(receiver, n) for receiver in receivers}
+    arrived: dict[int, Arrived] = {}
 
-    def arrive(stop: tuple[int, int], at: Tensor) -> None:
-        if stop in stops:
+    def arrive(moment: int, at: Tensor) -> None:
+        if moment in moments:
             rest = at.expand(len(senders) - len(stream), *at.shape)
-            arrived[stop] = Arrived(at, torch.cat([stream, rest]), torch.cat([linear, torch.zeros_like(rest)]))
+            arrived[moment] = Arrived(at, torch.cat([stream, rest]), torch.cat([linear, torch.zeros_like(rest)]))
 
     for layer, weights in enumerate(model.parts.layers):
-        arrive((layer, 0), base.resid[layer])
-        if max(stops) <= (layer, 0):
+        arrive(2 * layer, base.resid[layer])
+        if max(moments) <= 2 * layer:
             break
         attn, rows = base.attn[layer], base.attn[layer].shape[1]
         read = base.resid[layer][:, :rows] + attn
         sent = _sent(model, base, donor, senders, Head, layer)
         stream, linear = _joined(weights.ln1, stream[:, :, :rows] + attn, linear[:, :, :rows], read, sent, ln)
-        arrive((layer, 1), base.mid[layer])
+        arrive(2 * layer + 1, base.mid[layer])
         read = base.mid[layer] + base.mlp[layer]
         written = base.mlp[layer]
         if freeze == "heads":
             written = weights.mlp_out(weights.activation(weights.mlp_in(stream)))
         sent = _sent(model, base, donor, senders, Mlp, layer)
         stream, linear = _joined(weights.ln2, stream + written, linear, read, sent, ln)
-    arrive(END, base.resid[-1])
-    return {receiver: arrived[_stop(receiver)] for receiver in receivers}
+    arrive(2 * n, base.resid[-1])
+    return {receiver: arrived[reads_at(receiver, n)] for receiver in receivers}
 
 
 def _joined(
@@ -293,22 +292,11 @@ def _input(model: Weights, receiver: Head | Mlp, arrived: Arrived) -> Splice:
 
 
 def _senders(model: Reranker, senders: Any, receivers: Sequence[Reader]) -> list[Sender]:
-    last = max(map(_stop, receivers))
+    last = max(reads_at(receiver, model.cfg.n_layers) for receiver in receivers)
     if senders is None:
-        everything: list[Sender] = [Resid(0), *all_heads(model), *mlps(model)]
-        return [sender for sender in everything if _place(sender) < last]
+        return [sender for sender in every_sender(model) if writes_at(sender) <= last]
     parsed = checked_senders(model, senders)
-    late = next((sender for sender in parsed if _place(sender) >= last), None)
+    late = next((sender for sender in parsed if writes_at(sender) > last), None)
     if late is not None:
         raise MechirError(f"'{late}' writes after '{receivers[0]}' reads: give a sender of an earlier layer.")
     return parsed
-
-
-def _stop(receiver: Reader) -> tuple[int, int]:
-    """The place where a receiver reads: before a layer (l, 0), before its MLP (l, 1), or after all layers."""
-    return END if isinstance(receiver, Score) else (receiver.layer, int(isinstance(receiver, Mlp)))
-
-
-def _place(sender: Sender) -> tuple[float, float]:
-    """The place where a sender writes, on the same scale."""
-    return (-1.0, 0.0) if isinstance(sender, Resid) else (float(sender.layer), 0.5 + isinstance(sender, Mlp))

@@ -25,35 +25,34 @@ BAR = 0.8
 """The mean Jaccard index from which on a circuit is called stable (Meloux et al. 2025)."""
 
 
-def top(scores: EdgeScores, size: int) -> Circuit:
-    """The `size` edges with the largest |mean effect|, whether or not they lead anywhere."""
-    return scores.circuit(size)
-
-
 def greedy(scores: EdgeScores, size: int) -> Circuit:
     """The largest edges that lead to the score: the best next edge into what the circuit reads already, `size` times.
 
     Edges that nothing leads to from the embedding are then left out, so it may be smaller.
     """
     refuse_other_than_whole(1, size=size)
+    return connected(Circuit(_toward_score(scores, size)))
+
+
+def _toward_score(scores: EdgeScores, most: int) -> list[Edge]:
+    """So many edges in the order in which `greedy` takes them."""
     into: dict[Any, list[tuple[float, int]]] = {}
     for column, (_, reader) in enumerate(scores.graph):
-        if not np.isfinite(scores.estimate[column]):
-            continue  # not measured
-        into.setdefault(component(reader), []).append((-abs(float(scores.estimate[column])), column))
+        if np.isfinite(scores.estimate[column]):
+            into.setdefault(component(reader), []).append((-abs(float(scores.estimate[column])), column))
     waiting = list(into.get(Score(), ()))
     heapq.heapify(waiting)
     opened: set[Any] = {Score()}
-    chosen: list[Edge] = []
-    while waiting and len(chosen) < size:
+    taken: list[Edge] = []
+    while waiting and len(taken) < most:
         _, column = heapq.heappop(waiting)
         edge = scores.graph.edges[column]
-        chosen.append(edge)
+        taken.append(edge)
         if edge.source not in opened:
             opened.add(edge.source)
             for more in into.get(edge.source, ()):
                 heapq.heappush(waiting, more)
-    return connected(Circuit(chosen))
+    return taken
 
 
 def connected(circuit: Circuit) -> Circuit:
@@ -101,7 +100,11 @@ def nested(scores: EdgeScores, sizes: Any = SIZES, how: str = "top") -> dict[int
     if isinstance(sizes, str) or not isinstance(sizes, Iterable):
         raise MechirError(f"sizes={sizes!r:.40} is no list: write numbers of edges, or shares, such as [10, 100, 0.5].")
     numbers = sorted({max(1, min(_number(size, n), n)) for size in sizes})
-    circuits = [scores.circuit(number) if how == "top" else greedy(scores, number) for number in numbers]
+    if how == "top":
+        circuits = [scores.circuit(number) for number in numbers]
+    else:
+        toward_score = _toward_score(scores, max(numbers, default=0))
+        circuits = [connected(Circuit(toward_score[:number])) for number in numbers]
     return {len(circuit): circuit for circuit in circuits if len(circuit)}
 
 

@@ -18,14 +18,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mechir import inference
 from mechir.circuits import Circuit
 from mechir.errors import MechirError
 from mechir.methods.circuit_runs import as_contrasts
-from mechir.methods.completeness import refuse_unknown_options
 from mechir.methods.edge_scores import EdgeScores
 from mechir.methods.effects import MIN_GAP
-from mechir.methods.faithfulness import Reached, circuit_scores, reached
+from mechir.methods.faithfulness import Reached, circuit_scores, reached, refuse_unknown_options
 from mechir.methods.metrics import Metric
 from mechir.reranker import Weights, needs_edges
 
@@ -53,25 +51,10 @@ class Specificity:
         together (bootstrap-t of the queries' differences, max-T); `queries`, `pairs`; `left_out`, the contrasts whose
         gap is too small.
         """
-        values, f = self.reached.toward, self.reached.shares.estimate
-        beyond = inference.shares(values[:, :1] - values[:, 1:], self.reached.gaps[:, None])
-        return pd.DataFrame(
-            {
-                "other": list(self.others),
-                "size": len(self.circuit),
-                "shared": [len(self.circuit & other) for other in self.others.values()],
-                "f": f[0],
-                "f_other": f[1:],
-                "estimate": beyond.estimate,
-                "low": beyond.low,
-                "high": beyond.high,
-                "p": beyond.p,
-                "p_corrected": beyond.p_corrected,
-                "queries": len(self.reached.query_ids),
-                "pairs": int(self.reached.large.sum()),
-                "left_out": int((~self.reached.large).sum()),
-            }
-        )
+        toward, f = self.reached.toward, self.reached.shares.estimate
+        shared = [len(self.circuit & other) for other in self.others.values()]
+        columns = {"other": list(self.others), "size": len(self.circuit), "shared": shared, "f": f[0], "f_other": f[1:]}
+        return pd.DataFrame(columns | self.reached.compared(toward[:, :1] - toward[:, 1:]))
 
     @cached_property
     def rows(self) -> pd.DataFrame:
@@ -112,7 +95,7 @@ def specificity(
     """
     needs_edges(model, "specificity")
     refuse_unknown_options("specificity", options)
-    whole, listed = circuit if isinstance(circuit, Circuit) else Circuit(circuit), as_contrasts(contrasts)
+    whole, listed = Circuit(circuit), as_contrasts(contrasts)
     if not whole:
         raise MechirError("The circuit has no edges to compare: give one, e.g. scores.circuit(20).")
     if not isinstance(others, Mapping) or any(other is None for other in others.values()):
@@ -131,7 +114,7 @@ def _of_size(name: str, given: Any, size: int) -> Circuit:
         if measured < size:
             raise MechirError(f"'{name}' scores {measured} edges, and the circuit has {size}: score all edges.")
         return given.circuit(size)
-    other = given if isinstance(given, Circuit) else Circuit(given)
+    other = Circuit(given)
     if len(other) != size:
         raise MechirError(
             f"'{name}' has {len(other)} edges and the circuit {size}, and more edges do better: make it of "
