@@ -15,15 +15,17 @@ from mechir.circuits import Circuit, Edge, parse_edge
 from mechir.contrasts import Contrast, align
 from mechir.errors import MechirError
 from mechir.hooks import Intervention
+from mechir.inputs import as_pairs as pairs
 from mechir.interventions import Ablate, Mask, Patch
-from mechir.judged_collection import collection
-from mechir.pairs import Pair
+from mechir.opening import collection
+from mechir.pair import Pair, Pairs
 from mechir.segments import Direction, Segment, directions
 from mechir.sites import Attn, Head, Mlp, Neuron, Resid, Score, Singular, parse_site
 from mechir.subspaces import Add, EditEmbedding, Project, Subspace
 from mechir.sweeps import sweep
 
-__all__ = ["Batch", "Contrast", "Direction", "MechirError", "Pair", "Segment", "align", "collection", "directions"]
+__all__ = ["Batch", "Contrast", "Direction", "MechirError", "Pair", "Pairs"]
+__all__ += ["Segment", "align", "collection", "directions", "pairs"]
 __all__ += ["Ablate", "Add", "EditEmbedding", "Intervention", "Mask", "Patch", "Project", "Subspace", "sweep"]
 __all__ += ["Attn", "Head", "Mlp", "Neuron", "Resid", "Score", "Singular", "parse_site"]
 __all__ += ["Activations", "Circuit", "Edge", "means", "parse_edge", "record", "samples"]

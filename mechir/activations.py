@@ -17,7 +17,8 @@ from torch import Tensor
 
 from mechir.batches import Batch
 from mechir.errors import MechirError
-from mechir.pairs import Pair, pairs_hash
+from mechir.inputs import as_pairs
+from mechir.pair import Pair, pairs_hash
 from mechir.recorder import observe
 from mechir.reranker import Reranker
 from mechir.segments import FIVE
@@ -168,7 +169,7 @@ def _draws(pairs: Sequence[Pair], rows: int, n: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def record(
-    model: Reranker, pairs: Sequence[Pair], sites: Site | str | Iterable[Site | str], *, max_length: int | None = None
+    model: Reranker, pairs: Any, sites: Site | str | Iterable[Site | str], *, max_length: int | None = None
 ) -> Activations:
     """The activations of these sites over whole runs, for `Patch`: one tensor per pair, all heads or neurons of a hook.
 
@@ -183,6 +184,7 @@ def record(
     Raises:
         MechirError: for a site that this model lacks, or two pairs with the same ids.
     """
+    pairs = as_pairs(pairs)
     names = {site.hook for site in as_sites(sites)}
     ids = tuple((pair.query_id, pair.doc_id) for pair in pairs)
     if len(set(ids)) < len(ids):
@@ -206,7 +208,7 @@ def _unpadded(batch: Batch, name: str, x: Float[Tensor, "batch ..."]) -> list[Te
 
 
 @torch.no_grad()
-def means(model: Reranker, pairs: Sequence[Pair], *, by: str = "segment", hooks: Sequence[str] = HOOKS) -> BySegment:
+def means(model: Reranker, pairs: Any, *, by: str = "segment", hooks: Sequence[str] = HOOKS) -> BySegment:
     """The mean activation of every head, neuron, MLP and attention output over the positions of all pairs.
 
     Args:
@@ -216,6 +218,7 @@ def means(model: Reranker, pairs: Sequence[Pair], *, by: str = "segment", hooks:
             takes one over all positions. Sums run in float64.
         hooks: which of `HOOKS`.
     """
+    pairs = as_pairs(pairs)
     if by not in ("segment", "all"):
         raise MechirError(f"Cannot average by '{by}': write by='segment' or by='all'.")
     suffixes = tuple(hooks)
@@ -242,11 +245,12 @@ def _totals(member: Float[Tensor, "batch segment pos"], _: str, x: Float[Tensor,
 
 
 @torch.no_grad()
-def samples(model: Reranker, pairs: Sequence[Pair], *, draws: int = 64, seed: int = 0) -> Activations:
+def samples(model: Reranker, pairs: Any, *, draws: int = 64, seed: int = 0) -> Activations:
     """Activations of `draws` positions of each segment, from pairs drawn at random, for resample ablation.
 
     One position per segment is taken from each drawn pair (with replacement), the same for every site.
     """
+    pairs = as_pairs(pairs)
     rng = np.random.default_rng(seed)
     drawn = [pairs[i] for i in rng.integers(len(pairs), size=draws)]
     rows_of: dict[str, list[Tensor]] = {}

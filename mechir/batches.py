@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mechir.errors import MechirError
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.segments import FIVE, Segment
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 
 from mechir.errors import MechirError
-from mechir.judged_collection import Collection, collection
-from mechir.pairs import Pair
+from mechir.judged_collection import Collection
+from mechir.opening import collection
+from mechir.pair import Pair
 from mechir.pools import Sample
 
 IDS = ["query_id", "doc_id"]

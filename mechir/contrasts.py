@@ -20,7 +20,7 @@ from torch import Tensor
 from mechir.batches import Batch, padded
 from mechir.encoding import Encoded, encode
 from mechir.errors import MechirError
-from mechir.pairs import SHOWN, Pair, pairs_hash
+from mechir.pair import SHOWN, Pair, pairs_hash
 from mechir.reranker import Reranker
 from mechir.segments import Segment
 

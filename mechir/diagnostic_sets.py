@@ -11,8 +11,9 @@ from typing import Any
 from mechir import diagnostics as axioms
 from mechir.contrasts import Perturbation
 from mechir.errors import MechirError, closest
-from mechir.judged_collection import Collection, collection
-from mechir.pairs import Pair
+from mechir.judged_collection import Collection
+from mechir.opening import collection
+from mechir.pair import Pair
 from mechir.perturbed import FILLERS, Diagnostic, perturbed
 from mechir.published_sets import PUBLISHED
 from mechir.reranker import Weights

@@ -19,7 +19,7 @@ from bm25s.stopwords import STOPWORDS_EN_PLUS
 
 from mechir.contrasts import refused
 from mechir.errors import MechirError
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.reranker import Weights
 
 WHERE = ("append", "prepend", "inject", "replace")

@@ -10,7 +10,7 @@ import numpy as np
 
 from mechir.batches import Batch, give_back, padded
 from mechir.errors import MechirError
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.segments import Segment
 
 REAL = 0.9

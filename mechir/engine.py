@@ -19,7 +19,6 @@ import pandas as pd
 
 from mechir import provenance
 from mechir.catalog import load_experiment
-from mechir.collection_groups import Collections
 from mechir.encoder.certify import refuse_altered
 from mechir.encoder.hooked import HookedEncoder
 from mechir.encoding import REASONS
@@ -27,9 +26,7 @@ from mechir.errors import MechirError
 from mechir.experiment import Experiment, Inputs, refuse_incomplete, silent
 from mechir.inference import FEWEST
 from mechir.job import Job, ModelReference, compute_unit, finish
-from mechir.judged_collection import Collection
-from mechir.material import Pool, Source, Taken, material_of, pairs_of, source_of
-from mechir.perturbed import Diagnostic
+from mechir.material import Pool, Source, Taken, material_of, opened, pairs_of, source_of
 from mechir.registry.runs import DEFAULT, Run, open_run
 from mechir.sweeps import forwards
 
@@ -72,7 +69,7 @@ def units(pairs: Sequence[Any]) -> list[list[Any]]:
 def run(
     experiment: Experiment | type[Experiment] | str | Path,
     model: object,
-    source: Source,
+    source: Any,
     *,
     pool: Any = None,
     registry: Path | str = DEFAULT,
@@ -87,7 +84,9 @@ def run(
         experiment: a value such as `AttentionContrast(delta=0.01)`, or its name or the path of its file, with options
             as further arguments.
         model: a `HookedEncoder`.
-        source: a collection, several in groups, or for an experiment on contrasts a diagnostic set.
+        source: a collection or its name, several in groups, or judged pairs as `mi.pairs` reads them (a frame with
+            `query`, `text` and `label`); for an experiment on contrasts a diagnostic set, its name, or a collection or
+            pairs, whose contrasts of term frequency are taken.
         pool: which pairs of the collection; by default all judged ones.
         registry: where runs are kept.
         shard: which units this process computes; the run is summarised by whichever process finds it complete.
@@ -99,8 +98,8 @@ def run(
         MechirError: for unknown options, an empty pool, options that the model does not allow, and a model that is not
             the one that its fingerprint names or does not score as Hugging Face's does.
     """
-    model = _readied(model, source, pool, shard)
-    experiment = asked_for(experiment, chosen)
+    model, experiment = _readied(model, pool, shard), asked_for(experiment, chosen)
+    source, pool = opened(source, experiment, model, pool)
     where: dict[str, Any] = {"pool": pool or Pool(), "registry": Path(registry), "say": say or silent}
     if (other := experiment.rows_of) is not None:
         same = other(**{name: getattr(experiment, name) for name in other.options()})
@@ -118,7 +117,7 @@ def run(
 def job(
     experiment: Experiment | type[Experiment] | str | Path,
     model: object,
-    source: Source,
+    source: Any,
     *,
     pool: Any = None,
     registry: Path | str = DEFAULT,
@@ -130,8 +129,8 @@ def job(
     Raises:
         MechirError: as `run`; for a model that was made in memory, and an experiment on the rows of another.
     """
-    model = _readied(model, source, pool)
-    experiment = asked_for(experiment, chosen)
+    model, experiment = _readied(model, pool), asked_for(experiment, chosen)
+    source, pool = opened(source, experiment, model, pool)
     if (other := experiment.rows_of) is not None:
         raise MechirError(f"'{experiment.name}' computes no rows of its own: make a job of '{other.name}' first.")
     reference, where = ModelReference.of(model), Path(registry)
@@ -155,11 +154,10 @@ def asked_for(experiment: Experiment | type[Experiment] | str | Path, chosen: Ma
     return kind.chosen(**chosen)
 
 
-def _readied(model: object, source: Any, pool: Any, shard: Any = None) -> HookedEncoder:
+def _readied(model: object, pool: Any, shard: Any = None) -> HookedEncoder:
     """The model as the pool reads it; raises for a model that was altered, and for arguments of another kind."""
     for name, value, kinds, write in (
         ("model", model, HookedEncoder, "mechir.load(...)"),
-        ("source", source, Collection | Collections | Diagnostic, "mechir.collection(...) or mechir.diagnostic(...)"),
         ("pool", pool, Pool | None, "mechir.Pool(per_grade=5, ...)"),
         ("shard", shard, Shard | None, "mechir.engine.Shard.parse('0/4')"),
     ):

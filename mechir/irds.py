@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,12 @@ def is_dataset(name: str) -> bool:
     except KeyError:
         return False
     return True
+
+
+def is_opened(value: Any) -> bool:
+    """Whether this is a dataset that ir_datasets has opened."""
+    module = sys.modules.get("ir_datasets")
+    return module is not None and isinstance(value, module.Dataset)
 
 
 def open_dataset(name: str) -> Any:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,23 +15,19 @@ import pandas as pd
 from mechir import irds, left_out, pools, trec_files
 from mechir.errors import MechirError
 from mechir.left_out import Row
-from mechir.pairs import EASY, Pair
+from mechir.pair import EASY, Pair, Pairs
 from mechir.pools import Sample
 from mechir.rules import (
     DUPLICATES,
     LEAVE_OUT,
     Counted,
-    Qrels,
     counted,
-    one_grade_each,
-    one_text_each,
     refuse_beyond,
     refuse_counts_below,
-    refuse_options,
 )
 
-FILES = ("queries.tsv", "docs.tsv", "qrels.txt")
-EMBEDDED = Path(__file__).parent / "data" / "embedded"
+IN_MEMORY = "in memory"
+"""The id of a collection of tables, where none is given."""
 BM25_LIMIT = 2_000_000
 """The most documents for which BM25 candidates are computed here."""
 
@@ -45,7 +40,7 @@ class Collection:
     as it was read, and `judgments` those that count. `easy_negatives` is the default number of a pool (20 in the
     embedded collection, which `ships` with mechir, else 0). `duplicates` and `leave_out` are the rules it was read by,
     `again` the lines that were repeated. `hash` is the SHA-256 of ids, texts and judgments; for ir_datasets that of its
-    id, queries and judgments alone.
+    id, queries and judgments alone. `easy` are the easy negatives of its own, of one that was made of pairs.
     """
 
     id: str
@@ -59,6 +54,7 @@ class Collection:
     duplicates: str = DUPLICATES[0]
     leave_out: float = LEAVE_OUT
     again: tuple[Row, ...] = ()
+    easy: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         n = sum(map(len, self.qrels.values()))
@@ -72,7 +68,12 @@ class Collection:
 
     @property
     def address(self) -> str:
-        """The whole path of the folder, or the id: the argument by which `collection` opens it from anywhere."""
+        """The whole path of the folder, or the id: the argument by which `collection` opens it from anywhere.
+
+        Of a collection of tables the id behind `IN_MEMORY`, for nothing opens it.
+        """
+        if self.folder is None and isinstance(self.docs, trec_files.Texts):
+            return f"{IN_MEMORY}/{self.id.removeprefix(IN_MEMORY) or 'collection'}"
         return self.id if self.folder is None or self.ships else str(self.folder.resolve())
 
     @property
@@ -94,9 +95,9 @@ class Collection:
     def _counted(self) -> Counted:
         return counted(self.qrels, self.queries, self.docs.many, f"'{self.folder or self.id}'", self.leave_out)
 
-    def pairs(self, **pool: Any) -> list[Pair]:
+    def pairs(self, **pool: Any) -> Pairs:
         """The pairs of a pool; see `sample` for its options."""
-        return self.sample(**pool).pairs
+        return Pairs(self.sample(**pool).pairs)
 
     def sample(
         self,
@@ -117,8 +118,8 @@ class Collection:
         Args:
             per_grade: the most documents per grade and query, drawn at random; grade 0 are the hard negatives.
             easy_negatives: the number per query that is drawn from the whole collection, unjudged for that query, grade
-                -1; by default the collection's own number, or 0 with `run` or `top_k`. Never an empty document, nor the
-                query itself.
+                -1; by default the collection's own number or its own ones, or 0 with `run` or `top_k`. Never an empty
+                document, nor the query itself.
             top_k: the number of first documents of the run, or of BM25 when there is no `run`. Documents of a grade
                 below 0 and the query itself are passed over.
             run: a TREC run, by its path or by its name in the directory (`bm25` is `run.bm25.txt`).
@@ -129,6 +130,7 @@ class Collection:
             MechirError: for options that exclude each other or are below 1, an unknown run, a collection too small for
                 the easy negatives, more to leave out than `leave_out`, or an empty pool.
         """
+        own = self.easy if easy_negatives is None and run is None and top_k is None else {}
         if easy_negatives is None:
             easy_negatives = self.easy_negatives if run is None and top_k is None else 0
         refuse_counts_below(1, per_grade=per_grade, top_k=top_k, limit_queries=limit_queries)
@@ -147,7 +149,7 @@ class Collection:
         if not chosen:
             reason = "the run names documents of none" if run is not None else "there are documents to score for none"
             raise MechirError(f"The pool of '{self.id}' is empty: {reason} of its judged queries.")
-        pairs, passed = self._pairs(chosen, easy_negatives, seed)
+        pairs, passed = self._pairs(chosen, own, easy_negatives, seed)
         return Sample(pairs, self._left_out(rows + passed, queries, chosen))
 
     def judged(self, pairs: Sequence[Pair], *, full: bool) -> pd.DataFrame:
@@ -177,13 +179,19 @@ class Collection:
         counting = [place for place, query_id in enumerate(judged) if query_id in self.judgments]
         return judged if limit is None or limit >= len(counting) else judged[: counting[limit - 1] + 1]
 
-    def _pairs(self, chosen: Mapping[str, list[str]], n: int, seed: int) -> tuple[list[Pair], list[Row]]:
-        """The pairs of the chosen documents and of n easy negatives each, and what is passed over in drawing these."""
-        texts = self.docs.many({doc_id: None for ids in chosen.values() for doc_id in ids})
+    def _pairs(
+        self, chosen: Mapping[str, list[str]], own: Mapping[str, tuple[str, ...]], n: int, seed: int
+    ) -> tuple[list[Pair], list[Row]]:
+        """The pairs of the chosen documents, of its own easy negatives and of n that are drawn for each query.
+
+        Also what is passed over in drawing these.
+        """
+        texts = self.docs.many({doc_id: None for ids in (*chosen.values(), *own.values()) for doc_id in ids})
         pairs, rows = list[Pair](), list[Row]()
         for query_id, ids in chosen.items():
             query, grades = self.queries[query_id], self.judgments[query_id]
             pairs += [Pair(query, texts[doc_id], query_id, doc_id, grades.get(doc_id)) for doc_id in ids]
+            pairs += [Pair(query, texts[doc_id], query_id, doc_id, EASY) for doc_id in own.get(query_id, ())]
             if n:
                 taken = {*self.qrels[query_id], *ids}
                 drawn, passed = pools.easy_negatives(self.id, self.docs, query_id, query, taken, n, seed)
@@ -236,99 +244,3 @@ class Collection:
         spare = pools.passed_over(queries, self.qrels, texts)
         ranked = pools.candidates(queries, list(texts), list(texts.values()), k + spare) if queries else {}
         return self._first(ranked, k)
-
-
-def collection(
-    name_or_path: str | Path, *, duplicates: str = "refuse", leave_out: float | int = LEAVE_OUT
-) -> Collection:
-    """Opens a directory with queries.tsv, docs.tsv and qrels.txt, an ir_datasets id, or "embedded" (which ships).
-
-    The embedded collection was written for mechir: each query has 12 judged passages of known make-up
-    (`mechir/data/embedded/design.tsv`; see `mechir/data/embedded/DATASHEET.md`).
-
-    Args:
-        name_or_path: the directory, whose files may be packed (`docs.tsv.gz`), or the id.
-        duplicates: the rule for a pair that is judged twice, with different grades: "refuse", or "max" for the largest.
-        leave_out: the share of judgments that may name missing or empty documents or unknown queries, of judged queries
-            that may be empty, and of lines of a run: up to it they are left out and counted. Above it, they are
-            refused: of a directory now, of ir_datasets when the first pool is made.
-
-    Raises:
-        MechirError: for anything else, and for files that contradict themselves.
-    """
-    refuse_options(duplicates, leave_out)
-    leave_out = float(leave_out)
-    if str(name_or_path) == EMBEDDED.name:
-        return replace(_directory(EMBEDDED, duplicates, leave_out), ships=True, easy_negatives=20)
-    name, folder = str(name_or_path), Path(name_or_path).expanduser()
-    if folder.is_dir():
-        return _directory(folder, duplicates, leave_out)
-    if name.startswith((".", "/", "~")):
-        raise MechirError(f"There is no directory '{name}': write the path of a collection or an ir_datasets id.")
-    return _dataset(name, duplicates, leave_out)
-
-
-def _dataset(name: str, duplicates: str, leave_out: float) -> Collection:
-    dataset = irds.open_dataset(name)
-    has = {"queries": dataset.has_queries(), "judgments": dataset.has_qrels()}
-    if lacking := [part for part in has if not has[part]]:
-        raise MechirError(
-            f"'{name}' has no {' and no '.join(lacking)} in ir_datasets: write the id of one of its judged subsets, "
-            "such as 'msmarco-passage/trec-dl-2019/judged' of 'msmarco-passage'."
-        )
-    lines = list(irds.queries(name, dataset))
-    queries, again = one_text_each(lines, "query", f"'{name}', query")
-    qrels, twice = one_grade_each(irds.qrels(name, dataset), f"'{name}', judgment", duplicates)
-    digest = _hash_of_dataset(name, {key: text for _, key, text in lines}, qrels)
-    docs = irds.Documents(name, dataset)
-    return Collection(
-        name, queries, docs, qrels, digest, duplicates=duplicates, leave_out=leave_out, again=(*again, *twice)
-    )
-
-
-def _directory(folder: Path, duplicates: str, leave_out: float) -> Collection:
-    files = {name: trec_files.stored(folder, name) for name in FILES}
-    if missing := [name for name, file in files.items() if file is None]:
-        raise MechirError(f"'{folder}' is no collection: it holds no {' and no '.join(missing)}.")
-    queries_file, docs_file, qrels_file = (file for file in files.values() if file is not None)
-    queries, again = one_text_each(trec_files.read_texts(queries_file, "query"), "query", f"{queries_file}, line")
-    docs, more = one_text_each(trec_files.read_texts(docs_file, "document"), "document", f"{docs_file}, line")
-    qrels, twice = one_grade_each(trec_files.read_qrels(qrels_file), f"{qrels_file}, line", duplicates)
-    digest = _hash_of_directory(queries, docs, qrels)
-    name, texts, repeated = folder.resolve().name, trec_files.Texts(docs), (*again, *more, *twice)
-    made = Collection(
-        name, queries, texts, qrels, digest, folder, duplicates=duplicates, leave_out=leave_out, again=repeated
-    )
-    _ = made.judgments  # raises for too many judgments that cannot be used
-    return made
-
-
-def _hash_of_directory(
-    queries: Mapping[str, str], docs: Mapping[str, str], qrels: Mapping[str, Mapping[str, int]]
-) -> str:
-    """The hash of ids and texts, and of the judgments of queries and documents that exist."""
-    asked_for = ((query_id, grades) for query_id, grades in qrels.items() if query_id in queries)
-    judged = {query_id: {key: grade for key, grade in grades.items() if key in docs} for query_id, grades in asked_for}
-    return _digest(_texts(queries), _texts(docs), _judgments(judged))
-
-
-def _hash_of_dataset(name: str, queries: Mapping[str, str], qrels: Qrels) -> str:
-    """The hash of the id in ir_datasets, queries and judgments: the documents are not read."""
-    return _digest([name], _texts(queries), _judgments(qrels))
-
-
-def _texts(texts: Mapping[str, str]) -> Iterator[str]:
-    return (f"{key}\t{text}" for key, text in texts.items())
-
-
-def _judgments(qrels: Qrels) -> Iterator[str]:
-    return (f"{query_id}\t{sorted(grades.items())}" for query_id, grades in qrels.items())
-
-
-def _digest(*parts: Iterable[str]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        for line in part:
-            digest.update(line.encode() + b"\n")
-        digest.update(b"\0")
-    return digest.hexdigest()

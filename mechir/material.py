@@ -13,17 +13,23 @@ import pandas as pd
 from mechir import left_out
 from mechir.collection_groups import Collections
 from mechir.contrasts import Contrast
+from mechir.diagnostic_sets import AXIOMS, diagnostic
 from mechir.encoding import encode_readable
 from mechir.errors import MechirError
+from mechir.inputs import as_pairs
+from mechir.irds import is_opened
 from mechir.judged_collection import Collection
 from mechir.left_out import Row
+from mechir.opening import EMBEDDED, collection, of_pairs
 from mechir.options import LARGEST
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.perturbed import Diagnostic
 from mechir.pools import Sample
 from mechir.reranker import Reranker
 from mechir.rules import LEAVE_OUT
 
+CONTRASTS = "tfc1"
+"""The diagnostic of a run on contrasts where none is named."""
 ALONE = "in"
 """The group of a collection that is given without one."""
 Source = Any
@@ -70,6 +76,22 @@ class Pool:
 def pairs_of(material: Sequence[Any]) -> list[Pair]:
     """The pairs, of contrasts the bases."""
     return [item.base if isinstance(item, Contrast) else item for item in material]
+
+
+def opened(source: Any, experiment: Any, model: Any, pool: Pool | None) -> tuple[Source, Pool | None]:
+    """The source and the pool of a run as values, from what a user gives: see `engine.run`."""
+    contrasts, sampled = experiment.runs_on == "contrasts", isinstance(source, Diagnostic)
+    axiom = source if isinstance(source, str) and source in AXIOMS else CONTRASTS
+    if contrasts and isinstance(source, str) and source in AXIOMS:
+        source = EMBEDDED.name
+    if not isinstance(source, Collection | Collections | Diagnostic):
+        named = isinstance(source, str | Path) or is_opened(source)
+        source = collection(source) if named else of_pairs(as_pairs(source))
+    if not contrasts or sampled or isinstance(source, Collections):
+        return source, pool
+    chosen = {name: value for name, value in vars(pool or Pool()).items() if value is not None}
+    read = Pool(max_length=chosen.pop("max_length", None))
+    return diagnostic(axiom, source, model=model, **chosen), read
 
 
 def source_of(experiment: Any, source: Source) -> Source:

@@ -13,7 +13,7 @@ import pandas as pd
 from mechir.contrasts import Contrast, Perturbation, align_pair, sides, single_piece
 from mechir.errors import MechirError
 from mechir.judged_collection import Collection
-from mechir.pairs import Pair, pairs_hash
+from mechir.pair import Pair, pairs_hash
 from mechir.pools import draw
 from mechir.reranker import Reranker
 from mechir.rules import refuse_counts_below

@@ -15,7 +15,7 @@ import pandas as pd
 from mechir import irds, left_out
 from mechir.errors import MechirError
 from mechir.left_out import Row
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.rules import is_query, numbered, plain
 from mechir.trec_files import Texts
 

@@ -28,7 +28,7 @@ from mechir.encoder.reading import ASKED
 from mechir.errors import MechirError
 from mechir.experiment import Experiment
 from mechir.methods import ranking
-from mechir.pairs import Pair, pairs_hash
+from mechir.pair import Pair, pairs_hash
 from mechir.perturbed import Diagnostic
 from mechir.registry.names import COLUMNS
 from mechir.registry.runs import Run

@@ -14,7 +14,7 @@ from typing import Any
 
 from mechir import diagnostics as axioms
 from mechir.errors import MechirError
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.perturbed import Diagnostic, perturbed
 
 

@@ -20,7 +20,6 @@ from mechir.batches import Batch, progress_bar
 from mechir.encoding import Encoded
 from mechir.errors import MechirError
 from mechir.hooks import Edit, Hook
-from mechir.pairs import Pair
 
 
 @dataclass(frozen=True)
@@ -192,7 +191,7 @@ class Reranker(Protocol):
     def run_with_cache(self, *inputs: Any, names_filter: Any = None, **options: Any) -> tuple[Tensor, Any]:
         """The output and the activations of every hook point, or of those that `names_filter` selects."""
 
-    def certify(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+    def certify(self, pairs: Any) -> dict[str, Any]:
         """The largest differences from the original implementation on these pairs."""
 
 

@@ -16,7 +16,7 @@ from mechir.methods.attention import pair_attention
 from mechir.methods.edge_scores import EdgeScores
 from mechir.methods.tokens import PAIR, rows_of
 from mechir.model_sites import heads_of
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.reranker import Reranker
 from mechir.sites import Head
 from mechir.views import heads as head_maps

@@ -23,7 +23,6 @@ from torch import Tensor
 from mechir.batches import Batch
 from mechir.errors import MechirError
 from mechir.hooks import Edit, Hook, edits
-from mechir.pairs import Pair
 from mechir.recorder import refuse_non_finite
 from mechir.reranker import Restarts, needs
 
@@ -52,7 +51,7 @@ class State:
 @torch.no_grad()
 def sweep(
     model: Restarts,
-    pairs: Sequence[Pair],
+    pairs: Any,
     do: Mapping[str, Any],
     *,
     max_rows: int = 256,
@@ -67,7 +66,7 @@ def sweep(
 
     Args:
         model: a `HookedEncoder`.
-        pairs: what to score.
+        pairs: what to score, as `mi.pairs` reads it.
         do: name -> intervention, several of them, or `()` for the intact model.
         max_rows: the most pairs x interventions computed together.
         max_tokens: the most word pieces computed together, which bounds the memory; by default `model.max_tokens`.

@@ -33,7 +33,7 @@ from mechir.methods.edge_graph import Graph
 from mechir.methods.edge_patching import exact
 from mechir.methods.edges import edges
 from mechir.methods.paths import Run
-from mechir.pairs import Pair
+from mechir.pair import Pair
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mechir.encoder import HookedEncoder
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from tests import models
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(2, os.cpu_count() or 1))))
@@ -51,7 +51,7 @@ def pairs() -> list[Pair]:
 @pytest.fixture(scope="session")
 def real_pairs(shared: Path) -> list[Pair]:
     """Judged pairs of DL19, shuffled once."""
-    from mechir.judged_collection import collection
+    from mechir.opening import collection
 
     found = collection(shared / "data" / "dl19").pairs()
     return [found[int(i)] for i in torch.randperm(len(found), generator=torch.Generator().manual_seed(0))]

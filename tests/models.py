@@ -11,7 +11,7 @@ import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from mechir.pairs import Pair
+from mechir.pair import Pair
 
 TOY, TOY_MODEL = (Path(__file__).parent / "data" / name for name in ("toy", "toy-model"))
 """A collection of 6 queries x 12 documents and a random model of 2 layers, made by data/make_toy.py."""

@@ -14,7 +14,7 @@ from mechir.errors import MechirError
 from mechir.methods.backups import Backups, backups
 from mechir.methods.edge_backups import edge_backups
 from mechir.methods.metrics import by_query
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from tests.models import FAMILIES, PAIRS, Checkpoints
 from tests.test_patching import CONTRASTS
 

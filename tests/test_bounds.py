@@ -33,7 +33,7 @@ from mechir.methods import (
     spectra,
 )
 from mechir.methods.walk import Way
-from mechir.pairs import Pair, split_queries
+from mechir.pair import Pair, split_queries
 from mechir.planted import known
 from tests.models import TOY, TOY_MODEL, nine_queries
 

@@ -115,9 +115,11 @@ def test_both_ways_must_be_of_the_same_contrasts_edges_and_options() -> None:
 @pytest.mark.parametrize("counterfactual", ["tf", "query"])
 @pytest.mark.parametrize("c", [100.0, 3.0, 1.0])
 def test_the_level_holds_over_many_repetitions(c: float, counterfactual: str, within: bool) -> None:
+    """Of one way alone the mean over both is a little off 0, which is found: docs/circuits.md has how often."""
     there, back = oriented(planted.bm25(c=c), counterfactual, 16, "eap-ig")
-    for pair in ((there, back), (both_ways(there, back), both_ways(back, there))):
-        assert rejected(*pair, 400, within)[-1] <= most(400)
+    assert rejected(both_ways(there, back), both_ways(back, there), 400, within)[-1] <= most(400)
+    drift, effect = (np.abs(there.estimate + sign * back.estimate).max() for sign in (1, -1))
+    assert rejected(there, back, 400, within)[-1] <= 2 * LEVEL and drift < 0.1 * effect
 
 
 @pytest.mark.slow
@@ -129,4 +131,6 @@ def test_the_level_holds_on_a_trained_model(trained: HookedEncoder, real_pairs: 
     contrasts = [contrast for some in made.values() for contrast in some]
     there, back = (mi.edges(trained, some) for some in (contrasts, [c.swapped() for c in contrasts]))
     assert (inference.sign_flips(there.queries).p_corrected < LEVEL).sum() > 100
-    assert rejected(there, back, 200, within=True)[-1] <= most(200)
+    assert rejected(both_ways(there, back), both_ways(back, there), 200, within=True)[-1] <= most(200)
+    drift, effect = (np.abs(there.estimate + sign * back.estimate).max() for sign in (1, -1))
+    assert rejected(there, back, 200, within=True)[-1] <= 2 * LEVEL and drift < 0.1 * effect

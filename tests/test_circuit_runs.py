@@ -13,7 +13,7 @@ from mechir.errors import MechirError
 from mechir.methods.edge_graph import Graph
 from mechir.methods.edges import edges
 from mechir.methods.faithfulness import circuit_scores
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from tests.models import FAMILIES, Checkpoints
 from tests.test_patching import CONTRASTS
 

@@ -12,7 +12,7 @@ import requests
 import mechir as mi
 from mechir import irds
 from mechir.errors import MechirError
-from mechir.pairs import EASY
+from mechir.pair import EASY
 from tests.models import TOY
 from tests.test_collection import append
 

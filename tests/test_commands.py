@@ -19,7 +19,7 @@ from mechir.diagnostic_sets import diagnostic
 from mechir.diagnostics import Tfc1
 from mechir.encoder import HookedEncoder
 from mechir.engine import Shard
-from mechir.judged_collection import EMBEDDED
+from mechir.opening import EMBEDDED
 from mechir.perturbed import perturbed
 from mechir.registry.findings import of_record
 from mechir.registry.runs import Run, runs

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import mechir as mi
+from analyses.lu2025.head_to_score import HeadToScore
 from mechir import engine
 from mechir.catalog import all_experiments
 from mechir.contrasts import ROLES
@@ -16,7 +17,7 @@ from mechir.diagnostic_sets import diagnostic
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.estimate import estimate
-from mechir.material import Pool
+from mechir.material import Pool, material_of
 from mechir.methods import effects, patching
 from mechir.methods.attention import role_attention
 from mechir.methods.statistics import spearman
@@ -115,8 +116,8 @@ def test_pairs_and_contrasts_are_not_confused(toy: HookedEncoder, tfc1: Diagnost
         MechirError, match=r"'vast2025/direction_ablation' runs on pairs, not on contrasts: give a coll"
     ):
         engine.run("vast2025/direction_ablation", toy, tfc1, registry=tmp_path)
-    with pytest.raises(MechirError, match=r"'lu2025/head_to_score' runs on contrasts: give a diagnostic set such as"):
-        engine.run("lu2025/head_to_score", toy, mi.collection(TOY), registry=tmp_path)
+    with pytest.raises(MechirError, match=r"runs on contrasts: give a diagnostic set such as diagnostic\('tfc1'\)"):
+        material_of(HeadToScore(), toy, mi.collection(TOY), Pool())
     with pytest.raises(MechirError, match=r"A diagnostic set is sampled when it is made: write diagnostic\(..., limit"):
         engine.run("lu2025/head_to_score", toy, tfc1, pool=Pool(limit_queries=1), registry=tmp_path)
 

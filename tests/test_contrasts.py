@@ -18,7 +18,7 @@ from mechir.contrasts import Contrast, align, align_pair
 from mechir.diagnostics import QuerySwap, Shuffle, Tfc1, Tfc2
 from mechir.encoding import Encoded, encode
 from mechir.errors import MechirError
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.segments import Segment
 from tests.models import FAMILIES, WORDS, tokenizer
 

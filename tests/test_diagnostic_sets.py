@@ -32,7 +32,7 @@ from mechir.diagnostics import (
 )
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
-from mechir.pairs import EASY, Pair
+from mechir.pair import EASY, Pair
 from mechir.perturbed import FILLERS, Diagnostic, perturbed
 from mechir.reranker import Weights
 from tests.models import PAIRS, TOY, stub
@@ -300,10 +300,9 @@ def test_every_set_is_there_over_the_embedded_collection(name: str) -> None:
 def test_a_pool_is_what_the_collection_gives() -> None:
     options = {"limit_queries": 3, "per_grade": 1, "easy_negatives": 2, "seed": 4}
     wanted = mi.collection(TOY).pairs(**options)
-    assert [base for base, _ in diagnostic("tfc1", TOY, **options).cases] == wanted
-    assert [base for base, _ in diagnostic("lnc2", TOY, limit_queries=None, per_grade=None).cases] == mi.collection(
-        TOY
-    ).pairs()
+    assert mi.pairs(base for base, _ in diagnostic("tfc1", TOY, **options).cases) == wanted
+    whole = diagnostic("lnc2", TOY, limit_queries=None, per_grade=None)
+    assert mi.pairs(base for base, _ in whole.cases) == mi.collection(TOY).pairs()
     assert sum(base.grade == EASY for base, _ in diagnostic("lnc2", limit_queries=2, easy_negatives=3).cases) == 6
 
 

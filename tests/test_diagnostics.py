@@ -31,7 +31,7 @@ from mechir.diagnostics import (
     words,
 )
 from mechir.errors import MechirError
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.perturbed import perturbed
 from tests.models import PAIRS, TOY, WORDS
 

@@ -17,7 +17,7 @@ from mechir.errors import MechirError
 from mechir.methods import attribution, paths
 from mechir.methods.edge_graph import Graph
 from mechir.methods.edges import edges
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from tests.models import FAMILIES, Checkpoints
 from tests.test_patching import CONTRASTS
 

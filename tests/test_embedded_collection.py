@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 import mechir as mi
-from mechir.judged_collection import EMBEDDED
-from mechir.pairs import EASY
+from mechir.opening import EMBEDDED
+from mechir.pair import EASY
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))

@@ -18,7 +18,7 @@ from mechir.collection_groups import collections
 from mechir.errors import MechirError
 from mechir.judged_collection import Collection
 from mechir.methods.importance import thresholds
-from mechir.pairs import EASY
+from mechir.pair import EASY
 from tests.models import TOY
 
 MANY = "".join(f"q1 0 d{q:02d}{d:02d} 0\n" for q in range(2, 7) for d in range(12))
@@ -148,7 +148,7 @@ def test_what_cannot_be_used_is_left_out_up_to_a_share(
         found = opened(leave_out=1 / 73).sample()
     read = opened_quietly(opened, leave_out=1 / 73)
     pairs = found.pairs
-    assert pairs == mi.collection(TOY).pairs()
+    assert tuple(pairs) == mi.collection(TOY).pairs()
     assert rows(read) == [row]
     assert row[2] == "d0101" or row[2] not in set(read.judged(pairs, full=True)["doc_id"])
     append(folder / "qrels.txt", MANY)
@@ -207,7 +207,7 @@ def test_grades_below_0_are_no_hard_negatives(folder: Path, opened: Opened) -> N
     (folder / "qrels.txt").write_text(text.replace("d0104 0", "d0104 -100").replace("d0101 1", "d0101 -1"))
     read = opened()
     gone = {"d0104", "d0101"}
-    assert [p for p in mi.collection(TOY).pairs() if p.doc_id not in gone] == read.pairs()
+    assert tuple(p for p in mi.collection(TOY).pairs() if p.doc_id not in gone) == read.pairs()
     assert set(read.judged(read.pairs(), full=True)["doc_id"]).isdisjoint(gone)
     first = Counter(pair.grade for pair in read.pairs(per_grade=3, easy_negatives=60, limit_queries=1))
     assert first == {3: 3, 2: 3, 1: 2, 0: 2, EASY: 60}

@@ -16,7 +16,7 @@ import mechir as mi
 from mechir.contrasts import align
 from mechir.diagnostics import Lnc2, QuerySwap, Shuffle, Tfc1
 from mechir.errors import MechirError
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from tests.models import TEXTS, tokenizer
 from tests.test_contrasts import BERT, PLAIN, differing, document_start, encoded, insertion, pair_of, pieces
 

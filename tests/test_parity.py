@@ -10,7 +10,7 @@ import torch
 
 from mechir.encoder import HookedEncoder
 from mechir.encoder.head import READOUTS
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.segments import Segment
 from tests.models import FAMILIES, PAIRS, Checkpoints
 

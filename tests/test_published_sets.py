@@ -21,7 +21,7 @@ from mechir.diagnostics import (
 )
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.perturbed import FILLERS, Diagnostic
 from mechir.published_sets import PUBLISHED
 from tests.models import TOY

@@ -306,7 +306,7 @@ def test_attention_is_shown_as_text_and_as_a_fragment(tmp_path: Path) -> None:
     model = mi.load(TOY_MODEL)
     shown = mi.show.attention(model, ("how do goldfish grow", "the goldfish grow in a tank"), heads=("h0.1", "h1.2"))
     first, second, third = repr(shown).splitlines()[:3]
-    assert first.startswith("h0.1 on q/d, score ") and second.startswith("  query<-doc: ") and " \u2192 " in third
+    assert first.startswith("h0.1 on q1/d1, score ") and second.startswith("  query<-doc: ") and " \u2192 " in third
     assert second.count("\u2192") == 5
     html = shown._repr_html_()
     (data,) = re.findall(r'<script type="application/json">(.*?)</script>', html)

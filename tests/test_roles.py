@@ -20,7 +20,7 @@ from mechir.diagnostics import QuerySwap, Tfc1
 from mechir.encoder import HookedEncoder
 from mechir.encoding import Encoded, encode
 from mechir.errors import MechirError
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.reranker import Reranker
 from mechir.segments import Segment
 from tests.models import FAMILIES, Checkpoints, stub

@@ -17,7 +17,7 @@ from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.hooks import edits
 from mechir.methods.spectra import Seen, aligned
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.subspaces import EMBED, Add, EditEmbedding, Project, Subspace
 from mechir.sweeps import forwards
 from tests.models import FAMILIES, PAIRS, Checkpoints

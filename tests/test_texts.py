@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 
@@ -16,7 +15,6 @@ import mechir as mi
 from mechir.encoder import HookedEncoder
 from mechir.encoding import encode, encode_readable, write
 from mechir.errors import MechirError
-from mechir.pairs import as_pairs
 from tests.models import PAIRS, Checkpoints, build
 from tests.references import hugging_face
 
@@ -28,48 +26,7 @@ def test_one_pair_and_tuples_are_scored_like_a_list_of_pairs(tiny: HookedEncoder
     for one in (PAIRS[0], texts[0], (*texts[0], "q7", "d8")):
         torch.testing.assert_close(tiny.score(one), expected[:1], atol=1e-6, rtol=0)
         torch.testing.assert_close(tiny(one), expected[:1], atol=1e-6, rtol=0)
-    assert as_pairs([(*texts[0], "q7", "d8")]) == [mi.Pair(*texts[0], "q7", "d8")]
-
-
-FRAME = pd.DataFrame({"query": ["dog"], "text": ["a cat"]})
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (FRAME, r"a DataFrame is no pair of query and document: write Pair\(query, document, query_id, doc_id\)"),
-        (FRAME["query"], r"a Series is no pair"),
-        (FRAME.to_dict("records"), r"a dict is no pair"),
-        ({"query": "dog", "document": "cat"}, r"a dict is no pair"),
-        (["cat", "dog"], r"'cat' is no pair"),
-        ("dog", r"'dog' is no pair"),
-        (["ab"], r"'ab' is no pair"),
-        ([["dog", "a cat"]], r"a list is no pair"),
-        ([("dog",)], r"\('dog',\) is no pair"),
-        ([("dog", None)], r"\('dog', None\) is no pair"),
-        ([("dog", "a cat"), 3], r"3 is no pair"),
-        (iter(PAIRS), r"a list_iterator is no pair"),
-        (None, r"None is no pair"),
-    ],
-)  # fmt: skip
-def test_what_is_no_pair_is_refused_by_name(tiny: HookedEncoder, given: Any, message: str) -> None:
-    with pytest.raises(MechirError, match=message):
-        as_pairs(given)
-
-
-class Rows:
-    """What a dataset looks like: rows by number, columns by name."""
-
-    def __getitem__(self, place: int) -> dict[str, str]:
-        return {"query": "dog", "text": "a cat"}
-
-    def __len__(self) -> int:
-        return 1
-
-
-def test_a_dataset_is_refused_by_name() -> None:
-    with pytest.raises(MechirError, match="a Rows is no pair of query and document"):
-        as_pairs(Rows())
+    assert mi.pairs([(*texts[0], "q7", "d8")]) == (mi.Pair(*texts[0], "q7", "d8"),)
 
 
 def spoilt(**fields: Any) -> mi.Pair:

@@ -15,7 +15,7 @@ from mechir.methods.backups import BY, Backups, backups
 from mechir.methods.checks import heads_there
 from mechir.methods.edge_graph import Graph
 from mechir.options import OR_FOUND, option
-from mechir.pairs import split_queries
+from mechir.pair import split_queries
 from mechir.reranker import Weights
 from mechir.sites import Head
 from mechir.views import charts

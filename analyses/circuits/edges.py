@@ -19,7 +19,7 @@ from mechir.methods.edges import edges
 from mechir.methods.patching import ids_of
 from mechir.methods.statistics import percentiles
 from mechir.options import frame, option
-from mechir.pairs import split_queries
+from mechir.pair import split_queries
 from mechir.reranker import Weights
 from mechir.sites import Score
 from mechir.views import charts

@@ -21,7 +21,7 @@ from mechir.methods.faithfulness_curve import FAITHFUL, curve_table
 from mechir.methods.patching import ids_of
 from mechir.methods.selection import HOW, SIZES, circuits_of, random_alike, ranked_edges
 from mechir.options import frame, option
-from mechir.pairs import split_queries
+from mechir.pair import split_queries
 from mechir.reranker import Weights
 from mechir.views import charts
 from mechir.views.circuits import circuit_graph, faithfulness_curve

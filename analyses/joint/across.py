@@ -13,7 +13,7 @@ from mechir.inference import holm
 from mechir.methods.agreement import rank_agreement, sign_agreement
 from mechir.methods.statistics import RESAMPLES
 from mechir.options import frame, option
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.registry.conflicts import conflicts
 from mechir.registry.evidence import held
 from mechir.registry.links import exploratory, linked, measured

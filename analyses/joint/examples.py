@@ -11,7 +11,7 @@ from mechir.experiment import Experiment, Finished, Inputs
 from mechir.methods.attention import pair_attention
 from mechir.methods.checks import heads_there
 from mechir.options import option
-from mechir.pairs import Pair, first_of_each
+from mechir.pair import Pair, first_of_each
 from mechir.reranker import Weights
 from mechir.sites import Head
 from mechir.views import charts

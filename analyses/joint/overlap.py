@@ -14,7 +14,7 @@ from mechir.measures import LINK_TO
 from mechir.methods.agreement import first, rank_agreement, top_agreement
 from mechir.methods.statistics import RESAMPLES
 from mechir.options import frame, option
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.registry.names import Named
 from mechir.registry.queries import matching
 from mechir.reranker import Weights

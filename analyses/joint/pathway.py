@@ -18,7 +18,7 @@ from mechir.methods.checks import relevant_there
 from mechir.methods.cutting import METRICS, cut_scores, cut_sets, cut_table, head_means, term_contrasts
 from mechir.methods.planning import contrast_spreads, power_table, share_spreads
 from mechir.options import frame, option
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.registry.evidence import held
 from mechir.registry.links import BEHIND, link_table
 from mechir.registry.plan import concluded

@@ -14,7 +14,7 @@ from mechir.methods import effects
 from mechir.methods.checks import SELECTION, heads_or_search
 from mechir.methods.paths import path_patch, scoring_heads
 from mechir.options import OR_FOUND, option
-from mechir.pairs import split_queries
+from mechir.pair import split_queries
 from mechir.reranker import Weights
 from mechir.sites import Head
 from mechir.views import charts

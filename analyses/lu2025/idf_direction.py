@@ -10,7 +10,7 @@ from mechir.experiment import Experiment, Finished, Inputs
 from mechir.measures import R_IDF, stated
 from mechir.methods.lexical import LEAST, collection_counts, idf_correlations, query_pieces, read_idf, refuse_idf
 from mechir.options import frame, option
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.reranker import Weights
 from mechir.views import charts
 

@@ -18,7 +18,7 @@ from mechir.methods.dose import dose_response, doses, shifts
 from mechir.methods.lexical import find_idf, refuse_idf, singular_direction
 from mechir.methods.paths import scoring_heads
 from mechir.options import OR_FOUND, option
-from mechir.pairs import Pair, first_of_each, split_queries
+from mechir.pair import Pair, first_of_each, split_queries
 from mechir.reranker import Weights
 from mechir.sites import Head
 from mechir.views import charts

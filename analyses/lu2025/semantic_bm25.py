@@ -16,7 +16,7 @@ from mechir.methods.lexical import Counts, collection_counts, find_idf, refuse_i
 from mechir.methods.matching import choose_matching
 from mechir.model_sites import all_heads
 from mechir.options import OR_FOUND, option
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.reranker import Weights
 from mechir.sites import Head
 from mechir.views import charts

@@ -26,7 +26,7 @@ from mechir.methods.soft_tf import (
 )
 from mechir.methods.statistics import query_means
 from mechir.options import OR_FOUND, option
-from mechir.pairs import Pair, first_of_each, split_queries
+from mechir.pair import Pair, first_of_each, split_queries
 from mechir.reranker import Weights
 from mechir.sites import Head, is_head
 from mechir.views import charts

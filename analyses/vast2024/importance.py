@@ -24,7 +24,7 @@ from mechir.methods.importance import (
 from mechir.methods.schemes import top
 from mechir.methods.walk import Way
 from mechir.options import option
-from mechir.pairs import Pair, split_queries
+from mechir.pair import Pair, split_queries
 from mechir.reranker import Weights
 from mechir.views import charts
 

@@ -18,7 +18,7 @@ from mechir.methods.schemes import LABELS
 from mechir.methods.statistics import overlap, percentiles
 from mechir.methods.walk import Way
 from mechir.options import option
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.reranker import Weights
 from mechir.sites import is_head
 from mechir.views import charts

@@ -16,7 +16,7 @@ from mechir.methods.importance import format_thresholds, labelled, read_threshol
 from mechir.methods.pruning import ENDS, ORIGINAL, RANDOM, pruned_sets, pruning_table, refuse, refuse_small
 from mechir.methods.schemes import LABELS, schemes
 from mechir.options import frame, option
-from mechir.pairs import Pair, split_queries
+from mechir.pair import Pair, split_queries
 from mechir.reranker import Weights
 from mechir.sweeps import sweep
 from mechir.views import charts

@@ -12,7 +12,7 @@ from mechir.measures import CONTRAST, stated
 from mechir.methods.matching import MEASURES, SIDES, attention_by_pair, compare_grades
 from mechir.methods.statistics import query_means
 from mechir.options import option
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.reranker import Weights
 from mechir.sites import is_head
 from mechir.views import charts

@@ -10,7 +10,7 @@ from mechir.experiment import Experiment, Finished, Inputs
 from mechir.methods.checks import grades_there
 from mechir.methods.lens import GAP, both_sides, gathered, read_depths, readable
 from mechir.options import option
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.reranker import Weights
 from mechir.views import charts
 

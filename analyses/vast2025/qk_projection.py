@@ -15,7 +15,7 @@ from mechir.methods.checks import heads_there
 from mechir.methods.projection import ALIGNED, project_heads
 from mechir.methods.spectra import qk_spectra
 from mechir.options import option
-from mechir.pairs import Pair, first_of_each
+from mechir.pair import Pair, first_of_each
 from mechir.reranker import Weights
 from mechir.sites import Head
 from mechir.views import charts

@@ -12,7 +12,7 @@ from mechir.methods.matching import attention_by_pair, compare_grades
 from mechir.methods.spectra import VECTORS, head_inputs, preferences, qk_spectra
 from mechir.methods.statistics import overlap
 from mechir.options import option
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.reranker import Weights
 from mechir.views import charts
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mechir.batches import Batch
 from mechir.encoder.hooked import HookedEncoder
 from mechir.errors import MechirError
-from mechir.pairs import Pair
+from mechir.inputs import as_pairs
 from mechir.reranker import score_parity
 
 BOUNDS = {"float32": 1e-4, "float64": 1e-4, "bfloat16": 3e-2}
@@ -26,7 +26,7 @@ EVERYWHERE = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_bac
 
 
 @torch.no_grad()
-def certify(model: HookedEncoder, pairs: Sequence[Pair], *, max_rows: int = 16) -> dict[str, Any]:
+def certify(model: HookedEncoder, pairs: Any, *, max_rows: int = 16) -> dict[str, Any]:
     """The largest differences from Hugging Face over these pairs: inputs, scores, hidden states, patterns.
 
     Hugging Face reads the texts by itself: its ids, token types and mask, `tokenizer(query, document, padding=True,
@@ -37,6 +37,7 @@ def certify(model: HookedEncoder, pairs: Sequence[Pair], *, max_rows: int = 16) 
     absolute, over real tokens only. `segments_matter` is the largest change of a logit when all segment ids are 0:
     above 0 it shows that they reach the model.
     """
+    pairs = as_pairs(pairs)
     worst = {"score": 0.0, "score_head_row": 0.0, "hidden": 0.0, "pattern": 0.0, "segments_matter": 0.0}
     scale, other_inputs = 0.0, 0
     encoded = model.encode(pairs)

@@ -27,7 +27,8 @@ from mechir.encoder.tokenizing import refuse_unfit
 from mechir.encoding import Encoded, encode
 from mechir.errors import MechirError, closest
 from mechir.hooks import Edit, Hook, as_edit, edits
-from mechir.pairs import Pair, as_pairs
+from mechir.inputs import as_pairs
+from mechir.pair import joined
 from mechir.recorder import refuse_non_finite
 from mechir.reranker import Structure, score_parity
 
@@ -38,7 +39,7 @@ class HookedEncoder(HookedRootModule, Tiers):
     """A cross-encoder under TransformerLens hook names: `*ForSequenceClassification` of the BERT-like families.
 
     The parameters are those of the Hugging Face model in `self.hf`, not copies. `docs/concepts.md` lists hook names and
-    shapes. Inputs are pairs (or `(query, document)` strings).
+    shapes. Inputs are pairs as `mi.pairs` reads them: values, tuples, frames, datasets.
     """
 
     structure = Structure(norm="post", positions="absolute", reads="cls")
@@ -162,7 +163,7 @@ class HookedEncoder(HookedRootModule, Tiers):
         return 4096 if self.device.type == "cpu" else 65536
 
     def encode(self, pairs: Any, max_length: int | None = None) -> Encoded:
-        """The pairs (`as_pairs`) as token ids; documents beyond `max_length` are cut, by default the model's own."""
+        """The pairs (`mi.pairs`) as token ids; documents beyond `max_length` are cut, by default the model's own."""
         if self.tokenizer is None:
             raise MechirError("This model has no tokenizer and reads token ids alone: give it a Batch.")
         length, _ = length_limit(self.cfg.n_ctx, self.tokenizer, self.max_length if max_length is None else max_length)
@@ -182,7 +183,7 @@ class HookedEncoder(HookedRootModule, Tiers):
         """Scores [batch] by default, logits [batch, label], or the residual stream [batch, pos, d_model].
 
         Args:
-            inputs: pairs, tuples of texts, a list of these (`as_pairs`), or a `Batch`.
+            inputs: whatever `mi.pairs` reads, or a `Batch`.
             return_type: "score", "logits" or "resid", which `stop_at_layer` implies.
             resid: the residual stream to start from, with `start_at_layer`.
             start_at_layer: the first layer computed; needs `resid` when above 0.
@@ -274,11 +275,13 @@ class HookedEncoder(HookedRootModule, Tiers):
         max_tokens: int | None = None,
         max_length: int | None = None,
         progress: bool | None = None,
-    ) -> Float[Tensor, "pair"]:
+        frame: bool = False,
+    ) -> Any:
         """The relevance score of each pair under the intervention(s) `do`, in input order, on the CPU.
 
         The scale is the logit (1 label) or `logit[1] - logit[0]` (2 labels): the scale of every effect. `readout`
-        "log_p" or "p" changes the returned values, not the scale of effects.
+        "log_p" or "p" changes the returned values, not the scale of effects. With `frame`, a row per pair: `query_id`,
+        `doc_id`, `grade` where any is judged, and `score`.
 
         Raises:
             MechirError: for empty or too long queries, unknown hooks, and scores that are not finite (pair and layer).
@@ -289,9 +292,10 @@ class HookedEncoder(HookedRootModule, Tiers):
             with self.hooks(edits(do, batch)):
                 out[torch.from_numpy(index)] = self(batch).cpu()
         refuse_non_finite(self, out, encoded, do)
-        return read_out(out, readout)
+        scores = read_out(out, readout)
+        return joined(encoded.pairs, score=scores.numpy()) if frame else scores
 
-    def certify(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+    def certify(self, pairs: Any) -> dict[str, Any]:
         """The largest differences from Hugging Face's own model on these pairs (see `certify.certify`).
 
         That of the scores, `score_head_row`, becomes `parity`.

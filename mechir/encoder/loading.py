@@ -86,6 +86,24 @@ def assemble(
     return HookedEncoder(hf.to(_number(dtype)).to(_device(device)), tokenizer, family, **options)
 
 
+def in_memory(hf: Any, tokenizer: Any, *, name: str = "in memory", **options: Any) -> HookedEncoder:
+    """A `HookedEncoder` of Hugging Face's model as it is, in its own number type and on its device by default.
+
+    Raises:
+        MechirError: for a class that is not one of `FAMILIES`, a setting that cannot be reproduced, or no tokenizer.
+    """
+    kind = type(hf).__name__
+    family = next((family for family in FAMILIES.values() if family.architecture == kind), None)
+    if family is None:
+        known = ", ".join(family.architecture for family in FAMILIES.values())
+        raise MechirError(f"This is a {kind}, which mechir cannot reproduce: it reads {known}.")
+    if tokenizer is None:
+        raise MechirError(f"A {kind} in memory needs its tokenizer: write mi.load(model, tokenizer).")
+    _refuse_unfaithful(hf.config.to_dict(), Path(name))
+    options = {"dtype": hf.dtype, "device": hf.device} | options
+    return assemble(hf, tokenizer, family, name=name, **options)
+
+
 def _number(dtype: str | torch.dtype) -> torch.dtype:
     number = DTYPES.get(str(dtype).removeprefix("torch."))
     if number is None:

@@ -13,7 +13,7 @@ from tokenizers.normalizers import Lowercase, Sequence
 from mechir.encoder.checkpoint import VOCABULARIES, quiet, refuse_unreadable_settings
 from mechir.encoding import segments_of, write
 from mechir.errors import MechirError, brief
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.reranker import Embeddings
 
 

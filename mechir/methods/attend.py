@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from mechir.batches import Batch, for_numpy, shares
 from mechir.contrasts import ROLES, Contrast, EncodedContrasts, encode_contrasts
 from mechir.errors import MechirError
+from mechir.inputs import as_pairs
 from mechir.methods.attend_split import AttentionSplit
 from mechir.methods.attend_writers import Record, precise, writers, written
 from mechir.methods.circuit_runs import as_contrasts
 from mechir.methods.edge_graph import Graph
 from mechir.model_sites import heads_of
-from mechir.pairs import Pair, as_pairs
+from mechir.pair import Pair
 from mechir.reranker import Weights, needs
 from mechir.segments import FIVE, Segment
 from mechir.sites import Head, Site, as_sites
@@ -234,7 +235,7 @@ def _whole_head(model: Weights, head: Any) -> Head:
     return site
 
 
-def _material(given: Any) -> list[Any]:
+def _material(given: Any) -> Sequence[Any]:
     """The pairs, or the contrasts, as values."""
     if isinstance(given, tuple) and len(given) == 2 and all(isinstance(item, Pair) for item in given):
         raise MechirError(

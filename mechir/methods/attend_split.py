@@ -14,7 +14,7 @@ from mechir.contrasts import Contrast
 from mechir.errors import MechirError, refuse_below
 from mechir.methods.edge_scores import largest_first, summary
 from mechir.methods.metrics import means_by_query
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.sites import Head
 
 REST = "rest"

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from mechir.batches import for_numpy
 from mechir.contrasts import ROLES, Contrast, ContrastBatch, encode_contrasts
+from mechir.inputs import as_pairs
 from mechir.methods.patching import ids_of
 from mechir.model_sites import heads_of
-from mechir.pairs import Pair
 from mechir.recorder import observe
 from mechir.reranker import Reranker
 from mechir.segments import Segment
@@ -73,7 +73,7 @@ def _masses(model: Reranker, batch: ContrastBatch, heads: Sequence[Head]) -> pd.
 
 @torch.no_grad()
 def pair_attention(
-    model: Reranker, pairs: Sequence[Pair], heads: Sequence[Head | str], *, max_length: int | None = None
+    model: Reranker, pairs: Any, heads: Sequence[Head | str], *, max_length: int | None = None
 ) -> pd.DataFrame:
     """The weights of `heads` between every word piece of the query and every one of the document.
 
@@ -86,6 +86,7 @@ def pair_attention(
     Raises:
         MechirError: for a site that is no head of this model.
     """
+    pairs = as_pairs(pairs)
     encoded = model.encode(pairs, max_length)
     hooks = {head: head._replace(part="pattern").hook for head in heads_of(model, heads)}
     rows: list[dict[str, Any]] = []

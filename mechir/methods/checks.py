@@ -18,7 +18,7 @@ from mechir.methods.patching import place_name, places
 from mechir.methods.targets import Target
 from mechir.methods.walk import Way
 from mechir.model_sites import heads_of
-from mechir.pairs import EASY, Pair, split_queries
+from mechir.pair import EASY, Pair, split_queries
 from mechir.reranker import Reranker, Weights, needs
 from mechir.sites import Head
 

@@ -23,7 +23,7 @@ from mechir.errors import MechirError
 from mechir.hooks import Edit, EveryLayer, Hook, Hooked
 from mechir.methods.edge_graph import Graph, Sender, reads_at, refuse_foreign_edges, writes_at
 from mechir.methods.paths import Run
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.reranker import Reranker, Weights, needs_edges
 from mechir.sites import Head, Mlp, Score
 

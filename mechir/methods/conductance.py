@@ -20,11 +20,12 @@ from torch import Tensor
 
 from mechir.batches import Batch
 from mechir.errors import MechirError
+from mechir.inputs import as_pairs
 from mechir.methods.groups import Groups, pair_ids
 from mechir.methods.targets import Target
 from mechir.methods.walk import Walked, Way, walk
 from mechir.model_sites import sites_of
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.reranker import Reranker, Weights, needs
 from mechir.segments import FIVE, directions
 
@@ -57,13 +58,13 @@ class Conductances(NamedTuple):
 
 def conductance(
     model: Weights,
-    pairs: Sequence[Pair],
+    pairs: Any,
     *,
     units: Sequence[str] = ("post", "pattern"),
     way: Way | None = None,
     target: str = "score",
     against: Sequence[float] | None = None,
-    start: Sequence[Pair] | None = None,
+    start: Any = None,
     split: bool = False,
     max_tokens: int | None = None,
     max_length: int | None = None,
@@ -91,6 +92,7 @@ def conductance(
             unit feeds.
     """
     needs(model, "conductance", Weights)
+    pairs = as_pairs(pairs)
     goal = Target(target, against)
     readers = unit_readers(model, units, goal, split=split)
     groups, checks = Groups.of(pairs), list[pd.DataFrame]()

@@ -21,7 +21,7 @@ from mechir.interventions import Ablate
 from mechir.methods import ranking
 from mechir.methods.pruning import sizes
 from mechir.methods.schemes import random_like
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.reranker import Reranker, Restarts, needs
 from mechir.sweeps import sweep
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,10 +14,10 @@ from torch import Tensor
 from mechir.batches import Batch, for_numpy, shares
 from mechir.diagnostics import Term
 from mechir.hooks import Hook
+from mechir.inputs import as_pairs
 from mechir.methods.groups import columns_first, pair_ids
 from mechir.methods.lexical import pieces_of, random_direction
 from mechir.model_sites import heads_of
-from mechir.pairs import Pair
 from mechir.recorder import observe
 from mechir.reranker import Reranker, Weights, needs
 from mechir.segments import Segment
@@ -74,7 +75,7 @@ def shifts(model: Weights, direction: Subspace, draws: int) -> dict[tuple[str, f
 @torch.no_grad()
 def dose_response(
     model: Reranker,
-    pairs: Sequence[Pair],
+    pairs: Any,
     do: Mapping[tuple[str, float], EditEmbedding],
     heads: Sequence[Head | str],
     *,
@@ -94,6 +95,7 @@ def dose_response(
         MechirError: for what is no head of this model.
     """
     needs(model, "dose_response", reads="cls")
+    pairs = as_pairs(pairs)
     sites, firsts = heads_of(model, heads), {pair.query_id: pair for pair in reversed(pairs)}
     terms = {query_id: Term(seed=seed)(pair) for query_id, pair in firsts.items()}
     pieces = dict(zip(terms, pieces_of(model, list(terms.values())), strict=True))

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mechir.pairs import Pair
+from mechir.pair import Pair
 
 
 class Groups(NamedTuple):

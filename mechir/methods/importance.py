@@ -20,7 +20,7 @@ from mechir.errors import MechirError, refuse_below
 from mechir.methods.conductance import KIND, conductance, parts
 from mechir.methods.groups import columns_first, pair_ids
 from mechir.methods.schemes import LABELS, kind
-from mechir.pairs import Pair, first_of_each
+from mechir.pair import Pair, first_of_each
 from mechir.reranker import Reranker, Weights, needs
 
 RELEVANT, OTHER = LABELS

@@ -7,7 +7,6 @@ and a control whether that is more than chance.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,9 @@ from torch import Tensor
 from mechir.batches import shares
 from mechir.errors import MechirError
 from mechir.inference import mean_row
+from mechir.inputs import as_pairs
 from mechir.methods.groups import crossed, pair_ids
 from mechir.methods.ranking import TIE
-from mechir.pairs import Pair
 from mechir.recorder import observe, refuse_non_finite
 from mechir.reranker import Restarts, needs
 from mechir.segments import FIVE
@@ -40,7 +39,7 @@ GAP = "relevant - others"
 
 @torch.no_grad()
 def read_depths(
-    model: Restarts, pairs: Sequence[Pair], *, max_length: int | None = None, progress: bool | None = None
+    model: Restarts, pairs: Any, *, max_length: int | None = None, progress: bool | None = None
 ) -> pd.DataFrame:
     """Applies the head to the CLS row at every depth, and averages each segment's residual stream.
 
@@ -60,6 +59,7 @@ def read_depths(
         MechirError: for pairs without grades.
     """
     needs(model, "read_depths", Restarts, norm="post", reads="cls")
+    pairs = as_pairs(pairs)
     if any(pair.grade is None for pair in pairs):
         raise MechirError("Pairs without a grade are neither relevant nor not: give judged pairs.")
     sites, c = [Resid(0)], model.cfg  # even places are whole layers, odd ones attention

@@ -21,7 +21,7 @@ from scipy import stats
 
 from mechir.errors import MechirError, refuse_below
 from mechir.judged_collection import Collection
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.reranker import Reranker, Weights, needs
 from mechir.subspaces import Subspace
 

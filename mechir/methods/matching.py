@@ -21,9 +21,10 @@ from mechir.batches import Batch, shares
 from mechir.errors import MechirError, refuse_below
 from mechir.hooks import EveryLayer
 from mechir.inference import LEVEL, grade_contrasts, holm
+from mechir.inputs import as_pairs
 from mechir.methods.groups import Groups, columns_first, crossed, pair_ids
 from mechir.model_sites import heads_of
-from mechir.pairs import EASY, Pair, split_queries
+from mechir.pair import EASY, Pair, split_queries
 from mechir.recorder import observe
 from mechir.reranker import Reranker
 from mechir.segments import FIVE, Segment, directions
@@ -34,7 +35,7 @@ SIDES = ("query<-doc", "doc<-query")
 CONTRASTS = (("relevant", "weak"), ("hard", "weak"), ("relevant", "hard"))
 
 
-def attention_by_grade(model: Reranker, pairs: Sequence[Pair], **options: Any) -> pd.DataFrame:
+def attention_by_grade(model: Reranker, pairs: Any, **options: Any) -> pd.DataFrame:
     """The attention of every head between query and document, as means over each query's pairs of one grade.
 
     Arguments and errors are those of `attention_by_pair`.
@@ -55,7 +56,7 @@ def attention_by_grade(model: Reranker, pairs: Sequence[Pair], **options: Any) -
 @torch.no_grad()
 def attention_by_pair(
     model: Reranker,
-    pairs: Sequence[Pair],
+    pairs: Any,
     *,
     sep2: bool = False,
     max_length: int | None = None,
@@ -79,6 +80,7 @@ def attention_by_pair(
     Raises:
         MechirError: for pairs without grades.
     """
+    pairs = as_pairs(pairs)
     if any(pair.grade is None for pair in pairs):
         raise MechirError("Pairs without a grade cannot be contrasted: give judged pairs.")
     groups, c = Groups.of(pairs), model.cfg

@@ -18,7 +18,7 @@ from mechir.contrasts import ROLES, Contrast, ContrastBatch, EncodedContrasts, e
 from mechir.errors import MechirError, refuse_below
 from mechir.interventions import Splice
 from mechir.model_sites import all_heads, heads_of, sites_of
-from mechir.pairs import split_queries
+from mechir.pair import split_queries
 from mechir.recorder import observe
 from mechir.reranker import Restarts, needs
 from mechir.segments import FIVE, Segment

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,9 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechir.batches import Batch, for_numpy
+from mechir.inputs import as_pairs
 from mechir.methods.spectra import LOOK, Seen
 from mechir.model_sites import heads_of
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.recorder import observe
 from mechir.reranker import Weights, needs
 from mechir.segments import Segment
@@ -26,7 +28,7 @@ ALIGNED = "aligned"
 
 
 def project_heads(
-    model: Weights, pairs: Sequence[Pair], heads: Sequence[Head | str], *, k: int = 4, draws: int = 20
+    model: Weights, pairs: Any, heads: Sequence[Head | str], *, k: int = 4, draws: int = 20
 ) -> pd.DataFrame:
     """The change of a head's matching attention and of the score without its k most aligned directions, or random ones.
 
@@ -39,6 +41,7 @@ def project_heads(
         MechirError: for a site that is no head of this model, or more directions than it has.
     """
     needs(model, "project_heads", Weights, positions="absolute", causal=False, window=None, instead=LOOK)
+    pairs = as_pairs(pairs)
     sets = {}
     for site in heads_of(model, heads):
         seen = Seen.by(model, site)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import ir_measures
 import numpy as np
@@ -12,8 +13,9 @@ import pandas as pd
 
 from mechir.atomic import written
 from mechir.errors import MechirError, refuse_below
+from mechir.inputs import as_pairs
 from mechir.methods.groups import pair_ids
-from mechir.pairs import Pair
+from mechir.pair import Pair
 
 TIE = 1e-5
 """Scores within this distance of their neighbour in the sorted order are tied."""
@@ -130,7 +132,7 @@ def random_draws(
     return total / pools.ngroups
 
 
-def write_trec_run(file: Path, pairs: Sequence[Pair], scores: Sequence[float], tag: str, *, seed: int = 0) -> None:
+def write_trec_run(file: Path, pairs: Any, scores: Sequence[float], tag: str, *, seed: int = 0) -> None:
     """Writes a TREC run, best first within each query; whole or not at all.
 
     Scores within 1e-5 of each other are ties, as in `ndcg`: their order is random, by the seed, and they are written
@@ -141,6 +143,7 @@ def write_trec_run(file: Path, pairs: Sequence[Pair], scores: Sequence[float], t
         MechirError: for an id that is empty or holds white space, a score that is not finite, a file that cannot be
             written.
     """
+    pairs = as_pairs(pairs)
     refuse_spaces(pairs)
     frame = pair_ids(pairs).assign(score=scores)
     _refuse_infinite(frame)

@@ -21,9 +21,9 @@ from mechir.batches import Batch
 from mechir.encoding import Encoded
 from mechir.errors import MechirError
 from mechir.hooks import EveryLayer
+from mechir.inputs import as_pairs
 from mechir.methods.statistics import percentiles, resampled
 from mechir.model_sites import all_heads
-from mechir.pairs import Pair
 from mechir.recorder import observe
 from mechir.reranker import Weights, needs
 from mechir.segments import Segment
@@ -40,7 +40,7 @@ B = (0.0, 0.25, 0.4, 0.5, 0.75, 1.0)
 @torch.no_grad()
 def lexical_features(
     model: Weights,
-    pairs: Sequence[Pair],
+    pairs: Any,
     direction: Subspace,
     *,
     heads: Sequence[Head | str] = (),
@@ -61,6 +61,7 @@ def lexical_features(
         it, as the published code does. NaN and empty lists for shorter queries.
     """
     needs(model, "lexical_features", Weights)
+    pairs = as_pairs(pairs)
     encoded = model.encode(pairs)
     at = {str(head): k for k, head in enumerate(all_heads(model))}
     chosen = [at[str(head)] for head in heads]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,11 +22,12 @@ from mechir.batches import Batch, for_numpy, shares
 from mechir.diagnostics import Term
 from mechir.errors import MechirError, refuse_below
 from mechir.hooks import EveryLayer
+from mechir.inputs import as_pairs
 from mechir.methods.groups import crossed, pair_ids
 from mechir.methods.lexical import pieces_of
 from mechir.methods.statistics import percentiles, resampled
 from mechir.model_sites import all_heads
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.recorder import observe
 from mechir.reranker import Reranker, Weights, needs
 from mechir.segments import Segment
@@ -62,11 +63,12 @@ def dosed(pairs: Sequence[Pair], *, filler: str = "a", words: int = 40, seed: in
             yield Dosed(kind, dose, term, replace(pair, document=" ".join(new), doc_id=f"{pair.doc_id}{suffix}"))
 
 
-def frequencies(model: Reranker, pairs: Sequence[Pair], *, filler: str = "a", words: int = 40, seed: int = 0) -> int:
+def frequencies(model: Reranker, pairs: Any, *, filler: str = "a", words: int = 40, seed: int = 0) -> int:
     """The most different frequencies of the term that the model reads in one pair under `dosed`.
 
     Counted by the term's first word piece, over the counts appended to one pair.
     """
+    pairs = as_pairs(pairs)
     texts = [text for text in dosed(pairs, filler=filler, words=words, seed=seed) if text.kind == "tf"]
     encoded = model.encode([text.pair for text in texts])
     first = [pieces[0] for pieces in pieces_of(model, [text.term for text in texts])]
@@ -233,7 +235,7 @@ def _lowest(losses: np.ndarray) -> float:
 
 
 @torch.no_grad()
-def similarity_correlation(model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
+def similarity_correlation(model: Weights, pairs: Any) -> pd.DataFrame:
     """Correlates each head's attention from query to document tokens with the likeness of their embeddings.
 
     Returns:
@@ -241,6 +243,7 @@ def similarity_correlation(model: Weights, pairs: Sequence[Pair]) -> pd.DataFram
         the weight and the cosine of the two word embeddings; missing where either does not vary.
     """
     needs(model, "similarity_correlation", Weights)
+    pairs = as_pairs(pairs)
     unit = torch.nn.functional.normalize(model.W_E.detach(), dim=1)
     heads, parts = [str(head) for head in all_heads(model)], []
     for _, batch in model.batches(pairs):

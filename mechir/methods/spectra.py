@@ -6,7 +6,6 @@ Eq. 1 needs this order (Vast et al. 2025, arXiv:2507.14604, section 5).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,9 +18,9 @@ from torch import Tensor
 from mechir.batches import shares
 from mechir.errors import MechirError, refuse_below
 from mechir.inference import holm
+from mechir.inputs import as_pairs
 from mechir.methods.groups import Groups, crossed
 from mechir.model_sites import all_heads, heads_of
-from mechir.pairs import Pair
 from mechir.recorder import observe
 from mechir.reranker import Reranker, Weights, needs
 from mechir.segments import Segment
@@ -91,7 +90,7 @@ def _random_cosines(d: int, rank: int, draws: int, seed: int) -> Float[Tensor, "
 
 @torch.no_grad()
 def head_inputs(
-    model: Reranker, pairs: Sequence[Pair], *, max_length: int | None = None, progress: bool | None = None
+    model: Reranker, pairs: Any, *, max_length: int | None = None, progress: bool | None = None
 ) -> pd.DataFrame:
     """The queries and keys of every head, as means over each query's pairs of one grade.
 
@@ -101,6 +100,7 @@ def head_inputs(
         document's tokens, a pair's mean first. As q and k are linear in the residual stream, these are the q and k of
         the mean inputs.
     """
+    pairs = as_pairs(pairs)
     groups, c = Groups.of(pairs), model.cfg
     sums = torch.zeros(len(VECTORS), len(groups.ids), c.n_layers, c.n_heads, c.d_head, dtype=torch.float64)
     hooks = [f"blocks.{layer}.attn.hook_{part}" for layer in range(c.n_layers) for part in "qk"]

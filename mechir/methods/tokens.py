@@ -17,11 +17,11 @@ import pandas as pd
 from mechir.encoding import Encoded
 from mechir.errors import MechirError
 from mechir.inference import mean_interval
+from mechir.inputs import as_pairs
 from mechir.methods.conductance import checked
 from mechir.methods.groups import pair_ids
 from mechir.methods.targets import Target
 from mechir.methods.walk import Way, walk
-from mechir.pairs import Pair
 from mechir.reranker import Reranker, Weights, needs
 from mechir.segments import FIVE, Segment
 from mechir.subspaces import EMBED
@@ -45,12 +45,12 @@ class TokenAttribution(NamedTuple):
 
 def token_attribution(
     model: Weights,
-    pairs: Sequence[Pair],
+    pairs: Any,
     *,
     way: Way | None = None,
     target: str = "score",
     against: Sequence[float] | None = None,
-    start: Sequence[Pair] | None = None,
+    start: Any = None,
     max_tokens: int | None = None,
     max_length: int | None = None,
     progress: bool | None = None,
@@ -74,6 +74,7 @@ def token_attribution(
             baseline.
     """
     needs(model, "token_attribution", Weights)
+    pairs = as_pairs(pairs)
     goal, readers = _OverTokens(target, against), {EMBED: lambda flow, batch: flow.sum(-1)}
     encoded = model.encode(pairs, max_length)
     values = [np.empty(0)] * len(pairs)

@@ -25,7 +25,7 @@ from mechir.errors import MechirError
 from mechir.hooks import Hook
 from mechir.methods.targets import Target
 from mechir.model_sites import sites_of
-from mechir.pairs import Pair
+from mechir.pair import Pair
 from mechir.reranker import Reranker, Weights, needs
 from mechir.segments import Segment
 from mechir.subspaces import EMBED

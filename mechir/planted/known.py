@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -12,7 +11,8 @@ from jaxtyping import Float
 from mechir.circuits import Circuit, Edge, Source
 from mechir.encoder.hooked import HookedEncoder
 from mechir.errors import MechirError
-from mechir.pairs import Pair
+from mechir.inputs import as_pairs
+from mechir.pair import Pair
 from mechir.planted.design import CONTENT_WORDS, STOP_WORDS, WORDS, Design
 from mechir.planted.model import PlantedEncoder
 from mechir.planted.weights import AGGREGATOR, BACKUP, GATE_LAYER, MATCHING, PATTERN_TRAP, WRITE_TRAP
@@ -60,7 +60,7 @@ def truth(model: HookedEncoder, counterfactual: str) -> Truth:
     return Truth(Circuit(edges), frozenset({Head(*PATTERN_TRAP), Head(*WRITE_TRAP)}))
 
 
-def bm25_scores(model: HookedEncoder, pairs: Sequence[Pair]) -> Float[np.ndarray, "pair"]:
+def bm25_scores(model: HookedEncoder, pairs: Any) -> Float[np.ndarray, "pair"]:
     """The closed form that `model` computes: sum idf tf / (tf + k1) / (sink + sum idf).
 
     The numerator sums over the query's content words, the denominator over all its words. The model differs by
@@ -69,6 +69,7 @@ def bm25_scores(model: HookedEncoder, pairs: Sequence[Pair]) -> Float[np.ndarray
     Raises:
         MechirError: when `model` is not planted, or a pair holds a word that it does not know.
     """
+    pairs = as_pairs(pairs)
     design = _design(model)
     scores = []
     for pair in pairs:

@@ -11,6 +11,7 @@ from typing import Any
 from mechir.catalog import experiments, shipped
 from mechir.collection_groups import in_group
 from mechir.irds import is_dataset
+from mechir.judged_collection import IN_MEMORY
 from mechir.perturbed import FILLERS
 
 DEFAULTS: dict[str, Any] = {"model": "embedded", "filler": list(FILLERS), "swap": False, "seed": 0}
@@ -105,7 +106,12 @@ def remark(record: Mapping[str, Any]) -> str:
     """Notes on everything that the command cannot express."""
     identity, remarks = record["identity"], []
     if "PATH" in " ".join(flags({name: given(record).get(name) for name in ("collection", "data")})):
-        remarks.append("PATH stands for the directory, which is not recorded.")
+        named = " ".join(record.get("given", {}).get("collection", []))
+        remarks.append(
+            "PATH stands for a directory with queries.tsv, docs.tsv and qrels.txt: the collection was in memory."
+            if IN_MEMORY in named
+            else "PATH stands for the directory, which is not recorded."
+        )
     if identity["experiment"] not in experiments():
         remarks.append("The experiment is a file of your own.")
     if "fillers" in identity and "seed" not in record.get("given", {}):

@@ -75,7 +75,7 @@ def effect_map(
     Under the number stands the interval from `low` to `high`; a ring marks cells where the column `ring` is true.
     `column` splits the map into panels on one scale.
     """
-    size = float(frame[value].abs().max()) or 1.0
+    size = _largest(frame[value])
     digits = 2 if size >= 0.1 else 3
     shown = _columns(frame, x, y, value, low, high, ring, column)
     tips = list(shown)
@@ -139,6 +139,12 @@ def _grid(shown: pd.DataFrame, x: str, y: str, order_x: Sequence[Any] | None, or
 def _white_where(name: str) -> Any:
     """White text where the column is true, black elsewhere."""
     return alt.condition(getattr(alt.datum, name), alt.value("white"), alt.value("black"))
+
+
+def _largest(column: pd.Series) -> float:
+    """The largest |value|, the end of a scale around 0; 1 where there is no value, or 0 alone."""
+    size = float(column.abs().max())
+    return size if size > 0 else 1.0
 
 
 def _signed(size: float) -> alt.Scale:
@@ -222,7 +228,7 @@ def scatter(
     shown = _columns(frame, x, y, colour, label, named, column)
     base = alt.Chart(shown).encode(x=alt.X(f"{x}:Q", title=x), y=alt.Y(f"{y}:Q", title=y))
     numeric = pd.api.types.is_numeric_dtype(shown[colour])
-    scale = _signed(float(shown[colour].abs().max()) or 1.0) if numeric else COLOURS
+    scale = _signed(_largest(shown[colour])) if numeric else COLOURS
     hue = alt.Color(f"{colour}:{'Q' if numeric else 'N'}", scale=scale, title=colour)
     zero = alt.Chart(shown).mark_rule(strokeDash=[3, 3], color="#999")
     layers: list[Any] = [zero.encode(x=alt.datum(0)), zero.encode(y=alt.datum(0))]

@@ -1,12 +1,14 @@
-"""Pairs of query and document: reading, hashing, selecting and splitting them."""
+"""Pairs of query and document: a pair, several, their hash, and some of them."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, SupportsIndex, TypeVar, overload
+
+import pandas as pd
 
 from mechir.errors import MechirError
 
@@ -37,34 +39,54 @@ class Pair:
         return f"Pair({self.query_id!r}, {self.doc_id!r}, grade {self.grade}: {texts[0]!r} | {texts[1]!r})"
 
 
-def as_pairs(inputs: Any) -> list[Pair]:
-    """A list of pairs from one pair or several, given as pairs or as tuples `(query, document)`.
+class Pairs(tuple[Pair, ...]):
+    """Pairs in their order, as a tuple that prints in one line; `frame()` gives them as PyTerrier takes them."""
 
-    Raises:
-        MechirError: for anything else, such as a text, a frame, a dataset, a mapping or a list of texts.
-    """
-    if isinstance(inputs, str | bytes | Mapping) or not isinstance(inputs, Pair | Sequence):
-        raise _no_pair(inputs)
-    pairs = []
-    for item in [inputs] if isinstance(inputs, Pair) or _is_tuple_of_texts(inputs) else inputs:
-        if not isinstance(item, Pair) and not _is_tuple_of_texts(item):
-            raise _no_pair(item)
-        pairs.append(item if isinstance(item, Pair) else Pair(*item))
-    return pairs
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        n = len({pair.query_id for pair in self})
+        first = ", ".join(f"{pair.query_id}/{pair.doc_id}" for pair in self[:3])
+        more = ", ..." if len(self) > 3 else ""
+        return f"Pairs({len(self)} of {n} quer{'y' if n == 1 else 'ies'}{': ' if self else ''}{first}{more})"
+
+    def _repr_html_(self) -> str:
+        with pd.option_context("display.max_colwidth", SHOWN):
+            return str(self.frame().to_html(max_rows=10))
+
+    @overload
+    def __getitem__(self, place: SupportsIndex) -> Pair: ...
+    @overload
+    def __getitem__(self, place: slice) -> Pairs: ...
+    def __getitem__(self, place: Any) -> Any:
+        """A pair, or some of them as `Pairs`."""
+        chosen = super().__getitem__(place)
+        return Pairs(chosen) if isinstance(place, slice) else chosen
+
+    def __add__(self, other: Iterable[Any]) -> Pairs:
+        return Pairs((*self, *other))
+
+    def __radd__(self, other: Iterable[Any]) -> Pairs:
+        return Pairs((*other, *self))
+
+    def frame(self) -> pd.DataFrame:
+        """A row per pair: `qid`, `docno`, `query`, `text`, and where any is judged `label`."""
+        columns: dict[str, Any] = {
+            "qid": [pair.query_id for pair in self],
+            "docno": [pair.doc_id for pair in self],
+            "query": [pair.query for pair in self],
+            "text": [pair.document for pair in self],
+        }
+        grades = [pair.grade for pair in self]
+        if any(grade is not None for grade in grades):
+            columns["label"] = pd.array(grades, dtype="int64" if None not in grades else "Int64")
+        return pd.DataFrame(columns)
 
 
-def _is_tuple_of_texts(value: Any) -> bool:
-    """Whether this is `(query, document)` or `(query, document, query_id, doc_id)`."""
-    return isinstance(value, tuple) and 2 <= len(value) <= 4 and all(isinstance(part, str) for part in value)
-
-
-def _no_pair(value: Any) -> MechirError:
-    simple = isinstance(value, str | int | float | tuple | None)
-    shown = repr(value)[:SHOWN] if simple else f"a {type(value).__name__}"
-    return MechirError(
-        f"{shown} is no pair of query and document: write Pair(query, document, query_id, doc_id), a tuple "
-        "(query, document), or a list of these."
-    )
+def joined(pairs: Iterable[Pair], **columns: Any) -> pd.DataFrame:
+    """A row per pair: `query_id`, `doc_id`, `grade` where any is judged, and these columns."""
+    frame = Pairs(pairs).frame().rename(columns={"qid": "query_id", "docno": "doc_id", "label": "grade"})
+    return frame.drop(columns=["query", "text"]).assign(**columns)
 
 
 def pairs_hash(pairs: Iterable[Pair]) -> str:
