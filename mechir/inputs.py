@@ -53,7 +53,7 @@ def as_pairs(given: Any) -> Pairs:
         return Pairs(given.pairs())
     if (rows := table_rows(given)) is not None:
         items: Iterable[Any] = rows
-    elif _is_tuple_of_texts(given):
+    elif is_tuple_of_texts(given):
         items = [given]
     elif isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping | Set):
         items = given
@@ -74,12 +74,12 @@ def _read(item: Any, place: int, given: Any) -> Pair | Row:
         columns = chosen_columns(list(item), NEEDED, OPTIONAL, f"This {type(given).__name__}")
         return Row(**{field: cell(item, column, field, where) for field, column in columns.items()})
     two_texts = isinstance(item, list) and len(item) == 2 and all(isinstance(text, str) for text in item)
-    if two_texts or _is_tuple_of_texts(item):
+    if two_texts or is_tuple_of_texts(item):
         return Row(*item)
     raise _no_pair(item)
 
 
-def _is_tuple_of_texts(value: Any) -> bool:
+def is_tuple_of_texts(value: Any) -> bool:
     """Whether this is `(query, document)` or `(query, document, query_id, doc_id)`, without names of its own."""
     plain = isinstance(value, tuple) and not hasattr(value, "_fields")
     return plain and 2 <= len(value) <= 4 and all(isinstance(part, str) for part in value)

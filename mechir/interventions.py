@@ -51,7 +51,8 @@ class Mask:
     reads 0 (only the output bias is added).
 
     Args:
-        direction: `reader<-source`, e.g. "doc<-query", "D<-Q", "cls<-query|doc", "doc<-all".
+        direction: `reader<-source`, e.g. "doc<-query", "D<-Q", "cls<-query|doc", "doc<-all"; or a whole mask as it
+            prints, "doc<-query@0-5".
         layers: which layers, e.g. `range(0, 6)`, an int, or None for all; order and repetition mean nothing.
         heads: these heads only (layers are then theirs), e.g. "h8.1" or `[Head(8, 1)]`, or None for all; likewise.
         renormalise: before the softmax rather than after it.
@@ -65,6 +66,13 @@ class Mask:
     def __init__(
         self, direction: str | Direction, layers: Any = None, heads: Any = None, renormalise: bool = False
     ) -> None:
+        if isinstance(direction, str) and ("@" in direction or direction.endswith(RENORMALISED)):
+            if layers is not None or heads is not None:
+                raise MechirError(
+                    f"'{direction}' names layers or heads, and so do layers= or heads=: give one of them."
+                )
+            whole = Mask.parse(direction, renormalise=renormalise)
+            direction, layers, heads, renormalise = whole.direction, whole.layers, whole.heads, whole.renormalise
         if layers is not None and heads is not None:
             raise MechirError("A Mask takes layers= or heads=, not both: a head names its layer, e.g. Head(8, 1).")
         in_order = {"layers": layers_in_order(layers), "heads": None if heads is None else heads_in_order(heads)}
@@ -86,9 +94,10 @@ class Mask:
     def parse(cls, text: str, *, renormalise: bool = False) -> Mask:
         """The mask written `doc<-query`, `doc<-query@0-5` (layer 5 included), `@0,3`, or `@h8.1,h8.3` for heads.
 
-        Raises for anything else.
+        ` renormalised` at the end is read too. Raises for anything else.
         """
-        direction, at, where = text.partition("@")
+        renormalise |= text.endswith(RENORMALISED)
+        direction, at, where = text.removesuffix(RENORMALISED).partition("@")
         if not at:
             return cls(direction, renormalise=renormalise)
         chosen = layers_or_heads(where)

@@ -23,7 +23,7 @@ import pandas as pd
 
 from mechir.errors import MechirError, closest
 from mechir.segments import Direction
-from mechir.sites import Head, parse_site
+from mechir.sites import Head, as_site
 
 SCALARS: dict[Any, str] = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 """The kinds of options that are no list, and their names in messages."""
@@ -161,7 +161,7 @@ def frame(*columns: str) -> Any:
 
 
 def _head(item: Any) -> Head:
-    site = parse_site(item) if isinstance(item, str) else item
+    site = as_site(item)
     if not isinstance(site, Head):
         raise MechirError(f"'{site}' has no attention: write heads, such as h8.1.")
     if site.part != "z":

@@ -6,94 +6,21 @@ before anything is computed: on another structure the numbers would be wrong, no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
+from dataclasses import asdict
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from mechir.batches import Batch, progress_bar
 from mechir.encoding import Encoded
 from mechir.errors import MechirError
 from mechir.hooks import Edit, Hook
-
-
-@dataclass(frozen=True)
-class Dimensions:
-    """The sizes of a model, under the names of TransformerLens's `cfg`."""
-
-    model_name: str
-    family: str
-    n_layers: int
-    n_heads: int
-    d_model: int
-    d_head: int
-    d_mlp: int
-    d_vocab: int
-    n_ctx: int
-    n_labels: int
-    act_fn: str
-
-
-@dataclass(frozen=True)
-class Structure:
-    """The structure that the arithmetic of a method may rely on.
-
-    Attributes:
-        norm: "post": a norm of the sum after each sublayer; "pre": one of what each sublayer reads, and a final one.
-        positions: "absolute": added to the word embeddings; "rotary" or "relative": part of the attention score.
-        reads: the rows of the last layer that the head reads; "decoder": those of generated tokens.
-        causal: whether a position sees only those before it.
-        window: how far a position sees; None for the whole text.
-    """
-
-    norm: Literal["post", "pre"]
-    positions: Literal["absolute", "rotary", "relative"]
-    reads: Literal["cls", "mean", "last", "decoder"]
-    causal: bool = False
-    window: int | None = None
-
-
-class Embeddings(NamedTuple):
-    """The modules that turn token ids into the first residual stream."""
-
-    word: nn.Embedding
-    position: nn.Embedding
-    token_type: nn.Embedding | None
-    ln: nn.LayerNorm
-    project: nn.Linear | None
-
-
-class Layer(NamedTuple):
-    """The modules of one layer: Hugging Face's own, shared and not copied."""
-
-    q: nn.Linear
-    k: nn.Linear
-    v: nn.Linear
-    o: nn.Linear
-    ln1: nn.LayerNorm
-    mlp_in: nn.Linear
-    activation: Callable[[torch.Tensor], torch.Tensor]
-    mlp_out: nn.Linear
-    ln2: nn.LayerNorm
-
-    def port(self, name: str) -> nn.Linear:
-        """The projection that makes queries, keys or values: "q", "k" or "v"."""
-        return {"q": self.q, "k": self.k, "v": self.v}[name]
-
-
-class Parts(NamedTuple):
-    """All modules that the forward reads, by their role."""
-
-    embeddings: Embeddings
-    layers: tuple[Layer, ...]
-    pooler: nn.Linear
-    pooler_activation: Callable[[torch.Tensor], torch.Tensor]
-    classifier: nn.Linear
+from mechir.parts import Dimensions, Layer, Parts, Structure
 
 
 @runtime_checkable
@@ -249,6 +176,52 @@ class Weights(Restarts, Protocol):
     def b_K(self) -> Float[Tensor, "layer head d_head"]:
         """The biases of the keys."""
         return _per_head(self.parts.layers, self.cfg.n_heads, "k", "bias")
+
+    @property
+    def W_V(self) -> Float[Tensor, "layer head d_model d_head"]:
+        """The weights of the values: v = x W_V + b_V."""
+        return _per_head(self.parts.layers, self.cfg.n_heads, "v", "weight").transpose(-1, -2)
+
+    @property
+    def b_V(self) -> Float[Tensor, "layer head d_head"]:
+        """The biases of the values."""
+        return _per_head(self.parts.layers, self.cfg.n_heads, "v", "bias")
+
+    @property
+    def W_O(self) -> Float[Tensor, "layer head d_head d_model"]:
+        """The weights of the output: what a head adds is z W_O."""
+        weights = torch.stack([layer.o.weight.T for layer in self.parts.layers])
+        return weights.unflatten(1, (self.cfg.n_heads, -1))
+
+    @property
+    def b_O(self) -> Float[Tensor, "layer d_model"]:
+        """The biases of the output, one for all heads of a layer."""
+        return torch.stack([layer.o.bias for layer in self.parts.layers])
+
+    @property
+    def W_in(self) -> Float[Tensor, "layer d_model d_mlp"]:
+        """The weights into the neurons."""
+        return torch.stack([layer.mlp_in.weight.T for layer in self.parts.layers])
+
+    @property
+    def b_in(self) -> Float[Tensor, "layer d_mlp"]:
+        """The biases of the neurons."""
+        return torch.stack([layer.mlp_in.bias for layer in self.parts.layers])
+
+    @property
+    def W_out(self) -> Float[Tensor, "layer d_mlp d_model"]:
+        """The weights out of the neurons."""
+        return torch.stack([layer.mlp_out.weight.T for layer in self.parts.layers])
+
+    @property
+    def b_out(self) -> Float[Tensor, "layer d_model"]:
+        """The biases of the MLPs' output."""
+        return torch.stack([layer.mlp_out.bias for layer in self.parts.layers])
+
+    @property
+    def W_pos(self) -> Float[Tensor, "position d_embed"]:
+        """The embeddings of positions as stored: of RoBERTa the rows below `pad_token_id + 1` are no positions."""
+        return self.parts.embeddings.position.weight
 
     @property
     def W_QK(self) -> Any:

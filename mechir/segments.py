@@ -74,7 +74,8 @@ class Direction:
         """The direction written `reader<-source`; raises for anything else (`query->doc`: with the right spelling)."""
         if isinstance(text, Direction):
             return text
-        turned = re.fullmatch(r"\s*([\w|]+)\s*->\s*([\w|]+)\s*", text)
+        text = re.sub(r"\s*[\u2190\u27f5\u21d0]\s*", "<-", text)
+        turned = re.fullmatch(r"\s*([\w|]+)\s*(?:[-=]+>|[\u2192\u27f6\u21d2])\s*([\w|]+)\s*", text)
         if turned:
             right = cls(Segment.parse(turned[2]), Segment.parse(turned[1]))
             raise MechirError(

@@ -154,14 +154,18 @@ def _hook(site: Head | Mlp | Attn | Resid, parts: Mapping[str, str]) -> str:
     return f"blocks.{site.layer}.{parts[site.part]}"
 
 
+_HEAD = re.compile(r"(?:h|L?)(\d+)(?:\.|H)(\d+)(?:\.([a-z]+))?")
+"""A head as it prints, `h8.1`, and as others write it: `L8H1`, `8.1`."""
 _KINDS: dict[str, Any] = {"h": Head, "n": Neuron, "mlp": Mlp, "attn": Attn, "resid": Resid}
 
 
 def parse_site(text: str) -> Head | Neuron | Mlp | Attn | Resid:
     """The site that prints as `text`: `parse_site("h8.1") == Head(8, 1)`, `parse_site("h8.1.q") == Head(8, 1, "q")`.
 
-    Raises for any other text.
+    `L8H1` and `8.1` are read as heads too. Raises for any other text.
     """
+    if head := _HEAD.fullmatch(text.strip()):
+        text = f"h{head[1]}.{head[2]}{f'.{head[3]}' if head[3] else ''}"
     match = re.fullmatch(r"(h|n|mlp|attn|resid)(\d+)(?:\.(\d+))?(?:\.([a-z]+))?", text.strip())
     if match and bool(match[3]) == (match[1] in ("h", "n")) and not (match[1] == "n" and match[4]):
         numbers = [int(number) for number in match.group(2, 3) if number]
@@ -183,13 +187,22 @@ def is_head(sites: pd.Series, *, parts: bool = False) -> pd.Series:
 
 
 def as_site(site: Any) -> Any:
-    """A site given as text as a value; anything else as it is."""
+    """A site given as text, or a head as `(layer, head)`, as a value; anything else as it is."""
+    if _is_place(site):
+        layer, head = map(operator.index, site)
+        return Head(layer, head)
     return parse_site(site) if isinstance(site, str) else site
+
+
+def _is_place(site: Any) -> bool:
+    """Whether this is `(layer, head)`, a plain tuple of two whole numbers."""
+    whole = type(site) is tuple and all(isinstance(n, numbers.Integral) and not isinstance(n, bool) for n in site)
+    return whole and len(site) == 2
 
 
 def as_sites(sites: Any) -> list[Any]:
     """One site or several, given as values or as text, as a list of values."""
-    return [as_site(site) for site in ([sites] if isinstance(sites, str | Site) else sites)]
+    return [as_site(site) for site in ([sites] if isinstance(sites, str | Site) or _is_place(sites) else sites)]
 
 
 def layers_in_order(layers: Any) -> tuple[int, ...] | None:
@@ -226,7 +239,7 @@ def layers_or_heads(text: str) -> dict[str, Any] | None:
     Raises for text that begins like a head but names none.
     """
     parts = [part for part in re.split(r"[\s,]+", re.sub(r"\s*-\s*", "-", text)) if part]
-    if parts and all(part.startswith("h") for part in parts):  # "h8" as well, which `heads_in_order` refuses
+    if parts and all(part[0] in "hL" or _HEAD.fullmatch(part) for part in parts):  # "h8" too, which is refused there
         return {"heads": heads_in_order(parts)}
     ends = [re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part) for part in parts]
     spans = [(int(end[1]), int(end[2] or end[1])) for end in ends if end]

@@ -19,8 +19,9 @@ from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.hooks import Edit, Function, Hook, as_edit
 from mechir.methods import attribution, patching
+from mechir.parts import Structure
 from mechir.recorder import observe
-from mechir.reranker import Reranker, Restarts, Structure, Weights, needs, score_parity
+from mechir.reranker import Reranker, Restarts, Weights, needs, score_parity
 from tests.models import PAIRS, stub
 
 OTHER = Structure(norm="pre", positions="rotary", reads="mean", causal=True, window=128)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from torch import Tensor
 from transformer_lens import ActivationCache
+from transformer_lens.utilities.components_utils import get_act_name
 
-from mechir.errors import MechirError
+from mechir.errors import MechirError, closest
 
 
 def _refused(name: str) -> Callable[..., NoReturn]:
@@ -26,6 +28,41 @@ class PostNormCache(ActivationCache):
     Every sublayer's output is normalised together with the skip path, so the stream is no sum of outputs, and the
     methods that add them up, or apply a final norm, would return numbers that mean nothing: they raise.
     """
+
+    model: Any
+
+    def __getitem__(self, key: Any) -> Tensor:
+        """The activation of a hook, by its name or TransformerLens's short one: `cache["q", 0]`, `cache["pooled"]`.
+
+        Raises:
+            MechirError: for a name that the model lacks, with the closest, and for a hook that is not in this cache.
+        """
+        name = self._full_name(key)
+        if name in self.cache_dict:
+            activation: Tensor = self.cache_dict[name]
+            return activation
+        hooks = self.model.hook_dict
+        if name in hooks:
+            raise MechirError(f"This cache does not hold '{name}': it was made with a names_filter; leave it out.")
+        short = [hook.rpartition("hook_")[2] for hook in hooks]
+        raise MechirError(
+            f"There is no activation {key!r}: the closest are {closest(name, hooks)}, or in short "
+            f"{closest(str(key[0] if isinstance(key, tuple) else key), dict.fromkeys(short))}, with the layer behind: "
+            "cache['z', 0]."
+        )
+
+    def __contains__(self, key: Any) -> bool:
+        return self._full_name(key) in self.cache_dict
+
+    def _full_name(self, key: Any) -> str:
+        if key in self.cache_dict or not isinstance(key, str | tuple) or not key:
+            return str(key)
+        name, *rest = (key,) if isinstance(key, str) else key
+        if rest and isinstance(rest[0], int) and rest[0] < 0:
+            rest[0] += self.model.cfg.n_layers
+        full = get_act_name(name, *rest)
+        above = [f"{part}.{full}" for part in ("embed", "head")]
+        return next((other for other in above if other in self.model.hook_dict), full)
 
 
 for _name in (

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from mechir.reranker import Dimensions, Embeddings, Layer, Parts
+from mechir.parts import Dimensions, Embeddings, Layer, Parts
 
 
 class Family(NamedTuple):
@@ -91,7 +91,7 @@ def parts(hf: nn.Module, family: Family) -> Parts:
     )
 
 
-def dimensions(config: Any, family: Family, name: str, parts: Parts) -> Dimensions:
+def dimensions(config: Any, family: Family, name: str, parts: Parts, n_params: int) -> Dimensions:
     """The sizes of a model called `name` with these parts and Hugging Face's configuration."""
     layer, n_heads = parts.layers[0], config.num_attention_heads
     n_ctx = parts.embeddings.position.num_embeddings
@@ -107,4 +107,5 @@ def dimensions(config: Any, family: Family, name: str, parts: Parts) -> Dimensio
         n_ctx=n_ctx - config.pad_token_id - 1 if family.positions_from_padding else n_ctx,
         n_labels=parts.classifier.out_features,
         act_fn=getattr(config, "hidden_act", None) or config.activation,
+        n_params=n_params,
     )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from mechir.batches import Batch
-from mechir.reranker import Layer, Parts
+from mechir.parts import Layer, Parts
 
 
 class LayerNormHooks(nn.Module):

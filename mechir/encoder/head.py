@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from mechir.errors import MechirError
-from mechir.reranker import Parts
+from mechir.parts import Parts
 
 READOUTS = ("score", "log_p", "p")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
@@ -27,12 +27,15 @@ from mechir.encoder.tokenizing import refuse_unfit
 from mechir.encoding import Encoded, encode
 from mechir.errors import MechirError, closest
 from mechir.hooks import Edit, Hook, as_edit, edits
-from mechir.inputs import as_pairs
-from mechir.pair import joined
+from mechir.inputs import as_pairs, is_tuple_of_texts
+from mechir.pair import Pair, joined
+from mechir.parts import Structure
 from mechir.recorder import refuse_non_finite
-from mechir.reranker import Structure, score_parity
+from mechir.reranker import score_parity
+from mechir.sites import Head
 
 RETURN_TYPES = ("score", "logits", "resid")
+EXAMPLE = "blocks.0.attn.hook_z"
 
 
 class HookedEncoder(HookedRootModule, Tiers):
@@ -68,7 +71,9 @@ class HookedEncoder(HookedRootModule, Tiers):
         self.tokenizer, self.family, self.revision = tokenizer, family, revision
         self.parity: float | None = None
         self.parts = parts(hf, family)
-        self.cfg = dimensions(hf.config, family, name, self.parts)
+        n_params = sum(parameter.numel() for parameter in hf.parameters())
+        self.cfg = dimensions(hf.config, family, name, self.parts, n_params)
+        self._placed()
         self._positions_after = hf.config.pad_token_id if family.positions_from_padding else None
         if tokenizer is not None:
             refuse_unfit(tokenizer, self.parts.embeddings, name)
@@ -80,6 +85,7 @@ class HookedEncoder(HookedRootModule, Tiers):
         self._stored = dict(self._loaded.digests if tensors is None else tensors)
         self._read(max_length, reading or Reading())
         self.setup()
+        self.eval()
 
     def _read(self, max_length: int | None, reading: Reading) -> None:
         """Sets how many word pieces are read, and with it the fingerprint and the record of how the model is read."""
@@ -117,8 +123,20 @@ class HookedEncoder(HookedRootModule, Tiers):
         before = self.dtype
         intact = not self.changed()
         super()._apply(*arguments, **options)
+        self._placed()
         if intact and self.dtype != before:
             self._loaded.converted(self.hf, self.dtype)
+        return self
+
+    def _placed(self) -> None:
+        """Writes the device and the number type into `cfg`."""
+        self.cfg = replace(self.cfg, device=str(self.device), dtype=self.dtype)
+
+    def train(self, mode: bool = True) -> HookedEncoder:
+        """Torch's own for `eval()`; raises for training, in which dropout would make every score random."""
+        if mode:
+            raise MechirError("A model is read in eval mode, for dropout would make its scores random: train model.hf.")
+        super().train(False)
         return self
 
     @classmethod
@@ -149,18 +167,31 @@ class HookedEncoder(HookedRootModule, Tiers):
         return load(name_or_path, dtype=dtype, device=device, relevant_label=relevant_label, max_length=max_length)
 
     def __repr__(self) -> str:
-        c, n = self.cfg, sum(parameter.numel() for parameter in self.hf.parameters())
+        c = self.cfg
         parity = f", scores {self.parity:.1e} from Hugging Face's" if self.parity is not None else ""
         return (
             f"HookedEncoder({c.model_name}: {c.family}, {c.n_layers} layers x {c.n_heads} heads, d_model {c.d_model}, "
             f"{c.n_labels} label{'s' * (c.n_labels > 1)}, {str(self.dtype).removeprefix('torch.')} on {self.device}, "
-            f"{n:,} parameters, fingerprint {self.fingerprint[:12]}{parity})"
+            f"{c.n_params:,} parameters, fingerprint {self.fingerprint[:12]}{parity})"
         )
 
     @property
     def max_tokens(self) -> int:
         """The number of word pieces computed together by default: enough to fit a CPU's caches, or to fill a GPU."""
         return 4096 if self.device.type == "cpu" else 65536
+
+    def to_tokens(self, pairs: Any) -> Int[Tensor, "batch pos"]:
+        """The token ids of pairs as the model reads them, padded on the right."""
+        return self.batch(pairs).input_ids
+
+    def to_str_tokens(self, pairs: Any) -> list[str] | list[list[str]]:
+        """The word pieces of one pair, or of each of several, special ones included."""
+        rows = [self.tokenizer.convert_ids_to_tokens(ids.tolist()) for ids in self.encode(pairs).ids]
+        return rows[0] if isinstance(pairs, Pair) or is_tuple_of_texts(pairs) else rows
+
+    def all_head_labels(self) -> list[str]:
+        """Every head as it prints, `h0.0` first."""
+        return [str(Head(layer, head)) for layer in range(self.cfg.n_layers) for head in range(self.cfg.n_heads)]
 
     def encode(self, pairs: Any, max_length: int | None = None) -> Encoded:
         """The pairs (`mi.pairs`) as token ids; documents beyond `max_length` are cut, by default the model's own."""
@@ -223,7 +254,7 @@ class HookedEncoder(HookedRootModule, Tiers):
                 self._refuse_unknown(name)
             matches = [name] if isinstance(name, str) else [hook for hook in self.hook_dict if name(hook)]
             if not matches:
-                raise MechirError(f"The filter {name} matches no hook of this model, e.g. not 'blocks.0.attn.hook_z'.")
+                raise MechirError(f"The filter {name} matches no hook of this model, e.g. not '{EXAMPLE}'.")
             if edit.model not in ("", self.fingerprint):
                 raise MechirError(
                     f"These activations are of another model (fingerprint {edit.model[:12]}, this one is "
@@ -261,6 +292,8 @@ class HookedEncoder(HookedRootModule, Tiers):
         if names_filter is not None and not callable(names_filter):
             for name in [names_filter] if isinstance(names_filter, str) else names_filter:
                 self._refuse_unknown(name)
+        elif names_filter is not None and not any(map(names_filter, self.hook_dict)):
+            raise MechirError(f"The filter {names_filter} matches no hook of this model, e.g. not '{EXAMPLE}'.")
         output, cache = super().run_with_cache(*inputs, names_filter=names_filter, **options)
         return output, PostNormCache(cache, self, has_batch_dim=not options.get("remove_batch_dim", False))
 

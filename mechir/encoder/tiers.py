@@ -67,3 +67,13 @@ class Tiers(Weights):
         Position i looks at j with the score (x_i W_QK x_j + x_i W_Q b_K + b_Q W_K^T x_j + b_Q b_K) / sqrt(d_head).
         """
         return FactoredMatrix(self.W_Q.double(), self.W_K.double().transpose(-1, -2))
+
+    @property
+    def QK(self) -> FactoredMatrix:
+        """TransformerLens's name of `W_QK`."""
+        return self.W_QK
+
+    @property
+    def OV(self) -> FactoredMatrix:
+        """W_V W_O [layer, head, d_model, d_model] as its factors, in float64: what a head writes of what it reads."""
+        return FactoredMatrix(self.W_V.double(), self.W_O.double())

@@ -14,7 +14,7 @@ from mechir.encoder.checkpoint import VOCABULARIES, quiet, refuse_unreadable_set
 from mechir.encoding import segments_of, write
 from mechir.errors import MechirError, brief
 from mechir.pair import Pair
-from mechir.reranker import Embeddings
+from mechir.parts import Embeddings
 
 
 def load_tokenizer(folder: Path, *, lower_case: bool = False, max_length: int | None = None) -> Any:
