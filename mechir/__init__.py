@@ -71,6 +71,7 @@ _LATER = {
     "edge_backups": "mechir.methods.edge_backups",
     "completeness": "mechir.methods.completeness",
     "specificity": "mechir.methods.specificity",
+    "evaluate": "mechir.methods.evaluation",
     "all_heads": "mechir.model_sites",
     "export": "mechir.exporting",
 }

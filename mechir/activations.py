@@ -99,18 +99,18 @@ class BySegment(Activations):
         yield str(self.seed)
 
     def frame(self) -> pd.DataFrame:
-        """Means as a frame to store: `recipe`, `model`, `hook`, `shape` of one segment's mean, `values` (a list)."""
+        """As a frame to store: `recipe`, `model`, `hook`, `shape` of one draw of a segment, `values` (a list)."""
         rows = [
-            (self.recipe, self.model, hook, list(value.shape[2:]), value[:, 0].flatten().tolist())
+            (self.recipe, self.model, hook, list(value.shape[2:]), value.flatten().tolist())
             for hook, value in self.values.items()
         ]
         return pd.DataFrame(rows, columns=["recipe", "model", "hook", "shape", "values"])
 
     @classmethod
     def of_frame(cls, frame: pd.DataFrame) -> BySegment:
-        """The means of a stored frame."""
+        """The activations of a stored frame."""
         shaped = {
-            hook: torch.tensor(list(values)).reshape(len(FIVE), 1, *shape)
+            hook: torch.tensor(list(values)).reshape(len(FIVE), -1, *shape)
             for hook, shape, values in zip(frame["hook"], frame["shape"], frame["values"], strict=True)
         }
         return cls(str(frame["recipe"].iloc[0]), shaped, str(frame["model"].iloc[0]))
@@ -245,11 +245,13 @@ def _totals(member: Float[Tensor, "batch segment pos"], _: str, x: Float[Tensor,
 
 
 @torch.no_grad()
-def samples(model: Reranker, pairs: Any, *, draws: int = 64, seed: int = 0) -> Activations:
+def samples(model: Reranker, pairs: Any, *, draws: int = 64, seed: int = 0, hooks: Sequence[str] = HOOKS) -> BySegment:
     """Activations of `draws` positions of each segment, from pairs drawn at random, for resample ablation.
 
-    One position per segment is taken from each drawn pair (with replacement), the same for every site.
+    One position per segment is taken from each drawn pair (with replacement), the same for every site. `hooks`: which
+    of `HOOKS`.
     """
+    suffixes = tuple(hooks)
     pairs = as_pairs(pairs)
     rng = np.random.default_rng(seed)
     drawn = [pairs[i] for i in rng.integers(len(pairs), size=draws)]
@@ -257,7 +259,7 @@ def samples(model: Reranker, pairs: Any, *, draws: int = 64, seed: int = 0) -> A
     for pair in drawn:
         batch = model.batch(pair)
         where = [int(rng.choice(batch.at(segment)[0].nonzero().flatten().cpu().numpy())) for segment in FIVE]
-        for name, x in observe(model, batch, lambda name: name.endswith(HOOKS), head_row=False)[1].items():
+        for name, x in observe(model, batch, lambda name: name.endswith(suffixes), head_row=False)[1].items():
             rows_of.setdefault(name, []).append(x[0, where].clone())
     values = {name: torch.stack(rows, 1) for name, rows in rows_of.items()}
     return BySegment(_recipe(f"{draws} samples by segment", model, pairs), values, model.fingerprint, seed)

@@ -18,6 +18,7 @@ NAMES = {
     "query": ("query",),
     "document": ("text", "document", "passage"),
     "grade": ("label", "grade", "rel", "relevance"),
+    "group": ("group",),
 }
 """What a column holds, and the names under which it is found."""
 IDS = ("query_id", "doc_id")

@@ -31,7 +31,7 @@ TERM_OF = {"tfc": "tf", "tdc": "idf", "lnc": "length"}
 WORDS = re.compile(r"\{([^\W\d]\w*)(?:=([^{}\[\]]+))?\}")
 """A parameter in the text of a measure, and its default, which is not printed."""
 PATTERNS = {
-    "metric": r"nDCG@10|MRR|effect of a term",
+    "metric": r"MRR|effect of a term|(?:nDCG|RR|AP|P|R|Rprec|IPrec|Success)(?:\([^()]*\))?(?:@[0-9.]+)?",
     "baseline": r"pad_\w+",
     "target": r"p|margin|[hn]\d[^ ,]*",
     "heads": "pattern|z",
@@ -317,6 +317,8 @@ WITHOUT_UNITS = Measure(
     "{metric} without", "nDCG@10", role="relevance-neuron", sign=-1, causal=True, least=0.01, follows=_of_quantity
 )
 WITHOUT_HEADS = Measure("{metric} without heads {set}, by {way}", "nDCG@10", sign=-1, causal=True, follows=_of_quantity)
+
+WITHOUT_SET = Measure("{metric} without a set, by {way}", "nDCG@10", sign=-1, causal=True, follows=_of_quantity)
 
 LINK_TO = Measure("link to {to}", SHARE, causal=True, follows=_of_link)
 """A conclusion of a plan; see `mechir.registry.plan`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from mechir.errors import MechirError, refuse_index
@@ -44,3 +45,9 @@ def heads_of(model: Reranker, heads: Any) -> list[Head]:
         if not isinstance(site, Head):
             raise MechirError(f"'{site}' has no attention: write heads, such as h8.1.")
     return listed
+
+
+def refuse_layers(model: Reranker, layers: Iterable[int] | None) -> None:
+    """Raises for a layer that the model does not have."""
+    for layer in layers or ():
+        refuse_index("Layer", layer, model.cfg.n_layers, "the model")

@@ -45,6 +45,7 @@ class Option:
         most: the largest number.
         positive: whether a number must be above 0.
         separator: between the items of a list; white space separates heads and numbers as well where it is a comma.
+        repeated: whether the command line takes a list as one flag for each item.
         in_order: whether a list keeps the order in which it is given; else it is sorted.
         not_empty: the advice of the message for an empty list; empty where a list may be empty.
         aliases: words that stand for a list, and the text of it.
@@ -59,6 +60,7 @@ class Option:
     most: float | int | None = None
     positive: bool = False
     separator: str = ","
+    repeated: bool = False
     in_order: bool = False
     not_empty: str = ""
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -36,7 +36,7 @@ from mechir.trec_files import run_file
 
 INTACT = "original"
 """The name of the intact model's rows."""
-FILES = ("idf",)
+FILES = ("idf", "groups")
 """Options of experiments that name a file."""
 FRAMES = ("judged", "skipped", "left_out")
 """The frames stored beside the rows of a run, and of a run that summarises them."""

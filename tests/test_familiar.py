@@ -89,7 +89,10 @@ def test_short_names_of_the_cache(tiny: HookedEncoder) -> None:
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        (("patern", 0), r"There is no activation \('patern', 0\): the closest are 'blocks.*pattern'.*in short 'pattern'"),
+        (
+            ("patern", 0),
+            r"There is no activation \('patern', 0\): the closest are 'blocks.*pattern'.*in short 'pattern'",
+        ),
         ("poled", r"There is no activation 'poled': .*'pooled'"),
         (("z", 9), r"There is no activation \('z', 9\): the closest are 'blocks"),
         ("z", r"There is no activation 'z': .*with the layer behind: cache\['z', 0\]"),

@@ -93,6 +93,10 @@ def _experiment_command(experiment: type[Experiment]) -> click.Command:
 
     def start(collection: str | tuple[str, ...] | None, **given: Any) -> None:
         settings = {name: given[name] if name == "seed" else given.pop(name) for name in fields}
+        settings = {
+            name: fields[name].separator.join(value) if isinstance(value, tuple) else value
+            for name, value in settings.items()
+        }
         several = (collection,) if isinstance(collection, str) else collection or (None,)
         _run(experiment.chosen(**settings), several, **given)
 
@@ -115,7 +119,9 @@ def _experiment_command(experiment: type[Experiment]) -> click.Command:
 def _option(declared: Option) -> click.Option:
     kind = declared.kind if declared.item is None else str
     default = declared.written(declared.default)
-    typed = {"is_flag": True} if kind is bool else {"type": kind}
+    typed: dict[str, Any] = {"is_flag": True} if kind is bool else {"type": kind}
+    if declared.repeated:
+        default, typed = list(map(str, declared.default)), typed | {"multiple": True}
     return click.Option([declared.flag], default=default, show_default=default != "", help=declared.help, **typed)
 
 

@@ -3,6 +3,7 @@
 * a mean or a share over queries: `means`, `shares`, `mean_interval`, `mean_row` (bootstrap-t, step-down max-T);
 * a contrast of grades: `grade_contrasts` (grades permuted within queries, step-down max-T);
 * tests that all must hold: `intersection_union`; a few planned hypotheses: `holm`;
+* two groups of queries: `difference` (both drawn anew, bootstrap-t);
 * the power of a number of queries: `detectable`, `enough`.
 
 Queries are the sample: documents of one query are not independent. docs/inference.md has the formulas and what the
@@ -24,3 +25,5 @@ from mechir.inference.studentised import mean_interval as mean_interval
 from mechir.inference.studentised import mean_row as mean_row
 from mechir.inference.studentised import means as means
 from mechir.inference.studentised import shares as shares
+from mechir.inference.unpaired import Difference as Difference
+from mechir.inference.unpaired import difference as difference

@@ -63,11 +63,11 @@ def _queries(
     scores: pd.DataFrame, judged: pd.DataFrame, lowest: int
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray, float]]:
     """Yields the id, tie groups, gains and share in a tie of each query with a document of grade `lowest`."""
-    _refuse_infinite(scores)
+    refuse_infinite(scores)
     scores = scores.loc[scores["query_id"].isin(_relevant(judged, lowest)), ["query_id", "doc_id", "score"]]
     ranked = scores.merge(judged[["query_id", "doc_id", "grade"]], "left", on=["query_id", "doc_id"])
     for query_id, rows in ranked.sort_values("doc_id").groupby("query_id", sort=False):
-        groups = _tie_groups(rows["score"].to_numpy(dtype=float))
+        groups = tie_groups(rows["score"].to_numpy(dtype=float))
         gains = rows["grade"].fillna(0).clip(lower=0).to_numpy(dtype=float)
         yield query_id, groups, gains, float((np.bincount(groups)[groups] > 1).mean())
 
@@ -92,13 +92,14 @@ def _reciprocal(groups: np.ndarray, relevant: np.ndarray) -> float:
     return float((missed * hits / (n - offset) / (before + 1 + offset)).sum())
 
 
-def _refuse_infinite(scores: pd.DataFrame) -> None:
+def refuse_infinite(scores: pd.DataFrame) -> None:
+    """Raises for scores that are not finite, by the first pair."""
     bad = scores[~np.isfinite(scores["score"].to_numpy(dtype=float))]
     if len(bad):
         raise MechirError(f"The score of pair {bad['query_id'].iloc[0]}/{bad['doc_id'].iloc[0]} is not finite.")
 
 
-def _tie_groups(values: np.ndarray) -> np.ndarray:
+def tie_groups(values: np.ndarray) -> np.ndarray:
     """The number of each document's tie group, 0 the best."""
     best_first = np.argsort(-values, kind="stable")
     breaks = np.diff(-values[best_first]) > TIE
@@ -123,7 +124,7 @@ def random_draws(
     pools = pool[pool["query_id"].isin(relevant)].sort_values("doc_id").groupby("query_id", sort=False)["doc_id"]
     for query_id, ids in pools:
         grades = judged[judged["query_id"] == query_id].set_index("doc_id")["grade"].clip(lower=0).astype(int).to_dict()
-        generator, documents = _generator(seed, query_id), ids.to_numpy()
+        generator, documents = query_generator(seed, query_id), ids.to_numpy()
         # Ranks are handed over as distinct scores, so that trec_eval's own rule for ties (by document id) never acts.
         orders = {str(draw): generator.permutation(documents).tolist() for draw in range(draws)}
         runs = {draw: {doc_id: -float(rank) for rank, doc_id in enumerate(order)} for draw, order in orders.items()}
@@ -146,13 +147,13 @@ def write_trec_run(file: Path, pairs: Any, scores: Sequence[float], tag: str, *,
     pairs = as_pairs(pairs)
     refuse_spaces(pairs)
     frame = pair_ids(pairs).assign(score=scores)
-    _refuse_infinite(frame)
+    refuse_infinite(frame)
     lines = []
     for query_id, rows in frame.groupby("query_id", sort=False):
         rows = rows.sort_values("doc_id", kind="stable")
         ids, values = rows["doc_id"].to_numpy(), rows["score"].to_numpy(dtype=float)
-        groups = _tie_groups(values)
-        order = np.lexsort((_generator(seed, query_id).permutation(len(ids)), groups))
+        groups = tie_groups(values)
+        order = np.lexsort((query_generator(seed, query_id).permutation(len(ids)), groups))
         best = pd.Series(values).groupby(groups).max()
         lines += [f"{query_id} Q0 {ids[i]} {rank} {best[groups[i]]:.9g} {tag}" for rank, i in enumerate(order, 1)]
     text = "\n".join(lines) + "\n"
@@ -184,6 +185,7 @@ def _discounts(n: int) -> np.ndarray:
     return 1 / np.log2(np.arange(2, n + 2))
 
 
-def _generator(seed: int, query_id: str) -> np.random.Generator:
+def query_generator(seed: int, query_id: str) -> np.random.Generator:
+    """The generator of what is drawn for one query."""
     digest = hashlib.sha256(f"{seed}\0{query_id}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16]))

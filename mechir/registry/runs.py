@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from mechir.atomic import whole
 from mechir.errors import MechirError, closest
+from mechir.methods.evaluation import evaluate
 from mechir.registry.renamed import renamed
 
 DEFAULT = Path("mechir-registry")
@@ -100,6 +101,20 @@ class Run:
     def finished(self) -> bool:
         """Whether its summary is stored."""
         return (self.path / "summary.parquet").is_file()
+
+    def evaluate(self, *measures: Any, groups: Any = None) -> pd.DataFrame:
+        """The ranking quality of every condition of a run that scores pairs: see `mi.evaluate`.
+
+        Raises:
+            MechirError: as `mi.evaluate`, and for a run whose rows are no scores of pairs.
+        """
+        rows = self.rows
+        if lacking := [name for name in ("name", "query_id", "doc_id", "score") if name not in rows]:
+            raise MechirError(
+                f"Run {self.id} holds no scores of pairs under interventions (no column '{lacking[0]}'): evaluate one "
+                "of joint/cut or vast2025/direction_ablation, or the rows of mi.sweep."
+            )
+        return evaluate(rows, *measures, judged=self.judged, groups=groups)
 
     @property
     def seconds(self) -> float:

@@ -1,0 +1,160 @@
+"""Components cut together: what the ranking loses without these heads, neurons, layers or masks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from mechir.activations import means, samples
+from mechir.errors import MechirError
+from mechir.experiment import Experiment, Finished, Inputs
+from mechir.interventions import Ablate, Mask
+from mechir.measures import WITHOUT_SET, stated
+from mechir.methods.checks import relevant_there
+from mechir.methods.cut_ranking import WAYS, cut_table, filled, interventions, sets_of, ways_of
+from mechir.methods.evaluation import ranking_measures
+from mechir.methods.query_groups import query_groups
+from mechir.model_sites import sites_of
+from mechir.options import frame, option
+from mechir.pair import Pair
+from mechir.registry.evidence import held
+from mechir.registry.queries import matching
+from mechir.reranker import Weights
+from mechir.sites import Attn, Head, Mlp, Neuron, parse_site
+from mechir.sweeps import sweep
+from mechir.views import charts
+
+RESAMPLED = 16
+"""Positions of each segment that a resampled activation is drawn from."""
+
+
+@dataclass(frozen=True)
+class Cut(Experiment):
+    """Cuts heads, neurons, layers or masks together and ranks anew: does the ranking depend on them, for which queries?
+
+    What is cut is named (`--sites`, `--masks`), or taken from findings that hold (`--role matching --label lexical`).
+    Beside it stand random sets with as many heads and neurons of every layer. Activations are replaced by zero, by
+    their mean in the segment, and by those of other positions (resample). Findings on the same queries flatter the set:
+    name sites that were found on others to say how large the loss is.
+    """
+
+    sites: tuple[str, ...] = option((), "heads, neurons, MLPs or attention layers, such as h1.1,n3.17,mlp2")
+    masks: tuple[str, ...] = option(
+        (), "directions of attention, such as doc<-query@h1.1", separator=";", repeated=True
+    )
+    role: str = option("", "cut the components of findings in this role that hold, such as matching")
+    label: str = option("", "and of these only findings with this label, such as lexical")
+    term: str = option("", "and only those of this part of BM25, such as tf")
+    evaluate: tuple[str, ...] = option(
+        ("nDCG@10",), "measures of ir_measures, such as RR(rel=2)@10", separator=";", in_order=True, repeated=True,
+        not_empty="a measure such as nDCG@10",
+    )  # fmt: skip
+    groups: str = option("", "a file of lines query_id<TAB>group: effects by group, and their difference")
+    ways: tuple[str, ...] = option(WAYS, "what takes the place of an activation", among=WAYS, not_empty="zero, mean")
+    draws: int = option(20, "random sets beside it", least=1)
+    seed: int = option(0, "of what is drawn at random", least=0)
+    sets: pd.DataFrame = frame("set", "sites", "masks")
+    filling: pd.DataFrame = frame("way", "recipe", "model", "hook", "shape", "values")
+
+    def cost(self, model: Weights) -> float:
+        """Full forwards per pair: the intact model, and every set in every way; means and samples beside it."""
+        return 3.0 + len(self.ways) * (1 + self.draws)
+
+    def check(self, inputs: Inputs) -> Experiment:
+        """The components, the measures and the groups in normal form; refuses what does not fit."""
+        relevant_there(inputs.judged)
+        measures = tuple(map(str, ranking_measures(self.evaluate)))
+        if self.groups:
+            query_groups(self.groups)
+        named = {"role": self.role, "label": self.label, "term": self.term}
+        found = any(named.values())
+        if not (self.sites or self.masks or found):
+            raise MechirError(
+                "There is nothing to cut: name --sites h1.1,h2.9 or --masks 'doc<-query@h1.1', or findings, "
+                "--role matching."
+            )
+        if (self.sites or self.masks) and found:
+            raise MechirError(
+                "--sites and --masks name what is cut, and so do --role, --label and --term: give one or the other."
+            )
+        sites = self.sites or (() if self.masks else _of_findings(inputs, named))
+        parsed = sites_of(inputs.model, Ablate(sites).sites) if sites else []
+        masks = tuple(str(Mask.parse(mask)) for mask in self.masks)
+        inputs.model.resolve(
+            [hook for mask in masks for hook in Mask.parse(mask).hooks(inputs.model.batch(("a", "b")))]
+        )
+        return replace(self, sites=tuple(map(str, parsed)), masks=masks, evaluate=measures, role="", label="", term="")
+
+    def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Pair]]:
+        """The random sets, and the activations that are put in the place."""
+        sets, notes = sets_of(inputs.model, self.sites, self.masks, self.draws, self.seed)
+        for note in notes:
+            inputs.say(f"random sets: {note}")
+        hooks = tuple(dict.fromkeys(parse_site(site).hook.split(".", 2)[2] for site in self.sites))
+        wanted = [way for way in ways_of(self.sites, self.ways) if way in ("mean", "resample")]
+        frames = [_activations(inputs, way, hooks, self.seed).assign(way=way) for way in wanted]
+        return replace(self, sets=sets, filling=pd.concat(frames) if frames else self.filling), inputs.material
+
+    def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
+        """Scores of every pair, intact and without each set: `name`, `query_id`, `doc_id`, `grade`, `score`."""
+        return sweep(model, pairs, interventions(self.sets, ways_of(self.sites, self.ways), filled(self.filling)))
+
+    def summarise(self, run: Finished) -> pd.DataFrame:
+        """`cut_table`, with what was cut in `sites`."""
+        groups = query_groups(self.groups) if self.groups else {}
+        table = cut_table(run.rows, run.judged, ranking_measures(self.evaluate), groups, ways_of(self.sites, self.ways))
+        return table.assign(sites=", ".join([*self.sites, *self.masks]))
+
+    def findings(self, run: Finished) -> pd.DataFrame:
+        """The loss of the ranking beyond random sets, of all queries."""
+        whole = run.summary[run.summary["group"] == "all"]
+        beyond = "excess" if "excess" in whole else "change"
+        measures = [WITHOUT_SET(row.measure, row.way) for row in whole.itertuples()]
+        p = whole["p_excess_corrected" if beyond == "excess" else "p_corrected"]
+        return stated(
+            whole, measures, beyond, site="", label=whole["sites"], p_corrected=p, family=f"{len(run.summary)} rows"
+        )
+
+    @classmethod
+    def table(cls, summary: pd.DataFrame) -> pd.DataFrame:
+        """The change beside that of random sets, by measure, group and way."""
+        names = ["measure", "group", "way", "queries", "intact", "change", "low", "high", "p", "random", "p_draws"]
+        return summary[[name for name in names if name in summary]]
+
+    def chart(self, summary: pd.DataFrame) -> Any:
+        """The change of each group of queries, one bar a way, with its interval."""
+        whole = summary[~summary["group"].str.contains(" - ", regex=False)]
+        names = whole["measure"] + ", " + whole["group"] + ", by " + whole["way"]
+        cut = summary["sites"].iloc[0] if len(summary) else ""
+        short = cut if len(cut) <= 60 else f"{cut[:60]}..."
+        return charts.bars(
+            whole.assign(cut=names), "change", "cut", title="Change of the ranking without a set", subtitle=short,
+            low="low", high="high",
+        )  # fmt: skip
+
+
+def _of_findings(inputs: Inputs, named: Mapping[str, str]) -> tuple[str, ...]:
+    """The components of the findings that hold for this model, by their role, label and term."""
+    asked = {name: value for name, value in named.items() if value and name != "label"}
+    rows = held(matching(inputs.registry, asked, model=inputs.model.fingerprint, newest=True))
+    chosen = rows[rows["holds"] & ((rows["label"] == named["label"]) | (not named["label"]))]
+    sites = []
+    for text in dict.fromkeys(chosen["site"]):
+        try:
+            site = parse_site(text)
+        except MechirError:
+            continue  # a direction, an edge, or a set, which is no component
+        if isinstance(site, Head | Neuron | Mlp | Attn) and getattr(site, "part", "z") in ("z", "out"):
+            sites.append(str(site))
+    if not sites:
+        said = " ".join(f"--{name} {value}" for name, value in named.items() if value)
+        raise MechirError(f"No finding of {said} on this model holds for a head, neuron or layer: name --sites.")
+    return tuple(sites)
+
+
+def _activations(inputs: Inputs, way: str, hooks: tuple[str, ...], seed: int) -> pd.DataFrame:
+    """The mean of each segment, or activations of other positions, of these hooks."""
+    if way == "mean":
+        return means(inputs.model, inputs.material, hooks=hooks).frame()
+    return samples(inputs.model, inputs.material, draws=RESAMPLED, seed=seed, hooks=hooks).frame()

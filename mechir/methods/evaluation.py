@@ -1,0 +1,203 @@
+"""Ranking quality by any measure of ir_measures: by query, under conditions, in groups of queries."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import ir_measures
+import numpy as np
+import pandas as pd
+
+from mechir import inference
+from mechir.errors import MechirError, closest
+from mechir.methods import ranking
+from mechir.methods.query_groups import query_groups
+from mechir.methods.statistics import compare
+
+NAMES = ("nDCG", "RR", "AP", "P", "R", "Rprec", "IPrec", "Success")
+"""The measures of ir_measures that ask for nothing but judgments and a ranking."""
+DRAWS = 20
+"""Random orders of tied documents that a value is averaged over, where there is no closed form."""
+ALL = "all"
+INTACT = "original"
+WHOLE = 10**9
+"""A cutoff beyond every ranking."""
+
+
+def ranking_measures(given: Any) -> tuple[Any, ...]:
+    """The measures as values of ir_measures, from these values or from text: `"RR(rel=2)@10"`, `nDCG @ 10`.
+
+    Raises:
+        MechirError: for text that is no measure, one that ir_measures cannot compute here, and one that asks which
+            documents are judged (all of a pool are).
+    """
+    listed = [given] if isinstance(given, str | ir_measures.Measure) or not isinstance(given, Iterable) else given
+    measures = tuple(dict.fromkeys(map(_measure, listed)))
+    if not measures:
+        raise MechirError("There is no measure of ranking quality: write one such as 'nDCG@10'.")
+    return measures
+
+
+def _measure(given: Any) -> Any:
+    measure = given
+    if isinstance(given, str):
+        try:
+            measure = ir_measures.parse_measure(given.strip())
+        except (NameError, ValueError, SyntaxError, TypeError, AssertionError) as error:
+            near = closest(given.partition("@")[0].partition("(")[0], NAMES)
+            raise MechirError(f"Cannot read the ranking measure '{given}': the closest are {near}.") from error
+    if not isinstance(measure, ir_measures.measures.Measure):
+        raise MechirError(f"{given!r:.60} is no ranking measure: write 'nDCG@10', or ir_measures.nDCG @ 10.")
+    try:
+        computed = any(provider.supports(measure) for provider in (ir_measures.pytrec_eval, ir_measures.msmarco))
+    except AssertionError:
+        computed = False
+    if not computed or measure.NAME not in NAMES or measure.params.get("judged_only"):
+        raise MechirError(f"'{measure}' cannot be computed here: write one of {', '.join(NAMES)}, such as 'nDCG@10'.")
+    return measure
+
+
+def per_query(scores: pd.DataFrame, judged: pd.DataFrame, measure: Any) -> pd.Series:
+    """The measure of each query that has a document as relevant as the measure asks for, by `query_id`.
+
+    Scores within 1e-5 of each other are ties. nDCG and RR without cutoff are the mean over all orders of tied documents
+    (`ranking.ndcg`, `ranking.mrr`), others the mean over 20 random orders, by a seed of the query. Without ties a value
+    is that of ir_measures.
+    """
+    names = set(measure.params)
+    cutoff, relevant = measure.params.get("cutoff", WHOLE), int(measure.params.get("rel", 1))
+    if measure.NAME == "nDCG" and names <= {"cutoff"}:
+        return ranking.ndcg(scores, judged, cutoff).set_index("query_id")["value"]
+    if measure.NAME == "RR" and names <= {"rel"}:
+        return ranking.mrr(scores, judged, relevant).set_index("query_id")["value"]
+    qrels: dict[str, dict[str, int]] = {}
+    for query_id, doc_id, grade in judged[["query_id", "doc_id", "grade"]].itertuples(index=False):
+        qrels.setdefault(query_id, {})[doc_id] = max(int(grade), 0)
+    qrels = {query_id: grades for query_id, grades in qrels.items() if max(grades.values()) >= relevant}
+    orders = list(_orders(scores, qrels))
+    if not orders:
+        return pd.Series(dtype=float, name="value").rename_axis("query_id")
+    known = {str(number): qrels[query_id] for number, (query_id, _) in enumerate(orders)}
+    runs = {str(number): run for number, (_, run) in enumerate(orders)}
+    values = {int(each.query_id): each.value for each in ir_measures.iter_calc([measure], known, runs)}
+    by_order = pd.Series([values[number] for number in range(len(orders))], [query_id for query_id, _ in orders])
+    return by_order.rename("value").rename_axis("query_id").groupby(level=0, sort=False).mean()
+
+
+def _orders(scores: pd.DataFrame, qrels: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
+    """Each query's ranking as scores without ties; where there are ties, `DRAWS` orders of them."""
+    ranking.refuse_infinite(scores)
+    for query_id, rows in scores[scores["query_id"].isin(list(qrels))].groupby("query_id", sort=False):
+        rows = rows.sort_values("doc_id", kind="stable")
+        groups, ids = ranking.tie_groups(rows["score"].to_numpy(dtype=float)), rows["doc_id"].to_numpy()
+        tied, generator = len(np.unique(groups)) < len(groups), ranking.query_generator(0, str(query_id))
+        for _ in range(DRAWS if tied else 1):
+            order = np.lexsort((generator.permutation(len(ids)), groups))
+            yield str(query_id), {str(ids[place]): -float(rank) for rank, place in enumerate(order)}
+
+
+def by_condition(rows: pd.DataFrame, judged: pd.DataFrame, measure: Any, keys: Sequence[str]) -> pd.DataFrame:
+    """The measure of every query under every condition, [query, condition]; `keys` are the columns of a condition."""
+    groups = rows.groupby(list(keys), sort=False)
+    values = {key if len(keys) > 1 else key[0]: per_query(scores, judged, measure) for key, scores in groups}
+    return pd.DataFrame(values)
+
+
+def evaluate(rows: Any, *measures: Any, judged: Any = None, groups: Any = None) -> pd.DataFrame:
+    """The ranking quality of every condition, and its change from the intact model, over queries.
+
+    Args:
+        rows: scores, `query_id`, `doc_id`, `score`, and where there is more than one condition `name`, as `mi.sweep`
+            gives them; "original" is the intact model.
+        measures: of ir_measures, as values or text; by default nDCG@10.
+        judged: `query_id`, `doc_id`, `grade`; by default the grades of the rows.
+        groups: groups of queries, see `query_groups`: each is measured apart and compared with each other.
+
+    Returns:
+        One row per measure, group ("all", each group, "a - b") and condition: `measure`, `group`, `name`; `queries`;
+        `estimate`, the mean over queries, `low`, `high`, its 95 % interval; `change` = condition - original with
+        `change_low`, `change_high`, the paired `change_p`, and `change_p_corrected`, Holm over all rows. In rows "a -
+        b" estimate and change are those of a less those of b, tested as of different queries. Queries without a
+        document as relevant as the measure asks for are left out.
+
+    Raises:
+        MechirError: for a measure that is none, rows without the columns, no judgments, and groups without a query.
+    """
+    chosen = ranking_measures(measures or ("nDCG@10",))
+    rows, judged = _checked(rows, judged)
+    of = {} if groups is None else query_groups(groups)
+    parts = [
+        pd.DataFrame(list(_lines(by_condition(rows, judged, measure, ["name"]), of))).assign(measure=str(measure))
+        for measure in chosen
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    if "change_p" in table:
+        table["change_p_corrected"] = inference.holm(table["change_p"].to_numpy(dtype=float))
+    return table[["measure", *(name for name in table.columns if name != "measure")]]
+
+
+def _checked(rows: Any, judged: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows with a name, and the judgments."""
+    for frame, needed in ((rows, ("query_id", "doc_id", "score")), (judged, ("query_id", "doc_id", "grade"))):
+        if frame is None:
+            continue
+        lacking = [name for name in needed if name not in getattr(frame, "columns", ())]
+        if lacking:
+            raise MechirError(f"There is no column '{lacking[0]}' to evaluate: give a frame with {', '.join(needed)}.")
+    if judged is None:
+        if "grade" not in rows or rows["grade"].isna().all():
+            raise MechirError("These scores have no grades: give judged=, a frame with query_id, doc_id and grade.")
+        judged = rows.drop_duplicates(["query_id", "doc_id"]).assign(grade=lambda frame: frame["grade"].fillna(0))
+    return (rows if "name" in rows else rows.assign(name=INTACT)), judged
+
+
+def _lines(values: pd.DataFrame, groups: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """The rows of one measure: of all queries, of each group, and of each two."""
+    yield from _of_queries(values, ALL)
+    for name, part in grouped(values, groups):
+        yield from _of_queries(part, name)
+    for (one, first), (other, second) in itertools.combinations(grouped(values, groups), 2):
+        for name in values:
+            line: dict[str, Any] = {"group": f"{one} - {other}", "name": name, "queries": len(first) + len(second)}
+            line |= between(first[name], second[name], ("estimate", "low", "high", None))
+            if name != INTACT and INTACT in values:
+                gain, loss = (part[name] - part[INTACT] for part in (first, second))
+                line |= between(gain, loss, ("change", "change_low", "change_high", "change_p"))
+            yield line
+
+
+def _of_queries(values: pd.DataFrame, group: str) -> Iterator[dict[str, Any]]:
+    for name in values:
+        line: dict[str, Any] = {"group": group, "name": name, "queries": int(values[name].notna().sum())}
+        line |= inference.mean_row(values[name].to_numpy())
+        if name != INTACT and INTACT in values:
+            both = values[[name, INTACT]].dropna().to_numpy()
+            line |= compare(both[:, 0], both[:, 1]).row("change")
+        yield line
+
+
+def grouped(values: pd.DataFrame, groups: Mapping[str, str]) -> list[tuple[str, pd.DataFrame]]:
+    """The queries of each group that has one, in the order of the groups.
+
+    Raises:
+        MechirError: where fewer than two groups have a query here.
+    """
+    if not groups:
+        return []
+    of = values.index.map(lambda query_id: groups.get(query_id))
+    parts = [(name, values[of == name]) for name in dict.fromkeys(groups.values())]
+    there = [(name, part) for name, part in parts if len(part)]
+    if len(there) < 2:
+        raise MechirError(
+            f"{len(there)} of the groups {', '.join(name for name, _ in parts)} have a query here: give the ids of "
+            f"these queries, such as '{values.index[0]}'."
+        )
+    return there
+
+
+def between(one: pd.Series, other: pd.Series, columns: tuple[str, str, str, str | None]) -> dict[str, float]:
+    """The difference of two groups' means as columns of a table."""
+    found = inference.difference(one.to_numpy(dtype=float), other.to_numpy(dtype=float))
+    return {name: value for name, value in zip(columns, found, strict=True) if name is not None}

@@ -1,0 +1,67 @@
+"""Groups of queries, such as exact matches and paraphrases: query id -> group, from a file, a mapping or a frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mechir.columns import cell, chosen_columns, table_rows
+from mechir.errors import MechirError
+
+
+def query_groups(given: Any) -> dict[str, str]:
+    """The group of each query.
+
+    Args:
+        given: a mapping query id -> group, a frame with `qid` (or `query_id`) and `group`, whose rows may repeat a
+            query, or the path of a file of lines query_id<TAB>group.
+
+    Raises:
+        MechirError: for anything else, a query in two groups, and fewer than two groups.
+    """
+    groups: dict[str, str] = {}
+    for place, (query_id, group) in enumerate(_read(given)):
+        if groups.setdefault(query_id, group) != group:
+            raise MechirError(f"groups, row {place}: query '{query_id}' is in '{groups[query_id]}' and in '{group}'.")
+    if len(names := dict.fromkeys(groups.values())) < 2:
+        held = f"only '{next(iter(names))}'" if names else "none"
+        raise MechirError(f"Groups of queries are compared with each other, and there is {held}: give two or more.")
+    return groups
+
+
+def _read(given: Any) -> Iterable[tuple[str, str]]:
+    if isinstance(given, str | Path):
+        return _of_file(Path(given))
+    if isinstance(given, Mapping):
+        if wrong := next((pair for pair in given.items() if not all(isinstance(x, str) for x in pair)), None):
+            raise MechirError(f"groups holds {wrong!r:.60}: write query_id: group, both text.")
+        return given.items()
+    if (rows := table_rows(given)) is None:
+        raise MechirError(
+            f"groups={given!r:.60} names no groups: give a mapping query_id -> group, a frame with qid and group, or a "
+            "file of lines query_id<TAB>group."
+        )
+    return [_of_row(row, place) for place, row in enumerate(rows)]
+
+
+def _of_row(row: Mapping[str, Any], place: int) -> tuple[str, str]:
+    columns, where = chosen_columns(list(row), ("query_id", "group"), (), "groups"), f"groups, row {place}"
+    query_id, group = (cell(row, columns[field], field, where) for field in ("query_id", "group"))
+    return query_id, group
+
+
+def _of_file(file: Path) -> Iterable[tuple[str, str]]:
+    if not file.is_file():
+        raise MechirError(f"There is no file of groups '{file}': give lines query_id<TAB>group.")
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise MechirError(f"Cannot read the groups '{file}': give lines query_id<TAB>group in UTF-8.") from error
+    for number, line in enumerate(lines, 1):
+        fields = [field.strip() for field in line.split("\t")]
+        if not line.strip():
+            continue
+        if len(fields) != 2 or not all(fields):
+            raise MechirError(f"{file}, line {number}: cannot read '{line[:60]}'; write query_id<TAB>group.")
+        yield fields[0], fields[1]
