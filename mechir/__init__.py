@@ -72,6 +72,7 @@ _LATER = {
     "completeness": "mechir.methods.completeness",
     "specificity": "mechir.methods.specificity",
     "evaluate": "mechir.methods.evaluation",
+    "pyterrier": "mechir.terrier",
     "all_heads": "mechir.model_sites",
     "export": "mechir.exporting",
 }

@@ -71,7 +71,7 @@ def attention(
     return grids(tokens, patterns, [str(site) for site in sites], rows)
 
 
-def heads(frame: pd.DataFrame, value: str = "") -> Picture:
+def heads(frame: pd.DataFrame, value: str = "", *, model: Reranker | None = None) -> Picture:
     """Layers x heads of findings, links or a summary: `show.heads(mi.findings(measure="patching, tfc1"))`.
 
     Blue is negative, white 0, red positive; under the number its 95 % interval; a ring where it holds. Each measure has
@@ -81,14 +81,15 @@ def heads(frame: pd.DataFrame, value: str = "") -> Picture:
         frame: with `site`, and a row for each head and measure; rows of other components are left out.
         value: the column that is shown; by default `estimate`, `value`, `effect` or `change`, whichever is there. Only
             for these is it known which p is theirs: `holds`, else `p_all` or `p_corrected` below .05.
+        model: draws all its layers and heads; by default those up to the last that is there.
 
     Returns:
-        A view that a notebook draws and a terminal prints in columns.
+        A view that a notebook draws, a terminal prints in columns, and `save("heads.pdf")` writes.
 
     Raises:
         MechirError: for a frame without sites, numbers or heads, or two values of one head by one measure.
     """
-    return head_maps.heads(frame, value)
+    return head_maps.heads(frame, value, (0, 0) if model is None else (model.cfg.n_layers, model.cfg.n_heads))
 
 
 def attend(split: AttentionSplit, top: int = 8) -> Picture:

@@ -27,7 +27,7 @@ def test_no_name_hides_a_module() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("page", ["api.md", "architecture.md"])
+@pytest.mark.parametrize("page", ["api.md", "architecture.md", "pyterrier.md"])
 def test_the_examples_print_what_the_page_says(page: str, tmp_path: Path) -> None:
     text = PAGE.with_name(page).read_text(encoding="utf-8")
     code = "\n".join(re.findall(r"```pycon\n(.*?)```", text, re.DOTALL))
@@ -36,4 +36,4 @@ def test_the_examples_print_what_the_page_says(page: str, tmp_path: Path) -> Non
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
     report: list[str] = []
     runner.run(test, out=report.append)
-    assert runner.failures == 0 and runner.tries > 10, "".join(report)
+    assert runner.failures == 0 and runner.tries > 8, "".join(report)

@@ -25,7 +25,7 @@ from tests.models import TOY_MODEL, nine_queries
 from tests.test_cli import call
 
 NAN = float("nan")
-NO_HEADS = ["h1.1,h2.9", "h0.9", "h1.1 h9.0", "n1.2", "h1.1.q", "1.1", "h-1.0"]
+NO_HEADS = ["h1.1,h2.9", "h0.9", "h1.1 h9.0", "n1.2", "h1.1.q", "1.9", "h-1.0"]
 NO_COUNT = [0, -1, 2.5, NAN, "four", True, None]
 NO_SEED = [-1, 1.5, 2**70, "one"]
 NO_VECTOR = [-2, 10**6, 0.5]
@@ -58,6 +58,11 @@ BAD: dict[str, list[Any]] = {
     "of": ["meanmax", "", "Mass"],
     "others": [-1, 0.5, NAN],
     "part": ["w", "", "out", "post"],
+    "evaluate": ["nDGC@10", "", "Judged@10", "ERR@10"],
+    "groups": ["nowhere.tsv"],
+    "masks": ["query->doc", "doc<-query@h9.9", "doc<-query@9", "dog"],
+    "sites": ["dog", "h9.9", "resid0", "h0.1.q", "n0.99999"],
+    "ways": ["half", "", "zero,half"],
     "penalty": [0, -1.0, NAN, float("inf")],
     "per_query": NO_COUNT,
     "points": NO_COUNT,
@@ -89,6 +94,7 @@ UNITS = ["posts", "", "resid", "mlp"]
 NO_GRADE = ["0", "9", "-1", "x", "2,3", "nowhere:1", "toy:1,toy:2", "\u00b2"]
 AT_LEAST_0 = [-1, 2.5, NAN, "four"]
 OWN: dict[tuple[str, str], list[Any]] = {
+    **{("joint/cut", name): ["matching"] for name in ("role", "term", "label")},  # beside sites
     ("joint/examples", "heads"): [*NO_HEADS, "", " , "],
     ("vast2025/cls_lens", "relevant"): [0, 4, -1, 1.5, NAN],
     ("vast2025/cls_lens", "draws"): [*NO_COUNT, 4],
@@ -110,6 +116,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "vast2025/cls_lens": {"draws": 5},
     "vast2024/pruning": {"grid": "10"},
     "lu2025/idf_edit": {"heads": "h0.1"},
+    "joint/cut": {"sites": "h0.1"},
 }
 """What makes an experiment's options right on the toy."""
 NAMES = list(experiments())

@@ -32,6 +32,7 @@ RUNS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("circuits/backup", {"heads": "h0.1"}),
     ("circuits/edges", {"sample": 4}),
     ("circuits/faithfulness", {"draws": 2}),
+    ("joint/cut", {"sites": "h0.1", "draws": 2, "ways": "zero"}),
     ("lu2025/block_patching", {}),
     ("lu2025/head_to_heads", {}),
     ("lu2025/head_to_score", {}),

@@ -47,6 +47,7 @@ ANY = {
     "checks.unit_target",
     "circuit_runs.donor_batch",
     "conductance.unit_readers",
+    "cut_ranking.sets_of",
     "cutting.cut_sets",
     "cutting.head_means",
     "cutting.term_contrasts",

@@ -19,7 +19,7 @@ from mechir.registry.entries import record
 from mechir.registry.findings import COLUMNS, VIEW
 from mechir.registry.runs import Run
 from mechir.views.pictures import Picture
-from tests.models import PAIRS
+from tests.models import PAIRS, TOY_MODEL
 from tests.test_findings import frame
 from tests.test_links import one
 
@@ -140,6 +140,24 @@ def test_a_frame_shows_the_first_columns_to_look_at_and_names_the_others(tmp_pat
     beside = repr(pd.concat([links, links], axis=1))
     assert "more columns" not in beside and "h1.2" in beside
     assert list(both.columns) == list(COLUMNS) and pd.DataFrame(both).shape == (24, 32)
+
+
+def test_a_map_of_heads_keeps_the_rows_and_columns_without_a_cell(tmp_path: Path) -> None:
+    """h5.3 stands in column 3 of row 5, also where nothing stands beside it."""
+    few = pd.DataFrame({"site": ["h5.3", "h1.1"], "value": [0.5, -0.2]})
+    shown = mi.show.heads(few)
+    lines = shown.text.splitlines()[1:]
+    assert lines[0].split() == ["head", "0", "1", "2", "3"] and [line[0] for line in lines[2:]] == list("012345")
+    assert lines[7].index("0.5") + 2 == lines[0].index("3")
+    spec = shown.chart.to_dict()
+    scales = {name: spec["layer"][0]["encoding"][name]["scale"]["domain"] for name in ("x", "y")}
+    assert scales == {"x": [0, 1, 2, 3], "y": [0, 1, 2, 3, 4, 5]}
+    whole = mi.show.heads(few.iloc[1:], model=mi.load(TOY_MODEL))
+    assert whole.text.splitlines()[1].split() == ["head", "0", "1", "2", "3"]
+    for suffix, begins in ((".svg", b"<svg"), (".png", b"\x89PNG"), (".pdf", b"%PDF")):
+        assert shown.save(tmp_path / f"heads{suffix}").read_bytes().startswith(begins)
+    with pytest.raises(MechirError, match=r"Cannot save a chart as '.*heads.gif': write .svg, .png, .pdf"):
+        shown.save(tmp_path / "heads.gif")
 
 
 def test_the_map_of_heads(tmp_path: Path) -> None:

@@ -15,13 +15,13 @@ from mechir.methods.checks import relevant_there
 from mechir.methods.cut_ranking import WAYS, cut_table, filled, interventions, sets_of, ways_of
 from mechir.methods.evaluation import ranking_measures
 from mechir.methods.query_groups import query_groups
-from mechir.model_sites import sites_of
+from mechir.model_sites import heads_of, refuse_layers, sites_of
 from mechir.options import frame, option
 from mechir.pair import Pair
 from mechir.registry.evidence import held
 from mechir.registry.queries import matching
 from mechir.reranker import Weights
-from mechir.sites import Attn, Head, Mlp, Neuron, parse_site
+from mechir.sites import Attn, Head, Mlp, Neuron, Site, parse_site
 from mechir.sweeps import sweep
 from mechir.views import charts
 
@@ -79,12 +79,10 @@ class Cut(Experiment):
                 "--sites and --masks name what is cut, and so do --role, --label and --term: give one or the other."
             )
         sites = self.sites or (() if self.masks else _of_findings(inputs, named))
-        parsed = sites_of(inputs.model, Ablate(sites).sites) if sites else []
-        masks = tuple(str(Mask.parse(mask)) for mask in self.masks)
-        inputs.model.resolve(
-            [hook for mask in masks for hook in Mask.parse(mask).hooks(inputs.model.batch(("a", "b")))]
-        )
-        return replace(self, sites=tuple(map(str, parsed)), masks=masks, evaluate=measures, role="", label="", term="")
+        parsed = [_component(inputs.model, site) for site in sites]
+        masks = [_mask(inputs.model, mask) for mask in self.masks]
+        named_sites, named_masks = (tuple(map(str, some)) for some in (parsed, masks))
+        return replace(self, sites=named_sites, masks=named_masks, evaluate=measures, role="", label="", term="")
 
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Pair]]:
         """The random sets, and the activations that are put in the place."""
@@ -132,6 +130,26 @@ class Cut(Experiment):
             whole.assign(cut=names), "change", "cut", title="Change of the ranking without a set", subtitle=short,
             low="low", high="high",
         )  # fmt: skip
+
+
+def _component(model: Weights, text: str) -> Site:
+    """A component of the model; raises for anything else."""
+    try:
+        (site,) = sites_of(model, Ablate(text).sites)
+    except MechirError as error:
+        raise MechirError(f"Cannot cut --sites {text}: {error}") from error
+    return site
+
+
+def _mask(model: Weights, text: str) -> Mask:
+    """A mask of the model's heads or layers; raises for anything else."""
+    try:
+        mask = Mask.parse(text)
+        heads_of(model, mask.heads or "h0.0")
+        refuse_layers(model, mask.layers)
+    except MechirError as error:
+        raise MechirError(f"Cannot cut --masks '{text}': {error}") from error
+    return mask
 
 
 def _of_findings(inputs: Inputs, named: Mapping[str, str]) -> tuple[str, ...]:

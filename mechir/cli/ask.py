@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mechir.cli.options import PATH, REGISTRY, Command, shared
+from mechir.cli.options import COUNT, PATH, REGISTRY, Command, shared
 from mechir.errors import MechirError
 from mechir.reranker import score_parity
 
@@ -18,6 +18,7 @@ def print_summary(stored: Any) -> None:
     from mechir import left_out
     from mechir.catalog import shown
     from mechir.encoder.reading import Reading
+    from mechir.registry.names import model_name
     from mechir.views import tables
 
     record, summary = stored.record, stored.summary
@@ -28,7 +29,9 @@ def print_summary(stored: Any) -> None:
     if len(printed) < len(summary):
         click.echo(f"{len(printed)} of {len(summary)} rows; all: {stored.path / 'summary.parquet'}")
     noun = "contrasts" if "fillers" in identity else "pairs"
-    click.echo(f"{record['model']} on {identity['collection']}: {record['queries']} queries, {record['pairs']} {noun}")
+    fingerprint = identity.get("model_fingerprint", "")[:12]
+    subject = f"{model_name(record)} ({fingerprint}) on {identity['collection']}"
+    click.echo(f"{subject}: {record['queries']} queries, {record['pairs']} {noun}")
     if record.get("skipped"):
         reasons = stored.skipped["reason"]
         click.echo(f"{len(reasons)} pairs gave no contrast, e.g.: {reasons.iloc[0]} (all: skipped.parquet)")
@@ -71,7 +74,7 @@ def show(run_id: str | None, registry: Path) -> None:
     for stored, record in zip(listed, records, strict=True):
         click.echo(
             f"{stored.id}  {record['identity']['experiment']:<28} {len(stored.done())}/{record['units']} units  "
-            f"{record['model']} on {names.on(record, collections)}"
+            f"{names.model_name(record)} on {names.on(record, collections)}"
         )
 
 
@@ -85,28 +88,36 @@ FILTERS = (
     click.option("--causal/--not-causal", default=None, help="Only where the component was changed, or was not."),
     click.option("--min-effect", type=float, help="|value| at least this, in the measure's own unit."),
     click.option("--corrected-p", type=float, help="p_corrected below this."),
+    click.option("--label", help="e.g. lexical or semantic."),
 )
 """Options that select findings."""
+PRINTED = 20
+"""Findings that a terminal shows by default."""
 
 
 @click.command(cls=Command)
 @shared(*FILTERS)
+@click.option("--holds/--holds-not", default=None, help="Only the newest that hold, or that do not.")
+@click.option("--limit", type=COUNT, help=f"The first N [default: {PRINTED} in a table, all in csv and json].")
 @click.option("--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 @REGISTRY
-def findings(registry: Path, style: str, **filters: Any) -> None:
-    """Prints the findings on components; csv and json (a line each) with every column."""
+def findings(registry: Path, style: str, limit: int | None, holds: bool | None, **filters: Any) -> None:
+    """Prints the findings on components, the largest of each measure first; csv and json with every column."""
     from mechir.registry.findings import VIEW
-    from mechir.registry.queries import matching
+    from mechir.registry.queries import asked
     from mechir.views import tables
 
-    rows = matching(registry, filters)
+    whole = asked(registry, filters, holds)
+    rows = whole.head(limit or (PRINTED if style == "table" else len(whole)))
     if style == "csv":
         click.echo(rows.to_csv(index=False), nl=False)
     elif style == "json":
         click.echo(rows.to_json(orient="records", lines=True, force_ascii=False), nl=False)
     else:
         click.echo(tables.summary(rows[VIEW]))
-        click.echo(f"{len(rows)} findings of {rows['run_id'].nunique()} runs")
+        more = f"; --limit {len(whole)} prints all" if len(rows) < len(whole) else ""
+        shown = f"{len(rows)} of {len(whole)}" if more else f"{len(whole)}"
+        click.echo(f"{shown} findings of {whole['run_id'].nunique()} runs{more}")
 
 
 @click.command(cls=Command)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from mechir.cli.options import MODEL, PATH, Command, collection_option, rules_of, shared
+from mechir.cli.options import COUNT, MODEL, PATH, Command, collection_option, rules_of, shared
 from mechir.errors import MechirError
 
 SKELETON = Path(__file__).parent.parent / "data" / "skeleton"
@@ -21,7 +21,10 @@ SKELETON = Path(__file__).parent.parent / "data" / "skeleton"
 @click.option("--ablate", multiple=True, help="h8.1, n5.1203, mlp3 or attn3; may be repeated.")
 @click.option("--renormalise", is_flag=True, help="Mask before the softmax instead of after it.")
 @click.option("--readout", default="score", show_default=True, help="score, log_p or p.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the order of documents with tied scores.")
+@click.option("--run", help="A TREC run whose documents are scored, by its file or its name in the collection.")
+@click.option("--top-k", type=COUNT, help="Its first K documents of each query, or BM25's.")
+@click.option("--per-grade", type=COUNT, help="At most N judged documents per grade and query.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of draws, and of the order of tied scores.")
 @click.option("--out", type=PATH, required=True, help="Where the TREC run goes.")
 def score(
     model: str | None,
@@ -35,7 +38,7 @@ def score(
     out: Path,
     **more: Any,
 ) -> None:
-    """Writes a TREC run of all judged pairs, intact or under masks and ablations."""
+    """Writes a TREC run of all judged pairs, or of the first of a run, intact or under masks and ablations."""
     from mechir import Ablate, Mask, left_out
     from mechir import collection as open_collection
     from mechir.atomic import refuse_unwritable
@@ -51,7 +54,8 @@ def score(
     masks = dict.fromkeys(Mask.parse(text, renormalise=renormalise) for text in mask)
     ablated = dict.fromkeys(Ablate(site) for site in ablate)
     opened = open_collection(collection or "embedded", **rules_of(more))
-    sample = opened.sample(limit_queries=limit_queries, easy_negatives=0)
+    pool = {name: more.pop(name) for name in ("run", "top_k", "per_grade")}
+    sample = opened.sample(limit_queries=limit_queries, easy_negatives=0, seed=seed, **pool)
     refuse_spaces(sample.pairs)
     reranker = load(model, **more)  # the other options of `MODEL`
     sample = readable(reranker, sample, opened)

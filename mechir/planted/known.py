@@ -12,7 +12,7 @@ from mechir.circuits import Circuit, Edge, Source
 from mechir.encoder.hooked import HookedEncoder
 from mechir.errors import MechirError
 from mechir.inputs import as_pairs
-from mechir.pair import Pair
+from mechir.pair import Pair, Pairs
 from mechir.planted.design import CONTENT_WORDS, STOP_WORDS, WORDS, Design
 from mechir.planted.model import PlantedEncoder
 from mechir.planted.weights import AGGREGATOR, BACKUP, GATE_LAYER, MATCHING, PATTERN_TRAP, WRITE_TRAP
@@ -116,7 +116,7 @@ def pairs(model: HookedEncoder, *, n: int = 200, counterfactual: str = "tf", see
     return made[:n]
 
 
-def graded(model: HookedEncoder, n: int = 8, documents: int = 2, seed: int = 0) -> list[Pair]:
+def graded(model: HookedEncoder, n: int = 8, documents: int = 2, seed: int = 0) -> Pairs:
     """Judged pairs of n queries, three versions of each document, all with the query's stop word.
 
     Grade 3 holds all terms of the query, grade 0, the hard negative, one of them, and grade 1, the weak one, none.
@@ -132,7 +132,7 @@ def graded(model: HookedEncoder, n: int = 8, documents: int = 2, seed: int = 0) 
         for grade, dropped in ((3, set()), (0, {*terms} - {first}), (1, {*terms})):
             document = " ".join(next(filler) if word in dropped else word for word in words)
             made.append(Pair(base.query, document, base.query_id, f"{base.doc_id}g{grade}", grade))
-    return made
+    return Pairs(made)
 
 
 def _document(terms: list[str], counts: list[int], stop: str, generator: np.random.Generator) -> list[str]:

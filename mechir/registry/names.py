@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import count
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from mechir.errors import MechirError
@@ -21,6 +22,12 @@ class Named(NamedTuple):
     id: str
     full_name: str = ""
     sha256: str = ""
+
+
+def model_name(record: Mapping[str, Any]) -> str:
+    """The model of a run as a terminal shows it: of a whole path the last part, for fingerprints tell models apart."""
+    name = str(record["model"])
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def collections_of(record: Mapping[str, Any]) -> list[dict[str, str]]:

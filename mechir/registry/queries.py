@@ -13,7 +13,7 @@ import pandas as pd
 from mechir.errors import MechirError, closest
 from mechir.measures import refuse_unknown
 from mechir.registry.entries import latest, set_damaged_aside
-from mechir.registry.evidence import LINKS
+from mechir.registry.evidence import LINKS, held
 from mechir.registry.findings import COLUMNS, TYPES, VIEW, printed
 from mechir.registry.frames import SiteFrame, with_sites
 from mechir.registry.names import Named, meant, shown
@@ -60,6 +60,8 @@ def findings(
     causal: bool | None = None,
     min_effect: float | None = None,
     corrected_p: float | None = None,
+    label: str | None = None,
+    holds: bool | None = None,
     registry: Path | str = DEFAULT,
 ) -> SiteFrame:
     """Selects the findings that match every argument, a row each, with the columns of `Finding`.
@@ -74,6 +76,8 @@ def findings(
         causal: True for those where the component itself was changed.
         min_effect: |value| at least this, each in its own unit: of little use across measures.
         corrected_p: p_corrected below this; findings without a p are left out.
+        label: their label, such as "lexical".
+        holds: True for the newest findings that hold (`evidence.held`), False for those that do not.
         registry: where the runs are.
 
     Returns:
@@ -86,8 +90,17 @@ def findings(
     """
     filters: dict[str, Any] = {"role": role, "term": term, "measure": measure, "collection": collection}
     filters |= {"site": None if site is None else printed(site), "causal": causal, "min_effect": min_effect}
-    filters |= {"corrected_p": corrected_p}
-    return with_sites(matching(Path(registry), filters, model=model), VIEW)
+    filters |= {"corrected_p": corrected_p, "label": label}
+    return with_sites(asked(Path(registry), filters | {"model": model}, holds), VIEW)
+
+
+def asked(registry: Path, filters: Mapping[str, Any], holds: bool | None) -> pd.DataFrame:
+    """`findings` with sites as text; with `holds`, the newest that hold, or that do not."""
+    if holds is None:
+        return matching(registry, filters)
+    rows = matching(registry, filters, newest=True)
+    judged = held(rows)
+    return rows.loc[judged["holds"] == holds, [name for name in rows if name != "tries"]].reset_index(drop=True)
 
 
 def matching(
@@ -218,7 +231,7 @@ def _pattern(path: Path) -> str:
 
 def _refuse_unknown_values(registry: Path, filters: Mapping[str, Any]) -> None:
     """Raises for a model, collection, site or measure without any finding."""
-    for name in (name for name in ("model", "collection", "measure", "site") if name in filters):
+    for name in (name for name in ("model", "collection", "measure", "site", "label") if name in filters):
         known = sql(f"select distinct {name} from findings order by 1", registry=registry)[name].to_list()
         given = str(meant(filters[name], collections(registry)) if name == "collection" else filters[name])
         if name == "model":

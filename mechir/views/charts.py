@@ -16,6 +16,7 @@ import vl_convert
 from mechir.atomic import whole
 from mechir.inference import LEVEL
 from mechir.sites import is_head
+from mechir.views.grid import grid_axes
 from mechir.views.page import as_json, document, static
 
 UNDRAWABLE = re.compile("[^\t\n\r\\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -86,7 +87,7 @@ def effect_map(
             "" if pd.isna(a) or a == b == 0 else f"{_number(a, digits)} {_number(b, digits)}"
             for a, b in zip(frame[low].round(digits), frame[high].round(digits), strict=True)
         ]
-    wide, tall = 52 * shown[x].nunique(), 36 * shown[y].nunique()
+    wide, tall = 52 * len(order_x or shown[x].unique()), 36 * len(order_y or shown[y].unique())
     legend = alt.Legend(gradientLength=min(200, tall))
     hue, ink = alt.Color(f"{value}:Q", scale=_signed(size), title=value, legend=legend), _white_where("light")
     base = _grid(shown, x, y, order_x, order_y)
@@ -119,9 +120,9 @@ def tested_map(frame: pd.DataFrame, x: str, y: str, value: str, **options: Any) 
     return effect_map(marked, x, y, value, subtitle=subtitle, ring="significant", **options)
 
 
-def head_grid(cells: pd.DataFrame, value: str, **options: Any) -> Any:
-    """An `effect_map` of the columns `layer` and `head`, both in their order."""
-    heads, layers = (sorted(cells[name].unique().tolist()) for name in ("head", "layer"))
+def head_grid(cells: pd.DataFrame, value: str, *, sizes: tuple[int, int] = (0, 0), **options: Any) -> Any:
+    """An `effect_map` of the columns `layer` and `head`, empty rows and columns included: see `grid_axes`."""
+    layers, heads = grid_axes(cells, sizes)
     return effect_map(cells, "head", "layer", value, order_x=heads, order_y=layers, **options)
 
 
@@ -132,8 +133,10 @@ def _columns(frame: pd.DataFrame, *names: str | None) -> pd.DataFrame:
 
 def _grid(shown: pd.DataFrame, x: str, y: str, order_x: Sequence[Any] | None, order_y: Sequence[Any] | None) -> Any:
     """The axes of a map of cells, `x` above it."""
-    above = alt.X(f"{x}:N", sort=order_x, axis=alt.Axis(orient="top", labelAngle=0, title=x))
-    return alt.Chart(shown).encode(x=above, y=alt.Y(f"{y}:N", sort=order_y, title=y))
+    # A domain keeps the rows and columns that have no cell: without them the others would be read in wrong places.
+    across, down = (alt.Undefined if order is None else alt.Scale(domain=list(order)) for order in (order_x, order_y))
+    above = alt.X(f"{x}:N", sort=order_x, scale=across, axis=alt.Axis(orient="top", labelAngle=0, title=x))
+    return alt.Chart(shown).encode(x=above, y=alt.Y(f"{y}:N", sort=order_y, scale=down, title=y))
 
 
 def _white_where(name: str) -> Any:

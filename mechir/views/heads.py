@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pandas as pd
 
 from mechir.errors import MechirError, closest
 from mechir.inference import LEVEL
 from mechir.views import charts
+from mechir.views.grid import grid_axes
 from mechir.views.latex import ESTIMATES, INTERVAL
 from mechir.views.pictures import Picture
 
@@ -16,7 +18,7 @@ TESTED = ("p_all", "p_corrected")
 """The p that decides on a ring, the first that is there, where there is no column `holds`."""
 
 
-def heads(frame: pd.DataFrame, value: str = "") -> Picture:
+def heads(frame: pd.DataFrame, value: str = "", sizes: tuple[int, int] = (0, 0)) -> Picture:
     """A map of layers x heads for each measure of a frame, see `mechir.show.heads`."""
     rows, value = _of_heads(frame, value)
     ends = (f"{value}_low", f"{value}_high")
@@ -34,8 +36,9 @@ def heads(frame: pd.DataFrame, value: str = "") -> Picture:
         title = f"{measure}, {unit}" if unit else str(measure)
         under = "; ".join(["95 % interval"] * bool(low) + [f"ring: {ring}"] * bool(ring))
         mark = "significant" if ring else None
-        maps.append(charts.head_grid(part, value, title=title, subtitle=under, low=low, high=high, ring=mark))
-        texts.append(_text(part, value, title, ring))
+        shown: dict[str, Any] = {"low": low, "high": high, "ring": mark, "sizes": sizes}
+        maps.append(charts.head_grid(part, value, title=title, subtitle=under, **shown))
+        texts.append(_text(part, value, title, ring, sizes))
     return Picture(maps[0] if len(maps) == 1 else charts.stacked(*maps), "\n\n".join(texts))
 
 
@@ -69,11 +72,15 @@ def _refuse_twice(part: pd.DataFrame, measure: str) -> None:
     raise MechirError(f"{same['site'].iloc[0]} has {len(same)} values by '{measure}': keep one of each head{example}.")
 
 
-def _text(part: pd.DataFrame, value: str, title: str, ring: str) -> str:
+def _text(part: pd.DataFrame, value: str, title: str, ring: str, sizes: tuple[int, int]) -> str:
     """The map in columns, to three digits of the largest, with a star where there is a ring."""
+    layers, heads = grid_axes(part, sizes)
     stars = part["significant"].map({True: "*", False: ""}) if ring else [""] * len(part)
     size = float(part[value].abs().max())
     digits = max(0, 2 - math.floor(math.log10(size))) if size else 0
     shown = [f"{round(number, digits) + 0.0:.6g}{star}" for number, star in zip(part[value], stars, strict=True)]
-    table = part.assign(written=shown).pivot(index="layer", columns="head", values="written").fillna("")
+    table = part.assign(written=shown).pivot(index="layer", columns="head", values="written")
+    table = (
+        table.reindex(index=layers, columns=heads).rename_axis(index="layer", columns="head").astype(object).fillna("")
+    )
     return f"{title} (layer x head{f'; *: {ring}' if ring else ''})\n{table.to_string()}"

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from mechir.atomic import written
+from mechir.errors import MechirError
 from mechir.views import charts
+
+SUFFIXES = (".svg", ".png", ".pdf")
 
 
 @dataclass(frozen=True)
@@ -20,3 +25,15 @@ class Picture:
 
     def _repr_svg_(self) -> str:
         return charts.picture(self.chart.to_dict(), ".svg").decode()
+
+    def save(self, file: Path | str) -> Path:
+        """Writes the chart as `.svg`, `.png` or `.pdf`, whole or not at all.
+
+        Raises:
+            MechirError: for another suffix, or a path that cannot be written.
+        """
+        target = Path(file)
+        if target.suffix not in SUFFIXES:
+            raise MechirError(f"Cannot save a chart as '{target}': write {', '.join(SUFFIXES)}.")
+        content = charts.picture(self.chart.to_dict(), target.suffix)
+        return written(target, lambda temporary: temporary.write_bytes(content))

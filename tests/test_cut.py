@@ -1,0 +1,172 @@
+"""Components cut together: the sets, the table against a plain computation, masks, findings, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import mechir as mi
+from mechir.encoder import HookedEncoder
+from mechir.errors import MechirError
+from mechir.methods.cut_ranking import sets_of
+from mechir.methods.evaluation import per_query, ranking_measures
+from mechir.registry.queries import matching
+from tests.models import TOY_MODEL, nine_queries
+from tests.test_cli import call
+
+CUT = "joint/cut"
+
+
+@pytest.fixture(scope="module")
+def toy() -> HookedEncoder:
+    return mi.load(TOY_MODEL)
+
+
+@pytest.fixture(scope="module")
+def nine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return nine_queries(tmp_path_factory.mktemp("nine") / "nine")
+
+
+@pytest.fixture(scope="module")
+def groups(nine: Path) -> Path:
+    file = nine.parent / "groups.tsv"
+    names = list(mi.collection(nine).queries)
+    file.write_text("".join(f"{name}\t{'exact' if place % 2 else 'other'}\n" for place, name in enumerate(names)))
+    return file
+
+
+@pytest.fixture(scope="module")
+def stored(toy: HookedEncoder, nine: Path, groups: Path) -> Any:
+    return mi.run(
+        CUT, toy, mi.collection(nine), registry=nine.parent / "registry", sites=["L1H1", "n0.3", "mlp1"],
+        masks=["doc<-query@h0.2", "cls<-doc@0"], evaluate=["nDCG@10", "RR(rel=2)@3"], groups=str(groups), draws=3,
+    )  # fmt: skip
+
+
+def test_the_table_is_what_a_plain_computation_gives(stored: Any, toy: HookedEncoder, nine: Path) -> None:
+    pairs = mi.collection(nine).pairs()
+    means = mi.means(toy, pairs)
+    for way, filling in {"zero": None, "mean": means}.items():
+        cut = [mi.Ablate(["h1.1", "n0.3", "mlp1"], filling), mi.Mask("doc<-query@h0.2"), mi.Mask("cls<-doc@0")]
+        scores = {"intact": toy.score(pairs, frame=True), "cut": toy.score(pairs, do=cut, frame=True)}
+        for text in ("nDCG@10", "RR(rel=2)@3"):
+            (measure,) = ranking_measures(text)
+            values = {name: per_query(frame, frame, measure) for name, frame in scores.items()}
+            of = stored.summary[stored.summary["group"] == "all"].set_index(["measure", "way"])
+            line = of.loc[(text, way)]
+            assert line["intact"] == pytest.approx(values["intact"].mean(), abs=1e-9)
+            assert line["change"] == pytest.approx((values["cut"] - values["intact"]).mean(), abs=1e-6)
+            assert line["value"] == pytest.approx(values["cut"].mean(), abs=1e-6)
+    summary = stored.summary
+    assert set(summary["way"]) == {"zero", "mean", "resample"} and set(summary["group"]) == {
+        "all",
+        "exact",
+        "other",
+        "other - exact",
+    }
+    random = [name for name in stored.rows["name"].unique() if name.startswith("random ") and name.endswith("|zero")]
+    assert len(random) == 3 and summary["random"].notna().sum() == 2 * 3 * 3
+    both = summary[(summary["way"] == "zero") & (summary["measure"] == "nDCG@10")].set_index("group")["change"]
+    assert both["other - exact"] == pytest.approx(both["other"] - both["exact"])
+    assert summary["sites"].iloc[0] == "h1.1, mlp1, n0.3, cls<-doc@0-0, doc<-query@h0.2"
+
+
+def test_a_stored_run_is_evaluated_by_other_measures(stored: Any, groups: Path) -> None:
+    again = stored.evaluate("nDCG@10", "AP(rel=2)", groups=groups).set_index(["measure", "group", "name"])
+    line = stored.summary.query("measure == 'nDCG@10' and group == 'exact' and way == 'zero'").iloc[0]
+    assert again.loc[("nDCG@10", "exact", "chosen|zero"), "change"] == pytest.approx(line["change"])
+    assert ("AP(rel=2)", "all", "chosen|mean") in again.index
+
+
+def test_random_sets_have_as_many_units_of_every_layer(toy: HookedEncoder) -> None:
+    sets, notes = sets_of(toy, ["h1.1", "h1.2", "n0.3", "mlp1"], ["doc<-query@h0.1", "cls<-doc@1"], 4, 0)
+    assert len(sets) == 5 and sets["set"].tolist()[0] == "chosen"
+    for row in sets.iloc[1:].itertuples():
+        sites = row.sites.split(",")
+        assert sorted(site[:2] for site in sites) == ["h1", "h1", "ml", "n0"] and sites[-1] == "mlp1"
+        assert not {"h1.1", "h1.2", "n0.3"} & set(sites)
+        moved, whole = row.masks.split(";")
+        assert moved.startswith("doc<-query@h0.") and moved != "doc<-query@h0.1" and whole == "cls<-doc@1-1"
+    assert notes == [
+        "mlp1: whole layers, the same in the random sets",
+        "cls<-doc@1-1: whole layers, the same in the random sets",
+    ]
+    alone, _ = sets_of(toy, ["mlp1"], [], 4, 0)
+    assert len(alone) == 1
+
+
+def test_masks_alone_have_one_way_and_no_value_in_their_place(toy: HookedEncoder, nine: Path, tmp_path: Path) -> None:
+    run = mi.run(CUT, toy, mi.collection(nine), registry=tmp_path, masks="doc<-query@0-1")
+    assert run.summary["way"].tolist() == ["mask"] and "random" not in run.summary
+    assert matching(tmp_path)["measure"].tolist() == ["nDCG@10 without a set, by mask"]
+
+
+def test_findings_say_what_is_cut(toy: HookedEncoder, nine: Path, tmp_path: Path) -> None:
+    collection, registry = mi.collection(nine), tmp_path / "r"
+    with pytest.raises(MechirError, match="holds no findings yet"):
+        mi.run(CUT, toy, collection, registry=registry, role="matching")
+    mi.run("vast2025/attention_contrast", toy, collection, registry=registry, relevant=3, hard=1, weak=0)
+    rows = mi.findings(role="matching", registry=registry)
+    holding = [str(site) for site in mi.findings(role="matching", corrected_p=0.05, registry=registry)["site"]]
+    if holding:
+        run = mi.run(CUT, toy, collection, registry=registry, role="matching", ways="zero", draws=1)
+        assert set(run.summary["sites"].iloc[0].split(", ")) <= {str(site) for site in rows["site"]}
+    with pytest.raises(
+        MechirError, match="No finding of --role matching --label purple on this model holds for a head"
+    ):
+        mi.run(CUT, toy, collection, registry=registry, role="matching", label="purple")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "There is nothing to cut: name --sites h1.1,h2.9 or --masks"),
+        ({"sites": "h1.1", "role": "matching"}, "--sites and --masks name what is cut, and so do --role"),
+        ({"sites": "h9.1"}, "Layer 9 is out of range"),
+        ({"sites": "h0.9"}, "Head 9 is out of range"),
+        ({"sites": "resid0"}, "Cannot ablate 'resid0'"),
+        ({"sites": "dog"}, "Cannot read 'dog' as a site"),
+        ({"masks": "query->doc"}, "the reader comes first"),
+        ({"masks": "doc<-query@h0.9"}, "Head 9 is out of range"),
+        ({"masks": "doc<-query@7"}, "Layer 7 is out of range: the model has layers 0-1"),
+        ({"sites": "h1.1", "evaluate": "nDGC@10"}, "Cannot read the ranking measure 'nDGC@10'"),
+        ({"sites": "h1.1", "evaluate": ""}, "--evaluate is empty: write a measure such as nDCG@10"),
+        ({"sites": "h1.1", "groups": "none.tsv"}, "There is no file of groups 'none.tsv'"),
+        ({"sites": "h1.1", "ways": "half"}, "Unknown --ways 'half'"),
+        ({"sites": "h1.1", "draws": 0}, "--draws is 0: write 1 or more"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused_before_anything_is_measured(
+    toy: HookedEncoder, nine: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(MechirError, match=message):
+        mi.run(CUT, toy, mi.collection(nine), registry=tmp_path / "r", **options)
+    assert not (tmp_path / "r" / "runs").exists()
+
+
+def test_the_command_takes_measures_and_masks_one_by_one(
+    nine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("run", CUT, "--model", str(TOY_MODEL), "--collection", str(nine), "--registry", str(tmp_path), "--draws", "1",
+                 "--masks", "doc<-query@h0.1", "--masks", "cls<-doc@h1.1", "--evaluate", "RR", "--evaluate", "AP(rel=2)")  # fmt: skip
+    code, out, _ = call(capsys, *arguments)
+    assert code == 0 and "AP(rel=2)" in out and "mask" in out
+    (run,) = (tmp_path / "runs").iterdir()
+    assert pd.read_parquet(run / "summary.parquet")["measure"].tolist() == ["RR", "AP(rel=2)"]
+    code, out, _ = call(capsys, "run", CUT, "--help")
+    assert "--evaluate" in out and "nDCG@10" in out
+
+
+def test_the_groups_file_is_part_of_the_identity(toy: HookedEncoder, nine: Path, groups: Path, tmp_path: Path) -> None:
+    options = {"registry": tmp_path, "masks": "doc<-query@0"}
+    first = mi.run(CUT, toy, mi.collection(nine), groups=str(groups), **options)
+    copy = tmp_path / "same.tsv"
+    copy.write_bytes(groups.read_bytes())
+    assert mi.run(CUT, toy, mi.collection(nine), groups=str(copy), **options).id == first.id
+    copy.write_text(copy.read_text().replace("exact", "literal"))
+    assert mi.run(CUT, toy, mi.collection(nine), groups=str(copy), **options).id != first.id
+    assert np.isfinite(first.summary["change"]).all()
