@@ -109,15 +109,23 @@ class Cut(Experiment):
         whole = run.summary[run.summary["group"] == "all"]
         beyond = "excess" if "excess" in whole else "change"
         measures = [WITHOUT_SET(row.measure, row.way) for row in whole.itertuples()]
-        p = whole["p_excess_corrected" if beyond == "excess" else "p_corrected"]
-        return stated(
-            whole, measures, beyond, site="", label=whole["sites"], p_corrected=p, family=f"{len(run.summary)} rows"
-        )
+        return stated(whole, measures, beyond, site="", label=whole["sites"], family=f"{len(run.summary)} rows")
 
     @classmethod
     def table(cls, summary: pd.DataFrame) -> pd.DataFrame:
         """The change beside that of random sets, by measure, group and way."""
-        names = ["measure", "group", "way", "queries", "intact", "change", "low", "high", "p", "random", "p_draws"]
+        names = [
+            "measure",
+            "group",
+            "way",
+            "queries",
+            "change",
+            "change_low",
+            "change_high",
+            "change_p",
+            "random",
+            "p_draws",
+        ]
         return summary[[name for name in names if name in summary]]
 
     def chart(self, summary: pd.DataFrame) -> Any:
@@ -128,7 +136,7 @@ class Cut(Experiment):
         short = cut if len(cut) <= 60 else f"{cut[:60]}..."
         return charts.bars(
             whole.assign(cut=names), "change", "cut", title="Change of the ranking without a set", subtitle=short,
-            low="low", high="high",
+            low="change_low", high="change_high",
         )  # fmt: skip
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+import textwrap
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +15,42 @@ from mechir.errors import MechirError
 from mechir.reranker import score_parity
 
 
-def print_summary(stored: Any) -> None:
-    """Prints the summary of a finished run and its provenance."""
-    from mechir import left_out
+def width() -> int:
+    """The letters of a line of this terminal; 80 where there is none, or where it says nothing."""
+    return shutil.get_terminal_size((80, 24)).columns
+
+
+def print_table(stored: Any, *, whole: bool = False) -> None:
+    """Prints the summary of a finished run: what fits the terminal, or all of it."""
     from mechir.catalog import shown
-    from mechir.encoder.reading import Reading
-    from mechir.registry.names import model_name
     from mechir.views import tables
 
-    record, summary = stored.record, stored.summary
+    summary = stored.summary
+    if whole:
+        click.echo(tables.summary(summary))
+        return
+    printed = shown(stored.record["identity"]["experiment"], summary)
+    kinds = [part for _, part in printed.groupby("kind", sort=False)] if "kind" in printed else [printed]
+    lines = max(tables.LINES // max(len(kinds), 1), 4)
+    parts = [tables.fitted(part, width(), lines) for part in kinds] or [tables.fitted(printed, width())]
+    click.echo("\n\n".join(part.text for part in parts))
+    n = sum(part.rows for part in parts)
+    left_out = [name for name in dict.fromkeys(name for part in parts for name in part.left_out)]
+    left_out += [name for name in summary if name not in printed]
+    if n < len(summary) or left_out:
+        without = f", without {len(left_out)} columns" if left_out else ""
+        click.echo(f"{n} of {len(summary)} rows{without}; all: mechir show {stored.id} --all")
+
+
+def print_summary(stored: Any, *, whole: bool = False) -> None:
+    """Prints the summary of a finished run and its provenance; `whole`: every row and column."""
+    from mechir import left_out
+    from mechir.encoder.reading import Reading
+    from mechir.registry.names import model_name
+
+    record = stored.record
     identity = record["identity"]
-    printed = shown(identity["experiment"], summary)
-    kinds = printed.groupby("kind", sort=False) if "kind" in printed else [("", printed)]
-    click.echo("\n\n".join(tables.summary(part) for _, part in kinds) if len(printed) else tables.summary(printed))
-    if len(printed) < len(summary):
-        click.echo(f"{len(printed)} of {len(summary)} rows; all: {stored.path / 'summary.parquet'}")
+    print_table(stored, whole=whole)
     noun = "contrasts" if "fillers" in identity else "pairs"
     fingerprint = identity.get("model_fingerprint", "")[:12]
     subject = f"{model_name(record)} ({fingerprint}) on {identity['collection']}"
@@ -45,6 +68,28 @@ def print_summary(stored: Any) -> None:
     click.echo("\n".join([*lines, f"Run {stored.id}: {stored.path}; chart: {stored.path / 'chart.html'}"]))
 
 
+def print_answers(registry: Path, record: Mapping[str, Any]) -> None:
+    """Prints the report's answers on the model and collection of a run in words, and the links."""
+    from mechir.registry.links import links
+    from mechir.registry.names import named
+    from mechir.reporting.report import gathered
+    from mechir.reporting.sentences import as_text
+    from mechir.views import tables
+
+    about = record["identity"]["model_fingerprint"], named(record).id
+    for section in gathered(registry)["sections"]:
+        if (section["fingerprint"], section["id"]) != about:
+            continue
+        for answer in section["answers"]:
+            text = " ".join(as_text(sentence) for sentence in answer["sentences"])
+            click.echo(f"\n{answer['question']}\n{textwrap.fill(text, width())}")
+        table = links(model=about[0], collection=section["collection"], registry=registry)
+        columns = ["site", "links", "exploratory", "effect", "low", "high", "unit", "p_all", "edges", "conflicts"]
+        kept = table[[name for name in columns if name in table]].assign(site=table["site"].astype(str))
+        click.echo(f"\n{tables.fitted(kept, width()).text}")
+        click.echo(f"\n{textwrap.fill(as_text(section['lead']), width())}")
+
+
 def _quality(means: list[dict[str, Any]]) -> Iterator[str]:
     """Sentences on measures in whose mean not all queries count, with the mean over all."""
     for row in means:
@@ -58,13 +103,14 @@ def _quality(means: list[dict[str, Any]]) -> Iterator[str]:
 
 @click.command(cls=Command)
 @click.argument("run_id", metavar="RUN", required=False)
+@click.option("--all", "whole", is_flag=True, help="Every row and column of its table.")
 @REGISTRY
-def show(run_id: str | None, registry: Path) -> None:
+def show(run_id: str | None, whole: bool, registry: Path) -> None:
     """Prints the table of RUN (the beginning of its id is enough), or lists the runs."""
     from mechir.registry import names, runs
 
     if run_id is not None:
-        print_summary(runs.find_run(registry, run_id))
+        print_summary(runs.find_run(registry, run_id), whole=whole)
         return
     listed = runs.runs(registry)
     if not listed:
@@ -114,7 +160,7 @@ def findings(registry: Path, style: str, limit: int | None, holds: bool | None, 
     elif style == "json":
         click.echo(rows.to_json(orient="records", lines=True, force_ascii=False), nl=False)
     else:
-        click.echo(tables.summary(rows[VIEW]))
+        click.echo(tables.fitted(rows[VIEW], width(), len(rows)).text)
         more = f"; --limit {len(whole)} prints all" if len(rows) < len(whole) else ""
         shown = f"{len(rows)} of {len(whole)}" if more else f"{len(whole)}"
         click.echo(f"{shown} findings of {whole['run_id'].nunique()} runs{more}")

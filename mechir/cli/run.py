@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mechir.cli.ask import print_summary
+from mechir.cli.ask import print_answers, print_summary
 from mechir.cli.options import COUNT, MODEL, PATH, REGISTRY, Command, collection_option, rules_of, shared
 from mechir.errors import MechirError
 
@@ -172,6 +172,7 @@ def _run(
         from mechir.reporting.report import report
 
         click.echo(f"Report: {report(registry=registry)}")
+        print_answers(registry, done[-1].record)
 
 
 def _print_cost(experiment: Experiment, model: HookedEncoder, source: Any, pool: Any, registry: Path) -> None:

@@ -23,10 +23,10 @@ WAYS = ("zero", "mean", "resample")
 MASKED = "mask"
 """The way of masks alone, which put no value in the place of anything."""
 CHOSEN = "chosen"
-COLUMNS = ["measure", "group", "way", "queries", "intact", "value", "change", "low", "high", "p", "p_corrected"]
-COLUMNS += ["random", "random_low", "random_high", "excess", "excess_low", "excess_high", "p_excess"]
-COLUMNS += ["p_excess_corrected", "p_draws"]
-CHANGE, EXCESS = ("change", "low", "high", "p"), ("excess", "excess_low", "excess_high", "p_excess")
+CHANGE = ("change", "change_low", "change_high", "change_p")
+EXCESS = ("excess", "excess_low", "excess_high", "excess_p")
+COLUMNS = ["measure", "group", "way", "queries", "intact", "value", *CHANGE, "change_p_corrected"]
+COLUMNS += ["random", "random_least", "random_most", *EXCESS, "excess_p_corrected", "p_draws"]
 
 
 def sets_of(
@@ -89,11 +89,11 @@ def cut_table(
 
     Returns:
         A row per measure, group of queries ("all", each group, "a - b") and way: `queries`; `intact`, the value of the
-        intact model, `value`, that without the set; `change` = value - intact with its 95 % interval `low`, `high` and
-        `p`; `random`, the mean change of the random sets, `random_low` and `random_high`, their extremes; `excess` =
-        change - random with `excess_low`, `excess_high`, `p_excess`; `p_draws` = (1 + random sets that change it as far
-        down) / (1 + sets). Rows "a - b" hold the differences of two groups, tested as of different queries.
-        `p_corrected` and `p_excess_corrected`: Holm over all rows.
+        intact model, `value`, that without the set; `change` = value - intact with `change_low`, `change_high` and
+        `change_p`; `random`, the mean change of the random sets, `random_least` and `random_most`, their extremes;
+        `excess` = change - random with `excess_low`, `excess_high`, `excess_p`; `p_draws` = (1 + random sets that
+        change it as far down) / (1 + sets). Rows "a - b" hold the differences of two groups, tested as of different
+        queries. `change_p_corrected` and `excess_p_corrected`: Holm over all rows.
 
     It misleads where other components make up for those cut: what is cut and missed matters, what is not missed may.
     """
@@ -102,7 +102,7 @@ def cut_table(
         values = by_condition(rows, judged, measure, ["name"])
         lines += [{"measure": str(measure)} | line for line in _lines(values, groups, ways)]
     table = pd.DataFrame(lines)
-    for name in ("p", "p_excess"):
+    for name in ("change_p", "excess_p"):
         if name in table:
             table[f"{name}_corrected"] = inference.holm(table[name].to_numpy(dtype=float))
     return table.reindex(columns=[name for name in COLUMNS if name in table])
@@ -138,15 +138,13 @@ def _line(values: pd.DataFrame, way: str) -> dict[str, Any]:
     tested = inference.means(changes.to_numpy())
     intact = float(values[INTACT].mean())
     line: dict[str, Any] = {"queries": len(values), "intact": intact, "value": intact + float(tested.estimate[0])}
-    for place, names in enumerate(
-        (("change", "low", "high", "p"), ("excess", "excess_low", "excess_high", "p_excess"))
-    ):
+    for place, names in enumerate((CHANGE, EXCESS)):
         if place < changes.shape[1]:
             numbers = (tested.estimate, tested.low, tested.high, tested.p)
             line |= {name: float(number[place]) for name, number in zip(names, numbers, strict=True)}
     random = [name for name in values if name.startswith("random ") and name.endswith(f"|{way}")]
     if random:
         means = values[random].sub(values[INTACT], axis=0).mean().to_numpy()
-        line |= {"random": means.mean(), "random_low": means.min(), "random_high": means.max()}
+        line |= {"random": means.mean(), "random_least": means.min(), "random_most": means.max()}
         line["p_draws"] = float((1 + np.sum(means <= line["change"] + 1e-12)) / (1 + len(means)))
     return line

@@ -123,6 +123,7 @@ def _section(
         "model": model,
         "fingerprint": at.model_fingerprint,
         "collection": at.collection,
+        "id": collection,
         "lead": answers.lead(about),
         "answers": answers.answers(about),
         "links": table(linked),

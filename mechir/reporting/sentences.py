@@ -17,6 +17,12 @@ NAMED = 4
 """Components that a sentence names."""
 
 
+def as_text(sentence: Sequence[Part]) -> str:
+    """A sentence as plain text; of a run the first eight letters of its id."""
+    parts = (part if isinstance(part, str) else next(iter(part.items())) for part in sentence)
+    return "".join(part if isinstance(part, str) else part[1][:8] if part[0] == "run" else part[1] for part in parts)
+
+
 def described(row: pd.Series) -> Sentence:
     """A component with its value, interval, unit, p over all tries, and the run."""
     tested = f", {chance(row['p_all'])}" if pd.notna(row["p_all"]) else ""

@@ -32,7 +32,7 @@ def table(frame: pd.DataFrame, digits: int = 2) -> str:
     """
     plain = _flat(frame)
     plain = plain[[name for name in plain.columns if not plain[name].isna().all()]]
-    ends = _ends(list(plain.columns))
+    ends = interval_ends(list(plain.columns))
     names = [name for name in plain.columns if not any(name in pair for pair in ends.values())]
     cells = {}
     for place, name in enumerate(names):
@@ -57,10 +57,13 @@ def _flat(frame: pd.DataFrame) -> pd.DataFrame:
     return flat.set_axis([" ".join(str(part) for part in name if str(part)) for name in names], axis=1)
 
 
-def _ends(names: list[str]) -> dict[str, tuple[str, str]]:
+def interval_ends(names: list[str]) -> dict[str, tuple[str, str]]:
     """The columns with the ends of the interval, by the column that it is of."""
     ends = {name: (f"{name}_low", f"{name}_high") for name in names if {f"{name}_low", f"{name}_high"} <= {*names}}
-    first = next((name for name in ESTIMATES if name in names and name not in ends), None)
+    ends.pop("random", None)  # the least and the most of random draws, which are no interval
+    # Beside a change, `value` is the level that it led to, and `low` and `high` are the ends of the change.
+    ordered = sorted(ESTIMATES, key=lambda name: name == "value" and "change" in names)
+    first = next((name for name in ordered if name in names and name not in ends), None)
     return ends | ({first: INTERVAL} if first and {*INTERVAL} <= {*names} else {})
 
 

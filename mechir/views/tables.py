@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import textwrap
+from typing import NamedTuple
+
 import pandas as pd
+
+from mechir.views.latex import ESTIMATES, INTERVAL, interval_ends
+
+LINES = 20
+"""The most rows of a table that a terminal shows by itself."""
+REFERENCES = 3
+"""Rows without an estimate, such as the intact model beside changes, that stand first; more of them stand last."""
+DECIDES = ("p_corrected", "p", "p_draws", "holds")
+"""Columns that go last when a table is too wide: they decide what an estimate is worth."""
 
 
 def summary(frame: pd.DataFrame) -> str:
@@ -12,6 +24,76 @@ def summary(frame: pd.DataFrame) -> str:
     filled = frame.dropna(axis=1, how="all")
     shown = {name: [_cell(name, value) for value in column] for name, column in filled.items()}
     return str(pd.DataFrame(shown).to_string(index=False))
+
+
+class Fitted(NamedTuple):
+    """A table that fits a terminal: its text, how many rows it shows, and the columns that did not fit."""
+
+    text: str
+    rows: int
+    left_out: list[str]
+
+
+def fitted(frame: pd.DataFrame, width: int, lines: int = LINES) -> Fitted:
+    """The frame in at most so many rows and so many letters across.
+
+    An estimate and its interval share a column, `0.219 [0.187, 0.251]`; a text that is the same in every row stands
+    above the table. Of more rows those of the largest |estimate| are shown, or the first where there is none. Columns
+    that do not fit are left out from the right, but for the first, the estimate and its p.
+    """
+    if frame.empty:
+        return Fitted("no rows", 0, [])
+    filled = frame.dropna(axis=1, how="all")
+    main = next((name for name, ends in interval_ends(list(filled.columns)).items() if ends == INTERVAL), "")
+    main = main or next((name for name in ESTIMATES if name in filled), "")
+    if len(filled) > lines:
+        filled = _largest(filled, main, lines)
+    same = {name: str(column.iloc[0]) for name, column in filled.items() if _is_one_text(column)}
+    columns = _joined(filled.drop(columns=list(same)))
+    left_out: list[str] = []
+    while _width(columns) > width and (spare := _spare(list(columns), main)):
+        left_out.insert(0, spare)
+        del columns[spare]
+    above = textwrap.fill("; ".join(f"{name} {text}" for name, text in same.items() if text), width)
+    table = str(pd.DataFrame(columns).to_string(index=False))
+    return Fitted(f"{above}\n{table}" if above else table, len(filled), left_out)
+
+
+def _largest(frame: pd.DataFrame, main: str, lines: int) -> pd.DataFrame:
+    """The rows of the largest |estimate|, behind up to three without one, such as the intact model."""
+    if not main:
+        return frame.head(lines)
+    without, others = frame[frame[main].isna()], frame.sort_values(main, key=abs, ascending=False, kind="stable")
+    first = without if len(without) <= REFERENCES else without.head(0)
+    return pd.concat([first, others[~others.index.isin(first.index)]]).head(lines)
+
+
+def _is_one_text(column: pd.Series) -> bool:
+    """Whether a column holds one text in several rows."""
+    values = column.dropna().unique()
+    return len(column) > 1 and len(values) == 1 and bool(column.notna().all()) and isinstance(values[0], str)
+
+
+def _joined(frame: pd.DataFrame) -> dict[str, list[str]]:
+    """The cells of each column, an estimate with its interval in one."""
+    ends = interval_ends(list(frame.columns))
+    inside = {end for pair in ends.values() for end in pair}
+    columns = {name: [_cell(name, value) for value in frame[name]] for name in frame if name not in inside}
+    for name, (low, high) in ends.items():
+        rows = zip(columns[name], frame[low], frame[high], strict=True)
+        columns[name] = [cell if pd.isna(a) else f"{cell} [{_cell(low, a)}, {_cell(high, b)}]" for cell, a, b in rows]
+    return columns
+
+
+def _width(columns: dict[str, list[str]]) -> int:
+    return sum(max(map(len, [name, *cells])) for name, cells in columns.items()) + len(columns) - 1
+
+
+def _spare(names: list[str], main: str) -> str:
+    """The column to leave out next; empty where none may be."""
+    kept = [name for name in names[1:] if name not in (main, *DECIDES)]
+    decides = [name for name in names[1:] if name in DECIDES]
+    return kept[-1] if kept else decides[-1] if decides else ""
 
 
 def _cell(name: str, value: object) -> str:
