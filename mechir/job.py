@@ -144,10 +144,15 @@ def _in_a_sentence(stored: Run, experiment: Experiment, method: str) -> Iterator
     """Raises in one sentence where a method asks a frame for a column that is not there."""
     try:
         yield
-    except (KeyError, AttributeError) as error:
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        if isinstance(error, MechirError):
+            raise
+        advice = "mend it and give the same command again, which measures nothing anew"
+        if method not in provenance.SHOWS:
+            advice = "the same command goes on from there, while a changed file is a new run"
         raise MechirError(
             f"'{experiment.name}' fails in {method}, {located(error, provenance.source_file(experiment))}; its rows "
-            f"are stored in {stored.path} and the same command goes on from there, while a changed file is a new run."
+            f"are stored in {stored.path}: {advice}."
         ) from error
 
 
@@ -164,6 +169,7 @@ def finish(stored: Run, experiment: Experiment, model: HookedEncoder, source: So
             charts.save(experiment.chart(summary), stored.path / "chart")
         seconds, quality = round(stored.seconds, 1), provenance.quality(stored)
         stored.write_record(stored.record | {"seconds": seconds, "devices": stored.devices, "quality": quality})
+        stored.write_frame("table", type(experiment).table(summary))
         stored.write_frame("summary", summary)
     registry = stored.path.parents[1]
     if not entries.has_findings(registry, stored.id):

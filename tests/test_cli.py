@@ -54,7 +54,7 @@ def test_a_run_prints_its_table_and_stores_it(capsys: pytest.CaptureFixture[str]
     record = json.loads((run / "run.json").read_text())
     assert record["left_out"] == {} and record["quality"][0]["n"] == record["quality"][0]["queries"] == 6
     assert {file.name for file in run.iterdir()} == {
-        "run.json", "judged.parquet", "part-00000.parquet", "summary.parquet", "chart.html", "chart.png", "chart.json",
+        "run.json", "judged.parquet", "part-00000.parquet", "summary.parquet", "table.parquet", "chart.html", "chart.png", "chart.json",
     }  # fmt: skip
     code, again, err = call(capsys, "run", TABLE_1)
     assert (code, again) == (0, out)

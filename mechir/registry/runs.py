@@ -12,8 +12,9 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
@@ -22,9 +23,15 @@ import pyarrow.parquet as pq
 from mechir.atomic import whole
 from mechir.errors import MechirError, closest
 from mechir.methods.evaluation import evaluate
+from mechir.registry.names import model_name
 from mechir.registry.renamed import renamed
 
+if TYPE_CHECKING:
+    from mechir.views.pictures import Picture
+
 DEFAULT = Path("mechir-registry")
+ROWS = 20
+"""Rows of a table that a notebook shows of a run."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class Run:
             record = self.record
         except OSError:
             return f"Run({str(self.path)!r})"
-        subject = f"{record['identity']['experiment']}, {record['model']} on {record['identity']['collection']}"
+        subject = f"{record['identity']['experiment']}, {model_name(record)} on {record['identity']['collection']}"
         return f"Run({self.id}: {subject}, {len(self.done())} of {record['units']} units)"
 
     @property
@@ -98,6 +105,41 @@ class Run:
         return renamed(frame, self.record.get("identity", {}).get("experiment", ""))
 
     @property
+    def table(self) -> pd.DataFrame:
+        """The part of the summary that the experiment shows; all of it of runs of older versions."""
+        file = self.path / "table.parquet"
+        return pd.read_parquet(file) if file.is_file() else self.summary
+
+    @property
+    def chart(self) -> Picture:
+        """The chart: a notebook draws it, `save("x.pdf")` writes it.
+
+        Raises:
+            MechirError: for a run that is not finished, or was drawn by an older version.
+        """
+        from mechir.views.pictures import Picture
+
+        file = self.path / "chart.json"
+        if not file.is_file():
+            _ = self.summary  # refuses a run that is not finished
+            raise MechirError(
+                f"Run {self.id} has no chart.json, as an older mechir drew it: start it again with --fresh."
+            )
+        return Picture.of_spec(json.loads(file.read_text(encoding="utf-8")), f"chart of {self!r}")
+
+    def save(self, file: Path | str) -> Path:
+        """Writes the chart as `.svg`, `.png` or `.pdf`; `mi.export` writes tables."""
+        return self.chart.save(file)
+
+    def _repr_html_(self) -> str:
+        """Its name, the first rows of its table, and its chart."""
+        text = f"<p>{escape(repr(self))}</p>"
+        if not self.finished:
+            return text
+        table = self.table.dropna(axis=1, how="all").to_html(index=False, max_rows=ROWS, float_format="{:.3g}".format)
+        return f"{text}\n{table}\n{self.chart._repr_svg_()}"
+
+    @property
     def finished(self) -> bool:
         """Whether its summary is stored."""
         return (self.path / "summary.parquet").is_file()
@@ -111,8 +153,8 @@ class Run:
         rows = self.rows
         if lacking := [name for name in ("name", "query_id", "doc_id", "score") if name not in rows]:
             raise MechirError(
-                f"Run {self.id} holds no scores of pairs under interventions (no column '{lacking[0]}'): evaluate one "
-                "of joint/cut or vast2025/direction_ablation, or the rows of mi.sweep."
+                f"Run {self.id} holds no scores of pairs under interventions (no column '{lacking[0]}'): evaluate the "
+                "rows of mi.sweep."
             )
         return evaluate(rows, *measures, judged=self.judged, groups=groups)
 

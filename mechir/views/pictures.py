@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import altair as alt
+
 from mechir.atomic import written
 from mechir.errors import MechirError
 from mechir.views import charts
@@ -19,6 +21,11 @@ class Picture:
 
     chart: Any = field(repr=False)
     text: str
+
+    @classmethod
+    def of_spec(cls, spec: dict[str, Any], text: str) -> Picture:
+        """The chart of a Vega-Lite specification, as `charts.save` stores it."""
+        return cls(alt.Chart.from_dict(spec), text)
 
     def __repr__(self) -> str:
         return self.text
