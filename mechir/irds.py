@@ -39,7 +39,7 @@ def open_dataset(name: str) -> Any:
     try:
         return ir_datasets.load(name)
     except KeyError as error:
-        known = list(ir_datasets.registry._registered)
+        known = ["embedded", *ir_datasets.registry._registered]
         raise MechirError(
             f"'{name}' is neither a directory nor an ir_datasets id. The closest ids are {closest(name, known)}."
         ) from error

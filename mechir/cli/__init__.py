@@ -14,8 +14,15 @@ from mechir.cli.files import convert, fetch, new, score
 from mechir.cli.run import run
 from mechir.errors import MechirError
 
+START = """\b
+Examples:
+  mechir run --dry-run                           what the whole chain costs
+  mechir run vast2025/direction_ablation         one experiment
+  mechir findings --role matching --holds        what is known, and holds
+The words of the output: docs/glossary.md."""
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=START)
 @click.version_option(package_name="mechir-encoders")
 def commands() -> None:
     """How a neural reranker decides that a document is relevant, proved by intervention."""

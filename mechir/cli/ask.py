@@ -14,6 +14,24 @@ from mechir.cli.options import COUNT, PATH, REGISTRY, Command, shared
 from mechir.errors import MechirError
 from mechir.reranker import score_parity
 
+EXAMPLES = {
+    "show": """\b
+Examples:
+  mechir show                    every run
+  mechir show 3fa9 --all         all of the table of the run that begins so""",
+    "findings": """\b
+Examples:
+  mechir findings --site h8.1
+  mechir findings --role matching --label lexical --holds
+  mechir findings --causal --format csv > findings.csv""",
+    "export": """\b
+Examples:
+  mechir export links.tex --links
+  mechir export chart.pdf --run 3fa9
+  mechir export findings.csv --role matching""",
+}
+"""The end of the help of a command."""
+
 
 def width() -> int:
     """The letters of a line of this terminal; 80 where there is none, or where it says nothing."""
@@ -101,7 +119,7 @@ def _quality(means: list[dict[str, Any]]) -> Iterator[str]:
             yield f"{name}{row['measure']} of the intact model is {mean} {counts}; {zeros}"
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, epilog=EXAMPLES["show"])
 @click.argument("run_id", metavar="RUN", required=False)
 @click.option("--all", "whole", is_flag=True, help="Every row and column of its table.")
 @REGISTRY
@@ -141,7 +159,7 @@ PRINTED = 20
 """Findings that a terminal shows by default."""
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, epilog=EXAMPLES["findings"])
 @shared(*FILTERS)
 @click.option("--holds/--holds-not", default=None, help="Only the newest that hold, or that do not.")
 @click.option("--limit", type=COUNT, help=f"The first N [default: {PRINTED} in a table, all in csv and json].")
@@ -176,7 +194,7 @@ def report(registry: Path, out: Path | None) -> None:
     click.echo(f"Wrote {write(registry=registry, out=out)}")
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, epilog=EXAMPLES["export"])
 @click.argument("out", metavar="OUT")
 @click.option("--run", "run_id", metavar="RUN", help="The table or the chart of this run, in the place of findings.")
 @click.option("--links", is_flag=True, help="The table of links, in the place of findings.")

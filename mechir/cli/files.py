@@ -12,10 +12,15 @@ import click
 from mechir.cli.options import COUNT, MODEL, PATH, Command, collection_option, rules_of, shared
 from mechir.errors import MechirError
 
+EXAMPLES = """\b
+Examples:
+  mechir score --out intact.run
+  mechir score --mask "doc<-query@0-5" --ablate h8.1 --out cut.run
+  mechir score --collection DIR --run bm25 --top-k 100 --out mechir.run"""
 SKELETON = Path(__file__).parent.parent / "data" / "skeleton"
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, epilog=EXAMPLES)
 @shared(*MODEL, *collection_option())
 @click.option("--mask", multiple=True, help="e.g. 'doc<-query@0-5'; may be repeated.")
 @click.option("--ablate", multiple=True, help="h8.1, n5.1203, mlp3 or attn3; may be repeated.")
