@@ -34,6 +34,11 @@ def table_rows(given: Any) -> Iterator[Mapping[str, Any]] | None:
         twice = given.columns[given.columns.duplicated()]
         if len(twice):
             raise MechirError(f"This DataFrame has two columns '{twice[0]}': rename one.")
+        known = {name for names in NAMES.values() for name in names}
+        if index := next((name for name in given.index.names if name in known and name not in given.columns), None):
+            raise MechirError(
+                f"'{index}' is the index of this DataFrame, which is not read: write frame.reset_index()."
+            )
     frame = nw.from_native(given, pass_through=True)
     if isinstance(frame, nw.LazyFrame):
         raise MechirError(f"A {type(given).__name__} is not read yet: give its .collect().")
@@ -80,6 +85,10 @@ def cell(row: Mapping[str, Any], column: str, field: str, where: str) -> Any:
     if not isinstance(value, str):
         advice = "write ids as text" if field in IDS else "give a string"
         raise MechirError(f"{where} has {value!r:.40} as '{column}', which is no text: {advice}.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise MechirError(f"{where} holds half of a surrogate pair in '{column}': repair the text.") from error
     return str(value)
 
 

@@ -12,7 +12,7 @@ from mechir.columns import cell, chosen_columns, table_rows
 from mechir.errors import MechirError
 from mechir.judged_collection import Collection
 from mechir.opening import collection
-from mechir.pair import SHOWN, Pair, Pairs
+from mechir.pair import SHOWN, Pair, Pairs, refuse_two_texts
 
 NEEDED, OPTIONAL = ("query", "document"), ("query_id", "doc_id", "grade")
 
@@ -80,9 +80,12 @@ def _read(item: Any, place: int, given: Any) -> Pair | Row:
 
 
 def is_tuple_of_texts(value: Any) -> bool:
-    """Whether this is `(query, document)` or `(query, document, query_id, doc_id)`, without names of its own."""
-    plain = isinstance(value, tuple) and not hasattr(value, "_fields")
-    return plain and 2 <= len(value) <= 4 and all(isinstance(part, str) for part in value)
+    """Whether this is `(query, document)` or `(query, document, query_id, doc_id)`, without names of its own.
+
+    A triple may be a query with a good and a bad document, and ids with white space are texts in another order.
+    """
+    plain = isinstance(value, tuple) and not hasattr(value, "_fields") and len(value) in (2, 4)
+    return plain and all(isinstance(part, str) for part in value) and all(part.split() == [part] for part in value[2:])
 
 
 def _named(read: list[Pair | Row]) -> Pairs:
@@ -90,22 +93,21 @@ def _named(read: list[Pair | Row]) -> Pairs:
     if all(isinstance(item, Pair) for item in read):
         return Pairs(item for item in read if isinstance(item, Pair))
     rows = [row for row in read if isinstance(row, Row)]
-    queries = _ids([(row.query_id, row.query) for row in rows], "q", {pair.query_id for pair in read if pair.query_id})
-    documents = _ids([(row.doc_id, row.document) for row in rows], "d", {pair.doc_id for pair in read if pair.doc_id})
-    _refuse_two_texts(zip(queries, (row.query for row in rows), strict=True), "Query '{}'")
-    keys = zip(queries, documents, strict=True)
-    _refuse_two_texts(zip(keys, (row.document for row in rows), strict=True), "Document '{0[1]}' of query '{0[0]}'")
+    named = [item for item in read if isinstance(item, Pair)]
+    queries = _ids([(row.query_id, row.query) for row in rows], "q", {pair.query: pair.query_id for pair in named})
+    documents = _ids([(row.doc_id, row.document) for row in rows], "d", {pair.document: pair.doc_id for pair in named})
     made = (
         Pair(row.query, row.document, query, document, row.grade)
         for row, query, document in zip(rows, queries, documents, strict=True)
     )
-    return Pairs(pair if isinstance(pair, Pair) else next(made) for pair in read)
+    return refuse_two_texts(Pairs(pair if isinstance(pair, Pair) else next(made) for pair in read))
 
 
-def _ids(given: list[tuple[str | None, str]], letter: str, taken: set[str]) -> list[str]:
-    """An id for each text: its own, or the letter with a number that no other id has, one for equal texts."""
+def _ids(given: list[tuple[str | None, str]], letter: str, known: dict[str, str]) -> list[str]:
+    """An id for each text: its own, that of an equal text, or the letter with a number that no other id has."""
+    known = known | {text: own for own, text in given if own is not None}
+    taken = set(known.values())
     fresh: Iterator[str] = (name for number in count(1) if (name := f"{letter}{number}") not in taken)
-    known: dict[str, str] = {}
     ids = []
     for own, text in given:
         if own is None and text not in known:
@@ -114,18 +116,11 @@ def _ids(given: list[tuple[str | None, str]], letter: str, taken: set[str]) -> l
     return ids
 
 
-def _refuse_two_texts(named: Iterable[tuple[Any, str]], kind: str) -> None:
-    texts: dict[Any, str] = {}
-    for key, text in named:
-        if texts.setdefault(key, text) != text:
-            raise MechirError(f"{kind.format(key)} has two texts: give each an id of its own, or leave the ids out.")
-
-
 def _no_pair(value: Any) -> MechirError:
     scalar = str | int | float | None
     simple = all(isinstance(part, scalar) for part in (value if isinstance(value, tuple) else (value,)))
     shown = repr(value)[:SHOWN] if simple else f"a {type(value).__name__}"
     return MechirError(
         f"{shown} is no pair of query and document: write Pair(query, document, query_id, doc_id), a tuple "
-        "(query, document), a list of these, or a frame with columns query and text."
+        "(query, document) or (query, document, query_id, doc_id), a list of these, or a frame with query and text."
     )

@@ -61,6 +61,11 @@ def collection(
     if len(missing) < len(tables):
         raise MechirError("A collection has a name or tables, and you gave both: leave one of them out.")
     if irds.is_opened(name_or_path):
+        if not hasattr(name_or_path, "dataset_id"):
+            raise MechirError(
+                "This dataset of ir_datasets has no id, so its runs could not be told apart: give queries=, docs= and "
+                "qrels=, such as queries=dataset.queries_iter()."
+            )
         return _dataset(name_or_path.dataset_id(), name_or_path, duplicates, leave_out)
     if not isinstance(name_or_path, str | Path):
         raise MechirError(
@@ -88,6 +93,11 @@ def of_pairs(pairs: Iterable[Pair], name: str = IN_MEMORY) -> Collection:
         raise MechirError(
             f"{len(unjudged)} of {len(listed)} pairs have no grade, {unjudged[0]} first: an experiment takes judged "
             "pairs, so give a column label, or score them by model.score."
+        )
+    if below := [pair for pair in listed if pair.grade is not None and pair.grade < EASY]:
+        raise MechirError(
+            f"{below[0]} has grade {below[0].grade}: an experiment takes grades of 0 and more, and -1 for a document "
+            "that was drawn and not judged."
         )
     queries = {"queries": [(pair.query_id, pair.query) for pair in listed]}
     docs = {"docs": [(pair.doc_id, pair.document) for pair in listed]}
@@ -124,6 +134,8 @@ def _texts_of(table: Any, kind: str, key: str) -> Iterator[tuple[int, str, str]]
             raise _no_row(kind, item, f"({key}, text)")
         if text == "query" and "query" not in row and "text" in row:
             row = {**row, "query": row["text"]}
+        if text == "document" and "title" in row:
+            raise MechirError("docs has a title beside the text: join them in one column, or drop the title.")
         columns = chosen_columns(list(row), (key, text), (), kind)
         number, id_ = place, cell(row, columns[key], key, f"{kind}, row {place}")
         yield number, id_, cell(row, columns[text], text, f"{kind}, row {place}")
@@ -155,7 +167,17 @@ def _items(table: Any, kind: str) -> Iterator[Any]:
         return iter(table.items())
     if isinstance(table, str | bytes) or not isinstance(table, Iterable):
         raise _no_row(kind, table, "...")
-    return (item._asdict() if hasattr(item, "_asdict") else item for item in table)
+    return (_by_name(item) for item in table)
+
+
+def _by_name(item: Any) -> Any:
+    """A named tuple by its fields, with the text of a document of ir_datasets as it reads it, title and all."""
+    if not hasattr(item, "_asdict"):
+        return item
+    row = item._asdict()
+    if "doc_id" in row and hasattr(item, "default_text"):
+        return {"doc_id": row["doc_id"], "text": item.default_text() or ""}
+    return row
 
 
 def _no_row(kind: str, item: Any, row: str) -> MechirError:

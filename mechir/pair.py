@@ -40,9 +40,20 @@ class Pair:
 
 
 class Pairs(tuple[Pair, ...]):
-    """Pairs in their order, as a tuple that prints in one line; `frame()` gives them as PyTerrier takes them."""
+    """Pairs in their order, as a tuple that prints in one line; `frame()` gives them as PyTerrier takes them.
+
+    `+` raises where one id would name two texts.
+    """
 
     __slots__ = ()
+
+    def __new__(cls, pairs: Iterable[Any] = ()) -> Pairs:
+        """Raises for anything but pairs."""
+        made = super().__new__(cls, pairs)
+        other = next((item for item in made if not isinstance(item, Pair)), None)
+        if other is not None:
+            raise MechirError(f"{other!r:.60} is no Pair: write mi.pairs(...), which reads tuples and frames.")
+        return made
 
     def __repr__(self) -> str:
         n = len({pair.query_id for pair in self})
@@ -64,10 +75,10 @@ class Pairs(tuple[Pair, ...]):
         return Pairs(chosen) if isinstance(place, slice) else chosen
 
     def __add__(self, other: Iterable[Any]) -> Pairs:
-        return Pairs((*self, *other))
+        return refuse_two_texts(Pairs((*self, *other)))
 
     def __radd__(self, other: Iterable[Any]) -> Pairs:
-        return Pairs((*other, *self))
+        return refuse_two_texts(Pairs((*other, *self)))
 
     def frame(self) -> pd.DataFrame:
         """A row per pair: `qid`, `docno`, `query`, `text`, and where any is judged `label`."""
@@ -81,6 +92,21 @@ class Pairs(tuple[Pair, ...]):
         if any(grade is not None for grade in grades):
             columns["label"] = pd.array(grades, dtype="int64" if None not in grades else "Int64")
         return pd.DataFrame(columns)
+
+
+def refuse_two_texts(pairs: Pairs) -> Pairs:
+    """The pairs; raises where one query id has two texts, or one document of a query."""
+    queries: dict[str, str] = {}
+    documents: dict[tuple[str, str], str] = {}
+    for pair in pairs:
+        if queries.setdefault(pair.query_id, pair.query) != pair.query:
+            named = f"Query '{pair.query_id}'"
+        elif documents.setdefault((pair.query_id, pair.doc_id), pair.document) != pair.document:
+            named = f"Document '{pair.doc_id}' of query '{pair.query_id}'"
+        else:
+            continue
+        raise MechirError(f"{named} has two texts: give each an id of its own, or leave the ids out.")
+    return pairs
 
 
 def joined(pairs: Iterable[Pair], **columns: Any) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numbers
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -202,6 +202,8 @@ def _is_place(site: Any) -> bool:
 
 def as_sites(sites: Any) -> list[Any]:
     """One site or several, given as values or as text, as a list of values."""
+    if not isinstance(sites, str | Site | Iterable):
+        raise MechirError(f"{sites!r:.60} names no site: write 'h8.1', or a list of sites.")
     return [as_site(site) for site in ([sites] if isinstance(sites, str | Site) or _is_place(sites) else sites)]
 
 

@@ -84,12 +84,12 @@ def test_a_stored_run_is_evaluated_by_other_measures(stored: Any, groups: Path) 
 
 def test_random_sets_have_as_many_units_of_every_layer(toy: HookedEncoder) -> None:
     sets, notes = sets_of(toy, ["h1.1", "h1.2", "n0.3", "mlp1"], ["doc<-query@h0.1", "cls<-doc@1"], 4, 0)
-    assert len(sets) == 5 and sets["set"].tolist()[0] == "chosen"
+    assert sets["set"].tolist()[0] == "chosen" and len(sets) == 5
     for row in sets.iloc[1:].itertuples():
         sites = row.sites.split(",")
-        assert sorted(site[:2] for site in sites) == ["h1", "h1", "ml", "n0"] and sites[-1] == "mlp1"
+        assert sorted(site[:2] for site in sites) == ["h1", "h1", "ml", "n0"] and "mlp1" in sites
         assert not {"h1.1", "h1.2", "n0.3"} & set(sites)
-        moved, whole = row.masks.split(";")
+        whole, moved = row.masks.split(";")
         assert moved.startswith("doc<-query@h0.") and moved != "doc<-query@h0.1" and whole == "cls<-doc@1-1"
     assert notes == [
         "mlp1: whole layers, the same in the random sets",
@@ -97,6 +97,23 @@ def test_random_sets_have_as_many_units_of_every_layer(toy: HookedEncoder) -> No
     ]
     alone, _ = sets_of(toy, ["mlp1"], [], 4, 0)
     assert len(alone) == 1
+
+
+def test_random_sets_differ_and_a_head_stays_one_head(toy: HookedEncoder) -> None:
+    """A layer of four heads has three others: three sets, so that the least p is one in four."""
+    sets, notes = sets_of(toy, ["h1.1"], [], 20, 0)
+    assert sorted(sets["sites"]) == ["h1.0", "h1.1", "h1.2", "h1.3"]
+    assert notes == ["there are 3 other sets of these layers, not 20"]
+    every, notes = sets_of(toy, ["h0.0", "h0.1", "h0.2", "h0.3"], [], 20, 0)
+    assert len(every) == 1 and notes == ["all 4 heads of layer 0 are chosen, the same in the random sets"]
+    many, notes = sets_of(toy, ["h0.0", "h0.1", "h0.2"], [], 20, 0)
+    assert len(many) == 4 == many["sites"].nunique() and "too few to draw 3 beside the chosen ones" in notes[0]
+    both, _ = sets_of(toy, ["h1.1"], ["doc<-query@h1.2"], 2, 0)
+    for row in both.iloc[1:].itertuples():
+        assert {row.sites, row.masks.partition("@")[2]} == {"h1.0", "h1.3"}
+    twice, _ = sets_of(toy, [], ["doc<-query@h1.1", "query<-doc@h1.1"], 3, 0)
+    for row in twice.itertuples():
+        assert len({mask.partition("@")[2] for mask in row.masks.split(";")}) == 1
 
 
 def test_masks_alone_have_one_way_and_no_value_in_their_place(toy: HookedEncoder, nine: Path, tmp_path: Path) -> None:
@@ -135,6 +152,8 @@ def test_findings_say_what_is_cut(toy: HookedEncoder, nine: Path, tmp_path: Path
         ({"masks": "doc<-query@7"}, "Layer 7 is out of range: the model has layers 0-1"),
         ({"sites": "h1.1", "evaluate": "nDGC@10"}, "Cannot read the ranking measure 'nDGC@10'"),
         ({"sites": "h1.1", "evaluate": ""}, "--evaluate is empty: write a measure such as nDCG@10"),
+        ({"sites": "h1.1", "evaluate": "AP(rel=9)"}, r"--evaluate AP\(rel=9\): no query has a document of grade 9"),
+        ({"sites": "h1.1", "groups": {"a": "b"}}, "--groups of 'joint/cut' is"),
         ({"sites": "h1.1", "groups": "none.tsv"}, "There is no file of groups 'none.tsv'"),
         ({"sites": "h1.1", "ways": "half"}, "Unknown --ways 'half'"),
         ({"sites": "h1.1", "draws": 0}, "--draws is 0: write 1 or more"),

@@ -149,6 +149,8 @@ def test_a_difference_is_welchs_below_six_queries_and_nothing_below_two() -> Non
         ("INST", "cannot be computed here"),
         ("nDCG(dcg='exp-log2')@10", "cannot be computed here"),
         ("AP(judged_only=True)", "cannot be computed here"),
+        ("P@0", "'P@0' has cutoff 0: write a whole number, 1 or more"),
+        ("P(rel=0)@3", r"'P\(rel=0\)@3' has rel 0: write a whole number"),
         (3, "3 is no ranking measure: write 'nDCG@10', or ir_measures.nDCG @ 10"),
         ([], "There is no measure of ranking quality: write one such as 'nDCG@10'"),
     ],
@@ -173,10 +175,45 @@ def test_rows_that_cannot_be_evaluated_are_refused() -> None:
             {"groups": {"x": "a", "y": "b"}},
             "0 of the groups a, b have a query here: give the ids of these queries",
         ),
-        ([1], {}, "There is no column 'query_id' to evaluate"),
+        ([1], {}, "scores is a list: give a frame with query_id, doc_id, score"),
+        (
+            pd.concat([frame, frame]),
+            {},
+            "Pair q1/a stands twice in scores: give each pair of a condition ids of its own",
+        ),
+        (frame, {"judged": pd.concat([frame, frame.assign(grade=1)])}, "Pair q1/a stands twice in judged"),
+        (frame, {"judged": frame.assign(grade=0.5)}, "judged holds the grade .*0.5.*: a grade is a whole number"),
+        (frame.assign(name=None), {}, "Some scores have no name: name every condition"),
     ):
         with pytest.raises(MechirError, match=message):
             evaluate(given, **more)
+
+
+def test_frames_of_others_are_evaluated_alike() -> None:
+    frame = rows(original=[4.0, 1, 2, 3, 4, 3, 2, 1], cut=[1.0, 2, 3, 4, 1, 2, 3, 4])
+    wanted = evaluate(frame, "nDCG@10", "AP")
+    terrier = frame.rename(columns={"query_id": "qid", "doc_id": "docno", "grade": "label"})
+    numbers = frame.assign(
+        query_id=frame["query_id"].map(dict(q1=1, q2=2)), doc_id=frame["doc_id"].map(dict(a=1, b=2, c=3, d=4))
+    )
+    for given in (terrier, numbers, polars.from_pandas(frame)):
+        pd.testing.assert_frame_equal(evaluate(given, "nDCG@10", "AP"), wanted)
+    pd.testing.assert_frame_equal(evaluate(frame, ["nDCG@10", "AP"], judged=pd.concat([frame, frame])), wanted)
+    with pytest.raises(MechirError, match=r"has a document as relevant as 'AP\(rel=9\)' asks for"):
+        evaluate(frame, "AP(rel=9)")
+    alone = frame[(frame["name"] == "original") | (frame["query_id"] == "q1")]
+    lines = evaluate(alone, "nDCG@10", groups={"q1": "a", "q2": "b"}).set_index(["group", "name"])
+    assert lines.loc[("b", "cut"), "queries"] == 0 and np.isnan(lines.loc[("b", "cut"), "estimate"])
+    assert lines.loc[("a - b", "cut"), "queries"] == 1
+
+
+def test_the_interval_and_the_p_of_a_difference_agree_and_the_order_means_nothing() -> None:
+    ceiling = inference.difference([0.0, 0.0, 0.0, 0.0, 0.0, 1.0], [1.0] * 6)
+    assert ceiling.high < 0 and ceiling.p < 0.05
+    generator = np.random.default_rng(1)
+    one, other = generator.normal(size=9), generator.normal(size=7)
+    there, back = inference.difference(one, other), inference.difference(other, one)
+    np.testing.assert_allclose([there.low, there.high, there.p], [-back.high, -back.low, back.p])
 
 
 def test_groups_are_read_from_what_holds_them(tmp_path: Path) -> None:
@@ -195,6 +232,9 @@ def test_groups_are_read_from_what_holds_them(tmp_path: Path) -> None:
         ({"q1": "a"}, "Groups of queries are compared with each other, and there is only 'a': give two or more"),
         ({}, "and there is none: give two or more"),
         (7, "groups=7 names no groups"),
+        ({"q1": "all", "q2": "b"}, "A group is called 'all', "),
+        ({"q1": "a - b", "q2": "b"}, "A group is called 'a - b'"),
+        ("x" * 5000, "There is no file of groups 'xxx"),
         (frame.drop(columns="group"), "groups has no column 'group'"),
         (pd.concat([frame, frame.assign(group="x")]), "groups, row 3: query 'q1' is in 'exact' and in 'x'"),
     ):

@@ -86,5 +86,5 @@ def test_the_wheel_carries_the_experiments_and_the_data(tmp_path: Path) -> None:
         run, cwd=tmp_path / "empty", env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin"},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert "embedded on embedded: 1 queries" in done.stdout
+    assert "on embedded: 1 queries" in done.stdout
     assert "random_analytic" in done.stdout

@@ -97,6 +97,8 @@ def test_short_names_of_the_cache(tiny: HookedEncoder) -> None:
         (("z", 9), r"There is no activation \('z', 9\): the closest are 'blocks"),
         ("z", r"There is no activation 'z': .*with the layer behind: cache\['z', 0\]"),
         (7, "There is no activation 7"),
+        ((), r"There is no activation \(\)"),
+        (["q", 0], r"There is no activation \['q', 0\]"),
         ("", "There is no activation ''"),
     ],
 )

@@ -129,6 +129,12 @@ def test_pairs_are_a_value_that_goes_to_a_frame_and_back(tmp_path: Path) -> None
     some = mi.pairs([PAIRS[0], Pair("a", "b")])
     assert some.frame()["label"].tolist() == [0, pd.NA] and mi.pairs(some.frame()) == some
     assert list(mi.pairs(TEXTS).frame()) == ["qid", "docno", "query", "text"]
+    with pytest.raises(MechirError, match="Query 'q1' has two texts"):
+        mi.pairs([("a", "b")]) + mi.pairs([("c", "d")])
+    wrong: Any = [("a", "b")]
+    for call in (lambda: pairs + wrong, lambda: Pairs(wrong)):
+        with pytest.raises(MechirError, match=r"\('a', 'b'\) is no Pair: write mi.pairs"):
+            call()
     hostile = mi.pairs([("<script>alert(1)</script>", "b")])._repr_html_()
     assert "<script>" not in hostile and "&lt;script&gt;" in hostile
     pairs.frame().to_csv(tmp_path / "pairs.csv", index=False)
@@ -138,6 +144,8 @@ def test_pairs_are_a_value_that_goes_to_a_frame_and_back(tmp_path: Path) -> None
 def test_texts_without_ids_get_one_each() -> None:
     pairs = mi.pairs([("dog", "a cat"), ("dog", "a dog"), ("cat", "a cat"), Pair("x", "y", "q1", "d2")])
     assert [(pair.query_id, pair.doc_id) for pair in pairs] == [("q2", "d1"), ("q2", "d3"), ("q3", "d1"), ("q1", "d2")]
+    some = mi.pairs([{"query": "a", "text": "b", "qid": "q9"}, {"query": "a", "text": "z"}])
+    assert [(pair.query_id, pair.doc_id) for pair in some] == [("q9", "d1"), ("q9", "d2")]
     numbers = pd.DataFrame({"qid": [7, 8], "docno": [1, 1], "query": ["dog", "cat"], "text": ["a", "b"]})
     assert [(pair.query_id, pair.doc_id) for pair in mi.pairs(numbers)] == [("7", "1"), ("8", "1")]
     assert mi.pairs([]) == ()
@@ -185,6 +193,13 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a text of two letters": (["ab"], f"'ab' {NO_PAIR}"),
     "a tuple of three numbers": ((1, 2, 3), f"1 {NO_PAIR}"),
     "a tuple of one": ([("dog",)], rf"\('dog',\) {NO_PAIR}"),
+    "a triple": ([("what is x", "a good text", "a bad text")], rf"\('what is x', 'a good text', 'a bad text'\) {NO_PAIR}"),
+    "PyTerrier's order": ([("q1", "what is x", "d1", "a text")], rf"\('q1', 'what is x', 'd1', 'a text'\) {NO_PAIR}"),
+    "ids in the index": (FRAME.set_index("qid"), r"'qid' is the index of this DataFrame, .*write frame.reset_index"),
+    "half of a surrogate pair": (changed(text=["a \ud800"]), r"Row 0 .* holds half of a surrogate pair in 'text'"),
+    "a pair and a row of one id": (
+        [Pair("a", "b", "1", "2"), ("c", "d", "1", "2")], "Query '1' has two texts: give each an id of its own",
+    ),
     "a tuple of five": ([("a", "b", "c", "d", "e")], rf"\('a', 'b', 'c', 'd', 'e'\) {NO_PAIR}"),
     "a tuple with nothing": ([("dog", None)], rf"\('dog', None\) {NO_PAIR}"),
     "a tuple with a label": ([("dog", "cat", 1)], rf"\('dog', 'cat', 1\) {NO_PAIR}"),
@@ -294,6 +309,18 @@ def test_tables_that_are_no_collection_are_refused(tables: dict[str, Any], messa
         mi.collection(**tables)
 
 
+def test_a_title_is_read_or_refused_and_never_lost() -> None:
+    from ir_datasets.datasets.beir import BeirTitleDoc
+
+    made = mi.collection(queries={"q": "a"}, docs=[BeirTitleDoc("d", "a red fox", "Foxes")], qrels={"q": {"d": 1}})
+    assert made.docs["d"] == "Foxes a red fox"
+    frame = pd.DataFrame({"docno": ["d"], "title": ["Foxes"], "text": ["a red fox"]})
+    with pytest.raises(
+        MechirError, match="docs has a title beside the text: join them in one column, or drop the title"
+    ):
+        mi.collection(queries={"q": "a"}, docs=frame, qrels={"q": {"d": 1}})
+
+
 def test_a_dataset_of_ir_datasets_is_pairs_and_a_collection(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(TOY, tmp_path / "toy"))  # ir_datasets puts its store of documents there
     files = {"docs_tsv": "docs.tsv", "queries_tsv": "queries.tsv", "qrels_trec": "qrels.txt"}
@@ -331,9 +358,14 @@ def test_an_experiment_runs_on_pairs_a_frame_and_a_name(toy: HookedEncoder, tmp_
     )
     assert len(again.rows.drop_duplicates(["query_id", "doc_id"])) == len(easy)
     with pytest.raises(
-        MechirError, match="2 of 3 pairs have no grade, pair q1/d1 first: an experiment takes judged pairs"
+        MechirError, match="2 of 3 pairs have no grade, pair q0/d0 first: an experiment takes judged pairs"
     ):
         mi.run("vast2025/layer_sweep", toy, [*TEXTS[:2], PAIRS[0]], registry=tmp_path / "r")
+    below = TOYS.pairs().frame().query("docno == 'd0101'").assign(label=-2)
+    with pytest.raises(
+        MechirError, match="pair q1/d0101 has grade -2: an experiment takes grades of 0 and more, and -1"
+    ):
+        mi.run("vast2025/layer_sweep", toy, below, registry=tmp_path / "r")
     with pytest.raises(MechirError, match="3 is no pair"):
         mi.run("vast2025/layer_sweep", toy, 3, registry=tmp_path / "r")
 

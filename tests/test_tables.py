@@ -46,6 +46,14 @@ def test_the_largest_rows_in_the_width_with_their_intervals() -> None:
     assert [line.split()[0] for line in fitted(ROWS.head(3), 200).text.splitlines()[-3:]] == ["h0.0", "h1.0", "h2.0"]
 
 
+def test_small_numbers_and_tables_of_one_text_are_shown() -> None:
+    assert "0.00012" in fitted(pd.DataFrame({"site": ["a", "b"], "estimate": [1.2e-4, 0.5]}), 80).text
+    assert "x" in fitted(pd.DataFrame({"a": ["x", "x"], "b": ["y", "y"]}), 80).text
+    twice = pd.DataFrame({"site": [f"h{n}" for n in range(30)], "estimate": range(30)}, index=[0] * 30)
+    assert fitted(twice, 80).rows == 20 and "h29" in fitted(twice, 80).text
+    assert "[1]" in fitted(pd.DataFrame({"s": [[1], [2]], "estimate": [1.0, 2.0]}), 80).text
+
+
 def test_an_interval_stands_beside_what_it_is_of() -> None:
     """Beside a change the ends are those of the change; the extremes of random draws are no interval."""
     assert interval_ends(["value", "change", "low", "high"]) == {"change": ("low", "high")}

@@ -13,7 +13,7 @@ from mechir.interventions import Ablate, Mask
 from mechir.measures import WITHOUT_SET, stated
 from mechir.methods.checks import relevant_there
 from mechir.methods.cut_ranking import WAYS, cut_table, filled, interventions, sets_of, ways_of
-from mechir.methods.evaluation import ranking_measures
+from mechir.methods.evaluation import grouped, ranking_measures
 from mechir.methods.query_groups import query_groups
 from mechir.model_sites import heads_of, refuse_layers, sites_of
 from mechir.options import frame, option
@@ -65,8 +65,13 @@ class Cut(Experiment):
         """The components, the measures and the groups in normal form; refuses what does not fit."""
         relevant_there(inputs.judged)
         measures = tuple(map(str, ranking_measures(self.evaluate)))
+        for measure in ranking_measures(self.evaluate):
+            least = int(measure.params.get("rel", 1))
+            if not (inputs.judged["grade"] >= least).any():
+                raise MechirError(f"--evaluate {measure}: no query has a document of grade {least}, so lower its rel.")
         if self.groups:
-            query_groups(self.groups)
+            there = inputs.judged.drop_duplicates("query_id").set_index("query_id")
+            grouped(there, query_groups(self.groups))
         named = {"role": self.role, "label": self.label, "term": self.term}
         found = any(named.values())
         if not (self.sites or self.masks or found):

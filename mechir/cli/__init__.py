@@ -17,7 +17,7 @@ from mechir.errors import MechirError
 START = """\b
 Examples:
   mechir run --dry-run                           what the whole chain costs
-  mechir run vast2025/direction_ablation         one experiment
+  mechir run NAME --limit-queries 10             one experiment; mechir run --help lists them
   mechir findings --role matching --holds        what is known, and holds
 The words of the output: docs/glossary.md."""
 

@@ -44,18 +44,20 @@ class PostNormCache(ActivationCache):
         hooks = self.model.hook_dict
         if name in hooks:
             raise MechirError(f"This cache does not hold '{name}': it was made with a names_filter; leave it out.")
-        short = [hook.rpartition("hook_")[2] for hook in hooks]
+        short = dict.fromkeys(hook.rpartition("hook_")[2] for hook in hooks)
+        named = str(key[0] if isinstance(key, tuple) and key else key)
         raise MechirError(
             f"There is no activation {key!r}: the closest are {closest(name, hooks)}, or in short "
-            f"{closest(str(key[0] if isinstance(key, tuple) else key), dict.fromkeys(short))}, with the layer behind: "
-            "cache['z', 0]."
+            f"{closest(named, short)}, with the layer behind: cache['z', 0]."
         )
 
     def __contains__(self, key: Any) -> bool:
         return self._full_name(key) in self.cache_dict
 
     def _full_name(self, key: Any) -> str:
-        if key in self.cache_dict or not isinstance(key, str | tuple) or not key:
+        if not isinstance(key, str | tuple) or not key or not isinstance(key[0], str):
+            return str(key)
+        if key in self.cache_dict:
             return str(key)
         name, *rest = (key,) if isinstance(key, str) else key
         if rest and isinstance(rest[0], int) and rest[0] < 0:

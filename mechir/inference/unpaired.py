@@ -9,6 +9,7 @@ It assumes that the queries of the groups are drawn independently. Source: Efron
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -47,18 +48,24 @@ def difference(one: Sequence[float] | np.ndarray, other: Sequence[float] | np.nd
     freedom = parts.sum() ** 2 / (parts**2 / (n - 1)).sum()
     point, p = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)), np.nan
     if n.min() >= FEWEST:
-        t = _resampled(groups, estimate, np.random.default_rng(seed))
-        high = float(np.quantile(t, CONFIDENCE, method="higher"))
-        point = high if np.isfinite(high) else point
-        p = float((1 + (t >= abs(estimate) / error * (1 - 1e-9)).sum()) / (1 + len(t)))
+        t = _resampled(groups, estimate, seed)
+        high, observed = float(np.quantile(t, CONFIDENCE, method="higher")), abs(estimate) / error
+        if np.isfinite(high):
+            point, p = high, float((1 + (t >= observed * (1 - 1e-9)).sum()) / (1 + len(t)))
+        else:  # too many resamples without spread: Welch's interval, and Welch's p
+            p = float(2 * stats.t.sf(observed, freedom))
     return Difference(estimate, estimate - point * error, estimate + point * error, p)
 
 
-def _resampled(groups: list[np.ndarray], estimate: float, generator: np.random.Generator) -> Float[np.ndarray, "draw"]:
-    """|t*| of every resample; infinite where it has no spread and another difference."""
+def _resampled(groups: list[np.ndarray], estimate: float, seed: int) -> Float[np.ndarray, "draw"]:
+    """|t*| of every resample; infinite where it has no spread and another difference.
+
+    Each group draws by its own values, so that the order of the groups decides nothing.
+    """
     shift, square = np.zeros(RESAMPLES) - estimate, np.zeros(RESAMPLES)
     for sign, values in zip((1, -1), groups, strict=True):
         n = len(values)
+        generator = np.random.default_rng([seed, zlib.crc32(values.tobytes())])
         drawn = values[generator.integers(n, size=(RESAMPLES, n))]
         shift += sign * drawn.mean(1)
         square += drawn.var(1, ddof=1) / n

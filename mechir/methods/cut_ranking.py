@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ from mechir.activations import Activations, BySegment
 from mechir.interventions import Ablate, Mask
 from mechir.methods.evaluation import ALL, INTACT, between, by_condition, grouped
 from mechir.methods.pruning import sizes
-from mechir.methods.schemes import random_like
 from mechir.reranker import Reranker
 from mechir.sites import Head, Neuron, as_sites
 
@@ -23,6 +23,8 @@ WAYS = ("zero", "mean", "resample")
 MASKED = "mask"
 """The way of masks alone, which put no value in the place of anything."""
 CHOSEN = "chosen"
+TRIES = 50
+"""Draws for each random set that is wanted, before it is said that there are no more."""
 CHANGE = ("change", "change_low", "change_high", "change_p")
 EXCESS = ("excess", "excess_low", "excess_high", "excess_p")
 COLUMNS = ["measure", "group", "way", "queries", "intact", "value", *CHANGE, "change_p_corrected"]
@@ -32,33 +34,63 @@ COLUMNS += ["random", "random_least", "random_most", *EXCESS, "excess_p_correcte
 def sets_of(
     model: Reranker, sites: Sequence[str], masks: Sequence[str], draws: int, seed: int
 ) -> tuple[pd.DataFrame, list[str]]:
-    """The chosen set and its random sets: `set`, `sites`, `masks` (as text), and a sentence on what is not random.
+    """The chosen set and its random sets: `set`, `sites`, `masks` (as text), and sentences on what is not random.
 
-    Heads and neurons, and the heads of masks, are drawn from the same layers, none of the set itself; whole MLPs,
-    attention layers and masks of whole layers have no like and stay as they are.
+    Each random set puts other units of the same layers in the place of the chosen ones, one for one, in sites and masks
+    alike: none of the chosen, where a layer has enough others, else any of the layer. Sets differ from each other and
+    from the chosen one; there are fewer than `draws` where no more exist. Whole MLPs, attention layers and masks of
+    whole layers have no like and stay as they are, and so does a layer of which all units are chosen.
     """
-    units = [str(site) for site in as_sites(list(sites)) if isinstance(site, Head | Neuron)]
-    rest = [site for site in sites if site not in units]
-    cuts = [Mask.parse(mask) for mask in masks]
-    notes = [f"{', '.join(rest)}: whole layers, the same in the random sets"] if rest else []
-    notes += [f"{mask}: whole layers, the same in the random sets" for mask in cuts if mask.heads is None]
-    drawn, more = random_like(units, sizes(model), draws, seed=seed)
-    others = [_masks_like(model, mask, draws, seed + number) for number, mask in enumerate(cuts, 1)]
-    notes += dict.fromkeys([*more, *(note for _, few in others for note in few)])
-    rows = [(CHOSEN, ",".join(sites), ";".join(map(str, cuts)))]
-    if units or any(mask.heads for mask in cuts):
-        for number, some in enumerate(drawn):
-            moved = ";".join(str(made[number]) for made, _ in others)
-            rows.append((f"random {number}", ",".join([*some, *rest]), moved))
+    parsed, cuts = as_sites(list(sites)), [Mask.parse(mask) for mask in masks]
+    chosen: list[Any] = [site for site in parsed if isinstance(site, Head | Neuron)]
+    whole = [str(site) for site in parsed if site not in chosen] + [str(mask) for mask in cuts if mask.heads is None]
+    pools, more = _pools([*chosen, *(head for mask in cuts for head in mask.heads or ())], sizes(model))
+    notes = [*(f"{name}: whole layers, the same in the random sets" for name in whole), *more]
+    named, generator = _texts(parsed, cuts, {}), np.random.default_rng(seed)
+    rows = [(CHOSEN, *named)]
+    for _ in range(TRIES * draws if pools else 0):
+        moved: dict[Any, Any] = {}
+        for units, pool in pools:
+            drawn = generator.choice(len(pool), len(units), replace=False)
+            moved |= dict(zip(units, (pool[int(place)] for place in drawn), strict=True))
+        text = _texts(parsed, cuts, moved)
+        if all(text != row[1:] for row in rows):
+            rows.append((f"random {len(rows) - 1}", *text))
+        if len(rows) > draws:
+            break
+    if pools and len(rows) <= draws:
+        notes.append(f"there are {len(rows) - 1} other sets of these layers, not {draws}")
     return pd.DataFrame(rows, columns=["set", "sites", "masks"]), notes
 
 
-def _masks_like(model: Reranker, mask: Mask, draws: int, seed: int) -> tuple[list[Mask], list[str]]:
-    """The mask in as many other heads of the same layers, so often; the mask itself where it is of whole layers."""
-    if mask.heads is None:
-        return [mask] * draws, []
-    drawn, notes = random_like(list(map(str, mask.heads)), sizes(model), draws, seed=seed)
-    return [Mask(mask.direction, heads=heads, renormalise=mask.renormalise) for heads in drawn], notes
+def _pools(
+    chosen: Sequence[Any], counts: Mapping[tuple[int, str], int]
+) -> tuple[list[tuple[list[Any], list[Any]]], list[str]]:
+    """The chosen units of each layer and kind with those that may take their place, and sentences on the exceptions."""
+    by_place: dict[tuple[int, str], list[Any]] = {}
+    for unit in dict.fromkeys(chosen):
+        by_place.setdefault((unit.layer, "head" if isinstance(unit, Head) else "neuron"), []).append(unit)
+    pools, notes = [], []
+    for (layer, kind), units in by_place.items():
+        every: list[Any] = [(Head if kind == "head" else Neuron)(layer, n) for n in range(counts[layer, kind])]
+        others = [unit for unit in every if unit not in units]
+        if not others:
+            notes.append(f"all {len(units)} {kind}s of layer {layer} are chosen, the same in the random sets")
+            continue
+        if len(others) < len(units):
+            notes.append(f"layer {layer} has {len(every)} {kind}s, too few to draw {len(units)} beside the chosen ones")
+        pools.append((units, others if len(others) >= len(units) else every))
+    return pools, notes
+
+
+def _texts(sites: Sequence[Any], masks: Sequence[Mask], moved: Mapping[Any, Any]) -> tuple[str, str]:
+    """Sites and masks as text, with units in the place of others."""
+    cuts = [
+        mask if mask.heads is None else replace(mask, heads=tuple(moved.get(head, head) for head in mask.heads))
+        for mask in masks
+    ]
+    units = sorted(str(moved.get(site, site)) for site in sites)
+    return ",".join(units), ";".join(sorted(map(str, cuts)))
 
 
 def ways_of(sites: Sequence[str], ways: Sequence[str]) -> tuple[str, ...]:
@@ -146,5 +178,6 @@ def _line(values: pd.DataFrame, way: str) -> dict[str, Any]:
     if random:
         means = values[random].sub(values[INTACT], axis=0).mean().to_numpy()
         line |= {"random": means.mean(), "random_least": means.min(), "random_most": means.max()}
-        line["p_draws"] = float((1 + np.sum(means <= line["change"] + 1e-12)) / (1 + len(means)))
+        as_far = float((1 + np.sum(means <= line["change"] + 1e-12)) / (1 + len(means)))
+        line["p_draws"] = as_far if np.isfinite(line["change"]) else np.nan
     return line

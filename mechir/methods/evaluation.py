@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ir_measures
+import narwhals.stable.v2 as nw
 import numpy as np
 import pandas as pd
 
@@ -22,6 +23,7 @@ DRAWS = 20
 """Random orders of tied documents that a value is averaged over, where there is no closed form."""
 ALL = "all"
 INTACT = "original"
+IDS = ("query_id", "doc_id")
 WHOLE = 10**9
 """A cutoff beyond every ranking."""
 
@@ -33,7 +35,8 @@ def ranking_measures(given: Any) -> tuple[Any, ...]:
         MechirError: for text that is no measure, one that ir_measures cannot compute here, and one that asks which
             documents are judged (all of a pool are).
     """
-    listed = [given] if isinstance(given, str | ir_measures.Measure) or not isinstance(given, Iterable) else given
+    listed = [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
+    listed = list(listed[0]) if len(listed) == 1 and isinstance(listed[0], list | tuple) else listed
     measures = tuple(dict.fromkeys(map(_measure, listed)))
     if not measures:
         raise MechirError("There is no measure of ranking quality: write one such as 'nDCG@10'.")
@@ -50,6 +53,10 @@ def _measure(given: Any) -> Any:
             raise MechirError(f"Cannot read the ranking measure '{given}': the closest are {near}.") from error
     if not isinstance(measure, ir_measures.measures.Measure):
         raise MechirError(f"{given!r:.60} is no ranking measure: write 'nDCG@10', or ir_measures.nDCG @ 10.")
+    for name in ("cutoff", "rel"):
+        least = measure.params.get(name, 1)
+        if measure.NAME != "IPrec" and least < 1:
+            raise MechirError(f"'{measure}' has {name} {least}: write a whole number, 1 or more.")
     try:
         computed = any(provider.supports(measure) for provider in (ir_measures.pytrec_eval, ir_measures.msmarco))
     except AssertionError:
@@ -120,18 +127,24 @@ def evaluate(rows: Any, *measures: Any, judged: Any = None, groups: Any = None) 
         `estimate`, the mean over queries, `low`, `high`, its 95 % interval; `change` = condition - original with
         `change_low`, `change_high`, the paired `change_p`, and `change_p_corrected`, Holm over all rows. In rows "a -
         b" estimate and change are those of a less those of b, tested as of different queries. Queries without a
-        document as relevant as the measure asks for are left out.
+        document as relevant as the measure asks for, and queries without a score, are left out: ir_measures counts a
+        judged query without a score as 0.
 
     Raises:
-        MechirError: for a measure that is none, rows without the columns, no judgments, and groups without a query.
+        MechirError: for a measure that is none, rows without the columns, a pair that stands twice, a grade that is no
+            whole number, no judgments, no query that counts, and groups without a query.
     """
     chosen = ranking_measures(measures or ("nDCG@10",))
     rows, judged = _checked(rows, judged)
     of = {} if groups is None else query_groups(groups)
-    parts = [
-        pd.DataFrame(list(_lines(by_condition(rows, judged, measure, ["name"]), of))).assign(measure=str(measure))
-        for measure in chosen
-    ]
+    parts = []
+    for measure in chosen:
+        values = by_condition(rows, judged, measure, ["name"])
+        if values.empty:
+            raise MechirError(
+                f"No query with a score has a document as relevant as '{measure}' asks for: lower its rel."
+            )
+        parts.append(pd.DataFrame(list(_lines(values, of))).assign(measure=str(measure)))
     table = pd.concat(parts, ignore_index=True)
     if "change_p" in table:
         table["change_p_corrected"] = inference.holm(table["change_p"].to_numpy(dtype=float))
@@ -139,18 +152,40 @@ def evaluate(rows: Any, *measures: Any, judged: Any = None, groups: Any = None) 
 
 
 def _checked(rows: Any, judged: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows with a name, and the judgments."""
-    for frame, needed in ((rows, ("query_id", "doc_id", "score")), (judged, ("query_id", "doc_id", "grade"))):
-        if frame is None:
-            continue
-        lacking = [name for name in needed if name not in getattr(frame, "columns", ())]
-        if lacking:
-            raise MechirError(f"There is no column '{lacking[0]}' to evaluate: give a frame with {', '.join(needed)}.")
+    """The rows with a name, and the judgments, ids as text; raises for what stands twice or has no number."""
+    scores = _frame(rows, ("query_id", "doc_id", "score"), "scores")
     if judged is None:
-        if "grade" not in rows or rows["grade"].isna().all():
+        if "grade" not in scores or scores["grade"].isna().all():
             raise MechirError("These scores have no grades: give judged=, a frame with query_id, doc_id and grade.")
-        judged = rows.drop_duplicates(["query_id", "doc_id"]).assign(grade=lambda frame: frame["grade"].fillna(0))
-    return (rows if "name" in rows else rows.assign(name=INTACT)), judged
+        judged = scores.drop_duplicates(IDS).assign(grade=lambda frame: frame["grade"].fillna(0))
+    judgments = _frame(judged, (*IDS, "grade"), "judged").drop_duplicates([*IDS, "grade"])
+    grades = pd.to_numeric(judgments["grade"], errors="coerce").astype(float)
+    if bool((grades % 1 != 0).any()):
+        wrong = judgments["grade"][grades % 1 != 0].iloc[0]
+        raise MechirError(f"judged holds the grade {wrong!r:.40}: a grade is a whole number.")
+    scores = scores if "name" in scores else scores.assign(name=INTACT)
+    if bool(scores["name"].isna().any()):
+        raise MechirError("Some scores have no name: name every condition, and the intact model 'original'.")
+    for frame, keys, kind in ((scores, ["name", *IDS], "scores"), (judgments, list(IDS), "judged")):
+        if len(twice := frame[frame.duplicated(keys)]):
+            named = "/".join(str(twice[name].iloc[0]) for name in IDS)
+            raise MechirError(
+                f"Pair {named} stands twice in {kind}: give each pair of a condition ids of its own, once."
+            )
+    return scores, judgments.assign(grade=grades.astype(int))
+
+
+def _frame(given: Any, needed: Sequence[str], kind: str) -> pd.DataFrame:
+    """A frame of any library with columns under mechir's names, ids as text."""
+    frame = nw.from_native(given, eager_only=True, pass_through=True)
+    if not isinstance(frame, nw.DataFrame):
+        raise MechirError(f"{kind} is a {type(given).__name__}: give a frame with {', '.join(needed)}.")
+    made = frame.to_pandas()
+    others = {"qid": "query_id", "docno": "doc_id", "label": "grade"}
+    made = made.rename(columns={old: new for old, new in others.items() if new not in made})
+    if lacking := [name for name in needed if name not in made]:
+        raise MechirError(f"There is no column '{lacking[0]}' to evaluate: give a frame with {', '.join(needed)}.")
+    return made.assign(**{name: made[name].astype(str) for name in IDS})
 
 
 def _lines(values: pd.DataFrame, groups: Mapping[str, str]) -> Iterator[dict[str, Any]]:
@@ -160,7 +195,8 @@ def _lines(values: pd.DataFrame, groups: Mapping[str, str]) -> Iterator[dict[str
         yield from _of_queries(part, name)
     for (one, first), (other, second) in itertools.combinations(grouped(values, groups), 2):
         for name in values:
-            line: dict[str, Any] = {"group": f"{one} - {other}", "name": name, "queries": len(first) + len(second)}
+            n = int(first[name].notna().sum() + second[name].notna().sum())
+            line: dict[str, Any] = {"group": f"{one} - {other}", "name": name, "queries": n}
             line |= between(first[name], second[name], ("estimate", "low", "high", None))
             if name != INTACT and INTACT in values:
                 gain, loss = (part[name] - part[INTACT] for part in (first, second))
@@ -174,7 +210,7 @@ def _of_queries(values: pd.DataFrame, group: str) -> Iterator[dict[str, Any]]:
         line |= inference.mean_row(values[name].to_numpy())
         if name != INTACT and INTACT in values:
             both = values[[name, INTACT]].dropna().to_numpy()
-            line |= compare(both[:, 0], both[:, 1]).row("change")
+            line |= compare(both[:, 0], both[:, 1]).row("change") if len(both) else {}
         yield line
 
 

@@ -24,6 +24,10 @@ def query_groups(given: Any) -> dict[str, str]:
     for place, (query_id, group) in enumerate(_read(given)):
         if groups.setdefault(query_id, group) != group:
             raise MechirError(f"groups, row {place}: query '{query_id}' is in '{groups[query_id]}' and in '{group}'.")
+    if reserved := next((name for name in groups.values() if name == "all" or " - " in name), None):
+        raise MechirError(
+            f"A group is called '{reserved}', which tables use for all queries or a difference: rename it."
+        )
     if len(names := dict.fromkeys(groups.values())) < 2:
         held = f"only '{next(iter(names))}'" if names else "none"
         raise MechirError(f"Groups of queries are compared with each other, and there is {held}: give two or more.")
@@ -52,8 +56,8 @@ def _of_row(row: Mapping[str, Any], place: int) -> tuple[str, str]:
 
 
 def _of_file(file: Path) -> Iterable[tuple[str, str]]:
-    if not file.is_file():
-        raise MechirError(f"There is no file of groups '{file}': give lines query_id<TAB>group.")
+    if len(str(file)) > 4096 or not file.is_file():
+        raise MechirError(f"There is no file of groups '{str(file)[:200]}': give lines query_id<TAB>group.")
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -39,16 +39,17 @@ def fitted(frame: pd.DataFrame, width: int, lines: int = LINES) -> Fitted:
 
     An estimate and its interval share a column, `0.219 [0.187, 0.251]`; a text that is the same in every row stands
     above the table. Of more rows those of the largest |estimate| are shown, or the first where there is none. Columns
-    that do not fit are left out from the right, but for the first, the estimate and its p.
+    that do not fit are left out from the right, those of its p last, and never the first and the estimate.
     """
     if frame.empty:
         return Fitted("no rows", 0, [])
-    filled = frame.dropna(axis=1, how="all")
+    filled = frame.reset_index(drop=True).dropna(axis=1, how="all")
     main = next((name for name, ends in interval_ends(list(filled.columns)).items() if ends == INTERVAL), "")
     main = main or next((name for name in ESTIMATES if name in filled), "")
     if len(filled) > lines:
         filled = _largest(filled, main, lines)
     same = {name: str(column.iloc[0]) for name, column in filled.items() if _is_one_text(column)}
+    same = dict(list(same.items())[: len(filled.columns) - 1])  # a table keeps a column
     columns = _joined(filled.drop(columns=list(same)))
     left_out: list[str] = []
     while _width(columns) > width and (spare := _spare(list(columns), main)):
@@ -70,8 +71,8 @@ def _largest(frame: pd.DataFrame, main: str, lines: int) -> pd.DataFrame:
 
 def _is_one_text(column: pd.Series) -> bool:
     """Whether a column holds one text in several rows."""
-    values = column.dropna().unique()
-    return len(column) > 1 and len(values) == 1 and bool(column.notna().all()) and isinstance(values[0], str)
+    first = column.iloc[0]
+    return len(column) > 1 and isinstance(first, str) and all(value == first for value in column)
 
 
 def _joined(frame: pd.DataFrame) -> dict[str, list[str]]:
@@ -101,4 +102,5 @@ def _cell(name: str, value: object) -> str:
         return ""
     if not isinstance(value, float):
         return str(value)
-    return f"{value:.3g}" if "p" in name.split("_") else f"{value:.3f}"
+    small = 0 < abs(value) < 0.0005  # three decimals would say 0
+    return f"{value:.3g}" if "p" in name.split("_") or small else f"{value:.3f}"
