@@ -34,8 +34,8 @@ def table_rows(given: Any) -> Iterator[Mapping[str, Any]] | None:
         twice = given.columns[given.columns.duplicated()]
         if len(twice):
             raise MechirError(f"This DataFrame has two columns '{twice[0]}': rename one.")
-        known = {name for names in NAMES.values() for name in names}
-        if index := next((name for name in given.index.names if name in known and name not in given.columns), None):
+        read = {name for names in NAMES.values() for name in names}
+        if index := next((name for name in given.index.names if name in read and name not in given.columns), None):
             raise MechirError(
                 f"'{index}' is the index of this DataFrame, which is not read: write frame.reset_index()."
             )
@@ -51,18 +51,18 @@ def chosen_columns(names: Sequence[Any], needed: Sequence[str], optional: Sequen
     Raises:
         MechirError: where a needed field has no column, or a field has two.
     """
-    chosen = {}
+    columns = {}
     for field in (*needed, *optional):
         there = [name for name in NAMES[field] if name in names]
         if len(there) > 1:
             raise MechirError(f"{kind} has '{there[0]}' and '{there[1]}', which may both be the {field}: drop one.")
         if there:
-            chosen[field] = there[0]
+            columns[field] = there[0]
         elif field in needed:
-            known = " or ".join(f"'{name}'" for name in NAMES[field])
+            wanted = " or ".join(f"'{name}'" for name in NAMES[field])
             has = ", ".join(f"'{name}'" for name in list(names)[:8]) or "none"
-            raise MechirError(f"{kind} has no column {known}: its columns are {has}; rename the one that is meant.")
-    return chosen
+            raise MechirError(f"{kind} has no column {wanted}: its columns are {has}; rename the one that is meant.")
+    return columns
 
 
 def cell(row: Mapping[str, Any], column: str, field: str, where: str) -> Any:

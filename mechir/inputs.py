@@ -103,16 +103,16 @@ def _named(read: list[Pair | Row]) -> Pairs:
     return refuse_two_texts(Pairs(pair if isinstance(pair, Pair) else next(made) for pair in read))
 
 
-def _ids(given: list[tuple[str | None, str]], letter: str, known: dict[str, str]) -> list[str]:
+def _ids(given: list[tuple[str | None, str]], letter: str, id_of: dict[str, str]) -> list[str]:
     """An id for each text: its own, that of an equal text, or the letter with a number that no other id has."""
-    known = known | {text: own for own, text in given if own is not None}
-    taken = set(known.values())
+    id_of = id_of | {text: own for own, text in given if own is not None}
+    taken = set(id_of.values())
     fresh: Iterator[str] = (name for number in count(1) if (name := f"{letter}{number}") not in taken)
     ids = []
     for own, text in given:
-        if own is None and text not in known:
-            known[text] = next(fresh)
-        ids.append(known[text] if own is None else own)
+        if own is None and text not in id_of:
+            id_of[text] = next(fresh)
+        ids.append(id_of[text] if own is None else own)
     return ids
 
 

@@ -25,7 +25,7 @@ from mechir.options import LARGEST
 from mechir.pair import Pair
 from mechir.perturbed import Diagnostic
 from mechir.pools import Sample
-from mechir.reranker import Reranker
+from mechir.reranker import Reranker, Weights
 from mechir.rules import LEAVE_OUT
 
 CONTRASTS = "tfc1"
@@ -78,7 +78,7 @@ def pairs_of(material: Sequence[Any]) -> list[Pair]:
     return [item.base if isinstance(item, Contrast) else item for item in material]
 
 
-def opened(source: Any, experiment: Any, model: Any, pool: Pool | None) -> tuple[Source, Pool | None]:
+def opened(source: Any, experiment: Any, model: Weights, pool: Pool | None) -> tuple[Source, Pool | None]:
     """The source and the pool of a run as values, from what a user gives: see `engine.run`."""
     contrasts, sampled = experiment.runs_on == "contrasts", isinstance(source, Diagnostic)
     axiom = source if isinstance(source, str) and source in AXIOMS else CONTRASTS
@@ -89,9 +89,9 @@ def opened(source: Any, experiment: Any, model: Any, pool: Pool | None) -> tuple
         source = collection(source) if named else of_pairs(as_pairs(source))
     if not contrasts or sampled or isinstance(source, Collections):
         return source, pool
-    chosen = {name: value for name, value in vars(pool or Pool()).items() if value is not None}
-    read = Pool(max_length=chosen.pop("max_length", None))
-    return diagnostic(axiom, source, model=model, **chosen), read
+    sample = {name: value for name, value in vars(pool or Pool()).items() if value is not None}
+    read = Pool(max_length=sample.pop("max_length", None))
+    return diagnostic(axiom, source, model=model, **sample), read
 
 
 def source_of(experiment: Any, source: Source) -> Source:

@@ -99,10 +99,12 @@ def of_pairs(pairs: Iterable[Pair], name: str = IN_MEMORY) -> Collection:
             f"{below[0]} has grade {below[0].grade}: an experiment takes grades of 0 and more, and -1 for a document "
             "that was drawn and not judged."
         )
-    queries = {"queries": [(pair.query_id, pair.query) for pair in listed]}
-    docs = {"docs": [(pair.doc_id, pair.document) for pair in listed]}
-    qrels = {"qrels": [(pair.query_id, pair.doc_id, pair.grade) for pair in listed if pair.grade != EASY]}
-    made = _tables(queries | docs | qrels, name, DUPLICATES[0], LEAVE_OUT)
+    tables: dict[str, Any] = {
+        "queries": [(pair.query_id, pair.query) for pair in listed],
+        "docs": [(pair.doc_id, pair.document) for pair in listed],
+        "qrels": [(pair.query_id, pair.doc_id, pair.grade) for pair in listed if pair.grade != EASY],
+    }
+    made = _tables(tables, name, DUPLICATES[0], LEAVE_OUT)
     easy: dict[str, tuple[str, ...]] = {}
     for pair in listed:
         if pair.grade == EASY:
@@ -137,8 +139,7 @@ def _texts_of(table: Any, kind: str, key: str) -> Iterator[tuple[int, str, str]]
         if text == "document" and "title" in row:
             raise MechirError("docs has a title beside the text: join them in one column, or drop the title.")
         columns = chosen_columns(list(row), (key, text), (), kind)
-        number, id_ = place, cell(row, columns[key], key, f"{kind}, row {place}")
-        yield number, id_, cell(row, columns[text], text, f"{kind}, row {place}")
+        yield place, *(cell(row, columns[field], field, f"{kind}, row {place}") for field in (key, text))
 
 
 def _grades_of(table: Any) -> Iterator[tuple[int, str, str, int]]:
@@ -182,8 +183,8 @@ def _by_name(item: Any) -> Any:
 
 def _no_row(kind: str, item: Any, row: str) -> MechirError:
     shown = repr(item)[:40] if isinstance(item, str | int | float | tuple | None) else f"a {type(item).__name__}"
-    known = {"queries": "qid and query", "docs": "docno and text", "qrels": "qid, docno and label"}[kind]
-    return MechirError(f"{kind} holds {shown}: give a mapping, a frame with {known}, or a list of tuples {row}.")
+    columns = {"queries": "qid and query", "docs": "docno and text", "qrels": "qid, docno and label"}[kind]
+    return MechirError(f"{kind} holds {shown}: give a mapping, a frame with {columns}, or a list of tuples {row}.")
 
 
 def _dataset(name: str, dataset: Any, duplicates: str, leave_out: float) -> Collection:

@@ -71,8 +71,8 @@ class Pairs(tuple[Pair, ...]):
     def __getitem__(self, place: slice) -> Pairs: ...
     def __getitem__(self, place: Any) -> Any:
         """A pair, or some of them as `Pairs`."""
-        chosen = super().__getitem__(place)
-        return Pairs(chosen) if isinstance(place, slice) else chosen
+        item = super().__getitem__(place)
+        return Pairs(item) if isinstance(place, slice) else item
 
     def __add__(self, other: Iterable[Any]) -> Pairs:
         return refuse_two_texts(Pairs((*self, *other)))

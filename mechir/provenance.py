@@ -73,8 +73,8 @@ def _deciding(content: bytes) -> bytes:
     tree = ast.parse(content)
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
-            kept = [part for part in node.body if not (isinstance(part, ast.FunctionDef) and part.name in SHOWS)]
-            node.body = kept or [ast.Pass()]
+            deciding = [part for part in node.body if not (isinstance(part, ast.FunctionDef) and part.name in SHOWS)]
+            node.body = deciding or [ast.Pass()]
     return ast.unparse(tree).encode()
 
 

@@ -34,9 +34,9 @@ def pyterrier(model: Reranker, do: Any = (), *, text: Any = "text", **options: A
             when it runs, for a frame without the columns, and as `model.score`.
     """
     needs(model, "mi.pyterrier")
-    known = ("readout", "max_rows", "max_tokens", "max_length", "progress")
-    if unknown := next((name for name in options if name not in known), None):
-        raise MechirError(f"mi.pyterrier has no option '{unknown}': it takes do, text, {', '.join(known)}.")
+    of_score = ("readout", "max_rows", "max_tokens", "max_length", "progress")
+    if unknown := next((name for name in options if name not in of_score), None):
+        raise MechirError(f"mi.pyterrier has no option '{unknown}': it takes do, text, {', '.join(of_score)}.")
     if not isinstance(text, str):
         raise MechirError(f"text={text!r:.40} names no column: write text='text'.")
     batch = model.batch(("a", "b"))

@@ -183,25 +183,6 @@ def test_score_writes_a_run_of_all_judged_pairs(capsys: pytest.CaptureFixture[st
     assert (tmp_path / "intact.run").read_text() != (tmp_path / "cut.run").read_text()
 
 
-def test_score_takes_the_first_documents_of_a_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    toy = mi.collection(TOY)
-    lines = [
-        f"{query} Q0 {doc} {rank} {-rank} bm25" for query, docs in toy.qrels.items() for rank, doc in enumerate(docs, 1)
-    ]
-    Path("first.run").write_text("\n".join(lines) + "\n")
-    code, out, _ = call(capsys, "score", "--run", "first.run", "--top-k", "3", "--out", "top.run")
-    assert code == 0 and "18 pairs" in out
-    written = {tuple(line.split()[:3:2]) for line in Path("top.run").read_text().splitlines()}
-    assert written == {(query, doc) for query, docs in toy.qrels.items() for doc in list(docs)[:3]}
-    code, out, _ = call(capsys, "score", "--per-grade", "1", "--seed", "3", "--out", "few.run")
-    pairs = toy.pairs(per_grade=1, easy_negatives=0, seed=3)
-    assert code == 0 and {(pair.query_id, pair.doc_id) for pair in pairs} == {
-        tuple(line.split()[:3:2]) for line in Path("few.run").read_text().splitlines()
-    }
-    code, _, err = call(capsys, "score", "--run", "first.run", "--per-grade", "1", "--out", "both.run")
-    assert code == 2 and "per_grade samples judged documents and run/top_k takes a run's" in err
-
-
 def test_a_run_of_equal_scores_ranks_at_random(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     toy = mi.collection(TOY)
     qrels = {query_id: dict(grades) for query_id, grades in toy.qrels.items()}

@@ -64,30 +64,31 @@ class Cut(Experiment):
     def check(self, inputs: Inputs) -> Experiment:
         """The components, the measures and the groups in normal form; refuses what does not fit."""
         relevant_there(inputs.judged)
-        measures = tuple(map(str, ranking_measures(self.evaluate)))
-        for measure in ranking_measures(self.evaluate):
+        measures = ranking_measures(self.evaluate)
+        for measure in measures:
             least = int(measure.params.get("rel", 1))
             if not (inputs.judged["grade"] >= least).any():
                 raise MechirError(f"--evaluate {measure}: no query has a document of grade {least}, so lower its rel.")
         if self.groups:
             there = inputs.judged.drop_duplicates("query_id").set_index("query_id")
             grouped(there, query_groups(self.groups))
-        named = {"role": self.role, "label": self.label, "term": self.term}
-        found = any(named.values())
-        if not (self.sites or self.masks or found):
+        of_findings = {"role": self.role, "label": self.label, "term": self.term}
+        by_findings = any(of_findings.values())
+        if not (self.sites or self.masks or by_findings):
             raise MechirError(
                 "There is nothing to cut: name --sites h1.1,h2.9 or --masks 'doc<-query@h1.1', or findings, "
                 "--role matching."
             )
-        if (self.sites or self.masks) and found:
+        if (self.sites or self.masks) and by_findings:
             raise MechirError(
                 "--sites and --masks name what is cut, and so do --role, --label and --term: give one or the other."
             )
-        sites = self.sites or (() if self.masks else _of_findings(inputs, named))
+        sites = self.sites or (() if self.masks else _of_findings(inputs, of_findings))
         parsed = [_component(inputs.model, site) for site in sites]
         masks = [_mask(inputs.model, mask) for mask in self.masks]
-        named_sites, named_masks = (tuple(map(str, some)) for some in (parsed, masks))
-        return replace(self, sites=named_sites, masks=named_masks, evaluate=measures, role="", label="", term="")
+        named_sites, named_masks, named_measures = (tuple(map(str, some)) for some in (parsed, masks, measures))
+        normal = replace(self, sites=named_sites, masks=named_masks, evaluate=named_measures)
+        return replace(normal, role="", label="", term="")
 
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Pair]]:
         """The random sets, and the activations that are put in the place."""
@@ -167,11 +168,11 @@ def _mask(model: Weights, text: str) -> Mask:
 
 def _of_findings(inputs: Inputs, named: Mapping[str, str]) -> tuple[str, ...]:
     """The components of the findings that hold for this model, by their role, label and term."""
-    asked = {name: value for name, value in named.items() if value and name != "label"}
-    rows = held(matching(inputs.registry, asked, model=inputs.model.fingerprint, newest=True))
-    chosen = rows[rows["holds"] & ((rows["label"] == named["label"]) | (not named["label"]))]
+    filters = {name: value for name, value in named.items() if value and name != "label"}
+    rows = held(matching(inputs.registry, filters, model=inputs.model.fingerprint, newest=True))
+    holding = rows[rows["holds"] & ((rows["label"] == named["label"]) | (not named["label"]))]
     sites = []
-    for text in dict.fromkeys(chosen["site"]):
+    for text in dict.fromkeys(holding["site"]):
         try:
             site = parse_site(text)
         except MechirError:

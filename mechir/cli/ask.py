@@ -103,8 +103,8 @@ def print_answers(registry: Path, record: Mapping[str, Any]) -> None:
             click.echo(f"\n{answer['question']}\n{textwrap.fill(text, width())}")
         table = links(model=about[0], collection=section["collection"], registry=registry)
         columns = ["site", "links", "exploratory", "effect", "low", "high", "unit", "p_all", "edges", "conflicts"]
-        kept = table[[name for name in columns if name in table]].assign(site=table["site"].astype(str))
-        click.echo(f"\n{tables.fitted(kept, width()).text}")
+        linked = table[[name for name in columns if name in table]].assign(site=table["site"].astype(str))
+        click.echo(f"\n{tables.fitted(linked, width()).text}")
         click.echo(f"\n{textwrap.fill(as_text(section['lead']), width())}")
 
 
@@ -168,10 +168,10 @@ PRINTED = 20
 def findings(registry: Path, style: str, limit: int | None, holds: bool | None, **filters: Any) -> None:
     """Prints the findings on components, the largest of each measure first; csv and json with every column."""
     from mechir.registry.findings import VIEW
-    from mechir.registry.queries import asked
+    from mechir.registry.queries import selected
     from mechir.views import tables
 
-    whole = asked(registry, filters, holds)
+    whole = selected(registry, filters, holds)
     rows = whole.head(limit or (PRINTED if style == "table" else len(whole)))
     if style == "csv":
         click.echo(rows.to_csv(index=False), nl=False)

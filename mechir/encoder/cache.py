@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from torch import Tensor
 from transformer_lens import ActivationCache
 from transformer_lens.utilities.components_utils import get_act_name
 
 from mechir.errors import MechirError, closest
+
+if TYPE_CHECKING:
+    from mechir.encoder.hooked import HookedEncoder
 
 
 def _refused(name: str) -> Callable[..., NoReturn]:
@@ -29,8 +32,6 @@ class PostNormCache(ActivationCache):
     methods that add them up, or apply a final norm, would return numbers that mean nothing: they raise.
     """
 
-    model: Any
-
     def __getitem__(self, key: Any) -> Tensor:
         """The activation of a hook, by its name or TransformerLens's short one: `cache["q", 0]`, `cache["pooled"]`.
 
@@ -41,7 +42,7 @@ class PostNormCache(ActivationCache):
         if name in self.cache_dict:
             activation: Tensor = self.cache_dict[name]
             return activation
-        hooks = self.model.hook_dict
+        hooks = self._hooks
         if name in hooks:
             raise MechirError(f"This cache does not hold '{name}': it was made with a names_filter; leave it out.")
         short = dict.fromkeys(hook.rpartition("hook_")[2] for hook in hooks)
@@ -50,6 +51,11 @@ class PostNormCache(ActivationCache):
             f"There is no activation {key!r}: the closest are {closest(name, hooks)}, or in short "
             f"{closest(named, short)}, with the layer behind: cache['z', 0]."
         )
+
+    @property
+    def _hooks(self) -> Mapping[str, Any]:
+        """The hook points of the model, by name."""
+        return cast("HookedEncoder", self.model).hook_dict
 
     def __contains__(self, key: Any) -> bool:
         return self._full_name(key) in self.cache_dict
@@ -64,7 +70,7 @@ class PostNormCache(ActivationCache):
             rest[0] += self.model.cfg.n_layers
         full = get_act_name(name, *rest)
         above = [f"{part}.{full}" for part in ("embed", "head")]
-        return next((other for other in above if other in self.model.hook_dict), full)
+        return next((other for other in above if other in self._hooks), full)
 
 
 for _name in (

@@ -95,8 +95,8 @@ def in_memory(hf: Any, tokenizer: Any, *, name: str = "in memory", **options: An
     kind = type(hf).__name__
     family = next((family for family in FAMILIES.values() if family.architecture == kind), None)
     if family is None:
-        known = ", ".join(family.architecture for family in FAMILIES.values())
-        raise MechirError(f"This is a {kind}, which mechir cannot reproduce: it reads {known}.")
+        readable = ", ".join(family.architecture for family in FAMILIES.values())
+        raise MechirError(f"This is a {kind}, which mechir cannot reproduce: it reads {readable}.")
     if tokenizer is None:
         raise MechirError(f"A {kind} in memory needs its tokenizer: write mi.load(model, tokenizer).")
     _refuse_unfaithful(hf.config.to_dict(), Path(name))

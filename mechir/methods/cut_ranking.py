@@ -42,17 +42,17 @@ def sets_of(
     whole layers have no like and stay as they are, and so does a layer of which all units are chosen.
     """
     parsed, cuts = as_sites(list(sites)), [Mask.parse(mask) for mask in masks]
-    chosen: list[Any] = [site for site in parsed if isinstance(site, Head | Neuron)]
-    whole = [str(site) for site in parsed if site not in chosen] + [str(mask) for mask in cuts if mask.heads is None]
-    pools, more = _pools([*chosen, *(head for mask in cuts for head in mask.heads or ())], sizes(model))
+    units: list[Any] = [site for site in parsed if isinstance(site, Head | Neuron)]
+    whole = [str(site) for site in parsed if site not in units] + [str(mask) for mask in cuts if mask.heads is None]
+    pools, more = _pools([*units, *(head for mask in cuts for head in mask.heads or ())], sizes(model))
     notes = [*(f"{name}: whole layers, the same in the random sets" for name in whole), *more]
     named, generator = _texts(parsed, cuts, {}), np.random.default_rng(seed)
     rows = [(CHOSEN, *named)]
     for _ in range(TRIES * draws if pools else 0):
         moved: dict[Any, Any] = {}
-        for units, pool in pools:
-            drawn = generator.choice(len(pool), len(units), replace=False)
-            moved |= dict(zip(units, (pool[int(place)] for place in drawn), strict=True))
+        for places, pool in pools:
+            drawn = generator.choice(len(pool), len(places), replace=False)
+            moved |= dict(zip(places, (pool[int(place)] for place in drawn), strict=True))
         text = _texts(parsed, cuts, moved)
         if all(text != row[1:] for row in rows):
             rows.append((f"random {len(rows) - 1}", *text))
@@ -64,22 +64,22 @@ def sets_of(
 
 
 def _pools(
-    chosen: Sequence[Any], counts: Mapping[tuple[int, str], int]
+    units: Sequence[Any], counts: Mapping[tuple[int, str], int]
 ) -> tuple[list[tuple[list[Any], list[Any]]], list[str]]:
     """The chosen units of each layer and kind with those that may take their place, and sentences on the exceptions."""
     by_place: dict[tuple[int, str], list[Any]] = {}
-    for unit in dict.fromkeys(chosen):
+    for unit in dict.fromkeys(units):
         by_place.setdefault((unit.layer, "head" if isinstance(unit, Head) else "neuron"), []).append(unit)
     pools, notes = [], []
-    for (layer, kind), units in by_place.items():
+    for (layer, kind), here in by_place.items():
         every: list[Any] = [(Head if kind == "head" else Neuron)(layer, n) for n in range(counts[layer, kind])]
-        others = [unit for unit in every if unit not in units]
+        others = [unit for unit in every if unit not in here]
         if not others:
-            notes.append(f"all {len(units)} {kind}s of layer {layer} are chosen, the same in the random sets")
+            notes.append(f"all {len(here)} {kind}s of layer {layer} are chosen, the same in the random sets")
             continue
-        if len(others) < len(units):
-            notes.append(f"layer {layer} has {len(every)} {kind}s, too few to draw {len(units)} beside the chosen ones")
-        pools.append((units, others if len(others) >= len(units) else every))
+        if len(others) < len(here):
+            notes.append(f"layer {layer} has {len(every)} {kind}s, too few to draw {len(here)} beside the chosen ones")
+        pools.append((here, others if len(others) >= len(here) else every))
     return pools, notes
 
 
@@ -131,7 +131,7 @@ def cut_table(
     """
     lines: list[dict[str, Any]] = []
     for measure in measures:
-        values = by_condition(rows, judged, measure, ["name"])
+        values = by_condition(rows, judged, measure)
         lines += [{"measure": str(measure)} | line for line in _lines(values, groups, ways)]
     table = pd.DataFrame(lines)
     for name in ("change_p", "excess_p"):

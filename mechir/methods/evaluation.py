@@ -86,9 +86,9 @@ def per_query(scores: pd.DataFrame, judged: pd.DataFrame, measure: Any) -> pd.Se
     orders = list(_orders(scores, qrels))
     if not orders:
         return pd.Series(dtype=float, name="value").rename_axis("query_id")
-    known = {str(number): qrels[query_id] for number, (query_id, _) in enumerate(orders)}
+    grades_of = {str(number): qrels[query_id] for number, (query_id, _) in enumerate(orders)}
     runs = {str(number): run for number, (_, run) in enumerate(orders)}
-    values = {int(each.query_id): each.value for each in ir_measures.iter_calc([measure], known, runs)}
+    values = {int(each.query_id): each.value for each in ir_measures.iter_calc([measure], grades_of, runs)}
     by_order = pd.Series([values[number] for number in range(len(orders))], [query_id for query_id, _ in orders])
     return by_order.rename("value").rename_axis("query_id").groupby(level=0, sort=False).mean()
 
@@ -105,11 +105,9 @@ def _orders(scores: pd.DataFrame, qrels: Mapping[str, Any]) -> Iterator[tuple[st
             yield str(query_id), {str(ids[place]): -float(rank) for rank, place in enumerate(order)}
 
 
-def by_condition(rows: pd.DataFrame, judged: pd.DataFrame, measure: Any, keys: Sequence[str]) -> pd.DataFrame:
-    """The measure of every query under every condition, [query, condition]; `keys` are the columns of a condition."""
-    groups = rows.groupby(list(keys), sort=False)
-    values = {key if len(keys) > 1 else key[0]: per_query(scores, judged, measure) for key, scores in groups}
-    return pd.DataFrame(values)
+def by_condition(rows: pd.DataFrame, judged: pd.DataFrame, measure: Any) -> pd.DataFrame:
+    """The measure of every query under every condition of the column `name`, [query, condition]."""
+    return pd.DataFrame({name: per_query(scores, judged, measure) for name, scores in rows.groupby("name", sort=False)})
 
 
 def evaluate(rows: Any, *measures: Any, judged: Any = None, groups: Any = None) -> pd.DataFrame:
@@ -134,12 +132,12 @@ def evaluate(rows: Any, *measures: Any, judged: Any = None, groups: Any = None) 
         MechirError: for a measure that is none, rows without the columns, a pair that stands twice, a grade that is no
             whole number, no judgments, no query that counts, and groups without a query.
     """
-    chosen = ranking_measures(measures or ("nDCG@10",))
+    ranked_by = ranking_measures(measures or ("nDCG@10",))
     rows, judged = _checked(rows, judged)
     of = {} if groups is None else query_groups(groups)
     parts = []
-    for measure in chosen:
-        values = by_condition(rows, judged, measure, ["name"])
+    for measure in ranked_by:
+        values = by_condition(rows, judged, measure)
         if values.empty:
             raise MechirError(
                 f"No query with a score has a document as relevant as '{measure}' asks for: lower its rel."
@@ -235,5 +233,5 @@ def grouped(values: pd.DataFrame, groups: Mapping[str, str]) -> list[tuple[str, 
 
 def between(one: pd.Series, other: pd.Series, columns: tuple[str, str, str, str | None]) -> dict[str, float]:
     """The difference of two groups' means as columns of a table."""
-    found = inference.difference(one.to_numpy(dtype=float), other.to_numpy(dtype=float))
-    return {name: value for name, value in zip(columns, found, strict=True) if name is not None}
+    difference = inference.difference(one.to_numpy(dtype=float), other.to_numpy(dtype=float))
+    return {name: value for name, value in zip(columns, difference, strict=True) if name is not None}

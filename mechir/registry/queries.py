@@ -91,10 +91,10 @@ def findings(
     filters: dict[str, Any] = {"role": role, "term": term, "measure": measure, "collection": collection}
     filters |= {"site": None if site is None else printed(site), "causal": causal, "min_effect": min_effect}
     filters |= {"corrected_p": corrected_p, "label": label}
-    return with_sites(asked(Path(registry), filters | {"model": model}, holds), VIEW)
+    return with_sites(selected(Path(registry), filters | {"model": model}, holds), VIEW)
 
 
-def asked(registry: Path, filters: Mapping[str, Any], holds: bool | None) -> pd.DataFrame:
+def selected(registry: Path, filters: Mapping[str, Any], holds: bool | None) -> pd.DataFrame:
     """`findings` with sites as text; with `holds`, the newest that hold, or that do not."""
     if holds is None:
         return matching(registry, filters)

@@ -92,9 +92,9 @@ def _width(columns: dict[str, list[str]]) -> int:
 
 def _spare(names: list[str], main: str) -> str:
     """The column to leave out next; empty where none may be."""
-    kept = [name for name in names[1:] if name not in (main, *DECIDES)]
+    less = [name for name in names[1:] if name not in (main, *DECIDES)]
     decides = [name for name in names[1:] if name in DECIDES]
-    return kept[-1] if kept else decides[-1] if decides else ""
+    return next(reversed(less or decides), "")
 
 
 def _cell(name: str, value: object) -> str:
