@@ -183,6 +183,9 @@ def test_rows_that_cannot_be_evaluated_are_refused() -> None:
         ),
         (frame, {"judged": pd.concat([frame, frame.assign(grade=1)])}, "Pair q1/a stands twice in judged"),
         (frame, {"judged": frame.assign(grade=0.5)}, "judged holds the grade .*0.5.*: a grade is a whole number"),
+        (frame.assign(query_id=[None, *frame["query_id"][1:]]), {}, "A row of scores has no 'query_id' .*: fill it in"),
+        (frame.assign(doc_id=1.0), {}, "A row of scores has 1.0 as 'doc_id', which is no text: write ids as text"),
+        (frame.assign(rel=1), {}, "scores has 'grade' and 'rel', which may both be the grade: drop one"),
         (frame.assign(name=None), {}, "Some scores have no name: name every condition"),
     ):
         with pytest.raises(MechirError, match=message):

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from mechir import inference
+from mechir.columns import IDS, cell, chosen_columns
 from mechir.errors import MechirError, closest
 from mechir.methods import ranking
 from mechir.methods.query_groups import query_groups
@@ -23,7 +24,6 @@ DRAWS = 20
 """Random orders of tied documents that a value is averaged over, where there is no closed form."""
 ALL = "all"
 INTACT = "original"
-IDS = ("query_id", "doc_id")
 WHOLE = 10**9
 """A cutoff beyond every ranking."""
 
@@ -179,11 +179,19 @@ def _frame(given: Any, needed: Sequence[str], kind: str) -> pd.DataFrame:
     if not isinstance(frame, nw.DataFrame):
         raise MechirError(f"{kind} is a {type(given).__name__}: give a frame with {', '.join(needed)}.")
     made = frame.to_pandas()
-    others = {"qid": "query_id", "docno": "doc_id", "label": "grade"}
-    made = made.rename(columns={old: new for old, new in others.items() if new not in made})
+    columns = chosen_columns(list(made), (), (*IDS, "grade"), kind)
+    made = made.rename(columns={column: field for field, column in columns.items()})
     if lacking := [name for name in needed if name not in made]:
         raise MechirError(f"There is no column '{lacking[0]}' to evaluate: give a frame with {', '.join(needed)}.")
-    return made.assign(**{name: made[name].astype(str) for name in IDS})
+    return made.assign(**{name: _ids_as_text(made[name], kind) for name in IDS})
+
+
+def _ids_as_text(column: pd.Series, kind: str) -> pd.Series:
+    """Ids as text; raises for one that is missing, or neither text nor a whole number."""
+    name = str(column.name)
+    return column.map(
+        {value: cell({name: value}, name, name, f"A row of {kind}") for value in column.unique().tolist()}
+    )
 
 
 def _lines(values: pd.DataFrame, groups: Mapping[str, str]) -> Iterator[dict[str, Any]]:
