@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from mechir.views import charts, tables
+from mechir.views.labels import Box, placed
+from mechir.views.scatter import scatter
 
 EVIL = "</script><img src=x onerror=alert(1)>"
 FRAME = pd.DataFrame(
@@ -31,7 +34,7 @@ def layers() -> pd.DataFrame:
         charts.effect_map(layers(), "layer", "source", "value", title=EVIL, column="side"),
         charts.lines(layers(), "layer", "value", "source", title=EVIL, low="low", high="high", rule={"random": 0.3}),
         charts.lines(layers(), "layer", "value", "source", title=EVIL, column="side", rule={"random": 0.3}),
-        charts.scatter(FRAME, "value", "value", "reader", title=EVIL, label="source", named="star", column="source"),
+        scatter(FRAME, "value", "value", "reader", title=EVIL, label="source", named="star", column="source"),
         charts.strips(
             FRAME.assign(draw=[-1, 0, 1, 2], intact=0.5),
             "source",
@@ -43,8 +46,8 @@ def layers() -> pd.DataFrame:
             column="reader",
         ),
         charts.stacked(
-            charts.scatter(FRAME, "value", "value", "value", title=EVIL, label="reader"),
-            charts.scatter(FRAME, "value", "value", "reader", title=EVIL),
+            scatter(FRAME, "value", "value", "value", title=EVIL, label="reader"),
+            scatter(FRAME, "value", "value", "reader", title=EVIL),
         ),
     ],
 )
@@ -92,3 +95,46 @@ def test_a_table_rounds_and_leaves_out_empty_columns() -> None:
     assert "1e-07" in text
     assert "none" not in text
     assert "nan" not in text.lower()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_label_is_printed_over_another_or_over_a_point(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    points = np.concatenate([random.uniform(0, 1, (20, 2)) * (380, 300), random.normal((60, 40), 8, (40, 2))])
+    texts = [f"h{k // 12}.{k % 12}" for k in range(60)]
+    named = [k % 5 != 0 for k in range(60)]
+    places = placed(points, texts, named, 380, 300)
+    boxes = [
+        Box(place.x - 3 * len(text), place.x + 3 * len(text), place.y - 6, place.y + 6)
+        for place, text in zip(places, texts, strict=True)
+        if np.isfinite(place.x)
+    ]
+    assert not any(one.meets(other) for k, one in enumerate(boxes) for other in boxes[:k])
+    assert not any(box.left < x < box.right and box.bottom < y < box.top for box in boxes for x, y in points)
+    assert all(box.inside(380, 300) for box in boxes)
+    assert all(np.isnan(place.x) for place, wanted in zip(places, named, strict=True) if not wanted)
+    alone = [k for k in range(20) if named[k]]
+    assert sum(np.isfinite(places[k].x) for k in alone) >= len(alone) - 2, "those apart have room"
+
+
+def test_a_label_far_from_its_point_has_a_line() -> None:
+    same = np.full((12, 2), 150.0)
+    places = placed(same, [f"h1.{k}" for k in range(12)], [True] * 12, 380, 300)
+    lines = [place for place in places if np.isfinite(place.end_x)]
+    assert np.isfinite([place.x for place in places]).all() and 0 < len(lines) < 12
+    assert all(np.hypot(place.end_x - 150, place.end_y - 150) > 8 for place in lines)
+    assert all(abs(place.end_y - place.y) <= 6 for place in lines), "it ends at its label"
+    assert placed(np.empty((0, 2)), [], [], 380, 300) == []
+    (crowded,) = placed(np.array([[2.0, 2.0]]), ["a label much wider than its plot"], [True], 50, 50)
+    assert np.isnan(crowded.x)
+
+
+def test_labels_stand_beside_the_points_of_each_panel() -> None:
+    frame = pd.DataFrame({"x": [0.1, 0.1, 0.5, np.nan], "y": [1.0, 1.0, 2.0, 1.0], "site": ["a", "b", "c", "d"],
+                          "of": ["q", "d", "q", "q"], "heads": "lexical"})  # fmt: skip
+    spec = scatter(frame, "x", "y", "heads", title="t", label="site", column="of").to_dict()
+    (rows,) = spec["datasets"].values()
+    assert all(row["label_x"] is not None for row in rows if row["site"] != "d")
+    assert next(row for row in rows if row["site"] == "d")["label_x"] is None
+    same = {row["site"]: (row["label_x"], row["label_y"]) for row in rows}
+    assert same["a"] == same["b"], "panels do not take each other's room"

@@ -175,7 +175,22 @@ def test_a_change_of_its_own_attention_is_no_effect(tmp_path: Path) -> None:
     tell(tmp_path, "a7", [row(own, "h0.0", -0.2, SURE, sign=-1)])
     told = mi.dossier("h0.0", registry=tmp_path)
     assert told.findings.set_index("measure").loc["attention without aligned directions", "holds"]
-    assert told.conflicts[0].startswith("flagged by its pattern but causally dead")
+    assert told.conflicts[0].startswith("flagged by its pattern but causally dead beyond its own attention: ")
+
+
+def test_an_effect_that_is_there_and_small_is_not_called_dead(tmp_path: Path) -> None:
+    one(tmp_path)
+    tell(tmp_path, "b2", [row(PATCHING, "h0.0", 0.03, SURE), row(PATCHING, "h1.2", 0.9, SURE)], written="later")
+    (sentence,) = mi.dossier("h0.0", registry=tmp_path).conflicts
+    assert sentence.startswith("flagged by its pattern but smaller than what counts (0.05): contrast, query<-doc 0.3")
+    assert sentence.endswith("yet patching, tfc1, at query|doc 0.03 [0.02, 0.04]")
+
+
+def test_a_head_with_any_causal_finding_that_holds_is_not_dead(tmp_path: Path) -> None:
+    one(tmp_path)
+    backup = {"measure": "effect gained without h1.2, tfc1", "unit": "logits", "causal": True, "sign": 0, "term": "tf"}
+    tell(tmp_path, "a8", [row(backup, "h0.0", 0.2, SURE)])
+    assert mi.dossier("h0.0", registry=tmp_path).conflicts == ()
 
 
 def test_links_of_some_runs_alone(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from mechir.views import page
 from tests.models import PAIRS, TOY, TOY_MODEL
 from tests.reports import EVIL, SEPARATED, looked_at, planted, record, stored, verification
 from tests.test_cli import call
-from tests.test_links import CONTRAST, NOT, one, row, tell
+from tests.test_links import CONTRAST, NOT, PATCHING, one, row, tell
 
 
 def words(sentence: list[str | dict[str, str]]) -> str:
@@ -50,19 +50,20 @@ def test_the_summary_answers_in_words_with_numbers(tmp_path: Path) -> None:
     (pathway,) = (run.id for run in runs(tmp_path) if run.record["identity"]["experiment"] == "joint/pathway")
     assert words(section["lead"]) == (
         "Exploratory, by no plan: 1 head is linked to term frequency, 1 direction of the word embeddings is linked to "
-        "IDF, 1 head writes the score. The ranking depends on the heads: linked to tf (10 held-out queries). A term counts "
+        "IDF (in the score yes), 1 head writes the score. The ranking depends on the heads: linked to tf (10 held-out queries). A term counts "
         f"for less without the heads: linked to tf (run {pathway})."
     )
     told = summary(section)
     assert told["Which heads match?"] == (
         "2 of 3 heads look at the other text more in relevant documents than in weak ones (the contrast holds; 13 "
-        "queries). The strongest: h0.0 0.3 [0.29, 0.31], h1.2 0.3 [0.29, 0.31] (attention, run a1)."
+        "queries). query<-doc (the query looks at the document), 2 heads: h0.0 0.3 [0.29, 0.31], h1.2 0.3 [0.29, 0.31] "
+        "(attention, run a1)."
     )
     assert told["Is it term frequency?"].startswith(
         "Yes: 1 head matches and also carries the effect of term frequency on the score (exploratory): h1.2 0.9 [0.89, 0.91] (share of "
-        "the gap, run a2). How their attention rises with tf: Not measured: run mechir run lu2025/soft_tf"
+        "the gap, run a2). How their attention rises with tf was not measured. Run mechir run lu2025/soft_tf"
     )
-    assert told["Is IDF involved?"].startswith("Yes (exploratory). Moving a word along it as if")
+    assert told["Is IDF involved?"].startswith("In the score yes (exploratory). Moving a word along it as if")
     assert told["Which heads write the score?"].startswith(
         "1 of 2 heads have a path to the score that holds (exploratory): h3.1 0.9"
     )
@@ -86,20 +87,17 @@ def test_the_summary_answers_in_words_with_numbers(tmp_path: Path) -> None:
 def test_what_was_not_measured_is_said_with_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tell(tmp_path, "a1", [{"site": "mlp3", "measure": "m", "value": 0.1, "unit": "u"}], "embedded", model="embedded")
     told = summary(only(tmp_path))
-    run = "Not measured: run mechir run"
-    assert told["Which heads match?"] == (
-        f"{run} vast2025/attention_contrast --collection embedded --easy-negatives 10."
+    assert list(told) == ["How sure is this?", "What disagrees?", "What was not measured?"], (
+        "no headline without an answer"
     )
-    assert (
-        told["Is it term frequency?"]
-        == f"{run} chen2024/head_maps --diagnostic tfc1 --collection embedded --at 'query|doc'."
+    assert told["What was not measured?"] == (
+        "Which heads match? Run mechir run vast2025/attention_contrast --collection embedded --easy-negatives 10. "
+        "Is it term frequency? Run mechir run chen2024/head_maps --diagnostic tfc1 --collection embedded --at 'query|doc'. "
+        "Is IDF involved? Run mechir run lu2025/idf_direction --collection embedded. "
+        "Which heads write the score? Run mechir run lu2025/head_to_score --diagnostic tfc1 --collection embedded. "
+        "How much of the score is it? Run mechir run lu2025/semantic_bm25 --collection embedded. "
+        "Does the ranking depend on them? Run mechir run joint/pathway --collection embedded."
     )
-    assert told["Is IDF involved?"] == f"{run} lu2025/idf_direction --collection embedded."
-    assert (
-        told["Which heads write the score?"] == f"{run} lu2025/head_to_score --diagnostic tfc1 --collection embedded."
-    )
-    assert told["How much of the score is it?"] == f"{run} lu2025/semantic_bm25 --collection embedded."
-    assert told["Does the ranking depend on them?"] == f"{run} joint/pathway --collection embedded."
     assert told["How sure is this?"] == "No finding here has a test, so nothing holds and nothing is linked."
     assert told["What disagrees?"] == "No conflict among the findings."
     # Every command that it gives can be given.
@@ -151,16 +149,37 @@ def test_the_page_holds_findings_links_figures_and_examples(told: Path, tmp_path
     assert "k1" in small["links"]["missing"]
 
 
-def test_only_the_newest_run_of_an_experiment_is_drawn(tmp_path: Path) -> None:
+def test_one_run_of_each_experiment_and_options_is_drawn(tmp_path: Path) -> None:
     frame = verification()
-    made = [stored(tmp_path, record("a/b", options={"k": k}), frame, rows=frame) for k in range(2)]
+    told = [{"options": {"k": 0}}, {"options": {"k": 0}, "pool": vars(mi.Pool(per_grade=2))}, {"options": {"k": 1}}]
+    made = [stored(tmp_path, record("a/b", **one), frame, rows=frame) for one in told]
     for k, run in enumerate(made):
         os.utime(run.path / "run.json", (k, k))
     stored(tmp_path, record("a/b", collection="other"), frame, rows=frame)
     first, second = sorted(gathered(tmp_path)["sections"], key=lambda one: str(one["collection"]))
-    assert [one["run"] for one in first["figures"]] == [made[1].id] and len(second["figures"]) == 1
-    assert [(one["run"], one["why"]) for one in first["others"]] == [(made[0].id, f"older than run {made[1].id}")]
+    assert [one["run"] for one in first["figures"]] == [made[2].id, made[1].id] and len(second["figures"]) == 1
+    why = f"run {made[1].id} has the same options, which is newer"
+    assert [(one["run"], one["why"]) for one in first["others"]] == [(made[0].id, why)]
     assert first["figures"][0]["note"].startswith("This run stored no specification of its chart")
+    assert [one["about"] for one in first["figures"]] == [
+        "13 queries, 90 pairs; --k 1",
+        "13 queries, 90 pairs; --k 0 --per-grade 2",
+    ]
+    tell(tmp_path, made[0].id, [row(CONTRAST, "h1.2", 0.3, NOT)])
+    (section,) = (one for one in gathered(tmp_path)["sections"] if one["collection"] == "c")
+    assert [one["run"] for one in section["figures"]] == [made[2].id, made[0].id], "findings stand on it"
+    assert section["others"][0]["why"] == f"run {made[0].id} has the same options, on which findings stand"
+
+
+def test_the_run_that_carries_a_link_is_drawn_first(tmp_path: Path) -> None:
+    frame = verification()
+    made = [stored(tmp_path, record("a/b", options={"k": k}), frame, rows=frame) for k in range(3)]
+    for k, run in enumerate(made):
+        os.utime(run.path / "run.json", (k, k))
+    one(tmp_path)
+    tell(tmp_path, made[0].id, [row(PATCHING, "h1.2", 0.9, 0.001)], written="later")
+    (section,) = gathered(tmp_path)["sections"]
+    assert [one["run"] for one in section["figures"]] == [made[k].id for k in (0, 2, 1)]
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,11 @@ def test_the_table_of_links_sorts_and_filters(page: Browser) -> None:
     page.click("#links thead th:nth-child(1) button")
     assert sites(page) == ["embed.u0", "embed.u1", "h0.0", "h1.2", "h3.1"]
     page.run("document.querySelector('#filter').focus()")
+    assert page.run("document.querySelectorAll('#links thead th').length") == 7
+    page.click("#links tbody tr:nth-child(4) summary")
+    text = page.until("document.querySelector('#links td details[open]').textContent")
+    assert text.startswith("2 of 3 hold") and "patching\u2009\u20200.9[0.89, 0.91]share of the gap" in text
+    page.run("document.querySelector('#filter').focus()")
     for letter in "dead":
         page.press(letter)
     assert sites(page) == ["h0.0"] and page.run("document.querySelector('#links-table .faint').textContent") == "1 of 5"
@@ -258,7 +263,7 @@ def test_a_picture_of_attention_stands_alone(browser: Browser, tmp_path: Path, e
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_claim_leads_to_the_run_that_it_stands_on(browser: Browser, tmp_path: Path, width: int) -> None:
     browser.size(width, 900)
-    _, all_heads, one_head = three(tmp_path)
+    oldest, all_heads, one_head = three(tmp_path)
     browser.open(mi.report(registry=tmp_path))
     browser.until(READY)
     links = "[...document.querySelectorAll('#answers a.run')].map((one) => [one.textContent, one.getAttribute('href')])"
@@ -274,6 +279,8 @@ def test_a_claim_leads_to_the_run_that_it_stands_on(browser: Browser, tmp_path: 
     browser.until("document.querySelector('#dossier').hidden")
     top = f"document.querySelector('#run-{one_head.id}').getBoundingClientRect().y"
     assert 0 <= browser.until(f"{top} < 500 && {top}") < 500
-    told = browser.run("[...document.querySelectorAll('figcaption p')].map((one) => one.textContent)")
-    assert told == [f"Run {run.id[:8]}, on which stand: patching, tfc1, at query|doc." for run in (one_head, all_heads)]
+    told = browser.run("[...document.querySelectorAll('figcaption p.faint')].map((one) => one.textContent)")
+    stand = [f"Run {run.id[:8]}, on which stand: patching, tfc1, at query|doc." for run in (one_head, all_heads)]
+    assert told == [*stand, f"Run {oldest.id[:8]}."]
+    assert browser.run("document.querySelector('.subtitle').textContent").startswith("13 queries, 90 pairs")
     assert browser.logged == []

@@ -18,7 +18,7 @@ from mechir.options import OR_FOUND, option
 from mechir.pair import split_queries
 from mechir.reranker import Weights
 from mechir.sites import Head
-from mechir.views import charts
+from mechir.views.scatter import scatter
 
 from ._scored import Scored, scores_of
 from .edges import Edges
@@ -90,7 +90,7 @@ class Backup(Scored):
         shown = summary.assign(test=np.where(summary["p_corrected"] < LEVEL, "differ", "may be the same"))
         shown["named"] = shown["growth"].rank(ascending=False) <= 2
         shown = shown.rename(columns={"single": "effect alone", "conditional": "effect once the primary is gone"})
-        return charts.scatter(
+        return scatter(
             shown,
             "effect alone",
             "effect once the primary is gone",

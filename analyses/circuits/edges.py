@@ -24,6 +24,7 @@ from mechir.reranker import Weights
 from mechir.sites import Score
 from mechir.views import charts
 from mechir.views.circuits import circuit_graph
+from mechir.views.scatter import scatter
 
 from ._scored import Scored, by_queries
 
@@ -121,7 +122,7 @@ class Edges(Scored):
         if drawn.empty:
             return graph
         r, rho, signs, n = agree(drawn["estimate"].to_numpy(), drawn["exact"].to_numpy())
-        points = charts.scatter(
+        points = scatter(
             drawn.assign(kind=np.where(drawn["p_corrected"] < LEVEL, "holds", "does not hold")),
             "estimate",
             "exact",

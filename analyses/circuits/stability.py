@@ -10,6 +10,7 @@ from mechir.experiment import Finished
 from mechir.methods.edge_graph import Graph
 from mechir.methods.selection import BAR, SIZES, overlap, resampled, within
 from mechir.views import charts
+from mechir.views.scatter import scatter
 
 from ._scored import by_queries
 from .edges import Edges
@@ -87,7 +88,7 @@ class Stability(Edges):
         edges = edges.assign(sign=np.where(edges["same_sign"] == 1, "always one sign", "both signs"))
         edges["named"] = edges["mean effect (logits)"].abs().rank(ascending=False) <= NAMED
         title = f"How often an edge is among the largest {AT:.0%}"
-        often = charts.scatter(
+        often = scatter(
             edges, "mean effect (logits)", "share of draws", "sign", title=title, label="edge", named="named"
         )
         return charts.stacked(agreement, often)

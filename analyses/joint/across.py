@@ -21,6 +21,7 @@ from mechir.registry.queries import matching
 from mechir.reranker import Weights
 from mechir.sites import is_head
 from mechir.views import charts
+from mechir.views.scatter import scatter
 
 from .overlap import measured_by_both
 
@@ -126,7 +127,7 @@ class Across(Experiment):
             where = "layer / number of layers"
             shown = heads.rename(columns={"depth": where}).assign(on=on)
             title = "Linked heads: how deep they lie, and how large their effect"
-            parts.append(charts.scatter(shown, where, "effect", "on", title=title, label="site", column="term"))
+            parts.append(scatter(shown, where, "effect", "on", title=title, label="site", column="term"))
         elif len(counts := summary[summary["kind"] == "links"]):
             shown = counts.assign(of=counts["term"] + ", " + on, n=counts["n"].astype(float))
             parts.append(charts.bars(shown, "n", "of", title="Linked components"))

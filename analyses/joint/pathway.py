@@ -26,7 +26,7 @@ from mechir.registry.queries import matching
 from mechir.registry.runs import finished_runs
 from mechir.reranker import Weights
 from mechir.sites import Head, is_head, parse_site
-from mechir.views import charts
+from mechir.views.scatter import scatter
 
 from ..chen2024.head_maps import HeadMaps
 from ..circuits.edges import Edges
@@ -229,7 +229,7 @@ class Pathway(Experiment):
         shown = heads.assign(links=heads["links"].replace("", "none")).rename(columns={"contrast": x, "patching": y})
         title = "Heads that match, and how much of the effect of term frequency passes through them"
         subtitle = "only heads whose contrast holds or that write the score; links as planned"
-        return charts.scatter(shown, x, y, "links", title=title, subtitle=subtitle, label="site")
+        return scatter(shown, x, y, "links", title=title, subtitle=subtitle, label="site")
 
     def _tfc1(self, inputs: Inputs, queries: int, per_grade: int) -> Any:
         """The diagnostic set: one more occurrence of a query term, in documents of so many queries."""

@@ -30,6 +30,7 @@ from mechir.pair import Pair, first_of_each, split_queries
 from mechir.reranker import Weights
 from mechir.sites import Head, is_head
 from mechir.views import charts
+from mechir.views.scatter import scatter
 
 STRONGEST = 6
 """Heads named in the chart for the rise of their mass, matching or not."""
@@ -125,7 +126,7 @@ class SoftTf(Experiment):
         named = (points["heads"] == "matching") | (points["rise"].rank(ascending=False) <= STRONGEST)
         title = "Attention of a query term to the document, by occurrences appended"
         lines = charts.lines(curve, "count", "mass", "heads", title=title, low="mass_low", high="mass_high")
-        scatter = charts.scatter(
+        dots = scatter(
             points.assign(named=named),
             "similarity",
             "rise",
@@ -136,7 +137,7 @@ class SoftTf(Experiment):
             label="site",
             named="named",
         )
-        return charts.stacked(lines, scatter)
+        return charts.stacked(lines, dots)
 
 
 def _head(site: str, part: pd.DataFrame) -> dict[str, Any]:

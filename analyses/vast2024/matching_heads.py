@@ -21,7 +21,7 @@ from mechir.options import option
 from mechir.pair import Pair
 from mechir.reranker import Weights
 from mechir.sites import is_head
-from mechir.views import charts
+from mechir.views.scatter import scatter
 
 TOP = (3, 5, 10, 20)
 DRAWS = 1000
@@ -113,7 +113,7 @@ class MatchingHeads(Experiment):
         heads, contrast = summary[summary["kind"] == "head"], "attention contrast, relevant - non-relevant"
         first = (heads["rank"] <= 10).astype(int) + (heads["rank_contrast"] <= 10)
         among = first.map({0: "neither", 1: "the ten first of one", 2: "the ten first of both"})
-        return charts.scatter(
+        return scatter(
             heads.rename(columns={"contrast": contrast}).assign(named=first > 0, among=among),
             contrast,
             "conductance",

@@ -16,6 +16,7 @@ from mechir.pair import Pair
 from mechir.reranker import Weights
 from mechir.sites import is_head
 from mechir.views import charts
+from mechir.views.scatter import scatter
 
 from ._grades import OfGrades
 
@@ -71,7 +72,7 @@ class AttentionContrast(OfGrades):
         heads = summary[summary["direction"].isin(SIDES) & is_head(summary["site"])]
         wide = heads.pivot(index=["direction", "site", "label", "rank"], columns="contrast", values="estimate")
         wide = wide.reset_index().sort_values("direction", key=lambda column: column.map(SIDES.index))
-        points = charts.scatter(
+        points = scatter(
             wide.assign(named=wide["rank"] <= STRONGEST),
             "hard - weak" if "hard - weak" in wide else "rank",
             "relevant - weak",

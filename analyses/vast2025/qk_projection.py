@@ -18,7 +18,7 @@ from mechir.options import option
 from mechir.pair import Pair, first_of_each
 from mechir.reranker import Weights
 from mechir.sites import Head
-from mechir.views import charts
+from mechir.views.scatter import scatter
 
 ATTENTION, SCORE = "change of its attention to the document", "|change| of the score, logits"
 
@@ -103,9 +103,7 @@ class QkProjection(Experiment):
         shown = summary.assign(named=named).rename(columns={"attention_aligned": ATTENTION, "score_aligned": SCORE})
         title = "What a head's aligned directions do: mean changes without them"
         subtitle = "named: the score moves more than without random directions, p < .05 over all heads"
-        return charts.scatter(
-            shown, ATTENTION, SCORE, "chosen", title=title, subtitle=subtitle, label="site", named="named"
-        )
+        return scatter(shown, ATTENTION, SCORE, "chosen", title=title, subtitle=subtitle, label="site", named="named")
 
 
 def _picked(model: Weights, heads: Sequence[Head], strongest: int, others: int, seed: int) -> pd.DataFrame:

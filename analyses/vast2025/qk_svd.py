@@ -15,6 +15,7 @@ from mechir.options import option
 from mechir.pair import Pair
 from mechir.reranker import Weights
 from mechir.views import charts
+from mechir.views.scatter import scatter
 
 from ._grades import OfGrades
 
@@ -79,8 +80,5 @@ class QkSvd(OfGrades):
         title = "Alignment of W_QK and whom the mean query prefers"
         axes = {"q A d - d A d": "the paper's axis", "q A d - q A q, scaled": "what the softmax compares"}
         return charts.stacked(
-            *(
-                charts.scatter(shown, "trace", axis, "contrast", title=f"{title}: {name}", **how)
-                for axis, name in axes.items()
-            )
+            *(scatter(shown, "trace", axis, "contrast", title=f"{title}: {name}", **how) for axis, name in axes.items())
         )

@@ -71,7 +71,7 @@ def print_summary(stored: Any, *, whole: bool = False) -> None:
     print_table(stored, whole=whole)
     noun = "contrasts" if "fillers" in identity else "pairs"
     fingerprint = identity.get("model_fingerprint", "")[:12]
-    subject = f"{model_name(record)} ({fingerprint}) on {identity['collection']}"
+    subject = f"{model_name(record['model'])} ({fingerprint}) on {identity['collection']}"
     click.echo(f"{subject}: {record['queries']} queries, {record['pairs']} {noun}")
     if record.get("skipped"):
         reasons = stored.skipped["reason"]
@@ -138,7 +138,7 @@ def show(run_id: str | None, whole: bool, registry: Path) -> None:
     for stored, record in zip(listed, records, strict=True):
         click.echo(
             f"{stored.id}  {record['identity']['experiment']:<28} {len(stored.done())}/{record['units']} units  "
-            f"{names.model_name(record)} on {names.on(record, collections)}"
+            f"{names.model_name(record['model'])} on {names.on(record, collections)}"
         )
 
 

@@ -20,9 +20,10 @@ def conflicts(findings: pd.DataFrame) -> pd.DataFrame:
     Returns:
         `model_fingerprint`, `collection`, `site`, `kind`, `conflict` (a sentence). Kinds: **dead**: it looks the part
         (its attention contrast, or its r with IDF, holds) and no causal measure of it holds: their intervals exclude
-        what would count ("causally dead", on `FEWEST` queries or more), or not ("no causal effect shown");
-        **one collection**: a measure holds on one and not on another; **signs**: two findings hold with opposite signs,
-        of one measure on two collections, or for one term by two causal measures.
+        what would count, on `FEWEST` queries or more ("causally dead", or "smaller than what counts (0.05)" where one
+        leaves 0 out), or not ("no causal effect shown"); **attention alone**: the same of one whose own attention
+        changes; **one collection**: a measure holds on one and not on another; **signs**: two findings hold with
+        opposite signs, of one measure on two collections, or for one term by two causal measures.
     """
     rows = [*_dead(findings), *_one_collection(findings), *_signs(findings)] if findings["holds"].any() else []
     columns = ["model_fingerprint", "collection", "site", "kind", "conflict"]
@@ -30,22 +31,36 @@ def conflicts(findings: pd.DataFrame) -> pd.DataFrame:
 
 
 def _dead(findings: pd.DataFrame) -> Iterator[tuple[str, str, str, str, str]]:
-    tested = findings["p_corrected"].notna()
+    tested, causal = findings["p_corrected"].notna(), findings["causal"].astype(bool)
     attention = (findings["role"] == "matching") & (findings["unit"] == "attention")  # its own: what it looks like
-    acts = findings["causal"] & tested & (findings["least"] > 0) & ~attention & ~findings["planned"]
-    seen = ~findings["causal"] & tested & findings["holds"] & (findings["looks"] != "")
+    acts = causal & tested & (findings["least"] > 0) & ~attention & ~findings["planned"]
+    seen = ~causal & tested & findings["holds"] & (findings["looks"] != "")
+    works = causal & findings["holds"] & ~attention
     keys = ["model_fingerprint", "collection", "site"]
-    there = findings[acts | seen].assign(acts=acts, seen=seen, works=acts & findings["holds"])
+    there = findings[acts | seen | works].assign(acts=acts, seen=seen, works=works)
     if not (len(there) and seen.any()):
         return
+    turns = set(findings.loc[causal & findings["holds"] & attention, keys].itertuples(index=False, name=None))
     some = there.groupby(keys)[["acts", "seen", "works"]].transform("any")
-    for (model, collection, site), part in there[some["acts"] & some["seen"] & ~some["works"]].groupby(keys):
-        causal, first = part[part["acts"]], part[part["seen"]].iloc[0]
-        bound = (causal[["low", "high"]].abs().max(axis=1) < causal["least"]) & (causal["n_queries"] >= FEWEST)
-        shown = f"{_value(first)}, yet {_value(causal.loc[causal['value'].abs().idxmax()])}"
+    for key, part in there[some["acts"] & some["seen"] & ~some["works"]].groupby(keys):
+        first = part[part["seen"]].iloc[0]
         flagged = next(link.looking for link in LINKS if link.name == first["looks"])
-        verdict = "causally dead" if bound.all() else "no causal effect shown"
-        yield model, collection, site, "dead", f"{flagged} but {verdict}: {shown}"
+        verdict, row = _verdict(part[part["acts"]])
+        kind, beyond = ("attention alone", " beyond its own attention") if key in turns else ("dead", "")
+        yield *key, kind, f"{flagged} but {verdict}{beyond}: {_value(first)}, yet {_value(row)}"
+
+
+def _verdict(causal: pd.DataFrame) -> tuple[str, pd.Series]:
+    """The words for causal findings of which none holds, and the one that says it."""
+    largest = causal.loc[causal["value"].abs().idxmax()]
+    bounded = (causal[["low", "high"]].abs().max(axis=1) < causal["least"]) & (causal["n_queries"] >= FEWEST)
+    if not bounded.all():
+        return "no causal effect shown", largest
+    away = causal[(causal["low"] > 0) | (causal["high"] < 0)]
+    if away.empty:
+        return "causally dead", largest
+    row = away.loc[away["value"].abs().idxmax()]
+    return f"smaller than what counts ({row['least']:g})", row
 
 
 def _one_collection(findings: pd.DataFrame) -> Iterator[tuple[str, str, str, str, str]]:

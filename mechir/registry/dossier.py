@@ -14,6 +14,7 @@ from mechir.registry.edge_roles import EdgeGraph
 from mechir.registry.evidence import held
 from mechir.registry.findings import address, printed
 from mechir.registry.links import edge_verdicts, exploratory, linked
+from mechir.registry.names import model_name
 from mechir.registry.queries import matching
 from mechir.registry.runs import DEFAULT
 
@@ -80,7 +81,7 @@ def by_edges(here: pd.DataFrame, newest: pd.DataFrame) -> tuple[str, ...]:
     for keys, part in here.groupby(["model_fingerprint", "collection"], sort=False):
         around = newest[(newest["model_fingerprint"] == keys[0]) & (newest["collection"] == keys[1])]
         for role, verdict in edge_verdicts(part.to_dict("records"), EdgeGraph.of(around)).items():
-            sentences.append(f"{role}: {verdict} by edges, {part['model'].iloc[0]} on {keys[1]}")
+            sentences.append(f"{role}: {verdict} by edges, {model_name(part['model'].iloc[0])} on {keys[1]}")
     return tuple(sentences)
 
 
@@ -88,7 +89,7 @@ def agreements(here: pd.DataFrame) -> tuple[str, ...]:
     """Describes the links of one component, by model and collection; `here`: its findings, `held`."""
     sentences = []
     for (_, collection), part in here.groupby(["model_fingerprint", "collection"], sort=False):
-        model = part["model"].iloc[0]
+        model = model_name(part["model"].iloc[0])
         rows = part.to_dict("records")
         for kind, links in (("planned", linked(rows)), ("exploratory", exploratory(rows))):
             for name, row in links.items():

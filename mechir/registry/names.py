@@ -24,9 +24,8 @@ class Named(NamedTuple):
     sha256: str = ""
 
 
-def model_name(record: Mapping[str, Any]) -> str:
-    """The model of a run as a terminal shows it: of a whole path the last part, for fingerprints tell models apart."""
-    name = str(record["model"])
+def model_name(name: str) -> str:
+    """The name of a model as it is shown: of a whole path the last part, for fingerprints tell models apart."""
     return Path(name).name if Path(name).is_absolute() else name
 
 

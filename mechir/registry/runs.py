@@ -46,7 +46,9 @@ class Run:
             record = self.record
         except OSError:
             return f"Run({str(self.path)!r})"
-        subject = f"{record['identity']['experiment']}, {model_name(record)} on {record['identity']['collection']}"
+        subject = (
+            f"{record['identity']['experiment']}, {model_name(record['model'])} on {record['identity']['collection']}"
+        )
         return f"Run({self.id}: {subject}, {len(self.done())} of {record['units']} units)"
 
     @property

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from mechir.inference import LEVEL
-from mechir.measures import K1, RISE, SEMANTIC_BM25
-from mechir.methods.cutting import METRICS, NDCG, TERM, WAYS
+from mechir.measures import ATTENTION_UP_IDF, K1, RISE, SCORE_UP_IDF, SEMANTIC_BM25, parse_measure
 from mechir.registry.links import measured
 from mechir.reporting import sentences as say
+from mechir.reporting.dependence import dependence, losses, without_chosen, without_sets
 from mechir.reporting.known import Known
 from mechir.reporting.sentences import NAMED, Part, Sentence
 
@@ -31,41 +31,65 @@ LINKS = {
 """The words for a link of one component, of several, and for one that was not measured."""
 SIDES = {"looks": "what they look like", "acts": "what changing them does"}
 """The sides of a link's rule."""
+TEXTS = {"query": "query", "doc": "document"}
+"""The words for the ends of a direction of attention."""
 KINDS = {
-    "dead": "look the part and no causal measure of them holds",
-    "one collection": "hold on one collection only",
-    "signs": "have findings of opposite signs",
+    "dead": ("looks the part and no causal measure of it holds", "look the part and no causal measure of them holds"),
+    "attention alone": (
+        "looks the part and acts on its own attention alone",
+        "look the part and act on their own attention alone",
+    ),
+    "one collection": ("holds on one collection only", "hold on one collection only"),
+    "signs": ("has findings of opposite signs", "have findings of opposite signs"),
 }
 
 
 def answers(known: Known) -> list[dict[str, Any]]:
-    """Questions with their answers: `question`, `sentences`."""
-    questions: dict[str, Callable[[Known], list[Sentence]]] = {
-        "Which heads match?": matches,
-        "Is it term frequency?": frequency,
-        "Is IDF involved?": rarity,
-        "Which heads write the score?": scoring,
-        "How much of the score is it?": fit,
-        "Does the ranking depend on them?": dependence,
-        "How sure is this?": certainty,
-        "What disagrees?": disagreement,
-    }
-    return [{"question": question, "sentences": answer(known)} for question, answer in questions.items()]
+    """Questions with their answers: `question`, `sentences`; last the commands for those that nothing answers yet."""
+    told, missing = [], []
+    for question, (answer, measured_by) in QUESTIONS.items():
+        if sentences := answer(known):
+            told.append({"question": question, "sentences": sentences})
+        else:
+            missing.append([f"{question} ", *known.to_measure(measured_by)])
+    return told + ([{"question": "What was not measured?", "sentences": missing}] if missing else [])
 
 
 def lead(known: Known) -> Sentence:
-    """The numbers of links, what held-out queries lose without heads, and the links that were not measured."""
+    """The numbers of links, what queries lose without heads, and the links of which one half was measured."""
     sides = measured(known.findings)
     there = [term for term, side in sides.items() if all(side.values())]
-    counts = ", ".join(say.counted(len(known.linked(term)), *LINKS[term][:2]) for term in there)
+    counts = ", ".join(_counted(known, term) for term in there)
     sentence: Sentence = []
     if counts:
         sentence = [f"{counts[0].upper()}{counts[1:]}." if known.planned else f"Exploratory, by no plan: {counts}."]
-    cuts = _cuts(known)
+    cuts = without_sets(known)
     if len(cuts):
-        sentence += [" ", *_losses(known, cuts)]
-    missing = [LINKS[term][2] + _half(side) for term, side in sides.items() if term not in there]
-    return sentence + ([f"{' ' if sentence else ''}Not measured yet: {', '.join(missing)}."] if missing else [])
+        sentence += [" ", *losses(known, cuts)]
+    for chosen in [chosen for chosen, holds in without_chosen(known) if holds][:1]:
+        sentence += [" ", *chosen]
+    half = [LINKS[term][2] + _half(side) for term, side in sides.items() if term not in there and any(side.values())]
+    if half:
+        sentence.append(f"{' ' if sentence else ''}Measured by half: {', '.join(half)}.")
+    return sentence or ["No link was measured yet."]
+
+
+def _counted(known: Known, term: str) -> str:
+    """The number of components that are linked to a term; to IDF also where."""
+    rows = known.linked(term)
+    where = f" ({_where(known, rows['site'])})" if term == "idf" and len(rows) else ""
+    return say.counted(len(rows), *LINKS[term][:2]) + where
+
+
+def _where(known: Known, sites: pd.Series) -> str:
+    """The words for where moving a word along directions acts: in the score, in attention."""
+    acts = known.side("idf", "acts")
+    words = {}
+    for name, measure in (("attention", ATTENTION_UP_IDF), ("the score", SCORE_UP_IDF)):
+        rows = acts[measure.among(acts["measure"])]
+        if len(rows):
+            words[name] = "yes" if (rows["holds"] & rows["site"].isin(sites)).any() else "not shown"
+    return ", ".join(f"in {name} {word}" for name, word in words.items())
 
 
 def _half(sides: Mapping[str, bool]) -> str:
@@ -74,52 +98,40 @@ def _half(sides: Mapping[str, bool]) -> str:
     return f" ({missing[0]} is not known)" if len(missing) < len(sides) else ""
 
 
-def _cuts(known: Known) -> pd.DataFrame:
-    """The losses of held-out queries without sets of heads, beside random sets; empty where not measured."""
-    summary = pd.DataFrame() if known.pathway is None else known.pathway.summary
-    return summary[summary["kind"] == "cut"] if "kind" in summary else pd.DataFrame()
-
-
-def _losses(known: Known, cuts: pd.DataFrame) -> Sentence:
-    """The sets of heads without which the ranking of held-out queries suffers, and without which a term counts less."""
-    assert known.pathway is not None  # the cuts are its
-    n, ranking, counting = int(cuts["queries"].max()), _needed(cuts, NDCG), _needed(cuts, TERM)
-    first: Sentence = [f"That the ranking depends on any of these sets of heads cannot be told on {n} held-out queries"]
-    if ranking:
-        first = ["The ranking depends on the heads: ", {"strong": ", ".join(ranking)}, f" ({n} held-out queries)"]
-    second: Sentence = ["That a term counts for less without any of them cannot be told either"]
-    if counting:
-        second = ["A term counts for less without the heads: ", {"strong": ", ".join(counting)}]
-    return [*first, ". ", *second, " (run ", {"run": known.pathway.id}, ")."]
-
-
-def _needed(cuts: pd.DataFrame, measure: str) -> list[str]:
-    """The sets without which a measure falls more than without random heads, cut by zero and by the mean."""
-    worse = cuts[(cuts["measure"] == measure) & (cuts["excess"] < 0) & (cuts["p_corrected"] < LEVEL)]
-    ways = worse.groupby("set", sort=False)["way"].nunique()
-    return [str(name) for name in ways.index[ways == len(WAYS)]]
-
-
 def matches(known: Known) -> list[Sentence]:
-    """The heads that match."""
+    """The heads that match, in each direction of attention by itself."""
     looks = known.side("tf", "looks")
     if looks.empty:
-        return [known.not_measured("matching")]
+        return []
     n, holds = looks["site"].nunique(), looks[looks["holds"]]
     if holds.empty:
-        best = say.described(looks.loc[looks["p_all"].idxmin()])
-        return [[f"None of {n} heads, as far as can be told: no contrast holds; the surest is ", *best, "."]]
-    strongest, size = holds.drop_duplicates("site"), say.counted(int(holds["n_queries"].max()), "query", "queries")
-    looking = " look at the other text more in relevant documents than in weak ones"
-    count: Part = {"strong": f"{len(strongest)} of {n} heads"}
-    return [[count, f"{looking} (the contrast holds; {size}). The strongest: ", *say.listed(strongest), "."]]
+        surest = looks.loc[looks["p_all"].idxmin()]
+        best = [*say.described(surest), f" by {surest['measure']}."]
+        return [[f"None of {n} heads, as far as can be told: no contrast holds; the surest is ", *best]]
+    size = say.counted(int(holds["n_queries"].max()), "query", "queries")
+    count: Part = {"strong": f"{holds['site'].nunique()} of {n} heads"}
+    looking = f" look at the other text more in relevant documents than in weak ones (the contrast holds; {size})."
+    return [[count, looking], *(_matching(direction, part) for direction, part in _by_direction(holds))]
+
+
+def _by_direction(contrasts: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Contrasts by the direction of attention that they are of."""
+    for text, part in contrasts.groupby("measure", sort=False):
+        yield dict(parse_measure(str(text)).parameters)["direction"], part
+
+
+def _matching(direction: str, holds: pd.DataFrame) -> Sentence:
+    reader, _, source = direction.partition("<-")
+    looking = f" (the {TEXTS[reader]} looks at the {TEXTS[source]}), "
+    count = say.counted(holds["site"].nunique(), "head", "heads")
+    return [{"strong": direction}, f"{looking}{count}: ", *say.listed(holds), "."]
 
 
 def frequency(known: Known) -> list[Sentence]:
     """Whether a term raises the score, which heads carry that and match, and how their attention rises with it."""
     acts = known.side("tf", "acts")
     if acts.empty:
-        return [known.not_measured("soft-tf")]
+        return []
     term = [] if known.gap is None else [_term(known.gap)]
     linked, looks, why = list(known.linked("tf")["site"]), known.side("tf", "looks"), known.why("tf")
     if linked:
@@ -129,7 +141,7 @@ def frequency(known: Known) -> list[Sentence]:
         yes: Part = {"strong": f"Yes: {say.counted(len(rows), 'head', 'heads')}"}
         return [[yes, carry, *say.listed(rows), "."], *term, *_rise(known, linked)]
     if looks.empty and why is None:
-        unknown: Sentence = ["Which heads match is not known, so none is linked. ", *known.not_measured("matching")]
+        unknown: Sentence = ["Which heads match is not known, so none is linked. ", *known.to_measure("matching")]
         return [*term, unknown, ["The largest effect is ", *say.described(acts.iloc[0]), "."]]
     matching = acts[acts["site"].isin(looks.loc[looks["holds"], "site"])]
     best = acts if matching.empty else matching
@@ -149,7 +161,7 @@ def _rise(known: Known, linked: Sequence[str]) -> list[Sentence]:
     rises = known.by_measure(RISE)
     rises = rises[rises["site"].isin(linked)]
     if rises.empty:
-        return [["How their attention rises with tf: ", *known.not_measured("rise")]]
+        return [["How their attention rises with tf was not measured. ", *known.to_measure("rise")]]
     change = "From no occurrence of a word to eight, their attention to it changes by "
     rise: Sentence = [change, *say.listed(rises), "."]
     saturation = known.by_measure(K1)
@@ -163,7 +175,7 @@ def rarity(known: Known) -> list[Sentence]:
     """Whether IDF is involved."""
     looks, acts, linked = known.side("idf", "looks"), known.side("idf", "acts"), known.linked("idf")["site"]
     if looks.empty:
-        return [known.not_measured("idf")]
+        return []
     holds = looks[looks["holds"]]
     if holds.empty:
         first = say.described(looks.iloc[0])
@@ -171,12 +183,14 @@ def rarity(known: Known) -> list[Sentence]:
     count = say.counted(len(holds), "direction goes", "directions go")
     goes: Sentence = [f"{count} with IDF: ", *say.listed(holds), "."]
     if acts.empty:
-        return [goes, ["Whether moving words along them acts: ", *known.not_measured("idf-acts")]]
+        return [goes, ["Whether moving words along them acts was not measured. ", *known.to_measure("idf-acts")]]
     if len(linked):
-        rows = acts[acts["holds"] & acts["site"].isin(linked)].drop_duplicates("site")
-        yes: Part = {"strong": "Yes." if known.planned else "Yes (exploratory)."}
-        moving = " Moving a word along it as if it were rarer does what BM25 would: "
-        return [[yes, moving, *say.listed(rows), "."], goes]
+        where = _where(known, linked)
+        yes: Part = {"strong": f"{where[0].upper()}{where[1:]}" + ("." if known.planned else " (exploratory).")}
+        moving: Sentence = [yes, " Moving a word along it as if it were rarer, beside what BM25 would do: "]
+        for place, (_, rows) in enumerate(acts[acts["site"].isin(linked)].groupby("unit")):
+            moving += ["; " if place else "", *say.listed(rows.drop_duplicates("site"))]
+        return [[*moving, "."], goes]
     why = known.why("idf")
     reason = f" {why[0].upper()}{why[1:]}." if why else ""
     effect = f"{reason} Moving words along them: the largest effect is "
@@ -187,7 +201,7 @@ def scoring(known: Known) -> list[Sentence]:
     """The heads that write the score."""
     paths = known.side("scoring", "acts")
     if paths.empty:
-        return [known.not_measured("scoring")]
+        return []
     holds = paths[paths["site"].isin(known.linked("scoring")["site"])].drop_duplicates("site")
     if holds.empty:
         why = f": {known.why('scoring')}" if known.why("scoring") else ""
@@ -200,37 +214,11 @@ def fit(known: Known) -> list[Sentence]:
     """How well a BM25 of the matching heads predicts the score."""
     whole = known.findings[SEMANTIC_BM25.among(known.findings["measure"])].head(1)
     if whole.empty:
-        return [known.not_measured("bm25")]
+        return []
     row = whole.iloc[0]
     model = "A linear BM25 made of the matching heads' soft term frequency and IDF correlates with the score: r = "
     size = f"{say.interval(row)} on held-out queries ({row['n_queries']} queries, "
     return [[model, {"strong": say.number(row["value"])}, size, *say.of_runs(whole), ")."]]
-
-
-def dependence(known: Known) -> list[Sentence]:
-    """The losses of held-out queries without each set of heads, beside random sets: of the ranking, and of counting."""
-    if known.pathway is None:
-        return [known.not_measured("plan")]
-    cuts = _cuts(known)
-    if cuts.empty:
-        return [["No head matched, was linked or wrote the score, so there was none to take out."]]
-    sentences = [_losses(known, cuts)]
-    sentences.append(["Each is set beside random sets of as many heads of the same layers; p is over all of these."])
-    for name, part in cuts.groupby("set", sort=False):
-        first = part.iloc[0]
-        sites = say.with_commas([{"site": site} for site in str(first["site"]).split(",")[:NAMED]])
-        more = f" and {int(first['heads']) - NAMED} more" if first["heads"] > NAMED else ""
-        line: Sentence = [{"strong": str(name)}, " (", *sites, f"{more})"]
-        for way, rows in part.groupby("way", sort=False):
-            line.append(f"; by {way}, " + ", ".join(_cut(row) for _, row in rows.iterrows()))
-        sentences.append([*line, "."])
-    return sentences
-
-
-def _cut(row: pd.Series) -> str:
-    excess = say.number(row["excess"]) + say.interval({"low": row["excess_low"], "high": row["excess_high"]})
-    change = f"{METRICS[row['measure']]} {say.number(row['intact'])} to {say.number(row['value'])}"
-    return f"{change} ({excess} beyond random, {say.chance(row['p_corrected'])})"
 
 
 RULE = (
@@ -282,5 +270,18 @@ def disagreement(known: Known) -> list[Sentence]:
         sites: list[Part] = [{"site": site} for site in part["site"].unique()]
         rest = f" and {len(sites) - NAMED} more" if len(sites) > NAMED else ""
         count: Part = {"strong": f"{say.counted(len(sites), 'component', 'components')} "}
-        sentences.append([count, f"{KINDS[str(kind)]}: ", *say.with_commas(sites[:NAMED]), f"{rest}."])
+        sentences.append([count, f"{KINDS[str(kind)][len(sites) > 1]}: ", *say.with_commas(sites[:NAMED]), f"{rest}."])
     return sentences
+
+
+QUESTIONS: dict[str, tuple[Callable[[Known], list[Sentence]], str]] = {
+    "Which heads match?": (matches, "matching"),
+    "Is it term frequency?": (frequency, "soft-tf"),
+    "Is IDF involved?": (rarity, "idf"),
+    "Which heads write the score?": (scoring, "scoring"),
+    "How much of the score is it?": (fit, "bm25"),
+    "Does the ranking depend on them?": (dependence, "plan"),
+    "How sure is this?": (certainty, "plan"),
+    "What disagrees?": (disagreement, "plan"),
+}
+"""The questions, each with its answer, empty where nothing was measured, and what an experiment would answer."""

@@ -16,6 +16,8 @@ from mechir.perturbed import FILLERS
 
 DEFAULTS: dict[str, Any] = {"model": "embedded", "filler": list(FILLERS), "swap": False, "seed": 0}
 """Values of options that need not be written."""
+PLACES = ("model", "collection", "data", "diagnostic")
+"""Options that say what a run is on."""
 _known_dataset = cache(is_dataset)
 
 
@@ -24,21 +26,30 @@ def command(record: Mapping[str, Any]) -> str:
 
     `record["asked"]` are the options that were given; older records hold those that the experiment computed as well.
     """
+    name = record["identity"]["experiment"]
+    word = name if name in experiments() else str(record.get("file", f"{name}.py"))
+    general, options = _chosen(record)
+    return shlex.join(["mechir", "run", word, *flags(general), *flags(options)])
+
+
+def chosen(record: Mapping[str, Any]) -> list[str]:
+    """The words of the command that makes this run, without those for its model and collection."""
+    general, options = _chosen(record)
+    return [*flags(options), *flags({name: value for name, value in general.items() if name not in PLACES})]
+
+
+def _chosen(record: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of the command line, and those of the experiment, that were chosen."""
     identity, general = record["identity"], given(record)
-    name = identity["experiment"]
     options = dict(record.get("asked", identity["options"]))
-    word = str(record.get("file", f"{name}.py"))
-    if name in experiments():
-        word = name
-    if kind := shipped(name):
+    if kind := shipped(identity["experiment"]):
         defaults = {key: option.written(option.default) for key, option in kind.options().items()}
         options = {key: options[key] for key in defaults if key in options and options[key] != defaults[key]}
     if general.get("seed"):
         options.pop("seed", None)
     # The device stands in records of older runs; a run no longer depends on it.
     usual = {"dtype": "float32", "device": "cpu"}
-    others = {key: identity[key] for key, value in usual.items() if identity.get(key, value) != value}
-    return shlex.join(["mechir", "run", word, *flags(general), *flags(options), *flags(others)])
+    return general, options | {key: identity[key] for key, value in usual.items() if identity.get(key, value) != value}
 
 
 def given(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,7 +97,9 @@ def on(records: Sequence[Mapping[str, Any]], model: str, collection: str) -> dic
     for record in records:
         if record.get("given", {}).get("collection"):
             options = given(record)
-            return {"model": options.get("model"), "collection": options["collection"]}
+            own = [name for name in options["collection"] if in_group(name) and Path(name).name == collection]
+            alone = [name.partition(":")[2] for name in own]  # one of those that a run took together
+            return {"model": options.get("model"), "collection": alone or options["collection"]}
     named = None if model == DEFAULTS["model"] else model
     return {"model": named, "collection": [openable(name) for name in several(collection)]}
 

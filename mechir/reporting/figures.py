@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,7 +15,7 @@ from mechir.catalog import shipped, shown
 from mechir.registry.findings import seed_of
 from mechir.registry.names import named
 from mechir.registry.runs import Run
-from mechir.reporting.commands import command, remark
+from mechir.reporting.commands import chosen, command, remark
 from mechir.reranker import score_parity
 
 ROWS = 40
@@ -26,31 +26,47 @@ CHARTS = 5_000_000
 """Characters of all charts, beyond which it does so for the rest."""
 
 
-def drawn(runs: Sequence[Run], claims: Mapping[str, Sequence[str]]) -> tuple[list[Run], list[tuple[Run, str]]]:
+def drawn(
+    runs: Sequence[Run], claims: Mapping[str, Sequence[str]], linking: Collection[str] = ()
+) -> tuple[list[Run], list[tuple[Run, str]]]:
     """Divides runs of one model and collection into those to draw, by experiment, and the others with the reason.
 
-    Drawn are the finished runs on which findings rest, and the newest of each experiment. Runs on two diagnostics are
-    two experiments. `runs`: the newest first; `claims`: the measures that rest on a run, by its id.
-    """
-    newest: dict[tuple[str, ...], Run] = {}
-    charted, others = [], []
-    for run in runs:
-        record = run.record
-        identity = record["identity"]
-        key = identity["experiment"], identity.get("axiom"), identity.get("swap")
-        if not run.finished:
-            others.append((run, f"not finished: {len(run.done())} of {record['units']} units"))
-        elif newest.setdefault(key, run) is run or run.id in claims:
-            charted.append(run)
-        else:
-            others.append((run, f"older than run {newest[key].id}"))
+    One finished run is drawn of each experiment, diagnostic and set of options: one on which links stand, or else other
+    findings, or else the newest. Of one experiment those on which links stand come first, then those with findings.
 
-    def place(run: Run) -> tuple[float, str]:
+    Args:
+        runs: the newest first.
+        claims: the measures that rest on a run, by its id.
+        linking: the ids of runs on which links stand.
+    """
+    alike: dict[str, list[Run]] = {}
+    others = []
+    for run in runs:
+        if run.finished:
+            alike.setdefault(_asked(run.record), []).append(run)
+        else:
+            others.append((run, f"not finished: {len(run.done())} of {run.record['units']} units"))
+    charted = []
+    for same in alike.values():
+        first = min(same, key=lambda run: (run.id not in linking, run.id not in claims))  # else the newest
+        charted.append(first)
+        why = "links stand" if first.id in linking else "findings stand" if first.id in claims else ""
+        reason = f", on which {why}" if why else ", which is newer"
+        others += [(run, f"run {first.id} has the same options{reason}") for run in same if run is not first]
+
+    def place(run: Run) -> tuple[float, str, bool, bool]:
         name = run.record["identity"]["experiment"]
         figure = getattr(shipped(name), "figure", None)
-        return (math.inf if figure is None else float(figure), name)
+        return (math.inf if figure is None else float(figure), name, run.id not in linking, run.id not in claims)
 
     return sorted(charted, key=place), others
+
+
+def _asked(record: Mapping[str, Any]) -> str:
+    """The experiment of a run, its diagnostic and its options, as one text."""
+    identity = record["identity"]
+    options = dict(record.get("asked", identity["options"]))
+    return json.dumps([identity["experiment"], identity.get("axiom"), identity.get("swap"), options], sort_keys=True)
 
 
 def figures(runs: Sequence[Run], claims: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
@@ -64,11 +80,18 @@ def figures(runs: Sequence[Run], claims: Mapping[str, Sequence[str]]) -> list[di
         summary = shown(name, run.summary).dropna(axis=1, how="all")
         rows = [[_cell(value) for value in row] for row in summary.head(ROWS).itertuples(index=False)]
         data = {"run": run.id, "experiment": name, "title": _title(name, record["identity"])}
-        data |= {"chart": chart, "note": note, "claims": list(claims.get(run.id, ()))}
+        data |= {"about": _about(record), "chart": chart, "note": note, "claims": list(claims.get(run.id, ()))}
         data |= {"table": {"columns": list(map(str, summary.columns)), "rows": rows, "of": len(summary)}}
         data |= {"provenance": list(provenance(record)), "command": command(record), "remark": remark(record)}
         made.append(data)
     return made
+
+
+def _about(record: Mapping[str, Any]) -> str:
+    """What a run was measured on, and its options."""
+    noun = "contrasts" if "fillers" in record["identity"] else "pairs"
+    options = " ".join(chosen(record))
+    return f"{record['queries']:,} queries, {record['pairs']:,} {noun}{f'; {options}' if options else ''}"
 
 
 def _chart(run: Run, before: int) -> tuple[dict[str, Any] | None, str]:

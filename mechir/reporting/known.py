@@ -72,9 +72,9 @@ class Known:
         rows = self.findings[GAP(TF).among(self.findings["measure"])]
         return rows.iloc[0] if len(rows) else None
 
-    def not_measured(self, question: str) -> Sentence:
+    def to_measure(self, question: str) -> Sentence:
         """The command that measures what was not measured."""
-        return ["Not measured: run ", {"code": self.command(question)}, "."]
+        return ["Run ", {"code": self.command(question)}, "."]
 
     def command(self, question: str) -> str:
         """The command that answers a question (`Experiment.answers`) for this model and collection."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from importlib.resources import files
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +14,11 @@ import pandas as pd
 
 from mechir.catalog import answering
 from mechir.errors import MechirError
+from mechir.inference import LEVEL
 from mechir.registry.conflicts import conflicts
 from mechir.registry.entries import latest
 from mechir.registry.links import link_table
-from mechir.registry.names import named, shown
+from mechir.registry.names import model_name, named, shown
 from mechir.registry.queries import collections
 from mechir.registry.runs import DEFAULT, Run, runs
 from mechir.reporting import answers, commands
@@ -99,10 +101,19 @@ def gathered(registry: Path) -> dict[str, Any]:
         sections.append(section | {"neurons": _of(at, alone).to_dict("records")})
     return {
         "registry": registry.resolve().name,
+        "level": LEVEL,
+        "words": glossary(),
         "version": metadata.version("mechir-encoders"),
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
         "sections": sorted(sections, key=lambda section: -len(section["components"]["sites"])),
     }
+
+
+def glossary() -> list[list[str]]:
+    """The words of the output, each with its meaning."""
+    text = files("mechir").joinpath("data", "glossary.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").replace("`", "").split(" | ", 1) for line in text.splitlines() if line.startswith("|")]
+    return rows[2:]
 
 
 def _section(
@@ -112,7 +123,7 @@ def _section(
     model = findings["model"].iloc[0] if len(findings) else stored[0].record["model"]
     linked = link_table(findings)
     claims = {str(run): list(part["measure"].unique()) for run, part in findings.groupby("run_id", sort=False)}
-    charted, others = drawn(stored, claims)
+    charted, others = drawn(stored, claims, _linking(findings, linked))
     pathways = _answering(stored, "plan")
     planned = set(findings.loc[findings["planned"], "run_id"])  # the newest where there are no findings of a plan
     pathway = next((run for run in pathways if run.id in planned), next(iter(pathways), None))
@@ -120,7 +131,7 @@ def _section(
     on = commands.on([run.record for run in stored], model, collection)
     about = Known(on, findings, linked, contradictions, pathway, later)
     return {
-        "model": model,
+        "model": model_name(model),
         "fingerprint": at.model_fingerprint,
         "collection": at.collection,
         "id": collection,
@@ -133,6 +144,13 @@ def _section(
         "others": [{"run": run.id, "experiment": run.record["identity"]["experiment"], "why": why,
                     "started": run.record["started"]} for run, why in others],
     }  # fmt: skip
+
+
+def _linking(findings: pd.DataFrame, links: pd.DataFrame) -> set[str]:
+    """The ids of the runs on which links stand: what a linked component looks like, and what changing it does."""
+    sites = links.loc[(links["links"] != "") | (links["exploratory"] != ""), "site"]
+    behind = findings["planned"] | (findings["looks"] != "") | (findings["acts"] != "")
+    return set(findings.loc[findings["holds"] & behind & findings["site"].isin(sites), "run_id"])
 
 
 def _answering(stored: Sequence[Run], question: str) -> list[Run]:

@@ -15,6 +15,7 @@ import vl_convert
 
 from mechir.atomic import whole
 from mechir.inference import LEVEL
+from mechir.measures import EFFECT
 from mechir.sites import is_head
 from mechir.views.grid import grid_axes
 from mechir.views.page import as_json, document, static
@@ -43,7 +44,7 @@ def heatmap(
     order_y: Sequence[str] | None = None,
 ) -> alt.LayerChart:
     """Cells coloured by `value`, the number in each to two decimals, with a star where the column `star` is true."""
-    shown = _columns(frame, x, y, value)
+    shown = columns_of(frame, x, y, value)
     stars = frame[star].map({True: "*"}).fillna("") if star else ""
     shown["written"] = frame[value].map("{:.2f}".format) + stars
     above = frame[value] - frame[value].min()
@@ -76,9 +77,9 @@ def effect_map(
     Under the number stands the interval from `low` to `high`; a ring marks cells where the column `ring` is true.
     `column` splits the map into panels on one scale.
     """
-    size = _largest(frame[value])
+    size = largest(frame[value])
     digits = 2 if size >= 0.1 else 3
-    shown = _columns(frame, x, y, value, low, high, ring, column)
+    shown = columns_of(frame, x, y, value, low, high, ring, column)
     tips = list(shown)
     shown["written"] = [_number(number, digits) for number in frame[value]]
     shown["light"] = frame[value].abs() > 0.6 * size
@@ -89,7 +90,7 @@ def effect_map(
         ]
     wide, tall = 52 * len(order_x or shown[x].unique()), 36 * len(order_y or shown[y].unique())
     legend = alt.Legend(gradientLength=min(200, tall))
-    hue, ink = alt.Color(f"{value}:Q", scale=_signed(size), title=value, legend=legend), _white_where("light")
+    hue, ink = alt.Color(f"{value}:Q", scale=signed(size), title=value, legend=legend), _white_where("light")
     base = _grid(shown, x, y, order_x, order_y)
     layers = [base.mark_rect(stroke="white").encode(color=hue, tooltip=tips)]
     layers.append(base.mark_text(fontSize=11, dy=-4 if low else 0).encode(text="written:N", color=ink))
@@ -100,24 +101,36 @@ def effect_map(
         inside: dict[str, Any] = {"width": alt.RelativeBandSize(band=0.92), "height": alt.RelativeBandSize(band=0.86)}
         layers.append(marked.mark_rect(fill=None, stroke="black", strokeWidth=1.3, cornerRadius=13, **inside))
     chart: Any = alt.layer(*layers).properties(width=wide, height=tall)
-    return _panels(chart, frame, column).properties(title=titled(title, subtitle)).configure_view(stroke=None)
+    return panels(chart, frame, column).properties(title=titled(title, subtitle)).configure_view(stroke=None)
 
 
 def head_map(frame: pd.DataFrame, site: str, *, title: str, column: str | None = None) -> Any:
-    """Layer x head of the rows whose `site` is a head: `estimate`, `low`, `high`, a ring where p_corrected < .05."""
+    """Layer x head of the rows whose `site` is a head: `estimate`, `low`, `high`, a ring where it holds."""
     cells = frame[is_head(frame[site], parts=True)].copy()
     cells[["layer", "head"]] = cells[site].str.extract(r"h(\d+)\.(\d+)").astype(int).to_numpy()
-    cells = cells.assign(significant=cells["p_corrected"] < LEVEL)
-    subtitle = "95 % interval over queries; ring: p < .05 over the whole map (sign flips of queries)"
-    shown: dict[str, Any] = {"low": "low", "high": "high", "ring": "significant", "column": column}
-    return head_grid(cells, "estimate", title=title, subtitle=subtitle, **shown)
+    ring, held = holding(cells)
+    shown: dict[str, Any] = {"low": "low", "high": "high", "ring": "holds", "column": column}
+    subtitle = f"95 % interval over queries; {ring}"
+    return head_grid(cells.assign(holds=held), "estimate", title=title, subtitle=subtitle, **shown)
 
 
 def tested_map(frame: pd.DataFrame, x: str, y: str, value: str, **options: Any) -> Any:
-    """An `effect_map` with a ring where p_corrected < .05."""
-    marked = frame.assign(significant=frame["p_corrected"] < LEVEL)
-    subtitle = "ring: p < .05 over the whole map (sign flips of queries)"
-    return effect_map(marked, x, y, value, subtitle=subtitle, ring="significant", **options)
+    """An `effect_map` with a ring where it holds."""
+    ring, held = holding(frame)
+    return effect_map(frame.assign(holds=held), x, y, value, subtitle=ring, ring="holds", **options)
+
+
+def holding(frame: pd.DataFrame) -> tuple[str, pd.Series]:
+    """The words for a ring, and the rows that have one: p_corrected < .05, and a share of the gap that counts.
+
+    Where the frame has no `share`, as for attention, p decides alone. In a registry, where several runs answer one
+    question, p is also times their number.
+    """
+    sure = frame["p_corrected"] < LEVEL
+    if "share" not in frame or frame["share"].isna().all():
+        return f"ring: it holds (p < {LEVEL:g} over the whole map)", sure
+    ring = f"ring: it holds (p < {LEVEL:g} over the whole map, and at least {EFFECT:g} of the gap)"
+    return ring, sure & (frame["share"].abs() >= EFFECT)
 
 
 def head_grid(cells: pd.DataFrame, value: str, *, sizes: tuple[int, int] = (0, 0), **options: Any) -> Any:
@@ -126,7 +139,7 @@ def head_grid(cells: pd.DataFrame, value: str, *, sizes: tuple[int, int] = (0, 0
     return effect_map(cells, "head", "layer", value, order_x=heads, order_y=layers, **options)
 
 
-def _columns(frame: pd.DataFrame, *names: str | None) -> pd.DataFrame:
+def columns_of(frame: pd.DataFrame, *names: str | None) -> pd.DataFrame:
     """A copy of the columns that are named, each once."""
     return frame[[name for name in dict.fromkeys(names) if name]].copy()
 
@@ -144,18 +157,18 @@ def _white_where(name: str) -> Any:
     return alt.condition(getattr(alt.datum, name), alt.value("white"), alt.value("black"))
 
 
-def _largest(column: pd.Series) -> float:
+def largest(column: pd.Series) -> float:
     """The largest |value|, the end of a scale around 0; 1 where there is no value, or 0 alone."""
     size = float(column.abs().max())
     return size if size > 0 else 1.0
 
 
-def _signed(size: float) -> alt.Scale:
+def signed(size: float) -> alt.Scale:
     """Blue below 0, white at 0, red above."""
     return alt.Scale(scheme="redblue", domain=[-size, size], reverse=True)
 
 
-def _panels(chart: Any, frame: pd.DataFrame, column: str | None) -> Any:
+def panels(chart: Any, frame: pd.DataFrame, column: str | None) -> Any:
     """The chart once for each value of a column, in the order of their first rows."""
     if not column:
         return chart
@@ -187,7 +200,7 @@ def lines(
 
     `row` and `column` name columns that split it into panels on common axes.
     """
-    shown = _columns(frame, x, y, colour, low, high, row, column)
+    shown = columns_of(frame, x, y, colour, low, high, row, column)
     axis = alt.X(f"{x}:Q", axis=alt.Axis(format="d", tickMinStep=1, grid=False), title=x)
     hue = alt.Color(f"{colour}:N", title=colour, scale=COLOURS, legend=LEGEND)
     named = {f"rule {name}": value for name, value in (rule or {}).items()}
@@ -212,43 +225,11 @@ def lines(
     return chart.properties(title=titled(title, subtitle))
 
 
-def scatter(
-    frame: pd.DataFrame,
-    x: str,
-    y: str,
-    colour: str,
-    *,
-    title: str,
-    subtitle: str = "",
-    label: str | None = None,
-    named: str | None = None,
-    column: str | None = None,
-) -> alt.FacetChart | alt.LayerChart:
-    """Points coloured by a word or, around 0, by a number; the text in `label` beside those where `named` is true.
-
-    `column` splits the chart into panels on common axes.
-    """
-    shown = _columns(frame, x, y, colour, label, named, column)
-    base = alt.Chart(shown).encode(x=alt.X(f"{x}:Q", title=x), y=alt.Y(f"{y}:Q", title=y))
-    numeric = pd.api.types.is_numeric_dtype(shown[colour])
-    scale = _signed(_largest(shown[colour])) if numeric else COLOURS
-    hue = alt.Color(f"{colour}:{'Q' if numeric else 'N'}", scale=scale, title=colour)
-    zero = alt.Chart(shown).mark_rule(strokeDash=[3, 3], color="#999")
-    layers: list[Any] = [zero.encode(x=alt.datum(0)), zero.encode(y=alt.datum(0))]
-    points = base.mark_circle(size=46, opacity=0.85, stroke="#333", strokeWidth=0.4)
-    layers.append(points.encode(color=hue, tooltip=[name for name in shown.columns if name != named]))
-    if label:
-        written = base.transform_filter(f"datum['{named}']") if named else base
-        layers.append(written.mark_text(align="left", dx=6, dy=-4, fontSize=10).encode(text=f"{label}:N"))
-    chart: Any = alt.layer(*layers).properties(width=380, height=300)
-    return _panels(chart, frame, column).properties(title=titled(title, subtitle))
-
-
 def bars(
     frame: pd.DataFrame, x: str, y: str, *, title: str, subtitle: str = "", low: str = "", high: str = ""
 ) -> alt.LayerChart | alt.FacetChart:
     """A bar a row from 0 to `x`, in the order of the frame, its number beside it and a line from `low` to `high`."""
-    shown = _columns(frame, y, x, low, high).assign(written=frame[x].map("{:.3f}".format))
+    shown = columns_of(frame, y, x, low, high).assign(written=frame[x].map("{:.3f}".format))
     axis = alt.Axis(labelLimit=300)
     base = alt.Chart(shown).encode(y=alt.Y(f"{y}:N", sort=frame[y].tolist(), title=None, axis=axis))
     bar = base.mark_bar(color="#4c78a8", opacity=0.75)
@@ -275,7 +256,7 @@ def strips(
 
     A dashed line stands at the panel's value of the column `rule`.
     """
-    shown = _columns(frame, x, y, colour, faint, rule, column)
+    shown = columns_of(frame, x, y, colour, faint, rule, column)
     plain = alt.Chart(shown)
     base = plain.encode(x=alt.X(f"{x}:O", title=x, axis=alt.Axis(labelAngle=0)))
     hue = alt.Color(f"{colour}:N", title=colour, scale=COLOURS, sort=list(shown[colour].unique()), legend=LEGEND)

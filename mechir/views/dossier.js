@@ -44,7 +44,7 @@ function figure(one) {
   const more = rows.length < one.table.of ? ` (${rows.length} of ${one.table.of} rows)` : "";
   const body = make("details", "", {}, make("summary", "", {}, `Numbers${more}`));
   body.addEventListener("toggle", () => { if (body.open && body.children.length === 1) body.append(table(columns, rows, `Numbers: ${one.title}`).node); });
-  return make("figure", "", { id: `run-${one.run}` }, make("figcaption", "", {}, make("h3", "", {}, one.title), standing(one)), chart,
+  return make("figure", "", { id: `run-${one.run}` }, make("figcaption", "", {}, make("h3", "", {}, one.title), make("p", "subtitle", {}, one.about), standing(one)), chart,
     command(one.command), one.remark ? make("p", "faint", {}, one.remark) : null,
     make("details", "", {}, make("summary", "", {}, "Where it comes from"), facts), body);
 }

@@ -107,38 +107,43 @@ function valued(one, unit) {
 function links(section) {
   const { columns, missing, rows } = section.links;
   $("missing").textContent = missing.length ? `Not measured: ${missing.map(spaced).join(", ")}.` : "";
-  if (!rows.length) {
-    $("links-table").replaceChildren(make("p", "", {}, "No component matches, goes with IDF or writes the score, as far as was measured."));
-    return;
-  }
-  const causal = (measure) => section.components.measures.some((one) => one.measure === measure && one.causal);
   const conflicts = (row) => (section.components.sites[row.site] || { conflicts: [] }).conflicts;
-  const shown = [
+  const made = table([
     { name: "component", kind: "text", value: (row) => row.site, cell: (row) => siteLink(row.site) },
     { name: "linked to", kind: "text", value: (row) => row.links, cell: (row) => row.links.split(",").filter(Boolean).flatMap((one) => [make("span", "tag", {}, one), " "]) },
     { name: "exploratory", title: "links that no plan has tested", kind: "text", value: (row) => row.exploratory, cell: (row) => row.exploratory.replaceAll(",", ", ") },
     { name: "effect", title: "of the causal measure behind the first link", value: (row) => row.effect,
       cell: (row) => row.effect === null ? "" : [make("strong", "", {}, number(row.effect)), make("span", "interval", {}, `${between(row.low, row.high)} ${row.unit}`)] },
     { name: "p", title: "corrected within its run, times the tries", value: (row) => row.p_all, cell: (row) => chance(row.p_all) },
-    { name: "conflicts", value: (row) => conflicts(row).length || null },
-    ...columns.map(({ name, measure }) => ({ name: spaced(name) + (causal(measure) ? "\u2009†" : ""), title: measure,
-      value: (row) => (finding(section, row.site, measure) || {}).value, cell: (row) => valued(finding(section, row.site, measure)) })),
-    { name: "conflicts in words", kind: "text wide", fixed: true, value: () => "", cell: (row) => conflicts(row).map((one) => make("p", "", {}, one)) },
-  ];
-  if (rows.some((row) => row.conductance_rank !== null)) {
-    shown.splice(-1, 0, { name: "conductance rank", value: (row) => row.conductance_rank });
-  }
-  const made = table(shown, rows, "Links: components and the evidence on each");
+    { name: "conflicts", kind: "text wide", value: (row) => conflicts(row).length || null, cell: (row) => conflicts(row).map((one) => make("p", "", {}, one)) },
+    { name: "evidence", kind: "text", value: (row) => evidence(section, columns, row).length, cell: (row) => onDemand(evidence(section, columns, row)) },
+  ], rows, "Links: components and the evidence on each");
   const filter = make("input", "", { type: "search", id: "filter", placeholder: "h3, tf, dead \u2026" });
   const count = make("span", "faint", { "aria-live": "polite" });
+  const said = (line) => [...line.cells].slice(0, -1).map((cell) => cell.textContent).join(" ").toLowerCase();
   const apply = () => {
     const wanted = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
-    made.drawn.forEach(({ line }) => { line.hidden = !wanted.every((word) => line.textContent.toLowerCase().includes(word)); });
+    made.drawn.forEach(({ line }) => { line.hidden = !wanted.every((word) => said(line).includes(word)); });
     count.textContent = `${made.drawn.filter(({ line }) => !line.hidden).length} of ${rows.length}`;
   };
   filter.addEventListener("input", apply);
   apply();
   $("links-table").replaceChildren(make("p", "controls", {}, make("label", "", { for: "filter" }, "Filter"), filter, count), made.node);
+}
+
+/* What was measured of a component of the table, each with its name. */
+function evidence(section, columns, row) {
+  const shown = columns.map(({ name, measure }) => ({ name: spaced(name), one: finding(section, row.site, measure) })).filter(({ one }) => one && one.value !== null);
+  return row.conductance_rank === null ? shown : [...shown, { name: "conductance rank", one: { value: row.conductance_rank, low: null, high: null, holds: false, measure: "" } }];
+}
+
+function onDemand(shown) {
+  if (!shown.length) return "";
+  const holding = shown.filter(({ one }) => one.holds).length;
+  const parts = shown.flatMap(({ name, one }) => [
+    make("dt", "", { title: one.measure }, name + (one.causal ? "\u2009\u2020" : "")), make("dd", "", {}, ...valued(one, one.unit)),
+  ]);
+  return make("details", "", {}, make("summary", "", {}, `${holding} of ${shown.length} hold`), make("dl", "facts", {}, ...parts));
 }
 const spaced = (name) => name.replaceAll("_", " ");
 
@@ -151,7 +156,7 @@ function map(section) {
     for (const row of sites[site].findings) by.set(row[0], (by.get(row[0]) || new Map()).set(site, told(section, row)));
   }
   if (!by.size) {
-    $("map-view").replaceChildren(make("p", "", {}, "No finding of a head yet."));
+    $("map-view").replaceChildren();
     return;
   }
   const size = [1, 2].map((k) => Math.max(...heads.map((one) => Number(one[k]))) + 1);
@@ -175,7 +180,7 @@ function map(section) {
     const runs = [...new Set([...cells.values()].map((cell) => cell.run))];
     about.replaceChildren(`${one.unit}; ${queries ? `${queries} queries` : "weights alone"}; ${one.causal ? "causal" : "not causal"}`
       + `${one.sign === -1 ? "; negative values speak for it" : ""}; ${one.experiment}, run `, ...runs.flatMap((run, place) => [place ? ", " : "", runLink(run)]));
-    view.replaceChildren(grid(size, cells, top, sites), legend(top));
+    view.replaceChildren(grid(size, cells, top, sites), legend(top, Math.max(...[...cells.values()].map((cell) => cell.least || 0))));
   };
   select.addEventListener("change", draw);
   draw();
@@ -231,7 +236,7 @@ function short(value, top) {
   return /[1-9]/.test(text) ? text.replace("-", "\u2212").replace(/^(\u2212?)0\./, "$1.") : "0";
 }
 
-function legend(top) {
+function legend(top, least) {
   return make("p", "legend", {}, number(-top), make("span", "bar", { role: "img", "aria-label": "from blue, negative, to red, positive" }),
-    number(top), make("span", "sample holds", { "aria-hidden": "true" }), "it holds");
+    number(top), make("span", "sample holds", { "aria-hidden": "true" }), `it holds: p, corrected and times the tries, < ${REPORT.level}, and at least what counts${least ? ` (${number(least)})` : ""}`);
 }

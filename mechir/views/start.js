@@ -24,6 +24,11 @@ function show(section) {
   $("about").replaceChildren("Model ", make("strong", "", {}, section.model), " (fingerprint ", make("code", "", {}, section.fingerprint.slice(0, 12)),
     ") on collection ", make("strong", "", {}, section.collection), ".");
   for (const part of [summary, links, map, more]) part(section);
+  const there = { links: section.links.rows.length, map: $("map-view").children.length, figures: section.figures.length };
+  for (const [name, n] of Object.entries(there)) { // what was not measured has no headline
+    $(name).hidden = !n;
+    document.querySelector(`nav a[href="#${name}"]`).hidden = !n;
+  }
   follow();
   return figures(section);
 }
@@ -33,5 +38,6 @@ addEventListener("hashchange", follow);
 REPORT.sections.forEach((section, k) => $("section").append(make("option", "", { value: k }, `${section.model} (${section.fingerprint.slice(0, 6)}) on ${section.collection}`)));
 $("choose").hidden = REPORT.sections.length < 2;
 $("section").addEventListener("change", () => show(REPORT.sections[Number($("section").value)]));
+$("glossary").append(...REPORT.words.flatMap(([word, meaning]) => [make("dt", "", {}, word), make("dd", "", {}, meaning)]));
 $("footer").textContent = `Made from ${REPORT.registry} by mechir ${REPORT.version}, ${REPORT.made}. This file needs no network.`;
 show(shown).then(() => { document.documentElement.dataset.ready = ""; });
