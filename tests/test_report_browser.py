@@ -237,6 +237,8 @@ def test_it_fits_a_phone(page: Browser, scheme: str) -> None:
         outside = f"{wide}.filter((one) => !one.closest('.scroll, .chart')).map((one) => one.outerHTML.slice(0, 200))"
         assert page.run("document.documentElement.scrollWidth") == 390, page.run(outside)
     assert page.run("document.querySelector('#dossier').scrollWidth") <= 390
+    page.run("document.querySelector('.subtitle').textContent = '--heads ' + 'h11.11,'.repeat(30)")
+    assert page.run("document.documentElement.scrollWidth") == 390
     first = "document.querySelector('#links tbody th')"
     page.run("location.hash = '#links'; document.querySelector('#links .scroll').scrollLeft = 200")
     assert page.run(f"{first}.getBoundingClientRect().x") < 30  # the site stays where it is
