@@ -39,6 +39,7 @@ from mechir.material import Pool, Source
 from mechir.options import Option, options
 from mechir.reranker import Weights
 from mechir.sweeps import forwards, sweep
+from mechir.views.latex import interval_ends
 
 OWN = "mechir_experiment_{}_{}"
 """The module of a user's file: its name and the beginning of its hash."""
@@ -116,6 +117,7 @@ class Experiment:
         is_default: whether `mechir run` without a name runs it.
         reports: whether a report of the registry is written at its end.
         figure: its place among the figures of a report; None behind all that have one.
+        shown: the columns that a table shows of those that the summary has, intervals beside; empty for all.
         answers: the questions of a report that it answers, each with the words of its command.
         across: makes one table of several collections' summaries, one below the other with a column `collection`; where
             it is given, `--collection` may be repeated.
@@ -129,6 +131,7 @@ class Experiment:
     is_default: ClassVar[bool] = False
     reports: ClassVar[bool] = False
     figure: ClassVar[int | None] = None
+    shown: ClassVar[tuple[str, ...]] = ()
     answers: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     across: ClassVar[Callable[..., pd.DataFrame] | None] = None
 
@@ -223,8 +226,10 @@ class Experiment:
 
     @classmethod
     def table(cls, summary: pd.DataFrame) -> pd.DataFrame:
-        """The part of the summary that a terminal prints."""
-        return summary
+        """The part of the summary that a terminal prints: its columns `shown`, the answer in the first rows."""
+        ends = interval_ends(list(summary.columns))
+        names = [part for name in cls.shown if name in summary for part in (name, *ends.get(name, ()))]
+        return summary[names] if names else summary
 
 
 def refuse_incomplete(experiment: type[Experiment]) -> None:

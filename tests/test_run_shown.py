@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 
 import pandas as pd
@@ -45,7 +46,9 @@ def test_a_run_shows_its_table_and_its_chart(toy: HookedEncoder, tmp_path: Path)
     pd.testing.assert_frame_equal(
         run.table, type(mi.load_experiment("vast2025/direction_ablation")()).table(run.summary)
     )
+    assert run.answer[0].startswith("nDCG@10 without: 0 of 30 hold (p < 0.05, corrected); the largest: ")
     html = run._repr_html_()
+    assert f"<p>{escape(run.answer[0])}</p>" in html
     assert "vast2025/direction_ablation" in html and "<table" in html and "<svg" in html and "&lt;-" in html
     assert run.chart.chart.to_dict()["title"]["text"] == "nDCG@10 with reader<-source cut in all layers"
     assert run.save(tmp_path / "chart.pdf").read_bytes().startswith(b"%PDF")

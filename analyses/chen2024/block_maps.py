@@ -28,6 +28,7 @@ class BlockMaps(Experiment):
     """
 
     runs_on = "contrasts"
+    shown = ("rank", "component", "layer", "at", "estimate", "p_corrected", "share", "queries")
 
     def cost(self, model: Weights) -> float:
         """Full forwards per contrast: half of one for each of three components, layers and roles."""

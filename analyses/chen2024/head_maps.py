@@ -31,6 +31,7 @@ class HeadMaps(Experiment):
     runs_on = "contrasts"
     figure = 11
     answers: ClassVar = {"soft-tf": ("--at", TEXT)}
+    shown = ("site", "share", "estimate", "p_corrected", "queries")
 
     part: str = option("z", "what of a head is patched", among=tuple(ATTENTION))
     at: str = option("all", "where: all positions, or those of some roles or segments, such as query|doc")
@@ -60,6 +61,11 @@ class HeadMaps(Experiment):
         measure = PATCHING(run.diagnostic, "" if self.at == "all" else self.at)
         patched = effects.stated(run.summary[run.summary["rank"] == "all"], measure)
         return pd.concat([effects.gap_stated(run.rows, run.diagnostic), patched], ignore_index=True)
+
+    @classmethod
+    def table(cls, summary: pd.DataFrame) -> pd.DataFrame:
+        """The heads over all thirds, the largest effect first."""
+        return super().table(summary[summary["rank"] == "all"])
 
     def chart(self, summary: pd.DataFrame) -> Any:
         """Layer x head, a panel per third."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 
@@ -26,6 +26,7 @@ class HeadPositions(Experiment):
     """
 
     runs_on = "contrasts"
+    shown: ClassVar[tuple[str, ...]] = ("site", "at", "share", "estimate", "p_corrected", "queries")
 
     heads: tuple[Head, ...] = option((), f"heads {OR_FOUND}", in_order=True)
     top: int = option(4, "heads found by the run where none are named", least=1)

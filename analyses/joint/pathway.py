@@ -217,7 +217,7 @@ class Pathway(Experiment):
         plan = ["measure", "value", "p_corrected", "label"]
         cuts = ["set", "way", "heads", "intact", "change", "random", "excess", "p_draws", "queries"]
         circuits = ["size", "estimate", "random_high", "without"]
-        names = ["kind", "site", "links", "exploratory", *BEHIND, *evidence, *circuits, *cuts[:2], *plan, *cuts[2:]]
+        names = ["kind", "site", "links", "exploratory", *BEHIND, *evidence, *cuts[:2], *plan, *cuts[2:], *circuits]
         shown = summary[[name for name in names if name in summary]].copy()
         shown["site"] = shown["site"].where(shown["kind"] == "link")
         return shown.astype({name: "Int64" for name in ("heads", "queries", "size") if name in shown})

@@ -31,6 +31,7 @@ class BlockPatching(Experiment):
     """
 
     runs_on = "contrasts"
+    shown = ("component", "layer", "at", "share", "p_corrected", "estimate", "queries")
 
     at: str = option("role", "where: each role, segment or position, all positions together, or one place such as doc")
 

@@ -31,6 +31,7 @@ class HeadToHeads(Experiment):
 
     runs_on = "contrasts"
     figure = 13
+    shown = ("sender", "port", "share", "estimate", "p_corrected", "queries")
 
     receivers: tuple[Head, ...] = option((), f"scoring heads {OR_FOUND}", in_order=True)
     top: int = option(4, "scoring heads found by the run where none are named", least=1)

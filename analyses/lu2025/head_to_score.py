@@ -28,6 +28,7 @@ class HeadToScore(Experiment):
     figure = 12
     answers: ClassVar = {"scoring": ()}
     forwards = 2.5  # the base, the donor, and an MLP per layer at CLS for each sender
+    shown = ("sender", "share", "estimate", "p_corrected", "queries")
 
     freeze: str = option("heads", "what keeps the base's activation on the way", among=FREEZE)
     ln: str = option("live", "LayerNorms on the way: recomputed, or with the base's standard deviation", among=LN)

@@ -29,6 +29,7 @@ class IdfDirection(Experiment):
     figure = 8
     answers: ClassVar = {"idf": ()}
     forwards = 0.0  # only weights and word counts
+    shown = ("vector", "pearson_idf", "pearson_idf_p_corrected", "spearman_idf", "sigma", "n")
 
     idf: str = option("", "a table of lines word<TAB>idf; by default IDF is counted in the collection")
     vectors: int = option(50, "singular vectors that are correlated, the strongest first", least=1)
@@ -73,6 +74,11 @@ class IdfDirection(Experiment):
         label, site = "of " + vectors["n"].astype(str) + " word pieces", "embed.u" + vectors["vector"].astype(str)
         of_weights = {"n_queries": 0, "n_pairs": 0, "family": f"{len(vectors)} vectors"}
         return stated(vectors, R_IDF, "pearson_idf", site=site, label=label, **of_weights)
+
+    @classmethod
+    def table(cls, summary: pd.DataFrame) -> pd.DataFrame:
+        """The vectors, the largest |r| with IDF first; `norm` is the length of the rows of W_E."""
+        return super().table(summary.sort_values("pearson_idf", key=abs, ascending=False))
 
     def chart(self, summary: pd.DataFrame) -> Any:
         """|r| of every singular vector with IDF, by place; the rule is the length of the rows of W_E."""

@@ -37,6 +37,7 @@ class SemanticBm25(Experiment):
     figure = 10
     answers: ClassVar = {"bm25": ()}
     forwards = 3.0  # the query whole, and cut to five pieces
+    shown = ("model", "estimate", "spearman", "within", "r2", "queries")
 
     heads: tuple[Head, ...] = option((), f"matching heads {OR_FOUND}", in_order=True)
     top: int = option(13, "matching heads found by the run where none are named", least=1)

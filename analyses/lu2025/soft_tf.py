@@ -49,6 +49,7 @@ class SoftTf(Experiment):
     figure = 7
     answers: ClassVar = {"rise": ()}
     forwards = 1.5 * (len(COUNTS) + len(TIMES) + 1)
+    shown = ("site", "heads", "rise", "k1", "similarity", "queries")
 
     heads: tuple[Head, ...] = option((), f"matching heads {OR_FOUND}", in_order=True)
     top: int = option(10, "matching heads found by the run where none are named", least=1)
@@ -118,6 +119,12 @@ class SoftTf(Experiment):
         others = {"k1": K1, "by_length": BY_LENGTH, "similarity": LIKENESS}
         parts = [rise, *(stated(heads, measure, column) for column, measure in others.items())]
         return pd.concat(parts, ignore_index=True).dropna(subset="value")
+
+    @classmethod
+    def table(cls, summary: pd.DataFrame) -> pd.DataFrame:
+        """The heads, the largest rise first."""
+        heads = summary[summary["site"].str.match(r"h\d")]
+        return super().table(heads.sort_values("rise", ascending=False))
 
     def chart(self, summary: pd.DataFrame) -> Any:
         """Mass by number of occurrences appended, and k1 against the rise, a point per head."""

@@ -36,6 +36,7 @@ class AttentionContrast(OfGrades):
     figure = 4
     answers: ClassVar = {"matching": ("--easy-negatives", "10")}
     forwards = 1.5  # one, with every pattern in the open
+    shown = ("direction", "site", "estimate", "p_corrected", "label", "queries")
 
     of: str = option("mean_max", "what is compared of a head's attention", among=tuple(MEASURES))
     delta: float = option(CONTRAST.least, "differences of attention within this count as none", least=0)
@@ -66,6 +67,12 @@ class AttentionContrast(OfGrades):
         family = f"{heads['site'].nunique()} heads, " + heads["direction"]
         measures = [CONTRAST(direction, self.of) for direction in heads["direction"]]
         return stated(heads, measures, least=self.delta, family=family)
+
+    @classmethod
+    def table(cls, summary: pd.DataFrame) -> pd.DataFrame:
+        """Relevant - weak of the heads, the largest first, whichever way they look."""
+        heads = summary[summary["contrast"] == "relevant - weak"].sort_values("estimate", ascending=False)
+        return super().table(heads)
 
     def chart(self, summary: pd.DataFrame) -> Any:
         """Relevant and hard documents against easy ones, a point per head; below, where each layer looks."""

@@ -25,6 +25,7 @@ class ClsLens(Experiment):
     """
 
     forwards = 1.2  # one, of all rows of the last layer too
+    shown = ("site", "depth", "measure", "of", "estimate", "queries")
 
     relevant: int = option(1, "the grade from which a document counts as relevant")
     draws: int = option(100, "how often the control's labels are permuted within queries", least=1)
@@ -50,6 +51,11 @@ class ClsLens(Experiment):
         """
         probes = readable(run.rows, relevant=self.relevant, draws=self.draws, penalty=self.penalty)
         return pd.concat([gathered(run.rows, relevant=self.relevant), probes], ignore_index=True)
+
+    @classmethod
+    def table(cls, summary: pd.DataFrame) -> pd.DataFrame:
+        """By depth the score of relevant documents less that of others, as the model's head reads it on CLS."""
+        return super().table(summary[(summary["measure"] == "score") & (summary["of"] == GAP)])
 
     def chart(self, summary: pd.DataFrame) -> Any:
         """The lens by grade and as a difference; below, how well each segment is read, beside the control."""

@@ -28,6 +28,7 @@ class DirectionAblation(Experiment):
     """
 
     figure = 2
+    shown = ("name", "ndcg", "change", "change_p_corrected", "queries")
 
     renormalise: bool = option(False, "cut before the softmax, so that the other weights take over")
 

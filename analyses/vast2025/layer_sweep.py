@@ -32,6 +32,7 @@ class LayerSweep(Experiment):
     """
 
     figure = 3
+    shown = ("name", "ndcg", "change", "change_p_corrected", "queries")
 
     cut: tuple[Direction, ...] = option(
         tuple(map(Direction.parse, FIGURE.split(","))),

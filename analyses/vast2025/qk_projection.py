@@ -33,6 +33,15 @@ class QkProjection(Experiment):
     """
 
     figure = 6
+    shown = (
+        "site",
+        "score_aligned",
+        "score_excess",
+        "score_excess_p_corrected",
+        "attention_excess",
+        "chosen",
+        "queries",
+    )
 
     heads: tuple[Head, ...] = option((), "heads that are measured, in the place of the strongest and others")
     strongest: int = option(10, "heads with the most aligned W_QK", least=0)

@@ -34,6 +34,7 @@ class QkSvd(OfGrades):
 
     figure = 5
     forwards = 2.5
+    shown = ("site", "z", "z_p_corrected", "relu", "axis", "contrast", "label")
 
     sep2: bool = option(False, "count the second [SEP] to the document")
 

@@ -49,7 +49,7 @@ def print_table(stored: Any, *, whole: bool = False) -> None:
         return
     printed = shown(stored.record["identity"]["experiment"], summary)
     kinds = [part for _, part in printed.groupby("kind", sort=False)] if "kind" in printed else [printed]
-    lines = max(tables.LINES // max(len(kinds), 1), 4)
+    lines = max((tables.LINES + 1) // max(len(kinds), 1) - 1, 4)  # a line stands between them
     parts = [tables.fitted(part, width(), lines) for part in kinds] or [tables.fitted(printed, width())]
     click.echo("\n\n".join(part.text for part in parts))
     n = sum(part.rows for part in parts)
@@ -65,9 +65,12 @@ def print_summary(stored: Any, *, whole: bool = False) -> None:
     from mechir import left_out
     from mechir.encoder.reading import Reading
     from mechir.registry.names import model_name
+    from mechir.registry.runs import ANSWERS
 
     record = stored.record
     identity = record["identity"]
+    answer = [textwrap.fill(sentence, width()) for sentence in stored.answer[:ANSWERS]]
+    click.echo("\n".join([*answer, ""]) if answer else "", nl=bool(answer))
     print_table(stored, whole=whole)
     noun = "contrasts" if "fillers" in identity else "pairs"
     fingerprint = identity.get("model_fingerprint", "")[:12]
@@ -84,6 +87,7 @@ def print_summary(stored: Any, *, whole: bool = False) -> None:
     )
     lines += Reading.of_record(record["reading"]).lines() if "reading" in record else ()  # older runs lack it
     click.echo("\n".join([*lines, f"Run {stored.id}: {stored.path}; chart: {stored.path / 'chart.html'}"]))
+    click.echo("".join(answer[:1]), nl=bool(answer))
 
 
 def print_answers(registry: Path, record: Mapping[str, Any]) -> None:
@@ -178,7 +182,7 @@ def findings(registry: Path, style: str, limit: int | None, holds: bool | None, 
     elif style == "json":
         click.echo(rows.to_json(orient="records", lines=True, force_ascii=False), nl=False)
     else:
-        click.echo(tables.fitted(rows[VIEW], width(), len(rows)).text)
+        click.echo(tables.fitted(rows[VIEW], width(), len(rows) + tables.LINES).text)
         more = f"; --limit {len(whole)} prints all" if len(rows) < len(whole) else ""
         shown = f"{len(rows)} of {len(whole)}" if more else f"{len(whole)}"
         click.echo(f"{shown} findings of {whole['run_id'].nunique()} runs{more}")

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from mechir.views.pictures import Picture
 
 DEFAULT = Path("mechir-registry")
+ANSWERS = 3
+"""Sentences of its answer that a run shows."""
 ROWS = 20
 """Rows of a table that a notebook shows of a run."""
 
@@ -113,6 +115,13 @@ class Run:
         return pd.read_parquet(file) if file.is_file() else self.summary
 
     @property
+    def answer(self) -> list[str]:
+        """What the run found, in words: for each measure how many findings hold, and the largest; may be empty."""
+        from mechir.registry.in_words import in_words  # it reads runs
+
+        return in_words(self) if self.finished else []
+
+    @property
     def chart(self) -> Picture:
         """The chart: a notebook draws it, `save("x.pdf")` writes it.
 
@@ -134,8 +143,8 @@ class Run:
         return self.chart.save(file)
 
     def _repr_html_(self) -> str:
-        """Its name, the first rows of its table, and its chart."""
-        text = f"<p>{escape(repr(self))}</p>"
+        """Its name, what it found, the first rows of its table, and its chart."""
+        text = "\n".join(f"<p>{escape(line)}</p>" for line in (repr(self), *self.answer[:ANSWERS]))
         if not self.finished:
             return text
         table = self.table.dropna(axis=1, how="all").to_html(index=False, max_rows=ROWS, float_format="{:.3g}".format)

@@ -10,7 +10,7 @@ import pandas as pd
 from mechir.views.latex import ESTIMATES, INTERVAL, interval_ends
 
 LINES = 20
-"""The most rows of a table that a terminal shows by itself."""
+"""The most lines of a table that a terminal shows by itself, its header among them."""
 REFERENCES = 3
 """Rows without an estimate, such as the intact model beside changes, that stand first; more of them stand last."""
 DECIDES = ("p_corrected", "p", "p_draws", "holds")
@@ -35,7 +35,7 @@ class Fitted(NamedTuple):
 
 
 def fitted(frame: pd.DataFrame, width: int, lines: int = LINES) -> Fitted:
-    """The frame in at most so many rows and so many letters across.
+    """The frame in at most so many lines and so many letters across.
 
     An estimate and its interval share a column, `0.219 [0.187, 0.251]`; a text that is the same in every row stands
     above the table. Of more rows those of the largest |estimate| are shown, or the first where there is none. Columns
@@ -46,18 +46,18 @@ def fitted(frame: pd.DataFrame, width: int, lines: int = LINES) -> Fitted:
     filled = frame.reset_index(drop=True).dropna(axis=1, how="all")
     main = next((name for name, ends in interval_ends(list(filled.columns)).items() if ends == INTERVAL), "")
     main = main or next((name for name in ESTIMATES if name in filled), "")
-    if len(filled) > lines:
-        filled = _largest(filled, main, lines)
+    filled = _largest(filled, main, lines - 1) if len(filled) >= lines else filled
     same = {name: str(column.iloc[0]) for name, column in filled.items() if _is_one_text(column)}
     same = dict(list(same.items())[: len(filled.columns) - 1])  # a table keeps a column
-    columns = _joined(filled.drop(columns=list(same)))
+    above = textwrap.wrap("; ".join(f"{name} {text}" for name, text in same.items() if text), width)[: lines - 2]
+    rows = filled.drop(columns=list(same)).head(lines - 1 - len(above))
+    columns = _joined(rows)
     left_out: list[str] = []
     while _width(columns) > width and (spare := _spare(list(columns), main)):
         left_out.insert(0, spare)
         del columns[spare]
-    above = textwrap.fill("; ".join(f"{name} {text}" for name, text in same.items() if text), width)
     table = str(pd.DataFrame(columns).to_string(index=False))
-    return Fitted(f"{above}\n{table}" if above else table, len(filled), left_out)
+    return Fitted("\n".join([*above, table]), len(rows), left_out)
 
 
 def _largest(frame: pd.DataFrame, main: str, lines: int) -> pd.DataFrame:
