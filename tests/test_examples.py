@@ -7,14 +7,17 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import mechir as mi
+from scripts.docs_outputs import SHOWING, Block, blocks, printed, rewritten
+from tests.outputs import same
 from tests.test_links import CONTRAST, PATCHING, SURE, row, tell
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))]
+PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -22,9 +25,29 @@ def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     if page == "README.md":
         after_the_demo(tmp_path / "mechir-registry")
-    names: dict[str, object] = {}
-    for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL):
-        exec(compile(block, page, "exec"), names)  # our own documentation
+    names: dict[str, Any] = {}
+    for block in blocks((ROOT / page).read_text(encoding="utf-8")):
+        told = printed(block.code, names, page)
+        if block.output is not None:
+            assert same("stdout", block.output, told), stale(page, block, told)
+        elif ROOT / page in SHOWING:
+            assert not told, stale(page, block, told)
+
+
+def stale(page: str, block: Block, told: str) -> str:
+    """Where a page says something else than its code prints, in words."""
+    return f"{page} says of\n{block.code}that it prints\n{block.output}but it prints\n{told}"
+
+
+def test_a_page_that_says_something_else_is_found() -> None:
+    text = "```python\nx = 2.5\nprint('a', x)\nx * 2\n```\n\n```text\na 2.5\n5.0\n```\n\n```python\nx\n```\nprose\n```text\nb\n```\n"
+    first, second = blocks(text)
+    assert second == Block("x\n", None), "what does not follow directly is no output"
+    told = printed(first.code, {}, "page")
+    assert told == "a 2.5\n5.0\n" and same("stdout", first.output or "", told)
+    for wrong in ("a 2.8\n5.0\n", "a 2.5\n", "b 2.5\n5.0\n"):
+        assert not same("stdout", wrong, told)
+        assert rewritten(text.replace("a 2.5\n5.0\n", wrong), "page") == text
 
 
 def after_the_demo(registry: Path) -> None:
