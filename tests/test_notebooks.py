@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from scripts.notebook_links import on_page_content
+from scripts.site_html import on_page_content
 from tests.outputs import same
 
 ROOT = Path(__file__).parent.parent

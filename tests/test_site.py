@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
 import mechir as mi
+from scripts.site_html import on_page_content
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -94,3 +96,8 @@ def test_names_in_tables_stay_in_one_piece() -> None:
     style = (DOCS / "stylesheets" / "extra.css").read_text(encoding="utf-8")
     assert re.search(r"\.md-typeset td code[^}]*white-space: nowrap", style)
     assert "stylesheets/extra.css" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+
+
+def test_a_bar_of_a_direction_in_a_table_stands_alone() -> None:
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="page.md"))
+    assert on_page_content(r"<td><code>query\|doc</code> a\|b</td>", page) == r"<td><code>query|doc</code> a\|b</td>"
