@@ -50,8 +50,14 @@ def test_a_page_that_says_something_else_is_found() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_links_between_pages_lead_somewhere(page: str) -> None:
     file = ROOT / page
-    for target in re.findall(r"\]\(([\w./-]+\.md)\)", file.read_text(encoding="utf-8")):
+    for target, anchor in re.findall(
+        r"\]\(([\w./-]+\.(?:md|ipynb|png))(?:#([\w-]+))?\)", file.read_text(encoding="utf-8")
+    ):
         assert (file.parent / target).is_file(), target
+        if anchor and target.endswith(".md"):
+            headings = re.findall(r"^#+ (.*)$", (file.parent / target).read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\s-]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+            assert anchor in slugs, f"{target}#{anchor}"
 
 
 def test_the_page_for_assistants_is_short_and_names_what_there_is() -> None:
