@@ -7,38 +7,91 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import mechir as mi
-from tests.test_links import CONTRAST, PATCHING, SURE, row, tell
+from scripts.docs_outputs import SHOWING, Block, blocks, printed, rewritten
+from tests.outputs import same
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))]
+PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_runs_prints_what_the_page_says(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    if page == "README.md":
-        after_the_demo(tmp_path / "mechir-registry")
-    names: dict[str, object] = {}
-    for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL):
-        exec(compile(block, page, "exec"), names)  # our own documentation
+    names: dict[str, Any] = {}
+    for block in blocks((ROOT / page).read_text(encoding="utf-8")):
+        told = printed(block, names, page)
+        if block.output is not None:
+            assert same("stdout", block.output, told), stale(page, block, told)
+        elif ROOT / page in SHOWING:
+            assert not told, stale(page, block, told)
 
 
-def after_the_demo(registry: Path) -> None:
-    """Findings such as the README's first command leaves behind."""
-    of = {"model": "embedded", "model_fingerprint": mi.load().fingerprint}
-    tell(registry, "a1", [row(CONTRAST, head, 0.2, SURE) for head in ("h1.1", "h2.9")], "embedded", **of)
-    tell(registry, "a2", [row(PATCHING, "h1.1", 0.4, SURE), row(PATCHING, "h2.9", 0.2, SURE)], "embedded", **of)
+def stale(page: str, block: Block, told: str) -> str:
+    """Where a page says something else than its code prints, in words."""
+    return f"{page} says of\n{block.code}that it prints\n{block.output}but it prints\n{told}"
+
+
+def test_a_page_that_says_something_else_is_found() -> None:
+    text = "```python\nx = 2.5\nprint('a', x)\nx * 2\n```\n\n```text\na 2.5\n5.0\n```\n\n```python\nx\n```\nprose\n```text\nb\n```\n"
+    first, second = blocks(text)
+    assert second == Block("python", "x\n", None), "what does not follow directly is no output"
+    told = printed(first, {}, "page")
+    assert told == "a 2.5\n5.0\n" and same("stdout", first.output or "", told)
+    for wrong in ("a 2.8\n5.0\n", "a 2.5\n", "b 2.5\n5.0\n"):
+        assert not same("stdout", wrong, told)
+        assert rewritten(text.replace("a 2.5\n5.0\n", wrong), "page") == text
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_between_pages_lead_somewhere(page: str) -> None:
     file = ROOT / page
-    for target in re.findall(r"\]\(([\w./-]+\.md)\)", file.read_text(encoding="utf-8")):
+    for target, anchor in re.findall(
+        r"\]\(([\w./-]+\.(?:md|ipynb|png))(?:#([\w-]+))?\)", file.read_text(encoding="utf-8")
+    ):
         assert (file.parent / target).is_file(), target
+        if anchor and target.endswith(".md"):
+            headings = re.findall(r"^#+ (.*)$", (file.parent / target).read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\s-]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+            assert anchor in slugs, f"{target}#{anchor}"
+
+
+def test_the_page_for_assistants_is_short_and_names_what_there_is() -> None:
+    page = (ROOT / "docs" / "assistants.md").read_text(encoding="utf-8")
+    assert page.count("\n") <= 200
+    named = set(re.findall(r"\bmi\.(\w+)", page))
+    assert named <= set(dir(mi)), named - set(dir(mi))
+    verbs = {
+        "load",
+        "collection",
+        "pairs",
+        "sweep",
+        "evaluate",
+        "patch",
+        "path_patch",
+        "run",
+        "findings",
+        "dossier",
+        "links",
+    }
+    assert verbs <= named
+
+
+def test_commands_of_a_page_run_where_their_output_stands_below(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = "```bash\nmechir new experiment some  # a file\n```\n```text\n```\n"
+    (block,) = blocks("```bash\nmechir run  # takes minutes\n```\nprose\n" + told)
+    assert printed(block, {}, "page").startswith("Wrote some.py\n")
+    (block,) = blocks("```bash\nrm some.py\n```\n```text\n```\n")
+    with pytest.raises(ValueError, match=r"^Only mechir runs here, not 'rm some\.py'"):
+        printed(block, {}, "page")
+    assert (tmp_path / "some.py").is_file()
 
 
 def test_every_hook_is_in_the_table() -> None:
@@ -68,6 +121,7 @@ def test_the_wheel_carries_the_experiments_and_the_data(tmp_path: Path) -> None:
     assert wheel.name.startswith("mechir_encoders-")
     assert {
         "mechir/analyses/vast2025/direction_ablation.py",
+        "mechir/data/assistants.md",
         "mechir/data/embedded/docs.tsv",
         "mechir/data/default/difference.safetensors",
         *(f"mechir/views/{name}" for name in ("report.html", "report.css", "report.js", "dossier.js", "start.js")),
