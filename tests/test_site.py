@@ -22,8 +22,8 @@ INTERNAL = {
     "encoder.tiers", "encoder.tokenizing", "inference", "inference.flipped", "irds", "methods", "methods.checks",
     "methods.edge_gradients", "methods.edge_patching", "parts", "planted", "planted.weights", "provenance", "recorder",
     "registry", "registry.names", "registry.renamed", "reporting", "reporting.commands", "reporting.sentences",
-    "trec_files", "views", "views.attend", "views.charts", "views.circuits", "views.grid", "views.heads", "views.page",
-    "views.tables",
+    "trec_files", "views", "views.attend", "views.charts", "views.circuits", "views.grid", "views.heads", "views.labels", "views.page",
+    "views.scatter", "views.tables",
 }  # fmt: skip
 """Modules that nobody calls from outside, and packages that are documented by what is in them."""
 

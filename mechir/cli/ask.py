@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,11 +32,6 @@ Examples:
 """The end of the help of a command."""
 
 
-def width() -> int:
-    """The letters of a line of this terminal; 80 where there is none, or where it says nothing."""
-    return shutil.get_terminal_size((80, 24)).columns
-
-
 def print_table(stored: Any, *, whole: bool = False) -> None:
     """Prints the summary of a finished run: what fits the terminal, or all of it."""
     from mechir.catalog import shown
@@ -50,7 +44,9 @@ def print_table(stored: Any, *, whole: bool = False) -> None:
     printed = shown(stored.record["identity"]["experiment"], summary)
     kinds = [part for _, part in printed.groupby("kind", sort=False)] if "kind" in printed else [printed]
     lines = max((tables.LINES + 1) // max(len(kinds), 1) - 1, 4)  # a line stands between them
-    parts = [tables.fitted(part, width(), lines) for part in kinds] or [tables.fitted(printed, width())]
+    parts = [tables.fitted(part, tables.terminal_width(), lines) for part in kinds] or [
+        tables.fitted(printed, tables.terminal_width())
+    ]
     click.echo("\n\n".join(part.text for part in parts))
     n = sum(part.rows for part in parts)
     left_out = [name for name in dict.fromkeys(name for part in parts for name in part.left_out)]
@@ -66,10 +62,11 @@ def print_summary(stored: Any, *, whole: bool = False) -> None:
     from mechir.encoder.reading import Reading
     from mechir.registry.names import model_name
     from mechir.registry.runs import ANSWERS
+    from mechir.views.tables import terminal_width
 
     record = stored.record
     identity = record["identity"]
-    answer = [textwrap.fill(sentence, width()) for sentence in stored.answer[:ANSWERS]]
+    answer = [textwrap.fill(sentence, terminal_width()) for sentence in stored.answer[:ANSWERS]]
     click.echo("\n".join([*answer, ""]) if answer else "", nl=bool(answer))
     print_table(stored, whole=whole)
     noun = "contrasts" if "fillers" in identity else "pairs"
@@ -104,12 +101,12 @@ def print_answers(registry: Path, record: Mapping[str, Any]) -> None:
             continue
         for answer in section["answers"]:
             text = " ".join(as_text(sentence) for sentence in answer["sentences"])
-            click.echo(f"\n{answer['question']}\n{textwrap.fill(text, width())}")
+            click.echo(f"\n{answer['question']}\n{textwrap.fill(text, tables.terminal_width())}")
         table = links(model=about[0], collection=section["collection"], registry=registry)
         columns = ["site", "links", "exploratory", "effect", "low", "high", "unit", "p_all", "edges", "conflicts"]
         linked = table[[name for name in columns if name in table]].assign(site=table["site"].astype(str))
-        click.echo(f"\n{tables.fitted(linked, width()).text}")
-        click.echo(f"\n{textwrap.fill(as_text(section['lead']), width())}")
+        click.echo(f"\n{tables.fitted(linked, tables.terminal_width()).text}")
+        click.echo(f"\n{textwrap.fill(as_text(section['lead']), tables.terminal_width())}")
 
 
 def _quality(means: list[dict[str, Any]]) -> Iterator[str]:
@@ -182,7 +179,7 @@ def findings(registry: Path, style: str, limit: int | None, holds: bool | None, 
     elif style == "json":
         click.echo(rows.to_json(orient="records", lines=True, force_ascii=False), nl=False)
     else:
-        click.echo(tables.fitted(rows[VIEW], width(), len(rows) + tables.LINES).text)
+        click.echo(tables.fitted(rows[VIEW], tables.terminal_width(), len(rows) + tables.LINES).text)
         more = f"; --limit {len(whole)} prints all" if len(rows) < len(whole) else ""
         shown = f"{len(rows)} of {len(whole)}" if more else f"{len(whole)}"
         click.echo(f"{shown} findings of {whole['run_id'].nunique()} runs{more}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -17,6 +18,7 @@ from mechir.registry.links import edge_verdicts, exploratory, linked
 from mechir.registry.names import model_name
 from mechir.registry.queries import matching
 from mechir.registry.runs import DEFAULT
+from mechir.views.tables import LINES, first_rows, terminal_width
 
 SHOWN = ["measure", "value", "low", "high", "unit", "p_all", "holds", "n_queries", "collection"]
 """The columns of findings that a dossier prints."""
@@ -37,7 +39,10 @@ class Dossier:
     conflicts: tuple[str, ...]
 
     def __str__(self) -> str:
-        return "\n".join([*self._sentences(), self.findings[SHOWN].to_string(**PRINTED)])
+        width = terminal_width()
+        sentences = [textwrap.fill(text, width, subsequent_indent="    ") for text in self._sentences()]
+        shown = first_rows(self.findings[SHOWN], width, len(self.findings) + LINES)
+        return "\n".join([*sentences, shown.text])
 
     __repr__ = __str__
 

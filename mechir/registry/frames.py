@@ -15,6 +15,7 @@ from mechir.circuits import Edge
 from mechir.interventions import Mask
 from mechir.registry.findings import address
 from mechir.sites import Site
+from mechir.views.tables import first_rows, terminal_width
 
 Kind = TypeVar("Kind", bound=type)
 
@@ -37,22 +38,32 @@ def _with_text(*names: str) -> Callable[[Kind], Kind]:
     return decorate
 
 
-def _in_view(name: str, note: Callable[[str], str]) -> Callable[[Any], Any]:
-    """A repr of pandas, limited to the visible columns; `note` formats the sentence that names the hidden ones."""
+def _text_in_view(self: Any) -> str:
+    """What a terminal shows: the first rows of the visible columns, and the names of the hidden ones."""
+    seen = _seen(self)
+    if not len(self) or seen == list(self.columns):
+        return _nothing(self) if not len(self) else str(as_text(self).__repr__())
+    shown = first_rows(as_text(self)[seen], terminal_width())
+    hidden = [str(name) for name in self.columns if name not in seen or name in shown.left_out]
+    rows = f"{shown.rows} of {len(self)} rows; " if shown.rows < len(self) else ""
+    note = f"{rows}and {len(hidden)} more columns: {', '.join(hidden)}"
+    return f"{shown.text}\n{textwrap.fill(note, terminal_width())}"
 
-    @functools.wraps(getattr(pd.DataFrame, name))
-    def method(self: Any) -> Any:
-        if not len(self):
-            return note(f"no rows; columns: {', '.join(map(str, self.columns))}")
-        seen = _seen(self)
-        hidden = [column for column in self.columns if column not in seen]
-        if not hidden:
-            return getattr(as_text(self), name)()
-        shown = getattr(as_text(self)[seen], name)()
-        hint = note(f"and {len(hidden)} more columns: {', '.join(hidden)}")
-        return shown and f"{shown}\n{hint}"  # pandas has no HTML where its option says so
 
-    return method
+def _html_in_view(self: Any) -> Any:
+    """What a notebook shows: the visible columns, and the names of the hidden ones."""
+    if not len(self):
+        return f"<p>{escape(_nothing(self))}</p>"
+    seen = _seen(self)
+    hidden = [str(column) for column in self.columns if column not in seen]
+    shown = as_text(self)[seen]._repr_html_()
+    note = f"and {len(hidden)} more columns: {', '.join(hidden)}"
+    hint = f"<p>{escape(note)}</p>" if hidden else ""
+    return shown and f"{shown}\n{hint}".strip()  # pandas has no HTML where its option says so
+
+
+def _nothing(frame: Any) -> str:
+    return f"no rows; columns: {', '.join(map(str, frame.columns))}"
 
 
 def _seen(frame: pd.DataFrame) -> list[Any]:
@@ -83,8 +94,8 @@ class SiteFrame(pd.DataFrame):
 
     _constructor = property(lambda self: SiteFrame)
     _constructor_sliced = property(lambda self: SiteSeries)
-    __repr__ = _in_view("__repr__", lambda text: textwrap.fill(text, 100))
-    _repr_html_ = _in_view("_repr_html_", lambda text: f"<p>{escape(text)}</p>")
+    __repr__ = _text_in_view
+    _repr_html_ = _html_in_view
 
     def sort_values(self, by: Any, *, key: Callable[[Any], Any] | None = None, **options: Any) -> Any:
         """Sorts as pandas does, sites by kind, layer and unit: h2.1 before h10.0."""

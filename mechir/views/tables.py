@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from typing import NamedTuple
 
@@ -11,9 +12,11 @@ from mechir.views.latex import ESTIMATES, INTERVAL, interval_ends
 
 LINES = 20
 """The most lines of a table that a terminal shows by itself, its header among them."""
+SHORTEST = 24
+"""Letters that are left of a text that is shortened."""
 REFERENCES = 3
 """Rows without an estimate, such as the intact model beside changes, that stand first; more of them stand last."""
-DECIDES = ("p_corrected", "p", "p_draws", "holds")
+DECIDES = ("p_corrected", "p_all", "p", "p_draws", "holds")
 """Columns that go last when a table is too wide: they decide what an estimate is worth."""
 
 
@@ -39,23 +42,53 @@ def fitted(frame: pd.DataFrame, width: int, lines: int = LINES) -> Fitted:
 
     An estimate and its interval share a column, `0.219 [0.187, 0.251]`; a text that is the same in every row stands
     above the table. Of more rows those of the largest |estimate| are shown, or the first where there is none. Columns
-    that do not fit are left out from the right, those of its p last, and never the first and the estimate.
+    that do not fit are shortened, if they are texts, or left out from the right, those of its p last, and never the
+    first and the estimate.
     """
     if frame.empty:
         return Fitted("no rows", 0, [])
     filled = frame.reset_index(drop=True).dropna(axis=1, how="all")
-    main = next((name for name, ends in interval_ends(list(filled.columns)).items() if ends == INTERVAL), "")
-    main = main or next((name for name in ESTIMATES if name in filled), "")
-    filled = _largest(filled, main, lines - 1) if len(filled) >= lines else filled
+    main = _estimate(list(filled.columns))
+    return _laid_out(_largest(filled, main, lines - 1) if len(filled) >= lines else filled, width, lines)
+
+
+def first_rows(frame: pd.DataFrame, width: int, lines: int = LINES) -> Fitted:
+    """The same of the first rows, in their order."""
+    if frame.empty:
+        return Fitted("no rows", 0, [])
+    return _laid_out(frame.reset_index(drop=True).dropna(axis=1, how="all"), width, lines)
+
+
+def terminal_width() -> int:
+    """The letters of a line of this terminal; 80 where there is none, or where it says nothing."""
+    return shutil.get_terminal_size((80, 24)).columns
+
+
+def _estimate(names: list[str]) -> str:
+    """The column of the estimate; empty where there is none."""
+    main = next((name for name, ends in interval_ends(names).items() if ends == INTERVAL), "")
+    return main or next((name for name in ESTIMATES if name in names), "")
+
+
+def _laid_out(filled: pd.DataFrame, width: int, lines: int) -> Fitted:
+    """The rows that have room, below what all of them share."""
+    main = _estimate(list(filled.columns))
     same = {name: str(column.iloc[0]) for name, column in filled.items() if _is_one_text(column)}
     same = dict(list(same.items())[: len(filled.columns) - 1])  # a table keeps a column
     above = textwrap.wrap("; ".join(f"{name} {text}" for name, text in same.items() if text), width)[: lines - 2]
     rows = filled.drop(columns=list(same)).head(lines - 1 - len(above))
     columns = _joined(rows)
+    texts = {name for name, column in rows.items() if not pd.api.types.is_numeric_dtype(column)}
     left_out: list[str] = []
-    while _width(columns) > width and (spare := _spare(list(columns), main)):
-        left_out.insert(0, spare)
-        del columns[spare]
+    while (over := _width(columns) - width) > 0 and (spare := _spare(list(columns), main)):
+        first = next(iter(columns))
+        shorter = first if spare in DECIDES else spare
+        room = max(map(len, columns[shorter])) - over
+        if shorter in texts and room >= max(SHORTEST, len(shorter)):
+            columns[shorter] = [cell if len(cell) <= room else f"{cell[: room - 1]}\u2026" for cell in columns[shorter]]
+        else:
+            left_out.insert(0, spare)
+            del columns[spare]
     table = str(pd.DataFrame(columns).to_string(index=False))
     return Fitted("\n".join([*above, table]), len(rows), left_out)
 
