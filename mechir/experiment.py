@@ -117,6 +117,7 @@ class Experiment:
         reports: whether a report of the registry is written at its end.
         figure: its place among the figures of a report; None behind all that have one.
         answers: the questions of a report that it answers, each with the words of its command.
+        examples: what may stand behind `mechir run NAME`, for its help.
         across: makes one table of several collections' summaries, one below the other with a column `collection`; where
             it is given, `--collection` may be repeated.
     """
@@ -130,6 +131,7 @@ class Experiment:
     reports: ClassVar[bool] = False
     figure: ClassVar[int | None] = None
     answers: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    examples: ClassVar[tuple[str, ...]] = ()
     across: ClassVar[Callable[..., pd.DataFrame] | None] = None
 
     def __init_subclass__(cls, **more: Any) -> None:

@@ -26,6 +26,8 @@ class HeadAttention(HeadPositions):
     `HeadPositions`, which finds the heads in the same way, on one query in three, says what its pattern does.
     """
 
+    examples = ("--heads h1.1,h2.9 --limit-queries 5",)
+
     def cost(self, model: Weights) -> float:
         """Full forwards per contrast, the search for the heads included."""
         return 2.2 + 0.2 * model.cfg.n_layers * model.cfg.n_heads

@@ -46,6 +46,7 @@ class Across(Experiment):
     measured count.
     """
 
+    examples = ("", "--draws 1000")
     forwards = 0.0
 
     draws: int = option(RESAMPLES, "pairings at random, and resamples", least=1)

@@ -39,6 +39,11 @@ class Cut(Experiment):
     name sites that were found on others to say how large the loss is.
     """
 
+    examples = (
+        "--sites h1.1,h2.9 --limit-queries 10",
+        "--masks 'doc<-query@h1.1' --evaluate 'RR(rel=2)@10' --limit-queries 10",
+    )
+
     sites: tuple[str, ...] = option((), "heads, neurons, MLPs or attention layers, such as h1.1,n3.17,mlp2")
     masks: tuple[str, ...] = option(
         (), "directions of attention, such as doc<-query@h1.1", separator=";", repeated=True

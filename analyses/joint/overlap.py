@@ -40,6 +40,7 @@ class Overlap(Experiment):
     measuring the same; and |value| of a measure that is no strength, such as k1, has no order that means anything.
     """
 
+    examples = ("", "--top 5")
     forwards = 0.0
 
     measures: tuple[str, ...] = option(

@@ -80,6 +80,7 @@ class Pathway(Experiment):
     of term frequency alone, the edges of the first two thirds.
     """
 
+    examples = ("--limit-queries 20", "--dry-run")
     is_default = True
     reports = True
     figure = 1

@@ -36,6 +36,7 @@ class Pruning(Importance):
     bottom (most negative), and beside each of the two random sets with as many units of every layer as it has.
     """
 
+    examples = ("--limit-queries 15", "--grid 1,5,10 --draws 40 --dry-run")
     figure = 15
 
     every: int = option(3, "units are ranked on one query in so many", least=2)

@@ -27,6 +27,7 @@ class DirectionAblation(Experiment):
     `--renormalise` cuts before it.
     """
 
+    examples = ("--limit-queries 10", "--renormalise --limit-queries 10")
     figure = 2
 
     renormalise: bool = option(False, "cut before the softmax, so that the other weights take over")

@@ -31,6 +31,7 @@ class LayerSweep(Experiment):
     renormalisation, as in the paper; `--renormalise` cuts before it.
     """
 
+    examples = ("--cut 'doc<-query,cls<-all' --limit-queries 10", "--cut 25 --dry-run")
     figure = 3
 
     cut: tuple[Direction, ...] = option(
