@@ -56,7 +56,9 @@ def test_a_default_is_the_one_that_is_taken() -> None:
             record = told[name]
             assert record is not None
             if default != "" and not isinstance(default, bool):
-                assert f"[default: {default}]" in record[1].replace("; ", ";"), (words, record)
+                assert f"[default: {default}]" in record[1].replace(", ", ","), (words, record)
+            elif default == "":
+                assert re.search(r"by default|found by the run|\[default: none\]", record[1]), (words, record)
 
 
 @pytest.mark.parametrize("columns", [80, 120])

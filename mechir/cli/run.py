@@ -34,6 +34,8 @@ _DIAGNOSTIC = (
     ),
     option("--swap", is_flag=True, help="Run on the perturbed text, take activations from the other."),
 )
+LONG = 40
+"""Letters of a default from which on it may stand on several lines."""
 SEED = click.IntRange(-(2**63), 2**63 - 1)
 _POOL = (
     option("--per-grade", type=COUNT, help="At most N judged documents per grade and query [default: all]."),
@@ -160,10 +162,11 @@ def _option(declared: Option) -> click.Option:
     typed: dict[str, Any] = {"is_flag": True} if kind is bool else {"type": kind}
     if declared.repeated:
         default, typed = list(map(str, declared.default)), typed | {"multiple": True}
-    told = declared.help
-    if default in ("", []) and "default" not in told and "found by the run" not in told:
-        told += " [default: none]"
-    return Flag([declared.flag], default=default, show_default=default not in ("", []), help=told, **typed)
+    written = str(declared.written(declared.default))
+    shown = written if len(written) < LONG else written.replace(",", ", ")  # which lines can break
+    says_it = kind is bool or (not written and re.search(r"\bdefault\b|\bfound by the run\b", declared.help))
+    told = declared.help if says_it else f"{declared.help} [default: {shown or 'none'}]"
+    return Flag([declared.flag], default=default, help=told, **typed)
 
 
 def _run(
