@@ -50,7 +50,7 @@ def diagnostic(
         if name not in PUBLISHED:
             raise MechirError(f"Unknown diagnostic set '{name}': in files there are {', '.join(PUBLISHED)}.")
         if unknown := sorted(given.keys() - {"limit_queries", "per_grade", "seed"}):
-            raise MechirError(f"A set read from files has no {unknown[0]}: only limit_queries, per_grade and seed.")
+            raise MechirError(f"A set read from files has no {unknown[0]}=: only limit_queries=, per_grade= and seed=.")
         result = replace(PUBLISHED[name](folder).limited(**given), folder=folder)
     else:
         result = _of_collection(name, source, model, pool)

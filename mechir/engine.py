@@ -49,7 +49,7 @@ class Shard:
         index, _, of = text.partition("/")
         numbers = all(part.isascii() and part.isdigit() for part in (index, of))
         if not (numbers and int(of) > 0 and int(index) <= int(of)):
-            raise MechirError(f"Cannot read --shard '{text}': write I/N with 0 <= I <= N, e.g. 3/10.")
+            raise MechirError(f"Cannot read shard='{text}': write I/N with 0 <= I <= N, e.g. 3/10.")
         return cls(int(index) % int(of), int(of))
 
 

@@ -63,7 +63,7 @@ def _picture(content: pd.DataFrame | Run, target: Path) -> bytes:
     spec = content.path / "chart.json"
     if not spec.is_file():
         raise MechirError(
-            f"Run {content.id} has no chart.json, as an older mechir drew it: start it again with --fresh."
+            f"Run {content.id} has no chart.json, as an older mechir drew it: start it again with fresh=True."
         )
     from mechir.views import charts
 

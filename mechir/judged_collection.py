@@ -136,7 +136,9 @@ class Collection:
         refuse_counts_below(1, per_grade=per_grade, top_k=top_k, limit_queries=limit_queries)
         refuse_counts_below(0, easy_negatives=easy_negatives)
         if per_grade is not None and (run is not None or top_k is not None):
-            raise MechirError("per_grade samples judged documents and run/top_k takes a run's: give one or the other.")
+            raise MechirError(
+                "per_grade= samples judged documents, and run= and top_k= take a run's: give one or the other."
+            )
         judgments, queries = self.judgments, self._judged_queries(limit_queries)
         judged = [query_id for query_id in queries if query_id in judgments]
         rows: list[Row] = []
@@ -237,7 +239,7 @@ class Collection:
         """BM25's first k documents of each query, without the query itself and grades below 0."""
         if len(self.docs) > BM25_LIMIT:
             raise MechirError(
-                f"'{self.id}' has {len(self.docs)} documents, too many for BM25 here: give a run of it with --run FILE."
+                f"'{self.id}' has {len(self.docs)} documents, too many for BM25 here: give a run of it with run=FILE."
             )
         texts = self.docs.many(list(self.docs))
         queries = {query_id: self.queries[query_id] for query_id in judged}

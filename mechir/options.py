@@ -69,11 +69,6 @@ class Option:
     default: Any = None
 
     @property
-    def flag(self) -> str:
-        """The option on the command line."""
-        return f"--{self.name.replace('_', '-')}"
-
-    @property
     def item(self) -> Any:
         """The kind of a list's items; None where it is no list."""
         return typing.get_args(self.kind)[0] if typing.get_origin(self.kind) is tuple else None
@@ -112,10 +107,10 @@ class Option:
     def _allowed(self, value: Any) -> Any:
         """The value; raises for an unknown word, and for a number out of range."""
         if self.among and value not in self.among:
-            raise MechirError(f"Unknown {self.flag} '{value}': the closest are {closest(value, self.among)}.")
+            raise MechirError(f"Unknown {self.name}='{value}': the closest are {closest(value, self.among)}.")
         outside = (self.least is not None and value < self.least, self.most is not None and value > self.most)
         if any(outside) or (self.positive and value <= 0):
-            raise MechirError(f"{self.flag} is {value:g}: write {self.range}.")
+            raise MechirError(f"{self.name}={value:g} is out of range: write {self.range}.")
         return value
 
     def _scalar(self, given: Any, experiment: str) -> Any:
@@ -124,7 +119,7 @@ class Option:
         number = isinstance(given, numbers.Real) and not switch and bool(abs(float(given)) < LARGEST)  # NaN is not
         whole = number and float(given).is_integer()
         if not {bool: switch, int: whole, float: number, str: isinstance(given, str)}[self.kind]:
-            raise MechirError(f"{self.flag} of '{experiment}' is {given!r}: write {SCALARS[self.kind]}.")
+            raise MechirError(f"{self.name}={given!r} is no value for '{experiment}': write {SCALARS[self.kind]}.")
         return self.kind(given)
 
     def _list(self, given: Any) -> tuple[Any, ...]:
@@ -134,12 +129,12 @@ class Option:
         if not items and self.item in (int, float) and text:
             items = [text]  # only separators: no list of numbers
         if not items and self.not_empty:
-            raise MechirError(f"{self.flag} is empty: write {self.not_empty}.")
+            raise MechirError(f"{self.name}='' is empty: write {self.not_empty}.")
         try:
             values = dict.fromkeys(map(READERS[self.item], items))
         except MechirError as error:
             shown = given if isinstance(given, str) else ",".join(map(str, items))
-            raise MechirError(f"Cannot read {self.flag} '{shown}': {error}") from error
+            raise MechirError(f"Cannot read {self.name}='{shown}': {error}") from error
         known = {word.lower(): word for word in self.among}
         values = {known.get(value.lower(), value): None for value in values} if known else values
         allowed = tuple(map(self._allowed, values))

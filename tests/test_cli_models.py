@@ -39,7 +39,7 @@ def test_named_labels_are_asked_for_by_every_command(capsys: pytest.CaptureFixtu
         code, out, err = call(capsys, *command, "--model", str(entailment))
         assert (code, out) == (2, "")
         assert err.splitlines()[-1].startswith("mechir: The model has 2 labels and no score until you say which one")
-        assert "--relevant-label) one of 0 ('yes'), 1 ('no')." in err
+        assert "--relevant-label one of 0 ('yes'), 1 ('no')." in err
     assert not Path("mechir-registry").exists() and not Path("x.run").exists()
     for label in ("0", "yes"):
         code, _, _ = call(capsys, "score", "--out", "x.run", "--model", str(entailment), "--relevant-label", label)

@@ -86,7 +86,7 @@ def test_one_query_cannot_choose_and_test(toy: HookedEncoder, tmp_path: Path) ->
         MechirError, match=r"One query cannot both find heads or edges and test them: take more, or name"
     ):
         engine.run("lu2025/head_to_heads", toy, diagnostic("tfc1", TOY, limit_queries=1), registry=tmp_path)
-    with pytest.raises(MechirError, match=r"Unknown --ports 'z': the closest are 'v', 'q', 'k'"):
+    with pytest.raises(MechirError, match=r"Unknown ports='z': the closest are 'v', 'q', 'k'"):
         engine.run("lu2025/head_to_heads", toy, diagnostic("tfc1", TOY, limit_queries=2), registry=tmp_path, ports="z")
 
 

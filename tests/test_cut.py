@@ -133,7 +133,7 @@ def test_findings_say_what_is_cut(toy: HookedEncoder, nine: Path, tmp_path: Path
         run = mi.run(CUT, toy, collection, registry=registry, role="matching", ways="zero", draws=1)
         assert set(run.summary["sites"].iloc[0].split(", ")) <= {str(site) for site in rows["site"]}
     with pytest.raises(
-        MechirError, match="No finding of --role matching --label purple on this model holds for a head"
+        MechirError, match="No finding of role='matching', label='purple' on this model holds for a head"
     ):
         mi.run(CUT, toy, collection, registry=registry, role="matching", label="purple")
 
@@ -141,8 +141,8 @@ def test_findings_say_what_is_cut(toy: HookedEncoder, nine: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "There is nothing to cut: name --sites h1.1,h2.9 or --masks"),
-        ({"sites": "h1.1", "role": "matching"}, "--sites and --masks name what is cut, and so do --role"),
+        ({}, "There is nothing to cut: name sites='h1.1,h2.9' or masks="),
+        ({"sites": "h1.1", "role": "matching"}, "sites= and masks= name what is cut, and so do role="),
         ({"sites": "h9.1"}, "Layer 9 is out of range"),
         ({"sites": "h0.9"}, "Head 9 is out of range"),
         ({"sites": "resid0"}, "Cannot ablate 'resid0'"),
@@ -152,7 +152,7 @@ def test_findings_say_what_is_cut(toy: HookedEncoder, nine: Path, tmp_path: Path
         ({"masks": "doc<-query@7"}, "Layer 7 is out of range: the model has layers 0-1"),
         ({"sites": "h1.1", "evaluate": "nDGC@10"}, "Cannot read the ranking measure 'nDGC@10'"),
         ({"sites": "h1.1", "evaluate": ""}, "--evaluate is empty: write a measure such as nDCG@10"),
-        ({"sites": "h1.1", "evaluate": "AP(rel=9)"}, r"--evaluate AP\(rel=9\): no query has a document of grade 9"),
+        ({"sites": "h1.1", "evaluate": "AP(rel=9)"}, r"evaluate='AP\(rel=9\)': no query has a document of grade 9"),
         ({"sites": "h1.1", "groups": {"a": "b"}}, "--groups of 'joint/cut' is"),
         ({"sites": "h1.1", "groups": "none.tsv"}, "There is no file of groups 'none.tsv'"),
         ({"sites": "h1.1", "ways": "half"}, "Unknown --ways 'half'"),

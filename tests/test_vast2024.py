@@ -325,6 +325,6 @@ def test_groups_on_the_command_line(toy: HookedEncoder, tmp_path: Path, capsys: 
 
 
 def test_groups_are_refused_where_they_mean_nothing(toy: HookedEncoder, both: Collections, tmp_path: Path) -> None:
-    with pytest.raises(MechirError, match=r"'vast2025/qk_svd' takes no groups: write --collection without 'in:'\."):
+    with pytest.raises(MechirError, match=r"'vast2025/qk_svd' takes no groups: give a collection without 'in:'\."):
         mi.run("vast2025/qk_svd", toy, both, registry=tmp_path)
     assert not list(tmp_path.iterdir())

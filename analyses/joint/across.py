@@ -27,7 +27,7 @@ from .overlap import measured_by_both
 WHERE = ["model", "model_fingerprint", "collection"]
 HEAD = r"h(\d+)\.\d+"
 NUMBERS = ["effect", "low", "high", "unit"]
-FIRST = "write `mechir run joint/pathway` with another --collection or --model first"
+FIRST = "run joint/pathway on another collection or model first"
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ class Cut(Experiment):
         for measure in measures:
             least = int(measure.params.get("rel", 1))
             if not (inputs.judged["grade"] >= least).any():
-                raise MechirError(f"--evaluate {measure}: no query has a document of grade {least}, so lower its rel.")
+                raise MechirError(f"evaluate='{measure}': no query has a document of grade {least}, so lower its rel.")
         if self.groups:
             there = inputs.judged.drop_duplicates("query_id").set_index("query_id")
             grouped(there, query_groups(self.groups))
@@ -81,12 +81,12 @@ class Cut(Experiment):
         by_findings = any(of_findings.values())
         if not (self.sites or self.masks or by_findings):
             raise MechirError(
-                "There is nothing to cut: name --sites h1.1,h2.9 or --masks 'doc<-query@h1.1', or findings, "
-                "--role matching."
+                "There is nothing to cut: name sites='h1.1,h2.9' or masks='doc<-query@h1.1', or findings, "
+                "role='matching'."
             )
         if (self.sites or self.masks) and by_findings:
             raise MechirError(
-                "--sites and --masks name what is cut, and so do --role, --label and --term: give one or the other."
+                "sites= and masks= name what is cut, and so do role=, label= and term=: give one or the other."
             )
         sites = self.sites or (() if self.masks else _of_findings(inputs, of_findings))
         parsed = [_component(inputs.model, site) for site in sites]
@@ -156,7 +156,7 @@ def _component(model: Weights, text: str) -> Site:
     try:
         (site,) = sites_of(model, Ablate(text).sites)
     except MechirError as error:
-        raise MechirError(f"Cannot cut --sites {text}: {error}") from error
+        raise MechirError(f"Cannot cut sites='{text}': {error}") from error
     return site
 
 
@@ -167,7 +167,7 @@ def _mask(model: Weights, text: str) -> Mask:
         heads_of(model, mask.heads or "h0.0")
         refuse_layers(model, mask.layers)
     except MechirError as error:
-        raise MechirError(f"Cannot cut --masks '{text}': {error}") from error
+        raise MechirError(f"Cannot cut masks='{text}': {error}") from error
     return mask
 
 
@@ -185,8 +185,8 @@ def _of_findings(inputs: Inputs, named: Mapping[str, str]) -> tuple[str, ...]:
         if isinstance(site, Head | Neuron | Mlp | Attn) and getattr(site, "part", "z") in ("z", "out"):
             sites.append(str(site))
     if not sites:
-        said = " ".join(f"--{name} {value}" for name, value in named.items() if value)
-        raise MechirError(f"No finding of {said} on this model holds for a head, neuron or layer: name --sites.")
+        said = ", ".join(f"{name}='{value}'" for name, value in named.items() if value)
+        raise MechirError(f"No finding of {said} on this model holds for a head, neuron or layer: name sites=.")
     return tuple(sites)
 
 

@@ -66,7 +66,7 @@ class SoftTf(Experiment):
         some = first_of_each(pairs if matching else split_queries(pairs, SELECTION)[1], self.per_query)
         if frequencies(model, some, filler=self.filler, words=self.words, seed=self.seed) < FREQUENCIES:
             raise MechirError(
-                f"--words {self.words} leaves no room for the words that are appended: write a smaller number."
+                f"words={self.words} leaves no room for the words that are appended: write a smaller number."
             )
         return replace(self, heads=matching)
 

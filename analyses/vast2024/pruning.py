@@ -69,7 +69,9 @@ class Pruning(Importance):
     def check(self, inputs: Inputs) -> Experiment:
         """Schemes in their order, the target in its normal form; refuses what does not fit."""
         if wrong := [percent for percent in self.grid if not 0 < percent <= 100]:
-            raise MechirError(f"--grid holds {wrong[0]:g}: write per cent above 0 and up to 100, e.g. 1,5, or full.")
+            raise MechirError(
+                f"grid={wrong[0]:g} is no share: write per cent above 0 and up to 100, e.g. 1,5, or full."
+            )
         wanted = _wanted(self.scheme, inputs.source.groups)
         refuse(inputs.source.groups, wanted, self.shares, self.draws)
         refuse_small(inputs.model, self.shares, joint=self.joint)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,13 @@ class Command(click.Command):
         """Writes the options in sections."""
         write_options(self, self.own, ctx, formatter)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; messages name its options as they are given here, `--top-k 3` and not `top_k=3`."""
+        try:
+            return super().invoke(ctx)
+        except MechirError as error:
+            raise MechirError(in_flags(str(error), self.params)) from error
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Raises for an option of one value that is given twice, and for an empty value."""
         given, _, order = self.make_parser(ctx).parse_args(list(args))
@@ -45,6 +53,24 @@ class Command(click.Command):
                 named = param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
                 raise MechirError(f"{named} is empty: give it a value, or leave it out.")
         return super().parse_args(ctx, args)
+
+
+ARGUMENT = re.compile(r"""(?<![\w.'"(=])(?P<name>[a-z]\w*)=(?P<value>'[^']*'|(?:[^\s,;:.)]|[,;:.](?=[^\s]))*)""")
+"""An argument of Python in a message: `top_k=3`, `run='bm25'`, or `out=` alone."""
+ELSEWHERE = {"fresh": "--fresh"}
+"""Options of `mechir run` that the messages of other commands name."""
+
+
+def in_flags(message: str, options: Iterable[click.Parameter]) -> str:
+    """A message with the names of these options as the command line has them."""
+    flags = ELSEWHERE | {one.name or "": one.opts[0] for one in options if isinstance(one, click.Option)}
+
+    def written(found: re.Match[str]) -> str:
+        flag = flags.get(found["name"])
+        value = "" if found["value"] == "True" else found["value"]
+        return found[0] if flag is None else f"{flag} {value}".rstrip()
+
+    return ARGUMENT.sub(written, message)
 
 
 def shared(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -30,7 +30,11 @@ _DIAGNOSTIC = (
     option("--diagnostic", help="What is changed in a text: tfc1, tdc, lnc1, ... [default: tfc1]."),
     option("--data", type=PATH, metavar="DIR", help="A directory with a published diagnostic set."),
     option(
-        "--filler", multiple=True, metavar="WORD", help="A word of one word piece; may be repeated [default: a, the]."
+        "--filler",
+        "fillers",
+        multiple=True,
+        metavar="WORD",
+        help="Of one word piece; may be repeated [default: a, the].",
     ),
     option("--swap", is_flag=True, help="Run on the perturbed text, take activations from the other."),
 )
@@ -166,7 +170,7 @@ def _option(declared: Option) -> click.Option:
     shown = written if len(written) < LONG else written.replace(",", ", ")  # which lines can break
     says_it = kind is bool or (not written and re.search(r"\bdefault\b|\bfound by the run\b", declared.help))
     told = declared.help if says_it else f"{declared.help} [default: {shown or 'none'}]"
-    return Flag([declared.flag], default=default, help=told, **typed)
+    return Flag([f"--{declared.name.replace('_', '-')}"], default=default, help=told, **typed)
 
 
 def _run(
@@ -187,7 +191,7 @@ def _run(
     from mechir.encoder.default import load
 
     rules = rules_of(rest)
-    contrasts: dict[str, Any] = {key: rest.pop(key) for key in ("diagnostic", "data", "filler", "swap") if key in rest}
+    contrasts: dict[str, Any] = {key: rest.pop(key) for key in ("diagnostic", "data", "fillers", "swap") if key in rest}
     part = engine.Shard.parse(shard)
     if collections == (None,) and contrasts.get("data") is None and rest["limit_queries"] is None:
         defaults: dict[str, int] = {"limit_queries": DEFAULT_QUERIES} | dict(experiment.embedded)
@@ -296,7 +300,7 @@ def _source(
         if not data.is_dir():
             raise MechirError(f"There is no directory '{data}': give that of the published files.")
     source = data or open_collection(collection or "embedded", **rules)
-    fillers, sample = contrasts["filler"] or FILLERS, {name: pool[name] for name in pool if name != "max_length"}
+    fillers, sample = contrasts["fillers"] or FILLERS, {name: pool[name] for name in pool if name != "max_length"}
     name = contrasts["diagnostic"] or "tfc1"
     sampled = diagnostic(name, source, fillers=fillers, swap=contrasts["swap"], model=model, **sample)
     return sampled, Pool(max_length=pool["max_length"])

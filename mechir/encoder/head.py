@@ -49,7 +49,7 @@ class ClassificationHead(nn.Module):
             listed = ", ".join(f"{number} ('{name}')" for number, name in enumerate(self.labels))
             raise MechirError(
                 f"The model has {self.n_labels} labels and no score until you say which one is relevance: "
-                f"load it with relevant_label= (on the command line --relevant-label) one of {listed}."
+                f"load it with relevant_label= one of {listed}."
             )
         return self.relevant_label
 
