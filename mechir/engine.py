@@ -7,10 +7,11 @@ chart and findings (`finish`).
 
 from __future__ import annotations
 
+import difflib
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,12 @@ def asked_for(experiment: Experiment | type[Experiment] | str | Path, chosen: Ma
     kind = load_experiment(experiment) if isinstance(experiment, str | Path) else experiment
     if not (isinstance(kind, type) and issubclass(kind, Experiment)):
         raise MechirError(f"{experiment!r:.60} is no experiment: give its name, a .py file, or a value of its class.")
+    pool = [field.name for field in fields(Pool)]
+    for name in chosen.keys() - kind.options().keys():
+        if meant := difflib.get_close_matches(name, pool, n=1, cutoff=0.8):
+            raise MechirError(
+                f"'{kind.name}' has no option '{name}': choose the pairs by pool=mechir.Pool({meant[0]}=...)."
+            )
     return kind.chosen(**chosen)
 
 

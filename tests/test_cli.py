@@ -260,7 +260,7 @@ def test_convert_and_fetch(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "vast2025/table_1"], r"Unknown experiment 'vast2025/table_1'. The closest are 'vast2025/"),
+        (["run", "vast2025/table_1"], r"Unknown experiment 'vast2025/table_1': the closest are 'vast2025/"),
         (["run", "--model", "./nowhere"], "There is no directory './nowhere'"),
         (["run", "--collection", "./nowhere"], "There is no directory './nowhere'"),
         (["run", "--shard", "3"], "Cannot read --shard '3': write I/N"),

@@ -90,7 +90,7 @@ def test_few_unknown_judgments_are_left_out_counted_and_said(folder: Path) -> No
     ("name", "message"),
     [
         ("./nowhere", r"There is no directory './nowhere'"),
-        ("msmarco-passage/trec-dl-2019/juged", r"The closest ids are 'msmarco-passage/trec-dl-2019/judged'"),
+        ("msmarco-passage/trec-dl-2019/juged", r"the closest ids are 'msmarco-passage/trec-dl-2019/judged'"),
     ],
 )
 def test_a_name_that_is_nothing_is_refused(name: str, message: str) -> None:

@@ -180,7 +180,7 @@ def test_an_estimate_counts_forwards(toy: HookedEncoder) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("vast2025/direction_ablatoin", r"Unknown experiment '.*'. The closest are 'vast2025/direction_ablation'"),
+        ("vast2025/direction_ablatoin", r"Unknown experiment '.*': the closest are 'vast2025/direction_ablation'"),
         (
             "nowhere.py",
             r"There is no file 'nowhere.py': give that of an experiment, or a name such as 'chen2024/block_maps'",

@@ -229,8 +229,8 @@ def test_masking_chosen_heads_leaves_the_others_alone(model: HookedEncoder) -> N
     ("make", "message"),
     [
         (lambda: mi.Mask("doc->query"), r"Cannot read 'doc->query'.*For what query takes from doc, write 'query<-doc'"),
-        (lambda: mi.Mask("doc query"), r"Cannot read 'doc query' as a direction. Write reader<-source"),
-        (lambda: mi.Mask("doc<-title"), r"Unknown segment 'title' in 'title'. Write one of cls, query, sep1, doc"),
+        (lambda: mi.Mask("doc query"), r"Cannot read 'doc query' as a direction: write reader<-source"),
+        (lambda: mi.Mask("doc<-title"), r"Unknown segment 'title': the closest is '.*', of cls, query, sep1, doc"),
         (lambda: mi.Mask("doc<-pad"), r"The source of a direction must hold tokens, not 'pad'"),
         (lambda: mi.Mask("doc<-query", layers=[]), r"names no layer: count from 0"),
         (lambda: mi.Mask("doc<-query", layers=-1), r"layers=-1 names no layer"),
@@ -239,7 +239,7 @@ def test_masking_chosen_heads_leaves_the_others_alone(model: HookedEncoder) -> N
         (lambda: mi.Mask.parse("doc<-query@5-2"), r"Cannot read '@5-2'.*write @0-5, @0,3"),
         (lambda: mi.Mask.parse("doc<-query@hmlp3"), r"Cannot read 'hmlp3' as a site"),
         (lambda: mi.Ablate("resid0"), r"Cannot ablate 'resid0': write a head"),
-        (lambda: mi.Ablate("x8"), r"Cannot read 'x8' as a site. Write h8.1"),
+        (lambda: mi.Ablate("x8"), r"Cannot read 'x8' as a site: write h8.1"),
         (lambda: mi.Ablate("h1.1", 0.5), r"Cannot ablate with 0.5: write with_=means"),
     ],
 )

@@ -191,7 +191,7 @@ def test_three_labels_have_no_score_until_one_is_named(checkpoints: Checkpoints)
 
 
 def test_an_unknown_readout_is_refused(tiny: HookedEncoder) -> None:
-    with pytest.raises(MechirError, match=r"Unknown readout 'logit'. Write one of score, log_p, p"):
+    with pytest.raises(MechirError, match=r"Unknown readout 'logit': write one of score, log_p, p"):
         tiny.score(PAIRS, readout="logit")
 
 

@@ -224,6 +224,7 @@ def export(out: str, run_id: str | None, links: bool, digits: int, registry: Pat
     With --run RUN the table of a run, or as .png, .svg or .pdf its chart; with --links the table of links.
     """
     from mechir.exporting import export as export_
+    from mechir.exporting import refuse_unknown
     from mechir.registry.findings import VIEW
     from mechir.registry.links import links as links_
     from mechir.registry.queries import matching
@@ -232,6 +233,7 @@ def export(out: str, run_id: str | None, links: bool, digits: int, registry: Pat
     allowed = {"model", "collection"} if links else set() if run_id else filters.keys()
     if wrong := [name for name, value in filters.items() if value is not None and name not in allowed]:
         raise MechirError(f"--{wrong[0].replace('_', '-')} asks findings: leave out {'--links' if links else '--run'}.")
+    refuse_unknown(out)
     if links and run_id:
         raise MechirError("--links and --run are two tables: give one of them.")
     if run_id:
