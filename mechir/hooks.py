@@ -90,10 +90,10 @@ def _meant(given: Any) -> str:
     """What to write in the place of something that is no intervention: a site is ablated, a direction cut."""
     if isinstance(given, type):
         return f"{given.__name__}(...) or Ablate(Head(8, 1))"
-    for read, written in ((as_site, "Ablate"), (Direction.parse, "Mask")):
+    readers: dict[str, Callable[[Any], Any]] = {"Ablate": as_site, "Mask": Direction.parse}
+    for written, read in readers.items() if isinstance(given, str | Site) else ():
         try:
-            if isinstance(given, str | Site):
-                return f"{written}('{read(given)}')"
+            return f"{written}('{read(given)}')"
         except MechirError:
             continue
     return "Mask('doc<-query') or Ablate(Head(8, 1))"

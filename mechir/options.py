@@ -23,7 +23,7 @@ import pandas as pd
 
 from mechir.errors import MechirError, closest
 from mechir.segments import Direction
-from mechir.sites import Head, as_site
+from mechir.sites import Head, Site, as_site
 
 SCALARS: dict[Any, str] = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 """The kinds of options that are no list, and their names in messages."""
@@ -124,7 +124,8 @@ class Option:
 
     def _list(self, given: Any) -> tuple[Any, ...]:
         text = self.aliases.get(given.strip(), given) if isinstance(given, str) else given
-        alone = isinstance(text, self.item) or not isinstance(text, Iterable)
+        place = self.item in (Head, Site) and isinstance(text, tuple) and isinstance(as_site(text), Head)
+        alone = place or isinstance(text, self.item) or not isinstance(text, Iterable)
         items = self._split(text) if isinstance(text, str) else [text] if alone else list(text)
         if not items and self.item in (int, float) and text:
             items = [text]  # only separators: no list of numbers
@@ -138,11 +139,11 @@ class Option:
         known = {word.lower(): word for word in self.among}
         values = {known.get(value.lower(), value): None for value in values} if known else values
         allowed = tuple(map(self._allowed, values))
-        order = self.among.index if self.among else _as_read if self.item is Direction else None
+        order: Any = self.among.index if self.among else {Direction: _as_read, Site: str}.get(self.item)
         return allowed if self.in_order else tuple(sorted(allowed, key=order))
 
     def _split(self, text: str) -> list[str]:
-        spaced = self.separator == "," and self.item in (Head, int, float)
+        spaced = self.separator == "," and self.item in (Head, Site, int, float)
         pattern = r"[\s,]+" if spaced else self.separator
         return [part.strip() for part in re.split(pattern, text) if part.strip()]
 
@@ -163,6 +164,13 @@ def _head(item: Any) -> Head:
         raise MechirError(f"'{site}' has no attention: write heads, such as h8.1.")
     if site.part != "z":
         raise MechirError(f"'{site}' is a part of a head: write h{site.layer}.{site.head}.")
+    return site
+
+
+def _site(item: Any) -> Site:
+    site = as_site(item)
+    if not isinstance(site, Site):
+        raise MechirError(f"{item!r:.60} is no site: write h8.1 (head), n5.1203 (neuron), mlp3 or attn3.")
     return site
 
 
@@ -191,6 +199,7 @@ def _as_read(direction: Direction) -> tuple[bool, int, int]:
 
 READERS: dict[Any, Callable[[Any], Any]] = {
     Head: _head,
+    Site: _site,
     Direction: Direction.parse,
     int: _whole,
     float: _number,

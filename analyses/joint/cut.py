@@ -14,7 +14,7 @@ from mechir.measures import WITHOUT_SET, stated
 from mechir.methods.checks import relevant_there
 from mechir.methods.cut_ranking import WAYS, cut_table, filled, interventions, sets_of, ways_of
 from mechir.methods.evaluation import grouped, ranking_measures
-from mechir.methods.query_groups import query_groups
+from mechir.methods.query_groups import query_groups, unmatched
 from mechir.model_sites import heads_of, refuse_layers, sites_of
 from mechir.options import frame, option
 from mechir.pair import Pair
@@ -44,7 +44,7 @@ class Cut(Experiment):
         "--masks 'doc<-query@h1.1' --evaluate 'RR(rel=2)@10' --limit-queries 10",
     )
 
-    sites: tuple[str, ...] = option((), "heads, neurons, MLPs or attention layers, such as h1.1,n3.17,mlp2")
+    sites: tuple[Site, ...] = option((), "heads, neurons, MLPs or attention layers, such as h1.1,n3.17,mlp2")
     masks: tuple[str, ...] = option(
         (), "directions of attention, such as doc<-query@h1.1", separator=";", repeated=True
     )
@@ -91,8 +91,8 @@ class Cut(Experiment):
         sites = self.sites or (() if self.masks else _of_findings(inputs, of_findings))
         parsed = [_component(inputs.model, site) for site in sites]
         masks = [_mask(inputs.model, mask) for mask in self.masks]
-        named_sites, named_masks, named_measures = (tuple(map(str, some)) for some in (parsed, masks, measures))
-        normal = replace(self, sites=named_sites, masks=named_masks, evaluate=named_measures)
+        named_masks, named_measures = (tuple(map(str, some)) for some in (masks, measures))
+        normal = replace(self, sites=tuple(parsed), masks=named_masks, evaluate=named_measures)
         return replace(normal, role="", label="", term="")
 
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Pair]]:
@@ -100,7 +100,9 @@ class Cut(Experiment):
         sets, notes = sets_of(inputs.model, self.sites, self.masks, self.draws, self.seed)
         for note in notes:
             inputs.say(f"random sets: {note}")
-        hooks = tuple(dict.fromkeys(parse_site(site).hook.split(".", 2)[2] for site in self.sites))
+        if self.groups and (told := unmatched(query_groups(self.groups), inputs.judged["query_id"])):
+            inputs.say(told)
+        hooks = tuple(dict.fromkeys(site.hook.split(".", 2)[2] for site in self.sites))
         wanted = [way for way in ways_of(self.sites, self.ways) if way in ("mean", "resample")]
         frames = [_activations(inputs, way, hooks, self.seed).assign(way=way) for way in wanted]
         return replace(self, sets=sets, filling=pd.concat(frames) if frames else self.filling), inputs.material
@@ -113,7 +115,7 @@ class Cut(Experiment):
         """`cut_table`, with what was cut in `sites`."""
         groups = query_groups(self.groups) if self.groups else {}
         table = cut_table(run.rows, run.judged, ranking_measures(self.evaluate), groups, ways_of(self.sites, self.ways))
-        return table.assign(sites=", ".join([*self.sites, *self.masks]))
+        return table.assign(sites=", ".join(map(str, [*self.sites, *self.masks])))
 
     def findings(self, run: Finished) -> pd.DataFrame:
         """The loss of the ranking beyond random sets, of all queries."""
@@ -151,12 +153,12 @@ class Cut(Experiment):
         )  # fmt: skip
 
 
-def _component(model: Weights, text: str) -> Site:
+def _component(model: Weights, named: Site) -> Site:
     """A component of the model; raises for anything else."""
     try:
-        (site,) = sites_of(model, Ablate(text).sites)
+        (site,) = sites_of(model, Ablate(named).sites)
     except MechirError as error:
-        raise MechirError(f"Cannot cut sites='{text}': {error}") from error
+        raise MechirError(f"Cannot cut sites='{named}': {error}") from error
     return site
 
 
@@ -171,7 +173,7 @@ def _mask(model: Weights, text: str) -> Mask:
     return mask
 
 
-def _of_findings(inputs: Inputs, named: Mapping[str, str]) -> tuple[str, ...]:
+def _of_findings(inputs: Inputs, named: Mapping[str, str]) -> tuple[Site, ...]:
     """The components of the findings that hold for this model, by their role, label and term."""
     filters = {name: value for name, value in named.items() if value and name != "label"}
     rows = held(matching(inputs.registry, filters, model=inputs.model.fingerprint, newest=True))
@@ -183,7 +185,7 @@ def _of_findings(inputs: Inputs, named: Mapping[str, str]) -> tuple[str, ...]:
         except MechirError:
             continue  # a direction, an edge, or a set, which is no component
         if isinstance(site, Head | Neuron | Mlp | Attn) and getattr(site, "part", "z") in ("z", "out"):
-            sites.append(str(site))
+            sites.append(site)
     if not sites:
         said = ", ".join(f"{name}='{value}'" for name, value in named.items() if value)
         raise MechirError(f"No finding of {said} on this model holds for a head, neuron or layer: name sites=.")
