@@ -152,7 +152,7 @@ def asked_for(experiment: Experiment | type[Experiment] | str | Path, chosen: Ma
     kind = load_experiment(experiment) if isinstance(experiment, str | Path) else experiment
     if not (isinstance(kind, type) and issubclass(kind, Experiment)):
         raise MechirError(f"{experiment!r:.60} is no experiment: give its name, a .py file, or a value of its class.")
-    pool = [field.name for field in fields(Pool)]
+    pool = [field.name for field in fields(Pool) if field.name != "seed"]  # which an experiment may have too
     for name in chosen.keys() - kind.options().keys():
         if meant := difflib.get_close_matches(name, pool, n=1, cutoff=0.8):
             raise MechirError(

@@ -30,6 +30,14 @@ SCALARS: dict[Any, str] = {bool: "True or False", int: "a whole number", float: 
 LARGEST = 2**63
 """Numbers reach up to here: what a random generator takes as a seed."""
 OPTION = "option"
+BY_MEASURES: dict[str, Any] = {
+    "says": "measures of ir_measures, such as RR(rel=2)@10; may be repeated",
+    "separator": ";",
+    "in_order": True,
+    "repeated": True,
+    "not_empty": "a measure such as nDCG@10",
+}
+"""What options for measures of ranking quality are: `evaluate: tuple[str, ...] = option((NDCG,), **BY_MEASURES)`."""
 OR_FOUND = "with commas; found by the run where none are named"
 """The end of the sentence of an option for heads."""
 

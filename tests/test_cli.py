@@ -97,7 +97,7 @@ def test_an_experiment_s_options_come_from_its_signature(capsys: pytest.CaptureF
     assert "doc<-query@0-1" in out
     (run,) = (tmp_path / "mechir-registry" / "runs").iterdir()
     identity = json.loads((run / "run.json").read_text())["identity"]
-    assert identity["options"] == {"cut": "doc<-query", "renormalise": True}
+    assert identity["options"] == {"cut": "doc<-query", "renormalise": True, "evaluate": "nDCG@10"}
     assert identity["pool"]["limit_queries"] == 2
 
 

@@ -245,7 +245,7 @@ def test_bm25_finds_the_documents_with_the_words(folder: Path) -> None:
         ({"top_k": -1}, r"top_k=-1 asks for nothing: write 1 or more"),
         ({"limit_queries": -1}, r"limit_queries=-1 asks for nothing: write 1 or more"),
         ({"easy_negatives": -3}, r"easy_negatives=-3 asks for nothing: write 0 or more"),
-        ({"run": "none"}, r"There is no run file 'none'; 'toy' has none of its own"),
+        ({"run": "none"}, r"There is no run file 'none', and 'toy' has none of its own: give the path of one"),
         ({"run": "../x"}, r"There is no run file '../x'"),
     ],
 )

@@ -40,7 +40,7 @@ def test_half_of_the_highest_grade_is_relevant(tmp_path: Path) -> None:
     assert thresholds(both, f"{TOY.name}:1") == {TOY.name: 1, "binary": 1}
     assert thresholds(both, format_thresholds(thresholds(both))) == thresholds(both)
     for text, said in (
-        ("x", r"Cannot read relevant='x': write a grade above 0, or NAME:GRADE with commas\."),
+        ("x", r"Cannot read relevant='x': write a grade above 0, or NAME:GRADE with commas, where NAME is toy\."),
         ("other:1", r"Cannot read relevant='other:1'"),
         (
             str(highest + 1),

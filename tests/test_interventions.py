@@ -228,7 +228,7 @@ def test_masking_chosen_heads_leaves_the_others_alone(model: HookedEncoder) -> N
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: mi.Mask("doc->query"), r"Cannot read 'doc->query'.*For what query takes from doc, write 'query<-doc'"),
+        (lambda: mi.Mask("doc->query"), r"Cannot read 'doc->query'.*for what query takes from doc, write 'query<-doc'"),
         (lambda: mi.Mask("doc query"), r"Cannot read 'doc query' as a direction: write reader<-source"),
         (lambda: mi.Mask("doc<-title"), r"Unknown segment 'title': the closest is '.*', of cls, query, sep1, doc"),
         (lambda: mi.Mask("doc<-pad"), r"The source of a direction must hold tokens, not 'pad'"),
@@ -256,7 +256,7 @@ def test_bad_interventions_are_refused(make: object, message: str) -> None:
         (mi.Ablate("h1.4"), r"Head 4 is out of range: layer 1 has heads 0-3"),
         (mi.Ablate("n1.48"), r"Neuron 48 is out of range: layer 1 has neurons 0-47"),
         (mi.Ablate("mlp3"), r"Layer 3 is out of range"),
-        ("h1.1", r"'h1.1' is no intervention: write e.g. Mask\('doc<-query'\)"),
+        ("h1.1", r"'h1.1' is no intervention: write e.g. Ablate\('h1.1'\)"),
         (5, r"5 is no intervention: write e.g. Mask"),
         (mi.Ablate, r"Ablate'> is no intervention: write e.g. Ablate\(\.\.\.\) or "),
         (["h1.1"], r"'h1.1' is no intervention"),

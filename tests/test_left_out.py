@@ -159,7 +159,7 @@ def test_what_cannot_be_used_is_left_out_up_to_a_share(
 def test_a_share_of_judgments_at_its_bound(folder: Path, opened: Opened) -> None:
     lines = [f"q1 0 x{k} 1\n" for k in range(28)]
     append(folder / "qrels.txt", "".join(lines))  # 28 of 100: 0.28 * 100 is 28.000000000000004
-    with pytest.raises(MechirError, match=r"^28 of 100 judgments .*q1/x2, \.\.\.\): over 27 %; .* leave_out=0.28 "):
+    with pytest.raises(MechirError, match=r"^28 of 100 judgments .*q1/x2, \.\.\.\): over 27 %; .* leave_out=0.28"):
         opened(leave_out=0.27).pairs()
     with pytest.warns(UserWarning, match=r"28 of 100"):
         assert opened(leave_out=0.28).pairs() == mi.collection(TOY).pairs()
@@ -169,7 +169,7 @@ def test_an_empty_query_is_left_out(folder: Path, opened: Opened) -> None:
     text = (folder / "queries.tsv").read_text().split("\n")
     (folder / "queries.tsv").write_text("\n".join(["q1\t ", *text[1:]]))
     with pytest.raises(
-        MechirError, match=r"^1 of 6 judged queries of .* \(query that is empty: q1\): over 1 %; .* leave_out=0.17 "
+        MechirError, match=r"^1 of 6 judged queries of .* \(query that is empty: q1\): over 1 %; .* leave_out=0.17"
     ):
         opened().pairs()
     with pytest.warns(UserWarning, match=r"1 of 6 judged queries"):

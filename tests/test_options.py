@@ -323,7 +323,7 @@ def test_the_messages_say_what_to_write(toy: HookedEncoder, nine: Collection) ->
         ("attention_contrast", {"weak": 0, "delta": -1}, r"delta=-1 is out of range: write 0 or more\."),
         ("attention_contrast", {"weak": 3}, r"relevant= and weak= are both 3"),
         ("qk_projection", {"heads": "h0.1,h2.99"}, r"Cannot read heads='h0.1,h2.99': Layer 2 is out of range .*the model has layers 0-1"),
-        ("qk_projection", {"heads": "h0.1,h1.9"}, r"Cannot read heads= .*: Head 9 is out of range: layer 1 has heads 0-3\."),
+        ("qk_projection", {"heads": "h0.1,h1.9"}, r"Cannot read heads=.*: Head 9 is out of range: layer 1 has heads 0-3\."),
         ("qk_projection", {"strongest": 0, "others": 0}, r"strongest=0 and others=0 leave nothing"),
         ("cls_lens", {"relevant": 9}, r"No pair has grade 9 or more: the grades are \[0, 1, 2, 3\]; write relevant= with one that parts them"),
     ]  # fmt: skip

@@ -11,12 +11,12 @@ from mechir.errors import MechirError
 from mechir.experiment import Experiment, Finished, Inputs
 from mechir.interventions import Ablate, Mask
 from mechir.measures import WITHOUT_SET, stated
-from mechir.methods.checks import relevant_there
+from mechir.methods.checks import measures_there, relevant_there
 from mechir.methods.cut_ranking import WAYS, cut_table, filled, interventions, sets_of, ways_of
-from mechir.methods.evaluation import grouped, ranking_measures
+from mechir.methods.evaluation import NDCG, grouped, ranking_measures
 from mechir.methods.query_groups import query_groups, unmatched
 from mechir.model_sites import heads_of, refuse_layers, sites_of
-from mechir.options import frame, option
+from mechir.options import BY_MEASURES, frame, option
 from mechir.pair import Pair
 from mechir.registry.evidence import held
 from mechir.registry.queries import matching
@@ -51,10 +51,7 @@ class Cut(Experiment):
     role: str = option("", "cut the components of findings in this role that hold, such as matching")
     label: str = option("", "and of these only findings with this label, such as lexical")
     term: str = option("", "and only those of this part of BM25, such as tf")
-    evaluate: tuple[str, ...] = option(
-        ("nDCG@10",), "measures of ir_measures, such as RR(rel=2)@10", separator=";", in_order=True, repeated=True,
-        not_empty="a measure such as nDCG@10",
-    )  # fmt: skip
+    evaluate: tuple[str, ...] = option((NDCG,), **BY_MEASURES)
     groups: str = option("", "a file of lines query_id<TAB>group: effects by group, and their difference")
     ways: tuple[str, ...] = option(WAYS, "what takes the place of an activation", among=WAYS, not_empty="zero, mean")
     draws: int = option(20, "random sets beside it", least=1)
@@ -69,11 +66,7 @@ class Cut(Experiment):
     def check(self, inputs: Inputs) -> Experiment:
         """The components, the measures and the groups in normal form; refuses what does not fit."""
         relevant_there(inputs.judged)
-        measures = ranking_measures(self.evaluate)
-        for measure in measures:
-            least = int(measure.params.get("rel", 1))
-            if not (inputs.judged["grade"] >= least).any():
-                raise MechirError(f"evaluate='{measure}': no query has a document of grade {least}, so lower its rel.")
+        measures = measures_there(inputs.judged, self.evaluate)
         if self.groups:
             there = inputs.judged.drop_duplicates("query_id").set_index("query_id")
             grouped(there, query_groups(self.groups))
@@ -91,8 +84,7 @@ class Cut(Experiment):
         sites = self.sites or (() if self.masks else _of_findings(inputs, of_findings))
         parsed = [_component(inputs.model, site) for site in sites]
         masks = [_mask(inputs.model, mask) for mask in self.masks]
-        named_masks, named_measures = (tuple(map(str, some)) for some in (masks, measures))
-        normal = replace(self, sites=tuple(parsed), masks=named_masks, evaluate=named_measures)
+        normal = replace(self, sites=tuple(parsed), masks=tuple(map(str, masks)), evaluate=measures)
         return replace(normal, role="", label="", term="")
 
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Pair]]:

@@ -13,6 +13,7 @@ from mechir.contrasts import ROLES, Contrast, encode_contrasts
 from mechir.diagnostics import Term
 from mechir.errors import MechirError, closest
 from mechir.methods.conductance import KIND, unit_readers
+from mechir.methods.evaluation import ranking_measures
 from mechir.methods.matching import contrasts_of
 from mechir.methods.patching import place_name, places
 from mechir.methods.targets import Target
@@ -92,6 +93,16 @@ def relevant_there(judged: pd.DataFrame) -> None:
     """Raises for a pool whose queries have no relevant document, so that there is no nDCG."""
     if not (judged["grade"] > 0).any():
         raise MechirError("No query of this pool has a relevant document (grade 1 or more), so there is no nDCG.")
+
+
+def measures_there(judged: pd.DataFrame, evaluate: Sequence[str]) -> tuple[str, ...]:
+    """The measures of ranking quality in normal form; raises for one that finds no document relevant enough."""
+    measures = ranking_measures(evaluate)
+    for measure in measures:
+        least = int(measure.params.get("rel", 1))
+        if not (judged["grade"] >= least).any():
+            raise MechirError(f"evaluate='{measure}': no query has a document of grade {least}, so lower its rel.")
+    return tuple(map(str, measures))
 
 
 def heads_there(model: Reranker, heads: Sequence[Head], name: str = "heads") -> None:

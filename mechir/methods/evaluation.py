@@ -24,6 +24,8 @@ NAMES = ("nDCG", "RR", "AP", "P", "R", "Rprec", "IPrec", "Success")
 """The measures of ir_measures that ask for nothing but judgments and a ranking."""
 DRAWS = 20
 """Random orders of tied documents that a value is averaged over, where there is no closed form."""
+NDCG = "nDCG@10"
+"""The measure where none is named."""
 ALL = "all"
 INTACT = "original"
 NEAR = 0.1
@@ -70,6 +72,12 @@ def _measure(given: Any) -> Any:
     return measure
 
 
+def in_closed_form(measure: Any) -> bool:
+    """Whether the mean over all orders of tied documents is known: of nDCG, and of RR without cutoff."""
+    names = set(measure.params)
+    return bool((measure.NAME == "nDCG" and names <= {"cutoff"}) or (measure.NAME == "RR" and names <= {"rel"}))
+
+
 def per_query(
     scores: pd.DataFrame, judged: pd.DataFrame, measure: Any, *, ties: float | int = ranking.TIE
 ) -> pd.Series:
@@ -79,11 +87,10 @@ def per_query(
     documents (`ranking.ndcg`, `ranking.mrr`), others the mean over 20 random orders, by a seed of the query. Without
     ties a value is that of ir_measures.
     """
-    names = set(measure.params)
     cutoff, relevant = measure.params.get("cutoff", WHOLE), int(measure.params.get("rel", 1))
-    if measure.NAME == "nDCG" and names <= {"cutoff"}:
+    if in_closed_form(measure) and measure.NAME == "nDCG":
         return ranking.ndcg(scores, judged, cutoff, ties=ties).set_index("query_id")["value"]
-    if measure.NAME == "RR" and names <= {"rel"}:
+    if in_closed_form(measure):
         return ranking.mrr(scores, judged, relevant, ties=ties).set_index("query_id")["value"]
     qrels: dict[str, dict[str, int]] = {}
     for query_id, doc_id, grade in judged[["query_id", "doc_id", "grade"]].itertuples(index=False):
@@ -160,7 +167,7 @@ def evaluate(
         MechirError: for a measure that is none, rows without the columns, a pair that stands twice, a grade that is no
             whole number, no judgments, no query that counts, and groups without a query.
     """
-    ranked_by = ranking_measures(measures or ("nDCG@10",))
+    ranked_by = ranking_measures(measures or (NDCG,))
     if not 0 <= ties < math.inf:
         raise MechirError(f"ties={ties} is no distance of scores: write 0 or more.")
     rows, judged = _checked(rows, judged)

@@ -117,10 +117,14 @@ def random_ndcg(pool: pd.DataFrame, judged: pd.DataFrame, k: int = 10) -> pd.Dat
 
 
 def random_draws(
-    pool: pd.DataFrame, judged: pd.DataFrame, k: int = 10, *, draws: int = 1000, seed: int = 0
+    pool: pd.DataFrame, judged: pd.DataFrame, k: int = 10, *, measure: Any = None, draws: int = 1000, seed: int = 0
 ) -> np.ndarray:
-    """The mean nDCG@k over queries of each of `draws` random rankings of the pool: the papers' random baseline."""
-    total, relevant = np.zeros(draws), _relevant(judged)
+    """The mean nDCG@k over queries of each of `draws` random rankings of the pool: the papers' random baseline.
+
+    `measure` of ir_measures: in the place of nDCG@k.
+    """
+    by = ir_measures.nDCG @ k if measure is None else measure
+    total, relevant = np.zeros(draws), _relevant(judged, int(by.params.get("rel", 1)))
     pools = pool[pool["query_id"].isin(relevant)].sort_values("doc_id").groupby("query_id", sort=False)["doc_id"]
     for query_id, ids in pools:
         grades = judged[judged["query_id"] == query_id].set_index("doc_id")["grade"].clip(lower=0).astype(int).to_dict()
@@ -128,7 +132,7 @@ def random_draws(
         # Ranks are handed over as distinct scores, so that trec_eval's own rule for ties (by document id) never acts.
         orders = {str(draw): generator.permutation(documents).tolist() for draw in range(draws)}
         runs = {draw: {doc_id: -float(rank) for rank, doc_id in enumerate(order)} for draw, order in orders.items()}
-        for value in ir_measures.iter_calc([ir_measures.nDCG @ k], dict.fromkeys(orders, grades), runs):
+        for value in ir_measures.iter_calc([by], dict.fromkeys(orders, grades), runs):
             total[int(value.query_id)] += value.value
     return total / pools.ngroups
 
