@@ -121,5 +121,5 @@ def test_options_of_experiments_say_by_themselves_whether_they_may_be_empty() ->
 
 def test_which_options_may_be_repeated() -> None:
     assert {param.name for _, command in EVERY for param in command.params if getattr(param, "multiple", False)} == {
-        "mask", "ablate", "filler", "collection", "masks", "evaluate",
+        "mask", "ablate", "fillers", "collection", "masks", "evaluate",
     }  # fmt: skip

@@ -142,7 +142,7 @@ def test_overlap_without_two_measures_names_the_experiments_to_run(
     with pytest.raises(MechirError, match="No measure 'thre' orders heads here: the closest are"):
         overlap(tmp_path, toy, measures="one;thre")
     for name in ("top", "draws"):
-        with pytest.raises(MechirError, match=f"--{name} is 0: write 1 or more"):
+        with pytest.raises(MechirError, match=f"{name}=0 is out of range: write 1 or more"):
             overlap(tmp_path, toy, **{name: 0})
     assert not (tmp_path / "runs").exists()
     tell(tmp_path, "a3", "constant there", [*[1] * 8, *SIZES], toy)
@@ -231,10 +231,10 @@ def test_across_of_one_model_names_the_experiments_to_run(
     tell(tmp_path, "a1", "one", SIZES, toy)
     code, _, err = call(capsys, "run", "joint/across", "--registry", str(tmp_path))
     assert (
-        code == 2 and "are of m on toy, and two collections or models are needed: write `mechir run joint/path" in err
+        code == 2 and "are of m on toy, and two collections or models are needed: run joint/path" in err
     )
     tell(tmp_path, "a2", "two", SIZES, toy, "other")
-    with pytest.raises(MechirError, match="hold no links, and no two collections share a measure: write `mechir run"):
+    with pytest.raises(MechirError, match="hold no links, and no two collections share a measure: run joint/pathway"):
         across(tmp_path, toy)
     with pytest.raises(MechirError, match="draws=0 is out of range: write 1 or more"):
         mi.run("joint/across", toy, mi.collection(TOY), registry=tmp_path, draws=0)

@@ -55,6 +55,9 @@ PYTHON: list[tuple[Callable[[Any], Any], str]] = [
     (lambda m: mi.sweep(m, PAIRS, [mi.Ablate("h1.1")]), r"sweep takes interventions by name: write do=\{'cut'"),
     (lambda m: mi.means(m, PAIRS, hooks=("attn.hook_zz",)), r"Unknown hook 'attn.hook_zz': the closest of attn.hook_z, .* is 'attn.hook_z'"),
     (lambda m: mi.samples(m, PAIRS, hooks=("mlp.hook_pots",)), r"Unknown hook 'mlp.hook_pots': .* is 'mlp.hook_post'"),
+    (lambda m: m.run_with_cache(PAIRS[0], names_filter="blocks.1.attn.hook_patern"), r"Unknown hook 'blocks.1.attn.hook_patern': the closest are 'blocks.1.attn.hook_pattern'"),
+    (lambda m: m.run_with_hooks(PAIRS[0], fwd_hooks=[("blocks.1.hook_mlp_ot", print)]), r"Unknown hook 'blocks.1.hook_mlp_ot': the closest are 'blocks.1.hook_mlp_out'"),
+    (lambda m: m.run_with_cache(PAIRS[0])[1]["patern", 1], r"There is no activation \('patern', 1\): the closest are .*, or in short 'pattern'"),
     (lambda m: mi.run("vast2024/importance", m, TOY, relevant="tyo:1"), r"Cannot read relevant='tyo:1': .*, where NAME is toy"),
 ]  # fmt: skip
 

@@ -19,7 +19,7 @@ from mechir.errors import MechirError, closest
 START = """\b
 Examples:
   mechir run --dry-run                      what the whole chain costs
-  mechir run NAME --limit-queries 10        one experiment; mechir run --help lists them
+  mechir run NAME --limit-queries 10        one experiment (mechir run -h)
   mechir findings --role matching --holds   what is known, and holds
 The words of the output: docs/glossary.md."""
 

@@ -152,13 +152,13 @@ def show(run_id: str | None, whole: bool, registry: Path) -> None:
 FILTERS = (
     option(
         "--role",
-        help="Its part: matching, soft-tf, idf, query-context, scoring, no-op or relevance-neuron.",
+        help="What it does: matching, soft-tf, idf, query-context, scoring, no-op or relevance-neuron.",
     ),
     option("--term", help="The part of BM25: tf, idf, length or saturation."),
     option("--site", help="The component, such as h8.1, n5.1203, embed.u0 or 'doc<-query'."),
     option("--model", help="A name, or the beginning of a fingerprint."),
     option("--collection", help="A collection's id, folder/id, or the beginning of its hash."),
-    option("--measure", help="What was measured, as it is written in the table."),
+    option("--measure", help="What was measured, as a table writes it: 'nDCG@10 without'."),
     option("--causal/--not-causal", default=None, help="Only where the component was changed, or was not."),
     option("--min-effect", type=float, help="|value| at least this, in the measure's own unit."),
     option("--corrected-p", type=float, metavar="P", help="p_corrected below this, from 0 to 1."),

@@ -66,9 +66,9 @@ BY_DEFAULT = ("--limit-queries 10", "--dry-run")
 """The examples of an experiment that has none of its own."""
 EXAMPLES = """\b
 Examples:
-  mechir run --dry-run                                          what the whole chain costs
-  mechir run NAME --help                                        its options, and examples
-  mechir run my_heads.py --model MODEL --collection COLLECTION  an experiment of your own"""
+  mechir run --dry-run                      what the whole chain costs
+  mechir run NAME --help                    the options of one, and examples
+  mechir run my_heads.py --collection DIR   an experiment of your own"""
 CITED = re.compile(r" \((?=[^)]*\d{4})[^)]*\)")
 """The papers in a sentence, which the list of experiments leaves out."""
 
