@@ -38,6 +38,8 @@ BY_MEASURES: dict[str, Any] = {
     "not_empty": "a measure such as nDCG@10",
 }
 """What options for measures of ranking quality are: `evaluate: tuple[str, ...] = option((NDCG,), **BY_MEASURES)`."""
+PLACE = re.compile(r"\(\s*(\d+)\s*,\s*(\d+)\s*\)")
+"""A head written as layer and number, `(8, 1)`."""
 OR_FOUND = "with commas; found by the run where none are named"
 """The end of the sentence of an option for heads."""
 
@@ -153,6 +155,7 @@ class Option:
     def _split(self, text: str) -> list[str]:
         spaced = self.separator == "," and self.item in (Head, Site, int, float)
         pattern = r"[\s,]+" if spaced else self.separator
+        text = PLACE.sub(r"h\1.\2", text) if self.item in (Head, Site) else text
         return [part.strip() for part in re.split(pattern, text) if part.strip()]
 
 

@@ -193,9 +193,9 @@ def test_the_groups_file_is_part_of_the_identity(toy: HookedEncoder, nine: Path,
 
 def test_a_head_may_be_layer_and_number() -> None:
     cut = mi.load_experiment("joint/cut").chosen
-    alike = [(1, 1), [(1, 1)], "h1.1", ["L1H1"], mi.Head(1, 1)]
+    alike = [(1, 1), [(1, 1)], "h1.1", ["L1H1"], mi.Head(1, 1), "(1, 1)", "(1,1), (01, 1)"]
     assert {cut(sites=way).written["sites"] for way in alike} == {"h1.1"}
-    assert cut(sites=[(1, 1), "n0.3", "mlp1"]) == cut(sites="mlp1 n0.3,h1.1")
+    assert cut(sites="mlp1 (1, 1) n0.3") == cut(sites=[(1, 1), "n0.3", "mlp1"]) == cut(sites="mlp1 n0.3,h1.1")
     heads = mi.load_experiment("lu2025/idf_edit").chosen
     assert heads(heads=(1, 1)) == heads(heads="h1.1") and heads(heads=[(1, 1), (0, 3)]) == heads(heads="h1.1,h0.3")
     with pytest.raises(MechirError, match=r"Cannot read sites='3': 3 is no site: write h8\.1"):

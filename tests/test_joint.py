@@ -230,9 +230,7 @@ def test_across_of_one_model_names_the_experiments_to_run(
 ) -> None:
     tell(tmp_path, "a1", "one", SIZES, toy)
     code, _, err = call(capsys, "run", "joint/across", "--registry", str(tmp_path))
-    assert (
-        code == 2 and "are of m on toy, and two collections or models are needed: run joint/path" in err
-    )
+    assert code == 2 and "are of m on toy, and two collections or models are needed: run joint/path" in err
     tell(tmp_path, "a2", "two", SIZES, toy, "other")
     with pytest.raises(MechirError, match="hold no links, and no two collections share a measure: run joint/pathway"):
         across(tmp_path, toy)
