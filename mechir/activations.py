@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechir.batches import Batch
-from mechir.errors import MechirError
+from mechir.errors import MechirError, closest
 from mechir.inputs import as_pairs
 from mechir.pair import Pair, pairs_hash
 from mechir.recorder import observe
@@ -207,6 +207,16 @@ def _unpadded(batch: Batch, name: str, x: Float[Tensor, "batch ..."]) -> list[Te
     return [(row[:, :n, :n] if pattern else row[:n]).cpu().clone() for row, n in zip(x, lengths, strict=True)]
 
 
+def _known(hooks: Sequence[str]) -> tuple[str, ...]:
+    """The hooks as they are; raises for one that is not among `HOOKS`."""
+    for hook in hooks:
+        if hook not in HOOKS:
+            raise MechirError(
+                f"Unknown hook '{hook}': the closest of {', '.join(HOOKS)} is {closest(hook, HOOKS, n=1)}."
+            )
+    return tuple(hooks)
+
+
 @torch.no_grad()
 def means(model: Reranker, pairs: Any, *, by: str = "segment", hooks: Sequence[str] = HOOKS) -> BySegment:
     """The mean activation of every head, neuron, MLP and attention output over the positions of all pairs.
@@ -221,7 +231,7 @@ def means(model: Reranker, pairs: Any, *, by: str = "segment", hooks: Sequence[s
     pairs = as_pairs(pairs)
     if by not in ("segment", "all"):
         raise MechirError(f"Cannot average by '{by}': write by='segment' or by='all'.")
-    suffixes = tuple(hooks)
+    suffixes = _known(hooks)
     sums: dict[str, Tensor] = {}
     counts = torch.zeros(len(FIVE), dtype=torch.float64)
     for _, batch in model.batches(pairs, max_tokens=4096):
@@ -251,7 +261,7 @@ def samples(model: Reranker, pairs: Any, *, draws: int = 64, seed: int = 0, hook
     One position per segment is taken from each drawn pair (with replacement), the same for every site. `hooks`: which
     of `HOOKS`.
     """
-    suffixes = tuple(hooks)
+    suffixes = _known(hooks)
     pairs = as_pairs(pairs)
     rng = np.random.default_rng(seed)
     drawn = [pairs[i] for i in rng.integers(len(pairs), size=draws)]

@@ -35,7 +35,7 @@ def load_experiment(name: str | Path) -> type[Experiment]:
     if text in known:
         return _checked(lambda: importlib.import_module(f"{PACKAGE}.{text.replace('/', '.')}"), known[text])
     if not text.endswith(".py"):
-        raise MechirError(f"Unknown experiment '{text}'. The closest are {closest(text, known)}; or give a .py file.")
+        raise MechirError(f"Unknown experiment '{text}': the closest are {closest(text, known)}; or give a .py file.")
     file = Path(text).resolve()
     if not file.is_file():
         raise MechirError(f"There is no file '{text}': give that of an experiment, or a name such as '{min(known)}'.")

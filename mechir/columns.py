@@ -41,7 +41,8 @@ def table_rows(given: Any) -> Iterator[Mapping[str, Any]] | None:
             )
     frame = nw.from_native(given, pass_through=True)
     if isinstance(frame, nw.LazyFrame):
-        raise MechirError(f"A {type(given).__name__} is not read yet: give its .collect().")
+        how = ".df()" if hasattr(given, "df") else ".collect()"  # DuckDB's, and that of lazy frames
+        raise MechirError(f"A {type(given).__name__} is not read yet: give its {how}.")
     return frame.iter_rows(named=True) if isinstance(frame, nw.DataFrame) else None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from mechir import diagnostics as axioms
 from mechir.contrasts import Perturbation
 from mechir.errors import MechirError, closest
-from mechir.judged_collection import Collection
+from mechir.judged_collection import Collection, refuse_unknown
 from mechir.opening import collection
 from mechir.pair import Pair
 from mechir.perturbed import FILLERS, Diagnostic, perturbed
@@ -50,7 +49,7 @@ def diagnostic(
         if name not in PUBLISHED:
             raise MechirError(f"Unknown diagnostic set '{name}': in files there are {', '.join(PUBLISHED)}.")
         if unknown := sorted(given.keys() - {"limit_queries", "per_grade", "seed"}):
-            raise MechirError(f"A set read from files has no {unknown[0]}: only limit_queries, per_grade and seed.")
+            raise MechirError(f"A set read from files has no {unknown[0]}=: only limit_queries=, per_grade= and seed=.")
         result = replace(PUBLISHED[name](folder).limited(**given), folder=folder)
     else:
         result = _of_collection(name, source, model, pool)
@@ -60,11 +59,9 @@ def diagnostic(
 
 def _of_collection(name: str, source: Any, model: Weights | None, pool: Mapping[str, Any]) -> Diagnostic:
     if name not in AXIOMS:
-        raise MechirError(f"Unknown diagnostic '{name}'. The closest are {closest(name, AXIOMS)}.")
+        raise MechirError(f"Unknown diagnostic '{name}': the closest are {closest(name, AXIOMS)}.")
     opened = source if isinstance(source, Collection) else collection(source)
-    accepted = inspect.signature(opened.sample).parameters
-    if unknown := sorted(pool.keys() - accepted.keys()):
-        raise MechirError(f"A pool has no option '{unknown[0]}': it takes {', '.join(accepted)}.")
+    refuse_unknown(pool)
     sample = opened.sample(**{"easy_negatives": 0, **{k: v for k, v in pool.items() if v is not None}})
     made = perturbed(f"{name} of {opened.id}", sample.pairs, AXIOMS[name](opened, sample.pairs, model))
     return replace(made, perturbed=opened, left_out=sample.left_out)

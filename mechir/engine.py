@@ -7,10 +7,11 @@ chart and findings (`finish`).
 
 from __future__ import annotations
 
+import difflib
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class Shard:
         index, _, of = text.partition("/")
         numbers = all(part.isascii() and part.isdigit() for part in (index, of))
         if not (numbers and int(of) > 0 and int(index) <= int(of)):
-            raise MechirError(f"Cannot read --shard '{text}': write I/N with 0 <= I <= N, e.g. 3/10.")
+            raise MechirError(f"Cannot read shard='{text}': write I/N with 0 <= I <= N, e.g. 3/10.")
         return cls(int(index) % int(of), int(of))
 
 
@@ -151,6 +152,12 @@ def asked_for(experiment: Experiment | type[Experiment] | str | Path, chosen: Ma
     kind = load_experiment(experiment) if isinstance(experiment, str | Path) else experiment
     if not (isinstance(kind, type) and issubclass(kind, Experiment)):
         raise MechirError(f"{experiment!r:.60} is no experiment: give its name, a .py file, or a value of its class.")
+    pool = [field.name for field in fields(Pool) if field.name != "seed"]  # which an experiment may have too
+    for name in chosen.keys() - kind.options().keys():
+        if meant := difflib.get_close_matches(name, pool, n=1, cutoff=0.8):
+            raise MechirError(
+                f"'{kind.name}' has no option '{name}': choose the pairs by pool=mechir.Pool({meant[0]}=...)."
+            )
     return kind.chosen(**chosen)
 
 

@@ -6,6 +6,7 @@ import difflib
 import traceback
 from collections.abc import Iterable
 from numbers import Integral
+from pathlib import Path
 
 
 class MechirError(ValueError):
@@ -32,6 +33,16 @@ def closest(word: str, known: Iterable[str], n: int = 3) -> str:
     known = list(known)
     matches = difflib.get_close_matches(word, known, n=n, cutoff=0.0)
     return ", ".join(f"'{match}'" for match in matches or known[:n])
+
+
+def beside(path: Path, n: int = 3) -> str:
+    """Folders there that are called much like a path that is none, for the end of an error sentence; often nothing."""
+    try:
+        folders = [folder.name for folder in path.expanduser().parent.iterdir() if folder.is_dir()]
+    except OSError:
+        return ""
+    like = difflib.get_close_matches(path.name, folders, n=n, cutoff=0.7)
+    return f"; there is {' and '.join(repr(str(path.parent / name)) for name in like)}" if like else ""
 
 
 def refuse_index(unit: str, index: int, size: int, where: str) -> None:

@@ -119,6 +119,7 @@ class Experiment:
         figure: its place among the figures of a report; None behind all that have one.
         shown: the columns that a table shows of those that the summary has, intervals beside; empty for all.
         answers: the questions of a report that it answers, each with the words of its command.
+        examples: what may stand behind `mechir run NAME`, for its help.
         across: makes one table of several collections' summaries, one below the other with a column `collection`; where
             it is given, `--collection` may be repeated.
     """
@@ -133,6 +134,7 @@ class Experiment:
     figure: ClassVar[int | None] = None
     shown: ClassVar[tuple[str, ...]] = ()
     answers: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    examples: ClassVar[tuple[str, ...]] = ()
     across: ClassVar[Callable[..., pd.DataFrame] | None] = None
 
     def __init_subclass__(cls, **more: Any) -> None:

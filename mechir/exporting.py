@@ -35,15 +35,21 @@ def export(content: pd.DataFrame | Run, to: Path | str, *, digits: int = 2) -> P
         MechirError: for an unknown suffix, a folder that holds something, a run that is not finished or has no chart, a
             picture of a frame, a path that cannot be written.
     """
-    target = Path(to)
-    folder = str(to).endswith(("/", "\\")) or target.is_dir() or not target.suffix
-    if not folder and target.suffix not in TABLES + PICTURES:
-        raise MechirError(f"Cannot export to '{target}': write {KNOWN}.")
+    target, folder = Path(to), refuse_unknown(to)
     frame = as_text(content.summary if isinstance(content, Run) else content)  # refuses a run that is not finished
     if target.suffix in PICTURES and not folder:
         picture = _picture(content, target)
         return written(target, lambda file: file.write_bytes(picture))
     return _dataset(frame, target) if folder else written(target, lambda file: _table(frame, file, target, digits))
+
+
+def refuse_unknown(to: Path | str) -> bool:
+    """Whether this is a folder; raises for a file of an unknown suffix."""
+    target = Path(to)
+    folder = str(to).endswith(("/", "\\")) or target.is_dir() or not target.suffix
+    if not folder and target.suffix not in TABLES + PICTURES:
+        raise MechirError(f"Cannot export to '{target}': write {KNOWN}.")
+    return folder
 
 
 def _table(frame: pd.DataFrame, file: Path, target: Path, digits: int) -> None:
@@ -63,7 +69,7 @@ def _picture(content: pd.DataFrame | Run, target: Path) -> bytes:
     spec = content.path / "chart.json"
     if not spec.is_file():
         raise MechirError(
-            f"Run {content.id} has no chart.json, as an older mechir drew it: start it again with --fresh."
+            f"Run {content.id} has no chart.json, as an older mechir drew it: start it again with fresh=True."
         )
     from mechir.views import charts
 

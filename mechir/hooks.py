@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from mechir.batches import Batch
 from mechir.errors import MechirError
+from mechir.segments import Direction
+from mechir.sites import Site, as_site
 
 
 @runtime_checkable
@@ -84,14 +86,28 @@ class Particular(Protocol):
         """Raises for hooks of other interventions that would be lost beside it."""
 
 
+def _meant(given: Any) -> str:
+    """What to write in the place of something that is no intervention: a site is ablated, a direction cut."""
+    if isinstance(given, type):
+        return f"{given.__name__}(...) or Ablate(Head(8, 1))"
+    readers: dict[str, Callable[[Any], Any]] = {"Ablate": as_site, "Mask": Direction.parse}
+    for written, read in readers.items() if isinstance(given, str | Site) else ():
+        try:
+            return f"{written}('{read(given)}')"
+        except MechirError:
+            continue
+    return "Mask('doc<-query') or Ablate(Head(8, 1))"
+
+
 def edits(do: Any, batch: Batch) -> list[Hook]:
     """The hook list of one intervention, several or none, in order; raises for anything without `hooks(batch)`."""
-    several = isinstance(do, Iterable) and not isinstance(do, Intervention | str)
+    if isinstance(do, Mapping):
+        raise MechirError("do= is a mapping: give one intervention or a list here, and several by name to mi.sweep.")
+    several = isinstance(do, Iterable) and not isinstance(do, Intervention | Site | str)
     listed = [] if do is None else list(do) if several else [do]
     for intervention in listed:
         if isinstance(intervention, type) or not isinstance(intervention, Intervention):
-            value = f"{intervention.__name__}(...)" if isinstance(intervention, type) else "Mask('doc<-query')"
-            raise MechirError(f"{intervention!r} is no intervention: write e.g. {value} or Ablate(Head(8, 1)).")
+            raise MechirError(f"{intervention!r:.80} is no intervention: write e.g. {_meant(intervention)}.")
     hooks = [list(intervention.hooks(batch)) for intervention in listed]
     for place, intervention in enumerate(listed):
         if isinstance(intervention, Particular):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mechir.errors import MechirError, closest
+from mechir.errors import MechirError, beside, closest
 from mechir.rules import grade_of
 
 
@@ -41,7 +41,8 @@ def open_dataset(name: str) -> Any:
     except KeyError as error:
         known = ["embedded", *ir_datasets.registry._registered]
         raise MechirError(
-            f"'{name}' is neither a directory nor an ir_datasets id. The closest ids are {closest(name, known)}."
+            f"'{name}' is neither a directory nor an ir_datasets id: the closest ids are {closest(name, known)}"
+            f"{beside(Path(name))}."
         ) from error
 
 

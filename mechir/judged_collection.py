@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from mechir import irds, left_out, pools, trec_files
-from mechir.errors import MechirError
+from mechir.errors import MechirError, closest
 from mechir.left_out import Row
 from mechir.pair import EASY, Pair, Pairs
 from mechir.pools import Sample
@@ -26,6 +26,8 @@ from mechir.rules import (
     refuse_counts_below,
 )
 
+POOL = ("per_grade", "easy_negatives", "top_k", "run", "limit_queries", "seed")
+"""The options of a pool."""
 IN_MEMORY = "in memory"
 """The id of a collection of tables, where none is given."""
 BM25_LIMIT = 2_000_000
@@ -97,6 +99,7 @@ class Collection:
 
     def pairs(self, **pool: Any) -> Pairs:
         """The pairs of a pool; see `sample` for its options."""
+        refuse_unknown(pool)
         return Pairs(self.sample(**pool).pairs)
 
     def sample(
@@ -136,7 +139,9 @@ class Collection:
         refuse_counts_below(1, per_grade=per_grade, top_k=top_k, limit_queries=limit_queries)
         refuse_counts_below(0, easy_negatives=easy_negatives)
         if per_grade is not None and (run is not None or top_k is not None):
-            raise MechirError("per_grade samples judged documents and run/top_k takes a run's: give one or the other.")
+            raise MechirError(
+                "per_grade= samples judged documents, and run= and top_k= take a run's: give one or the other."
+            )
         judgments, queries = self.judgments, self._judged_queries(limit_queries)
         judged = [query_id for query_id in queries if query_id in judgments]
         rows: list[Row] = []
@@ -237,10 +242,17 @@ class Collection:
         """BM25's first k documents of each query, without the query itself and grades below 0."""
         if len(self.docs) > BM25_LIMIT:
             raise MechirError(
-                f"'{self.id}' has {len(self.docs)} documents, too many for BM25 here: give a run of it with --run FILE."
+                f"'{self.id}' has {len(self.docs)} documents, too many for BM25 here: give a run of it with run=FILE."
             )
         texts = self.docs.many(list(self.docs))
         queries = {query_id: self.queries[query_id] for query_id in judged}
         spare = pools.passed_over(queries, self.qrels, texts)
         ranked = pools.candidates(queries, list(texts), list(texts.values()), k + spare) if queries else {}
         return self._first(ranked, k)
+
+
+def refuse_unknown(pool: Iterable[str]) -> None:
+    """Raises for an option that a pool does not have, with the closest."""
+    if unknown := next((name for name in pool if name not in POOL), None):
+        takes = f"it takes {', '.join(POOL)}; the closest is {closest(unknown, POOL, n=1)}"
+        raise MechirError(f"A pool has no option '{unknown}': {takes}.")

@@ -103,7 +103,7 @@ def source_of(experiment: Any, source: Source) -> Source:
     if experiment.runs_on == "groups" and isinstance(source, Collection):
         return Collections(((ALONE, source),))
     if isinstance(source, Collections) and experiment.runs_on != "groups":
-        raise MechirError(f"'{experiment.name}' takes no groups: write --collection without '{source.members[0][0]}:'.")
+        raise MechirError(f"'{experiment.name}' takes no groups: give a collection without '{source.members[0][0]}:'.")
     return source
 
 
@@ -148,7 +148,7 @@ def readable(model: Reranker, sample: Sample, source: Source) -> Sample:
         enough = -(-100 * n // total) / 100
         raise MechirError(
             f"The model cannot read {n} of {total} pairs of '{source.id}', over {100 * share:g} %: leave them out with "
-            f"leave_out={enough:g} (--leave-out {enough:g}), or mend them; the first: {first}"
+            f"leave_out={enough:g}, or mend them; the first: {first}"
         )
     warnings.warn(f"The model cannot read {n} of {total} pairs of '{source.id}', which are left out.", stacklevel=2)
     pairs = [pair for place, pair in enumerate(sample.pairs) if place not in unreadable]

@@ -316,6 +316,8 @@ WITHOUT_DIRECTION = Measure("nDCG@10 without", "nDCG@10", sign=-1, causal=True, 
 WITHOUT_UNITS = Measure(
     "{metric} without", "nDCG@10", role="relevance-neuron", sign=-1, causal=True, least=0.01, follows=_of_quantity
 )
+WITHOUT_DIRECTION_BY = replace(WITHOUT_UNITS, role="")
+"""`WITHOUT_DIRECTION` by another measure of ranking quality."""
 WITHOUT_HEADS = Measure("{metric} without heads {set}, by {way}", "nDCG@10", sign=-1, causal=True, follows=_of_quantity)
 
 WITHOUT_SET = Measure("{metric} without a set, by {way}", "nDCG@10", sign=-1, causal=True, follows=_of_quantity)

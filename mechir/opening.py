@@ -10,7 +10,7 @@ from typing import Any
 
 from mechir import irds, trec_files
 from mechir.columns import cell, chosen_columns, table_rows
-from mechir.errors import MechirError
+from mechir.errors import MechirError, beside
 from mechir.judged_collection import IN_MEMORY, Collection
 from mechir.pair import EASY, Pair
 from mechir.rules import DUPLICATES, LEAVE_OUT, Qrels, one_grade_each, one_text_each, refuse_options
@@ -78,7 +78,9 @@ def collection(
     if folder.is_dir():
         return _directory(folder, duplicates, leave_out)
     if text.startswith((".", "/", "~")):
-        raise MechirError(f"There is no directory '{text}': write the path of a collection or an ir_datasets id.")
+        raise MechirError(
+            f"There is no directory '{text}': write the path of a collection or an ir_datasets id{beside(folder)}."
+        )
     return _dataset(text, irds.open_dataset(text), duplicates, leave_out)
 
 

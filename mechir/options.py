@@ -23,13 +23,23 @@ import pandas as pd
 
 from mechir.errors import MechirError, closest
 from mechir.segments import Direction
-from mechir.sites import Head, as_site
+from mechir.sites import Head, Site, as_site
 
 SCALARS: dict[Any, str] = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 """The kinds of options that are no list, and their names in messages."""
 LARGEST = 2**63
 """Numbers reach up to here: what a random generator takes as a seed."""
 OPTION = "option"
+BY_MEASURES: dict[str, Any] = {
+    "says": "measures of ir_measures, such as RR(rel=2)@10; may be repeated",
+    "separator": ";",
+    "in_order": True,
+    "repeated": True,
+    "not_empty": "a measure such as nDCG@10",
+}
+"""What options for measures of ranking quality are: `evaluate: tuple[str, ...] = option((NDCG,), **BY_MEASURES)`."""
+PLACE = re.compile(r"\(\s*(\d+)\s*,\s*(\d+)\s*\)")
+"""A head written as layer and number, `(8, 1)`."""
 OR_FOUND = "with commas; found by the run where none are named"
 """The end of the sentence of an option for heads."""
 
@@ -67,11 +77,6 @@ class Option:
     name: str = ""
     kind: Any = None
     default: Any = None
-
-    @property
-    def flag(self) -> str:
-        """The option on the command line."""
-        return f"--{self.name.replace('_', '-')}"
 
     @property
     def item(self) -> Any:
@@ -112,10 +117,10 @@ class Option:
     def _allowed(self, value: Any) -> Any:
         """The value; raises for an unknown word, and for a number out of range."""
         if self.among and value not in self.among:
-            raise MechirError(f"Unknown {self.flag} '{value}': the closest are {closest(value, self.among)}.")
+            raise MechirError(f"Unknown {self.name}='{value}': the closest are {closest(value, self.among)}.")
         outside = (self.least is not None and value < self.least, self.most is not None and value > self.most)
         if any(outside) or (self.positive and value <= 0):
-            raise MechirError(f"{self.flag} is {value:g}: write {self.range}.")
+            raise MechirError(f"{self.name}={value:g} is out of range: write {self.range}.")
         return value
 
     def _scalar(self, given: Any, experiment: str) -> Any:
@@ -124,31 +129,33 @@ class Option:
         number = isinstance(given, numbers.Real) and not switch and bool(abs(float(given)) < LARGEST)  # NaN is not
         whole = number and float(given).is_integer()
         if not {bool: switch, int: whole, float: number, str: isinstance(given, str)}[self.kind]:
-            raise MechirError(f"{self.flag} of '{experiment}' is {given!r}: write {SCALARS[self.kind]}.")
+            raise MechirError(f"{self.name}={given!r} is no value for '{experiment}': write {SCALARS[self.kind]}.")
         return self.kind(given)
 
     def _list(self, given: Any) -> tuple[Any, ...]:
         text = self.aliases.get(given.strip(), given) if isinstance(given, str) else given
-        alone = isinstance(text, self.item) or not isinstance(text, Iterable)
+        place = self.item in (Head, Site) and isinstance(text, tuple) and isinstance(as_site(text), Head)
+        alone = place or isinstance(text, self.item) or not isinstance(text, Iterable)
         items = self._split(text) if isinstance(text, str) else [text] if alone else list(text)
         if not items and self.item in (int, float) and text:
             items = [text]  # only separators: no list of numbers
         if not items and self.not_empty:
-            raise MechirError(f"{self.flag} is empty: write {self.not_empty}.")
+            raise MechirError(f"{self.name}='' is empty: write {self.not_empty}.")
         try:
             values = dict.fromkeys(map(READERS[self.item], items))
         except MechirError as error:
             shown = given if isinstance(given, str) else ",".join(map(str, items))
-            raise MechirError(f"Cannot read {self.flag} '{shown}': {error}") from error
+            raise MechirError(f"Cannot read {self.name}='{shown}': {error}") from error
         known = {word.lower(): word for word in self.among}
         values = {known.get(value.lower(), value): None for value in values} if known else values
         allowed = tuple(map(self._allowed, values))
-        order = self.among.index if self.among else _as_read if self.item is Direction else None
+        order: Any = self.among.index if self.among else {Direction: _as_read, Site: str}.get(self.item)
         return allowed if self.in_order else tuple(sorted(allowed, key=order))
 
     def _split(self, text: str) -> list[str]:
-        spaced = self.separator == "," and self.item in (Head, int, float)
+        spaced = self.separator == "," and self.item in (Head, Site, int, float)
         pattern = r"[\s,]+" if spaced else self.separator
+        text = PLACE.sub(r"h\1.\2", text) if self.item in (Head, Site) else text
         return [part.strip() for part in re.split(pattern, text) if part.strip()]
 
 
@@ -168,6 +175,13 @@ def _head(item: Any) -> Head:
         raise MechirError(f"'{site}' has no attention: write heads, such as h8.1.")
     if site.part != "z":
         raise MechirError(f"'{site}' is a part of a head: write h{site.layer}.{site.head}.")
+    return site
+
+
+def _site(item: Any) -> Site:
+    site = as_site(item)
+    if not isinstance(site, Site):
+        raise MechirError(f"{item!r:.60} is no site: write h8.1 (head), n5.1203 (neuron), mlp3 or attn3.")
     return site
 
 
@@ -196,6 +210,7 @@ def _as_read(direction: Direction) -> tuple[bool, int, int]:
 
 READERS: dict[Any, Callable[[Any], Any]] = {
     Head: _head,
+    Site: _site,
     Direction: Direction.parse,
     int: _whole,
     float: _number,

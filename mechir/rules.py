@@ -27,11 +27,9 @@ class Counted(NamedTuple):
 def refuse_options(duplicates: Any, leave_out: Any) -> None:
     """Raises for an unknown rule for duplicates, or a share that is not between 0 and 1."""
     if duplicates not in DUPLICATES:
-        raise MechirError(
-            f"Cannot take duplicates='{duplicates}' (--duplicates): write 'refuse', or 'max' for the largest grade."
-        )
+        raise MechirError(f"Cannot take duplicates='{duplicates}': write 'refuse', or 'max' for the largest grade.")
     if isinstance(leave_out, bool) or not isinstance(leave_out, int | float) or not 0 <= leave_out <= 1:
-        raise MechirError(f"leave_out={leave_out} (--leave-out) is no share: write a number from 0 to 1, such as 0.05.")
+        raise MechirError(f"leave_out={leave_out} is no share: write a number from 0 to 1, such as 0.05.")
 
 
 def refuse_counts_below(least: int, **options: int | None) -> None:
@@ -101,7 +99,7 @@ def one_grade_each(
         else:
             raise MechirError(
                 f"{place} {number}: document '{doc_id}' has grade {grade} for query '{query_id}' here and "
-                f"{grades[doc_id]} above; keep one, or take the largest with duplicates='max' (--duplicates max)."
+                f"{grades[doc_id]} above; keep one, or take the largest with duplicates='max'."
             )
     return qrels, rows
 
@@ -150,7 +148,7 @@ def refuse_beyond(lost: Sequence[Row], total: int, kind: str, leave_out: float) 
     sentence = f"{len(lost)} of {total} {kind} cannot be used ({reasons}: {listed}{', ...' if len(lost) > 3 else ''})"
     if len(lost) / total > leave_out:
         enough = -(-100 * len(lost) // total) / 100
-        advice = f"or leave them out with leave_out={enough:g} (--leave-out {enough:g})"
+        advice = f"or leave them out with leave_out={enough:g}"
         if len(lost) == total:
             advice = "for nothing would be left: the files do not belong together"
         raise MechirError(f"{sentence}: over {100 * leave_out:g} %; mend them, {advice}.")

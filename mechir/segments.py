@@ -6,7 +6,7 @@ import enum
 import re
 from dataclasses import dataclass
 
-from mechir.errors import MechirError
+from mechir.errors import MechirError, closest
 
 
 class Segment(enum.Flag):
@@ -39,7 +39,9 @@ class Segment(enum.Flag):
         for word in text.split("|"):
             name = {"q": "query", "d": "doc", "document": "doc"}.get(word.strip().lower(), word.strip().lower())
             if name not in _NAMES:
-                raise MechirError(f"Unknown segment '{word.strip()}' in '{text}'. Write one of {', '.join(_NAMES)}.")
+                where, near = f" in '{text}'" * (word != text), closest(word.strip().lower(), _NAMES, n=1)
+                known = ", ".join(_NAMES)
+                raise MechirError(f"Unknown segment '{word.strip()}'{where}: the closest is {near}, of {known}.")
             segment |= _NAMES[name]
         return segment
 
@@ -79,12 +81,12 @@ class Direction:
         if turned:
             right = cls(Segment.parse(turned[2]), Segment.parse(turned[1]))
             raise MechirError(
-                f"Cannot read '{text}' as a direction: the reader comes first. "
-                f"For what {right.reader} takes from {right.source}, write '{right}'."
+                f"Cannot read '{text}' as a direction: the reader comes first, so for what "
+                f"{right.reader} takes from {right.source}, write '{right}'."
             )
         parts = text.split("<-")
         if len(parts) != 2 or not all(part.strip() for part in parts):
-            raise MechirError(f"Cannot read '{text}' as a direction. Write reader<-source, e.g. 'doc<-query'.")
+            raise MechirError(f"Cannot read '{text}' as a direction: write reader<-source, e.g. 'doc<-query'.")
         return cls(Segment.parse(parts[0]), Segment.parse(parts[1]))
 
 

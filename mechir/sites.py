@@ -173,7 +173,7 @@ def parse_site(text: str) -> Head | Neuron | Mlp | Attn | Resid:
         assert site.hook  # refuses a part that it does not have
         return site
     raise MechirError(
-        f"Cannot read '{text}' as a site. Write h8.1 (head), n5.1203 (neuron), mlp3, attn3 or resid0, counting from 0."
+        f"Cannot read '{text}' as a site: write h8.1 (head), n5.1203 (neuron), mlp3, attn3 or resid0, counting from 0."
     )
 
 
@@ -247,4 +247,10 @@ def layers_or_heads(text: str) -> dict[str, Any] | None:
     spans = [(int(end[1]), int(end[2] or end[1])) for end in ends if end]
     if not spans or len(spans) < len(parts) or any(last < first for first, last in spans):
         return None
-    return {"layers": [layer for first, last in spans for layer in range(first, last + 1)]}
+    layers = [layer for first, last in spans for layer in range(first, last + 1)]
+    twice = [layer for layer in layers if layers.count(layer) > 1]
+    if twice:
+        raise MechirError(
+            f"'@{text}' names layer {twice[0]} twice: name it once, or a head as @h{layers[0]}.{layers[-1]}."
+        )
+    return {"layers": layers}

@@ -52,7 +52,7 @@ class State:
 def sweep(
     model: Restarts,
     pairs: Any,
-    do: Mapping[str, Any],
+    do: Any,
     *,
     max_rows: int = 256,
     max_tokens: int | None = None,
@@ -67,7 +67,7 @@ def sweep(
     Args:
         model: a `HookedEncoder`.
         pairs: what to score, as `mi.pairs` reads it.
-        do: name -> intervention, several of them, or `()` for the intact model.
+        do: a mapping name -> intervention, several of them, or `()` for the intact model.
         max_rows: the most pairs x interventions computed together.
         max_tokens: the most word pieces computed together, which bounds the memory; by default `model.max_tokens`.
         max_length: word pieces kept of a pair; documents are cut, queries never.
@@ -81,6 +81,8 @@ def sweep(
         MechirError: as `model.score`; for an empty `do`.
     """
     needs(model, "sweep", Restarts)
+    if not isinstance(do, Mapping):
+        raise MechirError("sweep takes interventions by name: write do={'cut': Mask('doc<-query'), 'intact': ()}.")
     if not do:
         raise MechirError("A sweep needs at least one intervention: write {'original': (), 'cut': Mask('doc<-query')}.")
     encoded, max_tokens = model.encode(pairs, max_length), max_tokens or model.max_tokens

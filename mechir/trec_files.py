@@ -81,7 +81,9 @@ def run_file(run: str | Path, folder: Path | None, name: str) -> Path:
         if file := inside[0] or inside[1]:
             return file
     here = sorted(file.name for file in folder.glob("run.*.txt*")) if folder is not None else []
-    raise MechirError(f"There is no run file '{run}'; '{name}' has {', '.join(here) or 'none of its own'}.")
+    raise MechirError(
+        f"There is no run file '{run}', and '{name}' has {', '.join(here) or 'none of its own'}: give the path of one."
+    )
 
 
 def read_run(file: Path) -> dict[str, list[str]]:

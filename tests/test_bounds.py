@@ -65,8 +65,8 @@ def scored() -> pd.DataFrame:
 GRADES = {"relevant": 3, "hard": 0, "weak": 0}
 IDF = {k: 1.0 + k for k in range(10)}
 BOUNDS: dict[str, tuple[str, Callable[[int], Any], int]] = {
-    "numbers": (r"--top is 0: write 1 or more", lambda n: load_experiment("lu2025/soft_tf").chosen(top=n), 1),
-    "numbers of 0": (r"--take is -1: write 0 or more", lambda n: load_experiment("vast2024/importance").chosen(take=n), 0),
+    "numbers": (r"top=0 is out of range: write 1 or more", lambda n: load_experiment("lu2025/soft_tf").chosen(top=n), 1),
+    "numbers of 0": (r"take=-1 is out of range: write 0 or more", lambda n: load_experiment("vast2024/importance").chosen(take=n), 0),
     "queries contrasted": (
         r"grade 3 \(relevant\) and of grade 0 \(weak\): 1 of 1; take 2 or more",
         lambda n: checks.contrasted([{0, 3}] * n, GRADES, f"of {n}"),
@@ -252,11 +252,13 @@ def test_the_least_number_of_an_option_works(name: str, option: str, toy: Hooked
 def test_a_head_has_as_many_directions_as_it_says(toy: HookedEncoder, tmp_path: Path) -> None:
     folder, last = nine_queries(tmp_path / "toy"), toy.cfg.d_head
     asked("vast2025/qk_projection", toy, folder, k=last)
-    with pytest.raises(MechirError, match=f"--k is {last + 1}: a head of this model has 1-{last} directions"):
+    with pytest.raises(
+        MechirError, match=f"k={last + 1} is out of range: a head of this model has 1-{last} directions"
+    ):
         asked("vast2025/qk_projection", toy, folder, k=last + 1)
     last = min(toy.W_E.shape) - 1
     asked("lu2025/semantic_bm25", toy, folder, vector=last)
-    with pytest.raises(MechirError, match=f"--vector is {last + 1}: write 0 to {last}, or -1"):
+    with pytest.raises(MechirError, match=f"vector={last + 1} is out of range: write 0 to {last}, or -1"):
         asked("lu2025/semantic_bm25", toy, folder, vector=last + 1)
 
 

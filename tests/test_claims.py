@@ -25,27 +25,27 @@ from tests.test_links import CONTRAST, EDIT, NOT, OF, PATCHING, PATH, R_IDF, SUR
 from tests.test_report import only, summary, words
 
 TF, IDF = "links of heads to term frequency", "links of directions of the word embeddings to IDF"
-WRITE = "heads that write the score"
+NOTHING = "No link was measured yet."
 
 
 @pytest.mark.parametrize(
     ("rows", "lead"),
     [
-        ([], f"Not measured yet: {TF}, {IDF}, {WRITE}."),
-        ([row(CONTRAST, "h1.2", 0.3, SURE)], f"Not measured yet: {TF} (what changing them does is not known), {IDF}, {WRITE}."),
-        ([row(PATCHING, "h1.2", 0.3, SURE)], f"Not measured yet: {TF} (what they look like is not known), {IDF}, {WRITE}."),
+        ([], NOTHING),
+        ([row(CONTRAST, "h1.2", 0.3, SURE)], f"Measured by half: {TF} (what changing them does is not known)."),
+        ([row(PATCHING, "h1.2", 0.3, SURE)], f"Measured by half: {TF} (what they look like is not known)."),
         ([row(CONTRAST, "h1.2", 0.3, SURE), row(PATCHING, "attn1", 0.9, SURE)],  # of no head
-         f"Not measured yet: {TF} (what changing them does is not known), {IDF}, {WRITE}."),
-        ([row(PATH, "h1.2->h3.1.q", 0.3, SURE)], f"Not measured yet: {TF}, {IDF}, {WRITE}."),
+         f"Measured by half: {TF} (what changing them does is not known)."),
+        ([row(PATH, "h1.2->h3.1.q", 0.3, SURE)], NOTHING),
         ([row(CONTRAST, "h1.2", 0.3, SURE), row(PATCHING, "h1.2", 0.0, NOT)],
-         f"Exploratory, by no plan: no heads are linked to term frequency. Not measured yet: {IDF}, {WRITE}."),
+         "Exploratory, by no plan: no heads are linked to term frequency."),
         ([row(PATH, "h3.1", 0.9, SURE), row(R_IDF, "embed.u0", 0.9, SURE)],
-         f"Exploratory, by no plan: 1 head writes the score. Not measured yet: {TF}, {IDF} (what changing them does is not known)."),
+         f"Exploratory, by no plan: 1 head writes the score. Measured by half: {IDF} (what changing them does is not known)."),
         ([row(R_IDF, "embed.u0", 0.9, SURE), row(EDIT, "embed.u0", 0.9, SURE), row(PATH, "h3.1", 0.0, NOT)],
-         f"Exploratory, by no plan: 1 direction of the word embeddings is linked to IDF, no heads write the score. Not measured yet: {TF}."),
+         "Exploratory, by no plan: 1 direction of the word embeddings is linked to IDF (in the score yes), no heads write the score."),
     ],
 )  # fmt: skip
-def test_the_headline_says_what_was_not_measured(tmp_path: Path, rows: list[dict[str, Any]], lead: str) -> None:
+def test_the_headline_says_what_was_measured(tmp_path: Path, rows: list[dict[str, Any]], lead: str) -> None:
     tell(tmp_path, "a1", [{"site": "mlp3", "measure": "m", "value": 0.1, "unit": "u"}, *rows])
     assert words(only(tmp_path)["lead"]) == lead
 
@@ -53,9 +53,7 @@ def test_the_headline_says_what_was_not_measured(tmp_path: Path, rows: list[dict
 def test_a_link_of_which_no_looks_were_measured_is_not_denied(tmp_path: Path) -> None:
     tell(tmp_path, "a1", [row(PATCHING, "h1.2", 0.9, SURE)])
     told = summary(only(tmp_path))["Is it term frequency?"]
-    assert told.startswith(
-        "Which heads match is not known, so none is linked. Not measured: run mechir run vast2025/attention_"
-    )
+    assert told.startswith("Which heads match is not known, so none is linked. Run mechir run vast2025/attention_")
     assert "The largest effect is h1.2 0.9" in told and "no head matches" not in told
 
 
@@ -71,7 +69,7 @@ def test_what_was_measured(tmp_path: Path) -> None:
 
 def three(registry: Path) -> list[Run]:
     """Three runs of one experiment, the oldest first: the second measured all heads, the last one head only."""
-    frame = pd.DataFrame({"site": ["h0.0", "h1.2"], "x": "x", "value": [0.1, 0.9]})
+    frame = pd.DataFrame({"rank": "all", "site": ["h0.0", "h1.2"], "x": "x", "value": [0.1, 0.9]})
     made = []
     for k, heads in enumerate((("h0.0", "h1.2"), ("h0.0", "h1.2"), ("h1.2",))):
         told = reports.record("chen2024/head_maps", options={"k": k}, started=f"2026-01-0{k + 1}")
@@ -87,10 +85,10 @@ def three(registry: Path) -> list[Run]:
 def test_a_figure_is_of_the_run_that_claims_stand_on(tmp_path: Path) -> None:
     oldest, all_heads, one_head = three(tmp_path)
     section = only(tmp_path)
-    assert [one["run"] for one in section["figures"]] == [one_head.id, all_heads.id]
-    assert [one["claims"] for one in section["figures"]] == [["patching, tfc1, at query|doc"]] * 2
-    assert [one["chart"]["title"]["text"] for one in section["figures"]] == ["run 2", "run 1"]
-    assert [(one["run"], one["why"]) for one in section["others"]] == [(oldest.id, f"older than run {one_head.id}")]
+    assert [one["run"] for one in section["figures"]] == [one_head.id, all_heads.id, oldest.id]
+    assert [one["claims"] for one in section["figures"]] == [*[["patching, tfc1, at query|doc"]] * 2, []]
+    assert [one["chart"]["title"]["text"] for one in section["figures"]] == ["run 2", "run 1", "run 0"]
+    assert section["others"] == []
     stands = {site: [one[-1] for one in told["findings"]] for site, told in section["components"]["sites"].items()}
     assert stands == {"h0.0": [all_heads.id], "h1.2": [one_head.id]}
     (told,) = (one["sentences"] for one in section["answers"] if one["question"] == "Is it term frequency?")
@@ -120,7 +118,7 @@ def test_a_run_on_groups_is_shown_with_each_collection_that_it_speaks_of(tmp_pat
 def test_charts_for_which_there_is_no_room_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, all_heads, _ = three(tmp_path)
     monkeypatch.setattr(figures, "CHARTS", int(1.5 * (all_heads.path / "chart.json").stat().st_size))
-    first, second = only(tmp_path)["figures"]
+    first, second, _ = only(tmp_path)["figures"]
     assert first["chart"] and second["chart"] is None
     assert second["note"] == f"Too large for this page: see runs/{all_heads.id}/chart.html in the registry."
 

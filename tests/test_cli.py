@@ -97,7 +97,7 @@ def test_an_experiment_s_options_come_from_its_signature(capsys: pytest.CaptureF
     assert "doc<-query@0-1" in out
     (run,) = (tmp_path / "mechir-registry" / "runs").iterdir()
     identity = json.loads((run / "run.json").read_text())["identity"]
-    assert identity["options"] == {"cut": "doc<-query", "renormalise": True}
+    assert identity["options"] == {"cut": "doc<-query", "renormalise": True, "evaluate": "nDCG@10"}
     assert identity["pool"]["limit_queries"] == 2
 
 
@@ -224,7 +224,7 @@ def test_a_collection_s_rules_are_options_wherever_a_collection_is(
     on = ("--collection", str(folder), "--limit-queries", "1")
     for command in (("run", TABLE_1), ("score", "--out", "x.run"), ("run", "chen2024/head_maps")):
         code, _, err = call(capsys, *command, *on)
-        assert code == 2 and "take the largest with duplicates='max' (--duplicates max)" in err
+        assert code == 2 and "take the largest with --duplicates 'max'" in err
         assert not Path("mechir-registry").exists() and not Path("x.run").exists()
     code, out, _ = call(capsys, "score", "--out", "x.run", *on, "--duplicates", "max")
     assert code == 0
@@ -260,14 +260,17 @@ def test_convert_and_fetch(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "vast2025/table_1"], r"Unknown experiment 'vast2025/table_1'. The closest are 'vast2025/"),
+        (["run", "vast2025/table_1"], r"Unknown experiment 'vast2025/table_1': the closest are 'vast2025/"),
         (["run", "--model", "./nowhere"], "There is no directory './nowhere'"),
         (["run", "--collection", "./nowhere"], "There is no directory './nowhere'"),
         (["run", "--shard", "3"], "Cannot read --shard '3': write I/N"),
         (["run", "--per-grade", "0"], "Invalid value for '--per-grade'"),
         (["run", "--per-grad", "3"], "No such option"),
         (["run", "--dtype", "float8"], "Cannot compute in 'float8'"),
-        (["run", "--per-grade", "1", "--top-k", "3"], "per_grade samples judged documents"),
+        (
+            ["run", "--per-grade", "1", "--top-k", "3"],
+            "--per-grade samples judged documents, and --run and --top-k take",
+        ),
         (["run", "vast2025/layer_sweep", "--cut", "doc->query"], "write 'query<-doc'"),
         (["score", "--mask", "doc->query", "--out", "x.run"], "write 'query<-doc'"),
         (["score", "--mask", "doc<-query@0-9", "--out", "x.run"], "the model has layers 0-1"),

@@ -34,7 +34,7 @@ def test_what_is_left_out_is_recorded_and_printed(capsys: pytest.CaptureFixture[
     (folder / "qrels.txt").write_text("\n".join([*lines, "q1 0 gone 1", "q1 7 d0101 1"]) + "\n")
     on = ("run", *CUT, "--collection", str(folder))
     code, _, err = call(capsys, *on)
-    assert code == 2 and "over 1 %; mend them, or leave them out with leave_out=0.02 (--leave-out 0.02)." in err
+    assert code == 2 and "over 1 %; mend them, or leave them out with --leave-out 0.02." in err
     assert not Path("mechir-registry").exists()
     with pytest.warns(UserWarning, match="they are left out"):
         code, out, _ = call(capsys, *on, "--leave-out", "0.02")

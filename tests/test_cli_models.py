@@ -39,7 +39,7 @@ def test_named_labels_are_asked_for_by_every_command(capsys: pytest.CaptureFixtu
         code, out, err = call(capsys, *command, "--model", str(entailment))
         assert (code, out) == (2, "")
         assert err.splitlines()[-1].startswith("mechir: The model has 2 labels and no score until you say which one")
-        assert "--relevant-label) one of 0 ('yes'), 1 ('no')." in err
+        assert "--relevant-label one of 0 ('yes'), 1 ('no')." in err
     assert not Path("mechir-registry").exists() and not Path("x.run").exists()
     for label in ("0", "yes"):
         code, _, _ = call(capsys, "score", "--out", "x.run", "--model", str(entailment), "--relevant-label", label)
@@ -53,7 +53,7 @@ def test_named_labels_are_asked_for_by_every_command(capsys: pytest.CaptureFixtu
     (run,) = Path("mechir-registry/runs").iterdir()
     assert (code, json.loads((run / "run.json").read_text())["identity"]["relevant_label"]) == (0, 1)
     code, _, err = call(capsys, "score", "--out", "y.run", "--model", str(entailment), "--relevant-label", "maybe")
-    assert (code, err) == (2, "mechir: relevant_label='maybe' is no label: the model has yes, no.\n")
+    assert (code, err) == (2, "mechir: --relevant-label 'maybe' is no label: the model has yes, no.\n")
 
 
 def test_a_maximum_length_is_followed_recorded_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +72,7 @@ def test_a_maximum_length_is_followed_recorded_and_shown(capsys: pytest.CaptureF
     expected = {(p.query_id, p.doc_id): s for p, s in zip(pairs, wanted, strict=True)}
     assert scores(Path("short.run")) == pytest.approx(expected, abs=2e-5)
     code, _, err = call(capsys, "run", "vast2025/direction_ablation", *SMALL, "--max-length", "5000")
-    assert code == 2 and "max_length=5000 is out of range: the model reads 1 to" in err
+    assert code == 2 and "--max-length 5000 is out of range: the model reads 1 to" in err
     code, _, err = call(capsys, "run", "lu2025/head_to_score", *SMALL, "--max-length", "24", "--filler", "a")
     assert code == 0, err
 

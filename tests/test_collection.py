@@ -66,7 +66,7 @@ def test_texts_keep_every_character_but_the_newline(folder: Path) -> None:
         (append("qrels.txt", "q1 0 d0101 2\n"), r"document 'd0101' has grade 2 for query 'q1' here and 1 above; keep one"),
         (lambda f: (f / "docs.tsv").write_bytes(b"d\xff\t"), r"docs.tsv is not UTF-8 \(byte 1\)"),
         (lambda f: (f / "qrels.txt").unlink(), r"is no collection: it holds no qrels.txt"),
-        (append("qrels.txt", "q1 0 x1 1\nq8 0 d0101 1\n"), r"2 of 74 judgments of '.*/toy' cannot be used \(judged document that is missing; judgment of an unknown query: q1/x1, q8/d0101\): over 1 %; mend them, or leave them out with leave_out=0.03 \(--leave-out 0.03\)"),
+        (append("qrels.txt", "q1 0 x1 1\nq8 0 d0101 1\n"), r"2 of 74 judgments of '.*/toy' cannot be used \(judged document that is missing; judgment of an unknown query: q1/x1, q8/d0101\): over 1 %; mend them, or leave them out with leave_out=0.03"),
         (lambda f: (f / "docs.tsv").write_text("d9\ta\n"), r"72 of 72 judgments .*: over 1 %; mend them, for nothing would be left: the files do not belong together"),
         (lambda f: (f / "qrels.txt").write_text("\n"), r"The pool of 'toy' is empty"),
     ],
@@ -90,7 +90,7 @@ def test_few_unknown_judgments_are_left_out_counted_and_said(folder: Path) -> No
     ("name", "message"),
     [
         ("./nowhere", r"There is no directory './nowhere'"),
-        ("msmarco-passage/trec-dl-2019/juged", r"The closest ids are 'msmarco-passage/trec-dl-2019/judged'"),
+        ("msmarco-passage/trec-dl-2019/juged", r"the closest ids are 'msmarco-passage/trec-dl-2019/judged'"),
     ],
 )
 def test_a_name_that_is_nothing_is_refused(name: str, message: str) -> None:
@@ -163,7 +163,7 @@ def test_documents_without_a_word_have_no_bm25_candidates(folder: Path) -> None:
 
 def test_bm25_over_too_many_documents_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[Collection.__module__], "BM25_LIMIT", 71)  # the function hides the module
-    with pytest.raises(MechirError, match=r"'toy' has 72 documents, too many for BM25 here: give .* --run FILE"):
+    with pytest.raises(MechirError, match=r"'toy' has 72 documents, too many for BM25 here: give .* run=FILE"):
         mi.collection(TOY).pairs(top_k=3)
 
 
@@ -236,7 +236,7 @@ def test_bm25_finds_the_documents_with_the_words(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"per_grade": 2, "top_k": 3}, r"per_grade samples judged documents and run/top_k takes a run's"),
+        ({"per_grade": 2, "top_k": 3}, r"per_grade= samples judged documents, and run= and top_k= take"),
         (
             {"easy_negatives": 61},
             r"'toy' has 72 documents, 12 of them .* for query 'q1': too few for 61 easy negatives",
@@ -245,7 +245,7 @@ def test_bm25_finds_the_documents_with_the_words(folder: Path) -> None:
         ({"top_k": -1}, r"top_k=-1 asks for nothing: write 1 or more"),
         ({"limit_queries": -1}, r"limit_queries=-1 asks for nothing: write 1 or more"),
         ({"easy_negatives": -3}, r"easy_negatives=-3 asks for nothing: write 0 or more"),
-        ({"run": "none"}, r"There is no run file 'none'; 'toy' has none of its own"),
+        ({"run": "none"}, r"There is no run file 'none', and 'toy' has none of its own: give the path of one"),
         ({"run": "../x"}, r"There is no run file '../x'"),
     ],
 )

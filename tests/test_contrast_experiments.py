@@ -86,7 +86,7 @@ def test_one_query_cannot_choose_and_test(toy: HookedEncoder, tmp_path: Path) ->
         MechirError, match=r"One query cannot both find heads or edges and test them: take more, or name"
     ):
         engine.run("lu2025/head_to_heads", toy, diagnostic("tfc1", TOY, limit_queries=1), registry=tmp_path)
-    with pytest.raises(MechirError, match=r"Unknown --ports 'z': the closest are 'v', 'q', 'k'"):
+    with pytest.raises(MechirError, match=r"Unknown ports='z': the closest are 'v', 'q', 'k'"):
         engine.run("lu2025/head_to_heads", toy, diagnostic("tfc1", TOY, limit_queries=2), registry=tmp_path, ports="z")
 
 
@@ -127,7 +127,7 @@ def test_the_command_line_runs_a_diagnostic(tmp_path: Path, capsys: pytest.Captu
     code, out, _ = call(capsys, *common, "--diagnostic", "tfc1-replace", "--limit-queries", "3", "--filler", "a")
     assert code == 0 and "contrasts" in out and "pairs gave no contrast, e.g.: Pair " in out
     for arguments, message in (
-        (("--diagnostic", "tfc9"), "Unknown diagnostic 'tfc9'. The closest are"),
+        (("--diagnostic", "tfc9"), "Unknown diagnostic 'tfc9': the closest are"),
         (("--data", str(tmp_path / "none")), "There is no directory"),
         (("--data", str(tmp_path), "--collection", str(TOY)), "--data reads a published set and --collection"),
         (("--data", str(tmp_path)), "holds no 'stmc1_qids_perturbation.csv'"),

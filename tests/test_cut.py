@@ -133,7 +133,7 @@ def test_findings_say_what_is_cut(toy: HookedEncoder, nine: Path, tmp_path: Path
         run = mi.run(CUT, toy, collection, registry=registry, role="matching", ways="zero", draws=1)
         assert set(run.summary["sites"].iloc[0].split(", ")) <= {str(site) for site in rows["site"]}
     with pytest.raises(
-        MechirError, match="No finding of --role matching --label purple on this model holds for a head"
+        MechirError, match="No finding of role='matching', label='purple' on this model holds for a head"
     ):
         mi.run(CUT, toy, collection, registry=registry, role="matching", label="purple")
 
@@ -141,8 +141,8 @@ def test_findings_say_what_is_cut(toy: HookedEncoder, nine: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "There is nothing to cut: name --sites h1.1,h2.9 or --masks"),
-        ({"sites": "h1.1", "role": "matching"}, "--sites and --masks name what is cut, and so do --role"),
+        ({}, "There is nothing to cut: name sites='h1.1,h2.9' or masks="),
+        ({"sites": "h1.1", "role": "matching"}, "sites= and masks= name what is cut, and so do role="),
         ({"sites": "h9.1"}, "Layer 9 is out of range"),
         ({"sites": "h0.9"}, "Head 9 is out of range"),
         ({"sites": "resid0"}, "Cannot ablate 'resid0'"),
@@ -151,12 +151,12 @@ def test_findings_say_what_is_cut(toy: HookedEncoder, nine: Path, tmp_path: Path
         ({"masks": "doc<-query@h0.9"}, "Head 9 is out of range"),
         ({"masks": "doc<-query@7"}, "Layer 7 is out of range: the model has layers 0-1"),
         ({"sites": "h1.1", "evaluate": "nDGC@10"}, "Cannot read the ranking measure 'nDGC@10'"),
-        ({"sites": "h1.1", "evaluate": ""}, "--evaluate is empty: write a measure such as nDCG@10"),
-        ({"sites": "h1.1", "evaluate": "AP(rel=9)"}, r"--evaluate AP\(rel=9\): no query has a document of grade 9"),
-        ({"sites": "h1.1", "groups": {"a": "b"}}, "--groups of 'joint/cut' is"),
+        ({"sites": "h1.1", "evaluate": ""}, "evaluate='' is empty: write a measure such as nDCG@10"),
+        ({"sites": "h1.1", "evaluate": "AP(rel=9)"}, r"evaluate='AP\(rel=9\)': no query has a document of grade 9"),
+        ({"sites": "h1.1", "groups": {"a": "b"}}, "groups={'a': 'b'} is no value for 'joint/cut': write text"),
         ({"sites": "h1.1", "groups": "none.tsv"}, "There is no file of groups 'none.tsv'"),
-        ({"sites": "h1.1", "ways": "half"}, "Unknown --ways 'half'"),
-        ({"sites": "h1.1", "draws": 0}, "--draws is 0: write 1 or more"),
+        ({"sites": "h1.1", "ways": "half"}, "Unknown ways='half'"),
+        ({"sites": "h1.1", "draws": 0}, "draws=0 is out of range: write 1 or more"),
     ],
 )
 def test_what_cannot_be_cut_is_refused_before_anything_is_measured(
@@ -189,3 +189,24 @@ def test_the_groups_file_is_part_of_the_identity(toy: HookedEncoder, nine: Path,
     copy.write_text(copy.read_text().replace("exact", "literal"))
     assert mi.run(CUT, toy, mi.collection(nine), groups=str(copy), **options).id != first.id
     assert np.isfinite(first.summary["change"]).all()
+
+
+def test_a_head_may_be_layer_and_number() -> None:
+    cut = mi.load_experiment("joint/cut").chosen
+    alike = [(1, 1), [(1, 1)], "h1.1", ["L1H1"], mi.Head(1, 1), "(1, 1)", "(1,1), (01, 1)"]
+    assert {cut(sites=way).written["sites"] for way in alike} == {"h1.1"}
+    assert cut(sites="mlp1 (1, 1) n0.3") == cut(sites=[(1, 1), "n0.3", "mlp1"]) == cut(sites="mlp1 n0.3,h1.1")
+    heads = mi.load_experiment("lu2025/idf_edit").chosen
+    assert heads(heads=(1, 1)) == heads(heads="h1.1") and heads(heads=[(1, 1), (0, 3)]) == heads(heads="h1.1,h0.3")
+    with pytest.raises(MechirError, match=r"Cannot read sites='3': 3 is no site: write h8\.1"):
+        cut(sites=3)
+
+
+def test_a_run_tells_the_ids_of_groups_without_a_query(toy: HookedEncoder, nine: Path, tmp_path: Path) -> None:
+    queries = list(mi.collection(nine).queries)
+    lines = [f"{query_id}\t{'ab'[place % 2]}" for place, query_id in enumerate([*queries, "x1"])]
+    (tmp_path / "groups.tsv").write_text("\n".join(lines))
+    said: list[str] = []
+    asked = {"sites": "h1.1", "groups": str(tmp_path / "groups.tsv"), "ways": "zero", "draws": 1}
+    mi.run(CUT, toy, mi.collection(nine), registry=tmp_path / "r", say=said.append, **asked)
+    assert f"groups: 1 of {len(lines)} ids are no query here, such as 'x1'." in said

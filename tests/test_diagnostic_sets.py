@@ -319,7 +319,7 @@ def test_one_filler_may_be_given_as_a_word() -> None:
     ("name", "closest"), [("tfc", "'tfc2', 'tfc1', "), ("shufle", "'shuffle'"), ("mechir-tdc", "'tdc'")]
 )
 def test_an_unknown_set_is_refused_with_the_known_ones(name: str, closest: str) -> None:
-    with pytest.raises(MechirError, match=rf"Unknown diagnostic '{name}'\. The closest are {closest}"):
+    with pytest.raises(MechirError, match=rf"Unknown diagnostic '{name}': the closest are {closest}"):
         diagnostic(name, TOY)
 
 

@@ -243,3 +243,51 @@ def test_groups_are_read_from_what_holds_them(tmp_path: Path) -> None:
     ):
         with pytest.raises(MechirError, match=message):
             query_groups(given)
+
+
+def test_exact_scores_are_ranked_as_ir_measures_ranks_them(tmp_path: Path) -> None:
+    """Probabilities of a saturated model differ by less than rounding makes of logits."""
+    small = rows(original=[0.999991, 0.999995, 0.999998, 0.1, 4e-6, 3e-6, 2e-6, 1e-6])
+    with pytest.warns(UserWarning, match=r"5 of 6 scores are within 1e-05 of the next and count as ties: write ties=0"):
+        merged = evaluate(small, "AP", "nDCG@10", "RR")
+    exact = evaluate(small, "AP", "nDCG@10", "RR", ties=0)
+    run, qrels = small.to_dict("records"), {}  # type: ignore[var-annotated]
+    lines = [f"{row['query_id']} Q0 {row['doc_id']} 1 {row['score']} x" for row in run]
+    for row in run:
+        qrels.setdefault(row["query_id"], {})[row["doc_id"]] = row["grade"]
+    file = tmp_path / "run.txt"
+    file.write_text("\n".join(lines))
+    for measure in ("AP", "nDCG@10", "RR"):
+        theirs = ir_measures.calc_aggregate(
+            [ir_measures.parse_measure(measure)], qrels, ir_measures.read_trec_run(str(file))
+        )
+        mean = exact.set_index("measure").loc[measure, "estimate"]
+        assert mean == pytest.approx(next(iter(theirs.values())), abs=1e-9)
+    assert not np.allclose(merged["estimate"], exact["estimate"], atol=1e-3)
+
+
+@pytest.mark.parametrize("ties", [-1, float("nan"), float("inf")])
+def test_a_distance_of_ties_is_a_number(ties: float) -> None:
+    with pytest.raises(MechirError, match=r"ties=.* is no distance of scores: write 0 or more\."):
+        evaluate(rows(original=[4, 3, 2, 1] * 2), ties=ties)
+
+
+def test_ids_of_groups_without_a_query_are_told() -> None:
+    scores = rows(original=[4, 3, 2, 1, 1, 2, 3, 4])
+    given = {"q1": "exact", "q2": "other", "q9": "other", "q10": "exact"}
+    with pytest.warns(UserWarning, match=r"^groups: 2 of 4 ids are no query here, such as 'q9'\.$"):
+        evaluate(scores, groups=given)
+    third = pd.concat([scores, scores[scores["query_id"] == "q1"].assign(query_id="q3")])
+    with pytest.warns(UserWarning, match=r"^groups: 1 of 3 queries are in no group, such as 'q3'\.$"):
+        evaluate(third, groups={"q1": "exact", "q2": "other"})
+    with pytest.raises(MechirError, match=r"0 of the groups exact, other have a query here"):
+        evaluate(scores, groups={"x1": "exact", "x2": "other"})
+
+
+@pytest.mark.parametrize("header", ["query_id\tgroup\n", "qid\tgroup\n", ""])
+def test_a_line_of_names_is_no_group(tmp_path: Path, header: str) -> None:
+    file = tmp_path / "groups.tsv"
+    file.write_text(f"{header}q1\texact\nq2\tother\n")
+    assert query_groups(file) == {"q1": "exact", "q2": "other"}
+    file.write_text("q1\texact\nquery_id\tgroup\n")  # not above: a query like any other
+    assert query_groups(file) == {"q1": "exact", "query_id": "group"}

@@ -99,7 +99,7 @@ def test_shards_of_slurm_arrays_from_0_and_from_1_cover_everything() -> None:
     for ids in (range(0, 4), range(1, 5)):
         assert {Shard.parse(f"{i}/4").index for i in ids} == {0, 1, 2, 3}
     for text in ("5/4", "1", "a/b", "1/0", "-1/4"):
-        with pytest.raises(MechirError, match=rf"Cannot read --shard '{text}': write I/N"):
+        with pytest.raises(MechirError, match=rf"Cannot read shard='{text}': write I/N"):
             Shard.parse(text)
 
 
@@ -180,7 +180,7 @@ def test_an_estimate_counts_forwards(toy: HookedEncoder) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("vast2025/direction_ablatoin", r"Unknown experiment '.*'. The closest are 'vast2025/direction_ablation'"),
+        ("vast2025/direction_ablatoin", r"Unknown experiment '.*': the closest are 'vast2025/direction_ablation'"),
         (
             "nowhere.py",
             r"There is no file 'nowhere.py': give that of an experiment, or a name such as 'chen2024/block_maps'",

@@ -139,7 +139,7 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(tmp_path: Path) -
         with pytest.raises(MechirError, match=rf"Run {begun.id} is not finished \(0 of 2 units\)"):
             mi.export(begun, out / name)
     with pytest.raises(
-        MechirError, match=r"has no chart.json, as an older mechir drew it: start it again with --fresh"
+        MechirError, match=r"has no chart.json, as an older mechir drew it: start it again with fresh=True"
     ):
         mi.export(finished(tmp_path / "r", chart=False), out / "x.svg")
     with pytest.raises(MechirError, match=r"Cannot write '.*x\.csv' \(No such file or directory\): give another file"):

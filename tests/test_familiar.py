@@ -162,6 +162,6 @@ def test_a_mask_that_says_twice_where_it_cuts_is_refused() -> None:
 
 @pytest.mark.parametrize("arrow", ["->", "-->", "=>", "\u2192", " \u2192 ", "\u21d2"])
 def test_an_arrow_the_other_way_gets_the_sentence_about_arrows(arrow: str) -> None:
-    with pytest.raises(MechirError, match=r"reader comes first. For what doc takes from query, write 'doc<-query'"):
+    with pytest.raises(MechirError, match=r"reader comes first, so for what doc takes from query, write 'doc<-query'"):
         mi.Mask(f"query{arrow}doc")
     assert str(mi.Direction.parse("doc\u2190query")) == "doc<-query"

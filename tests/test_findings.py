@@ -155,11 +155,11 @@ def test_sql_asks_and_does_nothing_else(tmp_path: Path) -> None:
 
 
 def test_what_is_no_registry_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(MechirError, match="holds no findings yet: write `mechir run`"):
+    with pytest.raises(MechirError, match="holds no findings yet: run an experiment first, or give registry=DIR"):
         mi.findings(registry=tmp_path / "nothing")
     (tmp_path / "file").write_text("")
     for path in (tmp_path, tmp_path / "file"):
-        with pytest.raises(MechirError, match="is no registry: it holds no runs; give --registry DIR"):
+        with pytest.raises(MechirError, match="is no registry: it holds no runs; give registry=DIR"):
             mi.findings(registry=path)
         for command in (
             "findings",
@@ -199,7 +199,7 @@ def test_a_deleted_run_leaves_a_tombstone(tmp_path: Path) -> None:
         MechirError, match=f"Run {follower.id} summarises the rows of run {run.id}: delete that one first"
     ):
         delete_run(tmp_path, run, "wrong model")
-    with pytest.raises(MechirError, match="not deleted without a reason: write --reason TEXT"):
+    with pytest.raises(MechirError, match="not deleted without a reason: write reason=TEXT"):
         delete_run(tmp_path, follower, "")
     delete_run(tmp_path, follower, "not needed")
     delete_run(tmp_path, run, "wrong model")
@@ -255,7 +255,7 @@ def test_a_registry_that_cannot_be_written_is_one_sentence(tmp_path: Path, monke
 
     monkeypatch.setattr(Path, "mkdir", refused)
     with pytest.raises(
-        MechirError, match=r"Cannot write the registry '.*' \(Read-only file system\): give --registry DIR"
+        MechirError, match=r"Cannot write the registry '.*' \(Read-only file system\): give registry=DIR"
     ):
         record(tmp_path / "new", "aa", frame())
 

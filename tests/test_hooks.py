@@ -142,7 +142,7 @@ def test_inputs_may_be_pairs_strings_or_a_batch(tiny: HookedEncoder) -> None:
     [
         (
             "blocks.1.attn.hook_patern",
-            r"Unknown hook 'blocks.1.attn.hook_patern'. The closest are 'blocks.1.attn.hook_pattern'",
+            r"Unknown hook 'blocks.1.attn.hook_patern': the closest are 'blocks.1.attn.hook_pattern'",
         ),
         ("blocks.7.attn.hook_z", r"Layer 7 is out of range in 'blocks.7.attn.hook_z': the model has layers 0-2"),
         ((lambda name: False), r"matches no hook of this model"),

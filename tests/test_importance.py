@@ -40,8 +40,8 @@ def test_half_of_the_highest_grade_is_relevant(tmp_path: Path) -> None:
     assert thresholds(both, f"{TOY.name}:1") == {TOY.name: 1, "binary": 1}
     assert thresholds(both, format_thresholds(thresholds(both))) == thresholds(both)
     for text, said in (
-        ("x", r"Cannot read --relevant 'x': write a grade above 0, or NAME:GRADE with commas\."),
-        ("other:1", r"Cannot read --relevant 'other:1'"),
+        ("x", r"Cannot read relevant='x': write a grade above 0, or NAME:GRADE with commas, where NAME is toy\."),
+        ("other:1", r"Cannot read relevant='other:1'"),
         (
             str(highest + 1),
             rf"'{TOY.name}' has no relevant document: its highest grade is {highest}, not {highest + 1}\.",
@@ -87,7 +87,7 @@ def test_a_collection_needs_both_labels(tiny: HookedEncoder) -> None:
         ([pair for pair in pairs if not pair.grade], "a document of grade 2 or more"),
     ):
         with pytest.raises(
-            MechirError, match=rf"No pair of '{TOY.name}' has {said}: take more queries, or --relevant\."
+            MechirError, match=rf"No pair of '{TOY.name}' has {said}: take more queries, or set relevant=\."
         ):
             labelled(part, {TOY.name: 2})
     kept = labelled(pairs, {TOY.name: 2}, take=1)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import duckdb
 import numpy as np
 import pandas as pd
 import polars
@@ -254,3 +255,12 @@ def test_what_is_no_pair_is_refused_in_one_sentence(tiny: HookedEncoder, kind: s
 
 def test_there_are_forty_of_them() -> None:
     assert len(WRONG) >= 40
+
+
+def test_a_relation_of_duckdb_is_read_by_its_own_method() -> None:
+    relation = duckdb.sql("select 'a' as query, 'b' as text")
+    with pytest.raises(MechirError, match=r"A DuckDBPyRelation is not read yet: give its \.df\(\)\."):
+        mi.pairs(relation)
+    with pytest.raises(MechirError, match=r"A LazyFrame is not read yet: give its \.collect\(\)\."):
+        mi.pairs(polars.LazyFrame({"query": ["a"], "text": ["b"]}))
+    assert len(mi.pairs(relation.df())) == 1

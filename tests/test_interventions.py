@@ -228,9 +228,9 @@ def test_masking_chosen_heads_leaves_the_others_alone(model: HookedEncoder) -> N
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: mi.Mask("doc->query"), r"Cannot read 'doc->query'.*For what query takes from doc, write 'query<-doc'"),
-        (lambda: mi.Mask("doc query"), r"Cannot read 'doc query' as a direction. Write reader<-source"),
-        (lambda: mi.Mask("doc<-title"), r"Unknown segment 'title' in 'title'. Write one of cls, query, sep1, doc"),
+        (lambda: mi.Mask("doc->query"), r"Cannot read 'doc->query'.*for what query takes from doc, write 'query<-doc'"),
+        (lambda: mi.Mask("doc query"), r"Cannot read 'doc query' as a direction: write reader<-source"),
+        (lambda: mi.Mask("doc<-title"), r"Unknown segment 'title': the closest is '.*', of cls, query, sep1, doc"),
         (lambda: mi.Mask("doc<-pad"), r"The source of a direction must hold tokens, not 'pad'"),
         (lambda: mi.Mask("doc<-query", layers=[]), r"names no layer: count from 0"),
         (lambda: mi.Mask("doc<-query", layers=-1), r"layers=-1 names no layer"),
@@ -239,7 +239,7 @@ def test_masking_chosen_heads_leaves_the_others_alone(model: HookedEncoder) -> N
         (lambda: mi.Mask.parse("doc<-query@5-2"), r"Cannot read '@5-2'.*write @0-5, @0,3"),
         (lambda: mi.Mask.parse("doc<-query@hmlp3"), r"Cannot read 'hmlp3' as a site"),
         (lambda: mi.Ablate("resid0"), r"Cannot ablate 'resid0': write a head"),
-        (lambda: mi.Ablate("x8"), r"Cannot read 'x8' as a site. Write h8.1"),
+        (lambda: mi.Ablate("x8"), r"Cannot read 'x8' as a site: write h8.1"),
         (lambda: mi.Ablate("h1.1", 0.5), r"Cannot ablate with 0.5: write with_=means"),
     ],
 )
@@ -256,7 +256,7 @@ def test_bad_interventions_are_refused(make: object, message: str) -> None:
         (mi.Ablate("h1.4"), r"Head 4 is out of range: layer 1 has heads 0-3"),
         (mi.Ablate("n1.48"), r"Neuron 48 is out of range: layer 1 has neurons 0-47"),
         (mi.Ablate("mlp3"), r"Layer 3 is out of range"),
-        ("h1.1", r"'h1.1' is no intervention: write e.g. Mask\('doc<-query'\)"),
+        ("h1.1", r"'h1.1' is no intervention: write e.g. Ablate\('h1.1'\)"),
         (5, r"5 is no intervention: write e.g. Mask"),
         (mi.Ablate, r"Ablate'> is no intervention: write e.g. Ablate\(\.\.\.\) or "),
         (["h1.1"], r"'h1.1' is no intervention"),

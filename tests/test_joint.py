@@ -132,17 +132,17 @@ def test_overlap_is_another_run_once_the_findings_change(
 def test_overlap_without_two_measures_names_the_experiments_to_run(
     toy: HookedEncoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = "run some first, such as `mechir run vast2025/attention_contrast` and `mechir run chen2024/head_maps`"
+    first = "run some first, such as vast2025/attention_contrast and chen2024/head_maps"
     with pytest.raises(MechirError, match=f"holds no findings yet: .* There is nothing to compare: {first}"):
         overlap(tmp_path / "empty", toy)
     tell(tmp_path, "a1", "one", SIZES, toy)
     code, _, err = call(capsys, "run", "joint/overlap", "--registry", str(tmp_path))
-    assert code == 2 and "of toy this registry has 'one': run some first, such as `mechir run vast" in err
+    assert code == 2 and "of toy this registry has 'one': run some first, such as vast" in err
     tell(tmp_path, "a2", "two", [*[0] * 8, *SIZES], toy)  # no head of the first measure has one
     with pytest.raises(MechirError, match="No measure 'thre' orders heads here: the closest are"):
         overlap(tmp_path, toy, measures="one;thre")
     for name in ("top", "draws"):
-        with pytest.raises(MechirError, match=f"--{name} is 0: write 1 or more"):
+        with pytest.raises(MechirError, match=f"{name}=0 is out of range: write 1 or more"):
             overlap(tmp_path, toy, **{name: 0})
     assert not (tmp_path / "runs").exists()
     tell(tmp_path, "a3", "constant there", [*[1] * 8, *SIZES], toy)
@@ -230,18 +230,16 @@ def test_across_of_one_model_names_the_experiments_to_run(
 ) -> None:
     tell(tmp_path, "a1", "one", SIZES, toy)
     code, _, err = call(capsys, "run", "joint/across", "--registry", str(tmp_path))
-    assert (
-        code == 2 and "are of m on toy, and two collections or models are needed: write `mechir run joint/path" in err
-    )
+    assert code == 2 and "are of m on toy, and two collections or models are needed: run joint/path" in err
     tell(tmp_path, "a2", "two", SIZES, toy, "other")
-    with pytest.raises(MechirError, match="hold no links, and no two collections share a measure: write `mechir run"):
+    with pytest.raises(MechirError, match="hold no links, and no two collections share a measure: run joint/pathway"):
         across(tmp_path, toy)
-    with pytest.raises(MechirError, match="--draws is 0: write 1 or more"):
+    with pytest.raises(MechirError, match="draws=0 is out of range: write 1 or more"):
         mi.run("joint/across", toy, mi.collection(TOY), registry=tmp_path, draws=0)
     assert not (tmp_path / "runs").exists()
     tell(tmp_path, "a3", "one", -SIZES, toy, "other")
     values = across(tmp_path, toy).summary
     assert values["kind"].tolist() == ["values"]
     assert values["rho"].tolist() == pytest.approx([-1]) and values["same"].tolist() == [0]
-    with pytest.raises(MechirError, match="holds no findings yet: write `mechir run`"):
+    with pytest.raises(MechirError, match="holds no findings yet: run an experiment first, or give registry=DIR"):
         across(tmp_path / "empty", toy)

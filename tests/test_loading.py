@@ -82,7 +82,7 @@ def test_convert_refuses_code_and_what_is_no_checkpoint(checkpoints: Checkpoints
     (evil / "pytorch_model.bin").unlink()
     with pytest.raises(MechirError, match=r"holds no pickle \(pytorch_model.bin\): there is nothing to convert"):
         convert(evil, tmp_path / "out")
-    with pytest.raises(MechirError, match="exists: give --out a directory that does not"):
+    with pytest.raises(MechirError, match="exists: give out= a directory that does not"):
         convert(checkpoints.monobert_layout(), evil)
     assert [file.name for file in tmp_path.iterdir()] == ["evil"]  # nothing half-written
 
@@ -178,7 +178,7 @@ def test_bad_options_are_refused(checkpoints: Checkpoints, options: dict, messag
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here, so asking for one is no mistake")
 def test_a_gpu_that_is_not_there_is_refused(checkpoints: Checkpoints) -> None:
-    with pytest.raises(MechirError, match=r"There is no GPU that torch sees for device 'cuda': write --device cpu"):
+    with pytest.raises(MechirError, match=r"There is no GPU that torch sees for device 'cuda': write device='cpu'"):
         mi.load(checkpoints.path("bert"), device="cuda")
 
 
@@ -191,7 +191,7 @@ def test_three_labels_have_no_score_until_one_is_named(checkpoints: Checkpoints)
 
 
 def test_an_unknown_readout_is_refused(tiny: HookedEncoder) -> None:
-    with pytest.raises(MechirError, match=r"Unknown readout 'logit'. Write one of score, log_p, p"):
+    with pytest.raises(MechirError, match=r"Unknown readout 'logit': write one of score, log_p, p"):
         tiny.score(PAIRS, readout="logit")
 
 

@@ -237,8 +237,8 @@ def test_queries_without_both_grades_and_rows_of_layers_do_not_count() -> None:
     ("n", "dropped", "grades", "options", "message"),
     [
         (4, [], {}, {"measure": "most"}, "Unknown measure 'most': write one of mean_max, max, mass, entropy, identical."),
-        (4, [-1], {}, {}, "No pair has the grade -1 (weak): the grades are [0, 3]; add --easy-negatives 10."),
-        (4, [], {"relevant": 2}, {}, "No pair has the grade 2 (relevant): the grades are [-1, 0, 3]; write --relevant with another."),
+        (4, [-1], {}, {}, "No pair has the grade -1 (weak): the grades are [0, 3]; add easy_negatives=10."),
+        (4, [], {"relevant": 2}, {}, "No pair has the grade 2 (relevant): the grades are [-1, 0, 3]; write relevant= with another."),
         (4, [], {"relevant": -1}, {}, "relevant and weak are both -1: write two grades."),
         (1, [], {}, {}, "Queries with pairs of grade 3 and of grade -1: 1; take 2 or more."),
     ],

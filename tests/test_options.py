@@ -215,9 +215,8 @@ def test_a_bad_value_is_refused_before_anything_is_measured_or_written(
         with pytest.raises(MechirError) as caught:
             mi.run(kind, toy, source, registry=tmp_path / "registry", **(good | {option: value}))
         said = str(caught.value)
-        flag = f"--{option.replace('_', '-')}"
-        assert flag in said or str(value) in said or option in said, (value, said)
-        assert said.endswith(".") and "\n" not in said and made == [], (value, said)
+        assert f"{option}=" in said or str(value) in said or option in said, (value, said)
+        assert said.endswith(".") and "--" not in said and "\n" not in said and made == [], (value, said)
     assert not (tmp_path / "registry").exists()
 
 
@@ -318,15 +317,15 @@ def test_a_sign_that_is_given_is_kept(toy: HookedEncoder, nine: Collection) -> N
 
 def test_the_messages_say_what_to_write(toy: HookedEncoder, nine: Collection) -> None:
     cases = [
-        ("attention_contrast", {}, r"No pair of this pool has grade -1 \(weak\): it has grades 0, 1, 2, 3; add --easy-negatives 10 \(easy_negatives=10\)"),
-        ("attention_contrast", {"weak": 7}, r"No pair of this pool has grade 7 \(weak\): .*; write --weak with one of 0, 1, 2, 3\."),
-        ("attention_contrast", {"weak": 0, "of": "meanmax"}, r"Unknown --of 'meanmax': the closest are 'mean_max'"),
-        ("attention_contrast", {"weak": 0, "delta": -1}, r"--delta is -1: write 0 or more\."),
-        ("attention_contrast", {"weak": 3}, r"--relevant and --weak are both 3"),
-        ("qk_projection", {"heads": "h0.1,h2.99"}, r"Cannot read --heads 'h0.1,h2.99': Layer 2 is out of range .*the model has layers 0-1"),
-        ("qk_projection", {"heads": "h0.1,h1.9"}, r"Cannot read --heads .*: Head 9 is out of range: layer 1 has heads 0-3\."),
-        ("qk_projection", {"strongest": 0, "others": 0}, r"--strongest and --others are both 0"),
-        ("cls_lens", {"relevant": 9}, r"No pair has grade 9 or more: the grades are \[0, 1, 2, 3\]; write --relevant with one that parts them"),
+        ("attention_contrast", {}, r"No pair of this pool has grade -1 \(weak\): it has grades 0, 1, 2, 3; add easy_negatives=10"),
+        ("attention_contrast", {"weak": 7}, r"No pair of this pool has grade 7 \(weak\): .*; write weak= with one of 0, 1, 2, 3\."),
+        ("attention_contrast", {"weak": 0, "of": "meanmax"}, r"Unknown of='meanmax': the closest are 'mean_max'"),
+        ("attention_contrast", {"weak": 0, "delta": -1}, r"delta=-1 is out of range: write 0 or more\."),
+        ("attention_contrast", {"weak": 3}, r"relevant= and weak= are both 3"),
+        ("qk_projection", {"heads": "h0.1,h2.99"}, r"Cannot read heads='h0.1,h2.99': Layer 2 is out of range .*the model has layers 0-1"),
+        ("qk_projection", {"heads": "h0.1,h1.9"}, r"Cannot read heads=.*: Head 9 is out of range: layer 1 has heads 0-3\."),
+        ("qk_projection", {"strongest": 0, "others": 0}, r"strongest=0 and others=0 leave nothing"),
+        ("cls_lens", {"relevant": 9}, r"No pair has grade 9 or more: the grades are \[0, 1, 2, 3\]; write relevant= with one that parts them"),
     ]  # fmt: skip
     for name, chosen, message in cases:
         with pytest.raises(MechirError, match=message):

@@ -56,7 +56,7 @@ def written(text: str, name: str = "bias.py") -> str:
         (WHOLE.replace("float", "flaot"), r"cannot be loaded, NameError.*: name 'flaot' is not defined"),
         (WHOLE.replace("(frozen=True)", ""), r"TypeError.*: cannot inherit .*: write @dataclass\(frozen=True\) above"),
         (WHOLE.replace("tuple[int, ...]", "list"), r"is a <class 'list'>: annotate it as bool, int, float, str, or as a list, "
-         r"tuple\[Head, \.\.\.\], tuple\[Direction, \.\.\.\], tuple\[int, "),
+         r"tuple\[Head, \.\.\.\], tuple\[Site, \.\.\.\], tuple\[Direction, \.\.\.\], tuple\[int, "),
         (WHOLE.replace('option((), "the layers", most=3)', "()"), r"'layers' of Bias is a field and no option: write option"),
         (WHOLE + "    def finding(self, run): ...\n", r"^Nothing uses 'Bias.finding': write 'findings', or begin its name with"),
         (WHOLE + "    def summarize(self, run): ...\n", r"Nothing uses 'Bias.summarize': write 'summarise'"),
@@ -94,10 +94,10 @@ def test_values_out_of_range_and_unknown_options(capsys: pytest.CaptureFixture[s
     kind: Any = load_experiment(written(WHOLE))
     wrong = [
         ({"shar": 0.3}, "'bias' has no option 'shar': it takes share, layers; the closest is 'share'."),
-        ({"share": 2.0}, "--share is 2: write 0 to 1."),
-        ({"layers": (5,)}, "--layers is 5: write 3 or less."),
-        ({"layers": "1,x"}, "Cannot read --layers '1,x': write numbers of 0 or more with commas, e.g. 1,5."),
-        ({"layers": [0.5]}, "Cannot read --layers '0.5': write whole numbers with commas, e.g. 1,5."),
+        ({"share": 2.0}, "share=2 is out of range: write 0 to 1."),
+        ({"layers": (5,)}, "layers=5 is out of range: write 3 or less."),
+        ({"layers": "1,x"}, "Cannot read layers='1,x': write numbers of 0 or more with commas, e.g. 1,5."),
+        ({"layers": [0.5]}, "Cannot read layers='0.5': write whole numbers with commas, e.g. 1,5."),
     ]
     for given, message in wrong:
         for make in (kind, kind.chosen):

@@ -191,7 +191,7 @@ def test_an_unknown_published_set_is_refused_with_the_known_ones(published: Path
 
 def test_options_that_files_do_not_have_are_refused(published: Path) -> None:
     with pytest.raises(
-        MechirError, match=r"A set read from files has no top_k: only limit_queries, per_grade and seed"
+        MechirError, match=r"A set read from files has no top_k=: only limit_queries=, per_grade= and seed="
     ):
         diagnostic("tfc1", published, top_k=3, seed=1)
     assert diagnostic("tfc1", published, top_k=None).cases
@@ -333,5 +333,5 @@ def test_two_models_files_in_one_folder_are_refused(tmp_path: Path) -> None:
 def test_an_unknown_option_of_a_pool_is_refused() -> None:
     with pytest.raises(MechirError, match=r"A pool has no option 'foo': it takes per_grade, easy_negatives"):
         diagnostic("tfc1", TOY, foo=1)
-    with pytest.raises(MechirError, match=r"A set read from files has no foo: only limit_queries"):
+    with pytest.raises(MechirError, match=r"A set read from files has no foo=: only limit_queries="):
         diagnostic("mechir-tfc1", Path(__file__).parent, foo=1)

@@ -95,7 +95,5 @@ def test_runs_are_found_by_the_beginning_of_their_id(tmp_path: Path) -> None:
 
 def test_a_registry_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        MechirError, match=r"Cannot write the registry '.*file' \(Not a directory\): give --registry DIR"
-    ):
+    with pytest.raises(MechirError, match=r"Cannot write the registry '.*file' \(Not a directory\): give registry=DIR"):
         begin(tmp_path / "file")

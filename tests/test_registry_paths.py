@@ -65,7 +65,7 @@ def test_what_duckdb_cannot_be_told_is_refused(tmp_path: Path) -> None:
     registry = tmp_path / "back\\slash [x]"
     registry.mkdir()
     tell(registry, "aa", [row(CONTRAST, "h1.2", 0.3, SURE)])
-    with pytest.raises(MechirError, match=r"whose path holds a backslash and one of \* \? \[: move it, or give --reg"):
+    with pytest.raises(MechirError, match=r"whose path holds a backslash and one of \* \? \[: move it, or give reg"):
         mi.findings(registry=registry)
 
 

@@ -30,7 +30,7 @@ def test_relevance_is_a_number_or_a_name(asked: int | str, number: int) -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (None, r"has 3 labels and no score until you say which one .*--relevant-label\) one of 0 \('entailment'\), 1 \('neutral'\)"),
+        (None, r"has 3 labels and no score until you say which one .*load it with relevant_label= one of 0 \('entailment'\), 1 \('neutral'\)"),
         ("relevant", r"relevant_label='relevant' is no label: the model has entailment, neutral, entails not"),
         ("3", r"relevant_label=3 is out of range: the model has labels 0-2"),
         (-1, r"relevant_label=-1 is out of range"),

@@ -93,5 +93,5 @@ def test_unknown_schemes_and_empty_choices_are_refused() -> None:
             schemes.top(values(0), p)
     with pytest.raises(MechirError, match=r"p=0.001 of 120 units is less than half of one: take a larger share\."):
         schemes.top(values(0), 0.001)
-    with pytest.raises(MechirError, match=r"Unknown scheme 'F_ins'\. The closest are "):
+    with pytest.raises(MechirError, match=r"Unknown scheme 'F_ins': the closest are "):
         schemes.Ranked.of(importance(), GROUPS).units("F_ins", 0.1)

@@ -30,4 +30,4 @@ def test_score_takes_the_first_documents_of_a_run(
         tuple(line.split()[:3:2]) for line in Path("few.run").read_text().splitlines()
     }
     code, _, err = call(capsys, "score", "--run", "first.run", "--per-grade", "1", "--out", "both.run")
-    assert code == 2 and "per_grade samples judged documents and run/top_k takes a run's" in err
+    assert code == 2 and "--per-grade samples judged documents, and --run and --top-k take" in err

@@ -151,7 +151,7 @@ def test_frequencies_are_counted_in_one_text(tiny: HookedEncoder, tmp_path: Path
     kind, inputs = load_experiment("lu2025/soft_tf"), Inputs(tiny, cut, None, Pool(), tmp_path)
     asked = kind.chosen(heads="h0.1", words=5)
     assert asked.check(inputs) == asked
-    said = r"--words 500 leaves no room for the words that are appended: write a smaller number\."
+    said = r"words=500 leaves no room for the words that are appended: write a smaller number\."
     with pytest.raises(MechirError, match=said):
         kind.chosen(heads="h0.1", words=500).check(inputs)
 

@@ -70,7 +70,7 @@ def test_the_papers_names_are_understood() -> None:
 
 @pytest.mark.parametrize("text", ["", "h1", "h1.2.3", "mlp", "n-1.2", "H 1.2"])
 def test_what_is_no_site_is_refused(text: str) -> None:
-    with pytest.raises(MechirError, match=r"as a site. Write h8.1"):
+    with pytest.raises(MechirError, match=r"as a site: write h8.1"):
         mi.parse_site(text)
 
 

@@ -312,10 +312,10 @@ def test_groups_on_the_command_line(toy: HookedEncoder, tmp_path: Path, capsys: 
             ["vast2024/pruning", "--collection", str(TOY), *own, "--scheme", "F_in"],
             "Unknown --scheme 'F_in': the closest are",
         ),
-        (["vast2024/pruning", "--collection", str(TOY), *own, "--draws", "3"], "draws=3 random sets are too few"),
+        (["vast2024/pruning", "--collection", str(TOY), *own, "--draws", "3"], "--draws 3 random sets are too few"),
         (
             ["vast2024/pruning", "--collection", str(TOY), *own, "--grid", "200"],
-            "--grid holds 200: write per cent above 0 and up to 100",
+            "--grid 200 is no share: write per cent above 0 and up to 100",
         ),
         (["vast2024/pruning", "--collection", str(TOY), *own, "--grid", "x"], "Cannot read --grid 'x'"),
         (["vast2024/pruning", "--collection", str(TOY), *own, "--label", "good"], "Unknown --label 'good'"),
@@ -325,6 +325,6 @@ def test_groups_on_the_command_line(toy: HookedEncoder, tmp_path: Path, capsys: 
 
 
 def test_groups_are_refused_where_they_mean_nothing(toy: HookedEncoder, both: Collections, tmp_path: Path) -> None:
-    with pytest.raises(MechirError, match=r"'vast2025/qk_svd' takes no groups: write --collection without 'in:'\."):
+    with pytest.raises(MechirError, match=r"'vast2025/qk_svd' takes no groups: give a collection without 'in:'\."):
         mi.run("vast2025/qk_svd", toy, both, registry=tmp_path)
     assert not list(tmp_path.iterdir())

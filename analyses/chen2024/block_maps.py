@@ -27,6 +27,7 @@ class BlockMaps(Experiment):
     query's pool under the model's own base scores, so that it works for pools of any size.
     """
 
+    examples = ("--limit-queries 5", "--diagnostic tdc --limit-queries 5")
     runs_on = "contrasts"
     shown = ("rank", "component", "layer", "at", "estimate", "p_corrected", "share", "queries")
 

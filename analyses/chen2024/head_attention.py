@@ -27,6 +27,7 @@ class HeadAttention(HeadPositions):
     """
 
     shown = ("site", "reader", "source", "estimate", "p_corrected", "base", "donor", "queries")
+    examples = ("--heads h1.1,h2.9 --limit-queries 5",)
 
     def cost(self, model: Weights) -> float:
         """Full forwards per contrast, the search for the heads included."""

@@ -28,6 +28,7 @@ class HeadMaps(Experiment):
     91-100.
     """
 
+    examples = ("--limit-queries 5", "--part pattern --at 'query|doc' --limit-queries 5")
     runs_on = "contrasts"
     figure = 11
     answers: ClassVar = {"soft-tf": ("--at", TEXT)}

@@ -25,6 +25,7 @@ class HeadPositions(Experiment):
     The heads are found by the run on one query in three (the largest effects of patching z), and measured on the rest.
     """
 
+    examples = ("--heads h1.1,h2.9 --limit-queries 5",)
     runs_on = "contrasts"
     shown: ClassVar[tuple[str, ...]] = ("site", "at", "share", "estimate", "p_corrected", "queries")
 

@@ -48,6 +48,7 @@ class Faithfulness(Scored):
     query. The documents are ranked with each circuit alone.
     """
 
+    examples = ("--draws 5 --limit-queries 8", "--how greedy --dry-run")
     figure = 22
 
     how: str = option("top", "the largest edges, or the largest that lead to the score", among=HOW)

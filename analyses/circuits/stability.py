@@ -31,6 +31,7 @@ class Stability(Edges):
     circuits, for ten sizes, beside that of circuits drawn at random; and how often each edge is in.
     """
 
+    examples = ("--limit-queries 8", "--method eap --dry-run")
     rows_of = Edges
     figure = 23
 

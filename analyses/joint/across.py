@@ -28,7 +28,7 @@ from .overlap import measured_by_both
 WHERE = ["model", "model_fingerprint", "collection"]
 HEAD = r"h(\d+)\.\d+"
 NUMBERS = ["effect", "low", "high", "unit"]
-FIRST = "write `mechir run joint/pathway` with another --collection or --model first"
+FIRST = "run joint/pathway on another collection or model first"
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Across(Experiment):
     measured count.
     """
 
+    examples = ("", "--draws 1000")
     forwards = 0.0
 
     draws: int = option(RESAMPLES, "pairings at random, and resamples", least=1)

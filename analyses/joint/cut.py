@@ -11,12 +11,12 @@ from mechir.errors import MechirError
 from mechir.experiment import Experiment, Finished, Inputs
 from mechir.interventions import Ablate, Mask
 from mechir.measures import WITHOUT_SET, stated
-from mechir.methods.checks import relevant_there
+from mechir.methods.checks import measures_there, relevant_there
 from mechir.methods.cut_ranking import WAYS, cut_table, filled, interventions, sets_of, ways_of
-from mechir.methods.evaluation import grouped, ranking_measures
-from mechir.methods.query_groups import query_groups
+from mechir.methods.evaluation import NDCG, grouped, ranking_measures
+from mechir.methods.query_groups import query_groups, unmatched
 from mechir.model_sites import heads_of, refuse_layers, sites_of
-from mechir.options import frame, option
+from mechir.options import BY_MEASURES, frame, option
 from mechir.pair import Pair
 from mechir.registry.evidence import held
 from mechir.registry.queries import matching
@@ -39,17 +39,19 @@ class Cut(Experiment):
     name sites that were found on others to say how large the loss is.
     """
 
-    sites: tuple[str, ...] = option((), "heads, neurons, MLPs or attention layers, such as h1.1,n3.17,mlp2")
+    examples = (
+        "--sites h1.1,h2.9 --limit-queries 10",
+        "--masks 'doc<-query@h1.1' --evaluate 'RR(rel=2)@10' --limit-queries 10",
+    )
+
+    sites: tuple[Site, ...] = option((), "heads, neurons, MLPs or attention layers, such as h1.1,n3.17,mlp2")
     masks: tuple[str, ...] = option(
         (), "directions of attention, such as doc<-query@h1.1", separator=";", repeated=True
     )
     role: str = option("", "cut the components of findings in this role that hold, such as matching")
     label: str = option("", "and of these only findings with this label, such as lexical")
     term: str = option("", "and only those of this part of BM25, such as tf")
-    evaluate: tuple[str, ...] = option(
-        ("nDCG@10",), "measures of ir_measures, such as RR(rel=2)@10", separator=";", in_order=True, repeated=True,
-        not_empty="a measure such as nDCG@10",
-    )  # fmt: skip
+    evaluate: tuple[str, ...] = option((NDCG,), **BY_MEASURES)
     groups: str = option("", "a file of lines query_id<TAB>group: effects by group, and their difference")
     ways: tuple[str, ...] = option(WAYS, "what takes the place of an activation", among=WAYS, not_empty="zero, mean")
     draws: int = option(20, "random sets beside it", least=1)
@@ -64,11 +66,7 @@ class Cut(Experiment):
     def check(self, inputs: Inputs) -> Experiment:
         """The components, the measures and the groups in normal form; refuses what does not fit."""
         relevant_there(inputs.judged)
-        measures = ranking_measures(self.evaluate)
-        for measure in measures:
-            least = int(measure.params.get("rel", 1))
-            if not (inputs.judged["grade"] >= least).any():
-                raise MechirError(f"--evaluate {measure}: no query has a document of grade {least}, so lower its rel.")
+        measures = measures_there(inputs.judged, self.evaluate)
         if self.groups:
             there = inputs.judged.drop_duplicates("query_id").set_index("query_id")
             grouped(there, query_groups(self.groups))
@@ -76,18 +74,17 @@ class Cut(Experiment):
         by_findings = any(of_findings.values())
         if not (self.sites or self.masks or by_findings):
             raise MechirError(
-                "There is nothing to cut: name --sites h1.1,h2.9 or --masks 'doc<-query@h1.1', or findings, "
-                "--role matching."
+                "There is nothing to cut: name sites='h1.1,h2.9' or masks='doc<-query@h1.1', or findings, "
+                "role='matching'."
             )
         if (self.sites or self.masks) and by_findings:
             raise MechirError(
-                "--sites and --masks name what is cut, and so do --role, --label and --term: give one or the other."
+                "sites= and masks= name what is cut, and so do role=, label= and term=: give one or the other."
             )
         sites = self.sites or (() if self.masks else _of_findings(inputs, of_findings))
         parsed = [_component(inputs.model, site) for site in sites]
         masks = [_mask(inputs.model, mask) for mask in self.masks]
-        named_sites, named_masks, named_measures = (tuple(map(str, some)) for some in (parsed, masks, measures))
-        normal = replace(self, sites=named_sites, masks=named_masks, evaluate=named_measures)
+        normal = replace(self, sites=tuple(parsed), masks=tuple(map(str, masks)), evaluate=measures)
         return replace(normal, role="", label="", term="")
 
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Pair]]:
@@ -95,7 +92,9 @@ class Cut(Experiment):
         sets, notes = sets_of(inputs.model, self.sites, self.masks, self.draws, self.seed)
         for note in notes:
             inputs.say(f"random sets: {note}")
-        hooks = tuple(dict.fromkeys(parse_site(site).hook.split(".", 2)[2] for site in self.sites))
+        if self.groups and (told := unmatched(query_groups(self.groups), inputs.judged["query_id"])):
+            inputs.say(told)
+        hooks = tuple(dict.fromkeys(site.hook.split(".", 2)[2] for site in self.sites))
         wanted = [way for way in ways_of(self.sites, self.ways) if way in ("mean", "resample")]
         frames = [_activations(inputs, way, hooks, self.seed).assign(way=way) for way in wanted]
         return replace(self, sets=sets, filling=pd.concat(frames) if frames else self.filling), inputs.material
@@ -108,7 +107,7 @@ class Cut(Experiment):
         """`cut_table`, with what was cut in `sites`."""
         groups = query_groups(self.groups) if self.groups else {}
         table = cut_table(run.rows, run.judged, ranking_measures(self.evaluate), groups, ways_of(self.sites, self.ways))
-        return table.assign(sites=", ".join([*self.sites, *self.masks]))
+        return table.assign(sites=", ".join(map(str, [*self.sites, *self.masks])))
 
     def findings(self, run: Finished) -> pd.DataFrame:
         """The loss of the ranking beyond random sets, of all queries."""
@@ -146,12 +145,12 @@ class Cut(Experiment):
         )  # fmt: skip
 
 
-def _component(model: Weights, text: str) -> Site:
+def _component(model: Weights, named: Site) -> Site:
     """A component of the model; raises for anything else."""
     try:
-        (site,) = sites_of(model, Ablate(text).sites)
+        (site,) = sites_of(model, Ablate(named).sites)
     except MechirError as error:
-        raise MechirError(f"Cannot cut --sites {text}: {error}") from error
+        raise MechirError(f"Cannot cut sites='{named}': {error}") from error
     return site
 
 
@@ -162,11 +161,11 @@ def _mask(model: Weights, text: str) -> Mask:
         heads_of(model, mask.heads or "h0.0")
         refuse_layers(model, mask.layers)
     except MechirError as error:
-        raise MechirError(f"Cannot cut --masks '{text}': {error}") from error
+        raise MechirError(f"Cannot cut masks='{text}': {error}") from error
     return mask
 
 
-def _of_findings(inputs: Inputs, named: Mapping[str, str]) -> tuple[str, ...]:
+def _of_findings(inputs: Inputs, named: Mapping[str, str]) -> tuple[Site, ...]:
     """The components of the findings that hold for this model, by their role, label and term."""
     filters = {name: value for name, value in named.items() if value and name != "label"}
     rows = held(matching(inputs.registry, filters, model=inputs.model.fingerprint, newest=True))
@@ -178,10 +177,10 @@ def _of_findings(inputs: Inputs, named: Mapping[str, str]) -> tuple[str, ...]:
         except MechirError:
             continue  # a direction, an edge, or a set, which is no component
         if isinstance(site, Head | Neuron | Mlp | Attn) and getattr(site, "part", "z") in ("z", "out"):
-            sites.append(str(site))
+            sites.append(site)
     if not sites:
-        said = " ".join(f"--{name} {value}" for name, value in named.items() if value)
-        raise MechirError(f"No finding of {said} on this model holds for a head, neuron or layer: name --sites.")
+        said = ", ".join(f"{name}='{value}'" for name, value in named.items() if value)
+        raise MechirError(f"No finding of {said} on this model holds for a head, neuron or layer: name sites=.")
     return tuple(sites)
 
 

@@ -25,6 +25,7 @@ class Examples(Experiment):
     averaged and nothing claimed: it shows what the numbers of other experiments are about.
     """
 
+    examples = ("--heads h1.1,h2.9", "--heads h2.9 --queries 1")
     answers: ClassVar = {"examples": ("--heads", "HEAD")}
     forwards = 1.0
 

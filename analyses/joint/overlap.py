@@ -23,7 +23,7 @@ from mechir.views import charts
 
 LEAST = 6
 """Two measures, or collections, with fewer heads in common are not compared."""
-FIRST = "run some first, such as `mechir run vast2025/attention_contrast` and `mechir run chen2024/head_maps`"
+FIRST = "run some first, such as vast2025/attention_contrast and chen2024/head_maps"
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Overlap(Experiment):
     measuring the same; and |value| of a measure that is no strength, such as k1, has no order that means anything.
     """
 
+    examples = ("", "--top 5")
     forwards = 0.0
 
     measures: tuple[str, ...] = option(

@@ -80,6 +80,7 @@ class Pathway(Experiment):
     of term frequency alone, the edges of the first two thirds.
     """
 
+    examples = ("--limit-queries 20", "--dry-run")
     is_default = True
     reports = True
     figure = 1
@@ -254,9 +255,7 @@ class Pathway(Experiment):
         """The experiments on pairs that look for heads and directions."""
         grades = sorted({pair.grade for pair in pairs if pair.grade is not None})
         if len(grades) < 2:
-            raise MechirError(
-                "All pairs have one grade, so nothing matches more than anything: add --easy-negatives 10."
-            )
+            raise MechirError("All pairs have one grade, so nothing matches more than anything: add easy_negatives=10.")
         hard = 0 if 0 in grades[1:-1] else grades[0]  # without a grade between the two there are no hard negatives
         yield AttentionContrast(relevant=grades[-1], hard=hard, weak=grades[0])
         yield QkSvd(relevant=grades[-1], hard=hard, weak=grades[0])

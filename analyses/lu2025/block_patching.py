@@ -30,6 +30,7 @@ class BlockPatching(Experiment):
     tokens, the injected ones and the separators; `--at segment` and `--at position` are the alternatives.
     """
 
+    examples = ("--limit-queries 5", "--at segment --limit-queries 5")
     runs_on = "contrasts"
     shown = ("component", "layer", "at", "share", "p_corrected", "estimate", "queries")
 

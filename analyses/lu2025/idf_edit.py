@@ -40,6 +40,7 @@ class IdfEdit(Experiment):
     by path patching on one query in three, and the others are measured.
     """
 
+    examples = ("--heads h4.5 --limit-queries 5", "--factors 1,5 --draws 5 --dry-run")
     figure = 9
     answers: ClassVar = {"idf-acts": ()}
 
@@ -48,7 +49,9 @@ class IdfEdit(Experiment):
     vector: int = option(-1, "singular vector of W_E, 0 the first; -1 for the one that goes with IDF")
     sign: int = option(0, "1 or -1, which way the vector is taken; 0 for up with IDF")
     idf: str = option("", "a table of lines word<TAB>idf; by default IDF is counted in the collection")
-    factors: tuple[float, ...] = option(FACTORS, "doses with commas; none for steps alone")
+    factors: tuple[float, ...] = option(
+        FACTORS, "doses with commas, times the coordinate along IDF; none for steps alone"
+    )
     draws: int = option(20, "random directions", least=1)
     per_query: int = option(4, "pairs of each query that are measured", least=1)
     filler: str = option("a", "a word of one word piece, for the contrasts that find the heads")

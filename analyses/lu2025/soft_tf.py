@@ -46,6 +46,7 @@ class SoftTf(Experiment):
     are measured (section 4.2).
     """
 
+    examples = ("--heads h1.1,h2.9 --limit-queries 10", "--words 30 --dry-run")
     figure = 7
     answers: ClassVar = {"rise": ()}
     forwards = 1.5 * (len(COUNTS) + len(TIMES) + 1)
@@ -67,7 +68,7 @@ class SoftTf(Experiment):
         some = first_of_each(pairs if matching else split_queries(pairs, SELECTION)[1], self.per_query)
         if frequencies(model, some, filler=self.filler, words=self.words, seed=self.seed) < FREQUENCIES:
             raise MechirError(
-                f"--words {self.words} leaves no room for the words that are appended: write a smaller number."
+                f"words={self.words} leaves no room for the words that are appended: write a smaller number."
             )
         return replace(self, heads=matching)
 

@@ -29,6 +29,7 @@ class RobustMetric(Experiment):
     negative.
     """
 
+    examples = ("--limit-queries 10", "--diagnostic tdc --limit-queries 10")
     runs_on = "contrasts"
 
     def cost(self, model: Weights) -> float:

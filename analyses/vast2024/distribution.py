@@ -28,6 +28,7 @@ class Distribution(Importance):
     cut (compare Zhan et al. 2020, SIGIR, Figure 2).
     """
 
+    examples = ("--limit-queries 10", "--tol 0.05 --limit-queries 10")
     rows_of = Importance
     figure = None
 

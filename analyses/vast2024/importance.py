@@ -44,6 +44,7 @@ class Importance(Experiment):
     score. Means over relevant and over other documents, each unit with interval and rank.
     """
 
+    examples = ("--limit-queries 10", "--target 'h2.9@doc<-query' --limit-queries 10")
     runs_on = "groups"
     figure: ClassVar[int | None] = 14
     forwards = 100.0  # a forward and a backward pass at each of some 32 places of the line

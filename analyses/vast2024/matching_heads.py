@@ -35,6 +35,7 @@ class MatchingHeads(Experiment):
     attention from query to document differs most between labels (Vast et al. 2025, arXiv:2507.14604).
     """
 
+    examples = ("--limit-queries 10", "--take 2 --tol 0.05 --dry-run")
     runs_on = "groups"
     forwards = 100.0  # those of `Importance`
 

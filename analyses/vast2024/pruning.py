@@ -11,11 +11,12 @@ from mechir.errors import MechirError
 from mechir.experiment import Experiment, Finished, Inputs
 from mechir.interventions import Ablate
 from mechir.measures import WITHOUT_UNITS, stated
-from mechir.methods.checks import one_of
+from mechir.methods.checks import measures_there, one_of
+from mechir.methods.evaluation import NDCG
 from mechir.methods.importance import format_thresholds, labelled, read_thresholds, thresholds
 from mechir.methods.pruning import ENDS, ORIGINAL, RANDOM, pruned_sets, pruning_table, refuse, refuse_small
 from mechir.methods.schemes import LABELS, schemes
-from mechir.options import frame, option
+from mechir.options import BY_MEASURES, frame, option
 from mechir.pair import Pair, split_queries
 from mechir.reranker import Weights
 from mechir.sweeps import sweep
@@ -36,6 +37,7 @@ class Pruning(Importance):
     bottom (most negative), and beside each of the two random sets with as many units of every layer as it has.
     """
 
+    examples = ("--limit-queries 15", "--grid 1,5,10 --draws 40 --dry-run")
     figure = 15
 
     every: int = option(3, "units are ranked on one query in so many", least=2)
@@ -54,6 +56,7 @@ class Pruning(Importance):
     seed: int = option(0, "of the random sets", least=0)
     label: str = option(LABELS[0], "whose conductance ranks the units", among=(*LABELS, DIFFERENCE))
     joint: bool = option(False, "rank neurons and heads together")
+    evaluate: tuple[str, ...] = option((NDCG,), **BY_MEASURES | {"says": f"{BY_MEASURES['says']}; beside MRR"})
     sets: pd.DataFrame = frame("name", "sites")
 
     @property
@@ -68,12 +71,15 @@ class Pruning(Importance):
     def check(self, inputs: Inputs) -> Experiment:
         """Schemes in their order, the target in its normal form; refuses what does not fit."""
         if wrong := [percent for percent in self.grid if not 0 < percent <= 100]:
-            raise MechirError(f"--grid holds {wrong[0]:g}: write per cent above 0 and up to 100, e.g. 1,5, or full.")
+            raise MechirError(
+                f"grid={wrong[0]:g} is no share: write per cent above 0 and up to 100, e.g. 1,5, or full."
+            )
         wanted = _wanted(self.scheme, inputs.source.groups)
         refuse(inputs.source.groups, wanted, self.shares, self.draws)
         refuse_small(inputs.model, self.shares, joint=self.joint)
-        _refuse_pool(inputs, thresholds(inputs.source, self.relevant), self.every, self.take)
-        return replace(self, target=self.goal(inputs.model), scheme=wanted if self.scheme else ())
+        _refuse_pool(inputs, thresholds(inputs.source, self.relevant), self.every, self.take, self.evaluate)
+        measures = measures_there(inputs.judged, self.evaluate)
+        return replace(self, target=self.goal(inputs.model), scheme=wanted if self.scheme else (), evaluate=measures)
 
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Pair]]:
         """The other queries' pairs; the sets of units, from a run of `Importance` on one query in `every`."""
@@ -96,7 +102,8 @@ class Pruning(Importance):
 
     def summarise(self, run: Finished) -> pd.DataFrame:
         """`pruning_table`."""
-        return pruning_table(run.rows, run.judged, self.sets, read_thresholds(self.relevant), run.source.groups)
+        lowest = read_thresholds(self.relevant)
+        return pruning_table(run.rows, run.judged, self.sets, lowest, run.source.groups, self.evaluate)
 
     @classmethod
     def table(cls, summary: pd.DataFrame) -> pd.DataFrame:
@@ -115,9 +122,10 @@ class Pruning(Importance):
         return stated(sets, measures, "excess", site="", label=label, family=f"{len(sets)} sets")
 
     def chart(self, summary: pd.DataFrame) -> Any:
-        """nDCG@10 against the share pruned: top, bottom, and every random draw like either."""
-        shown = summary[summary["measure"] == "nDCG@10"].rename(columns={"value": "nDCG@10"})
-        original = shown[shown["set"] == ORIGINAL].set_index("collection")["nDCG@10"]
+        """The first measure against the share pruned: top, bottom, and every random draw like either."""
+        measure = str(summary["measure"].iloc[0])
+        shown = summary[summary["measure"] == measure].rename(columns={"value": measure})
+        original = shown[shown["set"] == ORIGINAL].set_index("collection")[measure]
         cut = shown[shown["set"] != ORIGINAL]
         columns = {
             "pruned, %": 100 * cut["share"],
@@ -128,9 +136,9 @@ class Pruning(Importance):
         return charts.strips(
             cut.assign(**columns),
             "pruned, %",
-            "nDCG@10",
+            measure,
             "pruned",
-            title="nDCG@10 without the most important units",
+            title=f"{measure} without the most important units",
             subtitle="ticks: random sets with as many units of each layer as top or bottom; dashed: the intact model",
             column="panel",
             rule="intact",
@@ -148,7 +156,7 @@ def _wanted(scheme: Sequence[str], groups: Mapping[str, str]) -> tuple[str, ...]
     return tuple(name for name in known if name in BY_DEFAULT) or tuple(known)
 
 
-def _refuse_pool(inputs: Inputs, lowest: Mapping[str, int], every: int, take: int) -> None:
+def _refuse_pool(inputs: Inputs, lowest: Mapping[str, int], every: int, take: int, evaluate: Sequence[str]) -> None:
     """Refuses queries that do not suffice to rank units on some and to prune on the others.
 
     `lowest`: the grade from which a document is relevant, by collection.
@@ -163,3 +171,4 @@ def _refuse_pool(inputs: Inputs, lowest: Mapping[str, int], every: int, take: in
                 f"Units are pruned on other queries than they are ranked on, and none of those of '{name}' has a "
                 "relevant document: take more queries."
             )
+        measures_there(here, evaluate)

@@ -47,6 +47,7 @@ class Transfer(Importance):
     other queries, as no two samples of queries agree wholly.
     """
 
+    examples = ("--limit-queries 10", "--tol 0.05 --limit-queries 10")
     rows_of = Importance
     figure = None
 

@@ -24,7 +24,7 @@ class OfGrades(Experiment):
     def check(self, inputs: Inputs) -> Experiment:
         """Refuses grades that cannot be contrasted: two queries need pairs of each two grades."""
         if self.relevant == self.weak:
-            both = f"--relevant and --weak are both {self.weak}"
+            both = f"relevant= and weak= are both {self.weak}"
             raise MechirError(f"{both}: write two grades, or there is nothing to contrast.")
         grades_there(inputs.material, **self.grades)
         queries = list(grades_of(inputs.material).values())

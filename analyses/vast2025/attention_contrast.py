@@ -33,13 +33,14 @@ class AttentionContrast(OfGrades):
     hard negatives (--hard and --weak one grade) heads are contrasted, and no kind of match is given.
     """
 
+    examples = ("--limit-queries 10", "--of mass --delta 0.05 --limit-queries 10")
     figure = 4
     answers: ClassVar = {"matching": ("--easy-negatives", "10")}
     forwards = 1.5  # one, with every pattern in the open
     shown = ("direction", "site", "estimate", "p_corrected", "label", "queries")
 
     of: str = option("mean_max", "what is compared of a head's attention", among=tuple(MEASURES))
-    delta: float = option(CONTRAST.least, "differences of attention within this count as none", least=0)
+    delta: float = option(CONTRAST.least, "differences of attention, from 0 to 1, within this count as none", least=0)
     sep2: bool = option(False, "count the second [SEP] to the document")
 
     def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """Cuts the directions of attention that the ranking may depend on: Table 1 of Vast et al. 2025 (arXiv:2507.14604)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -8,9 +8,10 @@ import pandas as pd
 from mechir.experiment import Experiment, Finished, Inputs
 from mechir.inference import LEVEL
 from mechir.interventions import Mask
-from mechir.methods.checks import relevant_there
-from mechir.methods.directions import condition_table, stated
-from mechir.options import option
+from mechir.methods.checks import measures_there, relevant_there
+from mechir.methods.directions import condition_table, first_of, stated
+from mechir.methods.evaluation import NDCG
+from mechir.options import BY_MEASURES, option
 from mechir.reranker import Weights
 from mechir.segments import FIVE, Direction, Segment, directions
 from mechir.views import charts
@@ -27,10 +28,12 @@ class DirectionAblation(Experiment):
     `--renormalise` cuts before it.
     """
 
+    examples = ("--limit-queries 10", "--renormalise --limit-queries 10")
     figure = 2
     shown = ("name", "ndcg", "change", "change_p_corrected", "queries")
 
     renormalise: bool = option(False, "cut before the softmax, so that the other weights take over")
+    evaluate: tuple[str, ...] = option((NDCG,), **BY_MEASURES)
 
     def interventions(self, model: Weights) -> dict[str, Any]:
         """The intact model, the 25 directions, and each reader cut from all five sources."""
@@ -38,31 +41,32 @@ class DirectionAblation(Experiment):
         return {ORIGINAL: ()} | {str(direction): Mask(direction, renormalise=self.renormalise) for direction in cut}
 
     def check(self, inputs: Inputs) -> Experiment:
-        """Refuses a pool without a relevant document."""
+        """The measures in normal form; refuses a pool without a relevant document."""
         relevant_there(inputs.judged)
-        return self
+        return replace(self, evaluate=measures_there(inputs.judged, self.evaluate))
 
     def summarise(self, run: Finished) -> pd.DataFrame:
-        """nDCG@10 of every cut beside the original and the random ranking: see `condition_table`."""
-        return condition_table(run.rows, run.judged, original=ORIGINAL)
+        """The measures of every cut beside the original and the random ranking: see `condition_table`."""
+        return condition_table(run.rows, run.judged, original=ORIGINAL, evaluate=self.evaluate)
 
     def findings(self, run: Finished) -> pd.DataFrame:
-        """The effect of cutting each direction on nDCG@10; Holm over all of them."""
+        """The effect of cutting each direction on the ranking; Holm over all of them."""
         return stated(run.summary, self.renormalise)
 
     def chart(self, summary: pd.DataFrame) -> Any:
         """The paper's table: readers in rows, sources in columns, a star where the paired test holds after Holm."""
-        cells = summary[summary["name"].str.contains("<-", regex=False)].copy()
+        shown, value, measure = first_of(summary)
+        cells = shown[shown["name"].str.contains("<-", regex=False)].copy()
         cells[["reader", "source"]] = cells["name"].str.split("<-", expand=True)
         cells["significant"] = cells["change_p_corrected"] <= LEVEL
-        order, ndcg = [str(segment) for segment in FIVE], summary.set_index("name")["ndcg"]
+        order, mean = [str(segment) for segment in FIVE], shown.set_index("name")[value]
         return charts.heatmap(
             cells,
             "source",
             "reader",
-            "ndcg",
-            title="nDCG@10 with reader<-source cut in all layers",
-            subtitle=f"original {ndcg[ORIGINAL]:.2f}, random {ndcg['random']:.2f}; * p <= 0.05 (paired, Holm)",
+            value,
+            title=f"{measure} with reader<-source cut in all layers",
+            subtitle=f"original {mean[ORIGINAL]:.2f}, random {mean['random']:.2f}; * p <= 0.05 (paired, Holm)",
             star="significant",
             order_x=[*order, "all"],
             order_y=order,

@@ -1,15 +1,16 @@
 """Cuts the directions of attention up to and from every layer (Vast et al. 2025, arXiv:2507.14604, Figure 1a)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
 from mechir.experiment import Experiment, Finished, Inputs
 from mechir.interventions import Mask
-from mechir.methods.checks import relevant_there
-from mechir.methods.directions import condition_table, stated
-from mechir.options import option
+from mechir.methods.checks import measures_there, relevant_there
+from mechir.methods.directions import condition_table, first_of, stated
+from mechir.methods.evaluation import NDCG
+from mechir.options import BY_MEASURES, option
 from mechir.reranker import Weights
 from mechir.segments import Direction, directions
 from mechir.views import charts
@@ -31,6 +32,7 @@ class LayerSweep(Experiment):
     renormalisation, as in the paper; `--renormalise` cuts before it.
     """
 
+    examples = ("--cut 'doc<-query,cls<-all' --limit-queries 10", "--cut 25 --dry-run")
     figure = 3
     shown = ("name", "ndcg", "change", "change_p_corrected", "queries")
 
@@ -41,6 +43,7 @@ class LayerSweep(Experiment):
         not_empty="directions with commas, e.g. doc<-query,cls<-all",
     )
     renormalise: bool = option(False, "cut before the softmax, so that the other weights take over")
+    evaluate: tuple[str, ...] = option((NDCG,), **BY_MEASURES)
 
     def interventions(self, model: Weights) -> dict[str, Any]:
         """The intact model, and each direction cut in layers 0 to l and in l to the last, such as `doc<-query@0-3`."""
@@ -53,38 +56,40 @@ class LayerSweep(Experiment):
         }
 
     def check(self, inputs: Inputs) -> Experiment:
-        """Refuses a pool without a relevant document."""
+        """The measures in normal form; refuses a pool without a relevant document."""
         relevant_there(inputs.judged)
-        return self
+        return replace(self, evaluate=measures_there(inputs.judged, self.evaluate))
 
     def summarise(self, run: Finished) -> pd.DataFrame:
-        """nDCG@10 of every cut, with `direction`, `first` and `last` layer: see `condition_table`."""
-        table = condition_table(run.rows, run.judged, original=ORIGINAL)
+        """The measures of every cut, with `direction`, `first` and `last` layer: see `condition_table`."""
+        table = condition_table(run.rows, run.judged, original=ORIGINAL, evaluate=self.evaluate)
         parsed = table["name"].str.extract(r"^(?P<direction>.+)@(?P<first>\d+)-(?P<last>\d+)$")
         parsed = parsed.astype({"first": "Int64", "last": "Int64"})
-        return pd.concat([table[["name"]], parsed, table.drop(columns="name")], axis=1)
+        named = [name for name in ("measure", "name") if name in table]
+        return pd.concat([table[named], parsed, table.drop(columns=named)], axis=1)
 
     def findings(self, run: Finished) -> pd.DataFrame:
-        """The effect of cutting each direction in each run of layers on nDCG@10; Holm over all of them."""
+        """The effect of cutting each direction in each run of layers on the ranking; Holm over all of them."""
         return stated(run.summary, self.renormalise)
 
     def chart(self, summary: pd.DataFrame) -> Any:
-        """nDCG@10 against depth: cut from the first layer on and up to the last; lines are sources, rows readers."""
-        cells = summary[summary["direction"].notna()].copy()
+        """The first measure: cut from the first layer on and up to the last; lines are sources, rows readers."""
+        shown, value, measure = first_of(summary)
+        cells = shown[shown["direction"].notna()].copy()
         cells[["reader", "source"]] = cells["direction"].str.split("<-", expand=True)
         up, down = cells[cells["first"] == 0], cells[cells["last"] == cells["last"].max()]
         up = up.assign(layer=up["last"], layers="cut in layers 0 to the layer")
         down = down.assign(layer=down["first"], layers="cut in the layer to the last")
-        ndcg = summary.set_index("name")["ndcg"]
+        mean = shown.set_index("name")[value]
         return charts.lines(
             pd.concat([up, down], ignore_index=True),
             "layer",
-            "ndcg",
+            value,
             "source",
-            title="nDCG@10 with reader<-source cut",
+            title=f"{measure} with reader<-source cut",
             low="low",
             high="high",
             row="reader",
             column="layers",
-            rule={name: float(ndcg[name]) for name in (ORIGINAL, "random")},
+            rule={name: float(mean[name]) for name in (ORIGINAL, "random")},
         )

@@ -32,6 +32,7 @@ class QkProjection(Experiment):
     section 5).
     """
 
+    examples = ("--heads h1.1,h2.9 --limit-queries 10", "--strongest 4 --others 4 --dry-run")
     figure = 6
     shown = (
         "site",
@@ -61,10 +62,12 @@ class QkProjection(Experiment):
     def check(self, inputs: Inputs) -> Experiment:
         """Refuses heads that the model lacks, and more directions than a head has."""
         if not 1 <= self.k <= inputs.model.cfg.d_head:
-            raise MechirError(f"--k is {self.k}: a head of this model has 1-{inputs.model.cfg.d_head} directions.")
+            raise MechirError(
+                f"k={self.k} is out of range: a head of this model has 1-{inputs.model.cfg.d_head} directions."
+            )
         heads_there(inputs.model, self.heads)
         if not (self.heads or self.strongest or self.others):
-            raise MechirError("--strongest and --others are both 0: write how many heads are taken, or name some.")
+            raise MechirError("strongest=0 and others=0 leave nothing: write how many heads are taken, or name some.")
         return self
 
     def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:

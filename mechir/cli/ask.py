@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from mechir.cli.options import COUNT, PATH, REGISTRY, Command, shared
+from mechir.cli.options import COUNT, PATH, REGISTRY, Command, option, shared
 from mechir.errors import MechirError
 from mechir.reranker import score_parity
 
@@ -18,6 +18,13 @@ EXAMPLES = {
 Examples:
   mechir show                    every run
   mechir show 3fa9 --all         all of the table of the run that begins so""",
+    "report": """\b
+Examples:
+  mechir report
+  mechir report --registry mechir-registry --out report.html""",
+    "delete": """\b
+Examples:
+  mechir delete 3fa9 --reason "measured on the wrong collection\"""",
     "findings": """\b
 Examples:
   mechir findings --site h8.1
@@ -122,7 +129,7 @@ def _quality(means: list[dict[str, Any]]) -> Iterator[str]:
 
 @click.command(cls=Command, epilog=EXAMPLES["show"])
 @click.argument("run_id", metavar="RUN", required=False)
-@click.option("--all", "whole", is_flag=True, help="Every row and column of its table.")
+@option("--all", "whole", is_flag=True, help="Every row and column of its table.")
 @REGISTRY
 def show(run_id: str | None, whole: bool, registry: Path) -> None:
     """Prints the table of RUN (the beginning of its id is enough), or lists the runs."""
@@ -144,16 +151,19 @@ def show(run_id: str | None, whole: bool, registry: Path) -> None:
 
 
 FILTERS = (
-    click.option("--role", help="matching, soft-tf, idf, query-context, scoring, no-op or relevance-neuron."),
-    click.option("--term", help="tf, idf, length or saturation."),
-    click.option("--site", help="e.g. h8.1, n5.1203, embed.u0, 'doc<-query'."),
-    click.option("--model", help="A name, or the beginning of a fingerprint."),
-    click.option("--collection", help="A collection's id, folder/id, or the beginning of its hash."),
-    click.option("--measure", help="As it is written in the table."),
-    click.option("--causal/--not-causal", default=None, help="Only where the component was changed, or was not."),
-    click.option("--min-effect", type=float, help="|value| at least this, in the measure's own unit."),
-    click.option("--corrected-p", type=float, help="p_corrected below this."),
-    click.option("--label", help="e.g. lexical or semantic."),
+    option(
+        "--role",
+        help="What it does: matching, soft-tf, idf, query-context, scoring, no-op or relevance-neuron.",
+    ),
+    option("--term", help="The part of BM25: tf, idf, length or saturation."),
+    option("--site", help="The component, such as h8.1, n5.1203, embed.u0 or 'doc<-query'."),
+    option("--model", help="A name, or the beginning of a fingerprint."),
+    option("--collection", help="A collection's id, folder/id, or the beginning of its hash."),
+    option("--measure", help="What was measured, as a table writes it: 'nDCG@10 without'."),
+    option("--causal/--not-causal", default=None, help="Only where the component was changed, or was not."),
+    option("--min-effect", type=float, help="|value| at least this, in the measure's own unit."),
+    option("--corrected-p", type=float, metavar="P", help="p_corrected below this, from 0 to 1."),
+    option("--label", help="Of what kind, such as lexical or semantic."),
 )
 """Options that select findings."""
 PRINTED = 20
@@ -162,9 +172,16 @@ PRINTED = 20
 
 @click.command(cls=Command, epilog=EXAMPLES["findings"])
 @shared(*FILTERS)
-@click.option("--holds/--holds-not", default=None, help="Only the newest that hold, or that do not.")
-@click.option("--limit", type=COUNT, help=f"The first N [default: {PRINTED} in a table, all in csv and json].")
-@click.option("--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+@option("--holds/--holds-not", default=None, help="Only the newest that hold, or that do not.")
+@option("--limit", type=COUNT, help=f"The first N [default: {PRINTED} in a table, all in csv and json].")
+@option(
+    "--format",
+    "style",
+    type=click.Choice(["table", "csv", "json"]),
+    default="table",
+    show_default=True,
+    help="What is printed.",
+)
 @REGISTRY
 def findings(registry: Path, style: str, limit: int | None, holds: bool | None, **filters: Any) -> None:
     """Prints the findings on components, the largest of each measure first; csv and json with every column."""
@@ -185,9 +202,9 @@ def findings(registry: Path, style: str, limit: int | None, holds: bool | None, 
         click.echo(f"{shown} findings of {whole['run_id'].nunique()} runs{more}")
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, epilog=EXAMPLES["report"])
 @REGISTRY
-@click.option("--out", type=PATH, help="The file [default: report.html in the registry].")
+@option("--out", type=PATH, metavar="FILE", help="The file [default: report.html in the registry].")
 def report(registry: Path, out: Path | None) -> None:
     """Writes the contents of the registry as one HTML file that needs no network."""
     from mechir.reporting.report import report as write
@@ -197,9 +214,9 @@ def report(registry: Path, out: Path | None) -> None:
 
 @click.command(cls=Command, epilog=EXAMPLES["export"])
 @click.argument("out", metavar="OUT")
-@click.option("--run", "run_id", metavar="RUN", help="The table or the chart of this run, in the place of findings.")
-@click.option("--links", is_flag=True, help="The table of links, in the place of findings.")
-@click.option("--digits", type=click.IntRange(min=0), default=2, show_default=True, help="Decimals in a LaTeX table.")
+@option("--run", "run_id", metavar="RUN", help="The table or the chart of this run, in the place of findings.")
+@option("--links", is_flag=True, help="The table of links, in the place of findings.")
+@option("--digits", type=click.IntRange(min=0), default=2, show_default=True, help="Decimals in a LaTeX table.")
 @shared(*FILTERS)
 @REGISTRY
 def export(out: str, run_id: str | None, links: bool, digits: int, registry: Path, **filters: Any) -> None:
@@ -208,6 +225,7 @@ def export(out: str, run_id: str | None, links: bool, digits: int, registry: Pat
     With --run RUN the table of a run, or as .png, .svg or .pdf its chart; with --links the table of links.
     """
     from mechir.exporting import export as export_
+    from mechir.exporting import refuse_unknown
     from mechir.registry.findings import VIEW
     from mechir.registry.links import links as links_
     from mechir.registry.queries import matching
@@ -216,6 +234,7 @@ def export(out: str, run_id: str | None, links: bool, digits: int, registry: Pat
     allowed = {"model", "collection"} if links else set() if run_id else filters.keys()
     if wrong := [name for name, value in filters.items() if value is not None and name not in allowed]:
         raise MechirError(f"--{wrong[0].replace('_', '-')} asks findings: leave out {'--links' if links else '--run'}.")
+    refuse_unknown(out)
     if links and run_id:
         raise MechirError("--links and --run are two tables: give one of them.")
     if run_id:
@@ -228,9 +247,9 @@ def export(out: str, run_id: str | None, links: bool, digits: int, registry: Pat
     click.echo(f"Wrote {export_(data, out, digits=digits)}")
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, epilog=EXAMPLES["delete"])
 @click.argument("run_id", metavar="RUN")
-@click.option("--reason", required=True, help="Why: it stays where the run was.")
+@option("--reason", required=True, help="Why: it stays where the run was.")
 @REGISTRY
 def delete(run_id: str, reason: str, registry: Path) -> None:
     """Deletes the rows of RUN and takes its findings back; the reason stays."""

@@ -9,28 +9,54 @@ from typing import Any
 
 import click
 
-from mechir.cli.options import COUNT, MODEL, PATH, Command, collection_option, rules_of, shared
+from mechir.cli.help import Group
+from mechir.cli.options import COUNT, MODEL, PATH, Command, collection_option, option, rules_of, shared
 from mechir.errors import MechirError
 
-EXAMPLES = """\b
+EXAMPLES = {
+    "score": """\b
 Examples:
   mechir score --out intact.run
-  mechir score --mask "doc<-query@0-5" --ablate h8.1 --out cut.run
-  mechir score --collection DIR --run bm25 --top-k 100 --out mechir.run"""
+  mechir score --mask "doc<-query@0-5" --ablate h1.1 --out cut.run
+  mechir score --collection DIR --run bm25 --top-k 100 --out mechir.run""",
+    "convert": """\b
+Examples:
+  mechir convert castorini/monobert-large-msmarco --out monobert-large""",
+    "fetch": """\b
+Examples:
+  mechir fetch cross-encoder/ms-marco-MiniLM-L-12-v2
+  mechir fetch beir/scifact/test""",
+    "new": """\b
+Examples:
+  mechir new experiment my_heads
+  mechir new experiment my_heads --folder analyses/mine""",
+}
+"""The end of the help of a command."""
 SKELETON = Path(__file__).parent.parent / "data" / "skeleton"
 
 
-@click.command(cls=Command, epilog=EXAMPLES)
+@click.command(cls=Command, epilog=EXAMPLES["score"])
+@option("--out", type=PATH, metavar="FILE", required=True, help="Where the TREC run goes.")
 @shared(*MODEL, *collection_option())
-@click.option("--mask", multiple=True, help="e.g. 'doc<-query@0-5'; may be repeated.")
-@click.option("--ablate", multiple=True, help="h8.1, n5.1203, mlp3 or attn3; may be repeated.")
-@click.option("--renormalise", is_flag=True, help="Mask before the softmax instead of after it.")
-@click.option("--readout", default="score", show_default=True, help="score, log_p or p.")
-@click.option("--run", help="A TREC run whose documents are scored, by its file or its name in the collection.")
-@click.option("--top-k", type=COUNT, help="Its first K documents of each query, or BM25's.")
-@click.option("--per-grade", type=COUNT, help="At most N judged documents per grade and query.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of draws, and of the order of tied scores.")
-@click.option("--out", type=PATH, required=True, help="Where the TREC run goes.")
+@option(
+    "--mask",
+    multiple=True,
+    help="A direction of attention that is cut, such as 'doc<-query@0-5' or 'doc<-query@h1.1'; may be repeated.",
+)
+@option(
+    "--ablate",
+    multiple=True,
+    metavar="SITE",
+    help="What is put to zero: h8.1, n5.1203, mlp3 or attn3; may be repeated.",
+)
+@option("--renormalise", is_flag=True, help="Mask before the softmax instead of after it.")
+@option(
+    "--readout", default="score", show_default=True, help="What is written: score (logits), log_p or p (of relevance)."
+)
+@option("--run", help="A TREC run whose documents are scored, by its file or its name in the collection.")
+@option("--top-k", type=COUNT, help="Its first N documents of each query, or BM25's.")
+@option("--per-grade", type=COUNT, help="At most N judged documents per grade and query [default: all].")
+@option("--seed", type=int, default=0, show_default=True, help="Of draws, and of the order of tied scores.")
 def score(
     model: str | None,
     collection: str | None,
@@ -75,9 +101,9 @@ def score(
         click.echo(line)
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, epilog=EXAMPLES["convert"])
 @click.argument("model")
-@click.option("--out", type=PATH, required=True, help="A directory that does not exist yet.")
+@option("--out", type=PATH, metavar="DIR", required=True, help="A directory that does not exist yet.")
 def convert(model: str, out: Path) -> None:
     """Turns a pickled checkpoint (a directory or a hub name) into safetensors, once."""
     from mechir.encoder.convert import convert as convert_
@@ -86,7 +112,7 @@ def convert(model: str, out: Path) -> None:
     click.echo(f"Wrote {out}: {record['tensors']} tensors, sha256 {record['safetensors_sha256']}")
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, epilog=EXAMPLES["fetch"])
 @click.argument("name", metavar="MODEL_OR_DATASET")
 def fetch(name: str) -> None:
     """Downloads a hub model or an ir_datasets collection where there is a network, for nodes that have none."""
@@ -103,14 +129,14 @@ def fetch(name: str) -> None:
         click.echo(fetch_model(name))
 
 
-@click.group()
+@click.group(cls=Group, epilog=EXAMPLES["new"])
 def new() -> None:
     """Writes files to start from."""
 
 
-@new.command(cls=Command)
+@new.command(cls=Command, epilog=EXAMPLES["new"])
 @click.argument("name")
-@click.option("--folder", type=PATH, default=".", show_default=True, help="Where they are put.")
+@option("--folder", type=PATH, metavar="DIR", default=".", show_default=True, help="Where they are put.")
 def experiment(name: str, folder: Path) -> None:
     """Writes NAME.py, an experiment with one option and one measure of its own, and its test, test_NAME.py.
 

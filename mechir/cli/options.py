@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from mechir.cli.help import Context, Flag, first_sentence, write_options
 from mechir.errors import MechirError
 
 PATH, COUNT = click.Path(path_type=Path), click.IntRange(min=1)
+option = functools.partial(click.option, cls=Flag)
 
 
 class Command(click.Command):
     """A command that refuses repeated options and empty values, where click would take the last silently.
 
-    `may_be_empty`: options whose empty value means something, or that the experiment checks by itself.
+    `own`: the options of an experiment, which checks by itself whether they may be empty.
     """
 
-    may_be_empty: frozenset[str] = frozenset()
+    context_class = Context
+    own: tuple[str, ...] = ()
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """The first sentence, whole."""
+        return first_sentence(self)
+
+    def format_options(self, ctx: click.Context, formatter: Any) -> None:
+        """Writes the options in sections."""
+        write_options(self, self.own, ctx, formatter)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; messages name its options as they are given here, `--top-k 3` and not `top_k=3`."""
+        try:
+            return super().invoke(ctx)
+        except MechirError as error:
+            raise MechirError(in_flags(str(error), self.params)) from error
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Raises for an option of one value that is given twice, and for an empty value."""
@@ -30,10 +49,28 @@ class Command(click.Command):
             if isinstance(param, click.Option) and times > 1 and not (param.multiple or param.is_eager):
                 named = " and ".join(dict.fromkeys([*param.opts, *param.secondary_opts]))
                 raise MechirError(f"{named} is given {times} times and is taken once: leave the others out.")
-            if param.name not in self.may_be_empty and "" in (value if isinstance(value, list | tuple) else [value]):
+            if param.name not in self.own and "" in (value if isinstance(value, list | tuple) else [value]):
                 named = param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
                 raise MechirError(f"{named} is empty: give it a value, or leave it out.")
         return super().parse_args(ctx, args)
+
+
+ARGUMENT = re.compile(r"""(?<![\w.'"(=])(?P<name>[a-z]\w*)=(?P<value>'[^']*'|(?:[^\s,;:.)]|[,;:.](?=[^\s]))*)""")
+"""An argument of Python in a message: `top_k=3`, `run='bm25'`, or `out=` alone."""
+ELSEWHERE = {"fresh": "--fresh"}
+"""Options of `mechir run` that the messages of other commands name."""
+
+
+def in_flags(message: str, options: Iterable[click.Parameter]) -> str:
+    """A message with the names of these options as the command line has them."""
+    flags = ELSEWHERE | {one.name or "": one.opts[0] for one in options if isinstance(one, click.Option)}
+
+    def written(found: re.Match[str]) -> str:
+        flag = flags.get(found["name"])
+        value = "" if found["value"] == "True" else found["value"]
+        return found[0] if flag is None else f"{flag} {value}".rstrip()
+
+    return ARGUMENT.sub(written, message)
 
 
 def shared(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -42,25 +79,32 @@ def shared(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 MODEL = (
-    click.option(
-        "--model", "-m", help="A checkpoint's directory or its name on the hub [default: the one that ships]."
+    option("--model", "-m", help="A checkpoint's directory or its name on the hub [default: the one that ships]."),
+    option("--device", help="Where it computes: cpu, cuda, cuda:1 [default: a GPU where there is one]."),
+    option(
+        "--dtype",
+        default="float32",
+        show_default=True,
+        help="The numbers it computes with: float32, float64 or bfloat16.",
     ),
-    click.option("--device", help="cpu, cuda, cuda:1 [default: a GPU where there is one]."),
-    click.option("--dtype", default="float32", show_default=True, help="float32, float64 or bfloat16."),
-    click.option("--relevant-label", help="Which label means relevance, by number or name [default: the usual one]."),
-    click.option("--max-length", type=COUNT, help="Word pieces read of a pair [default: what the model says]."),
+    option(
+        "--relevant-label",
+        metavar="LABEL",
+        help="Which label means relevance, by number or name [default: the usual one].",
+    ),
+    option("--max-length", type=COUNT, help="Word pieces read of a pair [default: what the model says]."),
 )
 RULES = (
-    click.option(
+    option(
         "--duplicates",
         type=click.Choice(["refuse", "max"]),
         help="Of a pair judged twice with different grades: refuse it, or take the largest [default: refuse].",
     ),
-    click.option(
+    option(
         "--leave-out",
         type=click.FloatRange(min=0, max=1),
         metavar="SHARE",
-        help="The share of judgments that may name what is missing or empty [default: 0.01].",
+        help="The share of judgments, 0 to 1, that may name what is missing or empty [default: 0.01].",
     ),
 )
 
@@ -68,8 +112,8 @@ RULES = (
 def collection_option(more: str = "") -> tuple[Callable[[Any], Any], ...]:
     """`--collection` (repeated, if `more` explains how), its rules, and `--limit-queries`."""
     text = f"A directory or an ir_datasets id [default: the one that ships]{more}."
-    limit = click.option("--limit-queries", type=COUNT, help="Only the first Q judged queries.")
-    return click.option("--collection", "-c", multiple=bool(more), help=text), *RULES, limit
+    limit = option("--limit-queries", type=COUNT, help="The first N judged queries alone [default: all; embedded: 20].")
+    return option("--collection", "-c", multiple=bool(more), help=text), *RULES, limit
 
 
 def rules_of(given: dict[str, Any]) -> dict[str, Any]:
@@ -78,4 +122,6 @@ def rules_of(given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in rules.items() if value is not None}
 
 
-REGISTRY = click.option("--registry", type=PATH, default="mechir-registry", show_default=True, help="Where runs are.")
+REGISTRY = option(
+    "--registry", type=PATH, metavar="DIR", default="mechir-registry", show_default=True, help="Where runs are."
+)

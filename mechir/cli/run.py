@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import itertools
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -11,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mechir.cli.ask import print_answers, print_summary
-from mechir.cli.options import COUNT, MODEL, PATH, REGISTRY, Command, collection_option, rules_of, shared
+from mechir.cli.help import Flag, Group
+from mechir.cli.options import COUNT, MODEL, PATH, REGISTRY, Command, collection_option, option, rules_of, shared
 from mechir.errors import MechirError
 
 if TYPE_CHECKING:
@@ -24,32 +27,53 @@ DEFAULT_QUERIES = 20
 _say = partial(click.echo, err=True)
 
 _DIAGNOSTIC = (
-    click.option("--diagnostic", help="For experiments on contrasts: tfc1, tdc, lnc1, ... [default: tfc1]."),
-    click.option("--data", type=PATH, help="A directory with a published diagnostic set."),
-    click.option("--filler", multiple=True, help="A word of one word piece; may be repeated [default: a, the]."),
-    click.option("--swap", is_flag=True, help="Run on the perturbed text, take activations from the other."),
+    option("--diagnostic", help="What is changed in a text: tfc1, tdc, lnc1, ... [default: tfc1]."),
+    option("--data", type=PATH, metavar="DIR", help="A directory with a published diagnostic set."),
+    option(
+        "--filler",
+        "fillers",
+        multiple=True,
+        metavar="WORD",
+        help="Of one word piece; may be repeated [default: a, the].",
+    ),
+    option("--swap", is_flag=True, help="Run on the perturbed text, take activations from the other."),
 )
+LONG = 40
+"""Letters of a default from which on it may stand on several lines."""
 SEED = click.IntRange(-(2**63), 2**63 - 1)
 _POOL = (
-    click.option("--per-grade", type=COUNT, help="At most N judged documents per grade and query."),
-    click.option(
+    option("--per-grade", type=COUNT, help="At most N judged documents per grade and query [default: all]."),
+    option(
         "--easy-negatives",
         type=click.IntRange(min=0),
-        help="N unjudged documents per query [default: 0; embedded: 20; contrasts: 0].",
+        help="N unjudged documents per query, as grade -1 [default: 0; embedded: 20; contrasts: 0].",
     ),
-    click.option("--top-k", type=COUNT, help="The first K documents of the run, or of BM25."),
-    click.option("--run", help="A TREC run whose documents are the pool."),
-    click.option("--seed", type=SEED, default=0, show_default=True, help="Of everything drawn at random."),
+    option("--run", help="A TREC run whose documents are the pool."),
+    option("--top-k", type=COUNT, help="The first N documents of the run, or of BM25."),
+    option("--seed", type=SEED, default=0, show_default=True, help="Of everything drawn at random."),
 )
 _STORE = (
     REGISTRY,
-    click.option("--shard", default="0/1", help="I/N: compute every N-th unit, for job arrays."),
-    click.option("--fresh", is_flag=True, help="Compute everything anew."),
-    click.option("--dry-run", is_flag=True, help="Only say what it would cost."),
+    option("--dry-run", is_flag=True, help="Only say what it would cost: pairs, forwards, minutes, memory."),
+    option(
+        "--shard", metavar="I/N", default="0/1", help="Compute every N-th unit alone, for job arrays [default: all]."
+    ),
+    option("--fresh", is_flag=True, help="Compute everything anew, as a run of its own."),
 )
 
 
-class Experiments(click.Group):
+BY_DEFAULT = ("--limit-queries 10", "--dry-run")
+"""The examples of an experiment that has none of its own."""
+EXAMPLES = """\b
+Examples:
+  mechir run --dry-run                      what the whole chain costs
+  mechir run NAME --help                    the options of one, and examples
+  mechir run my_heads.py --collection DIR   an experiment of your own"""
+CITED = re.compile(r" \((?=[^)]*\d{4})[^)]*\)")
+"""The papers in a sentence, which the list of experiments leaves out."""
+
+
+class Experiments(Group):
     """`mechir run [EXPERIMENT] ...`: each experiment is a command whose options are its fields."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -71,7 +95,7 @@ class Experiments(click.Group):
         from mechir.catalog import experiments, load_experiment
 
         try:
-            return _experiment_command(load_experiment(cmd_name))
+            return _experiment_command(load_experiment(cmd_name), cmd_name)
         except MechirError as error:
             if cmd_name not in experiments():
                 raise
@@ -82,13 +106,29 @@ class Experiments(click.Group):
 
         return click.Command(cmd_name, settings, refuse, short_help=str(failed), add_help_option=False)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the experiments that come with mechir, a section for each paper."""
+        for paper, names in itertools.groupby(self.list_commands(ctx), lambda name: name.partition("/")[0]):
+            told = [(name, _uncited(self.get_command(ctx, name).get_short_help_str())) for name in names]
+            with formatter.section(paper):
+                formatter.write_dl(told)
 
-@click.command(cls=Experiments)
+
+def _uncited(sentence: str) -> str:
+    return CITED.sub("", sentence).replace("?.", "?")
+
+
+@click.command(cls=Experiments, subcommand_metavar="[EXPERIMENT] [OPTIONS]", options_metavar="", epilog=EXAMPLES)
 def run() -> None:
-    """Runs EXPERIMENT (by default the whole chain, from matching heads to BM25), or what is missing of it."""
+    """Runs EXPERIMENT, or what is missing of it.
+
+    EXPERIMENT: a name, or a .py file of your own (mechir new experiment NAME writes one). By default it is the whole
+    chain, from matching heads to BM25: `mechir run --limit-queries 10` takes its options.
+    """
 
 
-def _experiment_command(experiment: type[Experiment]) -> click.Command:
+def _experiment_command(experiment: type[Experiment], called: str) -> click.Command:
+    """The command of an experiment; `called`: its name or file as it was given, for the examples of its help."""
     fields = experiment.options()
 
     def start(collection: str | tuple[str, ...] | None, **given: Any) -> None:
@@ -106,12 +146,16 @@ def _experiment_command(experiment: type[Experiment]) -> click.Command:
     contrasts = _DIAGNOSTIC if experiment.runs_on == "contrasts" else ()
     general = shared(*MODEL, *collection_option(repeated), *contrasts, *_POOL, *_STORE)
     text = inspect.getdoc(experiment) or ""
-    command = click.command(experiment.name, cls=Command, help=text, short_help=text.split("\n")[0])(general(start))
+    examples = "\n".join(f"  mechir run {called} {example}".rstrip() for example in experiment.examples or BY_DEFAULT)
+    declare = click.command(
+        experiment.name, cls=Command, help=text, short_help=text.split("\n")[0], epilog=f"\b\nExamples:\n{examples}"
+    )
+    command = declare(general(start))
     everywhere = {option.name for option in command.params}
     if taken := [name for name in fields if name in everywhere - {"seed"}]:  # one --seed is for all that is drawn
         name = experiment.name
         raise MechirError(f"'{name}' has an option '{taken[0]}', which means the pool's everywhere: rename it.")
-    command.may_be_empty = frozenset(fields)
+    command.own = tuple(fields)
     command.params[:0] = [_option(declared) for declared in fields.values() if declared.name not in everywhere]
     return command
 
@@ -122,7 +166,11 @@ def _option(declared: Option) -> click.Option:
     typed: dict[str, Any] = {"is_flag": True} if kind is bool else {"type": kind}
     if declared.repeated:
         default, typed = list(map(str, declared.default)), typed | {"multiple": True}
-    return click.Option([declared.flag], default=default, show_default=default != "", help=declared.help, **typed)
+    written = str(declared.written(declared.default))
+    shown = written if len(written) < LONG else written.replace(",", ", ")  # which lines can break
+    says_it = kind is bool or (not written and re.search(r"\bdefault\b|\bfound by the run\b", declared.help))
+    told = declared.help if says_it else f"{declared.help} [default: {shown or 'none'}]"
+    return Flag([f"--{declared.name.replace('_', '-')}"], default=default, help=told, **typed)
 
 
 def _run(
@@ -143,7 +191,7 @@ def _run(
     from mechir.encoder.default import load
 
     rules = rules_of(rest)
-    contrasts: dict[str, Any] = {key: rest.pop(key) for key in ("diagnostic", "data", "filler", "swap") if key in rest}
+    contrasts: dict[str, Any] = {key: rest.pop(key) for key in ("diagnostic", "data", "fillers", "swap") if key in rest}
     part = engine.Shard.parse(shard)
     if collections == (None,) and contrasts.get("data") is None and rest["limit_queries"] is None:
         defaults: dict[str, int] = {"limit_queries": DEFAULT_QUERIES} | dict(experiment.embedded)
@@ -252,7 +300,7 @@ def _source(
         if not data.is_dir():
             raise MechirError(f"There is no directory '{data}': give that of the published files.")
     source = data or open_collection(collection or "embedded", **rules)
-    fillers, sample = contrasts["filler"] or FILLERS, {name: pool[name] for name in pool if name != "max_length"}
+    fillers, sample = contrasts["fillers"] or FILLERS, {name: pool[name] for name in pool if name != "max_length"}
     name = contrasts["diagnostic"] or "tfc1"
     sampled = diagnostic(name, source, fillers=fillers, swap=contrasts["swap"], model=model, **sample)
     return sampled, Pool(max_length=pool["max_length"])

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from safetensors import safe_open
 
-from mechir.errors import MechirError
+from mechir.errors import MechirError, beside
 
 SMALL_FILES = ("*.json", "vocab.txt", "merges.txt", "bpe.codes", "*.model")
 """Files that are fetched and copied beside the weights."""
@@ -56,7 +56,9 @@ def resolve(name_or_path: str | Path) -> Path:
     if folder.is_file():
         raise MechirError(f"'{name}' is a file: give the directory of the checkpoint, '{folder.parent}'.")
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise MechirError(f"There is no directory '{name}': write the path of a checkpoint or a name on the hub.")
+        raise MechirError(
+            f"There is no directory '{name}': write the path of a checkpoint or a name on the hub{beside(folder)}."
+        )
     folder = from_hub(name, ["*.safetensors", "*.safetensors.index.json", *SMALL_FILES])
     if not list(folder.rglob("*.safetensors")):
         raise MechirError(

@@ -40,7 +40,7 @@ def convert(name_or_path: str | Path, out: Path) -> dict[str, Any]:
         MechirError: when there is no pickle or several, when it holds more than weights, or when `out` exists.
     """
     if out.exists():
-        raise MechirError(f"'{out}' exists: give --out a directory that does not.")
+        raise MechirError(f"'{out}' exists: give out= a directory that does not.")
     source = Path(name_or_path).expanduser()
     if not source.is_dir():
         source = from_hub(str(name_or_path), ["*.bin", *SMALL_FILES])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -54,7 +55,12 @@ def load(name_or_path: Any = None, tokenizer: Any = None, **options: Any) -> Hoo
         )
     if name_or_path is None or str(name_or_path) == NAME:
         return embedded(**options)
-    return HookedEncoder.from_pretrained(name_or_path, **options)
+    try:
+        return HookedEncoder.from_pretrained(name_or_path, **options)
+    except MechirError as error:
+        if difflib.get_close_matches(str(name_or_path), [NAME], cutoff=0.7):
+            raise MechirError(f"{str(error).rstrip('.')}; the model that ships is '{NAME}'.") from error
+        raise
 
 
 def embedded(folder: Path = FOLDER, **options: Any) -> HookedEncoder:

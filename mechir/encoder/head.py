@@ -49,7 +49,7 @@ class ClassificationHead(nn.Module):
             listed = ", ".join(f"{number} ('{name}')" for number, name in enumerate(self.labels))
             raise MechirError(
                 f"The model has {self.n_labels} labels and no score until you say which one is relevance: "
-                f"load it with relevant_label= (on the command line --relevant-label) one of {listed}."
+                f"load it with relevant_label= one of {listed}."
             )
         return self.relevant_label
 
@@ -94,7 +94,7 @@ def relevant(labels: Sequence[str], label: Any) -> int | None:
 def read_out(score: Float[Tensor, "batch"], readout: str) -> Float[Tensor, "batch"]:
     """The score as it is, or as log p(relevant) or p(relevant). Effects are always taken on the score."""
     if readout not in READOUTS:
-        raise MechirError(f"Unknown readout '{readout}'. Write one of {', '.join(READOUTS)}.")
+        raise MechirError(f"Unknown readout '{readout}': write one of {', '.join(READOUTS)}.")
     if readout == "score":
         return score
     log_p = nn.functional.logsigmoid(score)

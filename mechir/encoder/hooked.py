@@ -269,7 +269,7 @@ class HookedEncoder(HookedRootModule, Tiers):
         layer, n = re.match(r"blocks\.(\d+)\.", name), self.cfg.n_layers
         if layer and int(layer[1]) >= n:
             raise MechirError(f"Layer {layer[1]} is out of range in '{name}': the model has layers 0-{n - 1}.")
-        raise MechirError(f"Unknown hook '{name}'. The closest are {closest(name, self.hook_dict)}.")
+        raise MechirError(f"Unknown hook '{name}': the closest are {closest(name, self.hook_dict)}.")
 
     @contextlib.contextmanager
     def hooks(

@@ -220,5 +220,5 @@ def _device(device: str | torch.device | None) -> torch.device:
     if chosen.type not in ("cpu", "cuda", "mps") or (chosen.type == "mps" and not torch.backends.mps.is_available()):
         raise MechirError(f"There is no device '{device}' to compute on here: write cpu, cuda or cuda:1.")
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise MechirError(f"There is no GPU that torch sees for device '{device}': write --device cpu.")
+        raise MechirError(f"There is no GPU that torch sees for device '{device}': write device='cpu'.")
     return chosen

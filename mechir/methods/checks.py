@@ -1,4 +1,4 @@
-"""Checks of experiments' options before anything is measured; messages name each option by its flag."""
+"""Checks of experiments' options before anything is measured; messages name each option as Python does."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from mechir.contrasts import ROLES, Contrast, encode_contrasts
 from mechir.diagnostics import Term
 from mechir.errors import MechirError, closest
 from mechir.methods.conductance import KIND, unit_readers
+from mechir.methods.evaluation import ranking_measures
 from mechir.methods.matching import contrasts_of
 from mechir.methods.patching import place_name, places
 from mechir.methods.targets import Target
@@ -26,16 +27,11 @@ SELECTION = 3
 """Heads that are not named are found on one query in so many."""
 
 
-def flag(name: str) -> str:
-    """The flag of an option on the command line."""
-    return f"--{name.replace('_', '-')}"
-
-
 def one_of(known: Collection[str], **options: str) -> None:
     """Raises for words that are not known."""
     for name, value in options.items():
         if value not in known:
-            raise MechirError(f"Unknown {flag(name)} '{value}': the closest are {closest(value, known)}.")
+            raise MechirError(f"Unknown {name}='{value}': the closest are {closest(value, known)}.")
 
 
 @contextlib.contextmanager
@@ -44,7 +40,7 @@ def naming(name: str, text: str) -> Iterator[None]:
     try:
         yield
     except MechirError as error:
-        raise MechirError(f"Cannot read {flag(name)} '{text}': {error}") from error
+        raise MechirError(f"Cannot read {name}='{text}': {error}") from error
 
 
 def place(model: Reranker, contrasts: Sequence[Contrast], text: str, *, each: Sequence[str] = ("all",)) -> str:
@@ -60,7 +56,7 @@ def place(model: Reranker, contrasts: Sequence[Contrast], text: str, *, each: Se
     for batch in encode_contrasts(model, contrasts).batches(model):
         if any(mask is None or bool(mask.any()) for mask in places([normal], batch).values()):
             return normal
-    raise MechirError(f"No contrast has a position at '{normal}': write --at with one of {', '.join(ROLES)}, or all.")
+    raise MechirError(f"No contrast has a position at '{normal}': write at= with one of {', '.join(ROLES)}, or all.")
 
 
 def grades_there(pairs: Sequence[Pair], **grades: int) -> None:
@@ -70,8 +66,8 @@ def grades_there(pairs: Sequence[Pair], **grades: int) -> None:
     known = [str(grade) for grade in sorted({pair.grade for pair in pairs if pair.grade is not None})]
     for name, grade in grades.items():
         if str(grade) not in known:
-            other = f"write {flag(name)} with one of {', '.join(known)}"
-            hint = "add --easy-negatives 10 (easy_negatives=10)" if grade == EASY else other
+            other = f"write {name}= with one of {', '.join(known)}"
+            hint = "add easy_negatives=10" if grade == EASY else other
             listed = f"grades {', '.join(known)}" if len(known) > 1 else f"grade {known[0]} alone"
             raise MechirError(f"No pair of this pool has grade {grade} ({name}): it has {listed}; {hint}.")
 
@@ -97,6 +93,16 @@ def relevant_there(judged: pd.DataFrame) -> None:
     """Raises for a pool whose queries have no relevant document, so that there is no nDCG."""
     if not (judged["grade"] > 0).any():
         raise MechirError("No query of this pool has a relevant document (grade 1 or more), so there is no nDCG.")
+
+
+def measures_there(judged: pd.DataFrame, evaluate: Sequence[str]) -> tuple[str, ...]:
+    """The measures of ranking quality in normal form; raises for one that finds no document relevant enough."""
+    measures = ranking_measures(evaluate)
+    for measure in measures:
+        least = int(measure.params.get("rel", 1))
+        if not (judged["grade"] >= least).any():
+            raise MechirError(f"evaluate='{measure}': no query has a document of grade {least}, so lower its rel.")
+    return tuple(map(str, measures))
 
 
 def heads_there(model: Reranker, heads: Sequence[Head], name: str = "heads") -> None:
@@ -126,7 +132,7 @@ def heads_or_search(
         if not any(len(grades) > 1 for grades in grades_of(chosen).values()):
             raise MechirError(
                 "Matching heads are found where a query has documents of two grades, and none has among one query in "
-                f"{SELECTION}: take more, or name them with {flag(name)}."
+                f"{SELECTION}: take more, or name them with {name}=."
             )
     return ()
 
@@ -136,9 +142,9 @@ def embedding_vector(model: Weights, vector: int, sign: int) -> None:
     needs(model, "embedding_vector", Weights)
     last = min(model.W_E.shape) - 1
     if not -1 <= vector <= last:
-        raise MechirError(f"--vector is {vector}: write 0 to {last}, or -1 for the one that goes with IDF.")
+        raise MechirError(f"vector={vector} is out of range: write 0 to {last}, or -1 for the one that goes with IDF.")
     if sign not in (-1, 0, 1):
-        raise MechirError(f"--sign is {sign}: write 1 or -1, or 0 for that of its correlation with IDF.")
+        raise MechirError(f"sign={sign} is out of range: write 1 or -1, or 0 for that of its correlation with IDF.")
 
 
 def terms_there(pairs: Iterable[Pair], seed: int) -> None:
@@ -154,7 +160,7 @@ def unit_target(model: Reranker, *, baseline: str, target: str, tol: float, **un
         MechirError: for unknown words, a tolerance that is not above 0, a target that the model lacks.
     """
     if not 0 < tol < math.inf:
-        raise MechirError(f"--tol is {tol}: write a number above 0.")
+        raise MechirError(f"tol={tol} is out of range: write a number above 0.")
     for name, unit in units.items():
         one_of([known for known, kind in KIND.items() if kind == name.removesuffix("s")], **{name: unit})
     Way(baseline, tol=tol)

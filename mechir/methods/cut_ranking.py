@@ -32,7 +32,7 @@ COLUMNS += ["random", "random_least", "random_most", *EXCESS, "excess_p_correcte
 
 
 def sets_of(
-    model: Reranker, sites: Sequence[str], masks: Sequence[str], draws: int, seed: int
+    model: Reranker, sites: Sequence[Any], masks: Sequence[str], draws: int, seed: int
 ) -> tuple[pd.DataFrame, list[str]]:
     """The chosen set and its random sets: `set`, `sites`, `masks` (as text), and sentences on what is not random.
 
@@ -93,7 +93,7 @@ def _texts(sites: Sequence[Any], masks: Sequence[Mask], moved: Mapping[Any, Any]
     return ",".join(units), ";".join(sorted(map(str, cuts)))
 
 
-def ways_of(sites: Sequence[str], ways: Sequence[str]) -> tuple[str, ...]:
+def ways_of(sites: Sequence[Any], ways: Sequence[str]) -> tuple[str, ...]:
     """The ways of a cut: those given, or `MASKED` where no activation is replaced."""
     return tuple(ways) if sites else (MASKED,)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,15 +17,19 @@ from mechir import inference
 from mechir.columns import IDS, cell, chosen_columns
 from mechir.errors import MechirError, closest
 from mechir.methods import ranking
-from mechir.methods.query_groups import query_groups
+from mechir.methods.query_groups import query_groups, unmatched
 from mechir.methods.statistics import compare
 
 NAMES = ("nDCG", "RR", "AP", "P", "R", "Rprec", "IPrec", "Success")
 """The measures of ir_measures that ask for nothing but judgments and a ranking."""
 DRAWS = 20
 """Random orders of tied documents that a value is averaged over, where there is no closed form."""
+NDCG = "nDCG@10"
+"""The measure where none is named."""
 ALL = "all"
 INTACT = "original"
+NEAR = 0.1
+"""The share of scores that count as ties of others, from which on it is said."""
 WHOLE = 10**9
 """A cutoff beyond every ranking."""
 
@@ -66,24 +72,31 @@ def _measure(given: Any) -> Any:
     return measure
 
 
-def per_query(scores: pd.DataFrame, judged: pd.DataFrame, measure: Any) -> pd.Series:
+def in_closed_form(measure: Any) -> bool:
+    """Whether the mean over all orders of tied documents is known: of nDCG, and of RR without cutoff."""
+    names = set(measure.params)
+    return bool((measure.NAME == "nDCG" and names <= {"cutoff"}) or (measure.NAME == "RR" and names <= {"rel"}))
+
+
+def per_query(
+    scores: pd.DataFrame, judged: pd.DataFrame, measure: Any, *, ties: float | int = ranking.TIE
+) -> pd.Series:
     """The measure of each query that has a document as relevant as the measure asks for, by `query_id`.
 
-    Scores within 1e-5 of each other are ties. nDCG and RR without cutoff are the mean over all orders of tied documents
-    (`ranking.ndcg`, `ranking.mrr`), others the mean over 20 random orders, by a seed of the query. Without ties a value
-    is that of ir_measures.
+    Scores within `ties` of each other are ties. nDCG and RR without cutoff are the mean over all orders of tied
+    documents (`ranking.ndcg`, `ranking.mrr`), others the mean over 20 random orders, by a seed of the query. Without
+    ties a value is that of ir_measures.
     """
-    names = set(measure.params)
     cutoff, relevant = measure.params.get("cutoff", WHOLE), int(measure.params.get("rel", 1))
-    if measure.NAME == "nDCG" and names <= {"cutoff"}:
-        return ranking.ndcg(scores, judged, cutoff).set_index("query_id")["value"]
-    if measure.NAME == "RR" and names <= {"rel"}:
-        return ranking.mrr(scores, judged, relevant).set_index("query_id")["value"]
+    if in_closed_form(measure) and measure.NAME == "nDCG":
+        return ranking.ndcg(scores, judged, cutoff, ties=ties).set_index("query_id")["value"]
+    if in_closed_form(measure):
+        return ranking.mrr(scores, judged, relevant, ties=ties).set_index("query_id")["value"]
     qrels: dict[str, dict[str, int]] = {}
     for query_id, doc_id, grade in judged[["query_id", "doc_id", "grade"]].itertuples(index=False):
         qrels.setdefault(query_id, {})[doc_id] = max(int(grade), 0)
     qrels = {query_id: grades for query_id, grades in qrels.items() if max(grades.values()) >= relevant}
-    orders = list(_orders(scores, qrels))
+    orders = list(_orders(scores, qrels, ties))
     if not orders:
         return pd.Series(dtype=float, name="value").rename_axis("query_id")
     grades_of = {str(number): qrels[query_id] for number, (query_id, _) in enumerate(orders)}
@@ -93,24 +106,44 @@ def per_query(scores: pd.DataFrame, judged: pd.DataFrame, measure: Any) -> pd.Se
     return by_order.rename("value").rename_axis("query_id").groupby(level=0, sort=False).mean()
 
 
-def _orders(scores: pd.DataFrame, qrels: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
+def _orders(
+    scores: pd.DataFrame, qrels: Mapping[str, Any], ties: float | int
+) -> Iterator[tuple[str, dict[str, float]]]:
     """Each query's ranking as scores without ties; where there are ties, `DRAWS` orders of them."""
     ranking.refuse_infinite(scores)
     for query_id, rows in scores[scores["query_id"].isin(list(qrels))].groupby("query_id", sort=False):
         rows = rows.sort_values("doc_id", kind="stable")
-        groups, ids = ranking.tie_groups(rows["score"].to_numpy(dtype=float)), rows["doc_id"].to_numpy()
+        groups, ids = ranking.tie_groups(rows["score"].to_numpy(dtype=float), ties), rows["doc_id"].to_numpy()
         tied, generator = len(np.unique(groups)) < len(groups), ranking.query_generator(0, str(query_id))
         for _ in range(DRAWS if tied else 1):
             order = np.lexsort((generator.permutation(len(ids)), groups))
             yield str(query_id), {str(ids[place]): -float(rank) for rank, place in enumerate(order)}
 
 
-def by_condition(rows: pd.DataFrame, judged: pd.DataFrame, measure: Any) -> pd.DataFrame:
+def by_condition(
+    rows: pd.DataFrame, judged: pd.DataFrame, measure: Any, *, ties: float | int = ranking.TIE
+) -> pd.DataFrame:
     """The measure of every query under every condition of the column `name`, [query, condition]."""
-    return pd.DataFrame({name: per_query(scores, judged, measure) for name, scores in rows.groupby("name", sort=False)})
+    groups = rows.groupby("name", sort=False)
+    return pd.DataFrame({name: per_query(scores, judged, measure, ties=ties) for name, scores in groups})
 
 
-def evaluate(rows: Any, *measures: Any, judged: Any = None, groups: Any = None) -> pd.DataFrame:
+def _near(rows: pd.DataFrame, ties: float | int) -> str:
+    """A sentence where many scores of the intact model are other numbers and count as ties; else empty."""
+    intact = rows[rows["name"] == INTACT].drop_duplicates(["query_id", "score"])
+    ordered = intact.sort_values(["query_id", "score"])
+    gaps = ordered.groupby("query_id")["score"].diff().dropna()
+    near = int((gaps <= ties).sum())
+    if near <= NEAR * len(gaps):
+        return ""
+    return (
+        f"{near} of {len(gaps)} scores are within {ties:g} of the next and count as ties: write ties=0 to rank by them."
+    )
+
+
+def evaluate(
+    rows: Any, *measures: Any, judged: Any = None, groups: Any = None, ties: float | int = ranking.TIE
+) -> pd.DataFrame:
     """The ranking quality of every condition, and its change from the intact model, over queries.
 
     Args:
@@ -119,6 +152,8 @@ def evaluate(rows: Any, *measures: Any, judged: Any = None, groups: Any = None) 
         measures: of ir_measures, as values or text; by default nDCG@10.
         judged: `query_id`, `doc_id`, `grade`; by default the grades of the rows.
         groups: groups of queries, see `query_groups`: each is measured apart and compared with each other.
+        ties: scores of a query within this distance of each other are ties; by default what rounding makes of equal
+            logits. 0 for scores that are exact, such as small probabilities.
 
     Returns:
         One row per measure, group ("all", each group, "a - b") and condition: `measure`, `group`, `name`; `queries`;
@@ -132,17 +167,22 @@ def evaluate(rows: Any, *measures: Any, judged: Any = None, groups: Any = None) 
         MechirError: for a measure that is none, rows without the columns, a pair that stands twice, a grade that is no
             whole number, no judgments, no query that counts, and groups without a query.
     """
-    ranked_by = ranking_measures(measures or ("nDCG@10",))
+    ranked_by = ranking_measures(measures or (NDCG,))
+    if not 0 <= ties < math.inf:
+        raise MechirError(f"ties={ties} is no distance of scores: write 0 or more.")
     rows, judged = _checked(rows, judged)
     of = {} if groups is None else query_groups(groups)
     parts = []
     for measure in ranked_by:
-        values = by_condition(rows, judged, measure)
+        values = by_condition(rows, judged, measure, ties=ties)
         if values.empty:
             raise MechirError(
                 f"No query with a score has a document as relevant as '{measure}' asks for: lower its rel."
             )
         parts.append(pd.DataFrame(list(_lines(values, of))).assign(measure=str(measure)))
+    told = [unmatched(of, rows["query_id"])] if of else []
+    for sentence in filter(None, [*told, _near(rows, ties)]):
+        warnings.warn(sentence, stacklevel=2)
     table = pd.concat(parts, ignore_index=True)
     if "change_p" in table:
         table["change_p_corrected"] = inference.holm(table["change_p"].to_numpy(dtype=float))

@@ -44,7 +44,10 @@ def thresholds(collections: Collections, text: str = "") -> dict[str, int]:
     unknown = set(grades) - {collection.id for collection in members} - {""}
     readable = all(re.fullmatch("0*[1-9][0-9]*", grade) for grade in grades.values())
     if unknown or not readable or len(grades) < len(listed):
-        raise MechirError(f"Cannot read --relevant '{text}': write a grade above 0, or NAME:GRADE with commas.")
+        known = ", ".join(collection.id for collection in members)
+        raise MechirError(
+            f"Cannot read relevant='{text}': write a grade above 0, or NAME:GRADE with commas, where NAME is {known}."
+        )
     lowest = {}
     for collection in members:
         highest = max((grade for judged in collection.judgments.values() for grade in judged.values()), default=0)
@@ -77,7 +80,7 @@ def labelled(pairs: Sequence[Pair], lowest: Mapping[str, int], take: int = 0) ->
     for name in dict.fromkeys(collection_of(pair.query_id) for pair in pairs):
         for label, which in ((1, f"of grade {lowest[name]} or more"), (0, "that is not relevant")):
             if (name, label) not in both:
-                raise MechirError(f"No pair of '{name}' has a document {which}: take more queries, or --relevant.")
+                raise MechirError(f"No pair of '{name}' has a document {which}: take more queries, or set relevant=.")
     return first_of_each(labels, take or len(labels), by_grade=True)
 
 

@@ -214,7 +214,7 @@ def _relevant(rows: pd.DataFrame, least: int) -> pd.Series:
     if relevant.nunique() < 2:
         raise MechirError(
             f"{'Every' if relevant.any() else 'No'} pair has grade {least} or more: the grades are {grades}; "
-            "write --relevant with one that parts them."
+            "write relevant= with one that parts them."
         )
     return relevant
 

@@ -129,7 +129,7 @@ def refuse_idf(model: Reranker, collection: Collection, path: str = "") -> None:
             return
     raise MechirError(
         f"In the {n} documents of '{collection.id}' fewer than {LEAST} word pieces tell any two apart, so there is no "
-        "IDF to correlate: give a larger collection, or a table with --idf FILE."
+        "IDF to correlate: give a larger collection, or a table with idf=FILE."
     )
 
 

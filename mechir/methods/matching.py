@@ -180,7 +180,7 @@ def compare_grades(
     known = sorted(heads["grade"].unique().tolist())
     for name, grade in grades.items():
         if grade not in known:
-            hint = "add --easy-negatives 10" if grade == EASY else f"write --{name} with another"
+            hint = "add easy_negatives=10" if grade == EASY else f"write {name}= with another"
             raise MechirError(f"No pair has the grade {grade} ({name}): the grades are {known}; {hint}.")
     parts = []
     for side, part in heads.groupby("direction", sort=False):
@@ -257,6 +257,6 @@ def matching_heads(model: Reranker, pairs: Sequence[Pair], top: int) -> tuple[He
     groups = values.groupby("query_id")
     difference = (groups.last() - groups.first())[groups.size() > 1]
     if difference.empty:
-        raise MechirError("No query has documents of two grades to tell matching heads by: name them with --heads.")
+        raise MechirError("No query has documents of two grades to tell matching heads by: name them with heads=.")
     order = difference.mean().reindex(rows["site"].unique()).sort_values(ascending=False, kind="stable")
     return tuple(heads_of(model, order.index[:top]))

@@ -21,6 +21,7 @@ from mechir.errors import MechirError
 from mechir.inference import holm, mean_row
 from mechir.interventions import Ablate
 from mechir.methods import ranking
+from mechir.methods.evaluation import NDCG, by_condition, ranking_measures
 from mechir.methods.schemes import Ranked, random_like, refuse_share, refuse_unknown
 from mechir.methods.statistics import compare
 from mechir.model_sites import sites_of
@@ -30,7 +31,8 @@ from mechir.sites import Head, Neuron
 ORIGINAL = "original"
 ENDS = ("top", "bottom")
 RANDOM = "random"
-MEASURES = ("nDCG@10", "MRR")
+MRR = "MRR"
+"""The reciprocal rank of the first document from the relevant grade of its collection on."""
 
 
 def sizes(model: Reranker) -> dict[tuple[int, str], int]:
@@ -102,31 +104,36 @@ def refuse_small(model: Reranker, grid: Sequence[float], *, joint: bool = False)
 
 
 def pruning_table(
-    rows: pd.DataFrame, judged: pd.DataFrame, sets: pd.DataFrame, lowest: Mapping[str, int], groups: Mapping[str, str]
+    rows: pd.DataFrame,
+    judged: pd.DataFrame,
+    sets: pd.DataFrame,
+    lowest: Mapping[str, int],
+    groups: Mapping[str, str],
+    evaluate: Sequence[str] = (NDCG,),
 ) -> pd.DataFrame:
     """The loss of every ranking without the units of a set, beside random sets of its own size and layer profile.
 
     `rows` are scores: `name` (of `sets`, or "original"), `query_id`, `doc_id`, `score`; `judged`: `query_id`, `doc_id`,
     `grade`; `sets` of `pruned_sets`; `lowest`: the grade from which on a document is relevant to MRR, by collection;
-    `groups`: collection -> group.
+    `groups`: collection -> group; `evaluate`: measures of ir_measures, beside MRR.
 
     Returns:
-        One row per collection, measure ("nDCG@10", linear gain; "MRR") and set; of the random sets like the top, and of
-        those like the bottom (`like`), a row for each draw and one (`draw` -1) for their mean query by query. `value`
-        over `queries`; `change` = value - original with `change_low` and `change_high`, its 95 % bootstrap interval
-        over queries (negative: the ranking got worse), `change_p` and `change_p_corrected` (over the table's rows but
-        single draws). For top and bottom: `excess` = change - mean change of its own random sets, with `excess_low`,
-        `excess_high`, `excess_p`, `excess_p_corrected`; `p_draws` = (1 + own random sets without which the value is as
-        low or lower) / (1 + sets), so 1/21 at best with 20.
+        One row per collection, measure ("nDCG@10" by default, linear gain; "MRR") and set; of the random sets like the
+        top, and of those like the bottom (`like`), a row for each draw and one (`draw` -1) for their mean query by
+        query. `value` over `queries`; `change` = value - original with `change_low` and `change_high`, its 95 %
+        bootstrap interval over queries (negative: the ranking got worse), `change_p` and `change_p_corrected` (over the
+        table's rows but single draws). For top and bottom: `excess` = change - mean change of its own random sets, with
+        `excess_low`, `excess_high`, `excess_p`, `excess_p_corrected`; `p_draws` = (1 + own random sets without which
+        the value is as low or lower) / (1 + sets), so 1/21 at best with 20.
 
     It misleads where a set's intact neighbours make up for it: what is pruned matters, what is not may too.
     """
     parts, collections = [], rows["query_id"].map(collection_of)
     for name, group in groups.items():
-        for measure in MEASURES:
+        for measure in (*ranking_measures(evaluate), MRR):
             values = _by_query(rows[collections == name], judged, measure, lowest[name])
             lines = pd.DataFrame(_lines(values, sets))
-            parts.append(lines.assign(collection=name, group=group, measure=measure))
+            parts.append(lines.assign(collection=name, group=group, measure=str(measure)))
     table = pd.concat(parts, ignore_index=True)
     whole = table["draw"] < 0
     for p in ("change_p", "excess_p"):
@@ -135,13 +142,12 @@ def pruning_table(
     return table[[*first, *(name for name in table.columns if name not in first)]]
 
 
-def _by_query(rows: pd.DataFrame, judged: pd.DataFrame, measure: str, relevant: int) -> pd.DataFrame:
+def _by_query(rows: pd.DataFrame, judged: pd.DataFrame, measure: Any, relevant: int) -> pd.DataFrame:
     """The measure's value, [query, name]."""
-    columns = {}
-    for name, scores in rows.groupby("name", sort=False):
-        values = ranking.mrr(scores, judged, relevant) if measure == "MRR" else ranking.ndcg(scores, judged, 10)
-        columns[name] = values.set_index("query_id")["value"]
-    return pd.DataFrame(columns)
+    if measure != MRR:
+        return by_condition(rows, judged, measure)
+    names = rows.groupby("name", sort=False)
+    return pd.DataFrame({k: ranking.mrr(part, judged, relevant).set_index("query_id")["value"] for k, part in names})
 
 
 def _lines(values: pd.DataFrame, sets: pd.DataFrame) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mechir.columns import cell, chosen_columns, table_rows
+from mechir.columns import NAMES, cell, chosen_columns, table_rows
 from mechir.errors import MechirError
 
 
@@ -15,7 +15,7 @@ def query_groups(given: Any) -> dict[str, str]:
 
     Args:
         given: a mapping query id -> group, a frame with `qid` (or `query_id`) and `group`, whose rows may repeat a
-            query, or the path of a file of lines query_id<TAB>group.
+            query, or the path of a file of lines query_id<TAB>group, with or without a line of these names above.
 
     Raises:
         MechirError: for anything else, a query in two groups, and fewer than two groups.
@@ -32,6 +32,15 @@ def query_groups(given: Any) -> dict[str, str]:
         held = f"only '{next(iter(names))}'" if names else "none"
         raise MechirError(f"Groups of queries are compared with each other, and there is {held}: give two or more.")
     return groups
+
+
+def unmatched(groups: Mapping[str, str], queries: Iterable[str]) -> str:
+    """A sentence on the ids of groups that no query has, and on queries in no group; empty where all fit."""
+    there = set(queries)
+    unknown, alone = [one for one in groups if one not in there], sorted(there - set(groups))
+    told = [f"{len(unknown)} of {len(groups)} ids are no query here, such as '{unknown[0]}'"] if unknown else []
+    told += [f"{len(alone)} of {len(there)} queries are in no group, such as '{alone[0]}'"] if alone else []
+    return f"groups: {' and '.join(told)}." if told else ""
 
 
 def _read(given: Any) -> Iterable[tuple[str, str]]:
@@ -64,7 +73,8 @@ def _of_file(file: Path) -> Iterable[tuple[str, str]]:
         raise MechirError(f"Cannot read the groups '{file}': give lines query_id<TAB>group in UTF-8.") from error
     for number, line in enumerate(lines, 1):
         fields = [field.strip() for field in line.split("\t")]
-        if not line.strip():
+        header = number == 1 and fields[0].lower() in NAMES["query_id"] and fields[1:] == ["group"]
+        if not line.strip() or header:
             continue
         if len(fields) != 2 or not all(fields):
             raise MechirError(f"{file}, line {number}: cannot read '{line[:60]}'; write query_id<TAB>group.")

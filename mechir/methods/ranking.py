@@ -21,12 +21,12 @@ TIE = 1e-5
 """Scores within this distance of their neighbour in the sorted order are tied."""
 
 
-def ndcg(scores: pd.DataFrame, judged: pd.DataFrame, k: int = 10) -> pd.DataFrame:
+def ndcg(scores: pd.DataFrame, judged: pd.DataFrame, k: int = 10, *, ties: float | int = TIE) -> pd.DataFrame:
     """The nDCG@k of each query (linear gain), with `tied`, the share of its documents in a tie.
 
-    Scores within 1e-5 of each other are ties. The value is the mean over all orders of tied documents, in closed form:
-    each has the mean discount of the ranks that its tie takes up (0 beyond k). Without ties it is that of ir_measures.
-    Neither the ids nor the order of the rows decide anything.
+    Scores within `ties` of each other are ties. The value is the mean over all orders of tied documents, in closed
+    form: each has the mean discount of the ranks that its tie takes up (0 beyond k). Without ties it is that of
+    ir_measures. Neither the ids nor the order of the rows decide anything.
 
     `scores` holds `query_id`, `doc_id`, `score`; `judged` the documents that the ideal ranking may use: `query_id`,
     `doc_id`, `grade`. Grades below 0 gain 0.
@@ -41,12 +41,12 @@ def ndcg(scores: pd.DataFrame, judged: pd.DataFrame, k: int = 10) -> pd.DataFram
     best = _ideal(judged, k)
     rows = [
         (query_id, _dcg(groups, gains, k) / best[query_id], tied)
-        for query_id, groups, gains, tied in _queries(scores, judged, 1)
+        for query_id, groups, gains, tied in _queries(scores, judged, 1, ties)
     ]
     return pd.DataFrame(rows, columns=["query_id", "value", "tied"])
 
 
-def mrr(scores: pd.DataFrame, judged: pd.DataFrame, relevant: int = 1) -> pd.DataFrame:
+def mrr(scores: pd.DataFrame, judged: pd.DataFrame, relevant: int = 1, *, ties: float | int = TIE) -> pd.DataFrame:
     """The reciprocal rank of each query's first document of grade `relevant` or more, without cutoff.
 
     Ties, arguments, columns and errors as in `ndcg`; queries without such a document are left out.
@@ -54,20 +54,20 @@ def mrr(scores: pd.DataFrame, judged: pd.DataFrame, relevant: int = 1) -> pd.Dat
     refuse_below(1, relevant=relevant)
     rows = [
         (query_id, _reciprocal(groups, gains >= relevant), tied)
-        for query_id, groups, gains, tied in _queries(scores, judged, relevant)
+        for query_id, groups, gains, tied in _queries(scores, judged, relevant, ties)
     ]
     return pd.DataFrame(rows, columns=["query_id", "value", "tied"])
 
 
 def _queries(
-    scores: pd.DataFrame, judged: pd.DataFrame, lowest: int
+    scores: pd.DataFrame, judged: pd.DataFrame, lowest: int, ties: float | int
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray, float]]:
     """Yields the id, tie groups, gains and share in a tie of each query with a document of grade `lowest`."""
     refuse_infinite(scores)
     scores = scores.loc[scores["query_id"].isin(_relevant(judged, lowest)), ["query_id", "doc_id", "score"]]
     ranked = scores.merge(judged[["query_id", "doc_id", "grade"]], "left", on=["query_id", "doc_id"])
     for query_id, rows in ranked.sort_values("doc_id").groupby("query_id", sort=False):
-        groups = tie_groups(rows["score"].to_numpy(dtype=float))
+        groups = tie_groups(rows["score"].to_numpy(dtype=float), ties)
         gains = rows["grade"].fillna(0).clip(lower=0).to_numpy(dtype=float)
         yield query_id, groups, gains, float((np.bincount(groups)[groups] > 1).mean())
 
@@ -99,10 +99,10 @@ def refuse_infinite(scores: pd.DataFrame) -> None:
         raise MechirError(f"The score of pair {bad['query_id'].iloc[0]}/{bad['doc_id'].iloc[0]} is not finite.")
 
 
-def tie_groups(values: np.ndarray) -> np.ndarray:
+def tie_groups(values: np.ndarray, ties: float | int = TIE) -> np.ndarray:
     """The number of each document's tie group, 0 the best."""
     best_first = np.argsort(-values, kind="stable")
-    breaks = np.diff(-values[best_first]) > TIE
+    breaks = np.diff(-values[best_first]) > ties
     groups = np.empty(len(values), dtype=np.int64)
     groups[best_first] = np.concatenate([[0], np.cumsum(breaks)])
     return groups
@@ -117,10 +117,14 @@ def random_ndcg(pool: pd.DataFrame, judged: pd.DataFrame, k: int = 10) -> pd.Dat
 
 
 def random_draws(
-    pool: pd.DataFrame, judged: pd.DataFrame, k: int = 10, *, draws: int = 1000, seed: int = 0
+    pool: pd.DataFrame, judged: pd.DataFrame, k: int = 10, *, measure: Any = None, draws: int = 1000, seed: int = 0
 ) -> np.ndarray:
-    """The mean nDCG@k over queries of each of `draws` random rankings of the pool: the papers' random baseline."""
-    total, relevant = np.zeros(draws), _relevant(judged)
+    """The mean nDCG@k over queries of each of `draws` random rankings of the pool: the papers' random baseline.
+
+    `measure` of ir_measures: in the place of nDCG@k.
+    """
+    by = ir_measures.nDCG @ k if measure is None else measure
+    total, relevant = np.zeros(draws), _relevant(judged, int(by.params.get("rel", 1)))
     pools = pool[pool["query_id"].isin(relevant)].sort_values("doc_id").groupby("query_id", sort=False)["doc_id"]
     for query_id, ids in pools:
         grades = judged[judged["query_id"] == query_id].set_index("doc_id")["grade"].clip(lower=0).astype(int).to_dict()
@@ -128,7 +132,7 @@ def random_draws(
         # Ranks are handed over as distinct scores, so that trec_eval's own rule for ties (by document id) never acts.
         orders = {str(draw): generator.permutation(documents).tolist() for draw in range(draws)}
         runs = {draw: {doc_id: -float(rank) for rank, doc_id in enumerate(order)} for draw, order in orders.items()}
-        for value in ir_measures.iter_calc([ir_measures.nDCG @ k], dict.fromkeys(orders, grades), runs):
+        for value in ir_measures.iter_calc([by], dict.fromkeys(orders, grades), runs):
             total[int(value.query_id)] += value.value
     return total / pools.ngroups
 

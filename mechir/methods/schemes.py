@@ -79,7 +79,7 @@ def refuse_unknown(names: Sequence[str], groups: Mapping[str, str]) -> None:
     known = schemes(groups)
     for name in names:
         if name not in known:
-            raise MechirError(f"Unknown scheme '{name}'. The closest are {closest(name, known)}.")
+            raise MechirError(f"Unknown scheme '{name}': the closest are {closest(name, known)}.")
 
 
 def refuse_share(p: float) -> None:

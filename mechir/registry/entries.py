@@ -81,7 +81,7 @@ def correct(registry: Path, run_id: str, findings: pd.DataFrame, reason: str) ->
 def delete_run(registry: Path, run: Run, reason: str) -> None:
     """Deletes the rows of a run and leaves an empty entry with the reason; raises while another run needs the rows."""
     if not reason.strip():
-        raise MechirError("A run is not deleted without a reason: write --reason TEXT.")
+        raise MechirError("A run is not deleted without a reason: write reason=TEXT.")
     followers = [other.id for other in runs(registry) if other.record.get("rows_of") == run.id]
     if followers:
         raise MechirError(f"Run {followers[0]} summarises the rows of run {run.id}: delete that one first.")

@@ -187,7 +187,7 @@ def _view(connection: Any, registry: Path) -> dict[Named, str]:
     """Creates the view over the last entries and returns the shown names; columns that older ones lack are empty."""
     files = [_pattern(entry.path.resolve()) for entry in latest(registry)]
     if not files:
-        raise MechirError(f"'{registry}' holds no findings yet: write `mechir run`, or give --registry DIR.")
+        raise MechirError(f"'{registry}' holds no findings yet: run an experiment first, or give registry=DIR.")
     listed = ", ".join(map(_quoted, files))
     source = f"read_parquet([{listed}], union_by_name = true, hive_partitioning = false)"
     connection.execute("set parquet_metadata_cache = true")
@@ -224,7 +224,7 @@ def _pattern(path: Path) -> str:
     if "\\" in str(path) and re.search(r"[*?\[]", str(path)):
         raise MechirError(
             f"Cannot read the registry in '{path.parent}', whose path holds a backslash and one of * ? [: move it, or "
-            "give --registry DIR."
+            "give registry=DIR."
         )
     return re.sub(r"([*?\[])", r"[\1]", str(path))
 

@@ -134,7 +134,7 @@ class Run:
         if not file.is_file():
             _ = self.summary  # refuses a run that is not finished
             raise MechirError(
-                f"Run {self.id} has no chart.json, as an older mechir drew it: start it again with --fresh."
+                f"Run {self.id} has no chart.json, as an older mechir drew it: start it again with fresh=True."
             )
         return Picture.of_spec(json.loads(file.read_text(encoding="utf-8")), f"chart of {self!r}")
 
@@ -226,7 +226,7 @@ def make_folder(registry: Path, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise MechirError(f"Cannot write the registry '{registry}' ({error.strerror}): give --registry DIR.") from error
+        raise MechirError(f"Cannot write the registry '{registry}' ({error.strerror}): give registry=DIR.") from error
 
 
 def refuse_other(registry: Path) -> None:
@@ -234,7 +234,7 @@ def refuse_other(registry: Path) -> None:
     empty = not registry.exists() or (registry.is_dir() and not any(registry.iterdir()))
     if not (empty or (registry / "runs").is_dir() or (registry / "findings").is_dir()):
         raise MechirError(
-            f"'{registry}' is no registry: it holds no runs; give --registry DIR, by default mechir-registry."
+            f"'{registry}' is no registry: it holds no runs; give registry=DIR, by default mechir-registry."
         )
 
 
