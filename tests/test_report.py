@@ -129,7 +129,9 @@ def test_the_page_holds_findings_links_figures_and_examples(told: Path, tmp_path
     assert drawn == ["vast2025/layer_sweep", "chen2024/head_maps", "joint/examples"]
     assert all(one["chart"] and "usermeta" not in one["chart"] for one in toy["figures"])
     table = toy["figures"][0]["table"]
-    assert {"name", "ndcg", "low", "high"} <= set(table["columns"]) and table["of"] == len(table["rows"]) == 6
+    assert {"name", "ndcg", "change", "change_low", "change_high"} <= set(table["columns"]) and table["of"] == len(
+        table["rows"]
+    ) == 6
     assert {"h0.0", "h1.3", "doc<-query@0-0"} <= set(toy["components"]["sites"])
     assert [pair["heads"].keys() for pair in toy["examples"]["pairs"]] == [{"h0.0"}] * 4 + [{"h1.1"}] * 4
     own = small["components"]["sites"]["h1.2"]
@@ -167,7 +169,7 @@ def test_one_run_of_each_experiment_and_options_is_drawn(tmp_path: Path) -> None
     ]
     tell(tmp_path, made[0].id, [row(CONTRAST, "h1.2", 0.3, NOT)])
     (section,) = (one for one in gathered(tmp_path)["sections"] if one["collection"] == "c")
-    assert [one["run"] for one in section["figures"]] == [made[2].id, made[0].id], "findings stand on it"
+    assert [one["run"] for one in section["figures"]] == [made[0].id, made[2].id], "findings stand on it"
     assert section["others"][0]["why"] == f"run {made[0].id} has the same options, on which findings stand"
 
 
@@ -282,7 +284,7 @@ def test_an_older_run_with_another_label_does_not_count(tmp_path: Path) -> None:
 
 
 def test_what_is_no_registry_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(MechirError, match="holds no run yet: write `mechir run` first, or give --registry DIR"):
+    with pytest.raises(MechirError, match="holds no run yet: write `mechir run` first, or give registry=DIR"):
         mi.report(registry=tmp_path / "none")
     (tmp_path / "file").write_text("x")
     with pytest.raises(MechirError, match="is no registry: it holds no runs"):

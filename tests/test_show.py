@@ -16,7 +16,7 @@ from mechir.errors import MechirError
 from mechir.methods.tokens import token_attribution
 from mechir.methods.walk import Way
 from mechir.registry.entries import record
-from mechir.registry.findings import COLUMNS, VIEW
+from mechir.registry.findings import COLUMNS
 from mechir.registry.runs import Run
 from mechir.views.pictures import Picture
 from tests.models import PAIRS, TOY_MODEL
@@ -105,36 +105,48 @@ def test_frames_of_sites_are_sorted_grouped_and_written_by_their_text(tmp_path: 
     assert "Head(" not in short.T.to_string() and "h10.2" in repr(short.T) and "h10.2" in short.to_html()
     assert short[short["site"] == mi.Head(2, 3)]["value"].tolist() == [7.0, 1.0]
     long = pd.concat([found] * 50, ignore_index=True)
-    assert isinstance(long, type(found)) and "[400 rows x 10 columns]" in repr(long)
+    assert isinstance(long, type(found)) and "18 of 400 rows; and " in repr(long)
     page = long[["site", "value", "label"]]._repr_html_()
     assert page is not None and len(page) < 40_000 and "<img" not in page and "&lt;img" in page
 
 
-def test_a_frame_shows_the_first_columns_to_look_at_and_names_the_others(tmp_path: Path) -> None:
+def test_a_frame_shows_the_first_columns_to_look_at_and_names_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one(tmp_path)
     found, links = mi.findings(registry=tmp_path), mi.links(registry=tmp_path)
-    with pd.option_context("display.width", 200, "display.max_columns", None):
-        lines, by_links, added = (repr(frame).splitlines() for frame in (found, links, found.assign(mine=3)))
-        chosen = repr(found[["site", "parity"]]).splitlines()
-    assert lines[0].split() == [*VIEW[:-2]] and added[0].split() == [*VIEW[:-2], "mine"]
-    assert lines[-3].startswith("and 22 more columns: label, sign, ") and lines[-1].endswith("seed, written")
-    assert by_links[0].split() == [
-        "site",
-        "links",
-        "exploratory",
-        "effect",
-        "low",
-        "high",
-        "unit",
-        "p_all",
-        "conflicts",
+    monkeypatch.setenv("COLUMNS", "100")
+    lines, by_links, added = (
+        repr(frame).splitlines() for frame in (found, links, found.assign(mine=[3] * 6 + [4] * 6))
+    )
+    assert all(len(line) <= 100 for line in [*lines, *by_links, *added])
+    chosen = repr(found[["site", "parity"]]).splitlines()
+    assert lines[0].split() == ["site", "measure", "value", "unit", "p_corrected", "n_queries"]
+    assert lines[1].split() == [
+        "h0.0",
+        "contrast,",
+        "query<-doc",
+        "0.300",
+        "[0.290,",
+        "0.310]",
+        "attention",
+        "0.001",
+        "13",
     ]
+    assert added[0].split() == ["site", "mine", *lines[0].split()[1:-1]]
+    assert lines[-3].startswith("and 24 more columns: role, term, label, sign, ") and lines[-1].endswith(
+        "seed, written"
+    )
+    assert by_links[0].split() == ["site", "exploratory", "effect", "unit", "p_all", "conflicts"]
+    assert "flagged by its pattern but causall\u2026" in "".join(by_links)
     assert by_links[-3].startswith("and 21 more columns: model, collection, contrast, ")
     assert chosen[0].split() == ["site", "parity"] and "more columns" not in "".join(chosen)
     assert "<th>p_corrected</th>" in found._repr_html_() and "<p>and 22 more columns: label" in found._repr_html_()
     one(tmp_path, collection="<other>", run="b")
     both = mi.findings(registry=tmp_path)
-    assert repr(both).count("<other>") == 12 and "&lt;other&gt;" in both._repr_html_()
+    monkeypatch.setenv("COLUMNS", "120")
+    assert repr(both).splitlines()[0].split()[:2] == ["site", "collection"] and "<other>" in repr(both)
+    assert "&lt;other&gt;" in both._repr_html_()
     none = both[both["value"] > 2]
     assert repr(none).startswith("no rows; columns: site, measure, ") and "<p>no rows; columns" in none._repr_html_()
     beside = repr(pd.concat([links, links], axis=1))

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 REFERENCE = sorted((DOCS / "reference").glob("*.md"))
 INTERNAL = {
-    "analyses", "atomic", "cli", "cli.ask", "cli.files", "cli.options", "cli.run", "encoder", "encoder.checkpoint",
+    "analyses", "atomic", "cli", "cli.ask", "cli.files", "cli.help", "cli.options", "cli.run", "encoder", "encoder.checkpoint",
     "encoder.cross_encoder", "encoder.families", "encoder.fingerprint", "encoder.forward", "encoder.loading",
     "encoder.tiers", "encoder.tokenizing", "inference", "inference.flipped", "irds", "methods", "methods.checks",
     "methods.edge_gradients", "methods.edge_patching", "parts", "planted", "planted.weights", "provenance", "recorder",

@@ -67,12 +67,13 @@ def _nothing(frame: Any) -> str:
 
 
 def _seen(frame: pd.DataFrame) -> list[Any]:
-    """The visible columns; all where somebody has already chosen columns."""
+    """The visible columns, those that were added behind the first; all where somebody has already chosen columns."""
     view, made = frame.attrs.get("view", []), frame.attrs.get("columns", [])
     if not (view and frame.columns.is_unique and set(made) <= set(frame.columns)):
         return list(frame.columns)
-    view = [name for name in view if name not in ("model", "collection") or frame[name].nunique() > 1]
-    return view + [name for name in frame.columns if name not in made]
+    told_apart = [name for name in view if name in ("model", "collection") and frame[name].nunique() > 1]
+    others = [name for name in view[1:] if name not in ("model", "collection")]
+    return [*view[:1], *(name for name in frame.columns if name not in made), *told_apart, *others]
 
 
 @_with_text("__repr__", "to_string", "to_csv", "to_json", "value_counts")

@@ -78,7 +78,7 @@ def gathered(registry: Path) -> dict[str, Any]:
     """The data of the page: `registry`, `version`, `made`, and `sections`, a dict for each model and collection."""
     findings, alone, stored = known(registry), neurons(registry), runs(registry)
     if findings.empty and not stored:
-        raise MechirError(f"'{registry}' holds no run yet: write `mechir run` first, or give --registry DIR.")
+        raise MechirError(f"'{registry}' holds no run yet: write `mechir run` first, or give registry=DIR.")
     records = [run.record for run in stored]
     of_findings = collections(registry) if latest(registry) else {}
     names = shown([*of_findings, *map(named, reversed(records))])
