@@ -59,6 +59,7 @@ class Option:
         in_order: whether a list keeps the order in which it is given; else it is sorted.
         not_empty: the advice of the message for an empty list; empty where a list may be empty.
         aliases: words that stand for a list, and the text of it.
+        reads: turns what is no text, such as a frame, into the text of the option; raises for what it cannot read.
         name: of the field.
         kind: the annotation, `int` or `tuple[Head, ...]`.
         default: the value where none is given.
@@ -74,6 +75,7 @@ class Option:
     in_order: bool = False
     not_empty: str = ""
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    reads: Callable[[Any], str] | None = None
     name: str = ""
     kind: Any = None
     default: Any = None
@@ -112,6 +114,7 @@ class Option:
         Raises:
             MechirError: for a value of another kind, an unknown word, or a number out of its range.
         """
+        given = self.reads(given) if self.reads and not isinstance(given, str) else given
         return self._list(given) if self.item else self._allowed(self._scalar(given, experiment))
 
     def _allowed(self, value: Any) -> Any:

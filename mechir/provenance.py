@@ -122,7 +122,7 @@ def _counted(name: str, value: Any) -> Any:
     """An option as the identity holds it: frames and files by their SHA-256."""
     if isinstance(value, pd.DataFrame):
         return hashlib.sha256(value.to_csv(index=False).encode()).hexdigest()
-    is_file = name in FILES and value and Path(value).is_file()
+    is_file = _names_a_file(name, value) and Path(value).is_file()
     return hashlib.sha256(Path(value).read_bytes()).hexdigest() if is_file else value
 
 
@@ -156,11 +156,18 @@ def asked_of(experiment: Experiment, model: HookedEncoder, source: Any, pool: An
     elif collection is not None:
         given["collection"] = [collection.address]
     given |= sample | ({"run": _whole(sample["run"])} if sample.get("run") else {})
-    options = {name: _whole(value) if name in FILES and value else value for name, value in experiment.written.items()}
+    options = {
+        name: _whole(value) if _names_a_file(name, value) else value for name, value in experiment.written.items()
+    }
     whole = about(source)
     members: list[Any] = [member for _, member in whole.members] if isinstance(whole, Collections) else []
     named = [dict(zip(COLUMNS, (each.id, each.full_name, each.hash), strict=True)) for each in (whole, *members)]
     return {"asked": options, "given": given, "file": source_file(experiment), "collections": named}
+
+
+def _names_a_file(name: str, value: Any) -> bool:
+    """Whether an option names a file; a text with tabs is the content of one."""
+    return name in FILES and bool(value) and "\t" not in value
 
 
 def _whole(name: str | Path) -> str:

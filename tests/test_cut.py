@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mechir.errors import MechirError
 from mechir.methods.cut_ranking import sets_of
 from mechir.methods.evaluation import per_query, ranking_measures
 from mechir.registry.queries import matching
+from mechir.reporting import commands
 from tests.models import TOY_MODEL, nine_queries
 from tests.test_cli import call
 
@@ -153,7 +155,12 @@ def test_findings_say_what_is_cut(toy: HookedEncoder, nine: Path, tmp_path: Path
         ({"sites": "h1.1", "evaluate": "nDGC@10"}, "Cannot read the ranking measure 'nDGC@10'"),
         ({"sites": "h1.1", "evaluate": ""}, "evaluate='' is empty: write a measure such as nDCG@10"),
         ({"sites": "h1.1", "evaluate": "AP(rel=9)"}, r"evaluate='AP\(rel=9\)': no query has a document of grade 9"),
-        ({"sites": "h1.1", "groups": {"a": "b"}}, "groups={'a': 'b'} is no value for 'joint/cut': write text"),
+        (
+            {"sites": "h1.1", "groups": {"a": "b"}},
+            "Groups of queries are compared with each other, and there is only 'b'",
+        ),
+        ({"sites": "h1.1", "groups": 3}, "groups=3 names no groups: give a mapping"),
+        ({"sites": "h1.1", "groups": "q1\ta b\tc"}, "groups, line 1: cannot read"),
         ({"sites": "h1.1", "groups": "none.tsv"}, "There is no file of groups 'none.tsv'"),
         ({"sites": "h1.1", "ways": "half"}, "Unknown ways='half'"),
         ({"sites": "h1.1", "draws": 0}, "draws=0 is out of range: write 1 or more"),
@@ -189,6 +196,25 @@ def test_the_groups_file_is_part_of_the_identity(toy: HookedEncoder, nine: Path,
     copy.write_text(copy.read_text().replace("exact", "literal"))
     assert mi.run(CUT, toy, mi.collection(nine), groups=str(copy), **options).id != first.id
     assert np.isfinite(first.summary["change"]).all()
+
+
+def test_groups_may_be_a_mapping_a_column_or_lines(
+    toy: HookedEncoder, nine: Path, groups: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"registry": tmp_path, "masks": "doc<-query@0"}
+    first = mi.run(CUT, toy, mi.collection(nine), groups=groups, **options)
+    mapping = dict(line.split("\t") for line in groups.read_text().splitlines())
+    frame = mi.collection(nine).pairs().frame()
+    frame["group"] = frame["qid"].map(mapping)
+    alike = [mi.run(CUT, toy, mi.collection(nine), groups=given, **options) for given in (mapping, frame)]
+    assert alike[0].id == alike[1].id
+    for run in alike:
+        pd.testing.assert_frame_equal(run.summary, first.summary)
+    by_group = mi.run(CUT, toy, frame, groups=frame, **options)
+    assert {"exact", "other - exact"} <= set(by_group.summary["group"])
+    command = shlex.split(commands.command(alike[0].record))
+    code, _, _ = call(capsys, *command[1:], "--collection", str(nine), "--registry", str(tmp_path))
+    assert code == 0 and len(list((tmp_path / "runs").iterdir())) == 3, "the command makes the same run"
 
 
 def test_a_head_may_be_layer_and_number() -> None:

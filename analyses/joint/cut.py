@@ -14,7 +14,7 @@ from mechir.measures import WITHOUT_SET, stated
 from mechir.methods.checks import measures_there, relevant_there
 from mechir.methods.cut_ranking import WAYS, cut_table, filled, interventions, sets_of, ways_of
 from mechir.methods.evaluation import NDCG, grouped, ranking_measures
-from mechir.methods.query_groups import query_groups, unmatched
+from mechir.methods.query_groups import group_lines, query_groups, unmatched
 from mechir.model_sites import heads_of, refuse_layers, sites_of
 from mechir.options import BY_MEASURES, frame, option
 from mechir.pair import Pair
@@ -52,7 +52,9 @@ class Cut(Experiment):
     label: str = option("", "and of these only findings with this label, such as lexical")
     term: str = option("", "and only those of this part of BM25, such as tf")
     evaluate: tuple[str, ...] = option((NDCG,), **BY_MEASURES)
-    groups: str = option("", "a file of lines query_id<TAB>group: effects by group, and their difference")
+    groups: str = option(
+        "", "a file of lines query_id<TAB>group: effects by group, and their difference", reads=group_lines
+    )
     ways: tuple[str, ...] = option(WAYS, "what takes the place of an activation", among=WAYS, not_empty="zero, mean")
     draws: int = option(20, "random sets beside it", least=1)
     seed: int = option(0, "of what is drawn at random", least=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ def query_groups(given: Any) -> dict[str, str]:
 
     Args:
         given: a mapping query id -> group, a frame with `qid` (or `query_id`) and `group`, whose rows may repeat a
-            query, or the path of a file of lines query_id<TAB>group, with or without a line of these names above.
+            query, the path of a file of lines query_id<TAB>group, with or without a line of these names above, or a
+            text that is such lines.
 
     Raises:
         MechirError: for anything else, a query in two groups, and fewer than two groups.
@@ -34,6 +35,17 @@ def query_groups(given: Any) -> dict[str, str]:
     return groups
 
 
+def group_lines(given: Any) -> str:
+    """The groups as lines query_id<TAB>group, of a path the path: what an option of the command line takes.
+
+    Raises:
+        MechirError: as `query_groups`.
+    """
+    if isinstance(given, Path):
+        return str(given)
+    return "\n".join(f"{query_id}\t{group}" for query_id, group in query_groups(given).items())
+
+
 def unmatched(groups: Mapping[str, str], queries: Iterable[str]) -> str:
     """A sentence on the ids of groups that no query has, and on queries in no group; empty where all fit."""
     there = set(queries)
@@ -44,6 +56,8 @@ def unmatched(groups: Mapping[str, str], queries: Iterable[str]) -> str:
 
 
 def _read(given: Any) -> Iterable[tuple[str, str]]:
+    if isinstance(given, str) and "\t" in given:
+        return _of_lines(given.splitlines(), "groups")
     if isinstance(given, str | Path):
         return _of_file(Path(given))
     if isinstance(given, Mapping):
@@ -71,11 +85,15 @@ def _of_file(file: Path) -> Iterable[tuple[str, str]]:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise MechirError(f"Cannot read the groups '{file}': give lines query_id<TAB>group in UTF-8.") from error
+    return _of_lines(lines, str(file))
+
+
+def _of_lines(lines: Sequence[str], name: str) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(lines, 1):
         fields = [field.strip() for field in line.split("\t")]
         header = number == 1 and fields[0].lower() in NAMES["query_id"] and fields[1:] == ["group"]
         if not line.strip() or header:
             continue
         if len(fields) != 2 or not all(fields):
-            raise MechirError(f"{file}, line {number}: cannot read '{line[:60]}'; write query_id<TAB>group.")
+            raise MechirError(f"{name}, line {number}: cannot read '{line[:60]}'; write query_id<TAB>group.")
         yield fields[0], fields[1]
