@@ -213,8 +213,9 @@ def test_groups_may_be_a_mapping_a_column_or_lines(
     by_group = mi.run(CUT, toy, frame, groups=frame, **options)
     assert {"exact", "other - exact"} <= set(by_group.summary["group"])
     command = shlex.split(commands.command(alike[0].record))
-    code, _, _ = call(capsys, *command[1:], "--collection", str(nine), "--registry", str(tmp_path))
-    assert code == 0 and len(list((tmp_path / "runs").iterdir())) == 3, "the command makes the same run"
+    code, _, err = call(capsys, *command[1:], "--registry", str(tmp_path))
+    assert code == 0, err
+    assert len(list((tmp_path / "runs").iterdir())) == 3, "the command makes the same run"
 
 
 def test_a_head_may_be_layer_and_number() -> None:
