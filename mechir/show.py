@@ -153,7 +153,8 @@ def tokens(pair: Pair, values: pd.DataFrame | Sequence[float] | np.ndarray, mode
         model: a `HookedEncoder`, whose word pieces they are; needed for numbers alone.
 
     Returns:
-        A view that a notebook draws and `save(file)` writes as a page; as text, the strongest word pieces.
+        A view that a notebook draws and `save(file)` writes as a page; as text, the strongest word pieces. It says
+        what the sum of all numbers is of.
 
     Raises:
         MechirError: for rows without the pair, numbers without a model, or not one for each word piece.
@@ -170,4 +171,6 @@ def tokens(pair: Pair, values: pd.DataFrame | Sequence[float] | np.ndarray, mode
     numbers = np.asarray(values, dtype=float)
     if numbers.shape != (n := int(encoded.lengths[0]),):
         raise MechirError(f"{pair} has {n} word pieces, and you gave {numbers.size} numbers: give one for each.")
-    return coloured(rows_of(model, encoded, [numbers]))
+    rows = rows_of(model, encoded, [numbers])
+    rows.attrs["sum_of"] = "of the numbers that were given"
+    return coloured(rows)

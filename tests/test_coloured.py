@@ -71,7 +71,10 @@ def test_colours_tell_sign_and_size() -> None:
     assert first[1][4] == "+4.00, query, position 1: wifi" and first[3][4] == "\u22122.00, doc, position 3: grow"
     told = Read(coloured(rows).html).text
     assert "\u22124.00 0 +4.00" in told and "\u22121.00 0 +1.00" in told  # the scales
-    assert re.search(r"cls\s*query\s*sep1\s*doc\s*sep2\s*sum\s*0\+4.00\s*0\s*\u22121.00\s*0\s*\+3.00", told)
+    assert re.search(
+        r"cls\s*query\s*sep1\s*doc\s*sep2\s*sum\s*0\+4.00\s*0\s*\u22121.00\s*0\s*\+3.00\s*sum: of the attributions",
+        told,
+    )
 
 
 def test_text_can_be_read_on_every_colour() -> None:

@@ -294,7 +294,13 @@ def test_tokens_by_rows_or_numbers(tiny: HookedEncoder) -> None:
     assert "q1" in shown.html and "q0" not in shown.html
     own = rows[rows["query_id"] == "q1"]
     numbers = own["attribution"].to_numpy()
-    assert mi.show.tokens(pairs[1], numbers, model=tiny).html == shown.html
+    of = "the score of the text less that of its baseline, pad_both, logits"
+    assert f"sum: {of}" in shown.html and repr(shown).endswith(f"({of})")
+    alone = mi.show.tokens(pairs[1], numbers, model=tiny)
+    assert (
+        alone.html.replace("of the numbers that were given", of) == shown.html
+        and "numbers that were given" in alone.html
+    )
     strongest = own.loc[own["attribution"].abs().idxmax()]
     assert repr(shown).startswith(f"pair 'q1/d1': {strongest['token']!r} ({strongest['segment']}) ")
     with pytest.raises(

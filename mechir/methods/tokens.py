@@ -34,7 +34,8 @@ class TokenAttribution(NamedTuple):
 
     `rows`: one row per pair and position, pairs in input order, without padding: `query_id`, `doc_id`, `grade`;
     `position`, from 0; `token`, the word piece as the tokenizer prints it ("##ing"); `segment`, one of "cls", "query",
-    "sep1", "doc", "sep2"; `attribution`, in units of F, positive where the token raises F above the baseline.
+    "sep1", "doc", "sep2"; `attribution`, in units of F, positive where the token raises F above the baseline; its sum,
+    which `rows.attrs["sum_of"]` says in words, is F(text) - F(baseline).
     `checks`: one row per pair, as of `conductance`; `error` is the largest |sum over a cut - delta|, and the sum over
     the pair's tokens is one of the cuts.
     """
@@ -84,7 +85,10 @@ def token_attribution(
         for k, flow in zip(done.index, done.flows[EMBED].double().numpy(), strict=True):
             values[k] = flow[: len(encoded.ids[k])]
         checks.append(checked(pairs, done))
-    return TokenAttribution(rows_of(model, encoded, values), pd.concat(checks).sort_index())
+    rows = rows_of(model, encoded, values)
+    baseline = "its start" if start is not None else f"its baseline, {(way or Way('pad_both')).baseline}"
+    rows.attrs["sum_of"] = f"the {target} of the text less that of {baseline}{', logits' if target == 'score' else ''}"
+    return TokenAttribution(rows, pd.concat(checks).sort_index())
 
 
 class _OverTokens(Target):

@@ -33,6 +33,8 @@ BYTES = {chr(byte): byte for byte in PRINTABLE} | {
 
 Colour = tuple[int, ...]
 RED = ((255, 255, 255), (253, 219, 199), (244, 165, 130), (214, 96, 77), (178, 24, 43))
+SUM_OF = "sum_of"
+"""The attribute of a frame of attributions that says what their sum is."""
 BLUE = ((255, 255, 255), (209, 229, 240), (146, 197, 222), (67, 147, 195), (33, 102, 172))
 """Even steps from 0 to the end of the scale: the colours of the charts, with white at 0."""
 
@@ -44,7 +46,8 @@ def coloured(rows: pd.DataFrame, *, title: str = "") -> page.Drawing:
     it: colours of two pairs cannot be compared. Numbers stand in tooltips, sums by segment below.
 
     Args:
-        rows: of `token_attribution`, in any order; pairs are shown in the order in which they appear.
+        rows: of `token_attribution`, in any order; pairs are shown in the order in which they appear. What their sum
+            is of stands in `rows.attrs["sum_of"]`.
         title: above them.
 
     Raises:
@@ -53,23 +56,25 @@ def coloured(rows: pd.DataFrame, *, title: str = "") -> page.Drawing:
     """
     _refuse(rows)
     mark = word_mark(rows["token"])
+    of = str(rows.attrs.get(SUM_OF, "of the attributions"))
     pairs = [part.sort_values("position") for _, part in rows.groupby(["query_id", "doc_id"], sort=False, dropna=False)]
     heading = f'<div class="title" role="heading" aria-level="2">{escape(title)}</div>\n' if title else ""
-    body = "\n".join(_pair(part, mark) for part in pairs)
+    body = "\n".join(_pair(part, mark, of) for part in pairs)
     # A notebook's rules for tables are the more specific ones; in the tag is what must hold where it drops a style.
     style = f"<style>\n{page.static('tokens.css')}</style>"
     html = f'<div class="mechir-tokens" style="background: #fff; color: #1f2328">\n{style}\n{heading}{body}\n</div>'
-    text = "\n".join(map(_strongest, pairs))
+    text = "\n".join(_strongest(part, of) for part in pairs)
     return page.Drawing(html, text, title or "Token attribution", ground="background: #fff; ")
 
 
-def _strongest(part: pd.DataFrame) -> str:
-    """The word pieces of a pair with the largest |attribution|, as a terminal shows them."""
+def _strongest(part: pd.DataFrame, of: str) -> str:
+    """The word pieces of a pair with the largest |attribution|, and their sum, as a terminal shows them."""
     first = part.sort_values("attribution", key=abs, ascending=False, kind="stable").head(PRINTED)
     size = float(first["attribution"].abs().max())
     pieces = [f"{row.token!r} ({row.segment}) {_number(row.attribution, size)}" for row in first.itertuples()]
     ids = f"{part['query_id'].iloc[0]}/{part['doc_id'].iloc[0]}"
-    return f"pair {ids!r}: {', '.join(pieces)}"
+    total = float(part["attribution"].sum())
+    return f"pair {ids!r}: {', '.join(pieces)}; sum {_number(total, abs(total))} ({of})"
 
 
 def _refuse(rows: pd.DataFrame) -> None:
@@ -95,7 +100,7 @@ def _named(rows: pd.DataFrame) -> str:
     return f"position {row['position']} of pair {row['query_id']}/{row['doc_id']}"
 
 
-def _pair(part: pd.DataFrame, mark: str) -> str:
+def _pair(part: pd.DataFrame, mark: str, of: str) -> str:
     """The HTML of one pair."""
     size = float(part["attribution"].abs().max()) or 1.0
     ids = "".join(f"{name} <b>{escape(str(part[f'{name}_id'].iloc[0]))}</b>" for name in ("query", "doc"))
@@ -106,7 +111,7 @@ def _pair(part: pd.DataFrame, mark: str) -> str:
             text = _text(pieces, mark, size)
             lines.append(f'<div class="line"><div class="side">{side}</div><div class="text">{text}</div></div>')
     head = f'<div class="head"><span class="ids">{ids}</span>{_scale(size)}</div>'
-    return "\n".join(['<div class="pair">', head, *lines, _sums(part), "</div>"])
+    return "\n".join(['<div class="pair">', head, *lines, _sums(part, of), "</div>"])
 
 
 def _scale(size: float) -> str:
@@ -117,7 +122,8 @@ def _scale(size: float) -> str:
     return f'<span class="scale" role="img" title="{label}" aria-label="{label}">{low} {bar} {high}</span>'
 
 
-def _sums(part: pd.DataFrame) -> str:
+def _sums(part: pd.DataFrame, of: str) -> str:
+    """A table of the sums by segment and over all, and what the last is of."""
     sums = part.groupby("segment")["attribution"].sum()
     shown = {name: float(sums[name]) for name in NAMES if name in sums}
     size = max(abs(value) for value in shown.values())
@@ -127,6 +133,7 @@ def _sums(part: pd.DataFrame) -> str:
     return (
         f'<table><thead><tr>{heads}<th class="total">sum</th></tr></thead>'
         f'<tbody><tr>{cells}<td class="total">{total}</td></tr></tbody></table>'
+        f'<div class="side sum">sum: {escape(of)}</div>'
     )
 
 
