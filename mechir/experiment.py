@@ -35,7 +35,7 @@ import pandas as pd
 
 from mechir.encoder.hooked import HookedEncoder
 from mechir.errors import MechirError, closest
-from mechir.material import Pool, Source
+from mechir.material import Pool, Source, pairs_of
 from mechir.options import Option, options
 from mechir.reranker import Weights
 from mechir.sweeps import forwards, sweep
@@ -80,7 +80,7 @@ class Inputs:
     @property
     def judged(self) -> pd.DataFrame:
         """The judgments that the ideal ranking may use: `query_id`, `doc_id`, `grade`, `pooled`."""
-        return self.source.judged(self.material, full=self.pool.full)
+        return self.source.judged(pairs_of(self.material), full=self.pool.full)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,8 @@ from mechir.activations import BySegment
 from mechir.encoder.hooked import HookedEncoder
 from mechir.errors import MechirError
 from mechir.inference import mean_interval
-from mechir.methods.cutting import NDCG, TERM, cut_scores, cut_sets, cut_table, head_means
+from mechir.methods.cutting import TERM, cut_scores, cut_sets, cut_table, head_means
+from mechir.methods.evaluation import NDCG, per_query, ranking_measures
 from mechir.methods.planning import contrast_spreads, power_table, share_spreads
 from tests.models import PAIRS
 
@@ -62,6 +63,21 @@ def test_without_the_planted_head_the_model_no_longer_counts(
     assert (own["excess_low"], own["excess_high"]) == pytest.approx(mean_interval(beyond.to_numpy()))
     assert own["p_draws"] == 1 / 4 and own["queries"] == 16 and own["heads"] == 1
     assert (found["p_corrected"] >= found["p_excess"] - 1e-9).all() and found["p_corrected"].nunique() > 1
+
+
+def test_the_ranking_without_sets_is_measured_as_asked(
+    cut: tuple[list[mi.Pair], pd.DataFrame, pd.DataFrame],
+) -> None:
+    pairs, sets, rows = cut
+    judged = pd.DataFrame([(p.query_id, p.doc_id, p.grade) for p in pairs], columns=["query_id", "doc_id", "grade"])
+    default, found = cut_table(rows, judged, sets), cut_table(rows, judged, sets, ("AP(rel=2)", NDCG))
+    assert set(found["measure"]) == {"AP(rel=2)", NDCG, TERM}
+    ndcg, same = (frame[frame["measure"] == NDCG].drop(columns="p_corrected") for frame in (found, default))
+    pd.testing.assert_frame_equal(ndcg.reset_index(drop=True), same.reset_index(drop=True))
+    (measure,) = ranking_measures(["AP(rel=2)"])
+    scores = rows[(rows["text"] == "pair") & (rows["set"] == "linked") & (rows["draw"] == -1) & (rows["way"] == "zero")]
+    (own,) = found[(found["measure"] == "AP(rel=2)") & (found["set"] == "linked") & (found["way"] == "zero")]["value"]
+    assert own == pytest.approx(per_query(scores, judged, measure).mean())
 
 
 def test_ablating_several_with_means_is_ablating_each_with_its_mean(tiny: HookedEncoder) -> None:

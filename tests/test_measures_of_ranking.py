@@ -12,6 +12,7 @@ import pytest
 import mechir as mi
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
+from mechir.methods.circuit_ranking import ranking_table
 from mechir.registry.runs import Run
 from tests.models import TOY, TOY_MODEL, nine_queries
 
@@ -100,3 +101,14 @@ def test_a_grade_that_no_document_has_is_refused(
     with pytest.raises(MechirError, match=r"evaluate='AP\(rel=9\)': no query has a document of grade 9"):
         mi.run(name, toy, TOY, registry=tmp_path / "r", evaluate="AP(rel=9)", **options)
     assert not (tmp_path / "r").exists()
+
+
+def test_the_ranking_of_a_circuit_is_measured_as_asked() -> None:
+    ids = pd.DataFrame({"query_id": ["a"] * 3 + ["b"] * 3, "doc_id": list("xyz") * 2})
+    judged = ids.assign(grade=[2, 0, 1, 0, 2, 0])
+    intact, only = np.array([3.0, 2, 1, 1, 3, 2]), np.array([[3.0, 1, 2, 3, 2, 1], [1.0, 2, 3, 1, 3, 2]]).T
+    found = ranking_table(ids, intact, only, judged, "RR(rel=2)@10")
+    assert found["RR(rel=2)@10"].tolist() == pytest.approx([(1 + 1 / 2) / 2, (1 / 3 + 1) / 2])
+    assert found["RR(rel=2)@10_loss"].tolist() == pytest.approx([1 / 4, 1 / 3])
+    default = ranking_table(ids, intact, only, judged)
+    assert default["kendall"].tolist() == found["kendall"].tolist() and {"ndcg", "ndcg_loss"} <= set(default)

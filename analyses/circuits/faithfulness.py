@@ -13,9 +13,11 @@ from mechir.experiment import Experiment, Finished, Inputs
 from mechir.inference import Estimates
 from mechir.measures import CIRCUIT, stated
 from mechir.methods import effects
+from mechir.methods.checks import measures_there
 from mechir.methods.circuit_ranking import ranking_table
 from mechir.methods.edge_graph import Graph
 from mechir.methods.edges import edges
+from mechir.methods.evaluation import NDCG
 from mechir.methods.faithfulness import Reached, circuit_scores
 from mechir.methods.faithfulness_curve import FAITHFUL, curve_table
 from mechir.methods.patching import ids_of
@@ -54,6 +56,7 @@ class Faithfulness(Scored):
     how: str = option("top", "the largest edges, or the largest that lead to the score", among=HOW)
     draws: int = option(20, "random circuits beside each", least=1)
     seed: int = option(0, "of the random circuits", least=0)
+    evaluate: str = option(NDCG, "measure of ir_measures of the ranking with each circuit alone, such as RR(rel=2)@10")
     scored: pd.DataFrame = frame("edge", "estimate", "size")
 
     def cost(self, model: Weights) -> float:
@@ -61,6 +64,12 @@ class Faithfulness(Scored):
         runs = RUN * 2 * len(SIZES)  # each circuit alone, and the model without it
         on_few = RUN * len(SIZES) * self.draws + 0.5 * PATCHED + self.forwards_of_edges(model)
         return (self.forwards_of_edges(model) + runs + FEW * on_few) / PART
+
+    def check(self, inputs: Inputs) -> Experiment:
+        """The measure in normal form; refuses options that do not go together, and a measure that finds nothing."""
+        super().check(inputs)
+        (measure,) = measures_there(inputs.judged, [self.evaluate])
+        return replace(self, evaluate=measure)
 
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Any]]:
         """The edges by their effect on half of the queries, each with the smallest circuit that it is in."""
@@ -121,7 +130,7 @@ class Faithfulness(Scored):
         table = pd.DataFrame({"kind": "size", "size": sizes, "share": np.array(sizes) / n})
         table = table.assign(**_interval(only.shares), queries=len(only.gaps), pairs=int(only.large.sum()))
         table = table.assign(left_out=int((~only.large).sum()), **_interval(left.shares, "without"))
-        ranked = ranking_table(rows, rows["base"].to_numpy(), stacked(rows, "only"), run.judged)
+        ranked = ranking_table(rows, rows["base"].to_numpy(), stacked(rows, "only"), run.judged, self.evaluate)
         some = rows[[not np.isnan(values).all() for values in rows["random"]]]
         table = pd.concat([table, self._beside(some), ranked], axis=1)
         table = pd.concat([self._empty(rows, run.judged), table], ignore_index=True)
@@ -134,7 +143,7 @@ class Faithfulness(Scored):
         """The line of the circuit without edges, which scores the donors: their ranking is what circuits start from."""
         ends = rows["base"].to_numpy(), rows["donor"].to_numpy()[:, None]
         line = pd.DataFrame({"kind": ["size"], "size": 0, "share": 0.0, "estimate": 0.0, "without": 1.0})
-        return pd.concat([line, ranking_table(rows, *ends, judged)], axis=1)
+        return pd.concat([line, ranking_table(rows, *ends, judged, self.evaluate)], axis=1)
 
     def _beside(self, rows: pd.DataFrame) -> pd.DataFrame:
         """`random` and what belongs to it, a line for each size; `rows`: those that random circuits ran on."""
@@ -155,8 +164,9 @@ class Faithfulness(Scored):
     @classmethod
     def table(cls, summary: pd.DataFrame) -> pd.DataFrame:
         """The circuits by size, and the curve."""
-        names = ["kind", "size", "measure", "estimate", "low", "high", "random", "random_high", "without", "ndcg"]
-        shown = summary.loc[summary["kind"] != "edge", [*names, "kendall", "queries"]]
+        names = ["kind", "size", "measure", "estimate", "low", "high", "random", "random_high", "without"]
+        ranked = [name.removesuffix("_loss") for name in summary if name.endswith("_loss")]
+        shown = summary.loc[summary["kind"] != "edge", [*names, *ranked, "kendall", "queries"]]
         return shown.astype({"size": "Int64", "queries": "Int64"})
 
     def chart(self, summary: pd.DataFrame) -> Any:

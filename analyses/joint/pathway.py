@@ -14,10 +14,11 @@ from mechir.experiment import Experiment, Finished, Inputs
 from mechir.inference import FEWEST, LEVEL
 from mechir.material import Pool, source_of
 from mechir.measures import CONTRAST, LINK_TO, PATCHING, PATH_TO_SCORE, R_IDF, WITHOUT_HEADS, stated
-from mechir.methods.checks import relevant_there
-from mechir.methods.cutting import METRICS, cut_scores, cut_sets, cut_table, head_means, term_contrasts
+from mechir.methods.checks import measures_there, relevant_there
+from mechir.methods.cutting import called, cut_scores, cut_sets, cut_table, head_means, term_contrasts
+from mechir.methods.evaluation import NDCG
 from mechir.methods.planning import contrast_spreads, power_table, share_spreads
-from mechir.options import frame, option
+from mechir.options import BY_MEASURES, frame, option
 from mechir.pair import Pair
 from mechir.registry.evidence import held
 from mechir.registry.links import BEHIND, link_table
@@ -92,6 +93,7 @@ class Pathway(Experiment):
     idf: str = option("", "a table of lines word<TAB>idf; by default counted in the collection")
     draws: int = option(20, "random sets beside each set of heads, and random directions beside that of IDF", least=1)
     seed: int = option(0, "seed of what is drawn at random", least=0)
+    evaluate: tuple[str, ...] = option((NDCG,), **BY_MEASURES)
     linked: pd.DataFrame = frame()
     plan: pd.DataFrame = frame()
     sets: pd.DataFrame = frame()
@@ -112,7 +114,7 @@ class Pathway(Experiment):
             source = source_of(step, inputs.source)
             some = replace(pool, limit_queries=min(n, AT_MOST.get(type(step), n)))
             step.check(replace(inputs, material=some.pairs(source), source=source, pool=some))
-        return self
+        return replace(self, evaluate=measures_there(inputs.judged, self.evaluate))
 
     def power(self, inputs: Inputs) -> pd.DataFrame:
         """The effects that the deciding tests can find on the learning queries: see `power_table`.
@@ -184,7 +186,8 @@ class Pathway(Experiment):
     @property
     def _faithfulness(self) -> Faithfulness:
         """The experiment on the circuits of term frequency."""
-        return replace(Faithfulness(draws=self.draws, seed=self.seed), scored=self.edges)
+        asked = Faithfulness(draws=self.draws, seed=self.seed, evaluate=self.evaluate[0])
+        return replace(asked, scored=self.edges)
 
     def summarise(self, run: Finished) -> pd.DataFrame:
         """The links, the plan's verdicts on hypotheses, and the effect of cutting sets of heads on held-out queries.
@@ -196,7 +199,7 @@ class Pathway(Experiment):
         circuits = run.rows["text"] == CIRCUIT
         hypotheses = self.plan[self.plan["site"] == ""].assign(kind="plan")
         parts = [self.linked.assign(kind="link"), hypotheses]
-        parts.append(cut_table(run.rows[~circuits], run.judged, self.sets).assign(kind="cut"))
+        parts.append(cut_table(run.rows[~circuits], run.judged, self.sets, self.evaluate).assign(kind="cut"))
         if circuits.any():
             sizes = self._faithfulness.summarise(replace(run, rows=run.rows[circuits]))
             parts.append(sizes[sizes["kind"] == "size"].dropna(axis=1, how="all").assign(kind="circuit"))
@@ -207,7 +210,7 @@ class Pathway(Experiment):
         cuts = run.summary[run.summary["kind"] == "cut"]
         if cuts.empty:
             return self.plan
-        measures = [WITHOUT_HEADS(METRICS[row.measure], row.set, row.way) for row in cuts.itertuples()]
+        measures = [WITHOUT_HEADS(called(row.measure), row.set, row.way) for row in cuts.itertuples()]
         lost = stated(cuts, measures, "excess", site="", label=cuts["site"], p=cuts["p_excess"])
         return pd.concat([self.plan, lost], ignore_index=True)
 

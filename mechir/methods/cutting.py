@@ -18,7 +18,7 @@ from mechir.diagnostics import Tfc1
 from mechir.errors import MechirError
 from mechir.inference import means as tested
 from mechir.interventions import Ablate
-from mechir.methods import ranking
+from mechir.methods.evaluation import NDCG, per_query, ranking_measures
 from mechir.methods.pruning import sizes
 from mechir.methods.schemes import random_like
 from mechir.pair import Pair
@@ -28,10 +28,13 @@ from mechir.sweeps import sweep
 INTACT = "original"
 WAYS = ("zero", "mean")
 """The value that takes the place of a head's z."""
-NDCG, TERM = "nDCG@10", "effect of a term, logits"
-"""The measures of each set: the ranking, and the effect of one more occurrence of a query term on the score."""
-METRICS = {NDCG: "nDCG@10", TERM: "effect of a term"}
-"""Their names in findings."""
+TERM = "effect of a term, logits"
+"""The measure of each set beside those of the ranking: the effect of a query term more on the score."""
+
+
+def called(measure: str) -> str:
+    """The name of a measure in findings."""
+    return "effect of a term" if measure == TERM else measure
 
 
 def head_means(model: Reranker, pairs: Sequence[Pair]) -> pd.DataFrame:
@@ -99,21 +102,25 @@ def term_contrasts(model: Reranker, pairs: Sequence[Pair], filler: str) -> list[
     return contrasts
 
 
-def cut_table(rows: pd.DataFrame, judged: pd.DataFrame, sets: pd.DataFrame) -> pd.DataFrame:
+def cut_table(
+    rows: pd.DataFrame, judged: pd.DataFrame, sets: pd.DataFrame, evaluate: Sequence[str] = (NDCG,)
+) -> pd.DataFrame:
     """The effect of cutting every set of heads, beside that of its random sets, over queries.
 
+    `evaluate`: measures of ir_measures.
+
     Returns:
-        A row for each set, `way` and `measure` (`NDCG`, `TERM`): `site`, the heads; `heads`, how many; `intact`, the
-        value of the intact model; `value`, that without them; `change` with its 95 % interval `low`, `high` and `p`;
-        `random`, the mean change of the random sets, `random_low` and `random_high`, the extremes; `excess` = change -
-        random with `excess_low`, `excess_high`, `p_excess`, and `p_corrected`: over all rows of the measure, times the
-        two measures; `p_draws` = (1 + random sets that change it as far down) / (1 + sets); `queries`; `note`, where a
-        layer has too few other heads for random sets apart from the set.
+        A row for each set, `way` and `measure` (those of `evaluate`, and `TERM`): `site`, the heads; `heads`, how many;
+        `intact`, the value of the intact model; `value`, that without them; `change` with its 95 % interval `low`,
+        `high` and `p`; `random`, the mean change of the random sets, `random_low` and `random_high`, the extremes;
+        `excess` = change - random with `excess_low`, `excess_high`, `p_excess`, and `p_corrected`: over all rows of the
+        measure, times the number of measures; `p_draws` = (1 + random sets that change it as far down) / (1 + sets);
+        `queries`; `note`, where a layer has too few other heads for random sets apart from the set.
 
     It misleads where other heads make up for those cut: what is cut and missed matters, what is not missed may too.
     """
     parts = []
-    for measure in (NDCG, TERM):
+    for measure in (*evaluate, TERM):
         values = _values(rows, judged, measure)
         if len(values) and len(sets):
             parts.append(_of_measure(values, sets[sets["draw"] < 0]).assign(measure=measure))
@@ -147,9 +154,9 @@ def _of_measure(values: pd.DataFrame, sets: pd.DataFrame) -> pd.DataFrame:
 def _values(rows: pd.DataFrame, judged: pd.DataFrame, measure: str) -> pd.DataFrame:
     """The measure of every query, [query, (set, draw, way)]."""
     keys = ["set", "draw", "way"]
-    if measure == NDCG:
-        groups = rows[rows["text"] == "pair"].groupby(keys, sort=False)
-        values = {key: ranking.ndcg(scores, judged).set_index("query_id")["value"] for key, scores in groups}
+    if measure != TERM:
+        groups, (asked,) = rows[rows["text"] == "pair"].groupby(keys, sort=False), ranking_measures([measure])
+        values = {key: per_query(scores, judged, asked) for key, scores in groups}
         return pd.DataFrame(values).rename_axis(keys, axis=1)
     contrasts = rows[rows["text"] != "pair"]
     wide = contrasts.pivot(index=[*keys, "query_id", "doc_id"], columns="text", values="score")

@@ -8,7 +8,7 @@ import pandas as pd
 
 from mechir.inference import LEVEL
 from mechir.measures import WITHOUT_SET, parse_measure
-from mechir.methods.cutting import METRICS, NDCG, TERM, WAYS
+from mechir.methods.cutting import TERM, WAYS, called
 from mechir.reporting import sentences as say
 from mechir.reporting.known import Known
 from mechir.reporting.sentences import NAMED, Sentence
@@ -37,7 +37,7 @@ def dependence(known: Known) -> list[Sentence]:
 
 def _cut(row: pd.Series) -> str:
     excess = say.number(row["excess"]) + say.interval({"low": row["excess_low"], "high": row["excess_high"]})
-    change = f"{METRICS[row['measure']]} {say.number(row['intact'])} to {say.number(row['value'])}"
+    change = f"{called(row['measure'])} {say.number(row['intact'])} to {say.number(row['value'])}"
     return f"{change} ({excess} beyond random, {say.chance(row['p_corrected'])})"
 
 
@@ -68,7 +68,8 @@ def _change(row: pd.Series) -> str:
 def losses(known: Known, cuts: pd.DataFrame) -> Sentence:
     """The sets of heads without which the ranking of held-out queries suffers, and without which a term counts less."""
     assert known.pathway is not None  # the cuts are its
-    n, ranking, counting = int(cuts["queries"].max()), _needed(cuts, NDCG), _needed(cuts, TERM)
+    n, counts = int(cuts["queries"].max()), cuts["measure"] == TERM
+    ranking, counting = _needed(cuts[~counts]), _needed(cuts[counts])
     first: Sentence = [f"That the ranking depends on any of these sets of heads cannot be told on {n} held-out queries"]
     if ranking:
         first = ["The ranking depends on the heads: ", {"strong": ", ".join(ranking)}, f" ({n} held-out queries)"]
@@ -78,8 +79,8 @@ def losses(known: Known, cuts: pd.DataFrame) -> Sentence:
     return [*first, ". ", *second, " (run ", {"run": known.pathway.id}, ")."]
 
 
-def _needed(cuts: pd.DataFrame, measure: str) -> list[str]:
+def _needed(cuts: pd.DataFrame) -> list[str]:
     """The sets without which a measure falls more than without random heads, cut by zero and by the mean."""
-    worse = cuts[(cuts["measure"] == measure) & (cuts["excess"] < 0) & (cuts["p_corrected"] < LEVEL)]
-    ways = worse.groupby("set", sort=False)["way"].nunique()
-    return [str(name) for name in ways.index[ways == len(WAYS)]]
+    worse = cuts[(cuts["excess"] < 0) & (cuts["p_corrected"] < LEVEL)]
+    ways = worse.groupby(["set", "measure"], sort=False)["way"].nunique()
+    return list(dict.fromkeys(str(name) for name, _ in ways.index[ways == len(WAYS)]))
