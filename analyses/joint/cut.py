@@ -25,6 +25,8 @@ from mechir.sites import Attn, Head, Mlp, Neuron, Site, parse_site
 from mechir.sweeps import sweep
 from mechir.views import charts
 
+SHOWN = 8
+"""Components that the chart names."""
 RESAMPLED = 16
 """Positions of each segment that a resampled activation is drawn from."""
 
@@ -136,13 +138,18 @@ class Cut(Experiment):
         return summary[[name for name in names if name in summary]]
 
     def chart(self, summary: pd.DataFrame) -> Any:
-        """The change of each group of queries, one bar a way, with its interval."""
-        whole = summary[~summary["group"].str.contains(" - ", regex=False)]
-        names = whole["measure"] + ", " + whole["group"] + ", by " + whole["way"]
-        cut = summary["sites"].iloc[0] if len(summary) else ""
-        short = cut if len(cut) <= 60 else f"{cut[:60]}..."
+        """The change of each group of queries, and their differences, one bar a way, with its interval."""
+        parts = {name: summary[name].astype(str) for name in ("measure", "group", "way")}
+        varied = [values for values in parts.values() if values.nunique() > 1] or [parts["group"]]
+        shared = [values.iloc[0] for name, values in parts.items() if values.nunique() == 1 and name != "group"]
+        names = [", ".join(words) for words in zip(*varied, strict=True)]
+        cut = summary["sites"].iloc[0].split(", ")
+        some = ", ".join(cut[:SHOWN]) + (f" and {len(cut) - SHOWN} more" if len(cut) > SHOWN else "")
+        of = f" ({', '.join(shared)})" if shared else ""
+        title = f"Change of the ranking without a set{of}"
+        subtitle = f"without {some}; 95 % intervals over queries"
         return charts.bars(
-            whole.assign(cut=names), "change", "cut", title="Change of the ranking without a set", subtitle=short,
+            summary.assign(cut=names), "change", "cut", title=title, subtitle=subtitle,
             low="change_low", high="change_high",
         )  # fmt: skip
 
