@@ -17,6 +17,7 @@ from mechir.pair import Pair
 from mechir.registry.conflicts import conflicts
 from mechir.registry.evidence import held
 from mechir.registry.links import exploratory, linked, measured
+from mechir.registry.names import model_name
 from mechir.registry.queries import matching
 from mechir.reranker import Weights
 from mechir.sites import is_head
@@ -111,7 +112,8 @@ class Across(Experiment):
         left = ["model_fingerprint", "conflicts", "p", "p_same", "same_expected", "depth_low", "depth_high", "on"]
         names = [name for name in first if name in summary]
         names += [name for name in summary if name not in (*first, *left)]
-        return summary[names].astype({name: "Int64" for name in ("n", "asked") if name in summary})
+        shown = summary[names].astype({name: "Int64" for name in ("n", "asked") if name in summary})
+        return shown.assign(model=shown["model"].map(model_name))
 
     def chart(self, summary: pd.DataFrame) -> Any:
         """Spearman's rho by measure and two collections; how deep the linked heads lie, or how many links there are."""
