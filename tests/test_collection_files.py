@@ -131,7 +131,7 @@ def test_packed_files_are_read_by_their_content(folder: Path, tmp_path: Path) ->
     assert (packed.pairs(), packed.pairs(run="mine")) == pairs
     assert packed.pairs(run=folder / "run.mine.txt.gz") == packed.pairs(run="run.mine.txt") == pairs[1]
     assert mi.diagnostic("tfc1", folder).id == "tfc1 of toy"
-    with pytest.raises(MechirError, match=r"There is no run file 'x'; 'toy' has run.mine.txt.gz"):
+    with pytest.raises(MechirError, match=r"There is no run file 'x', and 'toy' has run.mine.txt.gz: give the path"):
         packed.pairs(run="x")
     (folder / "run.mine.txt").write_text("")
     with pytest.raises(MechirError, match=r"holds both run.mine.txt and run.mine.txt.gz: leave one there"):

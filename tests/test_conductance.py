@@ -194,7 +194,7 @@ def test_pairs_that_do_not_converge_are_named(tiny: HookedEncoder) -> None:
         ),
         (
             lambda model: conductance(model, FEW, target="loss"),
-            r"Cannot read 'loss' as a site\.",
+            r"Cannot read 'loss' as a site: write h8\.1",
         ),
         (
             lambda model: conductance(model, FEW, target="margin"),

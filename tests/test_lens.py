@@ -199,11 +199,11 @@ def test_the_experiment_runs_and_draws(tmp_path: Path) -> None:
         ),
         (
             lambda model: lens.gathered(lens.read_depths(model, PAIRS), relevant=3),
-            "No pair has grade 3 or more: the grades are [0, 1, 2]; write --relevant with one that parts them.",
+            "No pair has grade 3 or more: the grades are [0, 1, 2]; write relevant= with one that parts them.",
         ),
         (
             lambda model: lens.readable(drawn(4, 1.0), relevant=0),
-            "Every pair has grade 0 or more: the grades are [0, 1]; write --relevant with one that parts them.",
+            "Every pair has grade 0 or more: the grades are [0, 1]; write relevant= with one that parts them.",
         ),
         (
             lambda model: lens.readable(drawn(3, 1.0)),

@@ -19,7 +19,7 @@ ALIKE: list[list[mi.Mask]] = [
      mi.Mask("doc<-query", np.arange(3)), mi.Mask.parse("doc<-query@0-2"), mi.Mask.parse("D<-Q@2,0 - 1,"),
      mi.Mask.parse("doc<-query @ 0 1 2")],
     [mi.Mask("doc<-query", 1), mi.Mask("doc<-query", np.int64(1)), mi.Mask("doc<-query", [1]),
-     mi.Mask.parse("doc<-query@1"), mi.Mask.parse("doc<-query@1-1,01")],
+     mi.Mask.parse("doc<-query@1"), mi.Mask.parse("doc<-query@01-1")],
     [mi.Mask("doc<-query", heads=[Head(2, 9), Head(1, 1)]), mi.Mask("doc<-query", heads=(Head(1, 1), Head(2, 9), Head(1, 1))),
      mi.Mask("doc<-query", heads=["h2.9", "h01.1"]), mi.Mask.parse("doc<-query@h1.1,h2.9"),
      mi.Mask.parse("doc<-query@h2.9 h1.1"), mi.Mask.parse("doc<-query@ h2.9, h1.1, ,h2.9,")],

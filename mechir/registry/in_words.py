@@ -32,7 +32,9 @@ def in_words(run: Run) -> list[str]:
     rows = held(rows.assign(tries=1))
     of_all = (rows["site"] == "") & rows.duplicated("measure", keep=False)  # a plan's conclusion on all components
     parts = dict(iter(rows[~of_all | ~rows["planned"]].groupby("measure", sort=False)))
-    first = sorted(parts, key=lambda measure: (parts[measure]["p_corrected"].isna().all(), len(parts[measure]) == 1))
+    untested = {measure: bool(part["p_corrected"].isna().all()) for measure, part in parts.items()}
+    # many with a test, one with a test, one without, many without
+    first = sorted(parts, key=lambda measure: (untested[measure], (len(parts[measure]) == 1) != untested[measure]))
     return [
         f"{measure}: {_one(part) if len(part) == 1 else _several(part)}."
         for measure, part in ((measure, parts[measure]) for measure in first)
