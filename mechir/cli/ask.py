@@ -186,6 +186,7 @@ PRINTED = 20
 def findings(registry: Path, style: str, limit: int | None, holds: bool | None, **filters: Any) -> None:
     """Prints the findings on components, the largest of each measure first; csv and json with every column."""
     from mechir.registry.findings import VIEW
+    from mechir.registry.names import model_name
     from mechir.registry.queries import selected
     from mechir.views import tables
 
@@ -196,7 +197,8 @@ def findings(registry: Path, style: str, limit: int | None, holds: bool | None, 
     elif style == "json":
         click.echo(rows.to_json(orient="records", lines=True, force_ascii=False), nl=False)
     else:
-        click.echo(tables.fitted(rows[VIEW], tables.terminal_width(), len(rows) + tables.LINES).text)
+        shown = rows[VIEW].assign(model=rows["model"].map(model_name))
+        click.echo(tables.fitted(shown, tables.terminal_width(), len(rows) + tables.LINES).text)
         more = f"; --limit {len(whole)} prints all" if len(rows) < len(whole) else ""
         shown = f"{len(rows)} of {len(whole)}" if more else f"{len(whole)}"
         click.echo(f"{shown} findings of {whole['run_id'].nunique()} runs{more}")

@@ -14,6 +14,7 @@ import pandas as pd
 from mechir.circuits import Edge
 from mechir.interventions import Mask
 from mechir.registry.findings import address
+from mechir.registry.names import model_name
 from mechir.sites import Site
 from mechir.views.tables import first_rows, terminal_width
 
@@ -43,7 +44,9 @@ def _text_in_view(self: Any) -> str:
     seen = _seen(self)
     if not len(self) or seen == list(self.columns):
         return _nothing(self) if not len(self) else str(as_text(self).__repr__())
-    shown = first_rows(as_text(self)[seen], terminal_width())
+    text = as_text(self)[seen]
+    text = text.assign(model=text["model"].map(model_name)) if "model" in text else text
+    shown = first_rows(text, terminal_width())
     hidden = [str(name) for name in self.columns if name not in seen or name in shown.left_out]
     rows = f"{shown.rows} of {len(self)} rows; " if shown.rows < len(self) else ""
     note = f"{rows}and {len(hidden)} more columns: {', '.join(hidden)}"
