@@ -11,7 +11,7 @@ import pandas as pd
 from mechir.atomic import written
 from mechir.errors import MechirError
 from mechir.registry.dataset import write_dataset
-from mechir.registry.frames import as_text
+from mechir.registry.frames import SiteFrame, as_text, seen
 from mechir.registry.runs import Run
 
 TABLES = (".csv", ".jsonl", ".tex")
@@ -23,7 +23,8 @@ def export(content: pd.DataFrame | Run, to: Path | str, *, digits: int = 2) -> P
     """Writes a frame, or the summary or chart of a run: `mi.export(mi.findings(role="matching"), "heads.tex")`.
 
     Args:
-        content: a frame, or a finished run, which is its summary as a table and its chart as a picture.
+        content: a frame, or a finished run, which is its summary as a table and its chart as a picture. In LaTeX of a
+            run its `table`, and of findings and links the columns that they show.
         to: the file, by its suffix: `.csv`, `.jsonl` (an object a line), `.tex` (a table for booktabs), `.png`, `.svg`,
             `.pdf`; or a folder, new or empty, for a dataset that `datasets.load_dataset` reads.
         digits: decimals in a LaTeX table.
@@ -36,11 +37,19 @@ def export(content: pd.DataFrame | Run, to: Path | str, *, digits: int = 2) -> P
             picture of a frame, a path that cannot be written.
     """
     target, folder = Path(to), refuse_unknown(to)
-    frame = as_text(content.summary if isinstance(content, Run) else content)  # refuses a run that is not finished
+    whole = content.summary if isinstance(content, Run) else content  # refuses a run that is not finished
+    frame = as_text(_shown(content) if target.suffix == ".tex" else whole)
     if target.suffix in PICTURES and not folder:
         picture = _picture(content, target)
         return written(target, lambda file: file.write_bytes(picture))
     return _dataset(frame, target) if folder else written(target, lambda file: _table(frame, file, target, digits))
+
+
+def _shown(content: pd.DataFrame | Run) -> pd.DataFrame:
+    """What a reader looks at: of a run its table, of a frame of the registry its visible columns."""
+    if isinstance(content, Run):
+        return content.table
+    return content[seen(content)] if isinstance(content, SiteFrame) else content
 
 
 def refuse_unknown(to: Path | str) -> bool:

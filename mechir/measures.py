@@ -320,7 +320,9 @@ WITHOUT_DIRECTION_BY = replace(WITHOUT_UNITS, role="")
 """`WITHOUT_DIRECTION` by another measure of ranking quality."""
 WITHOUT_HEADS = Measure("{metric} without heads {set}, by {way}", "nDCG@10", sign=-1, causal=True, follows=_of_quantity)
 
-WITHOUT_SET = Measure("{metric} without a set, by {way}", "nDCG@10", sign=-1, causal=True, follows=_of_quantity)
+WITHOUT_SET = Measure(
+    "{metric} without the set {sites}, by {way}", "nDCG@10", sign=-1, causal=True, follows=_of_quantity
+)
 
 LINK_TO = Measure("link to {to}", SHARE, causal=True, follows=_of_link)
 """A conclusion of a plan; see `mechir.registry.plan`."""

@@ -77,11 +77,20 @@ def collection(
     text, folder = str(name_or_path), Path(name_or_path).expanduser()
     if folder.is_dir():
         return _directory(folder, duplicates, leave_out)
-    if text.startswith((".", "/", "~")):
-        raise MechirError(
-            f"There is no directory '{text}': write the path of a collection or an ir_datasets id{beside(folder)}."
-        )
+    if folder.is_file() or text.startswith((".", "/", "~")):
+        raise _no_directory(text, folder)
     return _dataset(text, irds.open_dataset(text), duplicates, leave_out)
+
+
+def _no_directory(text: str, folder: Path) -> MechirError:
+    if folder.is_file():
+        return MechirError(
+            f"'{text}' is a file: read it, such as by pandas.read_csv, and give the frame, or write the path of a "
+            "directory with queries.tsv, docs.tsv and qrels.txt."
+        )
+    return MechirError(
+        f"There is no directory '{text}': write the path of a collection or an ir_datasets id{beside(folder)}."
+    )
 
 
 def of_pairs(pairs: Iterable[Pair], name: str = IN_MEMORY) -> Collection:
@@ -102,13 +111,14 @@ def of_pairs(pairs: Iterable[Pair], name: str = IN_MEMORY) -> Collection:
             "that was drawn and not judged."
         )
     tables: dict[str, Any] = {
-        "queries": [(pair.query_id, pair.query) for pair in listed],
-        "docs": [(pair.doc_id, pair.document) for pair in listed],
+        # rows of a frame repeat their query and their document, which is no mistake
+        "queries": list(dict.fromkeys((pair.query_id, pair.query) for pair in listed)),
+        "docs": list(dict.fromkeys((pair.doc_id, pair.document) for pair in listed)),
         "qrels": [(pair.query_id, pair.doc_id, pair.grade) for pair in listed if pair.grade != EASY],
     }
     made = _tables(tables, name, DUPLICATES[0], LEAVE_OUT)
     easy: dict[str, tuple[str, ...]] = {}
-    for pair in listed:
+    for pair in dict.fromkeys(listed):
         if pair.grade == EASY:
             easy[pair.query_id] = (*easy.get(pair.query_id, ()), pair.doc_id)
     hash_ = _digest([made.hash], _judgments({key: dict.fromkeys(ids, EASY) for key, ids in easy.items()}))

@@ -121,7 +121,7 @@ def test_random_sets_differ_and_a_head_stays_one_head(toy: HookedEncoder) -> Non
 def test_masks_alone_have_one_way_and_no_value_in_their_place(toy: HookedEncoder, nine: Path, tmp_path: Path) -> None:
     run = mi.run(CUT, toy, mi.collection(nine), registry=tmp_path, masks="doc<-query@0-1")
     assert run.summary["way"].tolist() == ["mask"] and "random" not in run.summary
-    assert matching(tmp_path)["measure"].tolist() == ["nDCG@10 without a set, by mask"]
+    assert matching(tmp_path)["measure"].tolist() == ["nDCG@10 without the set doc<-query@0-1, by mask"]
 
 
 def test_findings_say_what_is_cut(toy: HookedEncoder, nine: Path, tmp_path: Path) -> None:

@@ -291,3 +291,11 @@ def test_a_line_of_names_is_no_group(tmp_path: Path, header: str) -> None:
     assert query_groups(file) == {"q1": "exact", "q2": "other"}
     file.write_text("q1\texact\nquery_id\tgroup\n")  # not above: a query like any other
     assert query_groups(file) == {"q1": "exact", "query_id": "group"}
+
+
+def test_the_intact_model_may_be_called_so() -> None:
+    rows = pd.DataFrame({"name": ["intact"] * 2 + ["cut"] * 2, "query_id": "q", "doc_id": ["a", "b"] * 2,
+                         "score": [2.0, 1.0, 1.0, 2.0], "grade": [1, 0] * 2})  # fmt: skip
+    both = [mi.evaluate(rows.replace({"name": {"intact": name}}), "RR") for name in ("intact", "original")]
+    pd.testing.assert_frame_equal(*both)
+    assert both[0].set_index("name").loc["cut", "change"] == -0.5

@@ -11,6 +11,7 @@ from mechir.errors import MechirError
 from mechir.registry.evidence import held
 from mechir.registry.queries import matching
 from tests.test_cli import call
+from tests.test_links import CONTRAST, SURE, row, tell
 
 
 def test_findings_by_label_and_by_whether_they_hold(told: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,3 +32,11 @@ def test_findings_by_label_and_by_whether_they_hold(told: Path, capsys: pytest.C
     assert code == 0 and len(out.splitlines()) == 3 and f"1 of {len(holding)} findings" in out
     code, out, _ = call(capsys, "findings", "--registry", str(told), "--format", "csv")
     assert len(out.splitlines()) == n + 1
+
+
+def test_an_older_run_with_the_label_is_no_newest_finding(tmp_path: Path) -> None:
+    tell(tmp_path, "a1", [row(CONTRAST, "h1.2", 0.3, SURE, label="lexical")], written="2026-01-01")
+    tell(tmp_path, "b1", [row(CONTRAST, "h1.2", 0.3, SURE, label="undecided")], written="2026-01-02")
+    assert mi.findings(label="lexical", holds=True, registry=tmp_path).empty
+    assert mi.findings(label="undecided", holds=True, registry=tmp_path)["run_id"].tolist() == ["b1"]
+    assert len(mi.findings(label="lexical", registry=tmp_path)) == 1, "without holds every run's are shown"

@@ -21,6 +21,7 @@ import torch
 import mechir as mi
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
+from mechir.opening import of_pairs
 from mechir.pair import Pair, Pairs
 from tests.models import PAIRS
 
@@ -264,3 +265,10 @@ def test_a_relation_of_duckdb_is_read_by_its_own_method() -> None:
     with pytest.raises(MechirError, match=r"A LazyFrame is not read yet: give its \.collect\(\)\."):
         mi.pairs(polars.LazyFrame({"query": ["a"], "text": ["b"]}))
     assert len(mi.pairs(relation.df())) == 1
+
+
+def test_a_row_that_stands_twice_counts_once() -> None:
+    pairs = [mi.Pair("q", "a", "1", "d1", 1), mi.Pair("q", "b", "1", "d2", -1)]
+    once, twice = of_pairs(pairs), of_pairs([*pairs, pairs[1], pairs[0]])
+    assert twice.easy == once.easy and twice.hash == once.hash and twice.pairs() == once.pairs()
+    assert not any("listed again" in str(row) for row in of_pairs(pairs).again)

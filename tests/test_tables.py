@@ -76,7 +76,11 @@ def test_a_real_terminal_wraps_no_line(tmp_path: Path, columns: int) -> None:
     (run,) = (tmp_path / "r" / "runs").iterdir()
     for command in (["show", run.name], ["findings"], ["show"]):
         text = terminal(["-c", MAIN, *command, "--registry", str(tmp_path / "r")], columns)
-        tables = [line for line in text.splitlines() if not line.startswith(("weights:", "Run ", "parity ", "reads "))]
+        tables = [
+            line
+            for line in text.splitlines()
+            if not line.startswith(("weights:", "Run ", "parity ", "reads ", "chart: "))
+        ]
         assert tables and [line for line in tables if len(line) > columns] == []
 
 

@@ -114,11 +114,13 @@ class Cut(Experiment):
         return table.assign(sites=", ".join(map(str, [*self.sites, *self.masks])))
 
     def findings(self, run: Finished) -> pd.DataFrame:
-        """The loss of the ranking beyond random sets, of all queries."""
+        """The loss of the ranking, beyond that of random sets where there are any, of all queries."""
         whole = run.summary[run.summary["group"] == "all"]
         beyond = "excess" if "excess" in whole else "change"
-        measures = [WITHOUT_SET(row.measure, row.way) for row in whole.itertuples()]
-        return stated(whole, measures, beyond, site="", label=whole["sites"], family=f"{len(run.summary)} rows")
+        measures = [WITHOUT_SET(row.measure, row.sites, row.way) for row in whole.itertuples()]
+        units = whole["measure"] + (" beyond random sets" if beyond == "excess" else "")
+        family = f"{len(run.summary)} rows"
+        return stated(whole, measures, beyond, site="", unit=units, label=whole["sites"], family=family)
 
     @classmethod
     def table(cls, summary: pd.DataFrame) -> pd.DataFrame:
@@ -175,12 +177,23 @@ def _mask(model: Weights, text: str) -> Mask:
 
 
 def _of_findings(inputs: Inputs, named: Mapping[str, str]) -> tuple[Site, ...]:
-    """The components of the findings that hold for this model, by their role, label and term."""
+    """The components of the findings that hold for this model, by their role, label and term.
+
+    Those on this collection, or else on the only other one; raises for findings on several.
+    """
     filters = {name: value for name, value in named.items() if value and name != "label"}
     rows = held(matching(inputs.registry, filters, model=inputs.model.fingerprint, newest=True))
     holding = rows[rows["holds"] & ((rows["label"] == named["label"]) | (not named["label"]))]
+    said = ", ".join(f"{name}='{value}'" for name, value in named.items() if value)
+    own, others = holding[holding["collection_sha256"] == inputs.source.hash], list(holding["collection"].unique())
+    if own.empty and len(others) > 1:
+        raise MechirError(
+            f"Findings of {said} hold on {len(others)} collections here ({', '.join(others)}): name sites=, or ask a "
+            "registry that holds one of them."
+        )
+    chosen = holding if own.empty else own
     sites = []
-    for text in dict.fromkeys(holding["site"]):
+    for text in dict.fromkeys(chosen["site"]):
         try:
             site = parse_site(text)
         except MechirError:
@@ -188,8 +201,10 @@ def _of_findings(inputs: Inputs, named: Mapping[str, str]) -> tuple[Site, ...]:
         if isinstance(site, Head | Neuron | Mlp | Attn) and getattr(site, "part", "z") in ("z", "out"):
             sites.append(site)
     if not sites:
-        said = ", ".join(f"{name}='{value}'" for name, value in named.items() if value)
         raise MechirError(f"No finding of {said} on this model holds for a head, neuron or layer: name sites=.")
+    runs = ", ".join(run[:8] for run in chosen["run_id"].unique())
+    where = "" if own.empty else "; found on these queries, which flatters what they do"
+    inputs.say(f"cut: {', '.join(map(str, sites))} (run {runs} on {', '.join(chosen['collection'].unique())}{where})")
     return tuple(sites)
 
 

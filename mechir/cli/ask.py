@@ -90,7 +90,8 @@ def print_summary(stored: Any, *, whole: bool = False) -> None:
         f"(relative), patterns {certificate['pattern']:.1e}; {record['truncated_documents']} documents truncated"
     )
     lines += Reading.of_record(record["reading"]).lines() if "reading" in record else ()  # older runs lack it
-    click.echo("\n".join([*lines, f"Run {stored.id}: {stored.path}; chart: {stored.path / 'chart.html'}"]))
+    click.echo("\n".join(textwrap.fill(line, terminal_width()) for line in lines))
+    click.echo(f"Run {stored.id}: {stored.path}\nchart: {stored.path / 'chart.html'}")
     click.echo("".join(answer[:1]), nl=bool(answer))
 
 

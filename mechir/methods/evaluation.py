@@ -27,7 +27,7 @@ DRAWS = 20
 NDCG = "nDCG@10"
 """The measure where none is named."""
 ALL = "all"
-INTACT = "original"
+INTACT, ALSO_INTACT = "original", "intact"
 NEAR = 0.1
 """The share of scores that count as ties of others, from which on it is said."""
 WHOLE = 10**9
@@ -148,7 +148,7 @@ def evaluate(
 
     Args:
         rows: scores, `query_id`, `doc_id`, `score`, and where there is more than one condition `name`, as `mi.sweep`
-            gives them; "original" is the intact model.
+            gives them; "original", or "intact", is the intact model.
         measures: of ir_measures, as values or text; by default nDCG@10.
         judged: `query_id`, `doc_id`, `grade`; by default the grades of the rows.
         groups: groups of queries, see `query_groups`: each is measured apart and compared with each other.
@@ -202,6 +202,8 @@ def _checked(rows: Any, judged: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
         wrong = judgments["grade"][grades % 1 != 0].iloc[0]
         raise MechirError(f"judged holds the grade {wrong!r:.40}: a grade is a whole number.")
     scores = scores if "name" in scores else scores.assign(name=INTACT)
+    if INTACT not in set(scores["name"]):
+        scores = scores.assign(name=scores["name"].replace(ALSO_INTACT, INTACT))
     if bool(scores["name"].isna().any()):
         raise MechirError("Some scores have no name: name every condition, and the intact model 'original'.")
     for frame, keys, kind in ((scores, ["name", *IDS], "scores"), (judgments, list(IDS), "judged")):

@@ -20,7 +20,7 @@ from torch import Tensor
 from mechir.batches import Batch, shares
 from mechir.errors import MechirError, refuse_below
 from mechir.hooks import EveryLayer
-from mechir.inference import LEVEL, grade_contrasts, holm
+from mechir.inference import FEWEST, LEVEL, grade_contrasts, holm
 from mechir.inputs import as_pairs
 from mechir.methods.groups import Groups, columns_first, crossed, pair_ids
 from mechir.model_sites import heads_of
@@ -158,10 +158,10 @@ def compare_grades(
         One row per direction, site and contrast ("relevant - weak", "hard - weak", "relevant - hard"): `queries` (those
         with both grades), `estimate`, the mean difference over queries, with `low` and `high`, its own 95 % interval;
         `low_all` and `high_all`, which hold for all heads of the direction at once; `p_corrected`, two-sided, grades
-        permuted within queries, corrected for all of these heads (see `mechir.inference`); `p_equal`, that the
-        difference lies within +- delta (two one-sided t-tests, Holm over the heads); `label`: **lexical** where
-        relevant and hard are both above weak, **semantic** where relevant is above both and hard - weak within +-
-        delta, otherwise **undecided**.
+        permuted within queries, corrected for all of these heads, missing below 6 queries (see `mechir.inference`);
+        `p_equal`, that the difference lies within +- delta (two one-sided t-tests, Holm over the heads); `label`:
+        **lexical** where relevant and hard are both above weak, **semantic** where relevant is above both and hard -
+        weak within +- delta, otherwise **undecided**.
 
     Raises:
         MechirError: for a grade that no pair has, an unknown measure, one grade for relevant and weak, rows that are
@@ -208,6 +208,8 @@ def _compared(part: pd.DataFrame, grades: tuple[int, int], measure: str, delta: 
         raise MechirError(f"Queries with pairs of {both}: {n}; take 2 or more.")
     names = ("estimate", "low", "high", "low_all", "high_all", "p_corrected")
     frame = pd.DataFrame({"site": values.columns, "queries": n} | {name: getattr(test, name) for name in names})
+    if n < FEWEST:  # orders of pairs could be tested, and would say more than the interval over queries
+        frame = frame.assign(p_corrected=np.nan)
     return frame.assign(p_equal=holm(_p_equal(differences, delta)))
 
 

@@ -41,13 +41,13 @@ def _with_text(*names: str) -> Callable[[Kind], Kind]:
 
 def _text_in_view(self: Any) -> str:
     """What a terminal shows: the first rows of the visible columns, and the names of the hidden ones."""
-    seen = _seen(self)
-    if not len(self) or seen == list(self.columns):
+    visible = seen(self)
+    if not len(self) or visible == list(self.columns):
         return _nothing(self) if not len(self) else str(as_text(self).__repr__())
-    text = as_text(self)[seen]
+    text = as_text(self)[visible]
     text = text.assign(model=text["model"].map(model_name)) if "model" in text else text
     shown = first_rows(text, terminal_width())
-    hidden = [str(name) for name in self.columns if name not in seen or name in shown.left_out]
+    hidden = [str(name) for name in self.columns if name not in visible or name in shown.left_out]
     rows = f"{shown.rows} of {len(self)} rows; " if shown.rows < len(self) else ""
     note = f"{rows}and {len(hidden)} more columns: {', '.join(hidden)}"
     return f"{shown.text}\n{textwrap.fill(note, terminal_width())}"
@@ -57,9 +57,9 @@ def _html_in_view(self: Any) -> Any:
     """What a notebook shows: the visible columns, and the names of the hidden ones."""
     if not len(self):
         return f"<p>{escape(_nothing(self))}</p>"
-    seen = _seen(self)
-    hidden = [str(column) for column in self.columns if column not in seen]
-    shown = as_text(self)[seen]._repr_html_()
+    visible = seen(self)
+    hidden = [str(column) for column in self.columns if column not in visible]
+    shown = as_text(self)[visible]._repr_html_()
     note = f"and {len(hidden)} more columns: {', '.join(hidden)}"
     hint = f"<p>{escape(note)}</p>" if hidden else ""
     return shown and f"{shown}\n{hint}".strip()  # pandas has no HTML where its option says so
@@ -69,7 +69,7 @@ def _nothing(frame: Any) -> str:
     return f"no rows; columns: {', '.join(map(str, frame.columns))}"
 
 
-def _seen(frame: pd.DataFrame) -> list[Any]:
+def seen(frame: pd.DataFrame) -> list[Any]:
     """The visible columns, those that were added behind the first; all where somebody has already chosen columns."""
     view, made = frame.attrs.get("view", []), frame.attrs.get("columns", [])
     if not (view and frame.columns.is_unique and set(made) <= set(frame.columns)):

@@ -94,13 +94,22 @@ def findings(
     return with_sites(selected(Path(registry), filters | {"model": model}, holds), VIEW)
 
 
+OF_VALUES = ("label", "causal", "min_effect", "corrected_p")
+"""Filters on what a finding says, which do not decide which finding of a component and a measure is the newest."""
+OF_FINDING = ["run_id", "collection", "site", "measure", "label"]
+"""The columns that tell findings apart."""
+
+
 def selected(registry: Path, filters: Mapping[str, Any], holds: bool | None) -> pd.DataFrame:
     """`findings` with sites as text; with `holds`, the newest that hold, or that do not."""
     if holds is None:
         return matching(registry, filters)
-    rows = matching(registry, filters, newest=True)
+    rows = matching(registry, {name: value for name, value in filters.items() if name not in OF_VALUES}, newest=True)
+    there = matching(registry, filters)  # refuses what no finding has
+    same = rows.set_index(OF_FINDING).index.isin(there.set_index(OF_FINDING).index)
     judged = held(rows)
-    return rows.loc[judged["holds"] == holds, [name for name in rows if name != "tries"]].reset_index(drop=True)
+    chosen = same & (judged["holds"] == holds).to_numpy()
+    return rows.loc[chosen, [name for name in rows if name != "tries"]].reset_index(drop=True)
 
 
 def matching(

@@ -55,7 +55,7 @@ def without_chosen(known: Known) -> Iterator[tuple[Sentence, bool]]:
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         line: Sentence = ["Without ", *say.with_commas([{"site": name} for name in names[:NAMED]]), more]
         changes = [_change(row) for _, row in part.iterrows()]
-        size = f" (beyond random sets of the same layers; {part['n_queries'].max()} queries, run "
+        size = f" ({part['n_queries'].max()} queries, run "
         yield [*line, f", {'; '.join(changes)}", size, {"run": str(run)}, ")."], bool(part["holds"].any())
 
 

@@ -70,5 +70,7 @@ def interval(row: Mapping[str, Any] | pd.Series) -> str:
 
 
 def chance(value: float) -> str:
-    """A p, the smallest as a bound."""
+    """A p, the smallest as a bound; of what was not tested that it was not."""
+    if pd.isna(value):
+        return "not tested"
     return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"

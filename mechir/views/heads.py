@@ -27,7 +27,9 @@ def heads(frame: pd.DataFrame, value: str = "", sizes: tuple[int, int] = (0, 0))
     tested = next((name for name in TESTED if name in rows), "")
     ring = ""
     if main and ("holds" in rows or tested):
-        holds = rows["holds"].astype(object).eq(True) if "holds" in rows else rows[tested] < LEVEL
+        sure = rows[tested] < LEVEL if tested else False
+        counts = rows[value].abs() >= rows["least"] if "least" in rows else True
+        holds = rows["holds"].astype(object).eq(True) if "holds" in rows else sure & counts
         rows, ring = rows.assign(significant=holds), "it holds" if "holds" in rows else f"{tested} < {LEVEL:g}"
     maps, texts = [], []
     for measure, part in rows.groupby("measure" if "measure" in rows else rows.assign(of=value)["of"], sort=False):

@@ -238,5 +238,5 @@ function short(value, top) {
 
 function legend(top, least) {
   return make("p", "legend", {}, number(-top), make("span", "bar", { role: "img", "aria-label": "from blue, negative, to red, positive" }),
-    number(top), make("span", "sample holds", { "aria-hidden": "true" }), `it holds: p, corrected and times the tries, < ${REPORT.level}, and at least what counts${least ? ` (${number(least)})` : ""}`);
+    number(top), make("span", "sample holds", { "aria-hidden": "true" }), make("span", "said", {}, `it holds: p, corrected and times the tries, < ${REPORT.level}, and at least what counts${least ? ` (${number(least)})` : ""}`));
 }
