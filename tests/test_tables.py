@@ -70,12 +70,19 @@ def test_an_interval_stands_beside_what_it_is_of() -> None:
     assert both == {"change": ("change_low", "change_high"), "estimate": ("low", "high")}
 
 
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One with a run."""
+    made = tmp_path_factory.mktemp("tables") / "r"
+    mi.run("vast2025/direction_ablation", mi.load(TOY_MODEL), mi.collection(TOY), registry=made)
+    return made
+
+
 @pytest.mark.parametrize("columns", [80, 120])
-def test_a_real_terminal_wraps_no_line(tmp_path: Path, columns: int) -> None:
-    mi.run("vast2025/direction_ablation", mi.load(TOY_MODEL), mi.collection(TOY), registry=tmp_path / "r")
-    (run,) = (tmp_path / "r" / "runs").iterdir()
-    for command in (["show", run.name], ["findings"], ["show"]):
-        text = terminal(["-c", MAIN, *command, "--registry", str(tmp_path / "r")], columns)
+def test_a_real_terminal_wraps_no_line(registry: Path, columns: int) -> None:
+    (run,) = (registry / "runs").iterdir()
+    for command in (["show", run.name], ["findings"]):
+        text = terminal(["-c", MAIN, *command, "--registry", str(registry)], columns)
         tables = [
             line
             for line in text.splitlines()
@@ -140,14 +147,13 @@ def terminal(arguments: list[str], columns: int) -> str:
 MAIN = "import sys; from mechir.cli import main; main(sys.argv[1:])"
 
 
-def test_all_rows_are_one_command_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    mi.run("vast2025/direction_ablation", mi.load(TOY_MODEL), mi.collection(TOY), registry=tmp_path / "r")
-    (run,) = (tmp_path / "r" / "runs").iterdir()
-    _, out, _ = call(capsys, "show", run.name, "--registry", str(tmp_path / "r"))
+def test_all_rows_are_one_command_away(registry: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run,) = (registry / "runs").iterdir()
+    _, out, _ = call(capsys, "show", run.name, "--registry", str(registry))
     assert (
         f"all: mechir show {run.name} --all" in out and len([line for line in out.splitlines() if "<-" in line]) <= 20
     )
-    _, whole, _ = call(capsys, "show", run.name, "--all", "--registry", str(tmp_path / "r"))
+    _, whole, _ = call(capsys, "show", run.name, "--all", "--registry", str(registry))
     summary = pd.read_parquet(run / "summary.parquet")
     rows = [line for line in whole.splitlines() if re.match(r" *[a-z0-9|]+<-", line)]
     assert len(rows) == summary["name"].str.contains("<-").sum()
