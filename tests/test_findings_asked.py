@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import mechir as mi
@@ -40,3 +41,12 @@ def test_an_older_run_with_the_label_is_no_newest_finding(tmp_path: Path) -> Non
     assert mi.findings(label="lexical", holds=True, registry=tmp_path).empty
     assert mi.findings(label="undecided", holds=True, registry=tmp_path)["run_id"].tolist() == ["b1"]
     assert len(mi.findings(label="lexical", registry=tmp_path)) == 1, "without holds every run's are shown"
+
+
+def test_what_holds_is_exported(told: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "holds.csv"
+    code, _, err = call(capsys, "export", str(out), "--holds", "--registry", str(told))
+    assert code == 0, err
+    assert len(pd.read_csv(out)) == len(mi.findings(holds=True, registry=told)) > 0
+    code, _, err = call(capsys, "export", str(tmp_path / "l.csv"), "--links", "--holds", "--registry", str(told))
+    assert code == 2 and "--holds asks findings: leave out --links" in err

@@ -167,13 +167,14 @@ FILTERS = (
     option("--label", help="Of what kind, such as lexical or semantic."),
 )
 """Options that select findings."""
+HOLDS = option("--holds/--holds-not", default=None, help="Only the newest that hold, or that do not.")
 PRINTED = 20
 """Findings that a terminal shows by default."""
 
 
 @click.command(cls=Command, epilog=EXAMPLES["findings"])
 @shared(*FILTERS)
-@option("--holds/--holds-not", default=None, help="Only the newest that hold, or that do not.")
+@HOLDS
 @option("--limit", type=COUNT, help=f"The first N [default: {PRINTED} in a table, all in csv and json].")
 @option(
     "--format",
@@ -220,6 +221,7 @@ def report(registry: Path, out: Path | None) -> None:
 @option("--run", "run_id", metavar="RUN", help="The table or the chart of this run, in the place of findings.")
 @option("--links", is_flag=True, help="The table of links, in the place of findings.")
 @option("--digits", type=click.IntRange(min=0), default=2, show_default=True, help="Decimals in a LaTeX table.")
+@HOLDS
 @shared(*FILTERS)
 @REGISTRY
 def export(out: str, run_id: str | None, links: bool, digits: int, registry: Path, **filters: Any) -> None:
@@ -231,7 +233,7 @@ def export(out: str, run_id: str | None, links: bool, digits: int, registry: Pat
     from mechir.exporting import refuse_unknown
     from mechir.registry.findings import VIEW
     from mechir.registry.links import links as links_
-    from mechir.registry.queries import matching
+    from mechir.registry.queries import selected
     from mechir.registry.runs import find_run
 
     allowed = {"model", "collection"} if links else set() if run_id else filters.keys()
@@ -245,7 +247,7 @@ def export(out: str, run_id: str | None, links: bool, digits: int, registry: Pat
     elif links:
         data = links_(model=filters["model"], collection=filters["collection"], registry=registry)
     else:
-        data = matching(registry, filters)
+        data = selected(registry, {name: value for name, value in filters.items() if name != "holds"}, filters["holds"])
         data = data[VIEW] if out.endswith(".tex") else data
     click.echo(f"Wrote {export_(data, out, digits=digits)}")
 
