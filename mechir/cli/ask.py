@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -90,7 +91,8 @@ def print_summary(stored: Any, *, whole: bool = False) -> None:
         f"(relative), patterns {certificate['pattern']:.1e}; {record['truncated_documents']} documents truncated"
     )
     lines += Reading.of_record(record["reading"]).lines() if "reading" in record else ()  # older runs lack it
-    click.echo("\n".join(textwrap.fill(line, terminal_width()) for line in lines))
+    in_terminal = sys.stdout.isatty()  # elsewhere a line stays one line
+    click.echo("\n".join(textwrap.fill(line, terminal_width()) if in_terminal else line for line in lines))
     click.echo(f"Run {stored.id}: {stored.path}\nchart: {stored.path / 'chart.html'}")
     click.echo("".join(answer[:1]), nl=bool(answer))
 
