@@ -40,8 +40,8 @@ class Segment(enum.Flag):
             name = {"q": "query", "d": "doc", "document": "doc"}.get(word.strip().lower(), word.strip().lower())
             if name not in _NAMES:
                 where, near = f" in '{text}'" * (word != text), closest(word.strip().lower(), _NAMES, n=1)
-                known = ", ".join(_NAMES)
-                raise MechirError(f"Unknown segment '{word.strip()}'{where}: the closest is {near}, of {known}.")
+                names = ", ".join(_NAMES)
+                raise MechirError(f"Unknown segment '{word.strip()}'{where}: the closest is {near}, of {names}.")
             segment |= _NAMES[name]
         return segment
 

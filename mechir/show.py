@@ -14,7 +14,7 @@ from mechir.errors import MechirError, refuse_other_than_whole
 from mechir.methods.attend_split import AttentionSplit
 from mechir.methods.attention import pair_attention
 from mechir.methods.edge_scores import EdgeScores
-from mechir.methods.tokens import PAIR, rows_of
+from mechir.methods.tokens import PAIR, SUM_OF, rows_of
 from mechir.model_sites import heads_of
 from mechir.pair import Pair
 from mechir.reranker import Reranker
@@ -172,5 +172,5 @@ def tokens(pair: Pair, values: pd.DataFrame | Sequence[float] | np.ndarray, mode
     if numbers.shape != (n := int(encoded.lengths[0]),):
         raise MechirError(f"{pair} has {n} word pieces, and you gave {numbers.size} numbers: give one for each.")
     rows = rows_of(model, encoded, [numbers])
-    rows.attrs["sum_of"] = "of the numbers that were given"
+    rows.attrs[SUM_OF] = "of the numbers that were given"
     return coloured(rows)

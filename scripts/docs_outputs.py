@@ -43,9 +43,9 @@ class Block(NamedTuple):
 
 def blocks(page: str) -> Iterator[Block]:
     """What runs of a page, in its order: all Python, and commands whose output stands below them."""
-    for found in FENCED.finditer(page):
-        if found["kind"] == "python" or found["output"] is not None:
-            yield Block(found["kind"], found["code"], found["output"])
+    for fence in FENCED.finditer(page):
+        if fence["kind"] == "python" or fence["output"] is not None:
+            yield Block(fence["kind"], fence["code"], fence["output"])
 
 
 def printed(block: Block, names: dict[str, Any], page: str) -> str:
@@ -60,39 +60,39 @@ def printed(block: Block, names: dict[str, Any], page: str) -> str:
 
 def _commands(code: str) -> str:
     """What commands print to standard output, one after the other."""
-    with contextlib.redirect_stdout(io.StringIO()) as told:
+    with contextlib.redirect_stdout(io.StringIO()) as output:
         for line in code.splitlines():
             command, *words = shlex.split(line, comments=True)
             if command != "mechir":
                 raise ValueError(f"Only mechir runs here, not '{line}': leave no text block right below it.")
             main_of_mechir(words)
-    return told.getvalue()
+    return output.getvalue()
 
 
 def _python(code: str, names: dict[str, Any], page: str) -> str:
     """What Python prints, and at its end the value of a last line that is an expression, as a notebook shows it."""
     tree = ast.parse(code, page)
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-    with contextlib.redirect_stdout(io.StringIO()) as told:
+    with contextlib.redirect_stdout(io.StringIO()) as output:
         exec(compile(tree, page, "exec"), names)  # our own documentation
         if isinstance(last, ast.Expr):
             value = eval(compile(ast.Expression(last.value), page, "eval"), names)
             if value is not None:
                 print(repr(value))
-    return told.getvalue()
+    return output.getvalue()
 
 
 def rewritten(page: str, name: str) -> str:
     """The page with the outputs of now."""
     names: dict[str, Any] = {}
 
-    def of(found: re.Match[str]) -> str:
-        for block in blocks(found[0]):
-            told = printed(block, names, name)
-        if found["output"] is None:
-            return found[0]
-        lines = "".join(f"{line.rstrip()}\n" for line in told.splitlines())
-        return f"```{found['kind']}\n{found['code']}```\n\n```text\n{lines}```"
+    def of(fence: re.Match[str]) -> str:
+        for block in blocks(fence[0]):
+            output = printed(block, names, name)
+        if fence["output"] is None:
+            return fence[0]
+        lines = "".join(f"{line.rstrip()}\n" for line in output.splitlines())
+        return f"```{fence['kind']}\n{fence['code']}```\n\n```text\n{lines}```"
 
     return FENCED.sub(of, page)
 

@@ -29,8 +29,8 @@ def _last_place(text: str) -> float:
 
 def same(kind: str, stored: str, now: str) -> bool:
     """Whether an output is what is computed now: the words, and of text the numbers; pictures are words and shapes."""
-    told = kind in ("text/plain", "stdout")
-    words = [" ".join((NUMBER if told else IN_PICTURES).sub("#", text).split()) for text in (stored, now)]
-    if words[0] != words[1] or not told:
+    is_text = kind in ("text/plain", "stdout")
+    words = [" ".join((NUMBER if is_text else IN_PICTURES).sub("#", text).split()) for text in (stored, now)]
+    if words[0] != words[1] or not is_text:
         return words[0] == words[1]
     return all(alike(*two) for two in zip(NUMBER.findall(stored), NUMBER.findall(now), strict=True))

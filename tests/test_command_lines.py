@@ -51,7 +51,7 @@ def test_nothing_is_given_twice_or_empty(
             named = " and ".join(dict.fromkeys([*param.opts, *param.secondary_opts]))
             said = f"mechir: {named} is given 2 times and is taken once: leave the others out.\n"
             assert (code, out, err) == (2, "", said)
-        if value and param.name not in command.own:
+        if value and param.name not in command.of_experiment:
             code, out, err = call(capsys, *words, param.opts[0], "", defaults=True)
             assert (code, out, err) == (2, "", f"mechir: {param.opts[0]} is empty: give it a value, or leave it out.\n")
     assert list(tmp_path.iterdir()) == []
@@ -116,7 +116,7 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_is_scored(
 def test_options_of_experiments_say_by_themselves_whether_they_may_be_empty() -> None:
     for words, command in EVERY:
         own = load_experiment(words[1]).options() if words[0] == "run" else {}
-        assert isinstance(command, Command) and set(command.own) == set(own)
+        assert isinstance(command, Command) and set(command.of_experiment) == set(own)
 
 
 def test_which_options_may_be_repeated() -> None:

@@ -17,8 +17,9 @@ from mechir.methods.cut_ranking import sets_of
 from mechir.methods.evaluation import per_query, ranking_measures
 from mechir.registry.queries import matching
 from mechir.reporting import commands
-from tests.models import TOY_MODEL, nine_queries
+from tests.models import TOY, TOY_MODEL, nine_queries
 from tests.test_cli import call
+from tests.test_links import CONTRAST, SURE, row, tell
 
 CUT = "joint/cut"
 
@@ -87,11 +88,11 @@ def test_a_stored_run_is_evaluated_by_other_measures(stored: Any, groups: Path) 
 def test_random_sets_have_as_many_units_of_every_layer(toy: HookedEncoder) -> None:
     sets, notes = sets_of(toy, ["h1.1", "h1.2", "n0.3", "mlp1"], ["doc<-query@h0.1", "cls<-doc@1"], 4, 0)
     assert sets["set"].tolist()[0] == "chosen" and len(sets) == 5
-    for row in sets.iloc[1:].itertuples():
-        sites = row.sites.split(",")
+    for drawn in sets.iloc[1:].itertuples():
+        sites = drawn.sites.split(",")
         assert sorted(site[:2] for site in sites) == ["h1", "h1", "ml", "n0"] and "mlp1" in sites
         assert not {"h1.1", "h1.2", "n0.3"} & set(sites)
-        whole, moved = row.masks.split(";")
+        whole, moved = drawn.masks.split(";")
         assert moved.startswith("doc<-query@h0.") and moved != "doc<-query@h0.1" and whole == "cls<-doc@1-1"
     assert notes == [
         "mlp1: whole layers, the same in the random sets",
@@ -111,11 +112,11 @@ def test_random_sets_differ_and_a_head_stays_one_head(toy: HookedEncoder) -> Non
     many, notes = sets_of(toy, ["h0.0", "h0.1", "h0.2"], [], 20, 0)
     assert len(many) == 4 == many["sites"].nunique() and "too few to draw 3 beside the chosen ones" in notes[0]
     both, _ = sets_of(toy, ["h1.1"], ["doc<-query@h1.2"], 2, 0)
-    for row in both.iloc[1:].itertuples():
-        assert {row.sites, row.masks.partition("@")[2]} == {"h1.0", "h1.3"}
+    for drawn in both.iloc[1:].itertuples():
+        assert {drawn.sites, drawn.masks.partition("@")[2]} == {"h1.0", "h1.3"}
     twice, _ = sets_of(toy, [], ["doc<-query@h1.1", "query<-doc@h1.1"], 3, 0)
-    for row in twice.itertuples():
-        assert len({mask.partition("@")[2] for mask in row.masks.split(";")}) == 1
+    for drawn in twice.itertuples():
+        assert len({mask.partition("@")[2] for mask in drawn.masks.split(";")}) == 1
 
 
 def test_masks_alone_have_one_way_and_no_value_in_their_place(toy: HookedEncoder, nine: Path, tmp_path: Path) -> None:
@@ -124,20 +125,44 @@ def test_masks_alone_have_one_way_and_no_value_in_their_place(toy: HookedEncoder
     assert matching(tmp_path)["measure"].tolist() == ["nDCG@10 without the set doc<-query@0-1, by mask"]
 
 
+def tell_of(registry: Path, toy: HookedEncoder, site: str, collection: Any) -> None:
+    """Writes a finding of this head on this collection that holds."""
+    of = {"model_fingerprint": toy.fingerprint, "collection_sha256": collection.hash}
+    tell(registry, f"a{site[1]}{site[3]}", [row(CONTRAST, site, 0.3, SURE, label="lexical")], collection.id, **of)
+
+
 def test_findings_say_what_is_cut(toy: HookedEncoder, nine: Path, tmp_path: Path) -> None:
     collection, registry = mi.collection(nine), tmp_path / "r"
+    asked: dict[str, Any] = {"registry": registry, "role": "matching", "ways": "zero", "draws": 1}
     with pytest.raises(MechirError, match="holds no findings yet"):
-        mi.run(CUT, toy, collection, registry=registry, role="matching")
-    mi.run("vast2025/attention_contrast", toy, collection, registry=registry, relevant=3, hard=1, weak=0)
-    rows = mi.findings(role="matching", registry=registry)
-    holding = [str(site) for site in mi.findings(role="matching", corrected_p=0.05, registry=registry)["site"]]
-    if holding:
-        run = mi.run(CUT, toy, collection, registry=registry, role="matching", ways="zero", draws=1)
-        assert set(run.summary["sites"].iloc[0].split(", ")) <= {str(site) for site in rows["site"]}
+        mi.run(CUT, toy, collection, **asked)
+    tell_of(registry, toy, "h0.1", mi.collection(TOY))
+    said: list[str] = []
+    run = mi.run(CUT, toy, collection, say=said.append, **asked)
+    assert run.summary["sites"].unique().tolist() == ["h0.1"]
+    assert any(line.startswith("cut: h0.1 (run a01 on toy)") for line in said)
+    with pytest.raises(MechirError, match=r"There is no finding of label 'purple': the closest are 'lexical'"):
+        mi.run(CUT, toy, collection, label="purple", **asked)
     with pytest.raises(
-        MechirError, match="No finding of role='matching', label='purple' on this model holds for a head"
+        MechirError, match=r"No finding of role='scoring' on this model holds for a head|no finding of role"
     ):
-        mi.run(CUT, toy, collection, registry=registry, role="matching", label="purple")
+        mi.run(CUT, toy, collection, **asked | {"role": "scoring"})
+
+
+def test_findings_of_several_collections_are_not_united(toy: HookedEncoder, nine: Path, tmp_path: Path) -> None:
+    collection, other = mi.collection(nine), mi.collection(nine_queries(tmp_path / "other", 6))
+    asked: dict[str, Any] = {"registry": tmp_path / "r", "role": "matching", "ways": "zero", "draws": 1}
+    tell_of(tmp_path / "r", toy, "h0.1", mi.collection(TOY))
+    tell_of(tmp_path / "r", toy, "h1.2", other)
+    with pytest.raises(
+        MechirError, match=r"Findings of role='matching' hold on 2 collections here \((other, toy|toy, other)\)"
+    ):
+        mi.run(CUT, toy, collection, **asked)
+    tell_of(tmp_path / "r", toy, "h1.3", collection)
+    said: list[str] = []
+    run = mi.run(CUT, toy, collection, say=said.append, **asked)
+    assert run.summary["sites"].unique().tolist() == ["h1.3"]
+    assert any("found on these queries, which flatters what they do" in line for line in said)
 
 
 @pytest.mark.parametrize(

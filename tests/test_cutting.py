@@ -70,14 +70,14 @@ def test_the_ranking_without_sets_is_measured_as_asked(
 ) -> None:
     pairs, sets, rows = cut
     judged = pd.DataFrame([(p.query_id, p.doc_id, p.grade) for p in pairs], columns=["query_id", "doc_id", "grade"])
-    default, found = cut_table(rows, judged, sets), cut_table(rows, judged, sets, ("AP(rel=2)", NDCG))
-    assert set(found["measure"]) == {"AP(rel=2)", NDCG, TERM}
-    ndcg, same = (frame[frame["measure"] == NDCG].drop(columns="p_corrected") for frame in (found, default))
+    default, table = cut_table(rows, judged, sets), cut_table(rows, judged, sets, ("AP(rel=2)", NDCG))
+    assert set(table["measure"]) == {"AP(rel=2)", NDCG, TERM}
+    ndcg, same = (frame[frame["measure"] == NDCG].drop(columns="p_corrected") for frame in (table, default))
     pd.testing.assert_frame_equal(ndcg.reset_index(drop=True), same.reset_index(drop=True))
     (measure,) = ranking_measures(["AP(rel=2)"])
     scores = rows[(rows["text"] == "pair") & (rows["set"] == "linked") & (rows["draw"] == -1) & (rows["way"] == "zero")]
-    (own,) = found[(found["measure"] == "AP(rel=2)") & (found["set"] == "linked") & (found["way"] == "zero")]["value"]
-    assert own == pytest.approx(per_query(scores, judged, measure).mean())
+    (value,) = table[(table["measure"] == "AP(rel=2)") & (table["set"] == "linked") & (table["way"] == "zero")]["value"]
+    assert value == pytest.approx(per_query(scores, judged, measure).mean())
 
 
 def test_ablating_several_with_means_is_ablating_each_with_its_mean(tiny: HookedEncoder) -> None:

@@ -24,26 +24,26 @@ def test_what_runs_prints_what_the_page_says(page: str, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     for block in blocks((ROOT / page).read_text(encoding="utf-8")):
-        told = printed(block, names, page)
+        output = printed(block, names, page)
         if block.output is not None:
-            assert same("stdout", block.output, told), stale(page, block, told)
+            assert same("stdout", block.output, output), stale(page, block, output)
         elif ROOT / page in SHOWING:
-            assert not told, stale(page, block, told)
+            assert not output, stale(page, block, output)
 
 
-def stale(page: str, block: Block, told: str) -> str:
+def stale(page: str, block: Block, output: str) -> str:
     """Where a page says something else than its code prints, in words."""
-    return f"{page} says of\n{block.code}that it prints\n{block.output}but it prints\n{told}"
+    return f"{page} says of\n{block.code}that it prints\n{block.output}but it prints\n{output}"
 
 
 def test_a_page_that_says_something_else_is_found() -> None:
     text = "```python\nx = 2.5\nprint('a', x)\nx * 2\n```\n\n```text\na 2.5\n5.0\n```\n\n```python\nx\n```\nprose\n```text\nb\n```\n"
     first, second = blocks(text)
     assert second == Block("python", "x\n", None), "what does not follow directly is no output"
-    told = printed(first, {}, "page")
-    assert told == "a 2.5\n5.0\n" and same("stdout", first.output or "", told)
+    output = printed(first, {}, "page")
+    assert output == "a 2.5\n5.0\n" and same("stdout", first.output or "", output)
     for wrong in ("a 2.8\n5.0\n", "a 2.5\n", "b 2.5\n5.0\n"):
-        assert not same("stdout", wrong, told)
+        assert not same("stdout", wrong, output)
         assert rewritten(text.replace("a 2.5\n5.0\n", wrong), "page") == text
 
 
@@ -85,8 +85,8 @@ def test_commands_of_a_page_run_where_their_output_stands_below(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    told = "```bash\nmechir new experiment some  # a file\n```\n```text\n```\n"
-    (block,) = blocks("```bash\nmechir run  # takes minutes\n```\nprose\n" + told)
+    page = "```bash\nmechir new experiment some  # a file\n```\n```text\n```\n"
+    (block,) = blocks("```bash\nmechir run  # takes minutes\n```\nprose\n" + page)
     assert printed(block, {}, "page").startswith("Wrote some.py\n")
     (block,) = blocks("```bash\nrm some.py\n```\n```text\n```\n")
     with pytest.raises(ValueError, match=r"^Only mechir runs here, not 'rm some\.py'"):

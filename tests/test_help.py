@@ -49,11 +49,11 @@ def test_every_option_has_a_sentence_and_says_its_default(words: list[str], comm
 
 def test_a_default_is_the_one_that_is_taken() -> None:
     for words, command in EVERY:
-        own = load_experiment(words[1]).options() if words[0] == "run" else {}
-        told = {param.name: param.get_help_record(click.Context(command)) for param in command.params}  # type: ignore[attr-defined]
-        for name, declared in own.items():
+        options = load_experiment(words[1]).options() if words[0] == "run" else {}
+        records = {param.name: param.get_help_record(click.Context(command)) for param in command.params}  # type: ignore[attr-defined]
+        for name, declared in options.items():
             default = declared.written(declared.default)
-            record = told[name]
+            record = records[name]
             assert record is not None
             if default != "" and not isinstance(default, bool):
                 assert f"[default: {default}]" in record[1].replace(", ", ","), (words, record)

@@ -44,12 +44,14 @@ def test_the_values_are_those_of_evaluate(
     name: str, options: dict[str, Any], toy: HookedEncoder, nine: Path, tmp_path: Path
 ) -> None:
     run = ran(toy, nine, name, tmp_path, evaluate=MEASURES, **options)
-    table, known = run.summary, run.evaluate(*MEASURES)
+    table, expected = run.summary, run.evaluate(*MEASURES)
     assert list(table["measure"].unique()) == MEASURES and run.record["identity"]["options"]["evaluate"] == ";".join(
         MEASURES
     )
-    cuts = table[~table["name"].str.startswith("random")].merge(known, on=["measure", "name"], suffixes=("", "_known"))
-    assert len(cuts) == len(known) > 3 * 3
+    cuts = table[~table["name"].str.startswith("random")].merge(
+        expected, on=["measure", "name"], suffixes=("", "_known")
+    )
+    assert len(cuts) == len(expected) > 3 * 3
     np.testing.assert_allclose(cuts["value"], cuts["estimate"], atol=1e-12)
     np.testing.assert_allclose(cuts["change"], cuts["change_known"], atol=1e-12)
     assert (cuts["queries"] == cuts["queries_known"]).all()
@@ -64,13 +66,13 @@ def test_findings_carry_the_name_and_the_chart_shows_the_first(
     name: str, options: dict[str, Any], toy: HookedEncoder, nine: Path, tmp_path: Path
 ) -> None:
     run = ran(toy, nine, name, tmp_path, evaluate=MEASURES[:2], **options)
-    found = mi.findings(registry=tmp_path / "r", causal=True)
-    found = found[found["run_id"] == run.id]
+    findings = mi.findings(registry=tmp_path / "r", causal=True)
+    findings = findings[findings["run_id"] == run.id]
     beside = {"MRR without"} if "pruning" in name else set()
-    assert set(found["measure"]) == {f"{measure} without" for measure in MEASURES[:2]} | beside
-    assert set(found["unit"]) == {text.removesuffix(" without") for text in found["measure"]}
+    assert set(findings["measure"]) == {f"{measure} without" for measure in MEASURES[:2]} | beside
+    assert set(findings["unit"]) == {text.removesuffix(" without") for text in findings["measure"]}
     roles = {"relevance-neuron"} if "pruning" in name else {""}
-    assert set(found["role"].fillna("")) == roles
+    assert set(findings["role"].fillna("")) == roles
     assert "RR(rel=2)@10 with" in (run.path / "chart.html").read_text(encoding="utf-8")
 
 
@@ -107,8 +109,8 @@ def test_the_ranking_of_a_circuit_is_measured_as_asked() -> None:
     ids = pd.DataFrame({"query_id": ["a"] * 3 + ["b"] * 3, "doc_id": list("xyz") * 2})
     judged = ids.assign(grade=[2, 0, 1, 0, 2, 0])
     intact, only = np.array([3.0, 2, 1, 1, 3, 2]), np.array([[3.0, 1, 2, 3, 2, 1], [1.0, 2, 3, 1, 3, 2]]).T
-    found = ranking_table(ids, intact, only, judged, "RR(rel=2)@10")
-    assert found["RR(rel=2)@10"].tolist() == pytest.approx([(1 + 1 / 2) / 2, (1 / 3 + 1) / 2])
-    assert found["RR(rel=2)@10_loss"].tolist() == pytest.approx([1 / 4, 1 / 3])
+    table = ranking_table(ids, intact, only, judged, "RR(rel=2)@10")
+    assert table["RR(rel=2)@10"].tolist() == pytest.approx([(1 + 1 / 2) / 2, (1 / 3 + 1) / 2])
+    assert table["RR(rel=2)@10_loss"].tolist() == pytest.approx([1 / 4, 1 / 3])
     default = ranking_table(ids, intact, only, judged)
-    assert default["kendall"].tolist() == found["kendall"].tolist() and {"ndcg", "ndcg_loss"} <= set(default)
+    assert default["kendall"].tolist() == table["kendall"].tolist() and {"ndcg", "ndcg_loss"} <= set(default)

@@ -281,8 +281,8 @@ def test_a_claim_leads_to_the_run_that_it_stands_on(browser: Browser, tmp_path: 
     browser.until("document.querySelector('#dossier').hidden")
     top = f"document.querySelector('#run-{one_head.id}').getBoundingClientRect().y"
     assert 0 <= browser.until(f"{top} < 500 && {top}") < 500
-    told = browser.run("[...document.querySelectorAll('figcaption p.faint')].map((one) => one.textContent)")
+    captions = browser.run("[...document.querySelectorAll('figcaption p.faint')].map((one) => one.textContent)")
     stand = [f"Run {run.id[:8]}, on which stand: patching, tfc1, at query|doc." for run in (one_head, all_heads)]
-    assert told == [*stand, f"Run {oldest.id[:8]}."]
+    assert captions == [*stand, f"Run {oldest.id[:8]}."]
     assert browser.run("document.querySelector('.subtitle').textContent").startswith("13 queries, 90 pairs")
     assert browser.logged == []

@@ -70,8 +70,8 @@ def test_every_module_is_in_the_reference_once_or_internal() -> None:
     package = Path(mi.__file__).parent
     files = [file.relative_to(package).with_suffix("") for file in package.rglob("*.py")]
     modules = {".".join(file.parts).removesuffix("__init__").rstrip(".") for file in files} - {""}
-    found = modules_of(documented())
-    assert found | INTERNAL == modules and not found & INTERNAL, "put a new module on a page of docs/reference"
+    there = modules_of(documented())
+    assert there | INTERNAL == modules and not there & INTERNAL, "put a new module on a page of docs/reference"
     assert sorted(documented()) == sorted(set(documented()))
 
 

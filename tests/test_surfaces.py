@@ -41,9 +41,9 @@ def messages() -> Iterator[tuple[str, str]]:
 
 def test_no_message_of_the_library_names_a_flag() -> None:
     """But in a command to type, between backticks."""
-    told = list(messages())
-    assert len(told) > 300
-    with_flags = [where for where, text in told if re.search(r"--[a-z]", re.sub("`[^`]*`", "", text))]
+    every = list(messages())
+    assert len(every) > 300
+    with_flags = [where for where, text in every if re.search(r"--[a-z]", re.sub("`[^`]*`", "", text))]
     assert with_flags == []
 
 

@@ -181,17 +181,16 @@ def _of_findings(inputs: Inputs, named: Mapping[str, str]) -> tuple[Site, ...]:
 
     Those on this collection, or else on the only other one; raises for findings on several.
     """
-    filters = {name: value for name, value in named.items() if value and name != "label"}
+    filters = {name: value for name, value in named.items() if value}
     rows = held(matching(inputs.registry, filters, model=inputs.model.fingerprint, newest=True))
-    holding = rows[rows["holds"] & ((rows["label"] == named["label"]) | (not named["label"]))]
-    said = ", ".join(f"{name}='{value}'" for name, value in named.items() if value)
-    own, others = holding[holding["collection_sha256"] == inputs.source.hash], list(holding["collection"].unique())
-    if own.empty and len(others) > 1:
+    holding, said = rows[rows["holds"]], ", ".join(f"{name}='{value}'" for name, value in filters.items())
+    here, collections = holding["collection_sha256"] == inputs.source.hash, list(holding["collection"].unique())
+    if not here.any() and len(collections) > 1:
         raise MechirError(
-            f"Findings of {said} hold on {len(others)} collections here ({', '.join(others)}): name sites=, or ask a "
-            "registry that holds one of them."
+            f"Findings of {said} hold on {len(collections)} collections here ({', '.join(collections)}): name sites=, "
+            "or ask a registry that holds one of them."
         )
-    chosen = holding if own.empty else own
+    chosen = holding[here] if here.any() else holding
     sites = []
     for text in dict.fromkeys(chosen["site"]):
         try:
@@ -203,7 +202,7 @@ def _of_findings(inputs: Inputs, named: Mapping[str, str]) -> tuple[Site, ...]:
     if not sites:
         raise MechirError(f"No finding of {said} on this model holds for a head, neuron or layer: name sites=.")
     runs = ", ".join(run[:8] for run in chosen["run_id"].unique())
-    where = "" if own.empty else "; found on these queries, which flatters what they do"
+    where = "; found on these queries, which flatters what they do" if here.any() else ""
     inputs.say(f"cut: {', '.join(map(str, sites))} (run {runs} on {', '.join(chosen['collection'].unique())}{where})")
     return tuple(sites)
 

@@ -66,8 +66,8 @@ def _sentence(error: click.ClickException) -> str:
     if ctx is None:
         return f"{text}."
     if isinstance(error, click.NoSuchOption):
-        known = [flag for param in ctx.command.get_params(ctx) for flag in param.opts if flag.startswith("--")]
-        text = f"No such option '{error.option_name}': the closest are {closest(error.option_name, known)}"
+        flags = [flag for param in ctx.command.get_params(ctx) for flag in param.opts if flag.startswith("--")]
+        text = f"No such option '{error.option_name}': the closest are {closest(error.option_name, flags)}"
     return f"{text}; {ctx.command_path} --help says what is taken."
 
 

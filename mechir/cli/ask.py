@@ -52,9 +52,7 @@ def print_table(stored: Any, *, whole: bool = False) -> None:
     printed = shown(stored.record["identity"]["experiment"], summary)
     kinds = [part for _, part in printed.groupby("kind", sort=False)] if "kind" in printed else [printed]
     lines = max((tables.LINES + 1) // max(len(kinds), 1) - 1, 4)  # a line stands between them
-    parts = [tables.fitted(part, tables.terminal_width(), lines) for part in kinds] or [
-        tables.fitted(printed, tables.terminal_width())
-    ]
+    parts = [tables.fitted(part, tables.terminal_width(), lines) for part in kinds or [printed]]
     click.echo("\n\n".join(part.text for part in parts))
     n = sum(part.rows for part in parts)
     left_out = [name for name in dict.fromkeys(name for part in parts for name in part.left_out)]
@@ -75,7 +73,8 @@ def print_summary(stored: Any, *, whole: bool = False) -> None:
     record = stored.record
     identity = record["identity"]
     answer = [textwrap.fill(sentence, terminal_width()) for sentence in stored.answer[:ANSWERS]]
-    click.echo("\n".join([*answer, ""]) if answer else "", nl=bool(answer))
+    if answer:
+        click.echo("\n".join(answer) + "\n")
     print_table(stored, whole=whole)
     noun = "contrasts" if "fillers" in identity else "pairs"
     fingerprint = identity.get("model_fingerprint", "")[:12]
@@ -94,7 +93,8 @@ def print_summary(stored: Any, *, whole: bool = False) -> None:
     in_terminal = sys.stdout.isatty()  # elsewhere a line stays one line
     click.echo("\n".join(textwrap.fill(line, terminal_width()) if in_terminal else line for line in lines))
     click.echo(f"Run {stored.id}: {stored.path}\nchart: {stored.path / 'chart.html'}")
-    click.echo("".join(answer[:1]), nl=bool(answer))
+    for sentence in answer[:1]:  # what was printed first has left the screen
+        click.echo(sentence)
 
 
 def print_answers(registry: Path, record: Mapping[str, Any]) -> None:
@@ -103,20 +103,21 @@ def print_answers(registry: Path, record: Mapping[str, Any]) -> None:
     from mechir.registry.names import named
     from mechir.reporting.report import gathered
     from mechir.reporting.sentences import as_text
-    from mechir.views import tables
+    from mechir.views.tables import fitted, terminal_width
 
+    width = terminal_width()
     about = record["identity"]["model_fingerprint"], named(record).id
     for section in gathered(registry)["sections"]:
         if (section["fingerprint"], section["id"]) != about:
             continue
         for answer in section["answers"]:
             text = " ".join(as_text(sentence) for sentence in answer["sentences"])
-            click.echo(f"\n{answer['question']}\n{textwrap.fill(text, tables.terminal_width())}")
+            click.echo(f"\n{answer['question']}\n{textwrap.fill(text, width)}")
         table = links(model=about[0], collection=section["collection"], registry=registry)
         columns = ["site", "links", "exploratory", "effect", "low", "high", "unit", "p_all", "edges", "conflicts"]
         linked = table[[name for name in columns if name in table]].assign(site=table["site"].astype(str))
-        click.echo(f"\n{tables.fitted(linked, tables.terminal_width()).text}")
-        click.echo(f"\n{textwrap.fill(as_text(section['lead']), tables.terminal_width())}")
+        click.echo(f"\n{fitted(linked, width).text}")
+        click.echo(f"\n{textwrap.fill(as_text(section['lead']), width)}")
 
 
 def _quality(means: list[dict[str, Any]]) -> Iterator[str]:

@@ -84,9 +84,9 @@ class Group(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """The command that is named; raises for an unknown one, with the closest."""
         if self.get_command(ctx, args[0]) is None:
-            known = closest(args[0], self.list_commands(ctx))
+            near = closest(args[0], self.list_commands(ctx))
             raise MechirError(
-                f"No such command '{args[0]}': the closest are {known}; {ctx.command_path} --help lists all."
+                f"No such command '{args[0]}': the closest are {near}; {ctx.command_path} --help lists all."
             )
         return super().resolve_command(ctx, args)
 
@@ -96,11 +96,13 @@ def first_sentence(command: click.Command) -> str:
     return command.short_help or " ".join((command.help or "").split("\n\n")[0].split())
 
 
-def write_options(command: click.Command, own: Sequence[str], ctx: click.Context, formatter: Formatter) -> None:
-    """Writes the options of a command: what it runs on, its `own`, and the technical ones, where it has a model."""
+def write_options(
+    command: click.Command, of_experiment: Sequence[str], ctx: click.Context, formatter: Formatter
+) -> None:
+    """Writes the options of a command: what it runs on, those of an experiment, and the technical ones of a model."""
     named = {param.name or "": param for param in command.params if isinstance(param, click.Option)}
     technical = [name for name in TECHNICAL if name in named] if "device" in named else []
-    chosen = [name for name in named if name in own]
+    chosen = [name for name in named if name in of_experiment]
     first = [name for name in named if name not in {*technical, *chosen}]
     sections = {
         "What it runs on" if chosen else "Options": first,

@@ -20,11 +20,11 @@ option = functools.partial(click.option, cls=Flag)
 class Command(click.Command):
     """A command that refuses repeated options and empty values, where click would take the last silently.
 
-    `own`: the options of an experiment, which checks by itself whether they may be empty.
+    `of_experiment`: the options of an experiment, which checks by itself whether they may be empty.
     """
 
     context_class = Context
-    own: tuple[str, ...] = ()
+    of_experiment: tuple[str, ...] = ()
 
     def get_short_help_str(self, limit: int = 45) -> str:
         """The first sentence, whole."""
@@ -32,7 +32,7 @@ class Command(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: Any) -> None:
         """Writes the options in sections."""
-        write_options(self, self.own, ctx, formatter)
+        write_options(self, self.of_experiment, ctx, formatter)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; messages name its options as they are given here, `--top-k 3` and not `top_k=3`."""
@@ -49,7 +49,7 @@ class Command(click.Command):
             if isinstance(param, click.Option) and times > 1 and not (param.multiple or param.is_eager):
                 named = " and ".join(dict.fromkeys([*param.opts, *param.secondary_opts]))
                 raise MechirError(f"{named} is given {times} times and is taken once: leave the others out.")
-            if param.name not in self.own and "" in (value if isinstance(value, list | tuple) else [value]):
+            if param.name not in self.of_experiment and "" in (value if isinstance(value, list | tuple) else [value]):
                 named = param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
                 raise MechirError(f"{named} is empty: give it a value, or leave it out.")
         return super().parse_args(ctx, args)
@@ -65,10 +65,10 @@ def in_flags(message: str, options: Iterable[click.Parameter]) -> str:
     """A message with the names of these options as the command line has them."""
     flags = ELSEWHERE | {one.name or "": one.opts[0] for one in options if isinstance(one, click.Option)}
 
-    def written(found: re.Match[str]) -> str:
-        flag = flags.get(found["name"])
-        value = "" if found["value"] == "True" else found["value"]
-        return found[0] if flag is None else f"{flag} {value}".rstrip()
+    def written(argument: re.Match[str]) -> str:
+        flag = flags.get(argument["name"])
+        value = "" if argument["value"] == "True" else argument["value"]
+        return argument[0] if flag is None else f"{flag} {value}".rstrip()
 
     return ARGUMENT.sub(written, message)
 

@@ -109,9 +109,9 @@ class Experiments(Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the experiments that come with mechir, a section for each paper."""
         for paper, names in itertools.groupby(self.list_commands(ctx), lambda name: name.partition("/")[0]):
-            told = [(name, _uncited(self.get_command(ctx, name).get_short_help_str())) for name in names]
+            listed = [(name, _uncited(self.get_command(ctx, name).get_short_help_str())) for name in names]
             with formatter.section(paper):
-                formatter.write_dl(told)
+                formatter.write_dl(listed)
 
 
 def _uncited(sentence: str) -> str:
@@ -155,7 +155,7 @@ def _experiment_command(experiment: type[Experiment], called: str) -> click.Comm
     if taken := [name for name in fields if name in everywhere - {"seed"}]:  # one --seed is for all that is drawn
         name = experiment.name
         raise MechirError(f"'{name}' has an option '{taken[0]}', which means the pool's everywhere: rename it.")
-    command.own = tuple(fields)
+    command.of_experiment = tuple(fields)
     command.params[:0] = [_option(declared) for declared in fields.values() if declared.name not in everywhere]
     return command
 
@@ -169,8 +169,8 @@ def _option(declared: Option) -> click.Option:
     written = str(declared.written(declared.default))
     shown = written if len(written) < LONG else written.replace(",", ", ")  # which lines can break
     says_it = kind is bool or (not written and re.search(r"\bdefault\b|\bfound by the run\b", declared.help))
-    told = declared.help if says_it else f"{declared.help} [default: {shown or 'none'}]"
-    return Flag([f"--{declared.name.replace('_', '-')}"], default=default, help=told, **typed)
+    sentence = declared.help if says_it else f"{declared.help} [default: {shown or 'none'}]"
+    return Flag([f"--{declared.name.replace('_', '-')}"], default=default, help=sentence, **typed)
 
 
 def _run(

@@ -180,8 +180,8 @@ def evaluate(
                 f"No query with a score has a document as relevant as '{measure}' asks for: lower its rel."
             )
         parts.append(pd.DataFrame(list(_lines(values, of))).assign(measure=str(measure)))
-    told = [unmatched(of, rows["query_id"])] if of else []
-    for sentence in filter(None, [*told, _near(rows, ties)]):
+    misfits = unmatched(of, rows["query_id"]) if of else ""
+    for sentence in filter(None, [misfits, _near(rows, ties)]):
         warnings.warn(sentence, stacklevel=2)
     table = pd.concat(parts, ignore_index=True)
     if "change_p" in table:

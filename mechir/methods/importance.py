@@ -44,9 +44,9 @@ def thresholds(collections: Collections, text: str = "") -> dict[str, int]:
     unknown = set(grades) - {collection.id for collection in members} - {""}
     readable = all(re.fullmatch("0*[1-9][0-9]*", grade) for grade in grades.values())
     if unknown or not readable or len(grades) < len(listed):
-        known = ", ".join(collection.id for collection in members)
+        names = ", ".join(collection.id for collection in members)
         raise MechirError(
-            f"Cannot read relevant='{text}': write a grade above 0, or NAME:GRADE with commas, where NAME is {known}."
+            f"Cannot read relevant='{text}': write a grade above 0, or NAME:GRADE with commas, where NAME is {names}."
         )
     lowest = {}
     for collection in members:

@@ -50,9 +50,9 @@ def unmatched(groups: Mapping[str, str], queries: Iterable[str]) -> str:
     """A sentence on the ids of groups that no query has, and on queries in no group; empty where all fit."""
     there = set(queries)
     unknown, alone = [one for one in groups if one not in there], sorted(there - set(groups))
-    told = [f"{len(unknown)} of {len(groups)} ids are no query here, such as '{unknown[0]}'"] if unknown else []
-    told += [f"{len(alone)} of {len(there)} queries are in no group, such as '{alone[0]}'"] if alone else []
-    return f"groups: {' and '.join(told)}." if told else ""
+    misfits = [f"{len(unknown)} of {len(groups)} ids are no query here, such as '{unknown[0]}'"] if unknown else []
+    misfits += [f"{len(alone)} of {len(there)} queries are in no group, such as '{alone[0]}'"] if alone else []
+    return f"groups: {' and '.join(misfits)}." if misfits else ""
 
 
 def _read(given: Any) -> Iterable[tuple[str, str]]:

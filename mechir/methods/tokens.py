@@ -27,6 +27,8 @@ from mechir.segments import FIVE, Segment
 from mechir.subspaces import EMBED
 
 PAIR = ["query_id", "doc_id"]
+SUM_OF = "sum_of"
+"""The attribute of a frame of attributions that says in words what their sum is of."""
 
 
 class TokenAttribution(NamedTuple):
@@ -87,7 +89,7 @@ def token_attribution(
         checks.append(checked(pairs, done))
     rows = rows_of(model, encoded, values)
     baseline = "its start" if start is not None else f"its baseline, {(way or Way('pad_both')).baseline}"
-    rows.attrs["sum_of"] = f"the {target} of the text less that of {baseline}{', logits' if target == 'score' else ''}"
+    rows.attrs[SUM_OF] = f"the {target} of the text less that of {baseline}{', logits' if target == 'score' else ''}"
     return TokenAttribution(rows, pd.concat(checks).sort_index())
 
 

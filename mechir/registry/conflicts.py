@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from mechir.inference import LEVEL
-from mechir.registry.evidence import LINKS
+from mechir.registry.evidence import LINKS, with_interval
 
 FEWEST = 6
 """Queries below which a test of signs cannot reach `LEVEL`, whatever the effect: 2^(1 - 5) is .0625."""
@@ -97,5 +97,4 @@ def _both(sure: pd.DataFrame, keys: list[str]) -> Iterator[tuple[Any, pd.DataFra
 
 
 def _value(row: Any) -> str:
-    interval = f" [{row.low:.3g}, {row.high:.3g}]" if pd.notna(row.low) else ""
-    return f"{row.measure} {row.value:.3g}{interval}"
+    return f"{row.measure} {with_interval(row)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -92,6 +93,12 @@ LINKS = (
     Link("scoring", (), (m.PATH_TO_SCORE(TF),), HEADS, "heads"),
 )
 """The links, in the order of the table."""
+
+
+def with_interval(row: Any) -> str:
+    """The value of a finding with its interval, where it has one: `0.3 [0.29, 0.31]`."""
+    interval = f" [{row.low:.3g}, {row.high:.3g}]" if pd.notna(row.low) else ""
+    return f"{row.value:.3g}{interval}"
 
 
 def held(findings: pd.DataFrame) -> pd.DataFrame:

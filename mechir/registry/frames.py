@@ -41,9 +41,11 @@ def _with_text(*names: str) -> Callable[[Kind], Kind]:
 
 def _text_in_view(self: Any) -> str:
     """What a terminal shows: the first rows of the visible columns, and the names of the hidden ones."""
+    if not len(self):
+        return _nothing(self)
     visible = seen(self)
-    if not len(self) or visible == list(self.columns):
-        return _nothing(self) if not len(self) else str(as_text(self).__repr__())
+    if visible == list(self.columns):
+        return repr(as_text(self))
     text = as_text(self)[visible]
     text = text.assign(model=text["model"].map(model_name)) if "model" in text else text
     shown = first_rows(text, terminal_width())

@@ -8,7 +8,7 @@ import pandas as pd
 
 from mechir.inference import LEVEL
 from mechir.registry.entries import latest
-from mechir.registry.evidence import held
+from mechir.registry.evidence import held, with_interval
 from mechir.registry.queries import matching
 
 if TYPE_CHECKING:
@@ -35,17 +35,18 @@ def in_words(run: Run) -> list[str]:
     untested = {measure: bool(part["p_corrected"].isna().all()) for measure, part in parts.items()}
     # many with a test, one with a test, one without, many without
     first = sorted(parts, key=lambda measure: (untested[measure], (len(parts[measure]) == 1) != untested[measure]))
-    return [
-        f"{measure}: {_one(part) if len(part) == 1 else _several(part)}."
-        for measure, part in ((measure, parts[measure]) for measure in first)
-    ]
+    return [f"{measure}: {_said(parts[measure])}." for measure in first]
+
+
+def _said(part: pd.DataFrame) -> str:
+    return _one(part) if len(part) == 1 else _several(part)
 
 
 def _one(part: pd.DataFrame) -> str:
     """The only finding of a measure, and whether it holds."""
     row = part.iloc[0]
     verdict = "" if pd.isna(row["p_corrected"]) else f", {'holds' if row['holds'] else 'does not hold'}"
-    return f"{row['site']} {_value(row)} {row['unit']}{verdict}".strip()
+    return f"{row['site']} {with_interval(row)} {row['unit']}{verdict}".strip()
 
 
 def _several(part: pd.DataFrame) -> str:
@@ -53,11 +54,6 @@ def _several(part: pd.DataFrame) -> str:
     holds, tested = part[part["holds"]], part["p_corrected"].notna().any()
     counted = f"{len(holds)} of {len(part)} hold (p < {LEVEL:g}, corrected)" if tested else f"{len(part)}, untested"
     shown = (holds if len(holds) else part).sort_values("value", key=abs, ascending=False, kind="stable")
-    named = ", ".join(f"{row['site']} {_value(row)}".strip() for _, row in shown.head(NAMED).iterrows())
+    named = ", ".join(f"{row['site']} {with_interval(row)}".strip() for _, row in shown.head(NAMED).iterrows())
     more = f" and {len(shown) - NAMED} more" if len(shown) > NAMED else ""
     return f"{counted}; {'' if len(holds) or not tested else 'the largest: '}{named}{more} ({part['unit'].iloc[0]})"
-
-
-def _value(row: pd.Series) -> str:
-    interval = f" [{row['low']:.3g}, {row['high']:.3g}]" if pd.notna(row["low"]) else ""
-    return f"{row['value']:.3g}{interval}"

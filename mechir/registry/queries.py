@@ -96,20 +96,15 @@ def findings(
 
 OF_VALUES = ("label", "causal", "min_effect", "corrected_p")
 """Filters on what a finding says, which do not decide which finding of a component and a measure is the newest."""
-OF_FINDING = ["run_id", "collection", "site", "measure", "label"]
-"""The columns that tell findings apart."""
 
 
 def selected(registry: Path, filters: Mapping[str, Any], holds: bool | None) -> pd.DataFrame:
     """`findings` with sites as text; with `holds`, the newest that hold, or that do not."""
     if holds is None:
         return matching(registry, filters)
-    rows = matching(registry, {name: value for name, value in filters.items() if name not in OF_VALUES}, newest=True)
-    there = matching(registry, filters)  # refuses what no finding has
-    same = rows.set_index(OF_FINDING).index.isin(there.set_index(OF_FINDING).index)
+    rows = matching(registry, filters, newest=True)
     judged = held(rows)
-    chosen = same & (judged["holds"] == holds).to_numpy()
-    return rows.loc[chosen, [name for name in rows if name != "tries"]].reset_index(drop=True)
+    return rows.loc[judged["holds"] == holds, [name for name in rows if name != "tries"]].reset_index(drop=True)
 
 
 def matching(
@@ -124,24 +119,31 @@ def matching(
 
     `filters`: columns and arguments of `findings`, None for any. `runs`: ids of the only runs to read. `newest`: only
     the newest run's finding of each model, collection, component and measure (but the first plan's conclusions),
-    without single neurons; adds `tries`, the number of different answers.
+    without single neurons, whatever it says: `OF_VALUES` choose among these; adds `tries`, the number of different
+    answers.
     """
     given = {"model": model, "runs": runs, **(filters or {})}
     filters = {name: value for name, value in given.items() if value is not None}
     for name in ("min_effect", "corrected_p"):
         if name in filters and not filters[name] >= 0:
-            flag = f"--{name.replace('_', '-')}"
-            raise MechirError(f"Cannot ask for {name}={filters[name]} ({flag}): write a number from 0.")
+            raise MechirError(f"Cannot ask for {name}={filters[name]}: write a number from 0.")
     refuse_unknown(filters.get("role"), filters.get("term"))
-    clauses = [CLAUSES.get(name, f"{name} = ${name}") for name in filters]
-    clauses += ["site not like 'n%'"] if newest else []
-    where = f"where {' and '.join(clauses)}" if clauses else ""
-    counted, only = (TRIES, NEWEST) if newest else ("", "")
-    query = f"select *{counted} from findings {where} {only} order by measure, abs(value) desc, site, run_id"
+    clauses = {name: CLAUSES.get(name, f"{name} = ${name}") for name in filters}
+    if newest:
+        first = [clause for name, clause in clauses.items() if name not in OF_VALUES] + ["site not like 'n%'"]
+        then = [clause for name, clause in clauses.items() if name in OF_VALUES]
+        source = f"(select *{TRIES} from findings {_where(first)} {NEWEST}) {_where(then)}"
+    else:
+        source = f"findings {_where(list(clauses.values()))}"
+    query = f"select * from {source} order by measure, abs(value) desc, site, run_id"
     rows = _answer(registry, query, filters)
     if not len(rows):
         _refuse_unknown_values(registry, filters)
     return rows
+
+
+def _where(clauses: Sequence[str]) -> str:
+    return f"where {' and '.join(clauses)}" if clauses else ""
 
 
 def sql(query: str, *, registry: Path | str = DEFAULT) -> pd.DataFrame:

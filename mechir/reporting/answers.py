@@ -46,13 +46,13 @@ KINDS = {
 
 def answers(known: Known) -> list[dict[str, Any]]:
     """Questions with their answers: `question`, `sentences`; last the commands for those that nothing answers yet."""
-    told, missing = [], []
+    answered, missing = [], []
     for question, (answer, measured_by) in QUESTIONS.items():
         if sentences := answer(known):
-            told.append({"question": question, "sentences": sentences})
+            answered.append({"question": question, "sentences": sentences})
         else:
             missing.append([f"{question} ", *known.to_measure(measured_by)])
-    return told + ([{"question": "What was not measured?", "sentences": missing}] if missing else [])
+    return answered + ([{"question": "What was not measured?", "sentences": missing}] if missing else [])
 
 
 def lead(known: Known) -> Sentence:
@@ -66,7 +66,7 @@ def lead(known: Known) -> Sentence:
     cuts = without_sets(known)
     if len(cuts):
         sentence += [" ", *losses(known, cuts)]
-    for chosen in [chosen for chosen, holds in without_chosen(known) if holds][:1]:
+    if chosen := next((chosen for chosen, holds in without_chosen(known) if holds), None):
         sentence += [" ", *chosen]
     half = [LINKS[term][2] + _half(side) for term, side in sides.items() if term not in there and any(side.values())]
     if half:

@@ -97,8 +97,8 @@ def on(records: Sequence[Mapping[str, Any]], model: str, collection: str) -> dic
     for record in records:
         if record.get("given", {}).get("collection"):
             options = given(record)
-            own = [name for name in options["collection"] if in_group(name) and Path(name).name == collection]
-            alone = [name.partition(":")[2] for name in own]  # one of those that a run took together
+            grouped = [name for name in options["collection"] if in_group(name) and Path(name).name == collection]
+            alone = [name.partition(":")[2] for name in grouped]  # one of those that a run took together
             return {"model": options.get("model"), "collection": alone or options["collection"]}
     named = None if model == DEFAULTS["model"] else model
     return {"model": named, "collection": [openable(name) for name in several(collection)]}

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from mechir.errors import MechirError
+from mechir.methods.tokens import SUM_OF
 from mechir.segments import FIVE, Segment
 from mechir.views import page
 
@@ -33,8 +34,6 @@ BYTES = {chr(byte): byte for byte in PRINTABLE} | {
 
 Colour = tuple[int, ...]
 RED = ((255, 255, 255), (253, 219, 199), (244, 165, 130), (214, 96, 77), (178, 24, 43))
-SUM_OF = "sum_of"
-"""The attribute of a frame of attributions that says what their sum is."""
 BLUE = ((255, 255, 255), (209, 229, 240), (146, 197, 222), (67, 147, 195), (33, 102, 172))
 """Even steps from 0 to the end of the scale: the colours of the charts, with white at 0."""
 
