@@ -270,7 +270,7 @@ def test_it_prints_what_it_is_and_is_drawn() -> None:
     assert repr(split) == "AttentionSplit(h1.2, query<-doc, base of 24 pairs, 9 x 8 writers)"
     drawn = mi.show.attend(split, top=2)
     lines = repr(drawn).splitlines()
-    assert lines[0] == "attention score of h1.2, query<-doc, base (q_from x k_from; *: p_corrected < 0.05)"
+    assert lines[0] == "attention score of h1.2, query<-doc, base (q_from x k_from; *: it holds (p_corrected < 0.05))"
     assert lines[1].split()[:2] == ["k_from", "resid0"] and lines[3].startswith("resid0") and "*" in lines[3]
     assert drawn._repr_svg_().startswith("<svg")
 

@@ -21,7 +21,7 @@ from mechir.registry.runs import Run
 from mechir.views.pictures import Picture
 from tests.models import PAIRS, TOY_MODEL
 from tests.test_findings import frame
-from tests.test_links import one
+from tests.test_links import PATCHING, SURE, one, row, tell
 
 EVIL = "</script><img src=x onerror=alert(1)>\x1b[31m"
 
@@ -176,7 +176,7 @@ def test_the_map_of_heads(tmp_path: Path) -> None:
     one(tmp_path)
     shown = mi.show.heads(mi.findings(measure="patching, tfc1, at query|doc", registry=tmp_path))
     assert repr(shown).splitlines()[0] == (
-        "patching, tfc1, at query|doc, share of the gap (layer x head; *: p_corrected < 0.05)"
+        "patching, tfc1, at query|doc, share of the gap (layer x head; *: it holds (p_corrected < 0.05, and at least what counts))"
     )
     assert shown.text.count("0.9*") == 2 and "\n0      0 " in shown.text
     small = pd.DataFrame({"site": ["h0.0", "h0.1", "h0.2"], "value": [0.2, -0.01234567, -1e-7]})
@@ -189,9 +189,12 @@ def test_the_map_of_heads(tmp_path: Path) -> None:
     assert svg.startswith("<svg") and "http://www.w3.org" in svg and "<script" not in svg
     several = mi.show.heads(mi.findings(registry=tmp_path))
     assert len(several.chart.vconcat) == 3 and several.text.count("layer x head") == 3
+    tell(tmp_path, "b9", [row(PATCHING, "h2.2", 0.03, SURE), row(PATCHING, "h2.3", 0.06, SURE)])
+    small = mi.show.heads(mi.findings(measure="patching, tfc1, at query|doc", registry=tmp_path))
+    assert "0.06*" in small.text and "0.03*" not in small.text, "what is smaller than what counts does not hold"
     by_links = mi.show.heads(mi.links(registry=tmp_path), "contrast")
     assert "ring" not in by_links.text and "*" not in by_links.text and "0.3" in by_links.text
-    assert "*: p_all < 0.05" in mi.show.heads(mi.links(registry=tmp_path)).text
+    assert "*: it holds (p_all < 0.05)" in mi.show.heads(mi.links(registry=tmp_path)).text
     dossier = mi.dossier("h1.2", registry=tmp_path).findings
     assert "*: it holds" in mi.show.heads(dossier).text
     summary = pd.DataFrame({"site": ["h0.1", "h0.0"], "r": [0.5, -0.5], "r_low": [0.4, -0.6], "r_high": [0.6, 0.1]})

@@ -10,7 +10,7 @@ from mechir.inference import LEVEL
 from mechir.views import charts
 from mechir.views.pictures import Picture
 
-RING = f"p_corrected < {LEVEL:g}"
+RING = f"it holds (p_corrected < {LEVEL:g})"
 
 
 def writers(frame: pd.DataFrame, q_from: Sequence[str], k_from: Sequence[str], *, title: str) -> Picture:

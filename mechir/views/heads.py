@@ -30,7 +30,9 @@ def heads(frame: pd.DataFrame, value: str = "", sizes: tuple[int, int] = (0, 0))
         sure = rows[tested] < LEVEL if tested else False
         counts = rows[value].abs() >= rows["least"] if "least" in rows else True
         holds = rows["holds"].astype(object).eq(True) if "holds" in rows else sure & counts
-        rows, ring = rows.assign(significant=holds), "it holds" if "holds" in rows else f"{tested} < {LEVEL:g}"
+        counted = ", and at least what counts" if "least" in rows else ""
+        ring = "it holds" if "holds" in rows else f"it holds ({tested} < {LEVEL:g}{counted})"
+        rows = rows.assign(significant=holds)
     maps, texts = [], []
     for measure, part in rows.groupby("measure" if "measure" in rows else rows.assign(of=value)["of"], sort=False):
         _refuse_twice(part, str(measure))
