@@ -22,7 +22,7 @@ from mechir.views import page
 from tests.models import PAIRS, TOY_MODEL
 from tests.reports import EVIL, SEPARATED, looked_at, planted, record, stored, verification
 from tests.test_cli import call
-from tests.test_links import CONTRAST, NOT, one, row, tell
+from tests.test_links import CONTRAST, NOT, PATCHING, PATH, one, row, tell
 
 
 def words(sentence: list[str | dict[str, str]]) -> str:
@@ -118,6 +118,24 @@ def test_nothing_that_holds_is_said_to_hold(tmp_path: Path) -> None:
         "No path from a head to the score holds; the largest is h3.1"
     )
     assert words(only(tmp_path)["lead"]).startswith("Exploratory, by no plan: no heads are linked")
+
+
+def test_findings_without_a_test_are_not_said_to_fail_it(tmp_path: Path) -> None:
+    one(tmp_path, p=NOT)
+    few = {"p": float("nan"), "n_queries": 2}
+    heads = [row(CONTRAST, "h1.2", 0.2, **few), row(CONTRAST, "h0.0", -0.3, **few)]
+    tell(tmp_path, "b1", heads, "few")
+    tell(tmp_path, "b2", [row(PATCHING, "h1.2", 0.9, **few)], "few")
+    tell(tmp_path, "b3", [row(PATH, "h3.1", 0.9, **few)], "few")
+    section = next(section for section in gathered(tmp_path)["sections"] if section["collection"] == "few")
+    told = summary(section)
+    untested = "(none was tested: 2 queries, a test takes 6)"
+    assert told["Which heads match?"] == (
+        f"Not known of 2 heads {untested}; the largest contrast is h0.0 \u22120.3 [\u22120.31, \u22120.29] attention "
+        "(run b1) by contrast, query<-doc."
+    )
+    assert told["Is it term frequency?"].startswith(f"No link holds: which heads match is not known {untested}. The")
+    assert told["Which heads write the score?"].startswith(f"No path from a head to the score holds {untested}; the")
 
 
 def test_the_page_holds_findings_links_figures_and_examples(told: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from mechir.inference import LEVEL
+from mechir.inference import FEWEST, LEVEL
 from mechir.measures import ATTENTION_UP_IDF, K1, RISE, SCORE_UP_IDF, SEMANTIC_BM25, parse_measure
 from mechir.registry.links import measured
 from mechir.reporting import sentences as say
@@ -105,13 +105,23 @@ def matches(known: Known) -> list[Sentence]:
         return []
     n, holds = looks["site"].nunique(), looks[looks["holds"]]
     if holds.empty:
-        surest = looks.loc[looks["p_all"].idxmin()]
-        best = [*say.described(surest), f" by {surest['measure']}."]
-        return [[f"None of {n} heads, as far as can be told: no contrast holds; the surest is ", *best]]
+        if untested := _untested(looks):
+            first, none = looks.iloc[0], f"Not known of {n} heads{untested}; the largest contrast is "
+        else:
+            first = looks.loc[looks["p_all"].idxmin()]
+            none = f"None of {n} heads, as far as can be told: no contrast holds; the surest is "
+        return [[none, *say.described(first), f" by {first['measure']}."]]
     size = say.counted(int(holds["n_queries"].max()), "query", "queries")
     count: Part = {"strong": f"{holds['site'].nunique()} of {n} heads"}
     looking = f" look at the other text more in relevant documents than in weak ones (the contrast holds; {size})."
     return [[count, looking], *(_matching(direction, part) for direction, part in _by_direction(holds))]
+
+
+def _untested(rows: pd.DataFrame) -> str:
+    """The words for findings of which none has a test, empty where one has."""
+    if rows.empty or rows["p_all"].notna().any():
+        return ""
+    return f" (none was tested: {rows['n_queries'].max()} queries, a test takes {FEWEST})"
 
 
 def _by_direction(contrasts: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -145,7 +155,10 @@ def frequency(known: Known) -> list[Sentence]:
         return [*term, unknown, ["The largest effect is ", *say.described(acts.iloc[0]), "."]]
     matching = acts[acts["site"].isin(looks.loc[looks["holds"], "site"])]
     best = acts if matching.empty else matching
-    reason = "of the heads that match none carries an effect that holds" if looks["holds"].any() else "no head matches"
+    if looks["holds"].any():
+        reason = f"of the heads that match none carries an effect that holds{_untested(best)}"
+    else:
+        reason = f"which heads match is not known{untested}" if (untested := _untested(looks)) else "no head matches"
     no: Part = {"strong": "No link holds"}
     return [*term, [no, f": {why or reason}. The largest effect is ", *say.described(best.iloc[0]), "."]]
 
@@ -205,6 +218,7 @@ def scoring(known: Known) -> list[Sentence]:
     holds = paths[paths["site"].isin(known.linked("scoring")["site"])].drop_duplicates("site")
     if holds.empty:
         why = f": {known.why('scoring')}" if known.why("scoring") else ""
+        why += _untested(paths)
         return [[f"No path from a head to the score holds{why}; the largest is ", *say.described(paths.iloc[0]), "."]]
     count: Part = {"strong": f"{len(holds)} of {paths['site'].nunique()} heads"}
     return [[count, f" have a path to the score that holds ({known.kind}): ", *say.listed(holds), "."]]
