@@ -1,4 +1,4 @@
-"""From the CLS row to one number: pooler, classifier, and which logit means relevance."""
+"""From logits to one number: which logit means relevance."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from mechir.errors import MechirError
-from mechir.parts import Parts
 
 READOUTS = ("score", "log_p", "p")
 
 
-class ClassificationHead(nn.Module):
-    """Pooler, classifier and relevance read-out, with a hook point after each.
+class ScoreHead(nn.Module):
+    """The read-out of relevance from logits, with hook points: what the classifier reads, the logits, the score.
 
     The score is the logit (1 label) or the log-odds of the relevant label: `logit[1] - logit[0]` with 2 labels,
     `logit[r] - logsumexp(others)` with more. It ranks exactly as p(relevant) does, without saturating.
@@ -27,12 +26,8 @@ class ClassificationHead(nn.Module):
         super().__init__()
         self.labels, self.n_labels = tuple(labels), len(labels)
         self.relevant_label = relevant(self.labels, relevant_label)
-        self.hook_pooled, self.hook_logits, self.hook_score = HookPoint(), HookPoint(), HookPoint()
-
-    def forward(self, parts: Parts, cls: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch label"]:
-        """The logits."""
-        pooled = self.hook_pooled(parts.pooler_activation(parts.pooler(cls)))
-        return self.hook_logits(parts.classifier(pooled))
+        self.hook_pooled = HookPoint()
+        self.hook_logits, self.hook_score = HookPoint(), HookPoint()
 
     def score(self, logits: Float[Tensor, "batch label"]) -> Float[Tensor, "batch"]:
         """The log-odds of relevance, in float32 or better."""

@@ -15,7 +15,7 @@ from transformer_lens.hook_points import HookPoint
 
 from mechir.batches import Batch
 from mechir.encoder import forward as fw
-from mechir.encoder.head import ClassificationHead
+from mechir.encoder.head import ScoreHead
 from mechir.reranker import Weights
 
 
@@ -25,7 +25,7 @@ class Tiers(Weights):
     embed: fw.EmbedHooks
     hook_full_embed: HookPoint
     blocks: torch.nn.ModuleList
-    head: ClassificationHead
+    head: ScoreHead
     _positions_after: int | None
 
     def embedded(self, batch: Batch) -> Float[Tensor, "batch pos d_model"]:
@@ -48,7 +48,8 @@ class Tiers(Weights):
 
     def logits(self, resid: Float[Tensor, "batch row d_model"]) -> Float[Tensor, "batch label"]:
         """The logits that the head reads there."""
-        return self.head(self.parts, resid[:, 0])
+        pooled = self.head.hook_pooled(self.parts.pooler_activation(self.parts.pooler(resid[:, 0])))
+        return self.head.hook_logits(self.parts.classifier(pooled))
 
     @property
     def device(self) -> torch.device:
