@@ -32,7 +32,7 @@ __all__ += ["Activations", "Circuit", "Edge", "means", "parse_edge", "record", "
 
 _LATER = {
     "HookedEncoder": "mechir.encoder",
-    "load": "mechir.encoder.default",
+    "load": "mechir.encoder.opening",
     "diagnostic": "mechir.diagnostic_sets",
     "run": "mechir.engine",
     "load_experiment": "mechir.catalog",

@@ -15,7 +15,7 @@ from mechir.opening import collection
 from mechir.pair import Pair
 from mechir.perturbed import FILLERS, Diagnostic, perturbed
 from mechir.published_sets import PUBLISHED
-from mechir.reranker import Weights
+from mechir.reranker import Reranker
 from mechir.trec_files import stored
 
 
@@ -25,7 +25,7 @@ def diagnostic(
     *,
     fillers: Sequence[str] = FILLERS,
     swap: bool = False,
-    model: Weights | None = None,
+    model: Reranker | None = None,
     **pool: Any,
 ) -> Diagnostic:
     """A diagnostic set: `diagnostic("tfc1")`, `diagnostic("tfc1", collection)`, `diagnostic("tfc1", DIRECTORY)`.
@@ -57,7 +57,7 @@ def diagnostic(
     return replace(result, fillers=words, swap=swap, arguments={"name": name, "seed": 0} | given)
 
 
-def _of_collection(name: str, source: Any, model: Weights | None, pool: Mapping[str, Any]) -> Diagnostic:
+def _of_collection(name: str, source: Any, model: Reranker | None, pool: Mapping[str, Any]) -> Diagnostic:
     if name not in AXIOMS:
         raise MechirError(f"Unknown diagnostic '{name}': the closest are {closest(name, AXIOMS)}.")
     opened = source if isinstance(source, Collection) else collection(source)
@@ -73,7 +73,7 @@ def _idf(opened: Collection) -> axioms.Idf:
     return axioms.Idf(list(opened.docs.values()))
 
 
-def _synonyms(opened: Collection, pairs: Sequence[Pair], model: Weights | None) -> axioms.Stmc1:
+def _synonyms(opened: Collection, pairs: Sequence[Pair], model: Reranker | None) -> axioms.Stmc1:
     if model is None:
         raise MechirError("stmc1 takes synonyms from a model's embedding: give model=, or a directory with a table.")
     term = axioms.Term()
@@ -91,7 +91,7 @@ def _documents(opened: Collection, pairs: Sequence[Pair]) -> list[str]:
     return [text for text in opened.docs.values() if text]
 
 
-AXIOMS: dict[str, Callable[[Collection, Sequence[Pair], Weights | None], Perturbation]] = {
+AXIOMS: dict[str, Callable[[Collection, Sequence[Pair], Reranker | None], Perturbation]] = {
     "tfc1": lambda opened, pairs, model: axioms.Tfc1(),
     "tfc1-prepend": lambda opened, pairs, model: axioms.Tfc1("prepend"),
     "tfc1-inject": lambda opened, pairs, model: axioms.Tfc1("inject"),

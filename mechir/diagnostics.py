@@ -20,7 +20,7 @@ from bm25s.stopwords import STOPWORDS_EN_PLUS
 from mechir.contrasts import refused
 from mechir.errors import MechirError
 from mechir.pair import Pair
-from mechir.reranker import Weights
+from mechir.reranker import Reranker
 
 WHERE = ("append", "prepend", "inject", "replace")
 COMMON = frozenset(STOPWORDS_EN_PLUS)
@@ -195,7 +195,7 @@ class Stmc1:
         return replace(pair, document=f"{' '.join(pair.document.split())} {self.synonyms[term]}")
 
 
-def neighbours(model: Weights, terms: Sequence[str]) -> dict[str, str]:
+def neighbours(model: Reranker, terms: Sequence[str]) -> dict[str, str]:
     """The nearest whole word of the vocabulary for each term, by cosine of the embeddings in this model.
 
     A term of several word pieces is their mean. Pieces of words, special tokens and words that share a stem with the

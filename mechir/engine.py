@@ -21,7 +21,7 @@ import pandas as pd
 from mechir import provenance
 from mechir.catalog import load_experiment
 from mechir.encoder.certify import refuse_altered
-from mechir.encoder.hooked import HookedEncoder
+from mechir.encoder.hooked_model import HookedModel
 from mechir.encoding import REASONS
 from mechir.errors import MechirError
 from mechir.experiment import Experiment, Inputs, refuse_incomplete, silent
@@ -29,6 +29,7 @@ from mechir.inference import FEWEST
 from mechir.job import Job, ModelReference, compute_unit, finish
 from mechir.material import Pool, Source, Taken, material_of, opened, pairs_of, source_of
 from mechir.registry.runs import DEFAULT, Run, open_run
+from mechir.reranker import needs
 from mechir.sweeps import forwards
 
 SHOWN = 60
@@ -84,7 +85,7 @@ def run(
     Args:
         experiment: a value such as `AttentionContrast(delta=0.01)`, or its name or the path of its file, with options
             as further arguments.
-        model: a `HookedEncoder`.
+        model: a model, as `mi.load` gives it.
         source: a collection or its name, several in groups, or judged pairs as `mi.pairs` reads them (a frame with
             `query`, `text` and `label`); for an experiment on contrasts a diagnostic set, its name, or a collection or
             pairs, whose contrasts of term frequency are taken.
@@ -161,22 +162,23 @@ def asked_for(experiment: Experiment | type[Experiment] | str | Path, chosen: Ma
     return kind.chosen(**chosen)
 
 
-def _readied(model: object, pool: Any, shard: Any = None) -> HookedEncoder:
+def _readied(model: object, pool: Any, shard: Any = None) -> HookedModel:
     """The model as the pool reads it; raises for a model that was altered, and for arguments of another kind."""
     for name, value, kinds, write in (
-        ("model", model, HookedEncoder, "mechir.load(...)"),
+        ("model", model, HookedModel, "mechir.load(...)"),
         ("pool", pool, Pool | None, "mechir.Pool(per_grade=5, ...)"),
         ("shard", shard, Shard | None, "mechir.engine.Shard.parse('0/4')"),
     ):
         if not isinstance(value, kinds):
             raise MechirError(f"Cannot run with {name}={value!r:.60}: write {name}={write}.")
-    assert isinstance(model, HookedEncoder)
+    assert isinstance(model, HookedModel)
     refuse_altered(model)
     return model.limited(pool.max_length if pool else None)
 
 
 def checked(experiment: Experiment, inputs: Inputs) -> Experiment:
     """The experiment with its options in normal form; raises for those that this model or this pool does not allow."""
+    needs(inputs.model, f"'{experiment.name}'", experiment.tier, **experiment.assumes)
     normal = experiment.check(inputs)
     forwards(inputs.model, normal.interventions(inputs.model))  # refuses what does not fit the model
     return normal
@@ -184,7 +186,7 @@ def checked(experiment: Experiment, inputs: Inputs) -> Experiment:
 
 def _begun(
     experiment: Experiment,
-    model: HookedEncoder,
+    model: HookedModel,
     source: Source,
     *,
     pool: Pool,
@@ -251,7 +253,7 @@ def _say_found(normal: Experiment, ready: Experiment, say: Callable[[str], None]
 def _compute(
     stored: Run,
     experiment: Experiment,
-    model: HookedEncoder,
+    model: HookedModel,
     cut: Sequence[list[Any]],
     shard: Shard,
     say: Callable[[str], None],

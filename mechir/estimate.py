@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from mechir.encoder.hooked import HookedEncoder
+from mechir.encoder.hooked_model import HookedModel
 from mechir.engine import asked_for
 from mechir.experiment import Experiment
 from mechir.material import pairs_of
 
 
 def estimate(
-    experiment: Experiment | type[Experiment] | str, model: HookedEncoder, material: Sequence[Any], **chosen: Any
+    experiment: Experiment | type[Experiment] | str, model: HookedModel, material: Sequence[Any], **chosen: Any
 ) -> dict[str, Any]:
     """The cost of a run, from `Experiment.cost` and a timing of the intact model on 32 of the pairs.
 
@@ -39,7 +39,7 @@ def estimate(
     }
 
 
-def _memory_gb(model: HookedEncoder, longest: int) -> float:
+def _memory_gb(model: HookedModel, longest: int) -> float:
     """The memory of the process now, and the states, MLP and attention of the widest chunk of a sweep."""
     c, number = model.cfg, 8 if model.dtype == torch.float64 else 4
     rows = max(1, model.max_tokens // longest)

@@ -33,11 +33,10 @@ from typing import Any, ClassVar, Literal
 
 import pandas as pd
 
-from mechir.encoder.hooked import HookedEncoder
 from mechir.errors import MechirError, closest
 from mechir.material import Pool, Source, pairs_of
 from mechir.options import Option, options
-from mechir.reranker import Weights
+from mechir.reranker import Reranker
 from mechir.sweeps import forwards, sweep
 from mechir.views.latex import interval_ends
 
@@ -69,7 +68,7 @@ class Inputs:
             source and pool; only `prepare` may.
     """
 
-    model: HookedEncoder
+    model: Any
     material: list[Any]
     source: Source
     pool: Pool
@@ -98,7 +97,7 @@ class Finished:
 
     rows: pd.DataFrame
     judged: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
-    model: Weights | None = None
+    model: Any = None
     source: Source = None
     diagnostic: str = ""
     summary: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
@@ -110,6 +109,8 @@ class Experiment:
 
     Attributes:
         name: "paper/experiment" of those that come with mechir, else the name of the file.
+        tier: of the models that it runs on: `Reranker`, `Restarts` or `Weights` (`mechir.reranker`).
+        assumes: fields of `Structure`, each with the value that it assumes, e.g. `{"norm": "post"}`.
         runs_on: "pairs" of a collection, "contrasts" of a diagnostic set, or "groups": pairs of several collections.
         forwards: full forwards per pair or contrast that is taken, roughly; None where `cost` counts them.
         rows_of: another experiment that this one extends: its rows are summarised anew.
@@ -125,6 +126,8 @@ class Experiment:
     """
 
     name: ClassVar[str] = ""
+    tier: ClassVar[type] = Reranker
+    assumes: ClassVar[Mapping[str, Any]] = {}
     runs_on: ClassVar[RunsOn] = "pairs"
     forwards: ClassVar[float | None] = None
     rows_of: ClassVar[type[Experiment] | None] = None
@@ -198,11 +201,11 @@ class Experiment:
         """
         return self, inputs.material
 
-    def interventions(self, model: Weights) -> Mapping[str, Any]:
+    def interventions(self, model: Any) -> Mapping[str, Any]:
         """The interventions by name, of an experiment whose work is a sweep."""
         return {}
 
-    def cost(self, model: Weights) -> float:
+    def cost(self, model: Any) -> float:
         """Full forwards per pair or contrast that is taken, roughly: `forwards`, or a sweep of `interventions`."""
         return forwards(model, self.interventions(model)) if self.forwards is None else self.forwards
 
@@ -210,7 +213,7 @@ class Experiment:
         """The size of the effects that so many queries can find, for `--dry-run`; None where it is unknown."""
         return None
 
-    def measure(self, model: Weights, material: Sequence[Any]) -> pd.DataFrame:
+    def measure(self, model: Any, material: Sequence[Any]) -> pd.DataFrame:
         """The rows of one unit, whole queries; by default scores under each of the `interventions`, as in `sweep`."""
         return sweep(model, material, self.interventions(model))
 

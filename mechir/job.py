@@ -18,9 +18,12 @@ from typing import Any
 
 from mechir import provenance
 from mechir.catalog import load_experiment
-from mechir.encoder.default import NAME, load
+from mechir.encoder.default import NAME
 from mechir.encoder.hooked import HookedEncoder
+from mechir.encoder.hooked_model import HookedModel
+from mechir.encoder.opening import load
 from mechir.encoder.reading import ASKED
+from mechir.encoder.traced.model import TracedReranker
 from mechir.errors import MechirError, located
 from mechir.experiment import Experiment, Finished
 from mechir.material import Source
@@ -48,11 +51,11 @@ class ModelReference:
     fingerprint: str
 
     @classmethod
-    def of(cls, model: HookedEncoder) -> ModelReference:
+    def of(cls, model: HookedModel) -> ModelReference:
         """The reference of a loaded model; raises for one that was made in memory, which no other process can read."""
         name = model.cfg.model_name
         path = Path(name).expanduser()
-        if type(model) is not HookedEncoder or not (name == NAME or path.is_dir() or model.revision):
+        if type(model) not in (HookedEncoder, TracedReranker) or not (name == NAME or path.is_dir() or model.revision):
             raise MechirError(
                 f"'{name}' was made in memory and no other process can read it: save it with "
                 "`model.hf.save_pretrained` and load it from there, or use mechir.run."
@@ -61,15 +64,15 @@ class ModelReference:
         where = str(path.resolve()) if path.is_dir() else name
         return cls(where, str(model.dtype).removeprefix("torch."), model.head.relevant_label, length, model.fingerprint)
 
-    def load(self, device: str | None = None) -> HookedEncoder:
+    def load(self, device: str | None = None) -> HookedModel:
         """Reads the model; raises where it is another one now."""
         return _loaded(self, device)
 
 
 @lru_cache(maxsize=1)
-def _loaded(reference: ModelReference, device: str | None) -> HookedEncoder:
+def _loaded(reference: ModelReference, device: str | None) -> HookedModel:
     label = reference.relevant_label
-    options = {"dtype": reference.dtype, "relevant_label": label, "max_length": reference.max_length}
+    options: dict[str, Any] = {"dtype": reference.dtype, "relevant_label": label, "max_length": reference.max_length}
     model = load(reference.name, device=device, **options)
     if model.fingerprint != reference.fingerprint:
         raise MechirError(
@@ -132,7 +135,7 @@ class Job:
         return self.run
 
 
-def compute_unit(run: Run, experiment: Experiment, model: HookedEncoder, material: Any, unit: int) -> None:
+def compute_unit(run: Run, experiment: Experiment, model: HookedModel, material: Any, unit: int) -> None:
     """Measures and stores one unit of a run, with the device that it was computed on."""
     began = time.monotonic()
     rows = experiment.measure(model, list(material))
@@ -156,7 +159,7 @@ def _in_a_sentence(stored: Run, experiment: Experiment, method: str) -> Iterator
         ) from error
 
 
-def finish(stored: Run, experiment: Experiment, model: HookedEncoder, source: Source) -> None:
+def finish(stored: Run, experiment: Experiment, model: HookedModel, source: Source) -> None:
     """Summary, chart and findings, made once."""
     from mechir.views import charts
 

@@ -25,7 +25,7 @@ from mechir.options import LARGEST
 from mechir.pair import Pair
 from mechir.perturbed import Diagnostic
 from mechir.pools import Sample
-from mechir.reranker import Reranker, Weights
+from mechir.reranker import Reranker
 from mechir.rules import LEAVE_OUT
 
 CONTRASTS = "tfc1"
@@ -78,7 +78,7 @@ def pairs_of(material: Sequence[Any]) -> list[Pair]:
     return [item.base if isinstance(item, Contrast) else item for item in material]
 
 
-def opened(source: Any, experiment: Any, model: Weights, pool: Pool | None) -> tuple[Source, Pool | None]:
+def opened(source: Any, experiment: Any, model: Reranker, pool: Pool | None) -> tuple[Source, Pool | None]:
     """The source and the pool of a run as values, from what a user gives: see `engine.run`."""
     contrasts, sampled = experiment.runs_on == "contrasts", isinstance(source, Diagnostic)
     axiom = source if isinstance(source, str) and source in AXIOMS else CONTRASTS

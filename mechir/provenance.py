@@ -25,7 +25,7 @@ from mechir.collection_groups import BETWEEN, Collections, collection_of
 from mechir.contrasts import contrasts_hash
 from mechir.encoder.certify import refuse_unlike
 from mechir.encoder.head import relevant
-from mechir.encoder.hooked import HookedEncoder
+from mechir.encoder.hooked_model import HookedModel
 from mechir.encoder.reading import ASKED
 from mechir.errors import MechirError
 from mechir.experiment import Experiment
@@ -94,7 +94,7 @@ def follow(stored: Run, experiment: Experiment, rows: Run) -> None:
 
 
 def identity_of(
-    experiment: Experiment, model: HookedEncoder, source: Any, material: Sequence[Any], pool: Any
+    experiment: Experiment, model: HookedModel, source: Any, material: Sequence[Any], pool: Any
 ) -> dict[str, Any]:
     """The identity of a run: whatever decides its numbers, and so its id."""
     contrasts: dict[str, Any] = {}
@@ -134,7 +134,7 @@ def about(source: Any) -> Any:
     return members[0][1] if len(members) == 1 else source
 
 
-def asked_of(experiment: Experiment, model: HookedEncoder, source: Any, pool: Any) -> dict[str, Any]:
+def asked_of(experiment: Experiment, model: HookedModel, source: Any, pool: Any) -> dict[str, Any]:
     """The command of a run, to give it again from anywhere; recorded, but no part of its identity.
 
     `asked`: the options of the experiment as they were given, without those that it chose itself; `given`: the other
@@ -191,7 +191,7 @@ def begin(
     stored: Run,
     identity: Mapping[str, Any],
     experiment: Experiment,
-    model: HookedEncoder,
+    model: HookedModel,
     pairs: Sequence[Pair],
     frames: Mapping[str, pd.DataFrame],
     n_units: int,
@@ -249,10 +249,10 @@ def quality(stored: Run) -> list[dict[str, Any]]:
     return lines
 
 
-_CERTIFICATES: WeakKeyDictionary[HookedEncoder, dict[tuple[str, ...], dict[str, Any]]] = WeakKeyDictionary()
+_CERTIFICATES: WeakKeyDictionary[HookedModel, dict[tuple[str, ...], dict[str, Any]]] = WeakKeyDictionary()
 
 
-def certificate(model: HookedEncoder, pairs: Sequence[Pair]) -> dict[str, Any]:
+def certificate(model: HookedModel, pairs: Sequence[Pair]) -> dict[str, Any]:
     """The parity certificate over some of the pairs, made once; raises where Hugging Face reads or scores otherwise."""
     some = list(pairs[:: max(1, len(pairs) // CERTIFIED)])[:CERTIFIED]
     known = _CERTIFICATES.setdefault(model, {})

@@ -121,6 +121,10 @@ class Reranker(Protocol):
     def certify(self, pairs: Any) -> dict[str, Any]:
         """The largest differences from the original implementation on these pairs."""
 
+    @property
+    def W_E(self) -> Float[Tensor, "d_vocab d_embed"]:
+        """The word embeddings, as they enter the model: before positions, segments and LayerNorm are applied."""
+
 
 @runtime_checkable
 class Restarts(Reranker, Protocol):
@@ -154,7 +158,7 @@ class Weights(Restarts, Protocol):
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_embed"]:
-        """The word embeddings, before positions, segments and LayerNorm are applied."""
+        """The word embeddings, as they enter the model: before positions, segments and LayerNorm are applied."""
         return self.parts.embeddings.word.weight
 
     @property
@@ -242,6 +246,12 @@ TIERS: dict[type, tuple[str, str]] = {
 READS = {"cls": "the CLS row", "mean": "the mean of all rows", "last": "the last row", "decoder": "generated tokens"}
 
 
+def offers(model: object, tier: type) -> bool:
+    """Whether a model is of a tier."""
+    # `isinstance` would compute each property of a model that derives from the protocol.
+    return tier in type(model).__mro__ or isinstance(model, tier)
+
+
 def needs(
     model: object,
     method: str,
@@ -259,8 +269,7 @@ def needs(
         instead: advice for a model of another structure.
         structure: fields of `Structure`, each with the value that the method assumes.
     """
-    # `isinstance` would compute each property of a model that derives from the protocol.
-    if tier not in type(model).__mro__ and not isinstance(model, tier):
+    if not offers(model, tier):
         name = f"'{model.cfg.model_name}'" if isinstance(model, Reranker) else f"a {type(model).__name__}"
         offer, advice = TIERS[tier]
         raise MechirError(f"{method} needs a model that {offer}, and {name} does not: {advice}.")

@@ -12,7 +12,7 @@ import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ from mechir.batches import Batch
 from mechir.errors import MechirError
 from mechir.hooks import Edit, Hook, edits
 from mechir.recorder import refuse_non_finite
-from mechir.reranker import Restarts, needs
+from mechir.reranker import Reranker, Restarts, needs, offers
 
 READ = (
     "hook_resid_pre",
@@ -32,6 +32,8 @@ READ = (
     *(f"attn.hook_{part}" for part in ("q", "k", "v", "attn_scores", "pattern")),
 )
 """Hooks of the first stage of a layer."""
+SHARED, ONE_BY_ONE = "what interventions share, once", "one run for each intervention"
+"""How a sweep was computed."""
 StageEdits = tuple[tuple[str, Edit], ...]
 """The edits of one stage, in order. Equal values mean equal states, given equal states before."""
 
@@ -50,7 +52,7 @@ class State:
 
 @torch.no_grad()
 def sweep(
-    model: Restarts,
+    model: Reranker,
     pairs: Any,
     do: Any,
     *,
@@ -61,11 +63,12 @@ def sweep(
 ) -> pd.DataFrame:
     """The score of every pair under every named intervention: what `model.score` gives for each.
 
-    In float32 they differ by some 1e-6 of the length of the stream: below 1e-5 on trained models, below 1e-4 on planted
-    ones, whose stream has length 100; in float64 by 1e-12.
+    Of a model that starts at any layer, what interventions share is computed once; of any other each is a run of its
+    own (`attrs["computed"]` says which). In float32 they differ by some 1e-6 of the length of the stream: below 1e-5 on
+    trained models, below 1e-4 on planted ones, whose stream has length 100; in float64 by 1e-12.
 
     Args:
-        model: a `HookedEncoder`.
+        model: any reranker.
         pairs: what to score, as `mi.pairs` reads it.
         do: a mapping name -> intervention, several of them, or `()` for the intact model.
         max_rows: the most pairs x interventions computed together.
@@ -80,7 +83,7 @@ def sweep(
     Raises:
         MechirError: as `model.score`; for an empty `do`.
     """
-    needs(model, "sweep", Restarts)
+    needs(model, "sweep")
     if not isinstance(do, Mapping):
         raise MechirError("sweep takes interventions by name: write do={'cut': Mask('doc<-query'), 'intact': ()}.")
     if not do:
@@ -89,8 +92,8 @@ def sweep(
     number = np.float64 if model.dtype == torch.float64 else np.float32
     scores = {name: np.empty(len(encoded), dtype=number) for name in do}
     for index, batch in model.batches(encoded, max_rows=max_rows, max_tokens=max_tokens, progress=progress):
-        plans = {name: stages(model, edits(intervention, batch)) for name, intervention in do.items()}
-        for name, score in walk(model, batch, plans, max_rows=max_rows, max_tokens=max_tokens):
+        hooks = {name: edits(intervention, batch) for name, intervention in do.items()}
+        for name, score in scores_under(model, batch, hooks, max_rows=max_rows, max_tokens=max_tokens):
             scores[name][index] = score.cpu().numpy()
     for name in do:
         refuse_non_finite(model, torch.from_numpy(scores[name]), encoded, do[name])
@@ -100,7 +103,26 @@ def sweep(
         "grade": pd.array([pair.grade for pair in encoded.pairs], dtype="Int64"),
     }
     frames = (pd.DataFrame({"name": name} | columns | {"score": scores[name]}) for name in do)
-    return pd.concat(frames, ignore_index=True)
+    table = pd.concat(frames, ignore_index=True)
+    table.attrs["computed"] = SHARED if offers(model, Restarts) else ONE_BY_ONE
+    return table
+
+
+def scores_under(
+    model: Reranker, batch: Batch, hooks: Mapping[str, Sequence[Hook]], *, max_rows: int, max_tokens: int
+) -> Iterator[tuple[str, Float[Tensor, "batch"]]]:
+    """The scores of one batch under each list of hooks, by name: as `walk` where the model starts at any layer.
+
+    Of any other model each is a run of its own.
+    """
+    if offers(model, Restarts):
+        restarting = cast(Restarts, model)
+        plans = {name: stages(restarting, some) for name, some in hooks.items()}
+        yield from walk(restarting, batch, plans, max_rows=max_rows, max_tokens=max_tokens)
+        return
+    for name, some in hooks.items():
+        with model.hooks(some):
+            yield name, model(batch)
 
 
 def stages(model: Restarts, hooks: Sequence[Hook]) -> list[StageEdits]:
@@ -202,13 +224,16 @@ def _rowwise(model: Restarts, per_branch: list[StageEdits], size: int) -> Iterat
         yield
 
 
-def forwards(model: Restarts, do: Mapping[str, Any]) -> float:
+def forwards(model: Reranker, do: Mapping[str, Any]) -> float:
     """The cost of the sweep of `do` in full forwards per pair: layers computed over layers of the model.
 
     The last layer counts in full, although mostly the CLS row alone is computed.
     """
     batch = model.batch(("a", "b"))
-    plans = [stages(model, edits(intervention, batch)) for intervention in do.values()]
+    hooks = [edits(intervention, batch) for intervention in do.values()]
+    if not offers(model, Restarts):
+        return float(len([model.resolve(some) for some in hooks]))
+    plans = [stages(cast(Restarts, model), some) for some in hooks]
     n = 2 * model.cfg.n_layers
     halves = sum(len({tuple(plan[: stage + 1]) for plan in plans}) for stage in range(1, n + 1))
     return halves / n

@@ -20,7 +20,8 @@ import torch
 
 import mechir as mi
 from mechir.encoder.checkpoint import read_json
-from mechir.encoder.default import FOLDER, backbone, embedded, load
+from mechir.encoder.default import FOLDER, backbone, embedded
+from mechir.encoder.opening import load
 from mechir.inference import mean_interval
 from mechir.methods import ranking
 from scripts.docs_markers import put

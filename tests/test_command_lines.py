@@ -106,7 +106,7 @@ def test_click_s_own_mistakes_keep_their_words(capsys: pytest.CaptureFixture[str
 def test_a_file_that_cannot_be_written_is_told_before_anything_is_scored(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mechir.encoder.default.load", lambda *given, **options: pytest.fail("it was loaded"))
+    monkeypatch.setattr("mechir.encoder.opening.load", lambda *given, **options: pytest.fail("it was loaded"))
     Path("there").mkdir()
     for out in ("no/such/x.run", "there"):
         code, _, err = call(capsys, "score", "--out", out)

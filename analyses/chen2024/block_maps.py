@@ -13,7 +13,7 @@ from mechir.methods import effects
 from mechir.methods.groups import columns_first
 from mechir.methods.patching import patch
 from mechir.model_sites import blocks
-from mechir.reranker import Weights
+from mechir.reranker import Reranker
 from mechir.views import charts
 
 COMPONENTS = {"resid": "resid_pre", "attn": "attn_out", "mlp": "mlp_out"}
@@ -31,11 +31,11 @@ class BlockMaps(Experiment):
     runs_on = "contrasts"
     shown = ("rank", "component", "layer", "at", "estimate", "p_corrected", "share", "queries")
 
-    def cost(self, model: Weights) -> float:
+    def cost(self, model: Reranker) -> float:
         """Full forwards per contrast: half of one for each of three components, layers and roles."""
         return 2 + 0.55 * 3 * model.cfg.n_layers * len(ROLES)
 
-    def measure(self, model: Weights, contrasts: Sequence[Contrast]) -> pd.DataFrame:
+    def measure(self, model: Reranker, contrasts: Sequence[Contrast]) -> pd.DataFrame:
         """`rank`, `site`, `at`, ids, scores, `effect`: see `patch`; `rank` is its third of the query."""
         rows = patch(model, contrasts, blocks(model), at="role")
         rows.insert(0, "rank", effects.thirds(rows))

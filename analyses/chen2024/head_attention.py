@@ -11,7 +11,7 @@ from mechir.experiment import Finished
 from mechir.measures import NO_OP, stated
 from mechir.methods import effects
 from mechir.methods.attention import role_attention
-from mechir.reranker import Weights
+from mechir.reranker import Reranker
 from mechir.views import charts
 
 from .head_positions import HeadPositions
@@ -29,11 +29,11 @@ class HeadAttention(HeadPositions):
     shown = ("site", "reader", "source", "estimate", "p_corrected", "base", "donor", "queries")
     examples = ("--heads h1.1,h2.9 --limit-queries 5",)
 
-    def cost(self, model: Weights) -> float:
+    def cost(self, model: Reranker) -> float:
         """Full forwards per contrast, the search for the heads included."""
         return 2.2 + 0.2 * model.cfg.n_layers * model.cfg.n_heads
 
-    def measure(self, model: Weights, contrasts: Sequence[Contrast]) -> pd.DataFrame:
+    def measure(self, model: Reranker, contrasts: Sequence[Contrast]) -> pd.DataFrame:
         """`site`, `reader`, `source` (roles), ids, `base`, `donor`: see `role_attention`."""
         return role_attention(model, contrasts, self.heads)
 

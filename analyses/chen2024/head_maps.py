@@ -14,7 +14,7 @@ from mechir.methods.checks import place
 from mechir.methods.patching import patch
 from mechir.model_sites import all_heads
 from mechir.options import option
-from mechir.reranker import Weights
+from mechir.reranker import Reranker
 from mechir.sites import ATTENTION
 from mechir.views import charts
 
@@ -37,7 +37,7 @@ class HeadMaps(Experiment):
     part: str = option("z", "what of a head is patched", among=tuple(ATTENTION))
     at: str = option("all", "where: all positions, or those of some roles or segments, such as query|doc")
 
-    def cost(self, model: Weights) -> float:
+    def cost(self, model: Reranker) -> float:
         """Full forwards per contrast: half of one per head."""
         return 2 + 0.55 * model.cfg.n_layers * model.cfg.n_heads
 
@@ -45,7 +45,7 @@ class HeadMaps(Experiment):
         """The place in its normal form; refuses what does not fit."""
         return replace(self, at=place(inputs.model, inputs.material, self.at))
 
-    def measure(self, model: Weights, contrasts: Sequence[Contrast]) -> pd.DataFrame:
+    def measure(self, model: Reranker, contrasts: Sequence[Contrast]) -> pd.DataFrame:
         """`rank`, `site`, `at`, ids, scores, `effect`: see `patch`."""
         rows = patch(model, contrasts, all_heads(model, self.part), at="all" if self.at == "all" else [self.at])
         rows.insert(0, "rank", effects.thirds(rows))

@@ -13,7 +13,7 @@ from mechir.methods import effects
 from mechir.methods.checks import heads_or_search
 from mechir.methods.patching import choose_heads, patch
 from mechir.options import OR_FOUND, option
-from mechir.reranker import Weights
+from mechir.reranker import Reranker
 from mechir.sites import Head
 from mechir.views import charts
 
@@ -32,7 +32,7 @@ class HeadPositions(Experiment):
     heads: tuple[Head, ...] = option((), f"heads {OR_FOUND}", in_order=True)
     top: int = option(4, "heads found by the run where none are named", least=1)
 
-    def cost(self, model: Weights) -> float:
+    def cost(self, model: Reranker) -> float:
         """Full forwards per contrast: half of one per head, role, and part."""
         return 2 + 0.55 * 2 * self.top * len(ROLES) + 0.2 * model.cfg.n_layers * model.cfg.n_heads
 
@@ -45,7 +45,7 @@ class HeadPositions(Experiment):
         heads, rest = choose_heads(inputs.model, inputs.material, heads=self.heads, top=self.top)
         return replace(self, heads=heads), rest
 
-    def measure(self, model: Weights, contrasts: Sequence[Contrast]) -> pd.DataFrame:
+    def measure(self, model: Reranker, contrasts: Sequence[Contrast]) -> pd.DataFrame:
         """`site`, `at` (role), ids, scores, `effect`: see `patch`."""
         sites = [site for head in self.heads for site in (head, head._replace(part="pattern"))]
         return patch(model, contrasts, sites, at="role")

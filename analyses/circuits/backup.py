@@ -36,6 +36,7 @@ class Backup(Scored):
     edges carry most on half of the queries, and effects are measured on the other half.
     """
 
+    tier = Weights
     examples = ("--heads h1.1 --limit-queries 8", "--by zero --dry-run")
     figure = 24
 

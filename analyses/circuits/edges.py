@@ -44,6 +44,7 @@ class Edges(Scored):
     at random are patched exactly as well: how far to believe the estimates of all others.
     """
 
+    tier = Weights
     examples = ("--limit-queries 8", "--method eap --sample 0 --limit-queries 8")
     figure = 21
 

@@ -50,6 +50,7 @@ class Faithfulness(Scored):
     query. The documents are ranked with each circuit alone.
     """
 
+    tier = Weights
     examples = ("--draws 5 --limit-queries 8", "--how greedy --dry-run")
     figure = 22
 

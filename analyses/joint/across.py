@@ -19,7 +19,7 @@ from mechir.registry.evidence import held
 from mechir.registry.links import exploratory, linked, measured
 from mechir.registry.names import model_name
 from mechir.registry.queries import matching
-from mechir.reranker import Weights
+from mechir.reranker import Reranker
 from mechir.sites import is_head
 from mechir.views import charts
 from mechir.views.scatter import scatter
@@ -78,7 +78,7 @@ class Across(Experiment):
         links = links.sort_values(["term", "site", *WHERE], ignore_index=True)
         return replace(self, heads=heads.reset_index(drop=True), asked=asked, links=links), inputs.material[:1]
 
-    def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
+    def measure(self, model: Reranker, pairs: Sequence[Pair]) -> pd.DataFrame:
         """The ids of the pair; everything is in the findings."""
         return pd.DataFrame(list(pairs))[["query_id", "doc_id", "grade"]]
 

@@ -20,7 +20,7 @@ from mechir.options import BY_MEASURES, frame, option
 from mechir.pair import Pair
 from mechir.registry.evidence import held
 from mechir.registry.queries import matching
-from mechir.reranker import Weights
+from mechir.reranker import Reranker
 from mechir.sites import Attn, Head, Mlp, Neuron, Site, parse_site
 from mechir.sweeps import sweep
 from mechir.views import charts
@@ -63,7 +63,7 @@ class Cut(Experiment):
     sets: pd.DataFrame = frame("set", "sites", "masks")
     filling: pd.DataFrame = frame("way", "recipe", "model", "hook", "shape", "values")
 
-    def cost(self, model: Weights) -> float:
+    def cost(self, model: Reranker) -> float:
         """Full forwards per pair: the intact model, and every set in every way; means and samples beside it."""
         return 3.0 + len(self.ways) * (1 + self.draws)
 
@@ -103,7 +103,7 @@ class Cut(Experiment):
         frames = [_activations(inputs, way, hooks, self.seed).assign(way=way) for way in wanted]
         return replace(self, sets=sets, filling=pd.concat(frames) if frames else self.filling), inputs.material
 
-    def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
+    def measure(self, model: Reranker, pairs: Sequence[Pair]) -> pd.DataFrame:
         """Scores of every pair, intact and without each set: `name`, `query_id`, `doc_id`, `grade`, `score`."""
         return sweep(model, pairs, interventions(self.sets, ways_of(self.sites, self.ways), filled(self.filling)))
 
@@ -156,7 +156,7 @@ class Cut(Experiment):
         )  # fmt: skip
 
 
-def _component(model: Weights, named: Site) -> Site:
+def _component(model: Reranker, named: Site) -> Site:
     """A component of the model; raises for anything else."""
     try:
         (site,) = sites_of(model, Ablate(named).sites)
@@ -165,7 +165,7 @@ def _component(model: Weights, named: Site) -> Site:
     return site
 
 
-def _mask(model: Weights, text: str) -> Mask:
+def _mask(model: Reranker, text: str) -> Mask:
     """A mask of the model's heads or layers; raises for anything else."""
     try:
         mask = Mask.parse(text)

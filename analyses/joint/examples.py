@@ -12,7 +12,7 @@ from mechir.methods.attention import pair_attention
 from mechir.methods.checks import heads_there
 from mechir.options import option
 from mechir.pair import Pair, first_of_each
-from mechir.reranker import Weights
+from mechir.reranker import Reranker
 from mechir.sites import Head
 from mechir.views import charts
 
@@ -52,7 +52,7 @@ class Examples(Experiment):
             shown += [graded[0], graded[-1]][: len(graded)]
         return self, shown
 
-    def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
+    def measure(self, model: Reranker, pairs: Sequence[Pair]) -> pd.DataFrame:
         """The rows of `pair_attention`."""
         return pair_attention(model, pairs, self.heads)
 

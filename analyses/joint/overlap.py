@@ -17,7 +17,7 @@ from mechir.options import frame, option
 from mechir.pair import Pair
 from mechir.registry.names import Named
 from mechir.registry.queries import matching
-from mechir.reranker import Weights
+from mechir.reranker import Reranker
 from mechir.sites import is_head
 from mechir.views import charts
 
@@ -81,7 +81,7 @@ class Overlap(Experiment):
             raise MechirError(f"No measure '{wrong[0]}' orders heads here: the closest are {closest(wrong[0], known)}.")
         return list(self.measures) or known
 
-    def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
+    def measure(self, model: Reranker, pairs: Sequence[Pair]) -> pd.DataFrame:
         """The ids of the pair; everything is in the findings."""
         return pd.DataFrame(list(pairs))[["query_id", "doc_id", "grade"]]
 

@@ -81,6 +81,7 @@ class Pathway(Experiment):
     of term frequency alone, the edges of the first two thirds.
     """
 
+    tier = Weights
     examples = ("--limit-queries 20", "--dry-run")
     is_default = True
     reports = True

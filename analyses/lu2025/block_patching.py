@@ -14,7 +14,7 @@ from mechir.methods.checks import place
 from mechir.methods.patching import WHERE, patch
 from mechir.model_sites import blocks
 from mechir.options import option
-from mechir.reranker import Weights
+from mechir.reranker import Reranker
 from mechir.views import charts
 
 PLACES = {"role": len(ROLES), "segment": 5, "all": 1}
@@ -36,7 +36,7 @@ class BlockPatching(Experiment):
 
     at: str = option("role", "where: each role, segment or position, all positions together, or one place such as doc")
 
-    def cost(self, model: Weights) -> float:
+    def cost(self, model: Reranker) -> float:
         """Full forwards per contrast: half of one for each of three components, layers and places."""
         return 2 + 0.55 * 3 * model.cfg.n_layers * PLACES.get(self.at, 100)
 
@@ -44,7 +44,7 @@ class BlockPatching(Experiment):
         """The place in its normal form; refuses what does not fit."""
         return replace(self, at=place(inputs.model, inputs.material, self.at, each=WHERE))
 
-    def measure(self, model: Weights, contrasts: Sequence[Contrast]) -> pd.DataFrame:
+    def measure(self, model: Reranker, contrasts: Sequence[Contrast]) -> pd.DataFrame:
         """`site`, `at`, ids, scores, `effect`: see `patch`."""
         return patch(model, contrasts, blocks(model), at=self.at)
 

@@ -29,6 +29,7 @@ class HeadToHeads(Experiment):
     inputs of all scoring heads are replaced together (Lu et al. 2025, arXiv:2502.04645; Wang et al. 2022).
     """
 
+    tier = Weights
     examples = ("--receivers h4.5 --limit-queries 5", "--ports q --dry-run")
     runs_on = "contrasts"
     figure = 13

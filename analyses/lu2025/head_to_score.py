@@ -24,6 +24,7 @@ class HeadToScore(Experiment):
     the way and LayerNorms are live, as the authors do; the column `departure` says how far that is from a linear path.
     """
 
+    tier = Weights
     examples = ("--limit-queries 5", "--freeze heads+mlps --ln frozen --limit-queries 5")
     runs_on = "contrasts"
     figure = 12

@@ -26,6 +26,7 @@ class IdfDirection(Experiment):
     once more over the word pieces of the pool's queries alone.
     """
 
+    tier = Weights
     examples = ("", "--vectors 10")
     figure = 8
     answers: ClassVar = {"idf": ()}

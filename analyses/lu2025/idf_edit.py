@@ -40,6 +40,7 @@ class IdfEdit(Experiment):
     by path patching on one query in three, and the others are measured.
     """
 
+    tier = Weights
     examples = ("--heads h4.5 --limit-queries 5", "--factors 1,5 --draws 5 --dry-run")
     figure = 9
     answers: ClassVar = {"idf-acts": ()}

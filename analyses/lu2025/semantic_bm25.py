@@ -34,6 +34,7 @@ class SemanticBm25(Experiment):
     BM25 tuned on the same queries. Matching heads are found on a third that is not tested.
     """
 
+    tier = Weights
     examples = ("", "--heads h1.1,h2.9 --limit-queries 10")
     figure = 10
     answers: ClassVar = {"bm25": ()}

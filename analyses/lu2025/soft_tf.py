@@ -46,6 +46,7 @@ class SoftTf(Experiment):
     are measured (section 4.2).
     """
 
+    tier = Weights
     examples = ("--heads h1.1,h2.9 --limit-queries 10", "--words 30 --dry-run")
     figure = 7
     answers: ClassVar = {"rise": ()}

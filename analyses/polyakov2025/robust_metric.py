@@ -13,7 +13,7 @@ from mechir.methods import effects
 from mechir.methods.patching import patch
 from mechir.methods.statistics import spearman
 from mechir.model_sites import all_heads
-from mechir.reranker import Weights
+from mechir.reranker import Reranker
 from mechir.views import charts
 
 METRICS = {"difference": "difference", "classic": "ratio", "robust": "robust"}
@@ -32,11 +32,11 @@ class RobustMetric(Experiment):
     examples = ("--limit-queries 10", "--diagnostic tdc --limit-queries 10")
     runs_on = "contrasts"
 
-    def cost(self, model: Weights) -> float:
+    def cost(self, model: Reranker) -> float:
         """Full forwards per contrast: half of one per head."""
         return 2 + 0.55 * model.cfg.n_layers * model.cfg.n_heads
 
-    def measure(self, model: Weights, contrasts: Sequence[Contrast]) -> pd.DataFrame:
+    def measure(self, model: Reranker, contrasts: Sequence[Contrast]) -> pd.DataFrame:
         """A row per contrast: ids, `grade`, `filler`, `base`, `donor`, the mean |effect| over heads by each metric."""
         rows = patch(model, contrasts, all_heads(model))
         keys = ["query_id", "doc_id", "grade", "filler", "base", "donor"]

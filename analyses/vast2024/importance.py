@@ -25,7 +25,7 @@ from mechir.methods.schemes import top
 from mechir.methods.walk import Way
 from mechir.options import option
 from mechir.pair import Pair, split_queries
-from mechir.reranker import Weights
+from mechir.reranker import Reranker
 from mechir.views import charts
 
 ENDS = 0.01
@@ -70,7 +70,7 @@ class Importance(Experiment):
         self._taken(inputs.material, thresholds(inputs.source, self.relevant), goal)
         return replace(self, target=goal)
 
-    def goal(self, model: Weights) -> str:
+    def goal(self, model: Reranker) -> str:
         """The target in its normal form; refuses what the model lacks."""
         read = {"heads": self.heads, "neurons": self.neurons}
         return unit_target(model, baseline=self.baseline, target=self.target, tol=self.tol, **read)
@@ -80,7 +80,7 @@ class Importance(Experiment):
         lowest = thresholds(inputs.source, self.relevant)
         return replace(self, relevant=format_thresholds(lowest)), self._taken(inputs.material, lowest, self.target)
 
-    def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
+    def measure(self, model: Reranker, pairs: Sequence[Pair]) -> pd.DataFrame:
         """The rows of `unit_rows`; a margin is over the mean score of the query's pairs of the other label."""
         return unit_rows(
             model,

@@ -19,7 +19,7 @@ from mechir.methods.statistics import overlap, percentiles
 from mechir.methods.walk import Way
 from mechir.options import option
 from mechir.pair import Pair
-from mechir.reranker import Weights
+from mechir.reranker import Reranker
 from mechir.sites import is_head
 from mechir.views.scatter import scatter
 
@@ -69,7 +69,7 @@ class MatchingHeads(Experiment):
         pairs = labelled(sorted(inputs.material, key=weakest_first), lowest, self.take)
         return replace(self, relevant=format_thresholds(lowest)), pairs
 
-    def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
+    def measure(self, model: Reranker, pairs: Sequence[Pair]) -> pd.DataFrame:
         """A row per query, label and head: `conductance`, mean over pairs, and `mean_max`, see `attention_by_grade`."""
         rows = unit_rows(model, pairs, units=(self.heads,), way=Way(self.baseline, tol=self.tol))
         units, keys = rows[rows["kind"] == "unit"], ["query_id", "label", "site"]

@@ -18,7 +18,7 @@ from mechir.methods.pruning import ENDS, ORIGINAL, RANDOM, pruned_sets, pruning_
 from mechir.methods.schemes import LABELS, schemes
 from mechir.options import BY_MEASURES, frame, option
 from mechir.pair import Pair, split_queries
-from mechir.reranker import Weights
+from mechir.reranker import Reranker
 from mechir.sweeps import sweep
 from mechir.views import charts
 
@@ -64,7 +64,7 @@ class Pruning(Importance):
         """The grid as shares from 0 to 1."""
         return [percent / 100 for percent in self.grid]
 
-    def cost(self, model: Weights) -> float:
+    def cost(self, model: Reranker) -> float:
         """Full forwards per pair: the intact model, and every set of every share; conductance of a third beside it."""
         return 16.0 + max(1, len(self.scheme)) * len(self.grid) * len(ENDS) * (1 + self.draws)
 
@@ -95,7 +95,7 @@ class Pruning(Importance):
         rest = split_queries(inputs.material, self.every)[1]
         return replace(self, relevant=lowest, scheme=wanted, sets=sets), rest
 
-    def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
+    def measure(self, model: Reranker, pairs: Sequence[Pair]) -> pd.DataFrame:
         """Scores of every pair without each set: `name`, `query_id`, `doc_id`, `grade`, `score`."""
         cut = {name: Ablate(sites.split(",")) for name, sites in self.sets[["name", "sites"]].to_numpy()}
         return sweep(model, pairs, {ORIGINAL: ()} | cut)

@@ -13,7 +13,7 @@ from mechir.methods.matching import MEASURES, SIDES, attention_by_pair, compare_
 from mechir.methods.statistics import query_means
 from mechir.options import option
 from mechir.pair import Pair
-from mechir.reranker import Weights
+from mechir.reranker import Reranker
 from mechir.sites import is_head
 from mechir.views import charts
 from mechir.views.scatter import scatter
@@ -43,7 +43,7 @@ class AttentionContrast(OfGrades):
     delta: float = option(CONTRAST.least, "differences of attention, from 0 to 1, within this count as none", least=0)
     sep2: bool = option(False, "count the second [SEP] to the document")
 
-    def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
+    def measure(self, model: Reranker, pairs: Sequence[Pair]) -> pd.DataFrame:
         """A row per pair and head: see `attention_by_pair`."""
         return attention_by_pair(model, pairs, sep2=self.sep2)
 

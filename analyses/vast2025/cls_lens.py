@@ -24,6 +24,7 @@ class ClsLens(Experiment):
     The first part is "relevance integration" in the journal code of Vast et al. 2025; see `mechir.methods.lens`.
     """
 
+    tier = Weights
     examples = ("--limit-queries 10", "--relevant 2 --draws 20 --limit-queries 10")
     forwards = 1.2  # one, of all rows of the last layer too
     shown = ("site", "depth", "measure", "of", "estimate", "queries")

@@ -12,7 +12,7 @@ from mechir.methods.checks import measures_there, relevant_there
 from mechir.methods.directions import condition_table, first_of, stated
 from mechir.methods.evaluation import NDCG
 from mechir.options import BY_MEASURES, option
-from mechir.reranker import Weights
+from mechir.reranker import Reranker
 from mechir.segments import FIVE, Direction, Segment, directions
 from mechir.views import charts
 
@@ -35,7 +35,7 @@ class DirectionAblation(Experiment):
     renormalise: bool = option(False, "cut before the softmax, so that the other weights take over")
     evaluate: tuple[str, ...] = option((NDCG,), **BY_MEASURES)
 
-    def interventions(self, model: Weights) -> dict[str, Any]:
+    def interventions(self, model: Reranker) -> dict[str, Any]:
         """The intact model, the 25 directions, and each reader cut from all five sources."""
         cut = [*directions(), *(Direction(reader, Segment.ALL) for reader in FIVE)]
         return {ORIGINAL: ()} | {str(direction): Mask(direction, renormalise=self.renormalise) for direction in cut}

@@ -11,7 +11,7 @@ from mechir.methods.checks import measures_there, relevant_there
 from mechir.methods.directions import condition_table, first_of, stated
 from mechir.methods.evaluation import NDCG
 from mechir.options import BY_MEASURES, option
-from mechir.reranker import Weights
+from mechir.reranker import Reranker
 from mechir.segments import Direction, directions
 from mechir.views import charts
 
@@ -45,7 +45,7 @@ class LayerSweep(Experiment):
     renormalise: bool = option(False, "cut before the softmax, so that the other weights take over")
     evaluate: tuple[str, ...] = option((NDCG,), **BY_MEASURES)
 
-    def interventions(self, model: Weights) -> dict[str, Any]:
+    def interventions(self, model: Reranker) -> dict[str, Any]:
         """The intact model, and each direction cut in layers 0 to l and in l to the last, such as `doc<-query@0-3`."""
         last = model.cfg.n_layers - 1
         spans = [(0, end) for end in range(last + 1)] + [(first, last) for first in range(1, last + 1)]

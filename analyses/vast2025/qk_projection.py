@@ -32,6 +32,7 @@ class QkProjection(Experiment):
     section 5).
     """
 
+    tier = Weights
     examples = ("--heads h1.1,h2.9 --limit-queries 10", "--strongest 4 --others 4 --dry-run")
     figure = 6
     shown = (

@@ -32,6 +32,7 @@ class QkSvd(OfGrades):
     set against whom the mean query prefers, and both against the contrast of its attention between grades.
     """
 
+    tier = Weights
     examples = ("--limit-queries 10", "--sep2 --limit-queries 10")
     figure = 5
     forwards = 2.5

@@ -73,7 +73,7 @@ def score(
     from mechir import Ablate, Mask, left_out
     from mechir import collection as open_collection
     from mechir.atomic import refuse_unwritable
-    from mechir.encoder.default import load
+    from mechir.encoder.opening import load
     from mechir.interventions import RENORMALISED
     from mechir.material import readable
     from mechir.methods.ranking import refuse_spaces, write_trec_run

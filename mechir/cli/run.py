@@ -18,7 +18,7 @@ from mechir.cli.options import COUNT, MODEL, PATH, REGISTRY, Command, collection
 from mechir.errors import MechirError
 
 if TYPE_CHECKING:
-    from mechir.encoder.hooked import HookedEncoder
+    from mechir.encoder.hooked_model import HookedModel
     from mechir.experiment import Experiment
     from mechir.options import Option
 
@@ -188,7 +188,7 @@ def _run(
 ) -> None:
     from mechir import collection as open_collection
     from mechir import engine
-    from mechir.encoder.default import load
+    from mechir.encoder.opening import load
 
     rules = rules_of(rest)
     contrasts: dict[str, Any] = {key: rest.pop(key) for key in ("diagnostic", "data", "fillers", "swap") if key in rest}
@@ -223,7 +223,7 @@ def _run(
         print_answers(registry, done[-1].record)
 
 
-def _print_cost(experiment: Experiment, model: HookedEncoder, source: Any, pool: Any, registry: Path) -> None:
+def _print_cost(experiment: Experiment, model: HookedModel, source: Any, pool: Any, registry: Path) -> None:
     """Prints the cost of a run, and its power where that is known."""
     from mechir.engine import checked
     from mechir.estimate import estimate
@@ -263,7 +263,7 @@ def _sources(
     rules: dict[str, Any],
     contrasts: dict[str, Any],
     pool: dict[str, Any],
-    model: HookedEncoder,
+    model: HookedModel,
 ) -> list[tuple[Any, Any]]:
     """The sources to run on, each with its pool; collections in groups are one source."""
     from mechir.collection_groups import collections, in_group
@@ -280,7 +280,7 @@ def _sources(
 
 
 def _source(
-    collection: str | None, rules: dict[str, Any], contrasts: dict[str, Any], pool: dict[str, Any], model: HookedEncoder
+    collection: str | None, rules: dict[str, Any], contrasts: dict[str, Any], pool: dict[str, Any], model: HookedModel
 ) -> tuple[Any, Any]:
     """A collection with its pool, or a diagnostic set, which is sampled already."""
     from mechir import collection as open_collection

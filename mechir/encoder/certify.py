@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mechir.batches import Batch
 from mechir.encoder.hooked import HookedEncoder
+from mechir.encoder.hooked_model import HookedModel
 from mechir.errors import MechirError
 from mechir.inputs import as_pairs
 from mechir.reranker import score_parity
@@ -125,7 +126,7 @@ def _theirs(model: HookedEncoder, inputs: Mapping[str, Tensor]) -> tuple[Any, Te
         model.hf.set_attn_implementation(default)
 
 
-def refuse_altered(model: HookedEncoder) -> None:
+def refuse_altered(model: HookedModel) -> None:
     """Raises for a model whose scores would be stored under the fingerprint of another one.
 
     That is one with hooks left in place, parameters that changed after loading, in training mode, in another number

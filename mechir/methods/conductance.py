@@ -26,7 +26,7 @@ from mechir.methods.targets import Target
 from mechir.methods.walk import Walked, Way, walk
 from mechir.model_sites import sites_of
 from mechir.pair import Pair
-from mechir.reranker import Reranker, Weights, needs
+from mechir.reranker import Reranker, needs
 from mechir.segments import FIVE, directions
 
 UNITS = {
@@ -57,7 +57,7 @@ class Conductances(NamedTuple):
 
 
 def conductance(
-    model: Weights,
+    model: Reranker,
     pairs: Any,
     *,
     units: Sequence[str] = ("post", "pattern"),
@@ -73,7 +73,7 @@ def conductance(
     """The conductance of every unit of every layer, all layers in one backward pass for each step.
 
     Args:
-        model: a `HookedEncoder`.
+        model: any reranker.
         pairs: the texts.
         units: of neurons one of "post" and "pre", of heads one of "pattern" and "z", and "resid".
         way: the line, and how it is summed.
@@ -91,7 +91,7 @@ def conductance(
         MechirError: for unknown names, "margin" without `against`, a pair that equals its baseline, a target that no
             unit feeds.
     """
-    needs(model, "conductance", Weights)
+    needs(model, "conductance")
     pairs = as_pairs(pairs)
     goal = Target(target, against)
     readers = unit_readers(model, units, goal, split=split)

@@ -22,7 +22,7 @@ from mechir.methods.evaluation import NDCG, per_query, ranking_measures
 from mechir.methods.pruning import sizes
 from mechir.methods.schemes import random_like
 from mechir.pair import Pair
-from mechir.reranker import Reranker, Restarts, needs
+from mechir.reranker import Reranker, needs
 from mechir.sweeps import sweep
 
 INTACT = "original"
@@ -59,7 +59,7 @@ def cut_sets(model: Reranker, named: Mapping[str, Sequence[str]], draws: int, se
 
 
 def cut_scores(
-    model: Restarts, pairs: Sequence[Pair], sets: pd.DataFrame, stored: pd.DataFrame, filler: str
+    model: Reranker, pairs: Sequence[Pair], sets: pd.DataFrame, stored: pd.DataFrame, filler: str
 ) -> pd.DataFrame:
     """Scores of every pair, and of one more occurrence of a query term, intact and under every cut.
 
@@ -71,7 +71,7 @@ def cut_scores(
         have the set "original". Contrasts are of each query's best and worst judged document, those that cannot be
         aligned left out.
     """
-    needs(model, "cut_scores", Restarts)
+    needs(model, "cut_scores")
     filling = {"zero": None, "mean": BySegment.of_frame(stored)}
     do: dict[str, Any] = {f"{INTACT}|-1|": ()}
     for heads in sets.itertuples(index=False):

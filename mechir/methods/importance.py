@@ -21,7 +21,7 @@ from mechir.methods.conductance import KIND, conductance, parts
 from mechir.methods.groups import columns_first, pair_ids
 from mechir.methods.schemes import LABELS, kind
 from mechir.pair import Pair, first_of_each
-from mechir.reranker import Reranker, Weights, needs
+from mechir.reranker import Reranker, needs
 
 RELEVANT, OTHER = LABELS
 DRAWS = 1000
@@ -105,7 +105,7 @@ def with_both(pairs: Sequence[Pair]) -> list[Pair]:
     return [pair for pair in pairs if {(pair.query_id, label) for label in range(len(LABELS))} <= labels]
 
 
-def unit_rows(model: Weights, pairs: Sequence[Pair], **options: Any) -> pd.DataFrame:
+def unit_rows(model: Reranker, pairs: Sequence[Pair], **options: Any) -> pd.DataFrame:
     """The rows that an experiment on units stores of some whole queries, their pairs `labelled`.
 
     `options`: of `conductance`; segments and directions are kept apart.
@@ -115,7 +115,7 @@ def unit_rows(model: Weights, pairs: Sequence[Pair], **options: Any) -> pd.DataF
         mean over these pairs as a flat list: all `parts` of the layer's first unit, of the second, ...
         "pair": `collection`, `query_id`, `label`, `doc_id`, `value`, `delta`, `error`, `steps`, `converged`.
     """
-    needs(model, "unit_rows", Weights)
+    needs(model, "unit_rows")
     rows, checks = conductance(model, pairs, split=True, **options)
     units = rows.assign(kind="unit", conductance=[x.ravel() for x in rows["conductance"]])
     both = pd.concat([units, checks.assign(kind="pair")], ignore_index=True)

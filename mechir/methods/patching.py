@@ -16,21 +16,22 @@ from torch import Tensor
 
 from mechir.contrasts import ROLES, Contrast, ContrastBatch, EncodedContrasts, encode_contrasts
 from mechir.errors import MechirError, refuse_below
+from mechir.hooks import Hook
 from mechir.interventions import Splice
 from mechir.model_sites import all_heads, heads_of, sites_of
 from mechir.pair import split_queries
 from mechir.recorder import observe
-from mechir.reranker import Restarts, needs
+from mechir.reranker import Reranker, needs
 from mechir.segments import FIVE, Segment
 from mechir.sites import Head, Site
-from mechir.sweeps import stages, walk
+from mechir.sweeps import scores_under
 
 WHERE = ("all", "role", "segment", "position")
 
 
 @torch.no_grad()
 def patch(
-    model: Restarts,
+    model: Reranker,
     contrasts: Sequence[Contrast],
     sites: Site | str | Iterable[Site | str],
     *,
@@ -42,10 +43,11 @@ def patch(
 ) -> pd.DataFrame:
     """The effect of patching each site from the donor into the base, for every contrast.
 
-    Only the activations of one batch are held, and only those that are patched; each run starts at the patched layer.
+    Only the activations of one batch are held, and only those that are patched; each run starts at the patched layer
+    where the model starts at any.
 
     Args:
-        model: one that starts at any layer, such as a `HookedEncoder`.
+        model: any reranker.
         contrasts: aligned pairs (`align`, `diagnostic(...).align(model).contrasts`).
         sites: e.g. "h8.1", "h8.1.q", `all_heads(model)`, `blocks(model)`.
         at: "all" positions together; "role", "segment" or "position": once for each of them; or the names of some,
@@ -63,7 +65,7 @@ def patch(
     Raises:
         MechirError: for a site that the model lacks, an unknown place, or contrasts that are not aligned.
     """
-    needs(model, "patch", Restarts)
+    needs(model, "patch")
     listed = sites_of(model, sites)
     encoded = encode_contrasts(model, contrasts, max_length)
     limit = max_tokens or model.max_tokens
@@ -76,7 +78,7 @@ def patch(
 
 
 def choose_heads(
-    model: Restarts, contrasts: list[Contrast], *, heads: tuple[Head, ...] = (), top: int = 4, every: int = 3
+    model: Reranker, contrasts: list[Contrast], *, heads: tuple[Head, ...] = (), top: int = 4, every: int = 3
 ) -> tuple[tuple[Head, ...], list[Contrast]]:
     """The heads that are named, or the `top` heads found where none are, and the contrasts left to measure.
 
@@ -86,7 +88,7 @@ def choose_heads(
     Raises:
         MechirError: when there are too few queries for both.
     """
-    needs(model, "choose_heads", Restarts)
+    needs(model, "choose_heads")
     if heads:
         return heads, contrasts
     chosen, rest = split_queries(contrasts, every)
@@ -102,7 +104,7 @@ def largest(rows: pd.DataFrame, by: str, top: int) -> list[str]:
 
 
 def _patched(
-    model: Restarts,
+    model: Reranker,
     batch: ContrastBatch,
     listed: Sequence[Site],
     at: str | Sequence[str],
@@ -119,9 +121,9 @@ def _patched(
     }
     if not edits:
         return pd.DataFrame(columns=["site", "at", "row", "base", "donor", "patched", "effect"])
-    plans = {"base": stages(model, [])}
-    plans |= {key: stages(model, [(site.hook, edit)]) for key, (site, _, edit) in edits.items()}
-    scores = dict(walk(model, batch.base, plans, max_rows=max_rows, max_tokens=max_tokens))
+    hooks: dict[str, list[Hook]] = {"base": []}
+    hooks |= {key: [(site.hook, edit)] for key, (site, _, edit) in edits.items()}
+    scores = dict(scores_under(model, batch.base, hooks, max_rows=max_rows, max_tokens=max_tokens))
     base = scores.pop("base")
     patched = torch.stack([scores[key] for key in edits])
     values = {"base": base, "donor": score, "patched": patched, "effect": patched - base}

@@ -22,7 +22,7 @@ from mechir.methods.conductance import checked
 from mechir.methods.groups import pair_ids
 from mechir.methods.targets import Target
 from mechir.methods.walk import Way, walk
-from mechir.reranker import Reranker, Weights, needs
+from mechir.reranker import Reranker, needs
 from mechir.segments import FIVE, Segment
 from mechir.subspaces import EMBED
 
@@ -47,7 +47,7 @@ class TokenAttribution(NamedTuple):
 
 
 def token_attribution(
-    model: Weights,
+    model: Reranker,
     pairs: Any,
     *,
     way: Way | None = None,
@@ -76,7 +76,7 @@ def token_attribution(
         MechirError: for unknown names, "margin" without `against`, a `start` of another length, a pair that equals its
             baseline.
     """
-    needs(model, "token_attribution", Weights)
+    needs(model, "token_attribution")
     pairs = as_pairs(pairs)
     goal, readers = _OverTokens(target, against), {EMBED: lambda flow, batch: flow.sum(-1)}
     encoded = model.encode(pairs, max_length)

@@ -26,7 +26,7 @@ from mechir.hooks import Hook
 from mechir.methods.targets import Target
 from mechir.model_sites import sites_of
 from mechir.pair import Pair
-from mechir.reranker import Reranker, Weights, needs
+from mechir.reranker import Reranker, needs
 from mechir.segments import Segment
 from mechir.subspaces import EMBED
 
@@ -106,7 +106,7 @@ class Walked:
 
 
 def walk(
-    model: Weights,
+    model: Reranker,
     pairs: Sequence[Pair],
     readers: Mapping[str, Reader],
     target: Target,
@@ -125,7 +125,7 @@ def walk(
     Raises:
         MechirError: for a pair that equals its baseline, a target that the model lacks, `against` of another length.
     """
-    needs(model, "walk", Weights)
+    needs(model, "walk")
     if target.site is not None:
         sites_of(model, target.site)
     if target.against is not None and len(target.against) != len(pairs):
@@ -154,7 +154,7 @@ def walk(
 class _Line:
     """The lines of all pairs, each from `begins` to its word pieces; `limit` word pieces are computed together."""
 
-    model: Weights
+    model: Reranker
     encoded: Encoded
     begins: Sequence[np.ndarray]
     target: Target

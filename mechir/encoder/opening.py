@@ -1,0 +1,90 @@
+"""Opens a model by whatever it is given as, in the backend that can reproduce it."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mechir.encoder.checkpoint import read_json, resolve
+from mechir.encoder.default import NAME, embedded
+from mechir.encoder.families import FAMILIES
+from mechir.encoder.hooked import HookedEncoder
+from mechir.encoder.hooked_model import HookedModel
+from mechir.encoder.loading import in_memory
+from mechir.encoder.traced import loading as traced
+from mechir.encoder.traced.layouts import LAYOUTS
+from mechir.errors import MechirError
+
+BACKENDS = ("own", "nnsight")
+"""The forward of BERT that mechir computes itself, and Hugging Face's own, opened by nnsight."""
+
+
+def load(name_or_path: Any = None, tokenizer: Any = None, *, backend: str | None = None, **options: Any) -> HookedModel:
+    """Opens a reranker: a directory or a name on the hub, a model in memory, or the embedded model by default.
+
+    Classifiers of the BERT-like families are computed by mechir itself (`HookedEncoder`, which starts at any layer and
+    shows its weights). ModernBERT, DeBERTa-v2, Qwen2 and Qwen3, Llama, Mistral, Gemma2, and module chains of
+    sentence-transformers run as Hugging Face has them, opened by nnsight (`TracedReranker`). `print(model)` says which.
+    The embedded model is a trained BERT cross-encoder of 6 layers x 12 heads; `mechir/data/MODEL_CARD.md` says what it
+    was trained on and how well it ranks.
+
+    Args:
+        name_or_path: a directory, a name on the hub, Hugging Face's model itself (`*ForSequenceClassification`), or a
+            `CrossEncoder`; the parameters of a model in memory are shared, not copied: it is put into eval mode and
+            needs no gradients any more.
+        tokenizer: of a model in memory; a `CrossEncoder` has its own.
+        backend: "own" or "nnsight"; by default "own" where it can.
+        options: those of `HookedEncoder.from_pretrained`; a model in memory takes `name` as well.
+
+    Raises:
+        MechirError: as `from_pretrained`; when the embedded model's backbone is not installed or is another one; for a
+            model in memory without its tokenizer, or of another structure.
+    """
+    if backend not in (None, *BACKENDS):
+        raise MechirError(f"Unknown backend {backend!r}: write one of {', '.join(BACKENDS)}, or leave it out.")
+    if isinstance(name_or_path, torch.nn.Module):
+        return _in_memory(name_or_path, tokenizer, backend, **options)
+    if tokenizer is not None:
+        raise MechirError("A checkpoint brings its own tokenizer: leave tokenizer= out, or give a model in memory.")
+    if name_or_path is not None and not isinstance(name_or_path, str | Path):
+        raise MechirError(
+            f"{name_or_path!r:.60} is no model: write a directory, a name on the hub, or Hugging Face's model and "
+            "its tokenizer, mi.load(model, tokenizer)."
+        )
+    if name_or_path is None or str(name_or_path) == NAME:
+        whole = embedded(**options)
+        return traced.classifier(whole.hf, whole.tokenizer, name=NAME) if backend == "nnsight" else whole
+    try:
+        folder = resolve(name_or_path)
+        if backend == "nnsight" or (backend is None and _by_nnsight(folder)):
+            return traced.load(folder, str(name_or_path), **options)
+        return HookedEncoder.from_pretrained(name_or_path, **options)
+    except MechirError as error:
+        if difflib.get_close_matches(str(name_or_path), [NAME], cutoff=0.7):
+            raise MechirError(f"{str(error).rstrip('.')}; the model that ships is '{NAME}'.") from error
+        raise
+
+
+def _in_memory(model: Any, tokenizer: Any, backend: str | None, **options: Any) -> HookedModel:
+    if traced.is_cross_encoder(model):
+        return traced.of_chain(model, **options)
+    kind, model_type = type(model).__name__, getattr(getattr(model, "config", None), "model_type", "")
+    own = any(family.architecture == kind for family in FAMILIES.values())
+    if backend == "nnsight" or (backend is None and not own and model_type in LAYOUTS):
+        return traced.classifier(model, tokenizer, **options)
+    return in_memory(model, tokenizer, **options)
+
+
+def _by_nnsight(folder: Path) -> bool:
+    """Whether a checkpoint is of a structure that our own forward does not have, and nnsight opens."""
+    if traced.is_chain(folder):
+        return True
+    if not (folder / "config.json").is_file():
+        return False
+    raw = read_json(folder / "config.json")
+    listed = raw.get("architectures") or []
+    own = any(family.architecture in listed for family in FAMILIES.values())
+    return bool(listed) and not own and not raw.get("auto_map") and raw.get("model_type") in LAYOUTS

@@ -1,0 +1,161 @@
+"""Loads a `TracedReranker`: a classifier of any listed structure, or a module chain of sentence-transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mechir.encoder.checkpoint import read_json, refuse_adapters, stored_tensors, weight_files
+from mechir.encoder.cross_encoder import settings
+from mechir.encoder.fingerprint import stored_digests
+from mechir.encoder.head import label_names
+from mechir.encoder.reading import Reading
+from mechir.encoder.stored import configuration, device_of, number_type, quietly, read_model
+from mechir.encoder.tokenizing import load_tokenizer
+from mechir.encoder.traced.layouts import LAYOUTS
+from mechir.encoder.traced.model import TracedReranker
+from mechir.encoder.traced.readout import Chain, Classifier, Reads
+from mechir.errors import MechirError
+
+CLASSIFIER = "ForSequenceClassification"
+PARTS = ("Transformer", "Pooling", "Dense", "LayerNorm", "Dropout")
+"""The modules of a chain that can be opened: what they compute between the transformer and the score is the head."""
+POOLED: dict[str, Reads] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
+
+
+def load(folder: Path, name: str, *, dtype: str | torch.dtype = "float32", **options: Any) -> TracedReranker:
+    """Loads the checkpoint in a directory; the options are those of `HookedEncoder.from_pretrained`."""
+    if is_chain(folder):
+        return _load_chain(folder, name, dtype=dtype, **options)
+    saved = settings(folder)
+    folder = saved.folder
+    raw = read_json(folder / "config.json")
+    refuse_adapters(folder)
+    files = weight_files(folder, raw)
+    stored, architecture = stored_tensors(files), raw["architectures"][0]
+    config = configuration(architecture, raw, folder)
+    hf, unused = read_model(folder, architecture, config, raw, stored, number_type(dtype))
+    tokenizer = load_tokenizer(folder, lower_case=saved.lower_case, max_length=saved.max_length)
+    reading = Reading(
+        weights=tuple(file.name for file in files),
+        lower_case=saved.lower_case,
+        settings=saved.files,
+        left_out=tuple(unused),
+    )
+    revision = folder.name if folder.parent.name == "snapshots" else ""
+    tensors = stored_digests(stored)
+    return classifier(hf, tokenizer, name=name, reading=reading, revision=revision, tensors=tensors, **options)
+
+
+def classifier(hf: Any, tokenizer: Any, *, device: str | torch.device | None = None, **options: Any) -> TracedReranker:
+    """Wraps Hugging Face's classifier; raises for a model type without a row in `LAYOUTS`, or without a tokenizer."""
+    kind = type(hf).__name__
+    if hf.config.model_type not in LAYOUTS or not kind.endswith(CLASSIFIER):
+        raise MechirError(f"This is a {kind}, which mechir cannot open: it opens classifiers of {', '.join(LAYOUTS)}.")
+    if tokenizer is None:
+        raise MechirError(f"A {kind} in memory needs its tokenizer: write mi.load(model, tokenizer).")
+    labels = label_names(hf.config, hf.config.num_labels)
+    readout = Classifier(labels, _rows(hf), _typed(hf, tokenizer))
+    return TracedReranker(hf.to(device_of(device)), hf, tokenizer, readout, **options)
+
+
+def is_cross_encoder(model: object) -> bool:
+    """Whether a model in memory is a `CrossEncoder` of sentence-transformers, told without an import of it."""
+    return any(kind.__module__.startswith("sentence_transformers.cross_encoder") for kind in type(model).__mro__)
+
+
+def is_chain(folder: Path) -> bool:
+    """Whether a directory holds a cross-encoder of sentence-transformers that is made of several modules."""
+    modules = folder / "modules.json"
+    return modules.is_file() and len(read_json(modules, kind=list)) > 1
+
+
+def _load_chain(
+    folder: Path, name: str, *, dtype: str | torch.dtype, device: str | torch.device | None = None, **options: Any
+) -> TracedReranker:
+    from sentence_transformers import CrossEncoder
+
+    _refuse_parts(folder)
+    arguments = {"dtype": number_type(dtype), "use_safetensors": True}
+    with quietly(folder):
+        chain = CrossEncoder(
+            str(folder), device="cpu", local_files_only=True, trust_remote_code=False, model_kwargs=arguments
+        )
+    files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*.safetensors"))
+    reading = Reading(weights=tuple(files), settings=("modules.json",))
+    return of_chain(chain, name=name, device=device, dtype=dtype, reading=reading, **options)
+
+
+def of_chain(
+    chain: Any,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    **options: Any,
+) -> TracedReranker:
+    """Wraps a cross-encoder of sentence-transformers as it is; raises for a module that cannot be opened."""
+    kinds = [type(module).__name__ for module in chain]
+    if unknown := [kind for kind in kinds if kind not in PARTS]:
+        raise _no_part(unknown[0], kinds)
+    hf = chain[0].auto_model
+    if hf.config.model_type not in LAYOUTS:
+        raise MechirError(
+            f"The chain is built on a {type(hf).__name__}, which mechir cannot open: it opens {', '.join(LAYOUTS)}."
+        )
+    if len(kinds) == 1:
+        return classifier(hf, chain.tokenizer, device=device or hf.device, **options)
+    pooling = next(module for module in chain if type(module).__name__ == "Pooling")
+    reads = POOLED.get(str(pooling.pooling_mode))
+    if reads is None:
+        raise MechirError(
+            f"The chain pools by '{pooling.pooling_mode}', which mechir cannot open: it opens {', '.join(POOLED)}."
+        )
+    chain.to(device_of(device or hf.device))
+    if dtype is not None:
+        chain.to(number_type(dtype))
+    labels = tuple(f"LABEL_{number}" for number in range(chain.num_labels))
+    tokenizer = chain.tokenizer
+    if chain.max_seq_length is not None:
+        tokenizer.model_max_length = chain.max_seq_length
+    return TracedReranker(chain, hf, tokenizer, Chain(labels, reads, _typed(hf, tokenizer)), **options)
+
+
+def _refuse_parts(folder: Path) -> None:
+    """Raises for modules whose code is not sentence-transformers' own, or whose weights are pickles."""
+    modules = read_json(folder / "modules.json", kind=list)
+    kinds = [str(module.get("type", "")) for module in modules]
+    for kind in kinds:
+        plain = kind.rpartition(".")[2]
+        if not kind.startswith("sentence_transformers.") or plain not in PARTS:
+            raise _no_part(plain or kind, [other.rpartition(".")[2] for other in kinds])
+    for pickle in (*folder.rglob("pytorch_model.bin"), *folder.rglob("*.pt")):
+        if not (pickle.parent / "model.safetensors").is_file():
+            raise MechirError(
+                f"'{pickle}' is a pickle, and mechir reads safetensors alone: load the model once with "
+                "sentence_transformers.CrossEncoder and save it with save_pretrained."
+            )
+
+
+def _no_part(kind: str, kinds: Sequence[str]) -> MechirError:
+    return MechirError(
+        f"The model is made of {', '.join(kinds)}, and mechir cannot see through {kind}: it opens chains of "
+        f"{', '.join(PARTS)}; save the model without it, or report it."
+    )
+
+
+def _rows(hf: Any) -> Reads:
+    """The rows of the last layer that a classifier's head reads."""
+    if LAYOUTS[hf.config.model_type].causal:
+        return "last"
+    pooling: Reads = "mean" if getattr(hf.config, "classifier_pooling", "cls") == "mean" else "cls"
+    return pooling
+
+
+def _typed(hf: nn.Module, tokenizer: Any) -> bool:
+    """Whether a model is given token types: its tokenizer writes them, and it embeds them."""
+    config: Any = hf.config
+    return "token_type_ids" in tokenizer.model_input_names and bool(getattr(config, "type_vocab_size", 0))

@@ -1,0 +1,52 @@
+"""Tiny random rerankers of every structure: 3 layers, 4 heads, weights N(0, 0.3) so that effects are visible."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+
+from tests import models
+
+COMMON = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+DECODERS = {
+    "qwen2": transformers.Qwen2Config,
+    "qwen3": transformers.Qwen3Config,
+    "llama": transformers.LlamaConfig,
+    "gemma2": transformers.Gemma2Config,
+}
+STRUCTURES = ("modernbert", "deberta-v2", *DECODERS)
+
+
+def config(kind: str, labels: int = 1, **more: Any) -> transformers.PretrainedConfig:
+    """The configuration of a tiny classifier."""
+    special = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"))
+    common = COMMON | {"vocab_size": len(models.WORDS) + 5, "max_position_embeddings": 64, "pad_token_id": 0}
+    common |= {"num_labels": labels, **more}
+    if kind == "modernbert":
+        return transformers.ModernBertConfig(**common | special, local_attention=8, global_attn_every_n_layers=3)
+    if kind == "deberta-v2":
+        relative = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8}
+        relative |= {"share_att_key": True, "norm_rel_ebd": "layer_norm", "max_relative_positions": -1}
+        return transformers.DebertaV2Config(**common, **relative, type_vocab_size=0, position_biased_input=False)
+    heads = {"num_key_value_heads": 2, "head_dim": 8, "bos_token_id": None, "eos_token_id": None}
+    if kind == "gemma2":
+        heads |= {"query_pre_attn_scalar": 8, "sliding_window": 8}
+    return DECODERS[kind](**common | heads)
+
+
+def build(kind: str, labels: int = 1, seed: int = 0, **more: Any) -> transformers.PreTrainedModel:
+    """A classifier of the real class with random weights."""
+    torch.manual_seed(seed)
+    hf = transformers.AutoModelForSequenceClassification.from_config(config(kind, labels, **more))
+    return randomised(hf)
+
+
+def randomised(hf: Any) -> Any:
+    """The model in eval mode, every weight drawn from N(0, 0.3); norms stay near 1."""
+    with torch.no_grad():
+        for name, parameter in hf.named_parameters():
+            norm = "norm" in name.lower() and name.endswith("weight")
+            parameter.normal_(1.0 if norm else 0.0, 0.1 if norm else 0.3)
+    return hf.eval()
