@@ -33,7 +33,7 @@ def config(kind: str, labels: int = 1, **more: Any) -> transformers.PretrainedCo
     heads = {"num_key_value_heads": 2, "head_dim": 8, "bos_token_id": None, "eos_token_id": None}
     if kind == "gemma2":
         heads |= {"query_pre_attn_scalar": 8, "sliding_window": 8}
-    return DECODERS[kind](**common | heads)
+    return DECODERS[kind](**heads | common)
 
 
 def build(kind: str, labels: int = 1, seed: int = 0, **more: Any) -> transformers.PreTrainedModel:

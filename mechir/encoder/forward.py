@@ -105,7 +105,7 @@ def write(
         attn_out = layer.o(z.flatten(2))
     attn_out = hooks.hook_attn_out(attn_out)
     mid = hooks.hook_resid_mid(layer_norm(layer.ln1, hooks.ln1, rows + attn_out))
-    pre = hooks.mlp.hook_pre(layer.mlp_in(hooks.hook_mlp_in(mid)))
+    pre = hooks.mlp.hook_pre(layer.mlp_in(hooks.hook_mlp_in(branch(mid))))
     mlp_out = hooks.hook_mlp_out(layer.mlp_out(hooks.mlp.hook_post(layer.activation(pre))))
     return hooks.hook_resid_post(layer_norm(layer.ln2, hooks.ln2, mid + mlp_out))
 
@@ -132,9 +132,9 @@ def read(
     def split(y: Tensor) -> Float[Tensor, "batch pos head d_head"]:
         return y.unflatten(-1, (n_heads, -1))
 
-    q = at.hook_q(split(layer.q(hooks.hook_q_input(rows))))
-    k = at.hook_k(split(layer.k(hooks.hook_k_input(x))))
-    v = at.hook_v(split(layer.v(hooks.hook_v_input(x))))
+    q = at.hook_q(split(layer.q(hooks.hook_q_input(branch(rows)))))
+    k = at.hook_k(split(layer.k(hooks.hook_k_input(branch(x)))))
+    v = at.hook_v(split(layer.v(hooks.hook_v_input(branch(x)))))
     if explicit or is_hooked(at.hook_attn_scores) or is_hooked(at.hook_pattern):
         return rows, _explicit_z(at, q, k, v, allowed)
     q, k, v = (y.transpose(1, 2) for y in (q, k, v))
@@ -167,6 +167,16 @@ def layer_norm(norm: nn.LayerNorm, hooks: LayerNormHooks, x: Float[Tensor, "*axe
     centred = x - x.mean(-1, keepdim=True)
     scale = hooks.hook_scale((centred.square().mean(-1, keepdim=True) + norm.eps).sqrt())
     return hooks.hook_normalized(centred / scale * norm.weight + norm.bias)
+
+
+def branch(x: Tensor) -> Tensor:
+    """The activation as one reader has it, so that a gradient there is of this reader and not of the others too."""
+    return x.view_as(x) if has_gradient(x) else x
+
+
+def has_gradient(x: Tensor) -> bool:
+    """Whether the graph of a backward pass goes through it."""
+    return torch.is_grad_enabled() and x.requires_grad
 
 
 def anything_hooked(layer: nn.Module) -> bool:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mechir.batches import Batch
 from mechir.circuits import PORTS, Reader
-from mechir.hooks import Edit, EveryLayer
+from mechir.hooks import Edit
 from mechir.methods.edge_graph import Graph
 from mechir.methods.edge_streams import carried, steps
 from mechir.methods.paths import Run
@@ -45,15 +45,6 @@ class Leaf(Edit):
     def __call__(self, x: Tensor, hook: Any) -> Tensor:
         """A leaf of the graph of gradients."""
         return (x if self.value is None else self.value).detach().requires_grad_()
-
-
-@dataclass(frozen=True)
-class Fork(Edit):
-    """The edit that makes an activation a tensor of its own: gradients by it are those of this one of its readers."""
-
-    def __call__(self, x: Tensor, hook: Any) -> Tensor:
-        """The same values."""
-        return x.view_as(x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +73,7 @@ class Gradients:
         """The gradients of weight times score where layer 0 reads `embedded`, or the batch, and the run there."""
         also = (*(f"attn.hook_{port}" for port in PORTS), "hook_mlp_in")
         start = Leaf(None if embedded is None else embedded.detach())
-        with torch.enable_grad(), model.hooks([("hook_full_embed", start), (EveryLayer("hook_mlp_in"), Fork())]):
+        with torch.enable_grad(), model.hooks([("hook_full_embed", start)]):
             run = Run.of(model, batch, None, also)
             wanted = [*itertools.chain.from_iterable(run.also.values()), run.resid[-1], *(run.z if qk_fix else ())]
             by = iter(torch.autograd.grad((run.score * weight).sum(), wanted))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any
@@ -98,7 +99,13 @@ class TracedReranker(HookedModel):
     def _visit(self, place: Place) -> Visit:
         # A submodule called "output" is reached as E_output: `.output` is the activation.
         parts = ["E_output" if part == "output" else part for part in place.path.split(".")]
-        envoy = reduce(lambda at, part: at[int(part)] if part.isdigit() else getattr(at, part), parts, self.inside)
+        try:
+            envoy = reduce(lambda at, part: at[int(part)] if part.isdigit() else getattr(at, part), parts, self.inside)
+        except AttributeError as error:
+            raise MechirError(
+                f"nnsight opened another model than the {type(self.root).__name__} that it was given: there is no "
+                f"'{place.path}' in it; report it with its config.json."
+            ) from error
         return Visit(place, envoy, self.root.get_submodule(place.path), self.hook_dict.__getitem__)
 
     def _fingerprint(self) -> str:
@@ -202,9 +209,12 @@ class TracedReranker(HookedModel):
 
 def traced(root: nn.Module, tokenizer: Any) -> Any:
     """The model as nnsight opens it."""
-    if isinstance(root, PreTrainedModel):
-        return TransformersModel(root, tokenizer=tokenizer)
-    return nnsight.NNsight(root)
+    with warnings.catch_warnings():
+        # that a submodule called "output" is reached as E_output, which `_visit` knows
+        warnings.filterwarnings("ignore", message="Module .* has a submodule named")
+        if isinstance(root, PreTrainedModel):
+            return TransformersModel(root, tokenizer=tokenizer)
+        return nnsight.NNsight(root)
 
 
 def _trace(

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from mechir.encoder.forward import is_hooked
+from mechir.encoder.forward import branch, has_gradient, is_hooked
 from mechir.encoder.traced.layouts import Layout
 
 INSIDE = tuple(f"attn.hook_{part}" for part in ("q", "k", "v", "attn_scores", "pattern"))
@@ -133,7 +133,7 @@ class Visit(NamedTuple):
         `stream` is the residual stream that the layer read.
         """
         whole = getattr(self.envoy, self.place.side)
-        x = whole[0] if isinstance(whole, tuple) else whole
+        x = branch(whole[0] if isinstance(whole, tuple) else whole)
         new = split = x.unflatten(-1, (self.place.heads, -1)) if self.place.heads else x
         if self.place.scores and is_hooked(self.point(self.place.scores)):
             new = _scores(x, self.point(self.place.scores))
@@ -141,7 +141,7 @@ class Visit(NamedTuple):
             new = self.point(name)(new)
         written = self._added(new, stream)
         flat = written.flatten(-2) if self.place.heads else written
-        if flat is not x and not (written is split and _unused(split, written)):
+        if has_gradient(x) or not (flat is x or _unused(split, written)):
             setattr(self.envoy, self.place.side, (flat, *whole[1:]) if isinstance(whole, tuple) else flat)
         if self.place.result and is_hooked(self.point(self.place.result)):
             self._write_result(written)
@@ -168,12 +168,12 @@ class Visit(NamedTuple):
 
 def _unused(computed: Tensor, edited: Tensor) -> bool:
     """Whether what was computed for a hook point alone can be dropped: no edit, and no gradient goes through it."""
-    return edited is computed and not (torch.is_grad_enabled() and computed.requires_grad)
+    return edited is computed and not has_gradient(computed)
 
 
 def _scores(pattern: Float[Tensor, "batch head reader source"], point: HookPoint) -> Float[Tensor, "..."]:
     """The pattern after an edit of its scores: of these the logarithm of the pattern is known, up to one constant."""
-    scores = pattern.log()
+    scores = torch.where(pattern > 0, pattern.clamp_min(torch.finfo(pattern.dtype).tiny).log(), -math.inf)
     edited = point(scores)
     if _unused(scores, edited):
         return pattern

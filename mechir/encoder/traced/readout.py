@@ -4,40 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mechir.batches import Batch
+from mechir.errors import MechirError
 
 Reads = Literal["cls", "mean", "last", "decoder"]
-
-
-class Readout(Protocol):
-    """The way from a batch to a model's arguments, and from its output to logits."""
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The names of the logits."""
-
-    @property
-    def reads(self) -> Reads:
-        """The rows of the last layer that they are made of."""
-
-    @property
-    def typed(self) -> bool:
-        """Whether the model is given token types."""
-
-    def arguments(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments that the model is called with."""
-
-    def logits(self, output: Any, batch: Batch) -> Float[Tensor, "batch label"]:
-        """The logits of the model's output."""
-
-    def original(self, root: Any, features: Mapping[str, Tensor]) -> Float[Tensor, "batch label"]:
-        """The logits of the model on its own way of reading texts, which nothing has opened."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +29,13 @@ class Classifier:
         return (), _features(batch, self.typed)
 
     def logits(self, output: Any, batch: Batch) -> Float[Tensor, "batch label"]:
-        """The logits, as they are."""
+        """The logits, as they are; raises for those of another model."""
         logits: Tensor = output.logits
+        if logits.shape != (len(batch), len(self.labels)):
+            raise MechirError(
+                f"Logits of shape {tuple(logits.shape)} came out of the trace, where {(len(batch), len(self.labels))} "
+                "are expected: nnsight opened another model than it was given, so report it with its config.json."
+            )
         return logits
 
     def original(self, root: Any, features: Mapping[str, Tensor]) -> Float[Tensor, "batch label"]:
@@ -110,6 +91,14 @@ class NextWord:
         """The logits at the last position of texts that are padded on the left."""
         logits: Tensor = root(**features, logits_to_keep=1).logits
         return logits[:, -1, list(self.words)]
+
+
+Readout = Classifier | Chain | NextWord
+"""The way from a batch to a model's arguments, and from its output to logits.
+
+`labels` are the names of the logits, `reads` the rows of the last layer that they are made of; `typed` says whether the
+model is given token types.
+"""
 
 
 def _features(batch: Batch, typed: bool) -> dict[str, Any]:
