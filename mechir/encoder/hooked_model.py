@@ -48,6 +48,11 @@ class HookedModel(HookedRootModule, Reranker):
     _stored: Mapping[str, str]
     _loaded: LoadedState
 
+    @property
+    def whole(self) -> Any:
+        """The module with all parameters that make the score: `hf`, or the chain of modules around it."""
+        return self.hf
+
     @abstractmethod
     def _fingerprint(self) -> str:
         """The fingerprint of the model as it is now."""
@@ -77,7 +82,7 @@ class HookedModel(HookedRootModule, Reranker):
 
     def changed(self) -> list[str]:
         """The names of what changed since the model was loaded: parameters, configuration, tokenizer or limit."""
-        names = self._loaded.changes(self.hf, self.dtype)
+        names = self._loaded.changes(self.whole, self.dtype)
         now = self._fingerprint()
         return names if now == self.fingerprint else [*names, "configuration, tokenizer or max_length"]
 
@@ -88,7 +93,7 @@ class HookedModel(HookedRootModule, Reranker):
         super()._apply(*arguments, **options)
         self._placed()
         if intact and self.dtype != before:
-            self._loaded.converted(self.hf, self.dtype)
+            self._loaded.converted(self.whole, self.dtype)
         return self
 
     def _placed(self) -> None:

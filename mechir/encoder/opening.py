@@ -70,7 +70,9 @@ def load(name_or_path: Any = None, tokenizer: Any = None, *, backend: str | None
 
 def _in_memory(model: Any, tokenizer: Any, backend: str | None, **options: Any) -> HookedModel:
     if traced.is_cross_encoder(model):
-        return traced.of_chain(model, **options)
+        if len(model) > 1:
+            return traced.of_chain(model, **options)
+        model, tokenizer = traced.only_module(model)
     kind, model_type = type(model).__name__, getattr(getattr(model, "config", None), "model_type", "")
     own = any(family.architecture == kind for family in FAMILIES.values())
     if backend == "nnsight" or (backend is None and not own and model_type in LAYOUTS):

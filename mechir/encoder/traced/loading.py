@@ -68,6 +68,19 @@ def is_cross_encoder(model: object) -> bool:
     return any(kind.__module__.startswith("sentence_transformers.cross_encoder") for kind in type(model).__mro__)
 
 
+def only_module(encoder: Any) -> tuple[Any, Any]:
+    """The transformer of a `CrossEncoder` without other modules, and its tokenizer; raises for one with a prompt."""
+    if prompt := (encoder.prompts or {}).get(encoder.default_prompt_name or ""):
+        raise MechirError(
+            f"This CrossEncoder writes the prompt {prompt!r} before every query, and mechir does not: write it into "
+            "the queries, and set default_prompt_name to None."
+        )
+    tokenizer = encoder.tokenizer
+    if encoder.max_seq_length is not None:
+        tokenizer.model_max_length = encoder.max_seq_length
+    return encoder[0].auto_model, tokenizer
+
+
 def is_chain(folder: Path) -> bool:
     """Whether a directory holds a cross-encoder of sentence-transformers that is made of several modules."""
     modules = folder / "modules.json"
@@ -106,8 +119,6 @@ def of_chain(
         raise MechirError(
             f"The chain is built on a {type(hf).__name__}, which mechir cannot open: it opens {', '.join(LAYOUTS)}."
         )
-    if len(kinds) == 1:
-        return classifier(hf, chain.tokenizer, device=device or hf.device, **options)
     pooling = next(module for module in chain if type(module).__name__ == "Pooling")
     reads = POOLED.get(str(pooling.pooling_mode))
     if reads is None:

@@ -113,6 +113,11 @@ class TracedReranker(HookedModel):
         return fingerprint({**self._stored, **more}, self.hf, self.tokenizer, self.max_length)
 
     @property
+    def whole(self) -> Any:
+        """The module that is called."""
+        return self.root
+
+    @property
     def device(self) -> torch.device:
         """The device of the parameters."""
         return next(self.root.parameters()).device

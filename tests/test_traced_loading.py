@@ -1,0 +1,153 @@
+"""Loading of rerankers that nnsight opens: classifiers, module chains, models in memory; and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sentence_transformers import CrossEncoder
+from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Normalize, Pooling, Transformer
+
+import mechir as mi
+from mechir.encoder.certify import refuse_altered, refuse_unlike
+from mechir.encoder.traced.model import TracedReranker
+from mechir.errors import MechirError
+from tests import models, rerankers
+from tests.models import PAIRS
+
+TEXTS = [(pair.query, pair.document) for pair in PAIRS]
+
+
+def saved(folder: Path, kind: str = "modernbert", **more: Any) -> Path:
+    """The directory of a tiny classifier as Hugging Face writes it."""
+    rerankers.build(kind, **more).save_pretrained(folder)
+    models.tokenizer("bert").save_pretrained(folder)
+    return folder
+
+
+def chain(folder: Path, pooling: str = "cls", *more: torch.nn.Module) -> CrossEncoder:
+    """A cross-encoder made of modules, as the Ettin rerankers are."""
+    rerankers.build("modernbert").model.save_pretrained(folder)
+    models.tokenizer("bert").save_pretrained(folder)
+    torch.manual_seed(1)
+    transformer = Transformer(str(folder), max_seq_length=60)
+    head = [Dense(32, 24, activation_function=torch.nn.GELU()), LayerNorm(24)]
+    last = Dense(24, 1, activation_function=torch.nn.Identity(), module_output_name="scores")
+    return CrossEncoder(modules=[transformer, Pooling(32, pooling_mode=pooling), *head, *more, last], device="cpu")
+
+
+@torch.no_grad()
+def predicted(encoder: CrossEncoder) -> torch.Tensor:
+    return torch.as_tensor(encoder.predict(TEXTS, activation_fn=torch.nn.Identity(), convert_to_tensor=True))
+
+
+@pytest.mark.parametrize("kind", ["modernbert", "deberta-v2"])
+def test_a_saved_classifier_is_opened_and_scores_as_cross_encoder_does(kind: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path, kind)
+    model = mi.load(folder)
+    assert type(model) is TracedReranker and f": {kind} by nnsight" in repr(model)
+    ours = model.score(PAIRS)
+    assert torch.allclose(ours, predicted(CrossEncoder(str(folder), device="cpu")), rtol=0, atol=2e-5)
+    refuse_unlike(model.certify(PAIRS), kind)
+    refuse_altered(model)
+    again = mi.load(folder)
+    assert again.fingerprint == model.fingerprint != mi.load(folder, max_length=40).fingerprint
+    assert next(model.reading.lines()).startswith("weights: model.safetensors; tokenizer: ")
+    assert torch.allclose(mi.load(folder, dtype="float64").score(PAIRS).float(), ours, rtol=0, atol=2e-5)
+    assert model.limited(40).fingerprint == mi.load(folder, max_length=40).fingerprint
+
+
+def test_several_labels_are_stated_as_of_any_classifier(tmp_path: Path) -> None:
+    model = mi.load(saved(tmp_path, labels=3), relevant_label=2)
+    logits = model(PAIRS, return_type="logits")
+    assert torch.allclose(model.score(PAIRS), logits[:, 2] - logits[:, :2].logsumexp(1), atol=1e-5)
+    with pytest.raises(MechirError, match="no score until you say which one is relevance"):
+        mi.load(tmp_path).score(PAIRS)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_a_chain_of_modules_is_opened_whole(pooling: str, tmp_path: Path) -> None:
+    made = chain(tmp_path / "transformer", pooling)
+    made.save_pretrained(str(tmp_path / "chain"))
+    model = mi.load(tmp_path / "chain")
+    assert model.structure.reads == pooling and model.max_length == 60
+    assert torch.allclose(model.score(PAIRS), predicted(made), rtol=0, atol=2e-5)
+    refuse_unlike(model.certify(PAIRS), "chain")
+    in_memory = mi.load(made)
+    assert torch.equal(in_memory.score(PAIRS), model.score(PAIRS))
+    cut = mi.Mask("doc<-query")
+    assert torch.allclose(in_memory.score(PAIRS, cut), model.score(PAIRS, cut), atol=1e-6)
+    assert not torch.allclose(model.score(PAIRS, cut), model.score(PAIRS), atol=1e-3)
+    assert model.changed() == []
+    with torch.no_grad():
+        model.root[2].linear.weight.add_(1.0)
+    assert model.changed() == ["2.linear.weight"]
+
+
+def test_a_cross_encoder_around_a_classifier_is_that_classifier(tmp_path: Path) -> None:
+    encoder = CrossEncoder(str(saved(tmp_path)), device="cpu")
+    model = mi.load(encoder)
+    assert torch.allclose(model.score(PAIRS), predicted(encoder), rtol=0, atol=2e-5)
+    own = CrossEncoder(str(models.Checkpoints(tmp_path / "bert").path("bert")), device="cpu")
+    assert type(mi.load(own)) is mi.HookedEncoder
+    encoder.prompts, encoder.default_prompt_name = {"rank": "rank: "}, "rank"
+    with pytest.raises(MechirError, match="writes the prompt 'rank: ' before every query, and mechir does not"):
+        mi.load(encoder)
+
+
+def test_what_cannot_be_opened_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    made = chain(tmp_path / "transformer", "cls", Normalize())
+    with pytest.raises(
+        MechirError,
+        match=r"is made of Transformer, Pooling, Dense, LayerNorm, Normalize, Dense, and mechir cannot see through Normalize: it opens chains of",
+    ):
+        mi.load(made)
+    made.save_pretrained(str(tmp_path / "chain"))
+    with pytest.raises(MechirError, match="cannot see through Normalize"):
+        mi.load(tmp_path / "chain")
+    with pytest.raises(
+        MechirError, match=r"The chain pools by 'max', which mechir cannot open: it opens cls, mean, lasttoken"
+    ):
+        mi.load(chain(tmp_path / "other", "max"))
+
+
+def change(file: Path, **values: Any) -> None:
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | values))
+
+
+def test_code_pickles_and_adapters_are_refused(tmp_path: Path) -> None:
+    chain(tmp_path / "transformer").save_pretrained(str(tmp_path / "chain"))
+    modules = tmp_path / "chain" / "modules.json"
+    content = json.loads(modules.read_text())
+    modules.write_text(json.dumps([*content[:2], content[2] | {"type": "theirs.Dense"}, *content[3:]]))
+    with pytest.raises(MechirError, match="cannot see through Dense"):
+        mi.load(tmp_path / "chain")
+    modules.write_text(json.dumps(content))
+    dense = tmp_path / "chain" / content[2]["path"]
+    (dense / "model.safetensors").rename(dense / "pytorch_model.bin")
+    with pytest.raises(MechirError, match="is a pickle, and mechir reads safetensors alone"):
+        mi.load(tmp_path / "chain")
+    folder = saved(tmp_path / "classifier")
+    change(folder / "config.json", auto_map={"AutoModel": "theirs.Model"})
+    with pytest.raises(MechirError, match="needs code from its own repository"):
+        mi.load(folder)
+    folder = saved(tmp_path / "quantised")
+    change(folder / "config.json", quantization_config={"bits": 4})
+    with pytest.raises(MechirError, match="has quantization_config="):
+        mi.load(folder)
+    folder = saved(tmp_path / "adapter")
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(MechirError, match=r"merge"):
+        mi.load(folder)
+
+
+def test_a_model_without_separators_and_template_is_refused(tmp_path: Path) -> None:
+    tokenizer = models.tokenizer("bert")
+    tokenizer.backend_tokenizer.post_processor = None
+    model = mi.load(rerankers.build("qwen3"), tokenizer)
+    with pytest.raises(MechirError, match="writes no special token before the query"):
+        model.score(PAIRS)
