@@ -62,6 +62,13 @@ PARTS = (
 """Every part that holds tokens, of pairs and of prompts, in reading order."""
 
 
+def parts_of(present: Segment) -> tuple[Segment, ...]:
+    """The five parts of a pair; where positions of a prompt are among them, those parts of it that are there."""
+    if present in Segment.CLS | Segment.QUERY | Segment.SEP1 | Segment.DOC | Segment.SEP2 | Segment.PAD:
+        return FIVE
+    return tuple(part for part in PARTS if part & present)
+
+
 @dataclass(frozen=True, order=False)
 class Direction:
     """The attention of positions in `reader` to those in `source`: `X<-Y` in the papers, rows of the pattern first.

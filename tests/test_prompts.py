@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,27 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, normalizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 import mechir as mi
+from mechir.activations import BySegment
 from mechir.contrasts import ROLES, align, encode_contrasts
 from mechir.diagnostics import Tfc1
+from mechir.encoder import HookedEncoder
 from mechir.encoding import Encoded, Writer, encode, encode_readable
 from mechir.errors import MechirError
+from mechir.left_out import frame
+from mechir.material import readable
+from mechir.methods import patching
+from mechir.methods.tokens import by_role
+from mechir.perturbed import perturbed
+from mechir.pools import Sample
 from mechir.reranker import Reranker
-from mechir.segments import Segment
+from mechir.segments import FIVE, Segment
 from mechir.templates import PromptWriter, Template
-from tests.models import PAIRS, stub
+from mechir.views.tokens import coloured
+from tests.models import PAIRS, TEXTS, Checkpoints, stub
 from tests.test_templates import CHATML, MONO, PAIR, QWEN, byte_level, read
 
 TURNED = "Document: {document} Query: {query} Relevant:"
@@ -192,6 +202,57 @@ def test_ids_are_those_of_sentence_transformers(tmp_path: Path, chat: str, instr
         assert len(unreadable) < len(pairs) / 2 and encoded.truncated >= 1
 
 
+# By segment: a pair's own [CLS] and last [SEP], called instruction and suffix
+
+PROMPT = {Segment.CLS: Segment.INSTRUCTION, Segment.SEP2: Segment.SUFFIX}
+
+
+@pytest.fixture
+def prompted(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> HookedEncoder:
+    """A BERT whose pairs have the segments of a prompt."""
+    model = HookedEncoder.from_pretrained(checkpoints.path("bert"))
+    plain = model.encode
+
+    def encoded(pairs: Any, max_length: int | None = None) -> Encoded:
+        found = plain(pairs, max_length)
+        names = {old.value: new.value for old, new in PROMPT.items()}
+        rows = [[names.get(value, value) for value in row.tolist()] for row in found.segments]
+        return replace(found, segments=tuple(map(np.array, rows)))
+
+    monkeypatch.setattr(model, "encode", encoded)
+    return model
+
+
+def test_activations_are_kept_by_the_segments_of_a_prompt(tiny: HookedEncoder, prompted: HookedEncoder) -> None:
+    for take in (mi.means, partial(mi.means, by="all"), partial(mi.samples, draws=3)):
+        plain, found = take(tiny, PAIRS), take(prompted, PAIRS)
+        assert " ".join(map(str, found.segments)) == "instruction query sep1 doc suffix"
+        assert (plain == found) is False and plain.segments == FIVE
+        for name, value in plain.values.items():
+            torch.testing.assert_close(found.values[name], value, atol=0, rtol=0)
+        expected = tiny.score(PAIRS, mi.Ablate("mlp1", plain))
+        torch.testing.assert_close(prompted.score(PAIRS, mi.Ablate("mlp1", found)), expected, atol=0, rtol=0)
+        message = "^These activations hold no 'instruction\\|suffix' \\(they hold cls, query, sep1, doc, sep2\\): take them from pairs of the same prompt.$"
+        with pytest.raises(MechirError, match=message):
+            prompted.score(PAIRS, mi.Ablate("mlp1", plain))
+
+
+def test_stored_means_of_a_prompt_name_its_segments(tiny: HookedEncoder, prompted: HookedEncoder) -> None:
+    found = mi.means(prompted, PAIRS, hooks=["attn.hook_z"])
+    assert BySegment.of_frame(found.frame()) == found
+    assert "segments" not in mi.means(tiny, PAIRS, hooks=["attn.hook_z"]).frame()
+
+
+def test_patches_and_attributions_of_a_prompt_have_its_segments(prompted: HookedEncoder) -> None:
+    names = ["instruction", "query", "sep1", "doc", "suffix"]
+    contrast = align(PAIRS[0], Tfc1(), prompted.writer)
+    patched = patching.patch(prompted, [contrast], "h1.2", at="segment")
+    assert patched["at"].unique().tolist() == names
+    rows = mi.token_attribution(prompted, PAIRS[:2]).rows
+    assert by_role(rows)["segment"].tolist() == names
+    assert "<th>instruction</th><th>query</th>" in coloured(rows).html
+
+
 # Contrasts and roles
 
 
@@ -208,6 +269,33 @@ def test_contrasts_are_aligned_in_a_prompt(text: str, where: str) -> None:
     assert np.array_equal(base.segments[0], donor.segments[0])
     differ = np.flatnonzero(base.ids[0] != donor.ids[0])
     assert len(differ) and (donor.segments[0][differ] == Segment.DOC.value).all()
+
+
+@cache
+def sentence_piece() -> PreTrainedTokenizerFast:
+    """The word pieces of T5: a space is the first letter of the word after it, and `</s>` ends a text."""
+    backend = Tokenizer(models.Unigram())
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    texts = [MONO.format(query=query, document=document) for query, document in TEXTS]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=150, special_tokens=list(special.values()), unk_token="<unk>", show_progress=False
+    )
+    backend.train_from_iterator(texts * 3, trainer)
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+
+@pytest.mark.parametrize("where", ["append", "prepend", "inject"])
+def test_the_word_pieces_of_t5_are_placed_and_aligned(where: str) -> None:
+    tokenizer = sentence_piece()
+    writer = Template.parse(MONO).writer(tokenizer)
+    parts = read(encode(writer, [PAIR], 400), 0, tokenizer)
+    assert parts["query"].split() == PAIR.query.split() and parts["doc"].split() == PAIR.document.split()
+    assert parts["suffix"].split() == ["Relevant:</s>"]
+    found = align(mi.Pair("goldfish", "moon pulls the ocean", "q7", "d1"), Tfc1(where), writer)
+    base, donor = (encode(writer, [pair], 400) for pair in (found.base, found.donor))
+    assert np.array_equal(base.segments[0], donor.segments[0]) and (base.ids[0] != donor.ids[0]).any()
 
 
 def reranker(writer: PromptWriter, **more: Any) -> Any:
@@ -230,3 +318,16 @@ def test_roles_of_a_prompt_are_those_of_its_texts_and_separators() -> None:
     separators = batch.base.at(Segment.parse("instruction|sep1|suffix"))[0].numpy()
     assert set(roles[separators]) == {"sep"} and "sep" not in roles[~separators] and "cls" not in roles
     assert (roles == "injected").sum() == 1
+
+
+def test_what_is_done_for_a_model_goes_through_its_writer(tiny: HookedEncoder) -> None:
+    assert tiny.writer is tiny.tokenizer
+    writer = Template.parse("{query}\n{document}").writer(byte_level())
+    model = reranker(writer)
+    cases = perturbed("tfc1", [PAIR], Tfc1("prepend"))
+    assert cases.align(model).contrasts[0] == align(PAIR, Tfc1("prepend"), writer)
+    source = type("Source", (), {"rules": {"leave_out": 1.0}, "id": "toy"})()
+    long = mi.Pair("why does the ocean rise " * 99, "a dog", "q9", "d9")
+    with pytest.warns(UserWarning, match="cannot read 1 of 2 pairs of 'toy'"):
+        kept = readable(model, Sample([PAIR, long], frame([])), source)
+    assert kept.pairs == [PAIR] and "query too long for the model" in kept.left_out["reason"].tolist()
