@@ -130,7 +130,7 @@ class TwoTexts:
         return [
             too_long(pair, lengths[pair.query], f"{special} special ones", max_length)
             if lengths[pair.query] + special >= max_length
-            else _uncut(pair, next(rows), lengths[pair.query], max_length)
+            else _completed(pair, next(rows), lengths[pair.query], max_length)
             for pair in pairs
         ]
 
@@ -188,7 +188,7 @@ def encode_readable(writer: Any, pairs: Sequence[Pair], max_length: int) -> tupl
         pairs=tuple(pair for pair, _ in rows),
         ids=tuple(written.ids for _, written in rows),
         types=tuple(written.types for _, written in rows),
-        segments=tuple(segments_of(written.segments) for _, written in rows),
+        segments=tuple(written.segments for _, written in rows),
         truncated=sum(written.cut for _, written in rows),
         pad_id=known.tokenizer.pad_token_id,
         pad_type=known.tokenizer.pad_token_type_id,
@@ -266,15 +266,15 @@ def too_long(pair: Pair, length: int, others: str, max_length: int) -> Unreadabl
     )
 
 
-def _uncut(pair: Pair, written: Written, query_length: int, max_length: int) -> Written | Unreadable:
-    """The pair as it was written, or why not: its query, of so many word pieces, was cut."""
+def _completed(pair: Pair, written: Written, query_length: int, max_length: int) -> Written | Unreadable:
+    """The pair as it was written, every segment named, or why not: its query, of so many word pieces, was cut."""
     if written.cut and np.count_nonzero(written.segments == Segment.QUERY.value) < query_length:
         return Unreadable(
             CUT_QUERY,
             f"Query '{pair.query_id}' has {query_length} word pieces, more than half of the {max_length} that are "
             f"read, and beside document '{pair.doc_id}' it would be cut: queries are never truncated, so leave it out.",
         )
-    return written
+    return written if _without_piece(pair, written) else written._replace(segments=segments_of(written.segments))
 
 
 def _without_piece(pair: Pair, written: Written) -> Unreadable | None:
@@ -292,8 +292,6 @@ def segments_of(known: np.ndarray, name: str = "") -> np.ndarray:
     Raises:
         MechirError: for a pair that lacks CLS or a separator.
     """
-    if known.all():
-        return known
     query, document = (np.flatnonzero(known == text.value) for text in (Segment.QUERY, Segment.DOC))
     segment = np.full(len(known), Segment.SEP2.value, dtype=np.int64)
     segment[: query[0]] = Segment.CLS.value

@@ -74,6 +74,8 @@ def test_the_document_may_come_first_and_nothing_may_stand_around() -> None:
     assert parts["instruction"] == "Document:" and parts["sep1"] == " Query:"
     bare = read(encode(Template.parse("{query}\n{document}").writer(tokenizer), [PAIR], 400), 0, tokenizer)
     assert bare == {"query": PAIR.query, "sep1": "\n", "doc": PAIR.document}
+    spaced = read(encode(Template.parse("{query} {document}").writer(tokenizer), [PAIR], 400), 0, tokenizer)
+    assert spaced == {"query": PAIR.query, "doc": f" {PAIR.document}"}  # the space is of the document's first piece
 
 
 def test_special_tokens_of_the_tokenizer_begin_the_instruction_and_end_the_suffix() -> None:
