@@ -6,7 +6,8 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
+from operator import or_
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechir.batches import Batch
+from mechir.encoding import Encoded
 from mechir.errors import MechirError, closest
 from mechir.inputs import as_pairs
 from mechir.pair import Pair, pairs_hash
 from mechir.recorder import observe
 from mechir.reranker import Reranker
-from mechir.segments import FIVE
+from mechir.segments import FIVE, Segment, parts_of
 from mechir.sites import Site, as_sites
 
 HOOKS = ("attn.hook_z", "mlp.hook_post", "hook_mlp_out", "hook_attn_out")
@@ -78,42 +80,57 @@ class Activations(ABC):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BySegment(Activations):
-    """Activations by segment: `values` [segment, draw, ...] for CLS, QUERY, SEP1, DOC, SEP2. Means have one draw.
+    """Activations by segment: `values` [segment, draw, ...] for each of `segments`. Means have one draw.
 
     With several draws, each position takes one of its segment; the seed, the ids of the pair and the position alone
     decide which, so the same pair is ablated alike in every batch and at every site.
     """
 
     seed: int = 0
+    segments: tuple[Segment, ...] = FIVE
 
     def _at(self, name: str, batch: Batch, rows: int) -> Float[Tensor, "batch row ..."]:
+        held = reduce(or_, self.segments, Segment.PAD)
+        if batch.present not in held:
+            lacking, parts = batch.present & ~held, ", ".join(map(str, self.segments))
+            raise MechirError(
+                f"These activations hold no '{lacking}' (they hold {parts}): take them from pairs of the same prompt."
+            )
         value = self.values[name].to(batch.segment.device)
         filled = torch.zeros(len(batch), rows, *value.shape[2:], dtype=value.dtype, device=value.device)
         draws = _draws(batch.pairs, rows, value.shape[1], self.seed).to(value.device)
-        for number, segment in enumerate(FIVE):
+        for number, segment in enumerate(self.segments):
             here = batch.at(segment)[:, :rows]
             filled[here] = value[number][draws[here]]
         return filled
 
     def _keys(self) -> Iterator[str]:
         yield str(self.seed)
+        yield from map(str, () if self.segments == FIVE else self.segments)
 
     def frame(self) -> pd.DataFrame:
-        """As a frame to store: `recipe`, `model`, `hook`, `shape` of one draw of a segment, `values` (a list)."""
+        """As a frame to store: `recipe`, `model`, `hook`, `shape` of one draw of a segment, `values` (a list).
+
+        Those of a prompt have a column `segments` too.
+        """
         rows = [
             (self.recipe, self.model, hook, list(value.shape[2:]), value.flatten().tolist())
             for hook, value in self.values.items()
         ]
-        return pd.DataFrame(rows, columns=["recipe", "model", "hook", "shape", "values"])
+        frame = pd.DataFrame(rows, columns=["recipe", "model", "hook", "shape", "values"])
+        return frame if self.segments == FIVE else frame.assign(segments=" ".join(map(str, self.segments)))
 
     @classmethod
     def of_frame(cls, frame: pd.DataFrame) -> BySegment:
         """The activations of a stored frame."""
+        segments: tuple[Segment, ...] = FIVE
+        if "segments" in frame:
+            segments = tuple(map(Segment.parse, str(frame["segments"].iloc[0]).split()))
         shaped = {
-            hook: torch.tensor(list(values)).reshape(len(FIVE), -1, *shape)
+            hook: torch.tensor(list(values)).reshape(len(segments), -1, *shape)
             for hook, shape, values in zip(frame["hook"], frame["shape"], frame["values"], strict=True)
         }
-        return cls(str(frame["recipe"].iloc[0]), shaped, str(frame["model"].iloc[0]))
+        return cls(str(frame["recipe"].iloc[0]), shaped, str(frame["model"].iloc[0]), segments=segments)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -233,20 +250,27 @@ def means(model: Reranker, pairs: Any, *, by: str = "segment", hooks: Sequence[s
         raise MechirError(f"Cannot average by '{by}': write by='segment' or by='all'.")
     suffixes = _known(hooks)
     sums: dict[str, Tensor] = {}
-    counts = torch.zeros(len(FIVE), dtype=torch.float64)
-    for _, batch in model.batches(pairs, max_tokens=4096):
-        counts += batch.members().sum((0, 2)).cpu()
-        total = partial(_totals, batch.members().double())
+    encoded = model.encode(pairs)
+    segments = _segments(encoded)
+    counts = torch.zeros(len(segments), dtype=torch.float64)
+    for _, batch in model.batches(encoded, max_tokens=4096):
+        counts += batch.members(segments).sum((0, 2)).cpu()
+        total = partial(_totals, batch.members(segments).double())
         for name, x in observe(model, batch, lambda name: name.endswith(suffixes), total, head_row=False)[1].items():
             sums[name] = sums.get(name, torch.zeros_like(x)) + x
     if by == "all":
-        counts = counts.sum().expand(len(FIVE))
+        counts = counts.sum().expand(len(segments))
         sums = {name: total.sum(0, keepdim=True).expand_as(total) for name, total in sums.items()}
     values = {
         name: (total / counts.view(-1, *[1] * (total.ndim - 1)))[:, None].to(model.dtype)
         for name, total in sums.items()
     }
-    return BySegment(_recipe(f"means by {by}", model, pairs), values, model.fingerprint)
+    return BySegment(_recipe(f"means by {by}", model, pairs), values, model.fingerprint, segments=segments)
+
+
+def _segments(encoded: Encoded) -> tuple[Segment, ...]:
+    """The segments that activations of these pairs are kept by."""
+    return parts_of(reduce(or_, map(Segment, np.unique(np.concatenate(encoded.segments)).tolist())))
 
 
 def _totals(member: Float[Tensor, "batch segment pos"], _: str, x: Float[Tensor, "batch pos ..."]) -> Tensor:
@@ -266,13 +290,14 @@ def samples(model: Reranker, pairs: Any, *, draws: int = 64, seed: int = 0, hook
     rng = np.random.default_rng(seed)
     drawn = [pairs[i] for i in rng.integers(len(pairs), size=draws)]
     rows_of: dict[str, list[Tensor]] = {}
+    segments = _segments(model.encode(drawn))
     for pair in drawn:
         batch = model.batch(pair)
-        where = [int(rng.choice(batch.at(segment)[0].nonzero().flatten().cpu().numpy())) for segment in FIVE]
+        where = [int(rng.choice(batch.at(segment)[0].nonzero().flatten().cpu().numpy())) for segment in segments]
         for name, x in observe(model, batch, lambda name: name.endswith(suffixes), head_row=False)[1].items():
             rows_of.setdefault(name, []).append(x[0, where].clone())
     values = {name: torch.stack(rows, 1) for name, rows in rows_of.items()}
-    return BySegment(_recipe(f"{draws} samples by segment", model, pairs), values, model.fingerprint, seed)
+    return BySegment(_recipe(f"{draws} samples by segment", model, pairs), values, model.fingerprint, seed, segments)
 
 
 def _recipe(content: str, model: Reranker, pairs: Sequence[Pair]) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, reduce
+from operator import or_
 from typing import Any
 
 import numpy as np
@@ -36,7 +38,13 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
-        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if name != "pairs"})
+        tensors = [item.name for item in fields(self) if item.name != "pairs"]
+        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
+
+    @cached_property
+    def present(self) -> Segment:
+        """The segments that some position belongs to, as one union."""
+        return reduce(or_, map(Segment, self.segment.unique().tolist()), Segment(0))
 
     def at(self, segment: Segment) -> Bool[Tensor, "batch pos"]:
         """True at the positions that belong to `segment` (a union counts each of its parts)."""

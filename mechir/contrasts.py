@@ -18,7 +18,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mechir.batches import Batch, padded
-from mechir.encoding import Encoded, encode
+from mechir.encoding import Encoded, Writer, encode, writer_of
 from mechir.errors import MechirError
 from mechir.pair import SHOWN, Pair, pairs_hash
 from mechir.reranker import Reranker
@@ -30,7 +30,8 @@ Perturbation = Callable[[Pair], Pair]
 
 ROLES = ("cls", "query match", "query other", "injected", "doc match", "doc other", "sep")
 """The role of a position: `injected` where base and donor differ; `match` where a token of the query or of the
-document is one of the injected word pieces; `other` where it is not. Padding has none (-1)."""
+document is one of the injected word pieces; `other` where it is not; `sep` at every other part of a pair or a prompt
+but CLS. Padding has none (-1)."""
 
 AROUND = 4
 """How many words before and after the first difference `repr(contrast)` shows."""
@@ -88,7 +89,7 @@ def contrasts_hash(contrasts: Iterable[Contrast]) -> str:
 def align(
     pair: Pair, perturbation: Perturbation, tokenizer: Any, filler: str = "a", *, max_length: int = 512
 ) -> Contrast:
-    """The contrast between a pair and its perturbation (see `mechir.diagnostics`), for the tokenizer of a model.
+    """The contrast between a pair and its perturbation (see `mechir.diagnostics`), for a tokenizer or `model.writer`.
 
     The filler is a word of one word piece, repeated where a text is shorter than the other; it changes the score by
     itself, so report two. Documents are cut at `max_length`, the word pieces that the model reads.
@@ -111,21 +112,22 @@ def align_pair(
     base: Pair, donor: Pair, tokenizer: Any, filler: str = "a", *, max_length: int = 512, moves: bool = False
 ) -> Contrast:
     """The contrast between two texts of one pair: as `align`, with both given."""
-    single_piece(tokenizer, filler)
+    writer = writer_of(tokenizer)
+    single_piece(writer.tokenizer, filler)
     if not base.query.strip() or not base.document.strip():
         raise refused(base, "its query or its document is empty")
     if (base.query, base.document) == (donor.query, donor.document):
         raise refused(base, "the perturbation changes nothing")
     if moves:
-        return _checked(Contrast(base, donor), tokenizer, max_length, None)
-    query = _filled(base.query, donor.query, tokenizer, filler)
-    document = _filled(base.document, donor.document, tokenizer, filler)
+        return _checked(Contrast(base, donor), writer, max_length, None)
+    query = _filled(base.query, donor.query, writer, Segment.QUERY, filler)
+    document = _filled(base.document, donor.document, writer, Segment.DOC, filler)
     contrast = Contrast(
         replace(base, query=query.base, document=document.base),
         replace(donor, query=query.donor, document=document.donor),
         filler if query.filled or document.filled else "",
     )
-    return _checked(contrast, tokenizer, max_length, query.edited + document.edited)
+    return _checked(contrast, writer, max_length, query.edited + document.edited)
 
 
 class Texts(NamedTuple):
@@ -137,7 +139,7 @@ class Texts(NamedTuple):
     edited: int
 
 
-def _filled(base: str, donor: str, tokenizer: Any, filler: str) -> Texts:
+def _filled(base: str, donor: str, writer: Writer, segment: Segment, filler: str) -> Texts:
     """The texts with filler at the end of every edited stretch of words, as many as the shorter side lacks pieces."""
     if base == donor:
         return Texts(base, donor, False, 0)  # unchanged, white space too
@@ -145,7 +147,8 @@ def _filled(base: str, donor: str, tokenizer: Any, filler: str) -> Texts:
     filled, edited = False, 0
     for sides in _stretches(base.split(), donor.split()):
         if sides[0] != sides[1]:
-            sizes = [_n_pieces(tokenizer, side, first=not text) for side, text in zip(sides, texts, strict=True)]
+            before = [" " if text else writer.before(segment) for text in texts]
+            sizes = [_n_pieces(writer.tokenizer, *stretch) for stretch in zip(before, sides, strict=True)]
             lacking = sizes[1] - sizes[0]
             sides[0 if lacking > 0 else 1].extend([filler] * abs(lacking))
             filled, edited = filled or lacking != 0, edited + max(sizes)
@@ -162,10 +165,15 @@ def _stretches(base: list[str], donor: list[str]) -> Iterator[tuple[list[str], l
         yield base[steps[0].src_start : steps[-1].src_end], donor[steps[0].dest_start : steps[-1].dest_end]
 
 
-def _n_pieces(tokenizer: Any, words: list[str], first: bool) -> int:
+def _n_pieces(tokenizer: Any, before: str, words: list[str]) -> int:
     """The number of word pieces of words where they stand: some tokenizers treat a word after a space differently."""
-    text = ("" if first else " ") + " ".join(words)
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"]) if words else 0
+    if not words:
+        return 0
+    text = before + " ".join(words)
+    if before in ("", " "):
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)  # a piece may begin before the words
+    return sum(end > len(before) for _, end in read["offset_mapping"])
 
 
 def single_piece(tokenizer: Any, filler: str) -> set[int]:
@@ -186,11 +194,11 @@ def single_piece(tokenizer: Any, filler: str) -> set[int]:
     return pieces
 
 
-def _checked(contrast: Contrast, tokenizer: Any, max_length: int, edited: int | None) -> Contrast:
+def _checked(contrast: Contrast, writer: Writer, max_length: int, edited: int | None) -> Contrast:
     """The contrast, if it is aligned, nothing but the edited pieces differs, and the model reads them all."""
     base, donor = contrast.base, contrast.donor
-    whole, read = ([encode(tokenizer, [pair], n) for pair in (base, donor)] for n in (1_000_000, max_length))
-    refuse_unaligned(contrast, whole[0], whole[1], tokenizer)
+    whole, read = ([encode(writer, [pair], n) for pair in (base, donor)] for n in (1_000_000, max_length))
+    refuse_unaligned(contrast, whole[0], whole[1], writer.tokenizer)
     edits = [int((sides[0].ids[0] != sides[1].ids[0]).sum()) for sides in (whole, read)]
     if edits[0] == 0:
         raise refused(base, "the perturbation changes no word piece")

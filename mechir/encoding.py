@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -86,24 +86,87 @@ NO_TEXT, EMPTY, NO_PIECE = "not a text", "empty text", "no word piece"
 REASONS = (TOO_LONG, CUT_QUERY, NO_TEXT, EMPTY, NO_PIECE)
 
 
-def encode(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> Encoded:
-    """The pairs as Hugging Face's tokenizer writes them: `[CLS] query [SEP] document [SEP]`, documents cut to fit.
+class Written(NamedTuple):
+    """A pair as token ids: ids, types, and the segment of each id, 0 where a tokenizer says of none of the two texts.
 
-    Queries are never cut, and `max_length` includes special word pieces. Token types are the tokenizer's own, and 0
-    everywhere where it writes none.
+    `cut` is whether something was cut off.
+    """
+
+    ids: np.ndarray
+    types: np.ndarray
+    segments: np.ndarray
+    cut: bool
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """What writes the pairs of a model as token ids, where that is more than its tokenizer: see `mechir.templates`."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, as Hugging Face loads it."""
+
+    def write(self, pairs: Sequence[Pair], max_length: int) -> list[Written | Unreadable]:
+        """Every pair as it is written, or the reason why it cannot be read; queries are never cut."""
+
+    def before(self, segment: Segment) -> str:
+        """The literal text right before the query or the document, on which its first word pieces may depend."""
+
+
+@dataclass(frozen=True)
+class TwoTexts:
+    """Writes a query and a document as the two texts of a tokenizer: `[CLS] query [SEP] document [SEP]`."""
+
+    tokenizer: Any
+
+    def write(self, pairs: Sequence[Pair], max_length: int) -> list[Written | Unreadable]:
+        """The pairs as `write` gives them; where query and document are too long, see `encode_readable`."""
+        queries = list(dict.fromkeys(pair.query for pair in pairs))
+        ids = self.tokenizer(queries, add_special_tokens=False, verbose=False)["input_ids"] if queries else []
+        lengths = dict(zip(queries, map(len, ids), strict=True))
+        special = self.tokenizer.num_special_tokens_to_add(pair=True)
+        fitting = [pair for pair in pairs if lengths[pair.query] + special < max_length]
+        rows = iter(write(self.tokenizer, fitting, max_length))
+        return [
+            too_long(pair, lengths[pair.query], f"{special} special ones", max_length)
+            if lengths[pair.query] + special >= max_length
+            else _completed(pair, next(rows), lengths[pair.query], max_length)
+            for pair in pairs
+        ]
+
+    def before(self, segment: Segment) -> str:
+        """Nothing: both texts begin by themselves."""
+        return ""
+
+
+def writer_of(given: Any) -> Writer:
+    """The writer that was given, or that of the two texts of a tokenizer."""
+    return given if isinstance(given, Writer) else TwoTexts(given)
+
+
+def encode(writer: Any, pairs: Sequence[Pair], max_length: int) -> Encoded:
+    """The pairs as a model reads them: Hugging Face's `[CLS] query [SEP] document [SEP]`, or the prompt of a `Writer`.
+
+    Documents are cut to fit and queries never; `max_length` includes special word pieces. Token types are the
+    tokenizer's own, and 0 everywhere where it writes none.
+
+    Args:
+        writer: a tokenizer, or a `Writer` such as `model.writer`.
+        pairs: the pairs.
+        max_length: the most word pieces of a pair.
 
     Raises:
         MechirError: for no pairs, and for the first pair that cannot be read (see `encode_readable`).
     """
     if not pairs:
         raise MechirError("There are no pairs to encode: the pool is empty.")
-    encoded, unreadable = encode_readable(tokenizer, pairs, max_length)
+    encoded, unreadable = encode_readable(writer, pairs, max_length)
     if unreadable:
         raise MechirError(unreadable[min(unreadable)].sentence)
     return encoded
 
 
-def encode_readable(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> tuple[Encoded, dict[int, Unreadable]]:
+def encode_readable(writer: Any, pairs: Sequence[Pair], max_length: int) -> tuple[Encoded, dict[int, Unreadable]]:
     """The readable pairs, encoded, and the reason for every other pair, by its place among all.
 
     Not readable are pairs with a text or an id that is no text (None, NaN, half a surrogate pair), an empty text, one
@@ -111,47 +174,26 @@ def encode_readable(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> t
     and document together are too long, Hugging Face (`truncation=True`, the longest first) cuts a query that has more
     than half of the room.
     """
+    known = writer_of(writer)
     unreadable = {place: why for place, pair in enumerate(pairs) if (why := _not_text(pair))}
-    queries = list(dict.fromkeys(pair.query for place, pair in enumerate(pairs) if place not in unreadable))
-    ids = tokenizer(queries, add_special_tokens=False, verbose=False)["input_ids"] if queries else []
-    lengths = dict(zip(queries, map(len, ids), strict=True))
-    special = tokenizer.num_special_tokens_to_add(pair=True)
-    for place, pair in enumerate(pairs):
-        if place not in unreadable and lengths[pair.query] + special >= max_length:
-            unreadable[place] = Unreadable(
-                TOO_LONG,
-                f"Query '{pair.query_id}' has {lengths[pair.query]} word pieces and alone fills the model, which reads "
-                f"{max_length} with {special} special ones: queries are never truncated, so leave it out.",
-            )
     places = [place for place in range(len(pairs)) if place not in unreadable]
     rows: list[tuple[Pair, Written]] = []
-    for place, written in zip(places, write(tokenizer, [pairs[place] for place in places], max_length), strict=True):
-        if why := _spoilt(pairs[place], written, lengths[pairs[place].query], max_length):
+    for place, found in zip(places, known.write([pairs[place] for place in places], max_length), strict=True):
+        why = found if isinstance(found, Unreadable) else _without_piece(pairs[place], found)
+        if why:
             unreadable[place] = why
-        else:
-            rows.append((pairs[place], written))
+        elif isinstance(found, Written):
+            rows.append((pairs[place], found))
     encoded = Encoded(
         pairs=tuple(pair for pair, _ in rows),
         ids=tuple(written.ids for _, written in rows),
         types=tuple(written.types for _, written in rows),
-        segments=tuple(segments_of(written.text) for _, written in rows),
+        segments=tuple(written.segments for _, written in rows),
         truncated=sum(written.cut for _, written in rows),
-        pad_id=tokenizer.pad_token_id,
-        pad_type=tokenizer.pad_token_type_id,
+        pad_id=known.tokenizer.pad_token_id,
+        pad_type=known.tokenizer.pad_token_type_id,
     )
     return encoded, unreadable
-
-
-class Written(NamedTuple):
-    """A pair as a tokenizer writes it: ids, types, and the text of each id (0 query, 1 document, -1 neither).
-
-    `cut` is whether something was cut off.
-    """
-
-    ids: np.ndarray
-    types: np.ndarray
-    text: np.ndarray
-    cut: bool
 
 
 def write(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> list[Written]:
@@ -168,9 +210,13 @@ def write(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> list[Writte
         sides = ([-1 if side is None else side for side in written.sequence_ids] for written in read.encodings)
         origins = zip(sides, (bool(written.overflowing) for written in read.encodings), strict=True)
     return [
-        Written(np.asarray(ids, dtype=np.int64), np.asarray(kinds, dtype=np.int64), np.asarray(text), cut)
-        for ids, kinds, (text, cut) in zip(read["input_ids"], types, origins, strict=True)
+        Written(np.asarray(ids, dtype=np.int64), np.asarray(kinds, dtype=np.int64), _SIDES[np.asarray(side)], cut)
+        for ids, kinds, (side, cut) in zip(read["input_ids"], types, origins, strict=True)
     ]
+
+
+_SIDES = np.array([Segment.QUERY.value, Segment.DOC.value, 0], dtype=np.int64)
+"""The segment of a token by the text that it is of: 0 the query, 1 the document, -1 neither."""
 
 
 def _template_origins(
@@ -211,35 +257,49 @@ def _not_text(pair: Pair) -> Unreadable | None:
     return None
 
 
-def _spoilt(pair: Pair, written: Written, query_length: int, max_length: int) -> Unreadable | None:
-    """The reason why a pair cannot be read as it was written, or None."""
-    n_query, n_document = int((written.text == 0).sum()), int((written.text == 1).sum())
-    if written.cut and n_query < query_length:
+def too_long(pair: Pair, length: int, others: str, max_length: int) -> Unreadable:
+    """The reason why a pair cannot be read whose query of so many word pieces leaves no room beside the others."""
+    return Unreadable(
+        TOO_LONG,
+        f"Query '{pair.query_id}' has {length} word pieces and alone fills the model, which reads "
+        f"{max_length} with {others}: queries are never truncated, so leave it out.",
+    )
+
+
+def _completed(pair: Pair, written: Written, query_length: int, max_length: int) -> Written | Unreadable:
+    """The pair as it was written, every segment named, or why not: its query, of so many word pieces, was cut."""
+    if written.cut and np.count_nonzero(written.segments == Segment.QUERY.value) < query_length:
         return Unreadable(
             CUT_QUERY,
             f"Query '{pair.query_id}' has {query_length} word pieces, more than half of the {max_length} that are "
             f"read, and beside document '{pair.doc_id}' it would be cut: queries are never truncated, so leave it out.",
         )
-    for part, length, named in (("Query", n_query, pair.query_id), ("Document", n_document, pair.doc_id)):
-        if not length:
+    return written if _without_piece(pair, written) else written._replace(segments=segments_of(written.segments))
+
+
+def _without_piece(pair: Pair, written: Written) -> Unreadable | None:
+    """The reason why a pair of which one text has no word piece cannot be read, or None."""
+    texts = (("Query", Segment.QUERY, pair.query_id), ("Document", Segment.DOC, pair.doc_id))
+    for part, segment, named in texts:
+        if segment.value not in written.segments:
             return Unreadable(NO_PIECE, f"{part} '{named}' holds no word piece of this tokenizer: leave it out.")
     return None
 
 
-def segments_of(text: np.ndarray, name: str = "") -> np.ndarray:
-    """The segment of each position, from the text of each token; `name` is the model's, for the message.
+def segments_of(known: np.ndarray, name: str = "") -> np.ndarray:
+    """The segment of each position, from those that are known and no 0; `name` is the model's, for the message.
 
     Raises:
         MechirError: for a pair that lacks CLS or a separator.
     """
-    query, document = np.flatnonzero(text == 0), np.flatnonzero(text == 1)
-    segment = np.full(len(text), Segment.SEP2.value, dtype=np.int64)
+    query, document = (np.flatnonzero(known == text.value) for text in (Segment.QUERY, Segment.DOC))
+    segment = np.full(len(known), Segment.SEP2.value, dtype=np.int64)
     segment[: query[0]] = Segment.CLS.value
     segment[query[0] : query[-1] + 1] = Segment.QUERY.value
     segment[query[-1] + 1 : document[0]] = Segment.SEP1.value
     segment[document[0] : document[-1] + 1] = Segment.DOC.value
     gaps = {"before the query": query[0], "between query and document": document[0] - query[-1] - 1}
-    gaps["after the document"] = len(text) - 1 - document[-1]
+    gaps["after the document"] = len(known) - 1 - document[-1]
     missing = [where for where, size in gaps.items() if size < 1]
     if missing:
         tokenizer = f"The tokenizer of '{name}'" if name else "The tokenizer"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mechir.batches import Batch
 from mechir.errors import MechirError
+from mechir.parts import Dimensions, Structure
 from mechir.segments import Direction
 from mechir.sites import Site, as_site
 
@@ -18,6 +19,8 @@ from mechir.sites import Site, as_site
 class Hooked(Protocol):
     """A model as its edits see it."""
 
+    cfg: Dimensions
+    structure: Structure
     fingerprint: str
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from mechir.activations import Activations
 from mechir.batches import Batch, positions, segment_or_positions
 from mechir.errors import MechirError, refuse_index
-from mechir.hooks import Edit, EveryLayer, Hook
-from mechir.segments import Direction, Segment
+from mechir.hooks import Edit, EveryLayer, Hook, Hooked
+from mechir.segments import PARTS, Direction, Segment
 from mechir.sites import (
     Attn,
     Head,
@@ -129,6 +129,11 @@ class CutPattern(Edit):
 
     head_row = True
 
+    def within(self, model: Hooked) -> CutPattern:
+        """The edit itself; raises for a direction that does not happen in the model, where it would change nothing."""
+        refuse_impossible(self.direction, self.batch, model)
+        return self
+
     def __call__(self, x: Float[Tensor, "batch head reader source"], hook: Any) -> Float[Tensor, "..."]:
         """The scores or the pattern, cut."""
         reader = self.batch.at(self.direction.reader)[:, None, : x.shape[2], None]
@@ -139,6 +144,35 @@ class CutPattern(Edit):
             chosen[list(self.heads)] = True
             cut = cut & chosen[None, :, None, None]
         return x.masked_fill(cut, self.fill)
+
+
+def refuse_impossible(direction: Direction, batch: Batch, model: Hooked) -> None:
+    """Raises where no reader of a direction can read its source: a segment is not there, or the mask is causal."""
+    name, reader, source = model.cfg.model_name, direction.reader, direction.source
+    generated = Segment.DECODER if model.structure.reads == "decoder" else Segment(0)
+    present = (batch.present | generated) & Segment.ALL
+    for segment in (reader, source):
+        if not segment & present:
+            parts = ", ".join(str(part) for part in PARTS if part & present)
+            raise MechirError(
+                f"'{direction}' cannot happen in '{name}': its pairs have no {segment}; the segments there are {parts}."
+            )
+    if source == Segment.DECODER and Segment.DECODER not in reader:
+        raise MechirError(
+            f"'{direction}' cannot happen in '{name}': only the decoder reads the decoder; cut "
+            f"'{source}<-{reader}' instead."
+        )
+    if model.structure.causal and not _earlier(source, reader, batch):
+        raise MechirError(
+            f"'{direction}' cannot happen in '{name}': a position reads only itself and those before it, and {reader} "
+            f"stands before {source}; cut '{source}<-{reader}' instead, or choose another model."
+        )
+
+
+def _earlier(source: Segment, reader: Segment, batch: Batch) -> bool:
+    """Whether in any pair a position of `source` is, or stands before, one of `reader`."""
+    first, last = batch.at(source).cumsum(1) > 0, batch.at(reader)
+    return bool((first & last).any())
 
 
 @dataclass(frozen=True, repr=False)

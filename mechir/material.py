@@ -137,7 +137,7 @@ def readable(model: Reranker, sample: Sample, source: Source) -> Sample:
     Raises:
         MechirError: where more would be, with the first of them.
     """
-    _, unreadable = encode_readable(model.tokenizer, sample.pairs, model.max_length)
+    _, unreadable = encode_readable(model.writer, sample.pairs, model.max_length)
     if not unreadable:
         return sample
     share, n, total = source.rules.get("leave_out", LEAVE_OUT), len(unreadable), len(sample.pairs)

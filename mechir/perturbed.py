@@ -44,7 +44,7 @@ class Aligned(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Diagnostic:
-    """Pairs and their perturbations, not aligned yet: that takes a model's tokenizer.
+    """Pairs and their perturbations, not aligned yet: that takes a model.
 
     `refused` are the pairs that the perturbation does not apply to, with the reason. With `swap`, runs are on the
     perturbed text and activations come from the other. `perturbed` is the collection, `left_out` what its pool leaves
@@ -126,7 +126,7 @@ class Diagnostic:
         for base, donor in self.cases:
             for word in fillers:
                 try:
-                    contrast = align_pair(base, donor, model.tokenizer, word, max_length=limit, moves=self.moves)
+                    contrast = align_pair(base, donor, model.writer, word, max_length=limit, moves=self.moves)
                 except MechirError as error:
                     skipped.append((base.query_id, base.doc_id, word, str(error)))
                     continue

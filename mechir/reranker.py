@@ -38,6 +38,11 @@ class Reranker(Protocol):
     max_length: int
 
     @property
+    def writer(self) -> Any:
+        """What writes pairs for it as token ids: its tokenizer, or a `Writer` such as that of a prompt."""
+        return self.tokenizer
+
+    @property
     def device(self) -> torch.device:
         """The device of its parameters."""
 

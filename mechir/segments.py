@@ -12,7 +12,9 @@ from mechir.errors import MechirError, closest
 class Segment(enum.Flag):
     """The part of a pair at a position: `[CLS] query [SEP] document [SEP] [PAD]...`. Unions are written with `|`.
 
-    `DOC` never includes a separator. The double separator of RoBERTa (`</s></s>`) is SEP1 as a whole.
+    `DOC` never includes a separator. The double separator of RoBERTa (`</s></s>`) is SEP1 as a whole. A language model
+    reads a prompt: SYSTEM, INSTRUCTION, query, SEP1 (whatever stands between the two texts), document, SUFFIX.
+    DECODER is where a model with a decoder, such as T5, generates.
     """
 
     CLS = 1
@@ -21,13 +23,17 @@ class Segment(enum.Flag):
     DOC = 8
     SEP2 = 16
     PAD = 32
-    ALL = CLS | QUERY | SEP1 | DOC | SEP2
+    SYSTEM = 64
+    INSTRUCTION = 128
+    SUFFIX = 256
+    DECODER = 512
+    ALL = CLS | QUERY | SEP1 | DOC | SEP2 | SYSTEM | INSTRUCTION | SUFFIX | DECODER
     """Every position that holds a token: all but PAD."""
 
     def __str__(self) -> str:
         if self == Segment.ALL:
             return "all"
-        return "|".join(str(part.name).lower() for part in self)
+        return "|".join(str(part.name).lower() for part in (*PARTS, Segment.PAD) if self & part)
 
     @classmethod
     def parse(cls, text: str) -> Segment:
@@ -49,6 +55,18 @@ class Segment(enum.Flag):
 _NAMES = {str(part.name).lower(): part for part in Segment} | {"all": Segment.ALL}
 FIVE = (Segment.CLS, Segment.QUERY, Segment.SEP1, Segment.DOC, Segment.SEP2)
 """The five parts of a pair, in reading order: rows and columns of the papers' tables."""
+PARTS = (
+    *(Segment.SYSTEM, Segment.INSTRUCTION, Segment.CLS, Segment.QUERY, Segment.SEP1, Segment.DOC, Segment.SEP2),
+    *(Segment.SUFFIX, Segment.DECODER),
+)
+"""Every part that holds tokens, of pairs and of prompts, in reading order."""
+
+
+def parts_of(present: Segment) -> tuple[Segment, ...]:
+    """The five parts of a pair; where positions of a prompt are among them, those parts of it that are there."""
+    if present in Segment.CLS | Segment.QUERY | Segment.SEP1 | Segment.DOC | Segment.SEP2 | Segment.PAD:
+        return FIVE
+    return tuple(part for part in PARTS if part & present)
 
 
 @dataclass(frozen=True, order=False)

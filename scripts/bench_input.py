@@ -57,7 +57,7 @@ def main() -> None:
     )
     rows["hooks, changes (once a run)"] = seconds(lambda: refuse_altered(model))
     rows["certificate of 8 pairs (once a model)"] = seconds(lambda: model.certify(pairs[:: len(pairs) // 8][:8]))
-    rows["which pairs can be read"] = seconds(lambda: encode_readable(model.tokenizer, pairs, model.max_length))
+    rows["which pairs can be read"] = seconds(lambda: encode_readable(model.writer, pairs, model.max_length))
     scoring = seconds(lambda: model.score(pairs, progress=False))
     rows[f"scoring {len(pairs)} pairs once"] = scoring
     print(

@@ -269,6 +269,12 @@ def test_interventions_that_do_not_fit_the_model_are_refused(model: HookedEncode
         mi.sweep(model, PAIRS, {"cut": do})  # type: ignore[dict-item]
 
 
+def test_a_model_refuses_a_direction_of_segments_that_its_pairs_lack(model: HookedEncoder) -> None:
+    for run in (model.score, lambda pairs, do: mi.sweep(model, pairs, {"cut": do})):
+        with pytest.raises(MechirError, match=r"'suffix<-doc' cannot happen in '.*': its pairs have no suffix; "):
+            run(PAIRS, mi.Mask("suffix<-doc"))
+
+
 def test_means_refuse_another_grouping_and_unknown_sites(model: HookedEncoder) -> None:
     with pytest.raises(MechirError, match=r"Cannot average by 'position': write by='segment' or by='all'"):
         mi.means(model, PAIRS, by="position")  # type: ignore[arg-type]

@@ -40,7 +40,7 @@ PYTHON: list[tuple[Callable[[Any], Any], str]] = [
     (lambda m: mi.collection(TOY).pairs(run="bm52"), r"There is no run file 'bm52', and 'toy' has none of its own: give the path of one"),
     (lambda m: mi.diagnostic("tfc11", TOY), r"Unknown diagnostic 'tfc11': the closest are 'tfc1'"),
     (lambda m: mi.diagnostic("tfc1", TOY, limit_query=3), r"A pool has no option 'limit_query': .* the closest is 'limit_queries'"),
-    (lambda m: mi.Mask("dok<-query"), r"Unknown segment 'dok': the closest is 'doc', of cls, query, sep1, doc, sep2, pad, all"),
+    (lambda m: mi.Mask("dok<-query"), r"Unknown segment 'dok': the closest is 'doc', of cls, query, sep1, doc, sep2, pad, system, instruction, suffix, decoder, all"),
     (lambda m: mi.Mask("doc<-qury|cls"), r"Unknown segment 'qury' in 'qury\|cls': the closest is 'query'"),
     (lambda m: mi.Mask("doc<-query@1,1"), r"'@1,1' names layer 1 twice: name it once, or a head as @h1\.1"),
     (lambda m: mi.Mask("doc<-query@0-3,2"), r"'@0-3,2' names layer 2 twice"),

@@ -225,7 +225,7 @@ def test_roles_of_real_pairs_add_up(tiny: HookedEncoder) -> None:
         ),
         (
             lambda model: coloured(frame([0.0, 1.0, 1.0]).assign(segment="pad")),
-            "Unknown segment 'pad': write one of cls, query, sep1, doc, sep2.",
+            "Unknown segment 'pad': write one of system, instruction, cls, query, sep1, doc, sep2, suffix, decoder.",
         ),
         (
             lambda model: coloured(pd.concat([frame([0.0, 1.0, 1.0])] * 2)),

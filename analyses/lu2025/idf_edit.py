@@ -152,7 +152,7 @@ class IdfEdit(Experiment):
 def _contrasts(model: Weights, pairs: Sequence[Pair], filler: str) -> list[Contrast]:
     """The contrasts that scoring heads are found on."""
     some, limit = first_of_each(pairs, SOME), model.max_length
-    return [align(pair, Tfc1(), model.tokenizer, filler, max_length=limit) for pair in some]
+    return [align(pair, Tfc1(), model.writer, filler, max_length=limit) for pair in some]
 
 
 def _shifted(rows: pd.DataFrame, measure: str) -> pd.DataFrame:

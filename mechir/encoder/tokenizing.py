@@ -15,6 +15,7 @@ from mechir.encoding import segments_of, write
 from mechir.errors import MechirError, brief
 from mechir.pair import Pair
 from mechir.parts import Embeddings
+from mechir.segments import Segment
 
 
 def load_tokenizer(folder: Path, *, lower_case: bool = False, max_length: int | None = None) -> Any:
@@ -102,9 +103,9 @@ def refuse_unfit(tokenizer: Any, embeddings: Embeddings, name: str) -> None:
             f"The tokenizer of '{name}' pads on the left, where the model reads its score: set padding_side to right."
         )
     (probe,) = write(tokenizer, [Pair("a", "a")], 1_000_000)  # its special tokens and types
-    if len(np.intersect1d(probe.text, [0, 1])) != 2:
+    if not np.isin([Segment.QUERY.value, Segment.DOC.value], probe.segments).all():
         return  # 'a' is no word piece here: the segments of every pair are checked when it is encoded
-    segments_of(probe.text, name)
+    segments_of(probe.segments, name)
     types = embeddings.token_type
     if types is not None and max(probe.types.max(), tokenizer.pad_token_type_id) >= types.num_embeddings:
         raise MechirError(

@@ -96,7 +96,7 @@ def term_contrasts(model: Reranker, pairs: Sequence[Pair], filler: str) -> list[
         judged = sorted(group, key=lambda pair: pair.grade or 0)
         for pair in dict.fromkeys([judged[-1], judged[0]]):
             try:
-                contrasts.append(align(pair, Tfc1(), model.tokenizer, filler, max_length=model.max_length))
+                contrasts.append(align(pair, Tfc1(), model.writer, filler, max_length=model.max_length))
             except MechirError:
                 continue  # a document as long as the model reads has no room for another word
     return contrasts

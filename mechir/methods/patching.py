@@ -22,7 +22,7 @@ from mechir.model_sites import all_heads, heads_of, sites_of
 from mechir.pair import split_queries
 from mechir.recorder import observe
 from mechir.reranker import Reranker, needs
-from mechir.segments import FIVE, Segment
+from mechir.segments import Segment, parts_of
 from mechir.sites import Head, Site
 from mechir.sweeps import scores_under
 
@@ -141,7 +141,7 @@ def places(at: str | Sequence[str], batch: ContrastBatch) -> dict[str, Bool[Tens
         width = batch.base.input_ids.shape[1]
         each = torch.eye(width, dtype=torch.bool, device=batch.roles.device)
         return {str(k): each[k] & batch.base.attention_mask for k in range(width)}
-    several = {"role": list(ROLES), "segment": [str(segment) for segment in FIVE]}
+    several = {"role": list(ROLES), "segment": list(map(str, parts_of(batch.base.present)))}
     names = map(place_name, several.get(at, [at]) if isinstance(at, str) else at)
     return {name: _place(name, batch) for name in names}
 

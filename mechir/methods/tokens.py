@@ -23,7 +23,7 @@ from mechir.methods.groups import pair_ids
 from mechir.methods.targets import Target
 from mechir.methods.walk import Way, walk
 from mechir.reranker import Reranker, needs
-from mechir.segments import FIVE, Segment
+from mechir.segments import Segment, parts_of
 from mechir.subspaces import EMBED
 
 PAIR = ["query_id", "doc_id"]
@@ -138,7 +138,8 @@ def by_role(rows: pd.DataFrame) -> pd.DataFrame:
     if len(twice):
         raise MechirError(f"Two pairs have the ids {'/'.join(twice.iloc[0])}: give every pair ids of its own.")
     sums = rows.groupby([*PAIR, "segment"])["attribution"].sum().unstack(fill_value=0.0)
-    queries = sums.reindex(columns=[str(segment) for segment in FIVE], fill_value=0.0).groupby("query_id").mean()
+    parts = parts_of(Segment.parse("|".join(sums.columns)))
+    queries = sums.reindex(columns=list(map(str, parts)), fill_value=0.0).groupby("query_id").mean()
     total = queries.mean().sum()
     table = queries.mean().rename("attribution").rename_axis("segment").reset_index()
     table["low"], table["high"] = zip(*(mean_interval(queries[segment].to_numpy()) for segment in queries), strict=True)

@@ -13,13 +13,16 @@ import pandas as pd
 
 from mechir.errors import MechirError
 from mechir.methods.tokens import SUM_OF
-from mechir.segments import FIVE, Segment
+from mechir.segments import PARTS, Segment
 from mechir.views import page
 
 COLUMNS = ("query_id", "doc_id", "position", "token", "segment", "attribution")
-NAMES = tuple(str(segment) for segment in FIVE)
-SPECIAL = tuple(str(segment) for segment in FIVE if not segment & (Segment.QUERY | Segment.DOC))
-LINES = {"query": ("cls", "query", "sep1"), "document": ("doc", "sep2")}
+NAMES = tuple(str(segment) for segment in PARTS)
+SPECIAL = tuple(str(segment) for segment in PARTS if not segment & (Segment.QUERY | Segment.DOC))
+LINES = {
+    "query": ("system", "instruction", "cls", "query", "sep1"),
+    "document": ("doc", "sep2", "suffix", "decoder"),
+}
 MARKS = ("##", "\u0120", "\u2581")
 """The marks of tokenizers: "##" continues a word; the others (byte-level, SentencePiece) begin one."""
 PRINTED = 5
