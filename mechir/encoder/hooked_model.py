@@ -130,7 +130,7 @@ class HookedModel(HookedRootModule, Reranker):
         if self.tokenizer is None:
             raise MechirError("This model has no tokenizer and reads token ids alone: give it a Batch.")
         length, _ = length_limit(self.cfg.n_ctx, self.tokenizer, self.max_length if max_length is None else max_length)
-        return encode(self.tokenizer, as_pairs(pairs), length)
+        return encode(self.writer, as_pairs(pairs), length)
 
     def resolve(self, hooks: Sequence[Hook]) -> list[tuple[str, Edit]]:
         """The hooks with filters on names replaced by the names they match.

@@ -14,6 +14,7 @@ from mechir.encoder.families import FAMILIES
 from mechir.encoder.hooked import HookedEncoder
 from mechir.encoder.hooked_model import HookedModel
 from mechir.encoder.loading import in_memory
+from mechir.encoder.traced import language
 from mechir.encoder.traced import loading as traced
 from mechir.encoder.traced.layouts import LAYOUTS
 from mechir.errors import MechirError
@@ -37,7 +38,8 @@ def load(name_or_path: Any = None, tokenizer: Any = None, *, backend: str | None
             needs no gradients any more.
         tokenizer: of a model in memory; a `CrossEncoder` has its own.
         backend: "own" or "nnsight"; by default "own" where it can.
-        options: those of `HookedEncoder.from_pretrained`; a model in memory takes `name` as well.
+        options: those of `HookedEncoder.from_pretrained`; a model in memory takes `name` as well, and a language model
+            `template`, `instruction` and `words` (`mechir.encoder.traced.language`).
 
     Raises:
         MechirError: as `from_pretrained`; when the embedded model's backbone is not installed or is another one; for a
@@ -60,7 +62,8 @@ def load(name_or_path: Any = None, tokenizer: Any = None, *, backend: str | None
     try:
         folder = resolve(name_or_path)
         if backend == "nnsight" or (backend is None and _by_nnsight(folder)):
-            return traced.load(folder, str(name_or_path), **options)
+            open_it = language.load if language.is_language_model(folder) else traced.load
+            return open_it(folder, str(name_or_path), **options)
         return HookedEncoder.from_pretrained(name_or_path, **options)
     except MechirError as error:
         if difflib.get_close_matches(str(name_or_path), [NAME], cutoff=0.7):
@@ -71,9 +74,11 @@ def load(name_or_path: Any = None, tokenizer: Any = None, *, backend: str | None
 def _in_memory(model: Any, tokenizer: Any, backend: str | None, **options: Any) -> HookedModel:
     if traced.is_cross_encoder(model):
         if len(model) > 1:
-            return traced.of_chain(model, **options)
+            return (language.of_chain if language.is_scored(model) else traced.of_chain)(model, **options)
         model, tokenizer = traced.only_module(model)
     kind, model_type = type(model).__name__, getattr(getattr(model, "config", None), "model_type", "")
+    if kind.endswith(language.LANGUAGE_MODEL):
+        return language.language_model(model, tokenizer, **options)
     own = any(family.architecture == kind for family in FAMILIES.values())
     if backend == "nnsight" or (backend is None and not own and model_type in LAYOUTS):
         return traced.classifier(model, tokenizer, **options)
@@ -82,7 +87,7 @@ def _in_memory(model: Any, tokenizer: Any, backend: str | None, **options: Any) 
 
 def _by_nnsight(folder: Path) -> bool:
     """Whether a checkpoint is of a structure that our own forward does not have, and nnsight opens."""
-    if traced.is_chain(folder):
+    if traced.is_chain(folder) or language.is_language_model(folder):
         return True
     if not (folder / "config.json").is_file():
         return False

@@ -19,10 +19,14 @@ from torch.nn import functional as F
 
 from mechir.batches import Batch
 from mechir.encoder.traced.model import TracedReranker
+from mechir.encoding import encode
 from mechir.errors import MechirError
 from mechir.inputs import as_pairs
+from mechir.pair import Pair
 from mechir.segments import Segment
 
+WHOLE = 1_000_000
+"""More word pieces than any text has."""
 PADDING = 3
 """Positions of padding that are added to a batch, so that there is some."""
 ACTS = 1e-6
@@ -41,7 +45,7 @@ def certify(model: TracedReranker, pairs: Any, *, max_rows: int = 16) -> dict[st
     Raises:
         MechirError: for a kind of edit that does nothing.
     """
-    pairs = as_pairs(pairs)
+    pairs = [_short(model, pair) for pair in as_pairs(pairs)]
     worst, scale, other = {"score": 0.0, "score_head_row": 0.0}, 0.0, 0
     edits: dict[str, float] = {}
     encoded = model.encode(pairs)
@@ -77,6 +81,17 @@ def certify(model: TracedReranker, pairs: Any, *, max_rows: int = 16) -> dict[st
         "transformers": transformers.__version__,
         "torch": torch.__version__,
     }
+
+
+def _short(model: TracedReranker, pair: Pair) -> Pair:
+    """The pair with as much of its document as fits: every prompt is cut in a way of its own."""
+    if model.prompt is None:
+        return pair
+    words = pair.document.split()
+    while len(words) > 1 and len(encode(model.writer, [pair], WHOLE).ids[0]) >= model.max_length:
+        words = words[: len(words) // 2]
+        pair = replace(pair, document=" ".join(words))
+    return pair
 
 
 def _differing(batch: Batch, features: Mapping[str, Tensor]) -> Bool[Tensor, "batch"]:

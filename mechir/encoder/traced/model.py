@@ -24,6 +24,7 @@ from mechir.encoder.reading import Reading
 from mechir.encoder.traced import attention
 from mechir.encoder.traced.layouts import LAYOUTS, structure
 from mechir.encoder.traced.places import INSIDE, Place, Visit, places, points_below
+from mechir.encoder.traced.prompt import Prompt
 from mechir.encoder.traced.readout import Readout
 from mechir.errors import MechirError
 from mechir.pair import Pair
@@ -55,14 +56,18 @@ class TracedReranker(HookedModel):
         relevant_label: int | str | None = None,
         max_length: int | None = None,
         reading: Reading | None = None,
+        prompt: Prompt | None = None,
     ) -> None:
         """Wraps the module `root` that is called, and the transformer `hf` inside it (of a chain) or itself.
 
-        `readout` makes its arguments and its logits; the other arguments are those of `HookedEncoder`.
+        `readout` makes its arguments and its logits, and `prompt` is that of a language model. The other arguments are
+        those of `HookedEncoder`.
         """
         super().__init__()
         self.root, self.hf = root.eval().requires_grad_(False), hf
         self.tokenizer, self.readout, self.revision = tokenizer, readout, revision
+        self.prompt = prompt
+        self._writer = tokenizer if prompt is None else prompt.template.writer(tokenizer)
         self.layout = LAYOUTS[hf.config.model_type]
         self.structure = structure(self.layout, hf.config, readout.reads)
         self.inside = traced(root, tokenizer)
@@ -109,8 +114,13 @@ class TracedReranker(HookedModel):
         return Visit(place, envoy, self.root.get_submodule(place.path), self.hook_dict.__getitem__)
 
     def _fingerprint(self) -> str:
-        more = {"readout": f"{type(self.root).__name__} {self.readout!r}"}
+        more = {"readout": f"{type(self.root).__name__} {self.readout!r} {self.prompt!r}"}
         return fingerprint({**self._stored, **more}, self.hf, self.tokenizer, self.max_length)
+
+    @property
+    def writer(self) -> Any:
+        """What writes pairs as token ids: the tokenizer, or its way into a prompt."""
+        return self._writer
 
     @property
     def whole(self) -> Any:
@@ -188,6 +198,9 @@ class TracedReranker(HookedModel):
 
     def features(self, pairs: Sequence[Pair]) -> Mapping[str, Tensor]:
         """The texts as the model's own users give them to it: ids, mask and types, padded on its own side."""
+        if self.prompt is not None:
+            read = self.prompt.features(self.tokenizer, pairs)
+            return {name: x.to(self.device) for name, x in read.items()}
         texts = [[pair.query for pair in pairs], [pair.document for pair in pairs]]
         options = {"padding": True, "truncation": True, "max_length": self.max_length, "return_tensors": "pt"}
         read = self.tokenizer(*texts, **options).to(self.device)

@@ -1,0 +1,154 @@
+"""Language models as rerankers: the words whose logits are the score, and the prompt that they follow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mechir.encoder.checkpoint import read_json, refuse_adapters, stored_tensors, weight_files
+from mechir.encoder.fingerprint import stored_digests
+from mechir.encoder.reading import Reading
+from mechir.encoder.stored import configuration, device_of, number_type, read_model
+from mechir.encoder.tokenizing import load_tokenizer
+from mechir.encoder.traced.layouts import LAYOUTS
+from mechir.encoder.traced.model import TracedReranker
+from mechir.encoder.traced.prompt import Prompt
+from mechir.encoder.traced.readout import NextWord
+from mechir.errors import MechirError
+from mechir.templates import Template
+
+LANGUAGE_MODEL = "ForCausalLM"
+WORDS = ("no", "yes")
+"""The words of a reranker that says no others: not relevant, relevant."""
+
+
+def load(
+    folder: Path,
+    name: str,
+    *,
+    dtype: str | torch.dtype = "float32",
+    words: Sequence[str] | None = None,
+    **options: Any,
+) -> TracedReranker:
+    """Loads a language model as a reranker; see `language_model` for its options.
+
+    What sentence-transformers saved beside it counts: the words of its LogitScore, its prompt and its length.
+    """
+    saved = _saved(folder)
+    inner = folder / saved.pop("path", "")
+    raw = read_json(inner / "config.json")
+    refuse_adapters(inner)
+    files = weight_files(inner, raw)
+    stored, architecture = stored_tensors(files), raw["architectures"][0]
+    config = configuration(architecture, raw, inner)
+    hf, unused = read_model(inner, architecture, config, raw, stored, number_type(dtype))
+    tokenizer = load_tokenizer(inner, max_length=saved.pop("max_length", None))
+    settings = ("modules.json",) if saved else ()
+    reading = Reading(weights=tuple(file.name for file in files), settings=settings, left_out=tuple(unused))
+    if words is None and "words" in saved:
+        words = tokenizer.convert_ids_to_tokens(saved["words"])
+    options = {"instruction": saved.get("prompt")} | options
+    return language_model(
+        hf,
+        tokenizer,
+        words=words,
+        name=name,
+        reading=reading,
+        revision=folder.name if folder.parent.name == "snapshots" else "",
+        tensors=stored_digests(stored),
+        **options,
+    )
+
+
+def language_model(
+    hf: Any,
+    tokenizer: Any,
+    *,
+    template: Template | str | None = None,
+    instruction: str | None = None,
+    words: Sequence[str] | None = None,
+    device: str | torch.device | None = None,
+    relevant_label: int | str | None = None,
+    **options: Any,
+) -> TracedReranker:
+    """Wraps a causal language model whose next word says whether a document is relevant.
+
+    Args:
+        hf: Hugging Face's `*ForCausalLM`.
+        tokenizer: its tokenizer.
+        template: the prompt, such as "Query: {query} Document: {document} Relevant:"; by default the tokenizer's chat
+            template, which has the roles query and document.
+        instruction: what the chat template has as the role system.
+        words: of what is not relevant and of what is, one word piece each: the score is the difference of their logits.
+            With one word it is that word's logit.
+        device: as in `HookedEncoder.from_pretrained`.
+        relevant_label: the word that means relevance; by default the last.
+        options: those of `TracedReranker`.
+
+    Raises:
+        MechirError: for a model type without a row in `LAYOUTS`, no tokenizer, no prompt, or words that are no piece.
+    """
+    kind = type(hf).__name__
+    if hf.config.model_type not in LAYOUTS or not kind.endswith(LANGUAGE_MODEL):
+        raise MechirError(
+            f"This is a {kind}, which mechir cannot open: it opens language models of {', '.join(LAYOUTS)}."
+        )
+    if tokenizer is None:
+        raise MechirError(f"A {kind} in memory needs its tokenizer: write mi.load(model, tokenizer).")
+    words = tuple(words or WORDS)
+    ids = tokenizer.convert_tokens_to_ids(list(words))
+    if unknown := [word for word, at in zip(words, ids, strict=True) if at in (None, tokenizer.unk_token_id)]:
+        raise MechirError(
+            f"'{unknown[0]}' is no word piece of this tokenizer, whose logit would be the score: name the words that "
+            "the model says of what is not relevant and of what is, such as words=('no', 'yes')."
+        )
+    if isinstance(template, str):
+        template = Template.parse(template)
+    prompt = Prompt(template or Template.of_chat(tokenizer, instruction), instruction, chat=template is None)
+    label = len(words) - 1 if relevant_label is None else relevant_label
+    options |= {"prompt": prompt, "relevant_label": label}
+    return TracedReranker(hf.to(device_of(device)), hf, tokenizer, NextWord(words, tuple(ids)), **options)
+
+
+def is_scored(encoder: Any) -> bool:
+    """Whether a `CrossEncoder` is a language model with a LogitScore."""
+    return [type(module).__name__ for module in encoder] == ["Transformer", "LogitScore"]
+
+
+def of_chain(encoder: Any, **options: Any) -> TracedReranker:
+    """Wraps a `CrossEncoder` that is a language model with a LogitScore, with its words, prompt and length."""
+    tokenizer, score = encoder.tokenizer, encoder[1]
+    ids = [at for at in (score.false_token_id, score.true_token_id) if at is not None]
+    if encoder.max_seq_length is not None:
+        tokenizer.model_max_length = encoder.max_seq_length
+    prompt = (encoder.prompts or {}).get(encoder.default_prompt_name or "")
+    given = {"words": tokenizer.convert_ids_to_tokens(ids), "instruction": prompt}
+    return language_model(encoder[0].auto_model, tokenizer, **(given | options))
+
+
+def is_language_model(folder: Path) -> bool:
+    """Whether a directory holds a causal language model, by itself or with the LogitScore of sentence-transformers."""
+    inner = folder / _saved(folder).get("path", "")
+    config = inner / "config.json"
+    listed = (read_json(config).get("architectures") or [""]) if config.is_file() else [""]
+    return str(listed[0]).endswith(LANGUAGE_MODEL)
+
+
+def _saved(folder: Path) -> dict[str, Any]:
+    """What sentence-transformers saved of a language model: where it lies, its words, its prompt, its length."""
+    if not (folder / "modules.json").is_file():
+        return {}
+    modules = {
+        str(module.get("type", "")).rpartition(".")[2]: module for module in read_json(folder / "modules.json", list)
+    }
+    if set(modules) != {"Transformer", "LogitScore"}:
+        return {}
+    score = read_json(folder / modules["LogitScore"]["path"] / "config.json")
+    ids = [score["false_token_id"], score["true_token_id"]]
+    saved: dict[str, Any] = {"path": modules["Transformer"]["path"], "words": [at for at in ids if at is not None]}
+    settings = read_json(folder / "config_sentence_transformers.json")
+    saved["prompt"] = (settings.get("prompts") or {}).get(settings.get("default_prompt_name") or "") or None
+    return saved
