@@ -1,0 +1,60 @@
+"""The default model, its backbone under the same head, and another model: the page docs/models.md.
+
+    python scripts/compare_models.py --model DIR [--collection DIR]
+
+On each model it runs three experiments and lays `joint/models` over what they find, all in a registry of its own in
+`build/docs/models`; the frames are kept for the numbers of the page, the chart is docs/figures/models.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import transformers
+from safetensors.torch import load_file
+
+import mechir as mi
+from mechir.encoder.checkpoint import read_json
+from mechir.encoder.default import FOLDER, backbone, merged
+from mechir.measures import TEXT
+
+REGISTRY = Path(__file__).parent.parent / "build/docs/models"
+
+
+def backbone_under_the_head() -> mi.HookedEncoder:
+    """The weights that the default model was made from, with the pooler and the classifier of the default model.
+
+    The head is what Hugging Face puts on the encoder: the pooler reads CLS, the classifier makes the score of it.
+    """
+    manifest = read_json(FOLDER / "manifest.json")
+    before = load_file(backbone(manifest["backbone"]) / "model.safetensors")
+    whole = merged(before, load_file(FOLDER / "difference.safetensors"))
+    head = {name: value for name, value in whole.items() if name.startswith(("bert.pooler", "classifier"))}
+    hf = transformers.BertForSequenceClassification(transformers.BertConfig(**manifest["config"]))
+    hf.load_state_dict(merged(before, {}) | head)
+    return mi.load(hf, mi.load().tokenizer, name="backbone")
+
+
+def measure(model: mi.HookedEncoder, collection: mi.Collection) -> None:
+    """What the heads of a model look at, and what changing them does: three runs in the registry."""
+    contrasts = mi.diagnostic("tfc1", collection, per_grade=1, fillers=("a",))
+    mi.run("chen2024/head_maps", model, contrasts, at=TEXT, registry=REGISTRY)
+    pool = mi.Pool(per_grade=2, easy_negatives=4)
+    for name in ("vast2025/attention_contrast", "lu2025/soft_tf"):
+        mi.run(name, model, collection, pool=pool, registry=REGISTRY)
+
+
+def main() -> None:
+    """Measures the three models and compares the default one with the two others."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="the other model")
+    parser.add_argument("--collection", default="embedded", help="a collection [default: embedded]")
+    arguments = parser.parse_args()
+    collection = mi.collection(arguments.collection)
+    for model in (mi.load(), backbone_under_the_head(), mi.load(arguments.model)):
+        measure(model, collection)
+
+
+if __name__ == "__main__":
+    main()
