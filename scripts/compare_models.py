@@ -1,9 +1,9 @@
-"""The default model, its backbone under the same head, and another model: the page docs/models.md.
+"""The default model, its backbone under the same head, and another model: the page docs/across_models.md.
 
-    python scripts/compare_models.py --model DIR [--collection DIR]
+    python scripts/compare_models.py --model DIR
 
-On each model it runs three experiments and lays `joint/models` over what they find, all in a registry of its own in
-`build/docs/models`; the frames are kept for the numbers of the page, the chart is docs/figures/models.png.
+On each model it runs three experiments and lays `joint/across_models` over what they find, in a registry of its own,
+`build/docs/models`. The frames are kept for the numbers of the page; the chart is docs/figures/across_models.png.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import pandas as pd
 import transformers
 from safetensors.torch import load_file
 
@@ -18,8 +19,11 @@ import mechir as mi
 from mechir.encoder.checkpoint import read_json
 from mechir.encoder.default import FOLDER, backbone, merged
 from mechir.measures import TEXT
+from scripts.docs_made import keep
+from scripts.remake_docs import small
 
-REGISTRY = Path(__file__).parent.parent / "build/docs/models"
+ROOT = Path(__file__).parent.parent
+REGISTRY, FIGURE = ROOT / "build/docs/models", ROOT / "docs/figures/across_models.png"
 
 
 def backbone_under_the_head() -> mi.HookedEncoder:
@@ -46,14 +50,18 @@ def measure(model: mi.HookedEncoder, collection: mi.Collection) -> None:
 
 
 def main() -> None:
-    """Measures the three models and compares the default one with the two others."""
+    """Measures the three models, compares the default one with the two others, and keeps what the page shows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="the other model")
-    parser.add_argument("--collection", default="embedded", help="a collection [default: embedded]")
-    arguments = parser.parse_args()
-    collection = mi.collection(arguments.collection)
-    for model in (mi.load(), backbone_under_the_head(), mi.load(arguments.model)):
-        measure(model, collection)
+    model = parser.parse_args().model
+    collection, default = mi.collection("embedded"), mi.load()
+    others = (backbone_under_the_head(), mi.load(model.resolve()))
+    for one in (default, *others):
+        measure(one, collection)
+    run = mi.run("joint/across_models", default, collection, same=("backbone", model.name), registry=REGISTRY)
+    gaps = mi.findings(measure="gap, tfc1", registry=REGISTRY)
+    keep("across_models", {"": run.summary, "gaps": pd.DataFrame(gaps).assign(site="")})
+    FIGURE.write_bytes(small(run.path / "chart.png"))
 
 
 if __name__ == "__main__":

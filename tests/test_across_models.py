@@ -18,11 +18,11 @@ from mechir.errors import MechirError
 from mechir.methods.alignment import align, distances, found_again, held_out, same_numbers
 from mechir.registry.runs import Run
 from mechir.views import charts
+from scripts.measure_alignment import below
 from tests.models import TOY, TOY_MODEL
 from tests.test_cli import call
 from tests.test_joint import SIZES, tell
 
-LAYERS = np.repeat(np.arange(6), 12)
 LOOKS, ACTS = "contrast, query<-doc", "patching, tfc1"
 ORDER = (2, 3, 1, 0)
 """Where the heads of each layer of a planted model come from in the one with other numbers."""
@@ -60,32 +60,11 @@ def test_dealing_out_what_was_held_out_is_aligning_anew() -> None:
         assert (dealt[again] == before).all() and (held[again] == held[np.argsort(dealt)][before]).all()
 
 
-def worlds(shared: float, depth: float, seed: int) -> tuple[Any, ...]:
-    """Looks and acts of 72 heads of two models, heavy in the tails: what both share, what grows with depth, noise."""
-    generator = np.random.default_rng(seed)
-    order = generator.permutation(72)
-    circuit = generator.standard_t(2, size=72)
-    sides = []
-    for places in (np.arange(72), order):
-        noise = generator.standard_t(2, size=(3, 72))
-        sides.append(shared * circuit[places] + depth * LAYERS + noise)
-    return sides[0], sides[1]
-
-
-def share_below(shared: float, depth: float, among: Any, n: int = 200) -> float:
-    """How often p is below .05 in `n` worlds."""
-    ps = []
-    for seed in range(n):
-        one, other = worlds(shared, depth, seed)
-        aligned = align(distances(one[:2].T, other[:2].T))
-        ps.append(held_out(one[2], other[2], aligned, among=among, draws=300, seed=seed).p)
-    return float(np.mean(np.array(ps) < 0.05))
-
-
 def test_where_nothing_is_shared_the_level_is_kept_even_if_all_grows_with_depth() -> None:
-    assert 0.02 <= share_below(0.0, 0.0, None) <= 0.09 and 0.02 <= share_below(0.0, 0.0, LAYERS) <= 0.09
-    assert 0.02 <= share_below(0.0, 2.0, LAYERS) <= 0.09 and share_below(0.0, 2.0, None, 50) > 0.8
-    assert share_below(2.0, 0.0, LAYERS, 50) > 0.9  # the same circuit under other numbers
+    nothing, growing = (below(0.0, grows, 200) for grows in (0.0, 2.0))
+    assert all(0.015 <= share <= 0.09 for share in (*nothing.values(), growing["layers"]))
+    assert growing["heads"] > 0.8 and growing["thirds"] > 0.1  # what grows with depth agrees by that alone
+    assert below(2.0, 0.0, 50)["layers"] > 0.9  # the same circuit under other numbers
 
 
 def renumbered(model: planted.PlantedEncoder) -> HookedEncoder:

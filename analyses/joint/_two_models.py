@@ -42,8 +42,7 @@ class Sides(NamedTuple):
 
     def called(self, names: Iterable[str]) -> bool:
         """Whether one of these is the other model's name, as it is shown, or the beginning of its fingerprint."""
-        shown = (self.name, model_name(self.name))
-        return any(name in shown or (len(name) >= 6 and self.fingerprint.startswith(name)) for name in names)
+        return any(name == self.name or (len(name) >= 6 and self.fingerprint.startswith(name)) for name in names)
 
     def of(self, by: str) -> list[str]:
         """The measures of how heads look, or of how they act."""
@@ -70,7 +69,7 @@ class Sides(NamedTuple):
 
 def sides_of(heads: pd.DataFrame) -> Iterator[Sides]:
     """This model, whose rows come first, beside every other that has measures of both kinds of the heads of both."""
-    names = heads.drop_duplicates("fingerprint").set_index("fingerprint")["model"]
+    names = heads.drop_duplicates("fingerprint").set_index("fingerprint")["model"].map(model_name)
     names = names.where(~names.duplicated(keep=False), names + " " + names.index.str[:6])
     wide = {key: _profiles(heads[heads["fingerprint"] == key]) for key in names.index}
     causal = heads.groupby("measure")["causal"].any()

@@ -17,7 +17,7 @@ from mechir.methods.statistics import RESAMPLES
 from mechir.options import frame, option
 from mechir.pair import Pair
 from mechir.registry.evidence import held
-from mechir.registry.names import Named, model_name
+from mechir.registry.names import Named
 from mechir.registry.queries import matching
 from mechir.registry.runs import runs
 from mechir.reranker import Weights
@@ -164,13 +164,12 @@ class AcrossModels(Experiment):
         names = ["kind", "other", "by", "measure", "n", "estimate", "low", "high", "expected", "p_corrected"]
         names += ["holding", "found", "found_low", "found_high", "found_expected", "site", "aligned"]
         names += ["value", "aligned_value", "aligned_holds"]
-        shown = rows[names].astype({"n": "Int64", "holding": "Int64"})
-        return shown.assign(other=shown["other"].map(model_name))
+        return rows[names].astype({"n": "Int64", "holding": "Int64"})
 
     def chart(self, summary: pd.DataFrame) -> Any:
         """Agreement in every test with its interval; then what the heads aligned by their looks do in both models."""
         tests = summary[summary["kind"] == "test"]
-        of = tests["other"].map(model_name) + ", by " + tests["by"] + ": " + tests["measure"]
+        of = tests["other"] + ", by " + tests["by"] + ": " + tests["measure"]
         title = "Pearson's r of what was held out, over aligned heads"
         parts = [charts.bars(tests.assign(of=of), "estimate", "of", title=title, low="low", high="high")]
         heads = summary[(summary["kind"] == "head") & (summary["by"] == LOOKS) & summary["aligned"].notna()]
@@ -182,7 +181,7 @@ class AcrossModels(Experiment):
             shown["pair"] = np.where(
                 rows["site"] == rows["aligned"], rows["site"], rows["site"] + " " + rows["aligned"]
             )
-            title = f"{measure}: heads of {model_name(str(other))} aligned by their looks"
+            title = f"{measure}: heads of {other} aligned by their looks"
             points = scatter(shown, x, y, "holds", title=title, label="pair", named="named")
             parts.append(points)
         return charts.stacked(*parts)
