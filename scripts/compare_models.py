@@ -16,10 +16,11 @@ import transformers
 from safetensors.torch import load_file
 
 import mechir as mi
+from mechir.catalog import shown
 from mechir.encoder.checkpoint import read_json
 from mechir.encoder.default import FOLDER, backbone, merged
 from mechir.measures import TEXT
-from scripts.docs_made import keep
+from mechir.registry.names import model_name
 from scripts.remake_docs import small
 
 ROOT = Path(__file__).parent.parent
@@ -49,19 +50,25 @@ def measure(model: mi.HookedEncoder, collection: mi.Collection) -> None:
         mi.run(name, model, collection, pool=pool, registry=REGISTRY)
 
 
+def compared(checkpoint: Path) -> dict[str, pd.DataFrame]:
+    """Draws the figure, and returns `joint/across_models` of the default model and, as `gaps`, what a term does."""
+    collection, default, other = mi.collection("embedded"), mi.load(), mi.load(checkpoint.resolve())
+    for model in (default, backbone_under_the_head(), other):
+        measure(model, collection)
+    same = ("backbone", checkpoint.name)
+    run = mi.run("joint/across_models", default, collection, same=same, registry=REGISTRY)
+    FIGURE.write_bytes(small(run.path / "chart.png"))
+    gaps = mi.sql(
+        "select model, value, low, high, n_pairs from findings where measure = 'gap, tfc1'", registry=REGISTRY
+    )
+    return {"": run.summary, "gaps": gaps.assign(model=gaps["model"].map(model_name))}
+
+
 def main() -> None:
-    """Measures the three models, compares the default one with the two others, and keeps what the page shows."""
+    """Prints the tests."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="the other model")
-    model = parser.parse_args().model
-    collection, default = mi.collection("embedded"), mi.load()
-    others = (backbone_under_the_head(), mi.load(model.resolve()))
-    for one in (default, *others):
-        measure(one, collection)
-    run = mi.run("joint/across_models", default, collection, same=("backbone", model.name), registry=REGISTRY)
-    gaps = mi.findings(measure="gap, tfc1", registry=REGISTRY)
-    keep("across_models", {"": run.summary, "gaps": pd.DataFrame(gaps).assign(site="")})
-    FIGURE.write_bytes(small(run.path / "chart.png"))
+    print(shown("joint/across_models", compared(parser.parse_args().model)[""]).to_string(index=False))
 
 
 if __name__ == "__main__":

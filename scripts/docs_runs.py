@@ -62,6 +62,7 @@ FRAMES = {
     "planted": "planted",
     "planted-edges": "planted_edges",
     "alignment": "alignment",
+    "across_models": "across_models SHARED/models/ce-minilm-l6",
     "code-lu2025": "code lu2025",
     "code-patching": "code patching",
 }
@@ -70,7 +71,6 @@ SCRIPTS = {
     "inference": "measure_inference.py --write",
     "default": "exam_default_model.py --write --shared SHARED",
     "report": "report_picture.py",
-    "across_models": "compare_models.py --model SHARED/models/ce-minilm-l6",
 }
 """Scripts that write into the pages, or draw, themselves."""
 COMMANDS = RUNS | FRAMES | SCRIPTS
