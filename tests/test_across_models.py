@@ -147,7 +147,10 @@ def test_what_was_aligned_by_is_not_tested(toy: HookedEncoder, tmp_path: Path) -
     assert (tests["p_corrected"] >= tests["p"]).all() and tests["n"].tolist() == [8, 8]
     assert (tests["low"] <= tests["estimate"]).all() and tests["holding"].tolist() == [0, 0]
     heads = summary[(summary["kind"] == "head") & (summary["by"] == "looks")].set_index("site")
-    assert heads.loc["h0.0", "aligned"] == "h1.3" and heads.loc["h0.0", ["value", "aligned_value"]].tolist() == [64, 64]
+    assert heads.loc["h0.0", "aligned"] == "h1.3" and heads.loc["h0.0", ["estimate", "aligned_value"]].tolist() == [
+        64,
+        64,
+    ]
     assert heads.loc["h0.0", ["depth", "aligned_depth"]].tolist() == [0, 0.5] and heads["distance"].max() < 1e-9
     assert (stored.path / "chart.html").is_file()
 

@@ -106,7 +106,7 @@ def head_lines(
         for place, site in enumerate(sites):
             near, own = int(nearest[place]), here.loc[site]
             line = side.names | {"measure": measure, "site": site, "depth": depth[place], "holds": bool(own["holds"])}
-            line |= {"value": own["value"], "value_low": own["low"], "value_high": own["high"]}
+            line |= {"estimate": own["value"], "low": own["low"], "high": own["high"]}
             line |= {"nearest": others[near], "nearest_distance": distance[place, near], "nearest_depth": depths[near]}
             line |= {"nearest_holds": bool(there.loc[others[near], "holds"])}
             if place in with_other:

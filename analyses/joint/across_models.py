@@ -25,7 +25,7 @@ from mechir.sites import is_head
 from mechir.views import charts
 from mechir.views.scatter import scatter
 
-from ._two_models import KNOWN, LOOKS, Sides, changes, head_lines, layers_of, sides_of
+from ._two_models import KNOWN, LOOKS, NUMBER, Sides, changes, head_lines, layers_of, sides_of
 
 FIRST = "run vast2025/attention_contrast and chen2024/head_maps on both models first"
 
@@ -115,8 +115,9 @@ class AcrossModels(Experiment):
         one of which it holds too, with `found_low`, `found_high`, `found_expected`, `found_p`, `found_p_corrected`.
         "numbers", of models in `same`: the share of heads aligned with their own number, a known answer.
         "head", a row per alignment, measure and head: `site`; `aligned`, at `distance`; `nearest`, whether or not
-        another head is aligned with it; the `depth` of each (layer / number of layers); `value` here and
-        `aligned_value`, each with its interval; whether it `holds`, `aligned_holds`, `nearest_holds`.
+        another head is aligned with it; the `depth` of each (layer / number of layers); the value here as `estimate`,
+        `low`, `high`, and there as `aligned_value`, with its interval; whether it `holds`, `aligned_holds`,
+        `nearest_holds`.
         "change", of models in `same`, a row per measure and head: `n` queries; `value`, `other_value`; `estimate`,
         here less there, with `low`, `high`, `p`, `p_corrected`, where both were measured `on` "the same queries" in
         one unit. Both errors are taken to add up, whichever way they go together: cautious.
@@ -158,12 +159,13 @@ class AcrossModels(Experiment):
 
     @classmethod
     def table(cls, summary: pd.DataFrame) -> pd.DataFrame:
-        """The tests, and of the heads aligned by their looks those of which the measure holds."""
+        """The tests of aligned heads, and of those aligned by their looks the ones of which the measure holds."""
+        tests = (summary["kind"] == "test") & (summary["by"] != NUMBER)
         of_heads = (summary["kind"] == "head") & (summary["by"] == LOOKS) & (summary["holds"] == True)  # noqa: E712
-        rows = summary[summary["kind"].isin(["test", "numbers"]) | of_heads]
+        rows = summary[tests | of_heads]
         names = ["kind", "other", "by", "measure", "n", "estimate", "low", "high", "expected", "p_corrected"]
         names += ["holding", "found", "found_low", "found_high", "found_expected", "site", "aligned"]
-        names += ["value", "aligned_value", "aligned_holds"]
+        names += ["aligned_value", "aligned_value_low", "aligned_value_high", "aligned_holds"]
         return rows[names].astype({"n": "Int64", "holding": "Int64"})
 
     def chart(self, summary: pd.DataFrame) -> Any:
@@ -178,7 +180,7 @@ class AcrossModels(Experiment):
             here, there = (rows[name].astype(bool) for name in ("holds", "aligned_holds"))
             both = np.select([here & there, here, there], ["in both", "here", "there"], "in neither")
             x, y = "this model", "the head aligned with it"
-            shown = rows.rename(columns={"value": x, "aligned_value": y}).assign(holds=both, named=here | there)
+            shown = rows.rename(columns={"estimate": x, "aligned_value": y}).assign(holds=both, named=here | there)
             shown["pair"] = np.where(
                 rows["site"] == rows["aligned"], rows["site"], rows["site"] + " " + rows["aligned"]
             )
