@@ -21,7 +21,7 @@ from mechir.methods import paths as paths_
 from mechir.methods import ranking
 from mechir.methods.tokens import token_attribution
 from mechir.methods.walk import Way
-from scripts import measure_edges, measure_planted
+from scripts import measure_alignment, measure_edges, measure_planted
 
 DOCS = Path(__file__).parent.parent / "docs"
 FENCED = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -141,6 +141,18 @@ def planted_edges() -> pd.DataFrame:
     return measure_edges.table()
 
 
+def alignment() -> pd.DataFrame:
+    """How often the test of aligned heads finds something: see `scripts/measure_alignment.py`."""
+    return measure_alignment.table()
+
+
+def across_models(checkpoint: str) -> Mapping[str, pd.DataFrame]:
+    """The default model beside its backbone and a checkpoint, and their `gaps`: see `scripts/compare_models.py`."""
+    from scripts import compare_models
+
+    return compare_models.compared(Path(checkpoint))
+
+
 def planted() -> Mapping[str, pd.DataFrame]:
     """How close planted models are to their closed form, and what masks do to one: `table` and `masks`."""
     with torch.no_grad():
@@ -178,7 +190,7 @@ def digest(page: str) -> str:
 def made(command: str) -> Mapping[str, pd.DataFrame]:
     """`pools FOLDER`, ...: a function of this file and what it is given; a single frame has no name."""
     name, *given = command.split()
-    every = (pools, others, power, diagnostics, paths, padded, planted, planted_edges, code)
+    every = (pools, others, power, diagnostics, paths, padded, planted, planted_edges, alignment, across_models, code)
     computations = {each.__name__: each for each in every}
     result = computations[name](*given)
     return {"": result} if isinstance(result, pd.DataFrame) else result

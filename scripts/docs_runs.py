@@ -61,6 +61,8 @@ FRAMES = {
     "padded": "padded",
     "planted": "planted",
     "planted-edges": "planted_edges",
+    "alignment": "alignment",
+    "across_models": "across_models SHARED/models/ce-minilm-l6",
     "code-lu2025": "code lu2025",
     "code-patching": "code patching",
 }

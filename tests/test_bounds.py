@@ -226,7 +226,7 @@ OF_EXPERIMENTS = {
 }
 NUMBERS = [
     (name, option)
-    for name in ("joint/across", "joint/examples", "joint/overlap", "joint/pathway", "lu2025/idf_direction",
+    for name in ("joint/across", "joint/across_models", "joint/examples", "joint/overlap", "joint/pathway", "lu2025/idf_direction",
                  "lu2025/idf_edit", "lu2025/semantic_bm25", "lu2025/soft_tf", "vast2024/importance",
                  "vast2024/matching_heads", "vast2024/pruning", "vast2025/attention_contrast", "vast2025/cls_lens",
                  "vast2025/qk_projection")

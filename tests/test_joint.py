@@ -77,7 +77,7 @@ def tell(
 ) -> None:
     """The findings of 8 heads, 4 in each of two layers."""
     rows = [{"site": f"h{k // 4}.{k % 4}", "value": float(value)} for k, value in enumerate(values)]
-    told = pd.DataFrame(rows).assign(measure=measure, unit="u", **of)
+    told = pd.DataFrame(rows).assign(**{"measure": measure, "unit": "u"} | of)
     of_run = {"model": "m", "model_fingerprint": getattr(model, "fingerprint", model), "collection": collection}
     record(registry, run_id, checked(told, of_run | {"run_id": run_id, "written": run_id}))
 

@@ -108,7 +108,7 @@ OWN: dict[tuple[str, str], list[Any]] = {
         for option, values in (("relevant", NO_GRADE), ("take", AT_LEAST_0))
     },
 }
-FREE = {("joint/overlap", "measures")}
+FREE = {("joint/overlap", "measures"), ("joint/across_models", "measures"), ("joint/across_models", "same")}
 """What is looked up in the registry."""
 GOOD: dict[str, dict[str, Any]] = {
     "vast2025/attention_contrast": {"weak": 0, "hard": 1},
@@ -245,6 +245,7 @@ ALIKE: list[tuple[str, str, list[str], str]] = [
     ("vast2024/importance", "target", ["h1.3@query<-doc", "h01.3@Q<-D"], "h1.3@query<-doc"),
     ("vast2024/importance", "target", ["n1.7", "n1.7@all", "n01.07"], "n1.7"),
     ("joint/overlap", "measures", ["a;b c", "b c ; a", "a;b c;a;"], "a;b c"),
+    ("joint/across_models", "same", ["b,a", "a, b", "a,b,a,"], "a,b"),
 ]  # fmt: skip
 
 

@@ -50,7 +50,7 @@ RUNS: tuple[tuple[str, Mapping[str, Any]], ...] = (
 )
 """Every experiment that has findings, on the toy model, with the options that the table of links is of."""
 SILENT = {
-    "circuits/stability", "joint/across", "joint/examples", "joint/overlap", "polyakov2025/robust_metric", "vast2024/distribution",
+    "circuits/stability", "joint/across", "joint/across_models", "joint/examples", "joint/overlap", "polyakov2025/robust_metric", "vast2024/distribution",
     "vast2024/matching_heads", "vast2024/transfer", "vast2025/cls_lens",
 }  # fmt: skip
 READ = {

@@ -39,8 +39,8 @@ class Across(Experiment):
     On one model a measure's values per head can be set side by side: Spearman's rho and the share of heads with the
     same sign on every two collections, and which components are linked on all of them or on some, with the conflicts.
     Heads of two models are not the same heads: of these the links are compared by how many there are, how deep they lie
-    (layer / number of layers) and how large their effects are. It reads the findings of the registry and runs nothing
-    itself; the model and collection that it is given only own the run.
+    (layer / number of layers) and how large their effects are; `joint/across_models` aligns them. It reads the findings
+    of the registry and runs nothing itself; the model and collection that it is given only own the run.
 
     The heads of a model are all there are: the intervals say how much rho hangs on single heads, and that of a share is
     Wilson's. They mislead as in `joint/overlap`: values that grow with depth everywhere agree by that alone. A

@@ -34,12 +34,12 @@ def rank_agreement(x: Values, y: Values, *, draws: int = RESAMPLES, seed: int = 
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return Agreement(*[float("nan")] * 5)
     ranks = np.stack([stats.rankdata(x), stats.rankdata(y)])
-    rho = float(_correlations(*ranks[:, None])[0])
+    rho = float(correlations(*ranks[:, None])[0])
     generator = np.random.default_rng(seed)
-    paired = _correlations(ranks[:1], generator.permuted(np.tile(ranks[1], (draws, 1)), axis=1))
+    paired = correlations(ranks[:1], generator.permuted(np.tile(ranks[1], (draws, 1)), axis=1))
     p = (1 + (np.abs(paired) >= abs(rho) - 1e-12).sum()) / (1 + draws)
     drawn = generator.integers(len(x), size=(draws, len(x)))
-    again = _correlations(stats.rankdata(x[drawn], axis=1), stats.rankdata(y[drawn], axis=1))
+    again = correlations(stats.rankdata(x[drawn], axis=1), stats.rankdata(y[drawn], axis=1))
     return Agreement(rho, 0.0, *percentiles(again[~np.isnan(again)]), float(p))
 
 
@@ -78,7 +78,7 @@ def sign_agreement(x: Values, y: Values, *, draws: int = RESAMPLES, seed: int = 
     return Agreement(same / len(x), float(expected), float(low), float(high), float(p))
 
 
-def _correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Pearson's r of each row with the same row of the other; NaN without spread."""
     sides = [side - side.mean(axis=1, keepdims=True) for side in (x, y)]
     spread = np.sqrt((sides[0] ** 2).sum(axis=1) * (sides[1] ** 2).sum(axis=1))
