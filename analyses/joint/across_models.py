@@ -20,7 +20,7 @@ from mechir.registry.evidence import held
 from mechir.registry.names import Named
 from mechir.registry.queries import matching
 from mechir.registry.runs import runs
-from mechir.reranker import Weights
+from mechir.reranker import Reranker
 from mechir.sites import is_head
 from mechir.views import charts
 from mechir.views.scatter import scatter
@@ -102,7 +102,7 @@ class AcrossModels(Experiment):
                     "numbering: leave it out."
                 )
 
-    def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
+    def measure(self, model: Reranker, pairs: Sequence[Pair]) -> pd.DataFrame:
         """The ids of the pair; everything is in the findings."""
         return pd.DataFrame(list(pairs))[["query_id", "doc_id", "grade"]]
 
