@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import or_
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -11,7 +13,7 @@ import numpy as np
 from mechir.batches import Batch, give_back, padded
 from mechir.errors import MechirError
 from mechir.pair import Pair
-from mechir.segments import Segment
+from mechir.segments import Segment, parts_of
 
 REAL = 0.9
 """The least share of a batch that is text and no padding: a longer batch is not worth its arithmetic."""
@@ -33,6 +35,12 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    @property
+    def parts(self) -> tuple[Segment, ...]:
+        """The parts that the pairs consist of: five, or those of a prompt."""
+        values = np.unique(np.concatenate(self.segments)).tolist()
+        return parts_of(reduce(or_, map(Segment, values)))
 
     @property
     def lengths(self) -> np.ndarray:

@@ -20,7 +20,7 @@ from mechir.activations import Activations
 from mechir.batches import Batch, positions, segment_or_positions
 from mechir.errors import MechirError, refuse_index
 from mechir.hooks import Edit, EveryLayer, Hook, Hooked
-from mechir.segments import PARTS, Direction, Segment
+from mechir.segments import PARTS, Direction, Segment, directions, parts_of
 from mechir.sites import (
     Attn,
     Head,
@@ -146,27 +146,34 @@ class CutPattern(Edit):
         return x.masked_fill(cut, self.fill)
 
 
+def possible(model: Hooked, batch: Batch) -> list[Direction]:
+    """The directions between the parts of these pairs that happen in a model, in the order of `directions`."""
+    return [between for between in directions(parts_of(batch.present)) if not _impossible(between, batch, model)]
+
+
 def refuse_impossible(direction: Direction, batch: Batch, model: Hooked) -> None:
     """Raises where no reader of a direction can read its source: a segment is not there, or the mask is causal."""
-    name, reader, source = model.cfg.model_name, direction.reader, direction.source
+    if reason := _impossible(direction, batch, model):
+        raise MechirError(f"'{direction}' cannot happen in '{model.cfg.model_name}': {reason}.")
+
+
+def _impossible(direction: Direction, batch: Batch, model: Hooked) -> str:
+    """The reason why a direction does not happen in a model; empty where it does."""
+    reader, source = direction.reader, direction.source
     generated = Segment.DECODER if model.structure.reads == "decoder" else Segment(0)
     present = (batch.present | generated) & Segment.ALL
     for segment in (reader, source):
         if not segment & present:
             parts = ", ".join(str(part) for part in PARTS if part & present)
-            raise MechirError(
-                f"'{direction}' cannot happen in '{name}': its pairs have no {segment}; the segments there are {parts}."
-            )
+            return f"its pairs have no {segment}; the segments there are {parts}"
     if source == Segment.DECODER and Segment.DECODER not in reader:
-        raise MechirError(
-            f"'{direction}' cannot happen in '{name}': only the decoder reads the decoder; cut "
-            f"'{source}<-{reader}' instead."
-        )
+        return f"only the decoder reads the decoder; cut '{source}<-{reader}' instead"
     if model.structure.causal and not _earlier(source, reader, batch):
-        raise MechirError(
-            f"'{direction}' cannot happen in '{name}': a position reads only itself and those before it, and {reader} "
-            f"stands before {source}; cut '{source}<-{reader}' instead, or choose another model."
+        return (
+            f"a position reads only itself and those before it, and {reader} stands before {source}; cut "
+            f"'{source}<-{reader}' instead, or choose another model"
         )
+    return ""
 
 
 def _earlier(source: Segment, reader: Segment, batch: Batch) -> bool:

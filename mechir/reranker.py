@@ -6,7 +6,7 @@ before anything is computed: on another structure the numbers would be wrong, no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any, Protocol, cast, runtime_checkable
@@ -306,3 +306,9 @@ def score_parity(certificate: Any) -> float:
     """The largest difference of scores that a certificate states; older records call it `score_cls_only`."""
     key = "score_head_row" if "score_head_row" in certificate else "score_cls_only"
     return float(certificate[key])
+
+
+def in_words(certificate: Mapping[str, Any]) -> str:
+    """A certificate in a few words: the scores, and the patterns or, of a traced model, that every edit acts."""
+    patterns = f"patterns {certificate['pattern']:.1e}" if "pattern" in certificate else "every kind of edit acts"
+    return f"scores {score_parity(certificate):.1e} (relative), {patterns}"

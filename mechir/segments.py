@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mechir.errors import MechirError, closest
@@ -108,6 +109,6 @@ class Direction:
         return cls(Segment.parse(parts[0]), Segment.parse(parts[1]))
 
 
-def directions() -> list[Direction]:
-    """The 25 directions between the five parts, readers in the outer loop, as the papers' Table 1 is read."""
-    return [Direction(reader, source) for reader in FIVE for source in FIVE]
+def directions(parts: Sequence[Segment] = FIVE) -> list[Direction]:
+    """The directions between parts, by default the 25 of a pair; readers in the outer loop, as in the papers."""
+    return [Direction(reader, source) for reader in parts for source in parts]

@@ -149,7 +149,7 @@ def test_parts_add_up_to_the_whole(tiny: HookedEncoder) -> None:
         whole, parted = (conductance(tiny, apart(FEW), units=units, way=Way(tol=1.0), split=s) for s in (False, True))
         for unit in units:
             values = matrix(parted, 1, unit)
-            assert values.shape[2] == len(found_by.parts(unit)) == (25 if unit == "pattern" else 5)
+            assert values.shape[2] == len(found_by.parts(unit, parted.rows)) == (25 if unit == "pattern" else 5)
             np.testing.assert_allclose(values.sum(2), matrix(whole, 1, unit), atol=1e-5)
     last = matrix(conductance(tiny, apart(FEW), way=Way(tol=1.0), split=True), tiny.cfg.n_layers - 1, "post")
     assert (last[..., 1:] == 0).all() and (last[..., 0] != 0).any()  # only CLS is read after the last layer

@@ -92,7 +92,7 @@ def _lines(rows: pd.DataFrame, kind: str, table: Table, drawn: np.ndarray) -> It
     best = set(top(alike, max(TOP[kind], 1 / len(alike)))) if kind in TOP else set()
     weights = table.counts / table.counts.sum()
     for (layer, unit), here in rows.groupby(["layer", "unit"], sort=False):
-        named = parts(str(unit))
+        named = parts(str(unit), rows)
         values = np.stack(here["conductance"].to_list()).astype(float).reshape(len(here), -1, len(named))
         chosen = [k for k in range(values.shape[1]) if kind == "resid" or f"{kind[0]}{int(layer)}.{k}" in best]
         of_parts = values[:, chosen].sum(1)

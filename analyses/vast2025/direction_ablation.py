@@ -7,13 +7,13 @@ import pandas as pd
 
 from mechir.experiment import Experiment, Finished, Inputs
 from mechir.inference import LEVEL
-from mechir.interventions import Mask
+from mechir.interventions import Mask, possible
 from mechir.methods.checks import measures_there, relevant_there
 from mechir.methods.directions import condition_table, first_of, stated
 from mechir.methods.evaluation import NDCG
 from mechir.options import BY_MEASURES, option
 from mechir.reranker import Reranker
-from mechir.segments import FIVE, Direction, Segment, directions
+from mechir.segments import PARTS, Direction, Segment, parts_of
 from mechir.views import charts
 
 ORIGINAL = "original"
@@ -24,7 +24,8 @@ class DirectionAblation(Experiment):
     """Cuts the directions of attention that the ranking may depend on: Table 1 of Vast et al. 2025 (arXiv:2507.14604).
 
     Each of the 25 directions X<-Y between CLS, query, SEP1, document and SEP2 is cut in all layers and heads, then all
-    five sources of a reader together. The cut is 0 after the softmax without renormalisation, as in the paper;
+    five sources of a reader together; of a language model, those between the parts of its prompt that its causal mask
+    allows. The cut is 0 after the softmax without renormalisation, as in the paper;
     `--renormalise` cuts before it.
     """
 
@@ -36,8 +37,9 @@ class DirectionAblation(Experiment):
     evaluate: tuple[str, ...] = option((NDCG,), **BY_MEASURES)
 
     def interventions(self, model: Reranker) -> dict[str, Any]:
-        """The intact model, the 25 directions, and each reader cut from all five sources."""
-        cut = [*directions(), *(Direction(reader, Segment.ALL) for reader in FIVE)]
+        """The intact model, the directions that happen in it, and each reader cut from all sources."""
+        batch = model.batch(("a", "b"))
+        cut = [*possible(model, batch), *(Direction(reader, Segment.ALL) for reader in parts_of(batch.present))]
         return {ORIGINAL: ()} | {str(direction): Mask(direction, renormalise=self.renormalise) for direction in cut}
 
     def check(self, inputs: Inputs) -> Experiment:
@@ -59,7 +61,7 @@ class DirectionAblation(Experiment):
         cells = shown[shown["name"].str.contains("<-", regex=False)].copy()
         cells[["reader", "source"]] = cells["name"].str.split("<-", expand=True)
         cells["significant"] = cells["change_p_corrected"] <= LEVEL
-        order, mean = [str(segment) for segment in FIVE], shown.set_index("name")[value]
+        order, mean = [str(part) for part in PARTS if str(part) in set(cells["reader"])], shown.set_index("name")[value]
         return charts.heatmap(
             cells,
             "source",

@@ -12,7 +12,7 @@ import click
 
 from mechir.cli.options import COUNT, PATH, REGISTRY, Command, option, shared
 from mechir.errors import MechirError
-from mechir.reranker import score_parity
+from mechir.reranker import in_words
 
 EXAMPLES = {
     "show": """\b
@@ -86,8 +86,8 @@ def print_summary(stored: Any, *, whole: bool = False) -> None:
     certificate = record["certificate"]
     lines = [*_quality(record.get("quality", [])), *left_out.sentences(record.get("left_out", {}))]
     lines.append(
-        f"parity with Hugging Face on {certificate['n_pairs']} pairs: scores {score_parity(certificate):.1e} "
-        f"(relative), patterns {certificate['pattern']:.1e}; {record['truncated_documents']} documents truncated"
+        f"parity with Hugging Face on {certificate['n_pairs']} pairs: {in_words(certificate)}; "
+        f"{record['truncated_documents']} documents truncated"
     )
     lines += Reading.of_record(record["reading"]).lines() if "reading" in record else ()  # older runs lack it
     in_terminal = sys.stdout.isatty()  # elsewhere a line stays one line

@@ -27,7 +27,7 @@ from mechir.methods.walk import Walked, Way, walk
 from mechir.model_sites import sites_of
 from mechir.pair import Pair
 from mechir.reranker import Reranker, needs
-from mechir.segments import FIVE, directions
+from mechir.segments import FIVE, Segment, directions
 
 UNITS = {
     "post": "mlp.hook_post",
@@ -47,7 +47,8 @@ class Conductances(NamedTuple):
     `rows`: one row per query, grade and layer of units: `query_id`, `grade`, `n` pairs, `layer`, `unit` (of `UNITS`),
     and `conductance`, the array over the layer's neurons or heads of the mean over the pairs of the sum over positions;
     with `split` the array has a second axis: 5 segments (neurons, z, resid) or 25 directions (patterns), in the order
-    of `parts`. "resid" has one unit a layer, and a last layer more: what the head of the model reads.
+    of `parts`; of a prompt its own segments, which a column `segments` names. "resid" has one unit a layer, and a last
+    layer more: what the head of the model reads.
     `checks`: one row per pair: `query_id`, `doc_id`, `grade`; `value`, F(text); `delta`, F(text) - F(baseline);
     `error`, the largest |sum over a residual cut - delta|; `steps`; `converged`.
     """
@@ -94,7 +95,8 @@ def conductance(
     needs(model, "conductance")
     pairs = as_pairs(pairs)
     goal = Target(target, against)
-    readers = unit_readers(model, units, goal, split=split)
+    segments = model.encode(pairs, max_length).parts
+    readers = unit_readers(model, units, goal, split=split, segments=segments)
     groups, checks = Groups.of(pairs), list[pd.DataFrame]()
     counts, sums = groups.ids["n"].to_numpy(dtype=float), dict[str, Tensor]()
     options: dict[str, Any] = {"max_tokens": max_tokens, "max_length": max_length, "progress": progress}
@@ -109,7 +111,10 @@ def conductance(
     for hook, reader in readers.items():
         means = (sums[hook].numpy().T / counts).T.astype(np.float32)
         rows.append(groups.ids.assign(layer=reader.layer, unit=reader.kind, conductance=list(means)))
-    return Conductances(pd.concat(rows, ignore_index=True), pd.concat(checks).sort_index())
+    table = pd.concat(rows, ignore_index=True)
+    if split and segments != FIVE:
+        table["segments"] = "|".join(map(str, segments))
+    return Conductances(table, pd.concat(checks).sort_index())
 
 
 def checked(pairs: Sequence[Pair], done: Walked) -> pd.DataFrame:
@@ -118,21 +123,27 @@ def checked(pairs: Sequence[Pair], done: Walked) -> pd.DataFrame:
     return ids.assign(value=done.value, delta=done.delta, error=done.error, steps=done.steps, converged=done.converged)
 
 
-def parts(unit: str) -> list[str]:
-    """The parts that `split` keeps: directions of a head's weights, else the five segments."""
-    return [str(part) for part in (directions() if unit == "pattern" else FIVE)]
+def parts(unit: str, rows: pd.DataFrame) -> list[str]:
+    """The parts that `split` keeps in these rows: directions of a head's weights, else segments.
+
+    The segments are the five of a pair, or those in the rows' column `segments`.
+    """
+    named = str(rows["segments"].iloc[0]).split("|") if "segments" in rows else list(map(str, FIVE))
+    segments = [Segment.parse(name) for name in named]
+    return [str(part) for part in (directions(segments) if unit == "pattern" else segments)]
 
 
 @dataclass(frozen=True)
 class UnitReader:
     """The part of the flow through a layer's activation that goes through each unit, summed over everything else.
 
-    `kind` is one of `UNITS`; `split` keeps segments or directions, in a last axis of 5 or 25.
+    `kind` is one of `UNITS`; `split` keeps `segments` or the directions between them, in a last axis.
     """
 
     layer: int
     kind: str
     split: bool
+    segments: tuple[Segment, ...] = FIVE
 
     def __call__(self, flow: Float[Tensor, "pair ..."], batch: Batch) -> Float[Tensor, "pair ..."]:
         """The flow of each unit of each pair."""
@@ -140,14 +151,19 @@ class UnitReader:
             flow = flow.sum(-1, keepdim=self.kind == "resid")
         if not self.split:
             return flow.sum((2, 3)) if self.kind == "pattern" else flow.sum(1)
-        member = batch.members().to(flow)
+        member = batch.members(self.segments).to(flow)
         if self.kind == "pattern":
             return (member[:, None, :, : flow.shape[2]] @ flow @ member[:, None].transpose(2, 3)).flatten(2)
         return (member[:, :, : flow.shape[1]] @ flow).transpose(1, 2)
 
 
 def unit_readers(
-    model: Reranker, units: Sequence[str], target: Target, *, split: bool = False
+    model: Reranker,
+    units: Sequence[str],
+    target: Target,
+    *,
+    split: bool = False,
+    segments: tuple[Segment, ...] = FIVE,
 ) -> dict[str, UnitReader]:
     """The reader of every layer's units that feed the target, by hook.
 
@@ -166,9 +182,9 @@ def unit_readers(
     for layer in range(n_layers + 1):
         for unit in units:
             if layer < n_layers and target.feeds(layer, KIND[unit]):
-                readers[f"blocks.{layer}.{UNITS[unit]}"] = UnitReader(layer, unit, split)
+                readers[f"blocks.{layer}.{UNITS[unit]}"] = UnitReader(layer, unit, split, segments)
             elif layer == n_layers and unit == "resid" and target.site is None:
-                readers[f"blocks.{layer - 1}.hook_resid_post"] = UnitReader(layer, unit, split)
+                readers[f"blocks.{layer - 1}.hook_resid_post"] = UnitReader(layer, unit, split, segments)
     if not readers:
         raise MechirError(f"No unit of {', '.join(units)} feeds '{target.text}': take a later target, or other units.")
     return readers

@@ -153,7 +153,7 @@ def tables(rows: pd.DataFrame) -> list[Table]:
         sites, values = list[str](), []
         for (layer, unit), here in part.groupby(["layer", "unit"], sort=False):
             stacked = np.stack(here.set_index("query_id").loc[queries, "conductance"].to_list()).astype(float)
-            values.append(stacked.reshape(len(queries), -1, len(parts(str(unit)))).sum(2))
+            values.append(stacked.reshape(len(queries), -1, len(parts(str(unit), units))).sum(2))
             sites += [f"{KIND[str(unit)][0]}{int(layer)}.{k}" for k in range(values[-1].shape[1])]
         counts = part.drop_duplicates("query_id").set_index("query_id").loc[queries, "n"].to_numpy(dtype=float)
         matrices.append(Table(str(collection), str(label), sites, np.concatenate(values, axis=1), counts))

@@ -22,12 +22,13 @@ from mechir.errors import MechirError, refuse_below
 from mechir.hooks import EveryLayer
 from mechir.inference import FEWEST, LEVEL, grade_contrasts, holm
 from mechir.inputs import as_pairs
+from mechir.interventions import possible
 from mechir.methods.groups import Groups, columns_first, crossed, pair_ids
 from mechir.model_sites import heads_of
 from mechir.pair import EASY, Pair, split_queries
 from mechir.recorder import observe
 from mechir.reranker import Reranker
-from mechir.segments import FIVE, Segment, directions
+from mechir.segments import Segment, directions
 from mechir.sites import Attn, Head, is_head
 
 MEASURES = ("mean_max", "max", "mass", "entropy", "identical")
@@ -77,19 +78,24 @@ def attention_by_pair(
         - for whole layers (`attn3`) a row per query and grade (`n` pairs) of all 25 directions, `mass` alone: the mean
           over heads, readers and pairs.
 
+        Of a language model these are the directions between the parts of its prompt. One that its causal mask forbids
+        has no rows: it would be 0 everywhere, and no finding.
+
     Raises:
         MechirError: for pairs without grades.
     """
     pairs = as_pairs(pairs)
     if any(pair.grade is None for pair in pairs):
         raise MechirError("Pairs without a grade cannot be contrasted: give judged pairs.")
-    groups, c = Groups.of(pairs), model.cfg
+    groups, c, encoded = Groups.of(pairs), model.cfg, model.encode(pairs, max_length)
+    parts, happens = encoded.parts, set(map(str, possible(model, encoded.batch([0]))))
     by_head = torch.zeros(len(pairs), c.n_layers, len(SIDES), c.n_heads, len(MEASURES), dtype=torch.float64)
-    by_layer = torch.zeros(len(groups.ids), c.n_layers, len(FIVE), len(FIVE), dtype=torch.float64)
-    encoded = model.encode(pairs, max_length)
+    by_layer = torch.zeros(len(groups.ids), c.n_layers, len(parts), len(parts), dtype=torch.float64)
     limit = model.max_tokens // 2  # patterns in the open take twice the memory
     for index, batch in model.batches(encoded, max_tokens=limit, progress=progress):
-        _, values = observe(model, batch, EveryLayer("attn.hook_pattern"), _reduction(batch, sep2), head_row=False)
+        _, values = observe(
+            model, batch, EveryLayer("attn.hook_pattern"), _reduction(batch, parts, sep2), head_row=False
+        )
         for name, (sides, masses) in values.items():
             layer = int(name.split(".")[1])
             by_head[torch.as_tensor(index), layer] = sides
@@ -100,20 +106,21 @@ def attention_by_pair(
         site=[str(Head(layer, head)) for layer in range(c.n_layers) for _ in SIDES for head in range(c.n_heads)],
     )
     heads[list(MEASURES)] = by_head.reshape(-1, len(MEASURES)).numpy()
-    named = [str(direction) for direction in directions()]
+    named = [str(direction) for direction in directions(parts)]
     sites = [str(Attn(layer)) for layer in range(c.n_layers) for _ in named]
     layers = crossed(groups.ids, direction=named * c.n_layers, site=sites)
     mass = by_layer.flatten(1).numpy() / groups.ids["n"].to_numpy()[:, None]
-    return pd.concat([heads, layers.assign(mass=mass.ravel())], ignore_index=True)
+    rows = pd.concat([heads, layers.assign(mass=mass.ravel())], ignore_index=True)
+    return rows[rows["direction"].isin(happens)].reset_index(drop=True)
 
 
-def _reduction(batch: Batch, sep2: bool) -> Callable[[str, Tensor], tuple[Tensor, Tensor]]:
+def _reduction(batch: Batch, parts: Sequence[Segment], sep2: bool) -> Callable[[str, Tensor], tuple[Tensor, Tensor]]:
     """A function from a pattern to the `MEASURES` [pair, side, head, measure] and masses [pair, segment, segment]."""
     query, document = batch.at(Segment.QUERY), batch.at(Segment.DOC | Segment.SEP2 if sep2 else Segment.DOC)
     places = query.any(0).nonzero().flatten()
     window = slice(int(places[0]), int(places[-1]) + 1)
     query, equal = query[:, window], batch.input_ids[:, window, None] == batch.input_ids[:, None, :]
-    member = batch.members()
+    member = batch.members(parts)
     share = shares(member)
 
     def reduce(_: str, pattern: Float[Tensor, "batch head reader source"]) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from mechir.registry.findings import seed_of
 from mechir.registry.names import named
 from mechir.registry.runs import Run
 from mechir.reporting.commands import chosen, command, remark
-from mechir.reranker import score_parity
+from mechir.reranker import in_words
 
 ROWS = 40
 """Rows of a summary that the page shows."""
@@ -144,7 +144,7 @@ def provenance(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "seed", str(seed_of(record))
     yield (
         "parity with Hugging Face",
-        f"scores {score_parity(parity):.1e} (relative), patterns {parity['pattern']:.1e}, on {parity['n_pairs']} pairs",
+        f"{in_words(parity)}, on {parity['n_pairs']} pairs",
     )
     devices = record.get("devices") or [identity.get("device", "not measured yet")]  # older runs: in the identity
     yield "numbers", f"{identity['dtype']} on {', '.join(devices)}"
