@@ -38,6 +38,13 @@ def of_methods() -> Iterator[tuple[str, Callable[..., Any]]]:
 
 FUNCTIONS = dict(of_methods())
 ANY = {
+    "conductance.conductance",
+    "cutting.cut_scores",
+    "importance.unit_rows",
+    "patching.choose_heads",
+    "patching.patch",
+    "tokens.token_attribution",
+    "walk.walk",
     "attention.pair_attention",
     "attention.role_attention",
     "attribution.gradients",

@@ -1,4 +1,4 @@
-"""Are the heads of a model there in another? Heads aligned by what was measured of them, tested on what was not."""
+"""Are its heads there in another model? Aligned by some measures, tested on others."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ FIRST = "run vast2025/attention_contrast and chen2024/head_maps on both models f
 
 @dataclass(frozen=True)
 class AcrossModels(Experiment):
-    """Are the heads of a model there in another? Heads aligned by what was measured of them, tested on what was not.
+    """Are its heads there in another model? Aligned by some measures, tested on others.
 
     The findings of the registry on one collection are read, of this model and of every other one. Heads are aligned one
     to one by how they look (measures that only observe, such as attention contrast and soft-TF) and tested on what
@@ -45,7 +45,7 @@ class AcrossModels(Experiment):
     where one or two matter. r says that heads that look alike act alike in both models, not that they are made alike.
     """
 
-    examples = ("", "--same backbone", '--measures "contrast, query<-doc;patching, tfc1, at query|doc"')
+    examples = ("--same backbone", '--measures "contrast, query<-doc;patching, tfc1, at query|doc"')
     forwards = 0.0
 
     measures: tuple[str, ...] = option(

@@ -22,7 +22,7 @@ from mechir.model_sites import all_heads, heads_of, sites_of
 from mechir.pair import split_queries
 from mechir.recorder import observe
 from mechir.reranker import Reranker, needs
-from mechir.segments import Segment, parts_of
+from mechir.segments import FIVE, Segment, parts_of
 from mechir.sites import Head, Site
 from mechir.sweeps import scores_under
 
@@ -164,7 +164,7 @@ def place_name(text: str) -> str:
         ) from error
     if Segment.PAD in segment:
         raise MechirError(f"'{text}' holds padding, which the model does not read: write e.g. 'query|doc'.")
-    return str(segment)
+    return "all" if set(segment) == set(FIVE) else str(segment)
 
 
 def _place(name: str, batch: ContrastBatch) -> Bool[Tensor, "batch pos"] | None:
