@@ -20,7 +20,7 @@ from mechir.interventions import Ablate, Mask, Patch
 from mechir.opening import collection
 from mechir.pair import Pair, Pairs
 from mechir.segments import Direction, Segment, directions
-from mechir.sites import Attn, Head, Mlp, Neuron, Resid, Score, Singular, parse_site
+from mechir.sites import Attn, Head, KvHead, Mlp, Neuron, Resid, Score, Singular, parse_site
 from mechir.subspaces import Add, EditEmbedding, Project, Subspace
 from mechir.sweeps import sweep
 from mechir.templates import Template
@@ -28,7 +28,7 @@ from mechir.templates import Template
 __all__ = ["Batch", "Contrast", "Direction", "MechirError", "Pair", "Pairs"]
 __all__ += ["Segment", "Template", "align", "collection", "directions", "pairs"]
 __all__ += ["Ablate", "Add", "EditEmbedding", "Intervention", "Mask", "Patch", "Project", "Subspace", "sweep"]
-__all__ += ["Attn", "Head", "Mlp", "Neuron", "Resid", "Score", "Singular", "parse_site"]
+__all__ += ["Attn", "Head", "KvHead", "Mlp", "Neuron", "Resid", "Score", "Singular", "parse_site"]
 __all__ += ["Activations", "Circuit", "Edge", "means", "parse_edge", "record", "samples"]
 
 _LATER = {

@@ -20,10 +20,12 @@ from mechir.activations import Activations
 from mechir.batches import Batch, positions, segment_or_positions
 from mechir.errors import MechirError, refuse_index
 from mechir.hooks import Edit, EveryLayer, Hook, Hooked
+from mechir.model_sites import refuse_shared
 from mechir.segments import PARTS, Direction, Segment, directions, parts_of
 from mechir.sites import (
     Attn,
     Head,
+    KvHead,
     Mlp,
     Neuron,
     Resid,
@@ -280,7 +282,7 @@ class Patch:
 
     def __init__(self, donor: Any, site: Any, at: str | Segment | int | Iterable[int] | None = None) -> None:
         parsed = as_site(site)
-        if not isinstance(parsed, Head | Neuron | Mlp | Attn | Resid):
+        if not isinstance(parsed, Head | KvHead | Neuron | Mlp | Attn | Resid):
             raise MechirError(f"Cannot patch '{parsed}': write a site such as h8.1, h8.1.q, mlp3, attn3 or resid3.")
         if not isinstance(donor, Activations):
             raise MechirError(f"Cannot patch from {donor!r}: write donor=record(model, donors, '{parsed}').")
@@ -303,13 +305,18 @@ class Splice(Edit):
 
     head_row = True
 
+    def within(self, model: Hooked) -> Splice:
+        """The edit itself; raises for the keys or values of one head where several share them."""
+        refuse_shared(self.site, model)
+        return self
+
     def __call__(self, x: Float[Tensor, "batch ..."], hook: Any) -> Float[Tensor, "..."]:
         """The activation with the donor's values written in."""
         pattern = hook.name.endswith(("hook_pattern", "hook_attn_scores"))
         heads, rows = (1, 2) if pattern else (2, 1)
         donor = self.donor.narrow(rows, 0, x.shape[rows]).to(x)
         new = donor
-        if isinstance(self.site, Head | Neuron):
+        if isinstance(self.site, Head | KvHead | Neuron):
             _check_index([self.site[1]], x.shape[heads], type(self.site).__name__, hook)
             new = x.clone()
             new.select(heads, self.site[1]).copy_(donor.select(heads, self.site[1]))

@@ -15,7 +15,7 @@ class Dimensions:
     """The sizes of a model, under the names of TransformerLens's `cfg`.
 
     `n_params` counts all parameters (TransformerLens leaves out embeddings, biases and LayerNorms). `device` and
-    `dtype` are those of now.
+    `dtype` are those of now. `n_key_value_heads` is None where each head has keys and values of its own.
     """
 
     model_name: str
@@ -32,6 +32,7 @@ class Dimensions:
     n_params: int = 0
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
+    n_key_value_heads: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The sizes by name."""
@@ -48,6 +49,7 @@ class Structure:
         reads: the rows of the last layer that the head reads; "decoder": those of generated tokens.
         causal: whether a position sees only those before it.
         window: how far a position sees; None for the whole text.
+        scaled: whether an attention score is q k / sqrt(d_head), q and k as they are compared, and nothing else.
     """
 
     norm: Literal["post", "pre"]
@@ -55,6 +57,7 @@ class Structure:
     reads: Literal["cls", "mean", "last", "decoder"]
     causal: bool = False
     window: int | None = None
+    scaled: bool = True
 
 
 class Embeddings(NamedTuple):

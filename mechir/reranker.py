@@ -299,6 +299,8 @@ def _words(field: str, value: Any) -> str:
         return "attention to earlier positions alone" if value else "attention in both directions"
     if field == "window":
         return "attention over the whole text" if value is None else f"attention within {value} positions"
+    if field == "scaled":
+        return "attention scores of q k / sqrt(d_head)" + (" alone" if value else " and more")
     return f"{value}-norm layers" if field == "norm" else f"{value} positions"
 
 

@@ -33,8 +33,10 @@ class Site(Protocol):
         """The full name of the hook point that carries this site."""
 
 
-def _kind(prefix: str, whole: str = "") -> Callable[[Kind], Kind]:
+def _kind(prefix: str, whole: str = "", unit: str = "") -> Callable[[Kind], Kind]:
     """A decorator of sites that print as `prefix` and their numbers, and then as their part unless it is the `whole`.
+
+    `unit` stands before the second number.
 
     Values are equal only to their own kind: as bare tuples, Mlp(3) and Attn(3) would be one key of a dict.
     """
@@ -43,11 +45,15 @@ def _kind(prefix: str, whole: str = "") -> Callable[[Kind], Kind]:
         def equal(self: tuple[Any, ...], other: object) -> bool:
             return type(self) is type(other) and tuple.__eq__(self, other)
 
+        def text(self: tuple[Any, ...]) -> str:
+            named = (self[0], f"{unit}{self[1]}", *self[2:]) if unit else self
+            return prefix + ".".join(str(value) for value in named if value != whole)
+
         methods = {
             "__eq__": equal,
             "__ne__": lambda self, other: not equal(self, other),
             "__hash__": lambda self: hash((kind.__name__, *self)),
-            "__str__": lambda self: prefix + ".".join(str(value) for value in self if value != whole),
+            "__str__": text,
         }
         for name, method in methods.items():
             setattr(kind, name, method)
@@ -70,6 +76,19 @@ class Head(NamedTuple):
 
     def __repr__(self) -> str:
         return f"Head({self.layer}, {self.head}" + (")" if self.part == "z" else f", {self.part!r})")
+
+
+@_kind("h", unit="kv")
+class KvHead(NamedTuple):
+    """The keys (k) or values (v) that several heads share, in models with fewer of them than heads: `h8.kv1.k`."""
+
+    layer: int
+    head: int
+    part: str
+
+    @property
+    def hook(self) -> str:  # noqa: D102
+        return _hook(self, {part: ATTENTION[part] for part in "kv"})
 
 
 @_kind("n")
@@ -148,7 +167,7 @@ class Score:
         return "score"
 
 
-def _hook(site: Head | Mlp | Attn | Resid, parts: Mapping[str, str]) -> str:
+def _hook(site: Head | KvHead | Mlp | Attn | Resid, parts: Mapping[str, str]) -> str:
     if site.part not in parts:
         raise MechirError(f"{type(site).__name__} has no part '{site.part}': it has {', '.join(parts)}.")
     return f"blocks.{site.layer}.{parts[site.part]}"
@@ -159,11 +178,13 @@ _HEAD = re.compile(r"(?:h|L?)(\d+)(?:\.|H)(\d+)(?:\.([a-z]+))?")
 _KINDS: dict[str, Any] = {"h": Head, "n": Neuron, "mlp": Mlp, "attn": Attn, "resid": Resid}
 
 
-def parse_site(text: str) -> Head | Neuron | Mlp | Attn | Resid:
+def parse_site(text: str) -> Head | KvHead | Neuron | Mlp | Attn | Resid:
     """The site that prints as `text`: `parse_site("h8.1") == Head(8, 1)`, `parse_site("h8.1.q") == Head(8, 1, "q")`.
 
     `L8H1` and `8.1` are read as heads too. Raises for any other text.
     """
+    if shared := re.fullmatch(r"h(\d+)\.kv(\d+)\.([kv])", text.strip()):
+        return KvHead(int(shared[1]), int(shared[2]), shared[3])
     if head := _HEAD.fullmatch(text.strip()):
         text = f"h{head[1]}.{head[2]}{f'.{head[3]}' if head[3] else ''}"
     match = re.fullmatch(r"(h|n|mlp|attn|resid)(\d+)(?:\.(\d+))?(?:\.([a-z]+))?", text.strip())

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from mechir.batches import Batch, positions, segment_or_positions
 from mechir.errors import MechirError, refuse_index
-from mechir.hooks import Edit, Hook
+from mechir.hooks import Edit, Hook, Hooked
+from mechir.model_sites import refuse_shared
 from mechir.segments import Segment
-from mechir.sites import Attn, Head, Mlp, Resid, as_site
+from mechir.sites import Attn, Head, KvHead, Mlp, Resid, as_site
 
 EMBED = "embed.hook_embed"
 """The hook of the word embeddings, before positions and segments are added."""
@@ -93,7 +94,7 @@ class Project(Edit):
         subspace: of as many dimensions as the activation has.
     """
 
-    site: Head | Resid | Mlp | Attn | str
+    site: Head | KvHead | Resid | Mlp | Attn | str
     subspace: Subspace
 
     head_row = True
@@ -112,6 +113,12 @@ class Project(Edit):
     def model(self) -> str:
         """The fingerprint of the directions' model."""
         return self.subspace.model
+
+    def within(self, model: Hooked) -> Project:
+        """The edit itself; raises for the keys or values of one head where several share them."""
+        if not isinstance(self.site, str):
+            refuse_shared(self.site, model)
+        return self
 
     def __call__(self, x: Float[Tensor, "batch pos ..."], hook: Any) -> Float[Tensor, "..."]:
         """The activation without its coordinates along the directions."""
@@ -132,7 +139,7 @@ class Add:
         factor: how many times the vector is added; negative to subtract it.
     """
 
-    site: Head | Resid | Mlp | Attn | str
+    site: Head | KvHead | Resid | Mlp | Attn | str
     vector: Float[Tensor, "d"] = field(compare=False)
     at: Segment | tuple[int, ...] | None
     factor: float
@@ -164,6 +171,12 @@ class Added(Edit):
     batch: Batch | None = field(repr=False)
 
     head_row = True
+
+    def within(self, model: Hooked) -> Added:
+        """The edit itself; raises for the keys or values of one head where several share them."""
+        if not isinstance(self.edit.site, str):
+            refuse_shared(self.edit.site, model)
+        return self
 
     def __call__(self, x: Float[Tensor, "batch pos ..."], hook: Any) -> Float[Tensor, "..."]:
         """The activation with the vector added, at the positions that are named."""
@@ -256,16 +269,16 @@ def _sha256(text: str, *tensors: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _component(site: Any, verb: str) -> Head | Resid | Mlp | Attn | str:
+def _component(site: Any, verb: str) -> Head | KvHead | Resid | Mlp | Attn | str:
     """The site whose vectors are edited; raises for a site without vectors."""
     parsed = site if site == "embed" else as_site(site)
-    has_vectors = isinstance(parsed, Head | Resid | Mlp | Attn) and parsed.part not in ("pattern", "result")
+    has_vectors = isinstance(parsed, Head | KvHead | Resid | Mlp | Attn) and parsed.part not in ("pattern", "result")
     if parsed == "embed" or has_vectors:
         return parsed
     raise MechirError(f"Cannot {verb} '{parsed}': write a head's part (h8.1.q), resid3, mlp3, attn3 or embed.")
 
 
-def _hook(site: Head | Resid | Mlp | Attn | str) -> str:
+def _hook(site: Head | KvHead | Resid | Mlp | Attn | str) -> str:
     return EMBED if isinstance(site, str) else site.hook
 
 
@@ -273,7 +286,7 @@ def _part(
     x: Float[Tensor, "batch pos ..."], site: Any, hook: Any, content: Subspace | Add, d: int
 ) -> Float[Tensor, "batch pos ..."]:
     """The activation, or that of one head; raises for a head that the model lacks, or one not of `d` dimensions."""
-    if isinstance(site, Head):
+    if isinstance(site, Head | KvHead):
         refuse_index("Head", site.head, x.shape[2], f"layer {hook.name.split('.')[1]}")
         x = x[:, :, site.head]
     if x.shape[-1] != d:
@@ -284,7 +297,7 @@ def _part(
 
 def _replaced(x: Float[Tensor, "batch pos ..."], site: Any, new: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """The activation with `new` in the place of its `_part`."""
-    if not isinstance(site, Head):
+    if not isinstance(site, Head | KvHead):
         return new
     out = x.clone()
     out[:, :, site.head] = new

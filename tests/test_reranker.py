@@ -24,7 +24,7 @@ from mechir.recorder import observe
 from mechir.reranker import Reranker, Restarts, Weights, needs, score_parity
 from tests.models import PAIRS, stub
 
-OTHER = Structure(norm="pre", positions="rotary", reads="mean", causal=True, window=128)
+OTHER = Structure(norm="pre", positions="rotary", reads="mean", causal=True, window=128, scaled=False)
 
 
 def of_methods() -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -88,8 +88,8 @@ EDGES = (
 STRUCTURED = {
     "attend.attend": f"post-norm layers and {SOFTMAX}",
     "attend_writers.written": "post-norm layers",
-    "attribution.attribute": SOFTMAX,
-    "attribution.screen_then_verify": SOFTMAX,
+    "attribution.attribute": r"attention scores of q k / sqrt\(d_head\) alone",
+    "attribution.screen_then_verify": r"attention scores of q k / sqrt\(d_head\) alone",
     **dict.fromkeys(("edges.edges", "faithfulness.circuit_scores", "faithfulness.faithfulness"), EDGES),
     **dict.fromkeys(("edge_gradients.averaged", "edge_gradients.first_order", "edge_patching.exact"), EDGES),
     **dict.fromkeys(
@@ -127,8 +127,10 @@ def call(function: Callable[..., Any], model: Any) -> None:
 
 def of_other_structure(tier: type) -> Any:
     """A model of another structure that has sites to name and computes nothing."""
-    sizes = type("Sizes", (), {"model_name": "other", "n_layers": 1, "n_heads": 1, "d_mlp": 1})()
-    return stub(tier, cfg=sizes, structure=OTHER, resolve=lambda self, hooks: [])
+    sizes = type(
+        "Sizes", (), {"model_name": "other", "n_layers": 1, "n_heads": 1, "d_mlp": 1, "n_key_value_heads": None}
+    )()
+    return stub(tier, cfg=sizes, structure=OTHER, fingerprint="", resolve=lambda self, hooks: [])
 
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS.keys() - ANY))

@@ -26,7 +26,7 @@ from mechir.methods.patching import patch, places, tidy
 from mechir.model_sites import all_heads, mlps, sites_of
 from mechir.recorder import observe
 from mechir.reranker import Reranker, needs
-from mechir.sites import Head, Neuron, Site
+from mechir.sites import Head, KvHead, Neuron, Site
 
 FIXED = ("attn.hook_q", "attn.hook_k")
 
@@ -53,7 +53,7 @@ def attribute(
     listed = sites_of(model, [*all_heads(model), *mlps(model)] if sites is None else sites)
     if qk_fix and any(site.hook.endswith(FIXED) for site in listed):
         other = "give qk_fix=False, or measure it by patching.patch"
-        needs(model, "attribute(qk_fix=True)", positions="absolute", causal=False, window=None, instead=other)
+        needs(model, "attribute(qk_fix=True)", scaled=True, instead=other)
     for site in listed:
         if site.hook.endswith(("pattern", "result")):
             raise MechirError(f"'{site}' has no attribution of its own: write its q, k, v or z.")
@@ -69,6 +69,9 @@ def _attributed(
     names = {site.hook for site in listed}
     fixed = {name for name in names if name.endswith(FIXED)} if qk_fix else set()
     read = (names - fixed) | {_beside(name, part) for name in fixed for part in "qkvz"}
+    hides = model.structure.causal or model.structure.window is not None  # sources that are no padding
+    if hides:
+        read |= {_beside(name, "attn_scores") for name in fixed}
     with torch.no_grad():
         donor_score, donor = observe(model, batch.donor, read, head_row=True)
     score, base, gradient = gradients(model, batch, read)
@@ -77,9 +80,10 @@ def _attributed(
     frames = []
     for name, kind in dict.fromkeys((site.hook, type(site)) for site in listed):
         here = [site for site in listed if (site.hook, type(site)) == (name, kind)]
-        units = [site[1] for site in here] if isinstance(here[0], Head | Neuron) else None
+        units = [site[1] for site in here] if isinstance(here[0], Head | KvHead | Neuron) else None
         if name in fixed:
-            effects = qk_effects(name, base, donor, gradient, model.allowed(batch.base), masks)
+            seen = base[_beside(name, "attn_scores")] != -math.inf if hides else model.allowed(batch.base)
+            effects = qk_effects(name, base, donor, gradient, seen, masks)
             effects = {place: x if units is None else x[:, units] for place, x in effects.items()}
         else:
             effects = _first_order(gradient[name] * (donor[name] - base[name]), masks, units)
@@ -126,28 +130,35 @@ def qk_effects(
     base: Mapping[str, Tensor],
     donor: Mapping[str, Tensor],
     gradient: Mapping[str, Tensor],
-    allowed: Bool[Tensor, "batch 1 1 source"] | None,
+    allowed: Bool[Tensor, "batch #head #reader source"] | None,
     masks: Masks,
-) -> dict[str, Float[Tensor, "batch head"]]:
+) -> dict[str, Float[Tensor, "batch unit"]]:
     """The product <d score / d z, z' - z> of every head, z' being its z when its q or k comes from the donor.
 
     A single key has AtP*'s closed form: its weight p becomes sigmoid(logit p + change of its attention score), the
-    others shrink alike. Any other set of positions is put through the softmax anew.
+    others shrink alike. Any other set of positions is put through the softmax anew. Keys that several heads share have
+    the sum of their effects.
     """
     q, k, v = (base[_beside(name, part)].transpose(1, 2) for part in "qkv")
     grad = gradient[_beside(name, "z")].transpose(1, 2)
-    new = donor[name].transpose(1, 2)
+    new, shared = donor[name].transpose(1, 2), q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(shared, 1) for x in (k, v))
+    if name.endswith("hook_k"):
+        new = new.repeat_interleave(shared, 1)
 
     def read(q: Tensor, k: Tensor) -> Float[Tensor, "batch head reader source"]:
         scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
         return scores if allowed is None else scores.masked_fill(~allowed, -math.inf)
 
+    def weights(scores: Tensor) -> Float[Tensor, "batch head reader source"]:
+        return scores.softmax(-1).nan_to_num()  # padding before which nothing stands sees nothing
+
     scores = read(q, k)
-    pattern = scores.softmax(-1)
+    pattern = weights(scores)
     by_source = grad @ v.transpose(-1, -2)  # what a unit of attention to each source is worth to the score
     now = (pattern * by_source).sum(-1, keepdim=True)
     if name.endswith("hook_q"):
-        change = ((read(new, k).softmax(-1) - pattern) * by_source).sum(-1)
+        change = ((weights(read(new, k)) - pattern) * by_source).sum(-1)
         rows = {place: 1.0 if mask is None else mask[:, None, : q.shape[2]] for place, mask in masks.items()}
         return {place: (change * mask).sum(-1) for place, mask in rows.items()}
     effects, single = {}, None
@@ -160,8 +171,8 @@ def qk_effects(
             effects[place] = (single * mask[:, None]).sum(-1)
         else:
             mixed = new if mask is None else torch.where(mask[:, None, :, None], new, k)
-            effects[place] = ((read(q, mixed).softmax(-1) - pattern) * by_source).sum((-1, -2))
-    return effects
+            effects[place] = ((weights(read(q, mixed)) - pattern) * by_source).sum((-1, -2))
+    return {place: x.unflatten(1, (-1, shared)).sum(2) for place, x in effects.items()}
 
 
 def _beside(name: str, part: str) -> str:

@@ -38,6 +38,7 @@ class Layout(NamedTuple):
     k: str = ""
     v: str = ""
     causal: bool = False
+    scaled: bool = True
 
 
 _BERT = Layout(
@@ -104,6 +105,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "deberta-v2": _BERT._replace(
         positions="relative",
+        scaled=False,
         attention="",
         pattern="attention.self.dropout",
         q="attention.self.query_proj",
@@ -116,6 +118,7 @@ LAYOUTS: dict[str, Layout] = {
         ln2="pre_feedforward_layernorm",
         mlp_in="pre_feedforward_layernorm",
         mlp_out="post_feedforward_layernorm",
+        scaled=False,
     ),
 }
 
@@ -124,4 +127,4 @@ def structure(layout: Layout, config: Any, reads: Literal["cls", "mean", "last",
     """The structure of a model of this layout and Hugging Face's configuration, whose head reads these rows."""
     windowed = "sliding_attention" in (getattr(config, "layer_types", None) or ())
     window = getattr(config, "sliding_window", None) if windowed else None
-    return Structure(layout.norm, layout.positions, reads, layout.causal, window)
+    return Structure(layout.norm, layout.positions, reads, layout.causal, window, layout.scaled)

@@ -73,8 +73,8 @@ class TracedReranker(HookedModel):
         self.inside = traced(root, tokenizer)
         body = _path_of(root, hf.base_model)
         self.cfg = _dimensions(hf, self.layout, name, len(readout.labels))
-        heads, self.n_kv_heads = self.cfg.n_heads, getattr(hf.config, "num_key_value_heads", None) or self.cfg.n_heads
-        listed = places(self.layout, body, self.cfg.n_layers, heads, self.n_kv_heads)
+        heads = self.cfg.n_heads
+        listed = places(self.layout, body, self.cfg.n_layers, heads, self.cfg.n_key_value_heads or heads)
         pooled = next((path for path in POOLED if hf is root and readout.reads != "last" and _has(root, path)), "")
         if pooled:
             listed.append(Place(pooled, "input", ("head.hook_pooled",)))
@@ -267,6 +267,7 @@ def _has(root: nn.Module, path: str) -> bool:
 def _dimensions(hf: Any, layout: Any, name: str, n_labels: int) -> Dimensions:
     config, word = hf.config, hf.get_input_embeddings()
     n_heads, n_layers = config.num_attention_heads, config.num_hidden_layers
+    shared = getattr(config, "num_key_value_heads", None) or n_heads
     first = hf.base_model.get_submodule(f"{layout.layers}.0")
     activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None) or config.activation
     return Dimensions(
@@ -282,6 +283,7 @@ def _dimensions(hf: Any, layout: Any, name: str, n_labels: int) -> Dimensions:
         n_labels=n_labels,
         act_fn=activation,
         n_params=sum(parameter.numel() for parameter in hf.parameters()),
+        n_key_value_heads=None if shared == n_heads else shared,
     )
 
 
