@@ -76,7 +76,7 @@ def test_the_means_and_the_heads_are_those_of_the_stream(tiny: HookedEncoder) ->
     for site in ("resid0", "resid1.mid", "resid1.post"):
         x = cache[mi.parse_site(site).hook]
         own = rows[rows["site"] == site]
-        wanted = tiny.head.score(tiny.head(tiny.parts, x[:, 0]))
+        wanted = tiny.head.score(tiny.logits(x))
         np.testing.assert_allclose(own.loc[own["segment"] == "cls", "score"], wanted, atol=1e-5)
         for segment in FIVE:
             part = own[own["segment"] == str(segment)]

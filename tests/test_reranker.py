@@ -38,6 +38,7 @@ def of_methods() -> Iterator[tuple[str, Callable[..., Any]]]:
 
 FUNCTIONS = dict(of_methods())
 ANY = {
+    "lens.read_depths",
     "conductance.conductance",
     "cutting.cut_scores",
     "importance.unit_rows",
@@ -100,7 +101,6 @@ STRUCTURED = {
     "circuit_files.save_circuit": "post-norm layers",
     **dict.fromkeys(("edge_streams.changes", "edge_streams.steps"), EDGES),
     "dose.dose_response": "a head that reads the CLS row",
-    "lens.read_depths": "post-norm layers and a head that reads the CLS row",
     "paths.carry": "post-norm layers",
     "paths.path_patch": "post-norm layers and a head that reads the CLS row",
     "paths.scoring_heads": "post-norm layers and a head that reads the CLS row",

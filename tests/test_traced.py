@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -272,61 +271,3 @@ def test_a_module_of_another_is_not_touched() -> None:
     with one.hooks([(EveryLayer("attn.hook_pattern"), lambda x, hook: x.roll(1, -1))]):
         assert torch.equal(other.score(PAIRS), intact) and not torch.equal(one.score(PAIRS), intact)
     assert hf.config._attn_implementation == "sdpa" and isinstance(hf, nn.Module)
-
-
-SHARED = ("qwen2", "qwen3", "llama", "gemma2")
-
-
-@pytest.mark.parametrize("kind", SHARED)
-def test_keys_that_heads_share_have_sites_of_their_own(kind: str) -> None:
-    model = opened(kind)
-    assert model.cfg.n_key_value_heads == 2 and str(mi.KvHead(1, 0, "k")) == "h1.kv0.k"
-    donors = [replace(pair, document=" ".join(reversed(pair.document.split()))) for pair in PAIRS]
-    recorded = mi.record(model, donors, ["h1.kv0.k", "h1.kv1.v"])
-    for site in ("h1.kv0.k", "h1.kv1.v"):
-        seen: dict[str, Tensor] = {}
-        look = (mi.parse_site(site).hook, lambda x, hook, seen=seen: seen.__setitem__("after", x))
-        batch = model.batch(PAIRS)
-        intact = observe(model, batch, [mi.parse_site(site).hook])[1][mi.parse_site(site).hook]
-        with model.hooks([*mi.Patch(recorded, site).hooks(batch), look]):
-            model(batch)
-        number = mi.parse_site(site).head
-        assert torch.equal(seen["after"][:, :, 1 - number], intact[:, :, 1 - number]), "the other one stays"
-        assert not torch.equal(seen["after"][:, :, number], intact[:, :, number])
-    message = r"'h1.3.k' is no site of 'in memory', whose 4 heads share 2 of keys and values: write h1.kv1.k, which changes 2 heads"
-    with pytest.raises(MechirError, match=message):
-        model.score(PAIRS, mi.Patch(mi.record(model, donors, "h1.kv1.k"), "h1.3.k"))
-    with pytest.raises(MechirError, match="Head 2 is out of range"):
-        mi.patch(model, [mi.Contrast(PAIRS[0], donors[0])], "h1.kv2.k")
-    with pytest.raises(
-        MechirError, match=r"'h1.kv1.k' is no site of 'in memory', whose heads have .* own: write h1.1.k"
-    ):
-        mi.patch(opened("modernbert"), [mi.Contrast(PAIRS[0], donors[0])], "h1.kv1.k")
-
-
-@pytest.mark.parametrize("kind", ["modernbert", "qwen3", "llama"])
-def test_attribution_of_queries_and_keys_is_that_of_the_softmax(kind: str) -> None:
-    """With a z that the score is linear in, the fix is exact: as patching all queries or keys of the last layer is."""
-    model = opened(kind, torch.float64)
-    donors = [replace(pair, document=" ".join(reversed(pair.document.split()))) for pair in PAIRS]
-    contrasts = [
-        mi.Contrast(pair, donor) for pair, donor in zip(PAIRS, donors, strict=True) if pair.document != donor.document
-    ]
-    shared = "h0.kv1.k" if model.cfg.n_key_value_heads else "h0.1.k"
-    rows = mi.attribute(model, contrasts, ["h0.1.q", shared], at=["all", "doc"])
-    batch = model.batch([contrast.base for contrast in contrasts])
-    step = ("hook_full_embed", lambda x, hook: x.detach().requires_grad_())
-    for name in ("h0.1.q", shared):
-        with torch.enable_grad(), model.hooks([step]):
-            score, values = observe(model, batch, ["blocks.0.attn.hook_z"])
-            (gradient,) = torch.autograd.grad(score.sum(), list(values.values()))
-        recorded = mi.record(model, [contrast.donor for contrast in contrasts], name)
-        with model.hooks(mi.Patch(recorded, name).hooks(batch)):
-            moved = observe(model, batch, ["blocks.0.attn.hook_z"])[1]["blocks.0.attn.hook_z"]
-        expected = (gradient * (moved - values["blocks.0.attn.hook_z"])).flatten(1).sum(1).detach()
-        found = rows[(rows["site"] == name) & (rows["at"] == "all")]["effect"].to_numpy()
-        assert torch.allclose(torch.tensor(found.copy()), expected, rtol=1e-4, atol=1e-6), name
-    with pytest.raises(
-        MechirError, match=r"assumes attention scores of q k / sqrt\(d_head\) alone, and 'in memory' has"
-    ):
-        mi.attribute(opened("deberta-v2"), contrasts, "h0.1.q")

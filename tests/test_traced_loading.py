@@ -15,8 +15,11 @@ import mechir as mi
 from mechir.encoder.certify import refuse_altered, refuse_unlike
 from mechir.encoder.traced.model import TracedReranker
 from mechir.errors import MechirError
+from mechir.job import ModelReference
+from mechir.registry.runs import runs
 from tests import models, rerankers
 from tests.models import PAIRS
+from tests.test_cli import call
 
 TEXTS = [(pair.query, pair.document) for pair in PAIRS]
 
@@ -151,3 +154,49 @@ def test_a_model_without_separators_and_template_is_refused(tmp_path: Path) -> N
     model = mi.load(rerankers.build("qwen3"), tokenizer)
     with pytest.raises(MechirError, match="writes no special token before the query"):
         model.score(PAIRS)
+
+
+def test_adapters_and_quantised_weights_in_memory_are_refused() -> None:
+    hf = rerankers.build("modernbert")
+    hf.model.layers[0].attn.Wo.lora_A = torch.nn.Linear(32, 2)
+    with pytest.raises(
+        MechirError, match=r"This ModernBertForSequenceClassification has an adapter .*merge_and_unload\(\)"
+    ):
+        mi.load(hf, models.tokenizer("bert"))
+    hf = rerankers.build("qwen3")
+    hf.config.quantization_config = {"bits": 4}
+    with pytest.raises(MechirError, match=r"This Qwen3ForSequenceClassification has quantised weights, .*load it in"):
+        mi.load(hf, models.tokenizer("bert"))
+
+
+def test_options_of_a_prompt_are_refused_for_a_classifier(tmp_path: Path) -> None:
+    saved(tmp_path)
+    for given in (rerankers.build("modernbert"), models.build("bert")):
+        with pytest.raises(MechirError, match="template= is of a language model's prompt, and"):
+            mi.load(given, models.tokenizer("bert"), template="{query} {document}")
+    for name in (tmp_path, "embedded"):
+        with pytest.raises(MechirError, match="words= is of a language model's prompt, and"):
+            mi.load(name, words=("no", "yes"))
+
+
+def test_runs_take_a_model_of_another_structure_by_its_directory(tmp_path: Path, capsys: Any) -> None:
+    folder, registry = saved(tmp_path / "model"), tmp_path / "registry"
+    small = (
+        "--limit-queries",
+        "6",
+        "--registry",
+        str(registry),
+        "--model",
+        str(folder),
+        "--collection",
+        str(models.TOY),
+    )
+    code, _, err = call(capsys, "run", "vast2025/direction_ablation", *small)
+    assert code == 0, err
+    (stored,) = runs(registry)
+    assert stored.record["certificate"]["edits"]["attn.hook_z"] > 1e-3
+    assert ModelReference.of(mi.load(folder)).load().fingerprint == stored.record["identity"]["model_fingerprint"]
+    code, _, err = call(capsys, "run", "vast2025/qk_svd", *small)
+    assert code == 2 and "needs a model that starts at any layer and shows its weights" in err
+    code, _, err = call(capsys, "score", "--out", str(tmp_path / "run.txt"), *small[:2], *small[4:])
+    assert code == 0 and (tmp_path / "run.txt").is_file(), err

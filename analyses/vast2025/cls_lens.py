@@ -11,7 +11,7 @@ from mechir.methods.checks import grades_there
 from mechir.methods.lens import GAP, both_sides, gathered, read_depths, readable
 from mechir.options import option
 from mechir.pair import Pair
-from mechir.reranker import Weights
+from mechir.reranker import Reranker
 from mechir.views import charts
 
 READ_BY = {"auroc": "probe", "control": "probe of permuted labels", "lens": "the model's own head"}
@@ -24,8 +24,6 @@ class ClsLens(Experiment):
     The first part is "relevance integration" in the journal code of Vast et al. 2025; see `mechir.methods.lens`.
     """
 
-    tier = Weights
-    examples = ("--limit-queries 10", "--relevant 2 --draws 20 --limit-queries 10")
     forwards = 1.2  # one, of all rows of the last layer too
     shown = ("site", "depth", "measure", "of", "estimate", "queries")
 
@@ -39,7 +37,7 @@ class ClsLens(Experiment):
         both_sides(pd.DataFrame(inputs.material), self.relevant, self.draws)
         return self
 
-    def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
+    def measure(self, model: Reranker, pairs: Sequence[Pair]) -> pd.DataFrame:
         """Rows per pair, site and segment: see `read_depths`; the options are those of the summary."""
         return read_depths(model, pairs)
 

@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from mechir.errors import MechirError, beside
 
-SMALL_FILES = ("*.json", "vocab.txt", "merges.txt", "bpe.codes", "*.model")
+SMALL_FILES = ("*.json", "*.jinja", "vocab.txt", "merges.txt", "bpe.codes", "*.model")
 """Files that are fetched and copied beside the weights."""
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "bpe.codes", "*.model")
 """Files of which a tokenizer needs at least one."""

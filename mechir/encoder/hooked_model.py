@@ -36,7 +36,8 @@ class HookedModel(HookedRootModule, Reranker):
     """A reranker whose activations are TransformerLens's hook points, read and edited by name.
 
     `hf` is Hugging Face's model, whose parameters are shared; `revision` that on the hub; `reading` how model and texts
-    are read; `parity` the largest relative difference of scores that `certify` saw.
+    are read; `parity` the largest relative difference of scores that `certify` saw; `said` the options of its prompt
+    that it was loaded with, by name.
     """
 
     hf: Any
@@ -45,6 +46,7 @@ class HookedModel(HookedRootModule, Reranker):
     reading: Reading
     revision: str
     parity: float | None = None
+    said: tuple[tuple[str, Any], ...] = ()
     _stored: Mapping[str, str]
     _loaded: LoadedState
 

@@ -14,6 +14,7 @@ from mechir.encoder.families import FAMILIES
 from mechir.encoder.hooked import HookedEncoder
 from mechir.encoder.hooked_model import HookedModel
 from mechir.encoder.loading import in_memory
+from mechir.encoder.stored import refuse_unmerged
 from mechir.encoder.traced import language
 from mechir.encoder.traced import loading as traced
 from mechir.encoder.traced.layouts import LAYOUTS
@@ -57,21 +58,34 @@ def load(name_or_path: Any = None, tokenizer: Any = None, *, backend: str | None
             "its tokenizer, mi.load(model, tokenizer)."
         )
     if name_or_path is None or str(name_or_path) == NAME:
-        whole = embedded(**options)
+        whole = embedded(**_without_prompt(options, NAME))
         return traced.classifier(whole.hf, whole.tokenizer, name=NAME) if backend == "nnsight" else whole
     try:
         folder = resolve(name_or_path)
         if backend == "nnsight" or (backend is None and _by_nnsight(folder)):
-            open_it = language.load if language.is_language_model(folder) else traced.load
-            return open_it(folder, str(name_or_path), **options)
-        return HookedEncoder.from_pretrained(name_or_path, **options)
+            if language.is_language_model(folder):
+                return language.load(folder, str(name_or_path), **options)
+            return traced.load(folder, str(name_or_path), **_without_prompt(options, str(name_or_path)))
+        return HookedEncoder.from_pretrained(name_or_path, **_without_prompt(options, str(name_or_path)))
     except MechirError as error:
         if difflib.get_close_matches(str(name_or_path), [NAME], cutoff=0.7):
             raise MechirError(f"{str(error).rstrip('.')}; the model that ships is '{NAME}'.") from error
         raise
 
 
+PROMPT = ("template", "instruction", "words")
+"""Options of language models alone."""
+
+
+def _without_prompt(options: dict[str, Any], name: str) -> dict[str, Any]:
+    """The options of a classifier; raises for those of a prompt."""
+    if given := next((option for option in PROMPT if options.get(option) is not None), None):
+        raise MechirError(f"{given}= is of a language model's prompt, and '{name}' is a classifier: leave it out.")
+    return {option: value for option, value in options.items() if option not in PROMPT}
+
+
 def _in_memory(model: Any, tokenizer: Any, backend: str | None, **options: Any) -> HookedModel:
+    refuse_unmerged(model)
     if traced.is_cross_encoder(model):
         if len(model) > 1:
             return (language.of_chain if language.is_scored(model) else traced.of_chain)(model, **options)
@@ -79,7 +93,7 @@ def _in_memory(model: Any, tokenizer: Any, backend: str | None, **options: Any) 
     kind, model_type = type(model).__name__, getattr(getattr(model, "config", None), "model_type", "")
     if kind.endswith(language.LANGUAGE_MODEL):
         return language.language_model(model, tokenizer, **options)
-    own = any(family.architecture == kind for family in FAMILIES.values())
+    own, options = any(family.architecture == kind for family in FAMILIES.values()), _without_prompt(options, kind)
     if backend == "nnsight" or (backend is None and not own and model_type in LAYOUTS):
         return traced.classifier(model, tokenizer, **options)
     return in_memory(model, tokenizer, **options)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 
-from mechir.encoder.checkpoint import Stored, quiet, refuse_surplus
+from mechir.encoder.checkpoint import ADAPTER, Stored, quiet, refuse_surplus
 from mechir.encoder.fingerprint import NO_PROPERTY
 from mechir.errors import MechirError, brief
 
@@ -133,3 +133,18 @@ def device_of(device: str | torch.device | None) -> torch.device:
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise MechirError(f"There is no GPU that torch sees for device '{device}': write device='cpu'.")
     return chosen
+
+
+def refuse_unmerged(model: torch.nn.Module) -> None:
+    """Raises for a model in memory with adapters beside its weights, or with quantised weights."""
+    name = type(model).__name__
+    if adapter := next((part for part, _ in model.named_parameters() if ADAPTER.search(part)), None):
+        raise MechirError(
+            f"This {name} has an adapter beside its weights ({adapter}), where hooks would see both apart: give "
+            "model.merge_and_unload() of peft."
+        )
+    if any(getattr(getattr(part, "config", None), "quantization_config", None) for part in model.modules()):
+        raise MechirError(
+            f"This {name} has quantised weights, through which no gradient goes and no score is exact: load it in "
+            "float32 or bfloat16."
+        )

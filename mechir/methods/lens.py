@@ -7,7 +7,7 @@ and a control whether that is more than chance.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -16,15 +16,14 @@ from jaxtyping import Bool, Float, Int
 from scipy import linalg, stats
 from torch import Tensor
 
-from mechir.batches import shares
+from mechir.batches import Batch, shares
 from mechir.errors import MechirError
 from mechir.inference import mean_row
 from mechir.inputs import as_pairs
 from mechir.methods.groups import crossed, pair_ids
 from mechir.methods.ranking import TIE
 from mechir.recorder import observe, refuse_non_finite
-from mechir.reranker import Restarts, needs
-from mechir.segments import FIVE
+from mechir.reranker import Reranker, Restarts, needs, offers
 from mechir.sites import Resid
 
 FOLDS = 5
@@ -39,26 +38,31 @@ GAP = "relevant - others"
 
 @torch.no_grad()
 def read_depths(
-    model: Restarts, pairs: Any, *, max_length: int | None = None, progress: bool | None = None
+    model: Reranker, pairs: Any, *, max_length: int | None = None, progress: bool | None = None
 ) -> pd.DataFrame:
-    """Applies the head to the CLS row at every depth, and averages each segment's residual stream.
+    """Applies the head to the row that it reads at every depth, and averages each segment's residual stream.
+
+    The head has all that comes after the last layer: in a pre-LN model the final norm too.
 
     Returns:
         One row per pair, site and segment: `query_id`, `doc_id`, `grade`; `site`: `resid0` (the embeddings),
         `resid3.mid` (after the attention of layer 3), `resid3.post` (after its MLP); `depth`, how many layers are done,
         0 to n_layers, a half after attention; `segment`; `score` (the scale of `model.score`: log-odds of relevance)
-        and `p` (its logistic, 0 to 1) on rows of `cls`, NaN elsewhere; `mean`, the residual stream averaged over the
-        segment's tokens (float32, d_model numbers), None after attention, where there are rows of `cls` alone. At the
-        last site `score` is `model.score(pairs)`. The means take 20 (n_layers + 1) d_model bytes a pair.
+        and `p` (its logistic, 0 to 1) on rows of the segment that the head reads (`cls`, or the last of a prompt; of a
+        mean over all rows the first), NaN elsewhere; `mean`, the residual stream averaged over the segment's tokens
+        (float32, d_model numbers), None after attention, where there are rows of that segment alone. At the last site
+        `score` is `model.score(pairs)`. The means take 20 (n_layers + 1) d_model bytes a pair. A model that does not
+        start at any layer runs once more for every site.
 
-    When it misleads: the head was trained on the last layer's output. Every sublayer ends in a LayerNorm, so an earlier
-    CLS row has the right size but not the right place: its score is a readout, out of distribution, and neither what
-    the model believes there nor a cause of what it says at the end.
+    When it misleads: the head was trained on the last layer's output. Where every sublayer ends in a LayerNorm, an
+    earlier row has the right size but not the right place: its score is a readout, out of distribution, and neither
+    what the model believes there nor a cause of what it says at the end.
 
     Raises:
-        MechirError: for pairs without grades.
+        MechirError: for pairs without grades, and for a model whose head reads a decoder.
     """
-    needs(model, "read_depths", Restarts, norm="post", reads="cls")
+    if model.structure.reads == "decoder":
+        needs(model, "read_depths", reads="cls")
     pairs = as_pairs(pairs)
     if any(pair.grade is None for pair in pairs):
         raise MechirError("Pairs without a grade are neither relevant nor not: give judged pairs.")
@@ -67,30 +71,43 @@ def read_depths(
     places = {site.hook: place for place, site in enumerate(sites)}
     wide = torch.float64 if model.dtype == torch.float64 else torch.float32
     scores = torch.empty(len(pairs), len(sites), dtype=wide)
-    means = torch.empty(len(pairs), c.n_layers + 1, len(FIVE), c.d_model)
     encoded = model.encode(pairs, max_length)
+    parts = encoded.parts
+    means = torch.empty(len(pairs), c.n_layers + 1, len(parts), c.d_model)
+    head = cast(Restarts, model).run_head if offers(model, Restarts) else None
     for index, batch in model.batches(encoded, progress=progress):
-        rows, weights = torch.from_numpy(index), shares(batch.members(), wide)
+        rows, weights = torch.from_numpy(index), shares(batch.members(parts), wide)
 
         def read(_: str, x: Tensor, weights: Tensor = weights) -> tuple[Tensor, Tensor]:
-            return model.run_head(x), weights @ x.to(wide)
+            return x if head is None else head(x), weights @ x.to(wide)
 
         for name, (score, mean) in observe(model, batch, places.__contains__, read, head_row=False)[1].items():
+            score = _score_of(model, batch, score) if head is None else score
             scores[rows, places[name]] = score.to(scores)
             if places[name] % 2 == 0:
                 means[rows, places[name] // 2] = mean.to(means)
     refuse_non_finite(model, scores[:, -1], encoded)
-    cells = [(place, number) for place in range(len(sites)) for number in range(1 if place % 2 else len(FIVE))]
+    reads = len(parts) - 1 if model.structure.reads == "last" else 0
+    numbers = {False: range(len(parts)), True: [reads]}
+    cells = [(place, number) for place in range(len(sites)) for number in numbers[place % 2 == 1]]
     frame = crossed(
         pair_ids(pairs),
         site=[str(sites[place]) for place, _ in cells],
         depth=[place / 2 for place, _ in cells],
-        segment=[str(FIVE[number]) for _, number in cells],
+        segment=[str(parts[number]) for _, number in cells],
     )
     place, number = np.array(cells).T
-    read_out = np.where(number == 0, scores.double().numpy()[:, place], np.nan).ravel()
+    read_out = np.where(number == reads, scores.double().numpy()[:, place], np.nan).ravel()
     vectors = [None if place % 2 else row[place // 2, number] for row in means.numpy() for place, number in cells]
     return frame.assign(score=read_out, p=1 / (1 + np.exp(-read_out)), mean=pd.Series(vectors, dtype=object))
+
+
+def _score_of(model: Reranker, batch: Batch, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch"]:
+    """The score that the head reads from a residual stream, put in the place of what the last layer writes."""
+    last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    with model.hooks([(last, lambda x, hook: resid)]):
+        score: Tensor = model(batch)
+    return score
 
 
 def gathered(rows: pd.DataFrame, *, relevant: int = 1) -> pd.DataFrame:
@@ -114,7 +131,7 @@ def gathered(rows: pd.DataFrame, *, relevant: int = 1) -> pd.DataFrame:
     Raises:
         MechirError: where all pairs are relevant, or none.
     """
-    lens = rows[rows["segment"] == str(FIVE[0])]
+    lens = rows[rows["score"].notna()]
     lens = lens.assign(relevant=_relevant(lens, relevant))
     lines = []
     for (depth, site), part in lens.groupby(["depth", "site"]):

@@ -48,10 +48,12 @@ def load(
     tokenizer = load_tokenizer(inner, max_length=saved.pop("max_length", None))
     settings = ("modules.json",) if saved else ()
     reading = Reading(weights=tuple(file.name for file in files), settings=settings, left_out=tuple(unused))
+    said = tuple((name, options[name]) for name in ("template", "instruction") if options.get(name) is not None)
+    said += (("words", tuple(words)),) if words else ()
     if words is None and "words" in saved:
         words = tokenizer.convert_ids_to_tokens(saved["words"])
     options = {"instruction": saved.get("prompt")} | options
-    return language_model(
+    model = language_model(
         hf,
         tokenizer,
         words=words,
@@ -61,6 +63,8 @@ def load(
         tensors=stored_digests(stored),
         **options,
     )
+    model.said = said
+    return model
 
 
 def language_model(

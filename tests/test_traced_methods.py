@@ -1,0 +1,128 @@
+"""Methods on rerankers of other structures: sites, attribution, the lens, and whole experiments on both backends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+import mechir as mi
+from mechir.errors import MechirError
+from mechir.methods.lens import read_depths
+from mechir.recorder import observe
+from tests.models import PAIRS, TOY, TOY_MODEL
+from tests.test_traced import opened
+
+SHARED = ("qwen2", "qwen3", "llama", "gemma2")
+
+
+@pytest.mark.parametrize("kind", SHARED)
+def test_keys_that_heads_share_have_sites_of_their_own(kind: str) -> None:
+    model = opened(kind)
+    assert model.cfg.n_key_value_heads == 2 and str(mi.KvHead(1, 0, "k")) == "h1.kv0.k"
+    donors = [replace(pair, document=" ".join(reversed(pair.document.split()))) for pair in PAIRS]
+    recorded = mi.record(model, donors, ["h1.kv0.k", "h1.kv1.v"])
+    for site in ("h1.kv0.k", "h1.kv1.v"):
+        seen: dict[str, Tensor] = {}
+        look = (mi.parse_site(site).hook, lambda x, hook, seen=seen: seen.__setitem__("after", x))
+        batch = model.batch(PAIRS)
+        intact = observe(model, batch, [mi.parse_site(site).hook])[1][mi.parse_site(site).hook]
+        with model.hooks([*mi.Patch(recorded, site).hooks(batch), look]):
+            model(batch)
+        number = mi.parse_site(site).head
+        assert torch.equal(seen["after"][:, :, 1 - number], intact[:, :, 1 - number]), "the other one stays"
+        assert not torch.equal(seen["after"][:, :, number], intact[:, :, number])
+    message = r"'h1.3.k' is no site of 'in memory', whose 4 heads share 2 of keys and values: write h1.kv1.k, which changes 2 heads"
+    with pytest.raises(MechirError, match=message):
+        model.score(PAIRS, mi.Patch(mi.record(model, donors, "h1.kv1.k"), "h1.3.k"))
+    with pytest.raises(MechirError, match="Head 2 is out of range"):
+        mi.patch(model, [mi.Contrast(PAIRS[0], donors[0])], "h1.kv2.k")
+    with pytest.raises(
+        MechirError, match=r"'h1.kv1.k' is no site of 'in memory', whose heads have .* own: write h1.1.k"
+    ):
+        mi.patch(opened("modernbert"), [mi.Contrast(PAIRS[0], donors[0])], "h1.kv1.k")
+
+
+@pytest.mark.parametrize("kind", ["modernbert", "qwen3", "llama"])
+def test_attribution_of_queries_and_keys_is_that_of_the_softmax(kind: str) -> None:
+    """With a z that the score is linear in, the fix is exact: as patching all queries or keys of the last layer is."""
+    model = opened(kind, torch.float64)
+    donors = [replace(pair, document=" ".join(reversed(pair.document.split()))) for pair in PAIRS]
+    contrasts = [
+        mi.Contrast(pair, donor) for pair, donor in zip(PAIRS, donors, strict=True) if pair.document != donor.document
+    ]
+    shared = "h0.kv1.k" if model.cfg.n_key_value_heads else "h0.1.k"
+    rows = mi.attribute(model, contrasts, ["h0.1.q", shared], at=["all", "doc"])
+    batch = model.batch([contrast.base for contrast in contrasts])
+    step = ("hook_full_embed", lambda x, hook: x.detach().requires_grad_())
+    for name in ("h0.1.q", shared):
+        with torch.enable_grad(), model.hooks([step]):
+            score, values = observe(model, batch, ["blocks.0.attn.hook_z"])
+            (gradient,) = torch.autograd.grad(score.sum(), list(values.values()))
+        recorded = mi.record(model, [contrast.donor for contrast in contrasts], name)
+        with model.hooks(mi.Patch(recorded, name).hooks(batch)):
+            moved = observe(model, batch, ["blocks.0.attn.hook_z"])[1]["blocks.0.attn.hook_z"]
+        expected = (gradient * (moved - values["blocks.0.attn.hook_z"])).flatten(1).sum(1).detach()
+        found = rows[(rows["site"] == name) & (rows["at"] == "all")]["effect"].to_numpy()
+        assert torch.allclose(torch.tensor(found.copy()), expected, rtol=1e-4, atol=1e-6), name
+    with pytest.raises(
+        MechirError, match=r"assumes attention scores of q k / sqrt\(d_head\) alone, and 'in memory' has"
+    ):
+        mi.attribute(opened("deberta-v2"), contrasts, "h0.1.q")
+
+
+@torch.no_grad()
+def test_the_lens_reads_every_depth_with_all_that_comes_after_the_last_layer() -> None:
+    model = opened("modernbert")
+    rows = read_depths(model, PAIRS)
+    read = rows[rows["score"].notna()]
+    assert set(read["segment"]) == {"cls"} and len(read) == len(PAIRS) * (2 * model.cfg.n_layers + 1)
+    final = read[read["site"] == "resid2.post"]["score"].to_numpy().astype("float32")
+    assert torch.allclose(torch.from_numpy(final), model.score(PAIRS), atol=1e-5)
+    batch = model.batch(PAIRS)
+    _, cache = model.run_with_cache(batch, names_filter="blocks.0.hook_resid_post")
+    hf = model.hf
+    expected = hf.classifier(hf.head(hf.model.final_norm(cache["resid_post", 0])[:, 0]))[:, 0]
+    early = read[read["site"] == "resid0.post"]["score"].to_numpy().astype("float32")
+    assert torch.allclose(torch.from_numpy(early), expected, atol=1e-5)
+    prompt = read_depths(opened("qwen3"), PAIRS)
+    assert prompt["score"].notna().sum() == len(read)
+
+
+def test_both_backends_give_the_same_frames(tmp_path: Path) -> None:
+    """Experiments that run on both, on the same weights."""
+    small = mi.collection(TOY)
+    hf = transformers.AutoModelForSequenceClassification.from_pretrained(TOY_MODEL)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(TOY_MODEL)
+    both = [mi.load(hf, tokenizer, backend=backend) for backend in ("own", "nnsight")]
+    for name, options in (
+        ("vast2025/direction_ablation", {}),
+        ("vast2025/attention_contrast", {"relevant": 2, "hard": 0, "weak": 0}),
+        ("vast2025/layer_sweep", {"cut": "doc<-query"}),
+        ("vast2025/cls_lens", {"relevant": 2}),
+        ("vast2024/importance", {"relevant": "2"}),
+    ):
+        one, other = (
+            mi.run(name, model, small, registry=tmp_path / backend, **options)
+            for model, backend in zip(both, ("own", "nnsight"), strict=True)
+        )
+        same_frames(one.summary, other.summary)
+    for name in ("chen2024/head_maps", "chen2024/block_maps"):
+        one, other = (
+            mi.run(name, model, mi.diagnostic("tfc1", small, model=model), registry=tmp_path / backend)
+            for model, backend in zip(both, ("own", "nnsight"), strict=True)
+        )
+        same_frames(one.rows, other.rows)
+
+
+def same_frames(one: pd.DataFrame, other: pd.DataFrame) -> None:
+    """The same columns and rows, numbers to 1e-4: p of permutations may turn on a tie."""
+    numbers = one.select_dtypes("number").columns
+    pd.testing.assert_frame_equal(one.drop(columns=numbers), other.drop(columns=numbers))
+    for column in numbers.difference([name for name in numbers if name.startswith(("p_", "rank"))]):
+        pd.testing.assert_series_equal(one[column], other[column], rtol=1e-3, atol=1e-4)
