@@ -44,7 +44,8 @@ class Structure:
     """The structure that the arithmetic of a method may rely on.
 
     Attributes:
-        norm: "post": a norm of the sum after each sublayer; "pre": one of what each sublayer reads, and a final one.
+        norm: "post": a norm of the sum after each sublayer; "pre": one of what each sublayer reads, and a final one;
+            "both": one more of what each sublayer adds.
         positions: "absolute": added to the word embeddings; "rotary" or "relative": part of the attention score.
         reads: the rows of the last layer that the head reads; "decoder": those of generated tokens.
         causal: whether a position sees only those before it.
@@ -52,7 +53,7 @@ class Structure:
         scaled: whether an attention score is q k / sqrt(d_head), q and k as they are compared, and nothing else.
     """
 
-    norm: Literal["post", "pre"]
+    norm: Literal["post", "pre", "both"]
     positions: Literal["absolute", "rotary", "relative"]
     reads: Literal["cls", "mean", "last", "decoder"]
     causal: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -126,3 +127,58 @@ def same_frames(one: pd.DataFrame, other: pd.DataFrame) -> None:
     pd.testing.assert_frame_equal(one.drop(columns=numbers), other.drop(columns=numbers))
     for column in numbers.difference([name for name in numbers if name.startswith(("p_", "rank"))]):
         pd.testing.assert_series_equal(one[column], other[column], rtol=1e-3, atol=1e-4)
+
+
+def contrasted() -> list[mi.Contrast]:
+    donors = [replace(pair, document=" ".join(reversed(pair.document.split()))) for pair in PAIRS]
+    both = zip(PAIRS, donors, strict=True)
+    return [mi.Contrast(pair, donor) for pair, donor in both if pair.document != donor.document]
+
+
+@pytest.mark.parametrize("kind", ["modernbert", "qwen3", "llama"])
+@torch.no_grad()
+def test_a_path_to_the_score_is_what_the_sender_adds(kind: str) -> None:
+    """Against Hugging Face's own modules: a change of the last stream, through the final norm and the head."""
+    model, contrasts = opened(kind), contrasted()
+    base, donor = (model.batch([getattr(contrast, side) for contrast in contrasts]) for side in ("base", "donor"))
+    layers = model.hf.base_model.layers
+    z: list[Tensor] = []
+    o = layers[1].get_submodule(model.layout.o)
+    handle = o.register_forward_pre_hook(lambda module, given: z.append(given[0]))
+    for batch in (base, donor):
+        model.root(**model.readout.arguments(batch)[1])
+    handle.remove()
+    heads = slice(2 * model.cfg.d_head, 3 * model.cfg.d_head)
+    change = (z[1] - z[0])[..., heads] @ o.weight[:, heads].T
+    handle = layers[-1].register_forward_hook(lambda module, given, output: output + change)
+    expected = model.root(**model.readout.arguments(base)[1]).logits[:, 0]
+    handle.remove()
+    rows = mi.path_patch(model, contrasts, "h1.2", "score", freeze="heads+mlps")
+    assert torch.allclose(torch.tensor(rows["patched"].to_numpy().copy()), expected, atol=2e-5)
+    assert float(rows["departure"].max()) < 1e-5 and rows["edge"].unique().tolist() == ["h1.2->score"]
+
+
+@pytest.mark.parametrize("kind", ["modernbert", "qwen3"])
+def test_where_nothing_looks_anew_a_path_is_a_patch(kind: str) -> None:
+    model, contrasts = opened(kind), contrasted()
+    last = mi.path_patch(model, contrasts, ["h2.1", "mlp2"], "score")
+    patched = mi.patch(model, contrasts, ["h2.1", "mlp2"])
+    assert np.allclose(last["effect"], patched["effect"], atol=2e-5)
+    inside = mi.path_patch(model, contrasts, ["h0.1", "resid0"], "h1.2.q")
+    assert inside["edge"].unique().tolist() == ["h0.1->h1.2.q", "resid0->h1.2.q"] and (inside["effect"].abs() > 0).any()
+    whole = mi.path_patch(model, contrasts, "resid0", "h0.2.q")
+    assert np.allclose(whole["effect"], mi.patch(model, contrasts, "h0.2.q")["effect"], atol=2e-5), "all of its input"
+    into = mi.path_patch(model, contrasts, "resid0", "mlp0")
+    assert (into["effect"].abs() > 0).any()
+    with pytest.raises(
+        MechirError, match=r"ln='frozen' is of norms on the way, and on the way through 'in memory' there"
+    ):
+        mi.path_patch(model, contrasts, "h0.1", ln="frozen")
+
+
+def test_paths_and_their_heads_are_refused_where_they_are_no_sum() -> None:
+    contrasts = contrasted()
+    with pytest.raises(MechirError, match=r"path_patch needs a model that starts at any layer and shows its weights"):
+        mi.path_patch(opened("gemma2"), contrasts, "h0.1")
+    with pytest.raises(MechirError, match=r"heads share 2 of keys and values: write h1\.kv0\.k"):
+        mi.path_patch(opened("qwen3"), contrasts, "h0.1", "h1.1.k")

@@ -1,4 +1,4 @@
-"""Path patching in a post-LN encoder: the effect of one sender through the residual stream alone.
+"""Path patching: the effect of one sender through the residual stream alone (of pre-LN models see `sum_paths`).
 
 The sender sees the donor's world, every other head keeps what it wrote on the base, and the change travels along the
 skip path, LayerNorm after LayerNorm, to one receiver. With heads frozen no position reads another, so the way to the
@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,7 @@ from mechir.errors import MechirError
 from mechir.interventions import Splice
 from mechir.methods.edge_graph import Sender, checked_senders, every_sender, reads_at, writes_at
 from mechir.methods.patching import largest, tidy
+from mechir.methods.sum_paths import patched_sums
 from mechir.model_sites import all_heads, heads_of, sites_of
 from mechir.recorder import observe
 from mechir.reranker import Reranker, Weights, needs
@@ -39,7 +40,7 @@ LN = ("live", "frozen")
 
 @torch.no_grad()
 def path_patch(
-    model: Weights,
+    model: Reranker,
     contrasts: Sequence[Contrast],
     senders: Any = None,
     receiver: Any = "score",
@@ -61,7 +62,7 @@ def path_patch(
     `freeze` "heads" keeps the z of all other heads and recomputes MLPs on the way, so sender -> MLP -> receiver counts
     as this path (Wang et al., Lu et al.); "heads+mlps" keeps the MLPs' outputs as well: the direct edge. `ln` "live"
     recomputes every LayerNorm on the way; "frozen" keeps its standard deviation, so that the change that arrives is a
-    linear function of what is sent.
+    linear function of what is sent. In a pre-LN model what is sent arrives as it is, and `ln` is "live".
 
     Returns:
         One row per edge and contrast: `edge` (`h8.1->h10.1.k`), `sender`, `query_id`, `doc_id`, `grade`, `filler`;
@@ -74,10 +75,17 @@ def path_patch(
     Raises:
         MechirError: for a sender that is not before its receiver, an unknown mode, or contrasts that are not aligned.
     """
-    needs(model, "path_patch", Weights, norm="post", reads="cls")
+    sums = model.structure.norm == "pre" and model.structure.reads != "decoder"
+    if not sums:
+        needs(model, "path_patch", Weights, norm="post", reads="cls")
     for name, value, known in (("freeze", freeze, FREEZE), ("ln", ln, LN)):
         if value not in known:
             raise MechirError(f"Unknown {name}='{value}': write {' or '.join(map(repr, known))}.")
+    if sums and ln == "frozen":
+        raise MechirError(
+            f"ln='frozen' is of norms on the way, and on the way through '{model.cfg.model_name}' there are none: "
+            "leave ln= out."
+        )
     receivers = readers_in_order([receiver] if isinstance(receiver, str | Site | Score) else receiver)
     sites_of(model, [reader for reader in receivers if not isinstance(reader, Score)] or [Head(0, 0)])
     sent = _senders(model, senders, receivers)
@@ -85,15 +93,17 @@ def path_patch(
     limit = max_tokens or model.max_tokens
     parts: list[pd.DataFrame] = []
     for batch in encoded.batches(model, max_rows=max_rows, max_tokens=limit, progress=progress):
-        parts += _batch(model, batch, sent, receivers, freeze, ln, limit)
+        if sums:
+            parts += patched_sums(model, batch, sent, receivers, freeze)
+        else:
+            parts += _batch(cast(Weights, model), batch, sent, receivers, freeze, ln, limit)
     rows = pd.concat(parts, ignore_index=True)
     rows["edge"] = rows["sender"].map({str(sender): str(Edge(sender, *receivers)) for sender in sent})
     return tidy(encoded, rows, ["edge", "sender"])
 
 
-def scoring_heads(model: Weights, contrasts: Sequence[Contrast], top: int) -> tuple[Head, ...]:
+def scoring_heads(model: Reranker, contrasts: Sequence[Contrast], top: int) -> tuple[Head, ...]:
     """The `top` heads with the largest mean effect along head -> score, whatever its sign."""
-    needs(model, "scoring_heads", Weights, norm="post", reads="cls")
     return tuple(heads_of(model, largest(path_patch(model, contrasts, all_heads(model)), "sender", top)))
 
 

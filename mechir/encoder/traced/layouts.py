@@ -19,7 +19,7 @@ class Layout(NamedTuple):
     `attn_out` and `mlp_out` are the modules whose outputs are added to the residual stream.
     """
 
-    norm: Literal["post", "pre"]
+    norm: Literal["post", "pre", "both"]
     positions: Literal["absolute", "rotary", "relative"]
     layers: str
     word: str
@@ -114,6 +114,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     **dict.fromkeys(("qwen2", "qwen3", "llama", "mistral"), _DECODER),
     "gemma2": _DECODER._replace(
+        norm="both",
         attn_out="post_attention_layernorm",
         ln2="pre_feedforward_layernorm",
         mlp_in="pre_feedforward_layernorm",
