@@ -19,7 +19,7 @@ from torch import Tensor
 from mechir.activations import Activations
 from mechir.batches import Batch, positions, segment_or_positions
 from mechir.errors import MechirError, refuse_index
-from mechir.hooks import Edit, EveryLayer, Hook, Hooked
+from mechir.hooks import AnyOf, Edit, EveryLayer, Hook, Hooked
 from mechir.segments import PARTS, Direction, Segment
 from mechir.sites import (
     Attn,
@@ -52,8 +52,9 @@ class Mask:
 
     Args:
         direction: `reader<-source`, e.g. "doc<-query", "D<-Q", "cls<-query|doc", "doc<-all"; or a whole mask as it
-            prints, "doc<-query@0-5".
-        layers: which layers, e.g. `range(0, 6)`, an int, or None for all; order and repetition mean nothing.
+            prints, "doc<-query@0-5". `decoder<-doc` cuts the decoder's attention to the encoder.
+        layers: which layers, e.g. `range(0, 6)`, an int, or None for all; order and repetition mean nothing. Where the
+            decoder reads, layers and heads are the decoder's.
         heads: these heads only (layers are then theirs), e.g. "h8.1" or `[Head(8, 1)]`, or None for all; likewise.
         renormalise: before the softmax rather than after it.
     """
@@ -107,15 +108,35 @@ class Mask:
 
     def hooks(self, batch: Batch) -> list[Hook]:
         """The edits, on the scores where `renormalise`, else on the pattern."""
-        suffix, fill = ("attn.hook_attn_scores", -math.inf) if self.renormalise else ("attn.hook_pattern", 0.0)
+        part, fill = ("hook_attn_scores", -math.inf) if self.renormalise else ("hook_pattern", 0.0)
         by_layer: dict[int, tuple[int, ...] | None] = dict.fromkeys(self.layers or ())
         for layer, heads in groupby(self.heads or (), key=lambda head: head.layer):
             by_layer[layer] = tuple(head.head for head in heads)
         cuts: list[Hook] = [
-            (f"blocks.{layer}.{suffix}", CutPattern(self.direction, heads, fill, batch))
+            (_read_at(self.direction, part, layer), CutPattern(self.direction, heads, fill, batch))
             for layer, heads in by_layer.items()
         ]
-        return cuts or [(EveryLayer(suffix), CutPattern(self.direction, None, fill, batch))]
+        return cuts or [(_read_at(self.direction, part), CutPattern(self.direction, None, fill, batch))]
+
+
+def _read_at(direction: Direction, part: str, layer: int | None = None) -> str | EveryLayer | AnyOf:
+    """The hooks of the attention by which readers see sources: the encoder's, the decoder's to it, the decoder's own.
+
+    The layer counts in encoder and decoder alike; None for all.
+    """
+    generated, others = Segment.DECODER, ~Segment.DECODER
+    decodes, encodes = generated in direction.reader, bool(direction.reader & others)
+    attends = {
+        ("blocks", "attn"): encodes and (not decodes or bool(direction.source & others)),
+        ("decoder", "cross_attn"): decodes and bool(direction.source & others),
+        ("decoder", "attn"): decodes and generated in direction.source,
+    }
+    names = tuple(
+        EveryLayer(f"{kind}.{part}", of) if layer is None else f"{of}.{layer}.{kind}.{part}"
+        for (of, kind), wanted in attends.items()
+        if wanted
+    )
+    return names[0] if len(names) == 1 else AnyOf(names)
 
 
 @dataclass(frozen=True)
@@ -136,14 +157,20 @@ class CutPattern(Edit):
 
     def __call__(self, x: Float[Tensor, "batch head reader source"], hook: Any) -> Float[Tensor, "..."]:
         """The scores or the pattern, cut."""
-        reader = self.batch.at(self.direction.reader)[:, None, : x.shape[2], None]
-        cut = reader & self.batch.at(self.direction.source)[:, None, None, :]
+        cut = self._cut(hook.name, x.shape[2])
         if self.heads is not None:
             _check_index(self.heads, x.shape[1], "Head", hook)
             chosen = torch.zeros(x.shape[1], dtype=torch.bool, device=x.device)
             chosen[list(self.heads)] = True
             cut = cut & chosen[None, :, None, None]
         return x.masked_fill(cut, self.fill)
+
+    def _cut(self, name: str, readers: int) -> Bool[Tensor, "batch 1 #reader source"]:
+        """Where a reader looks at a source: the decoder from one position, at the encoder or at itself."""
+        source = self.batch.at(self.direction.source)[:, None, None, :]
+        if not name.startswith("decoder."):
+            return source & self.batch.at(self.direction.reader)[:, None, :readers, None]
+        return source if ".cross_attn." in name else torch.ones_like(source[..., :1])
 
 
 def refuse_impossible(direction: Direction, batch: Batch, model: Hooked) -> None:

@@ -36,6 +36,14 @@ def config(kind: str, labels: int = 1, **more: Any) -> transformers.PretrainedCo
     return DECODERS[kind](**heads | common)
 
 
+def generator(kind: str, **more: Any) -> transformers.PretrainedConfig:
+    """The configuration of a tiny T5: 3 layers that read, 2 that write; mT5's MLPs are gated."""
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 3, "num_decoder_layers": 2, "num_heads": 4}
+    sizes |= {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 16, "pad_token_id": 0}
+    kinds = {"t5": transformers.T5Config, "mt5": transformers.MT5Config}
+    return kinds[kind](**sizes | {"decoder_start_token_id": 0, "eos_token_id": 1, **more})
+
+
 def build(kind: str, labels: int = 1, seed: int = 0, **more: Any) -> transformers.PreTrainedModel:
     """A classifier of the real class with random weights."""
     torch.manual_seed(seed)
@@ -49,4 +57,6 @@ def randomised(hf: Any) -> Any:
         for name, parameter in hf.named_parameters():
             norm = "norm" in name.lower() and name.endswith("weight")
             parameter.normal_(1.0 if norm else 0.0, 0.1 if norm else 0.3)
+            if name.endswith(".q.weight"):  # T5 does not scale its scores: its queries are small
+                parameter.mul_(8**-0.5)
     return hf.eval()
