@@ -35,8 +35,8 @@ def load(name_or_path: Any = None, tokenizer: Any = None, *, backend: str | None
 
     Args:
         name_or_path: a directory, a name on the hub, Hugging Face's model itself (`*ForSequenceClassification`,
-            `*ForCausalLM`, `T5ForConditionalGeneration`), or a `CrossEncoder`; the parameters of a model in memory are shared, not copied: it is put into eval mode and
-            needs no gradients any more.
+            `*ForCausalLM`, `T5ForConditionalGeneration`), or a `CrossEncoder`; the parameters of a model in memory are
+            shared, not copied: it is put into eval mode and needs no gradients any more.
         tokenizer: of a model in memory; a `CrossEncoder` has its own.
         backend: "own" or "nnsight"; by default "own" where it can.
         options: those of `HookedEncoder.from_pretrained`; a model in memory takes `name` as well, and a language model
