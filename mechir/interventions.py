@@ -53,8 +53,8 @@ class Mask:
     Args:
         direction: `reader<-source`, e.g. "doc<-query", "D<-Q", "cls<-query|doc", "doc<-all"; or a whole mask as it
             prints, "doc<-query@0-5". `decoder<-doc` cuts the decoder's attention to the encoder.
-        layers: which layers, e.g. `range(0, 6)`, an int, or None for all; order and repetition mean nothing. Where the
-            decoder reads, layers and heads are the decoder's.
+        layers: which layers, e.g. `range(0, 6)`, an int, or None for all; order and repetition mean nothing. Where a
+            decoder reads, its own count: of `decoder<-doc` the decoder's, of `decoder|doc<-query` those of both.
         heads: these heads only (layers are then theirs), e.g. "h8.1" or `[Head(8, 1)]`, or None for all; likewise.
         renormalise: before the softmax rather than after it.
     """
