@@ -88,6 +88,8 @@ def test_it_says_what_it_is(model: TracedReranker) -> None:
 def test_texts_are_as_long_as_wanted() -> None:
     assert opened(max_length=9000).max_length == 9000 and opened().limited(600).max_length == 600
     tokenizer = rerankers.t5_tokenizer()
+    with pytest.raises(MechirError, match=r"^max_length=0 is out of range: the model reads 1 to 1048576 word pieces\."):
+        mi.load(rerankers.generator(), tokenizer, max_length=0)
     tokenizer.model_max_length = int(1e30)
     assert mi.load(rerankers.generator(), tokenizer).max_length == 512
     long = mi.Pair("what is wifi", "the moon pull the ocean and the tide " * 60)

@@ -104,7 +104,8 @@ def language_model(
     ids = _pieces(tokenizer, words, WORDS[kind])
     if kind == DECODED:
         template = _of_decoder(template, instruction)
-        options["max_length"] = options.get("max_length") or _unlimited(tokenizer)
+        options = {"max_length": None} | options
+        options["max_length"] = _limit(tokenizer) if options["max_length"] is None else options["max_length"]
     elif isinstance(template, str):
         template = Template.parse(template)
     prompt = Prompt(template or Template.of_chat(tokenizer, instruction), instruction, chat=template is None)
@@ -136,7 +137,7 @@ def _of_decoder(template: Template | str | None, instruction: str | None) -> Tem
     return template if isinstance(template, Template) else Template.parse(template or EXAMPLE)
 
 
-def _unlimited(tokenizer: Any) -> int | None:
+def _limit(tokenizer: Any) -> int | None:
     """The limit of a T5 whose tokenizer has none; None where it has one."""
     return TRAINED_ON if tokenizer.model_max_length > ANY_LENGTH else None
 
