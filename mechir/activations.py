@@ -19,6 +19,7 @@ from torch import Tensor
 from mechir.batches import Batch
 from mechir.encoding import Encoded
 from mechir.errors import MechirError, closest
+from mechir.hooks import AnyOf, EveryLayer
 from mechir.inputs import as_pairs
 from mechir.pair import Pair, pairs_hash
 from mechir.recorder import observe
@@ -256,7 +257,7 @@ def means(model: Reranker, pairs: Any, *, by: str = "segment", hooks: Sequence[s
     for _, batch in model.batches(encoded, max_tokens=4096):
         counts += batch.members(segments).sum((0, 2)).cpu()
         total = partial(_totals, batch.members(segments).double())
-        for name, x in observe(model, batch, lambda name: name.endswith(suffixes), total, head_row=False)[1].items():
+        for name, x in observe(model, batch, _in_layers(suffixes), total, head_row=False)[1].items():
             sums[name] = sums.get(name, torch.zeros_like(x)) + x
     if by == "all":
         counts = counts.sum().expand(len(segments))
@@ -294,10 +295,15 @@ def samples(model: Reranker, pairs: Any, *, draws: int = 64, seed: int = 0, hook
     for pair in drawn:
         batch = model.batch(pair)
         where = [int(rng.choice(batch.at(segment)[0].nonzero().flatten().cpu().numpy())) for segment in segments]
-        for name, x in observe(model, batch, lambda name: name.endswith(suffixes), head_row=False)[1].items():
+        for name, x in observe(model, batch, _in_layers(suffixes), head_row=False)[1].items():
             rows_of.setdefault(name, []).append(x[0, where].clone())
     values = {name: torch.stack(rows, 1) for name, rows in rows_of.items()}
     return BySegment(_recipe(f"{draws} samples by segment", model, pairs), values, model.fingerprint, seed, segments)
+
+
+def _in_layers(hooks: Sequence[str]) -> AnyOf:
+    """A filter on names: these hooks in every layer."""
+    return AnyOf(tuple(map(EveryLayer, hooks)))
 
 
 def _recipe(content: str, model: Reranker, pairs: Sequence[Pair]) -> str:

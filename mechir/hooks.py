@@ -120,10 +120,25 @@ def edits(do: Any, batch: Batch) -> list[Hook]:
 
 @dataclass(frozen=True)
 class EveryLayer:
-    """A filter on hook names: this hook in every layer."""
+    """A filter on hook names: this hook in every layer, of a decoder where `of` is "decoder"."""
 
     suffix: str
+    of: str = "blocks"
 
     def __call__(self, name: str) -> bool:
         """Whether `name` is this hook in some layer."""
-        return name.startswith("blocks.") and name.endswith(f".{self.suffix}")
+        return name.startswith(f"{self.of}.") and name.endswith(f".{self.suffix}")
+
+
+@dataclass(frozen=True)
+class AnyOf:
+    """A filter on hook names: those of these names and filters that the model has."""
+
+    names: tuple[str | EveryLayer, ...]
+
+    def __call__(self, name: str) -> bool:
+        """Whether `name` is one of these."""
+        return any(name == one if isinstance(one, str) else one(name) for one in self.names)
+
+    def __str__(self) -> str:
+        return " or ".join(map(str, self.names))

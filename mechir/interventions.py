@@ -19,9 +19,10 @@ from torch import Tensor
 from mechir.activations import Activations
 from mechir.batches import Batch, positions, segment_or_positions
 from mechir.errors import MechirError, refuse_index
-from mechir.hooks import Edit, EveryLayer, Hook, Hooked
+from mechir.hooks import AnyOf, Edit, EveryLayer, Hook, Hooked
 from mechir.model_sites import refuse_shared
-from mechir.segments import PARTS, Direction, Segment, directions, parts_of
+from mechir.possible import refuse_impossible
+from mechir.segments import Direction, Segment
 from mechir.sites import (
     Attn,
     Head,
@@ -54,8 +55,9 @@ class Mask:
 
     Args:
         direction: `reader<-source`, e.g. "doc<-query", "D<-Q", "cls<-query|doc", "doc<-all"; or a whole mask as it
-            prints, "doc<-query@0-5".
-        layers: which layers, e.g. `range(0, 6)`, an int, or None for all; order and repetition mean nothing.
+            prints, "doc<-query@0-5". `decoder<-doc` cuts the decoder's attention to the encoder.
+        layers: which layers, e.g. `range(0, 6)`, an int, or None for all; order and repetition mean nothing. Where a
+            decoder reads, its own count: of `decoder<-doc` the decoder's, of `decoder|doc<-query` those of both.
         heads: these heads only (layers are then theirs), e.g. "h8.1" or `[Head(8, 1)]`, or None for all; likewise.
         renormalise: before the softmax rather than after it.
     """
@@ -109,15 +111,35 @@ class Mask:
 
     def hooks(self, batch: Batch) -> list[Hook]:
         """The edits, on the scores where `renormalise`, else on the pattern."""
-        suffix, fill = ("attn.hook_attn_scores", -math.inf) if self.renormalise else ("attn.hook_pattern", 0.0)
+        part, fill = ("hook_attn_scores", -math.inf) if self.renormalise else ("hook_pattern", 0.0)
         by_layer: dict[int, tuple[int, ...] | None] = dict.fromkeys(self.layers or ())
         for layer, heads in groupby(self.heads or (), key=lambda head: head.layer):
             by_layer[layer] = tuple(head.head for head in heads)
         cuts: list[Hook] = [
-            (f"blocks.{layer}.{suffix}", CutPattern(self.direction, heads, fill, batch))
+            (_read_at(self.direction, part, layer), CutPattern(self.direction, heads, fill, batch))
             for layer, heads in by_layer.items()
         ]
-        return cuts or [(EveryLayer(suffix), CutPattern(self.direction, None, fill, batch))]
+        return cuts or [(_read_at(self.direction, part), CutPattern(self.direction, None, fill, batch))]
+
+
+def _read_at(direction: Direction, part: str, layer: int | None = None) -> str | EveryLayer | AnyOf:
+    """The hooks of the attention by which readers see sources: the encoder's, the decoder's to it, the decoder's own.
+
+    The layer counts in encoder and decoder alike; None for all.
+    """
+    generated, others = Segment.DECODER, ~Segment.DECODER
+    decodes, encodes = generated in direction.reader, bool(direction.reader & others)
+    attends = {
+        ("blocks", "attn"): encodes and (not decodes or bool(direction.source & others)),
+        ("decoder", "cross_attn"): decodes and bool(direction.source & others),
+        ("decoder", "attn"): decodes and generated in direction.source,
+    }
+    names = tuple(
+        EveryLayer(f"{kind}.{part}", of) if layer is None else f"{of}.{layer}.{kind}.{part}"
+        for (of, kind), wanted in attends.items()
+        if wanted
+    )
+    return names[0] if len(names) == 1 else AnyOf(names)
 
 
 @dataclass(frozen=True)
@@ -138,8 +160,7 @@ class CutPattern(Edit):
 
     def __call__(self, x: Float[Tensor, "batch head reader source"], hook: Any) -> Float[Tensor, "..."]:
         """The scores or the pattern, cut."""
-        reader = self.batch.at(self.direction.reader)[:, None, : x.shape[2], None]
-        cut = reader & self.batch.at(self.direction.source)[:, None, None, :]
+        cut = self._cut(hook.name, x.shape[2])
         if self.heads is not None:
             _check_index(self.heads, x.shape[1], "Head", hook)
             chosen = torch.zeros(x.shape[1], dtype=torch.bool, device=x.device)
@@ -147,41 +168,12 @@ class CutPattern(Edit):
             cut = cut & chosen[None, :, None, None]
         return x.masked_fill(cut, self.fill)
 
-
-def possible(model: Hooked, batch: Batch) -> list[Direction]:
-    """The directions between the parts of these pairs that happen in a model, in the order of `directions`."""
-    return [between for between in directions(parts_of(batch.present)) if not _impossible(between, batch, model)]
-
-
-def refuse_impossible(direction: Direction, batch: Batch, model: Hooked) -> None:
-    """Raises where no reader of a direction can read its source: a segment is not there, or the mask is causal."""
-    if reason := _impossible(direction, batch, model):
-        raise MechirError(f"'{direction}' cannot happen in '{model.cfg.model_name}': {reason}.")
-
-
-def _impossible(direction: Direction, batch: Batch, model: Hooked) -> str:
-    """The reason why a direction does not happen in a model; empty where it does."""
-    reader, source = direction.reader, direction.source
-    generated = Segment.DECODER if model.structure.reads == "decoder" else Segment(0)
-    present = (batch.present | generated) & Segment.ALL
-    for segment in (reader, source):
-        if not segment & present:
-            parts = ", ".join(str(part) for part in PARTS if part & present)
-            return f"its pairs have no {segment}; the segments there are {parts}"
-    if source == Segment.DECODER and Segment.DECODER not in reader:
-        return f"only the decoder reads the decoder; cut '{source}<-{reader}' instead"
-    if model.structure.causal and not _earlier(source, reader, batch):
-        return (
-            f"a position reads only itself and those before it, and {reader} stands before {source}; cut "
-            f"'{source}<-{reader}' instead, or choose another model"
-        )
-    return ""
-
-
-def _earlier(source: Segment, reader: Segment, batch: Batch) -> bool:
-    """Whether in any pair a position of `source` is, or stands before, one of `reader`."""
-    first, last = batch.at(source).cumsum(1) > 0, batch.at(reader)
-    return bool((first & last).any())
+    def _cut(self, name: str, readers: int) -> Bool[Tensor, "batch 1 #reader source"]:
+        """Where a reader looks at a source: the decoder from one position, at the encoder or at itself."""
+        source = self.batch.at(self.direction.source)[:, None, None, :]
+        if not name.startswith("decoder."):
+            return source & self.batch.at(self.direction.reader)[:, None, :readers, None]
+        return source if ".cross_attn." in name else torch.ones_like(source[..., :1])
 
 
 @dataclass(frozen=True, repr=False)

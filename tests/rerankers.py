@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
 from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers import models as backends
+from transformers import PreTrainedTokenizerFast
 
 from tests import models
 
@@ -36,6 +41,42 @@ def config(kind: str, labels: int = 1, **more: Any) -> transformers.PretrainedCo
     return DECODERS[kind](**heads | common)
 
 
+GENERATORS = {"t5": transformers.T5Config, "mt5": transformers.MT5Config}
+SPECIAL = ("<pad>", "</s>", "<unk>")
+
+
+@cache
+def t5_words(*answers: str) -> PreTrainedTokenizerFast:
+    """The words of the tests as T5's pieces, a space before each, and `</s>` behind a text."""
+    words = [
+        "Query:",
+        "Document:",
+        "Relevant:",
+        *(word for word in models.WORDS if not word.startswith("##")),
+        *answers,
+    ]
+    pieces = [*SPECIAL, *("\u2581" + word for word in words)]
+    backend = Tokenizer(backends.WordLevel({piece: at for at, piece in enumerate(pieces)}, unk_token="<unk>"))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=64, **special)
+
+
+def t5_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of its own for each model, with monoT5's two answers."""
+    return copy.deepcopy(t5_words("false", "true"))
+
+
+def generator(kind: str = "t5", **more: Any) -> transformers.PreTrainedModel:
+    """A tiny T5 with random weights: 3 layers that read, 2 that write; mT5's MLPs are gated."""
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 3, "num_decoder_layers": 2, "num_heads": 4}
+    sizes |= {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 16, "pad_token_id": 0}
+    sizes |= {"vocab_size": len(t5_tokenizer()), "decoder_start_token_id": 0, "eos_token_id": 1, **more}
+    torch.manual_seed(0)
+    return randomised(transformers.AutoModelForSeq2SeqLM.from_config(GENERATORS[kind](**sizes)))
+
+
 def build(kind: str, labels: int = 1, seed: int = 0, **more: Any) -> transformers.PreTrainedModel:
     """A classifier of the real class with random weights."""
     torch.manual_seed(seed)
@@ -49,4 +90,6 @@ def randomised(hf: Any) -> Any:
         for name, parameter in hf.named_parameters():
             norm = "norm" in name.lower() and name.endswith("weight")
             parameter.normal_(1.0 if norm else 0.0, 0.1 if norm else 0.3)
+            if name.endswith(".q.weight"):  # T5 does not scale its scores: its queries are small
+                parameter.mul_(8**-0.5)
     return hf.eval()

@@ -15,7 +15,7 @@ from transformers import AttentionMaskInterface
 import mechir as mi
 from mechir.encoder.certify import refuse_unlike
 from mechir.encoder.loading import in_memory
-from mechir.encoder.traced import loading
+from mechir.encoder.traced import language, loading
 from mechir.encoder.traced.model import TracedReranker
 from mechir.errors import MechirError
 from mechir.hooks import EveryLayer
@@ -25,10 +25,15 @@ from tests.models import PAIRS
 
 
 def opened(kind: str, dtype: torch.dtype = torch.float32, **more: Any) -> TracedReranker:
+    if kind in rerankers.GENERATORS:
+        return language.language_model(rerankers.generator(kind).to(dtype), rerankers.t5_tokenizer(), device="cpu")
     return loading.classifier(rerankers.build(kind, **more).to(dtype), models.tokenizer("bert"), device="cpu")
 
 
-@pytest.fixture(scope="module", params=rerankers.STRUCTURES)
+KINDS = (*rerankers.STRUCTURES, "t5")
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def model(request: pytest.FixtureRequest) -> TracedReranker:
     return opened(request.param)
 
@@ -36,10 +41,10 @@ def model(request: pytest.FixtureRequest) -> TracedReranker:
 @torch.no_grad()
 def theirs(model: TracedReranker, pairs: Any) -> Tensor:
     """The scores of Hugging Face's own forward, each pair alone."""
-    return torch.cat([model.root(**model.features([pair])).logits[:, 0] for pair in pairs])
+    return torch.cat([model.head.score(model.readout.original(model.root, model.features([pair]))) for pair in pairs])
 
 
-@pytest.mark.parametrize("kind", rerankers.STRUCTURES)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 3e-6), (torch.float64, 1e-10)])
 @torch.no_grad()
 def test_scores_are_those_of_hugging_face(kind: str, dtype: torch.dtype, bound: float) -> None:
@@ -47,7 +52,7 @@ def test_scores_are_those_of_hugging_face(kind: str, dtype: torch.dtype, bound: 
     model = opened(kind, dtype, **({"sliding_window": 64} if kind == "gemma2" else {}))
     bound = 1e-6 if kind == "gemma2" and dtype == torch.float64 else bound
     alone = theirs(model, PAIRS)
-    batched = model.root(**model.features(PAIRS)).logits[:, 0]
+    batched = model.head.score(model.readout.original(model.root, model.features(PAIRS)))
     runs = {"as it is": model(PAIRS), "alone": torch.cat([model([pair]) for pair in PAIRS])}
     with model.hooks([(lambda name: True, lambda x, hook: x.clone())]):
         runs |= {"open": model(PAIRS), "open, alone": torch.cat([model([pair]) for pair in PAIRS])}
@@ -67,7 +72,11 @@ def test_every_hook_fires_in_order_and_every_edit_acts(model: TracedReranker) ->
     layers = [int(name.split(".")[1]) for name in fired if name.startswith("blocks.")]
     assert layers == sorted(layers)
     for name in model.hook_dict:
-        with model.hooks([(name, lambda x, hook: x.roll(1, -1) * 1.5)]):
+        # of the scores of a decoder's one position nothing but minus infinity acts
+        alone = name.startswith("decoder.") and name.endswith(".attn.hook_attn_scores")
+        with model.hooks(
+            [(name, lambda x, hook, alone=alone: torch.full_like(x, -torch.inf) if alone else x.roll(1, -1) * 1.5)]
+        ):
             assert float((model(PAIRS) - intact).abs().max()) > 1e-6, name
 
 
@@ -114,7 +123,7 @@ def test_the_certificate_is_green_and_says_what_every_edit_does(model: TracedRer
     assert model.parity == certificate["score_head_row"] and f"scores {model.parity:.1e} from" in repr(model)
 
 
-@pytest.mark.parametrize("kind", ["modernbert", "qwen3", "llama", "gemma2"])
+@pytest.mark.parametrize("kind", ["modernbert", "qwen3", "llama", "gemma2", "t5"])
 def test_without_the_mask_function_the_certificate_is_red(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = opened(kind)
     monkeypatch.delitem(AttentionMaskInterface._global_mapping, "mechir")
@@ -211,7 +220,7 @@ def test_both_backends_have_the_same_activations(both: tuple[mi.HookedEncoder, T
         assert torch.allclose(one, other, rtol=1e-5, atol=2e-5), name
 
 
-@pytest.mark.parametrize("kind", ["own", "bert", "modernbert", "deberta-v2", "qwen3"])
+@pytest.mark.parametrize("kind", ["own", "bert", "modernbert", "deberta-v2", "qwen3", "t5"])
 def test_gradients_are_of_what_is_read_there_alone(kind: str) -> None:
     """A gradient is what a step to either side says, not too small a one: rotations and norms are in float32."""
     if kind in ("own", "bert"):
@@ -226,8 +235,8 @@ def test_gradients_are_of_what_is_read_there_alone(kind: str) -> None:
         values = {name: x for name, x in values.items() if x.requires_grad and not name.endswith("attn_scores")}
         gradients = torch.autograd.grad(score.sum(), list(values.values()))
     for (name, value), gradient in zip(values.items(), gradients, strict=True):
-        step = torch.zeros(value.shape, dtype=value.dtype)
-        step.view(len(value), -1)[:, min(3, value[0].numel() - 1)] = 1e-3
+        steepest = gradient.reshape(len(value), -1).abs().argmax(1, keepdim=True)
+        step = torch.zeros(len(value), value[0].numel(), dtype=value.dtype).scatter(1, steepest, 1e-3).view_as(value)
 
         def moved(by: float, name: str = name, step: Tensor = step) -> Tensor:
             with torch.no_grad(), model.hooks([(name, lambda x, hook: x + by * step)]):

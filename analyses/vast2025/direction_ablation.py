@@ -7,11 +7,12 @@ import pandas as pd
 
 from mechir.experiment import Experiment, Finished, Inputs
 from mechir.inference import LEVEL
-from mechir.interventions import Mask, possible
+from mechir.interventions import Mask
 from mechir.methods.checks import measures_there, relevant_there
 from mechir.methods.directions import condition_table, first_of, stated
 from mechir.methods.evaluation import NDCG
 from mechir.options import BY_MEASURES, option
+from mechir.possible import possible
 from mechir.reranker import Reranker
 from mechir.segments import PARTS, Direction, Segment, parts_of
 from mechir.views import charts

@@ -144,25 +144,29 @@ class HookedModel(HookedRootModule, Reranker):
         edits: list[tuple[str, Edit]] = []
         for name, function in hooks:
             edit = as_edit(function)
-            if isinstance(name, str):
-                self._refuse_unknown(name)
-            matches = [name] if isinstance(name, str) else [hook for hook in self.hook_dict if name(hook)]
-            if not matches:
-                raise MechirError(f"The filter {name} matches no hook of this model, e.g. not '{EXAMPLE}'.")
             if edit.model not in ("", self.fingerprint):
                 raise MechirError(
                     f"These activations are of another model (fingerprint {edit.model[:12]}, this one is "
                     f"{self.fingerprint[:12]}): record them in this one."
                 )
-            edits += [(match, edit.within(self)) for match in matches]
+            here = edit.within(self)
+            if isinstance(name, str):
+                self._refuse_unknown(name)
+            matches = [name] if isinstance(name, str) else [hook for hook in self.hook_dict if name(hook)]
+            if not matches:
+                raise MechirError(f"The filter {name} matches no hook of this model, e.g. not '{EXAMPLE}'.")
+            edits += [(match, here) for match in matches]
         return edits
 
     def _refuse_unknown(self, name: str) -> None:
         if name in self.hook_dict:
             return
-        layer, n = re.match(r"blocks\.(\d+)\.", name), self.cfg.n_layers
-        if layer and int(layer[1]) >= n:
-            raise MechirError(f"Layer {layer[1]} is out of range in '{name}': the model has layers 0-{n - 1}.")
+        found = re.match(r"(blocks|decoder)\.(\d+)\.", name)
+        stack, layer = found.groups() if found else ("", "0")
+        n = len({hook.split(".")[1] for hook in self.hook_dict if re.match(rf"{stack}\.\d", hook)}) if stack else 0
+        if n and int(layer) >= n:
+            whose = "the decoder" if stack == "decoder" else "the model"
+            raise MechirError(f"Layer {layer} is out of range in '{name}': {whose} has layers 0-{n - 1}.")
         raise MechirError(f"Unknown hook '{name}': the closest are {closest(name, self.hook_dict)}.")
 
     @contextlib.contextmanager

@@ -28,15 +28,16 @@ def load(name_or_path: Any = None, tokenizer: Any = None, *, backend: str | None
     """Opens a reranker: a directory or a name on the hub, a model in memory, or the embedded model by default.
 
     Classifiers of the BERT-like families are computed by mechir itself (`HookedEncoder`, which starts at any layer and
-    shows its weights). ModernBERT, DeBERTa-v2, Qwen2 and Qwen3, Llama, Mistral, Gemma2, and module chains of
-    sentence-transformers run as Hugging Face has them, opened by nnsight (`TracedReranker`). `print(model)` says which.
+    shows its weights). ModernBERT, DeBERTa-v2, Qwen2 and Qwen3, Llama, Mistral, Gemma2, T5 and mT5 (monoT5), and module
+    chains of sentence-transformers run as Hugging Face has them, opened by nnsight (`TracedReranker`). `print(model)`
+    says which.
     The embedded model is a trained BERT cross-encoder of 6 layers x 12 heads; `mechir/data/MODEL_CARD.md` says what it
     was trained on and how well it ranks.
 
     Args:
-        name_or_path: a directory, a name on the hub, Hugging Face's model itself (`*ForSequenceClassification`), or a
-            `CrossEncoder`; the parameters of a model in memory are shared, not copied: it is put into eval mode and
-            needs no gradients any more.
+        name_or_path: a directory, a name on the hub, Hugging Face's model itself (`*ForSequenceClassification`,
+            `*ForCausalLM`, `T5ForConditionalGeneration`), or a `CrossEncoder`; the parameters of a model in memory are
+            shared, not copied: it is put into eval mode and needs no gradients any more.
         tokenizer: of a model in memory; a `CrossEncoder` has its own.
         backend: "own" or "nnsight"; by default "own" where it can.
         options: those of `HookedEncoder.from_pretrained`; a model in memory takes `name` as well, and a language model
@@ -91,7 +92,7 @@ def _in_memory(model: Any, tokenizer: Any, backend: str | None, **options: Any) 
             return (language.of_chain if language.is_scored(model) else traced.of_chain)(model, **options)
         model, tokenizer = traced.only_module(model)
     kind, model_type = type(model).__name__, getattr(getattr(model, "config", None), "model_type", "")
-    if kind.endswith(language.LANGUAGE_MODEL):
+    if language.is_named_so(kind):
         return language.language_model(model, tokenizer, **options)
     own, options = any(family.architecture == kind for family in FAMILIES.values()), _without_prompt(options, kind)
     if backend == "nnsight" or (backend is None and not own and model_type in LAYOUTS):

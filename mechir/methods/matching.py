@@ -22,10 +22,10 @@ from mechir.errors import MechirError, refuse_below
 from mechir.hooks import EveryLayer
 from mechir.inference import FEWEST, LEVEL, grade_contrasts, holm
 from mechir.inputs import as_pairs
-from mechir.interventions import possible
 from mechir.methods.groups import Groups, columns_first, crossed, pair_ids
 from mechir.model_sites import heads_of
 from mechir.pair import EASY, Pair, split_queries
+from mechir.possible import possible
 from mechir.recorder import observe
 from mechir.reranker import Reranker
 from mechir.segments import Segment, directions

@@ -72,8 +72,8 @@ def attend(
 
 
 def _through(points: Any, part: str, x: Float[Tensor, "batch head pos d_head"]) -> Float[Tensor, "..."]:
-    point = getattr(points, f"hook_{part}")
-    return point(x.transpose(1, 2)).transpose(1, 2) if is_hooked(point) else x
+    point = getattr(points, f"hook_{part}", None)
+    return x if point is None or not is_hooked(point) else point(x.transpose(1, 2)).transpose(1, 2)
 
 
 AttentionInterface.register(NAME, attend)

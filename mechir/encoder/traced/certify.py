@@ -7,6 +7,8 @@ more padding than the texts need. Where the mask function is missing, the last o
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -109,16 +111,19 @@ def _differing(batch: Batch, features: Mapping[str, Tensor]) -> Bool[Tensor, "ba
 
 def _kinds(model: TracedReranker) -> list[str]:
     """The hook points without their layers, of those that logits go through."""
-    logits = (name for name in model.hook_dict if name != "head.hook_score")
-    names = (name.split(".", 2)[2] if name.startswith("blocks.") else name for name in logits)
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(_kind(name) for name in model.hook_dict if name != "head.hook_score"))
+
+
+def _kind(name: str) -> str:
+    """The name of a hook point without its layer, those of the decoder apart: `decoder.attn.hook_z`."""
+    return re.sub(r"\.\d+\.", ".", name).removeprefix("blocks.")
 
 
 def _opened(
     model: TracedReranker, batch: Batch, edit: Callable[..., Tensor | None], kind: str = ""
 ) -> Float[Tensor, "batch label"]:
     """The logits with an edit at every point of a kind, or at all points."""
-    with model.hooks([(lambda name: not kind or name.endswith(kind), edit)]):
+    with model.hooks([(lambda name: not kind or _kind(name) == kind, edit)]):
         return model.forward(batch, return_type="logits")
 
 
@@ -132,8 +137,14 @@ def _seen(x: Tensor, hook: Any) -> None:
 
 
 def _mixed(x: Tensor, hook: Any) -> Tensor:
-    """The activation with its last axis turned, and grown: of a pattern or scores, the sources exchanged."""
-    return x.roll(1, -1) * (1.0 if hook.name.endswith(("pattern", "attn_scores")) else 1.5)
+    """The activation with its last axis turned, and grown: of a pattern or scores, the sources exchanged.
+
+    Where there is one source alone, it is cut.
+    """
+    scores, pattern = hook.name.endswith("attn_scores"), hook.name.endswith("pattern")
+    if (scores or pattern) and x.shape[-1] == 1:
+        return torch.full_like(x, -math.inf if scores else 0.0)
+    return x.roll(1, -1) * (1.0 if scores or pattern else 1.5)
 
 
 def _padded(batch: Batch, pad_id: int) -> Batch:

@@ -1,4 +1,7 @@
-"""Language models as rerankers: the words whose logits are the score, and the prompt that they follow."""
+"""Language models as rerankers: the words whose logits are the score, and the prompt that they follow.
+
+A causal model says the word after the prompt; a model with a decoder, such as T5, reads the prompt and says it there.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,20 @@ from mechir.encoder.fingerprint import stored_digests
 from mechir.encoder.reading import Reading
 from mechir.encoder.stored import configuration, device_of, number_type, read_model
 from mechir.encoder.tokenizing import load_tokenizer
+from mechir.encoder.traced.decoder import DECODERS
 from mechir.encoder.traced.layouts import LAYOUTS
-from mechir.encoder.traced.model import TracedReranker
+from mechir.encoder.traced.model import ANY_LENGTH, TracedReranker
 from mechir.encoder.traced.prompt import Prompt
-from mechir.encoder.traced.readout import NextWord
+from mechir.encoder.traced.readout import FirstWord, NextWord
 from mechir.errors import MechirError
-from mechir.templates import Template
+from mechir.templates import EXAMPLE, Template
 
-LANGUAGE_MODEL = "ForCausalLM"
-WORDS = ("no", "yes")
+CAUSAL, DECODED = "ForCausalLM", "ForConditionalGeneration"
+"""How the names of language models end: causal ones, and those with a decoder."""
+WORDS = {CAUSAL: ("no", "yes"), DECODED: ("\u2581false", "\u2581true")}
 """The words of a reranker that says no others: not relevant, relevant."""
+TRAINED_ON = 512
+"""The word pieces of the texts that T5 was trained on: its limit where the tokenizer has none."""
 
 
 def load(
@@ -78,13 +85,13 @@ def language_model(
     relevant_label: int | str | None = None,
     **options: Any,
 ) -> TracedReranker:
-    """Wraps a causal language model whose next word says whether a document is relevant.
+    """Wraps a language model whose next word says whether a document is relevant.
 
     Args:
-        hf: Hugging Face's `*ForCausalLM`.
+        hf: Hugging Face's `*ForCausalLM`, or a `T5ForConditionalGeneration` or mT5.
         tokenizer: its tokenizer.
-        template: the prompt, such as "Query: {query} Document: {document} Relevant:"; by default the tokenizer's chat
-            template, which has the roles query and document.
+        template: the prompt, such as "Query: {query} Document: {document} Relevant:", which is T5's default; of a
+            causal model it is the tokenizer's chat template, which has the roles query and document.
         instruction: what the chat template has as the role system.
         words: of what is not relevant and of what is, one word piece each: the score is the difference of their logits.
             With one word it is that word's logit.
@@ -93,28 +100,67 @@ def language_model(
         options: those of `TracedReranker`.
 
     Raises:
-        MechirError: for a model type without a row in `LAYOUTS`, no tokenizer, no prompt, or words that are no piece.
+        MechirError: for a model type without a row in `LAYOUTS`, no tokenizer, no prompt, words that are no piece, or
+            an instruction without a place in the prompt.
     """
-    kind = type(hf).__name__
-    if hf.config.model_type not in LAYOUTS or not kind.endswith(LANGUAGE_MODEL):
-        raise MechirError(
-            f"This is a {kind}, which mechir cannot open: it opens language models of {', '.join(LAYOUTS)}."
-        )
-    if tokenizer is None:
-        raise MechirError(f"A {kind} in memory needs its tokenizer: write mi.load(model, tokenizer).")
-    words = tuple(words or WORDS)
-    ids = tokenizer.convert_tokens_to_ids(list(words))
-    if unknown := [word for word, at in zip(words, ids, strict=True) if at in (None, tokenizer.unk_token_id)]:
-        raise MechirError(
-            f"'{unknown[0]}' is no word piece of this tokenizer, whose logit would be the score: name the words that "
-            "the model says of what is not relevant and of what is, such as words=('no', 'yes')."
-        )
-    if isinstance(template, str):
+    kind = _kind(hf, tokenizer)
+    words = tuple(words or WORDS[kind])
+    ids = _pieces(tokenizer, words, WORDS[kind])
+    if kind == DECODED:
+        template = _of_decoder(template, instruction)
+        options = {"max_length": None} | options
+        options["max_length"] = _limit(tokenizer) if options["max_length"] is None else options["max_length"]
+    elif isinstance(template, str):
         template = Template.parse(template)
     prompt = Prompt(template or Template.of_chat(tokenizer, instruction), instruction, chat=template is None)
     label = len(words) - 1 if relevant_label is None else relevant_label
     options |= {"prompt": prompt, "relevant_label": label}
-    return TracedReranker(hf.to(device_of(device)), hf, tokenizer, NextWord(words, tuple(ids)), **options)
+    readout = FirstWord(words, ids, _start(hf.config)) if kind == DECODED else NextWord(words, ids)
+    return TracedReranker(hf.to(device_of(device)), hf, tokenizer, readout, **options)
+
+
+def _kind(hf: Any, tokenizer: Any) -> str:
+    """How the name of a model ends, `CAUSAL` or `DECODED`; raises for a model that is neither, or has no tokenizer."""
+    name, kind = type(hf).__name__, DECODED if hf.config.model_type in DECODERS else CAUSAL
+    if hf.config.model_type not in LAYOUTS or not name.endswith(kind):
+        raise MechirError(
+            f"This is a {name}, which mechir cannot open: it opens language models of {', '.join(LAYOUTS)}."
+        )
+    if tokenizer is None:
+        raise MechirError(f"A {name} in memory needs its tokenizer: write mi.load(model, tokenizer).")
+    return kind
+
+
+def _of_decoder(template: Template | str | None, instruction: str | None) -> Template:
+    """The prompt of a model with a decoder; raises for an instruction, for which it has no place."""
+    if instruction is not None:
+        raise MechirError(
+            f"instruction={instruction!r} has no place in a prompt without roles: write it into the template, such as "
+            f"template='{instruction} {EXAMPLE}'."
+        )
+    return template if isinstance(template, Template) else Template.parse(template or EXAMPLE)
+
+
+def _limit(tokenizer: Any) -> int | None:
+    """The limit of a T5 whose tokenizer has none; None where it has one."""
+    return TRAINED_ON if tokenizer.model_max_length > ANY_LENGTH else None
+
+
+def _start(config: Any) -> int:
+    """The id with which the decoder begins: the padding, where a configuration says nothing."""
+    start = getattr(config, "decoder_start_token_id", None)
+    return int(config.pad_token_id if start is None else start)
+
+
+def _pieces(tokenizer: Any, words: Sequence[str], usual: Sequence[str]) -> tuple[int, ...]:
+    """The ids of words that are one word piece each; raises for any other, with the usual ones as an example."""
+    ids = tokenizer.convert_tokens_to_ids(list(words))
+    if unknown := [word for word, at in zip(words, ids, strict=True) if at in (None, tokenizer.unk_token_id)]:
+        raise MechirError(
+            f"'{unknown[0]}' is no word piece of this tokenizer, whose logit would be the score: name the words that "
+            f"the model says of what is not relevant and of what is, such as words={tuple(usual)}."
+        )
+    return tuple(ids)
 
 
 def is_scored(encoder: Any) -> bool:
@@ -134,11 +180,16 @@ def of_chain(encoder: Any, **options: Any) -> TracedReranker:
 
 
 def is_language_model(folder: Path) -> bool:
-    """Whether a directory holds a causal language model, by itself or with the LogitScore of sentence-transformers."""
+    """Whether a directory holds a language model, by itself or with the LogitScore of sentence-transformers."""
     inner = folder / _saved(folder).get("path", "")
     config = inner / "config.json"
     listed = (read_json(config).get("architectures") or [""]) if config.is_file() else [""]
-    return str(listed[0]).endswith(LANGUAGE_MODEL)
+    return is_named_so(str(listed[0]))
+
+
+def is_named_so(kind: str) -> bool:
+    """Whether a class of Hugging Face's is a language model, by its name."""
+    return kind.endswith((CAUSAL, DECODED))
 
 
 def _saved(folder: Path) -> dict[str, Any]:

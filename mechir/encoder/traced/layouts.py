@@ -73,6 +73,23 @@ _DECODER = Layout(
     final_norm="norm",
     causal=True,
 )
+_T5 = Layout(
+    "pre",
+    "relative",
+    "encoder.block",
+    "encoder.embed_tokens",
+    attention="layer.0.SelfAttention",
+    o="layer.0.SelfAttention.o",
+    attn_out="layer.0.SelfAttention.o",
+    ln1="layer.0.layer_norm",
+    activation="layer.1.DenseReluDense.act",
+    w_out="layer.1.DenseReluDense.wo",
+    mlp_out="layer.1.DenseReluDense.wo",
+    ln2="layer.1.layer_norm",
+    mlp_in="layer.1.layer_norm",
+    final_norm="encoder.final_layer_norm",
+    scaled=False,
+)
 LAYOUTS: dict[str, Layout] = {
     **dict.fromkeys(("bert", "electra", "roberta", "xlm-roberta", "camembert"), _BERT),
     "distilbert": _BERT._replace(
@@ -121,6 +138,7 @@ LAYOUTS: dict[str, Layout] = {
         mlp_out="post_feedforward_layernorm",
         scaled=False,
     ),
+    **dict.fromkeys(("t5", "mt5"), _T5),
 }
 
 

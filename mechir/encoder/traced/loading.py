@@ -16,6 +16,7 @@ from mechir.encoder.head import label_names
 from mechir.encoder.reading import Reading
 from mechir.encoder.stored import configuration, device_of, number_type, quietly, read_model
 from mechir.encoder.tokenizing import load_tokenizer
+from mechir.encoder.traced.decoder import DECODERS
 from mechir.encoder.traced.layouts import LAYOUTS
 from mechir.encoder.traced.model import TracedReranker
 from mechir.encoder.traced.readout import Chain, Classifier, Reads
@@ -54,8 +55,9 @@ def load(folder: Path, name: str, *, dtype: str | torch.dtype = "float32", **opt
 def classifier(hf: Any, tokenizer: Any, *, device: str | torch.device | None = None, **options: Any) -> TracedReranker:
     """Wraps Hugging Face's classifier; raises for a model type without a row in `LAYOUTS`, or without a tokenizer."""
     kind = type(hf).__name__
-    if hf.config.model_type not in LAYOUTS or not kind.endswith(CLASSIFIER):
-        raise MechirError(f"This is a {kind}, which mechir cannot open: it opens classifiers of {', '.join(LAYOUTS)}.")
+    opened = [name for name in LAYOUTS if name not in DECODERS]
+    if hf.config.model_type not in opened or not kind.endswith(CLASSIFIER):
+        raise MechirError(f"This is a {kind}, which mechir cannot open: it opens classifiers of {', '.join(opened)}.")
     if tokenizer is None:
         raise MechirError(f"A {kind} in memory needs its tokenizer: write mi.load(model, tokenizer).")
     labels = label_names(hf.config, hf.config.num_labels)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -22,8 +22,9 @@ from mechir.encoder.head import ScoreHead
 from mechir.encoder.hooked_model import HookedModel
 from mechir.encoder.reading import Reading
 from mechir.encoder.traced import attention
+from mechir.encoder.traced.decoder import DECODERS
 from mechir.encoder.traced.layouts import LAYOUTS, structure
-from mechir.encoder.traced.places import INSIDE, Place, Visit, places, points_below
+from mechir.encoder.traced.places import Place, Visit, attentions, inside, places, points_below
 from mechir.encoder.traced.prompt import Prompt
 from mechir.encoder.traced.readout import Readout
 from mechir.errors import MechirError
@@ -34,6 +35,8 @@ from mechir.reranker import score_parity
 RETURN_TYPES = ("score", "logits", "resid")
 POOLED = ("classifier.out_proj", "classifier", "score")
 """Where the last linear layer of a classifier is."""
+ANY_LENGTH = 1 << 20
+"""Positions of a model that has no limit: more than fit into memory."""
 
 
 class TracedReranker(HookedModel):
@@ -75,11 +78,19 @@ class TracedReranker(HookedModel):
         self.cfg = _dimensions(hf, self.layout, name, len(readout.labels))
         heads = self.cfg.n_heads
         listed = places(self.layout, body, self.cfg.n_layers, heads, self.cfg.n_key_value_heads or heads)
+        attends = attentions(self.layout, body, self.cfg.n_layers)
+        if readout.reads == "decoder":
+            decoder, n = DECODERS[hf.config.model_type], hf.config.num_decoder_layers
+            listed += decoder.places(n, heads)
+            attends |= decoder.attentions(n)
         pooled = next((path for path in POOLED if hf is root and readout.reads != "last" and _has(root, path)), "")
         if pooled:
             listed.append(Place(pooled, "input", ("head.hook_pooled",)))
         self.head = ScoreHead(readout.labels, relevant_label, pooled=bool(pooled))
-        self._attention = self._with_points(listed, body)
+        self._inside = [name for points in attends.values() for name in inside(points)]
+        reached = [name for place in listed for name in place.names if name != "head.hook_pooled"]
+        points_below(reached + self._inside, self)
+        self._attention = {root.get_submodule(path): self.get_submodule(points) for path, points in attends.items()}
         self.setup()
         self._visits = [self._visit(place) for place in listed]
         self._loaded = LoadedState(root, self.dtype)
@@ -87,19 +98,6 @@ class TracedReranker(HookedModel):
         self._placed()
         self._read(max_length, reading or Reading())
         self.eval()
-
-    def _with_points(self, listed: Iterable[Place], body: str) -> dict[nn.Module, nn.Module]:
-        """Adds all hook points; returns those of each attention module that calls the attention function."""
-        names = [name for place in listed for name in place.names if name != "head.hook_pooled"]
-        n = range(self.cfg.n_layers)
-        if self.layout.attention:
-            names += [f"blocks.{layer}.{name}" for layer in n for name in INSIDE]
-        points_below(names, self)
-        if not self.layout.attention:
-            return {}
-        path = f"{body}.{self.layout.layers}".lstrip(".")
-        modules = (self.root.get_submodule(f"{path}.{layer}.{self.layout.attention}") for layer in n)
-        return {module: self.get_submodule(f"blocks.{layer}.attn") for layer, module in enumerate(modules)}
 
     def _visit(self, place: Place) -> Visit:
         # A submodule called "output" is reached as E_output: `.output` is the activation.
@@ -173,7 +171,7 @@ class TracedReranker(HookedModel):
     def _run(self, batch: Batch, stop: int | None) -> Tensor:
         """The logits, or the residual stream that layer `stop` reads: after the last layer where there is none."""
         positional, named = self.readout.arguments(batch)
-        opened = any(is_hooked(self.hook_dict[f"{points}.{name}"]) for points, name in self._inside())
+        opened = any(is_hooked(self.hook_dict[name]) for name in self._inside)
         visits = self._until(stop)
         if not visits and not opened:
             return self.readout.logits(self.root(*positional, **named), batch)
@@ -181,10 +179,6 @@ class TracedReranker(HookedModel):
         with way:
             output = _trace(self.inside, positional, named, visits, stop)
         return output if stop is not None else self.readout.logits(output, batch)
-
-    def _inside(self) -> Iterable[tuple[str, str]]:
-        layers = range(self.cfg.n_layers) if self._attention else ()
-        return ((f"blocks.{layer}", name) for layer in layers for name in INSIDE)
 
     def _until(self, stop: int | None) -> list[Visit]:
         """The places to stop at, the last of them where layer `stop` reads its residual stream."""
@@ -230,7 +224,8 @@ def traced(root: nn.Module, tokenizer: Any) -> Any:
     with warnings.catch_warnings():
         # that a submodule called "output" is reached as E_output, which `_visit` knows
         warnings.filterwarnings("ignore", message="Module .* has a submodule named")
-        if isinstance(root, PreTrainedModel):
+        # nnsight takes a model with a decoder for one of its causal ones, and says so at length
+        if isinstance(root, PreTrainedModel) and not root.config.is_encoder_decoder:
             return TransformersModel(root, tokenizer=tokenizer)
         return nnsight.NNsight(root)
 
@@ -269,7 +264,8 @@ def _dimensions(hf: Any, layout: Any, name: str, n_labels: int) -> Dimensions:
     n_heads, n_layers = config.num_attention_heads, config.num_hidden_layers
     shared = getattr(config, "num_key_value_heads", None) or n_heads
     first = hf.base_model.get_submodule(f"{layout.layers}.0")
-    activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None) or config.activation
+    named = ("hidden_activation", "hidden_act", "activation", "dense_act_fn")
+    activation = next(getattr(config, name) for name in named if getattr(config, name, None))
     return Dimensions(
         model_name=name,
         family=config.model_type,
@@ -288,6 +284,8 @@ def _dimensions(hf: Any, layout: Any, name: str, n_labels: int) -> Dimensions:
 
 
 def _positions(config: Any) -> int:
-    """How many positions a text has at most: RoBERTa counts them from `pad_token_id + 1`."""
+    """How many positions a text has at most: RoBERTa counts them from `pad_token_id + 1`, T5 has as many as wanted."""
+    if config.model_type in DECODERS:
+        return ANY_LENGTH
     counted = config.model_type in ("roberta", "xlm-roberta", "camembert")
     return int(config.max_position_embeddings - (config.pad_token_id + 1 if counted else 0))

@@ -18,8 +18,16 @@ from transformer_lens.hook_points import HookPoint
 from mechir.encoder.forward import branch, has_gradient, is_hooked
 from mechir.encoder.traced.layouts import Layout
 
-INSIDE = tuple(f"attn.hook_{part}" for part in ("q", "k", "v", "attn_scores", "pattern"))
-"""The points of a layer that the attention function reaches."""
+_INSIDE = tuple(f"hook_{part}" for part in ("q", "k", "v", "attn_scores", "pattern"))
+
+
+def inside(points: str) -> tuple[str, ...]:
+    """The points below `points` that the attention function reaches.
+
+    A decoder that wrote one word reads one position there, with weight 1 whatever its query and key: it has neither.
+    """
+    own = points.startswith("decoder.") and points.endswith(".attn")
+    return tuple(f"{points}.{name}" for name in (_INSIDE[2:] if own else _INSIDE))
 
 
 class Place(NamedTuple):
@@ -64,6 +72,13 @@ def places(layout: Layout, body: str, n_layers: int, heads: int, kv_heads: int) 
     if layout.final_norm:
         listed.append(Place(body + layout.final_norm, "output", ("ln_final.hook_normalized",)))
     return listed
+
+
+def attentions(layout: Layout, body: str, n_layers: int) -> dict[str, str]:
+    """The modules that call the attention function, by their paths, each with where its hook points are."""
+    path = f"{body}.{layout.layers}".lstrip(".")
+    layers = range(n_layers) if layout.attention else ()
+    return {f"{path}.{layer}.{layout.attention}": f"blocks.{layer}.attn" for layer in layers}
 
 
 def _of_layer(layout: Layout, layers: str, layer: int, heads: int, kv_heads: int) -> Iterator[Place]:

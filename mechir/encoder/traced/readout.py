@@ -93,7 +93,39 @@ class NextWord:
         return logits[:, -1, list(self.words)]
 
 
-Readout = Classifier | Chain | NextWord
+@dataclass(frozen=True)
+class FirstWord:
+    """An encoder-decoder: the logits of some words at the first step of the decoder, such as (false, true).
+
+    `start` is the id with which the decoder begins.
+    """
+
+    labels: tuple[str, ...]
+    words: tuple[int, ...]
+    start: int
+    reads: Reads = "decoder"
+    typed: bool = False
+
+    def arguments(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Ids and mask of the encoder, and one position of the decoder."""
+        return (), self._step(_features(batch, False))
+
+    def logits(self, output: Any, batch: Batch) -> Float[Tensor, "batch word"]:
+        """The logits of the words at the one step."""
+        logits: Tensor = output.logits
+        return logits[:, 0, list(self.words)]
+
+    def original(self, root: Any, features: Mapping[str, Tensor]) -> Float[Tensor, "batch word"]:
+        """The logits of the words on these arguments of the encoder."""
+        logits: Tensor = root(**self._step(features)).logits
+        return logits[:, 0, list(self.words)]
+
+    def _step(self, features: Mapping[str, Tensor]) -> dict[str, Any]:
+        start = torch.full_like(features["input_ids"][:, :1], self.start)
+        return {**features, "decoder_input_ids": start, "use_cache": False}
+
+
+Readout = Classifier | Chain | NextWord | FirstWord
 """The way from a batch to a model's arguments, and from its output to logits.
 
 `labels` are the names of the logits, `reads` the rows of the last layer that they are made of; `typed` says whether the
