@@ -1,4 +1,4 @@
-"""The directions of attention that happen in a model: its pairs have both parts, and the mask lets one read the other."""
+"""The directions of attention that happen in a model: its pairs have both parts, and its mask allows it."""
 
 from __future__ import annotations
 

@@ -38,6 +38,10 @@ def of_methods() -> Iterator[tuple[str, Callable[..., Any]]]:
 
 FUNCTIONS = dict(of_methods())
 ANY = {
+    "paths.of_sums",
+    "paths.path_patch",
+    "paths.scoring_heads",
+    "sum_paths.patched_sums",
     "lens.read_depths",
     "conductance.conductance",
     "cutting.cut_scores",
@@ -102,8 +106,6 @@ STRUCTURED = {
     **dict.fromkeys(("edge_streams.changes", "edge_streams.steps"), EDGES),
     "dose.dose_response": "a head that reads the CLS row",
     "paths.carry": "post-norm layers",
-    "paths.path_patch": "post-norm layers and a head that reads the CLS row",
-    "paths.scoring_heads": "post-norm layers and a head that reads the CLS row",
     "projection.project_heads": SOFTMAX,
     "spectra.aligned": "absolute positions",
     "spectra.preferences": "absolute positions",

@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from mechir.contrasts import Contrast
-from mechir.experiment import Experiment, Finished
+from mechir.experiment import Experiment, Finished, Inputs
 from mechir.measures import PATH_TO_SCORE
 from mechir.methods import effects
-from mechir.methods.paths import FREEZE, LN, path_patch
+from mechir.methods.edge_graph import every_sender
+from mechir.methods.paths import FREEZE, LN, of_sums, path_patch
 from mechir.options import option
-from mechir.reranker import Weights
+from mechir.reranker import Reranker
 from mechir.views import charts
 
 
@@ -24,18 +25,25 @@ class HeadToScore(Experiment):
     the way and LayerNorms are live, as the authors do; the column `departure` says how far that is from a linear path.
     """
 
-    tier = Weights
     examples = ("--limit-queries 5", "--freeze heads+mlps --ln frozen --limit-queries 5")
     runs_on = "contrasts"
     figure = 12
     answers: ClassVar = {"scoring": ()}
-    forwards = 2.5  # the base, the donor, and an MLP per layer at CLS for each sender
     shown = ("sender", "share", "estimate", "p_corrected", "queries")
 
     freeze: str = option("heads", "what keeps the base's activation on the way", among=FREEZE)
     ln: str = option("live", "LayerNorms on the way: recomputed, or with the base's standard deviation", among=LN)
 
-    def measure(self, model: Weights, contrasts: Sequence[Contrast]) -> pd.DataFrame:
+    def cost(self, model: Reranker) -> float:
+        """Full forwards per contrast: the base, the donor, and for each sender an MLP per layer at CLS, or a run."""
+        return 2.0 + len(every_sender(model)) if of_sums(model, self.ln) else 2.5
+
+    def check(self, inputs: Inputs) -> Experiment:
+        """Refuses a model whose paths are not known."""
+        of_sums(inputs.model, self.ln)
+        return self
+
+    def measure(self, model: Reranker, contrasts: Sequence[Contrast]) -> pd.DataFrame:
         """`sender`, ids, `base`, `donor`, `patched`, `effect`, `departure`: see `path_patch`."""
         return path_patch(model, contrasts, freeze=self.freeze, ln=self.ln)
 

@@ -75,17 +75,10 @@ def path_patch(
     Raises:
         MechirError: for a sender that is not before its receiver, an unknown mode, or contrasts that are not aligned.
     """
-    sums = model.structure.norm == "pre" and model.structure.reads != "decoder"
-    if not sums:
-        needs(model, "path_patch", Weights, norm="post", reads="cls")
     for name, value, known in (("freeze", freeze, FREEZE), ("ln", ln, LN)):
         if value not in known:
             raise MechirError(f"Unknown {name}='{value}': write {' or '.join(map(repr, known))}.")
-    if sums and ln == "frozen":
-        raise MechirError(
-            f"ln='frozen' is of norms on the way, and on the way through '{model.cfg.model_name}' there are none: "
-            "leave ln= out."
-        )
+    sums = of_sums(model, ln)
     receivers = readers_in_order([receiver] if isinstance(receiver, str | Site | Score) else receiver)
     sites_of(model, [reader for reader in receivers if not isinstance(reader, Score)] or [Head(0, 0)])
     sent = _senders(model, senders, receivers)
@@ -100,6 +93,19 @@ def path_patch(
     rows = pd.concat(parts, ignore_index=True)
     rows["edge"] = rows["sender"].map({str(sender): str(Edge(sender, *receivers)) for sender in sent})
     return tidy(encoded, rows, ["edge", "sender"])
+
+
+def of_sums(model: Reranker, ln: str = "live") -> bool:
+    """Whether the stream of a model is a sum, as in a pre-LN model; raises where paths are neither this nor post-LN."""
+    if model.structure.norm != "pre" or model.structure.reads == "decoder":
+        needs(model, "path_patch", Weights, norm="post", reads="cls")
+        return False
+    if ln == "frozen":
+        raise MechirError(
+            f"ln='frozen' is of norms on the way, and on the way through '{model.cfg.model_name}' there are none: "
+            "leave ln= out."
+        )
+    return True
 
 
 def scoring_heads(model: Reranker, contrasts: Sequence[Contrast], top: int) -> tuple[Head, ...]:
