@@ -132,6 +132,14 @@ class Reranker(Protocol):
 
 
 @runtime_checkable
+class Turns(Reranker, Protocol):
+    """A model that may turn queries and keys by their positions."""
+
+    def QK_at(self, distance: int) -> Any:
+        """W_QK [layer, head, d_model, d_model] between a position and the one `distance` before it, as its factors."""
+
+
+@runtime_checkable
 class Restarts(Reranker, Protocol):
     """A model that starts at any layer, as sweeps and patches do. A layer reads, then writes; the head comes last."""
 

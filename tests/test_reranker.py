@@ -38,6 +38,7 @@ def of_methods() -> Iterator[tuple[str, Callable[..., Any]]]:
 
 FUNCTIONS = dict(of_methods())
 ANY = {
+    "spectra.qk_spectra",
     "paths.of_sums",
     "paths.path_patch",
     "paths.scoring_heads",
@@ -109,7 +110,6 @@ STRUCTURED = {
     "projection.project_heads": SOFTMAX,
     "spectra.aligned": "absolute positions",
     "spectra.preferences": "absolute positions",
-    "spectra.qk_spectra": "absolute positions",
 }
 """Those that rely on a structure, and on what."""
 

@@ -15,6 +15,7 @@ from torch import Tensor
 import mechir as mi
 from mechir.errors import MechirError
 from mechir.methods.lens import read_depths
+from mechir.methods.spectra import qk_spectra
 from mechir.recorder import observe
 from tests.models import PAIRS, TOY, TOY_MODEL
 from tests.test_traced import opened
@@ -182,3 +183,33 @@ def test_paths_and_their_heads_are_refused_where_they_are_no_sum() -> None:
         mi.path_patch(opened("gemma2"), contrasts, "h0.1")
     with pytest.raises(MechirError, match=r"heads share 2 of keys and values: write h1\.kv0\.k"):
         mi.path_patch(opened("qwen3"), contrasts, "h0.1", "h1.1.k")
+
+
+@pytest.mark.parametrize("kind", ["modernbert", "llama"])
+@torch.no_grad()
+def test_w_qk_at_a_distance_gives_the_scores_at_that_distance(kind: str) -> None:
+    model = opened(kind, torch.float64)
+    batch = model.batch(PAIRS[:1])
+    names = ("ln1.hook_normalized", "attn.hook_attn_scores")
+    _, cache = model.run_with_cache(batch, names_filter=lambda name: name.endswith(names))
+    for distance in (0, 3) if kind == "llama" else (0, 3, -2):
+        qk = model.QK_at(distance).AB
+        for layer, reader in ((0, 6), (2, 5)):
+            x = cache[f"blocks.{layer}.ln1.hook_normalized"][0]
+            scores = cache["attn_scores", layer][0, :, reader, reader - distance]
+            expected = torch.einsum("d,hde,e->h", x[reader], qk[layer], x[reader - distance]) / model.cfg.d_head**0.5
+            assert torch.allclose(scores, expected, atol=1e-5), (distance, layer)  # turned in float32
+
+
+def test_spectra_are_of_one_distance_where_positions_turn() -> None:
+    table = qk_spectra(opened("modernbert"), distance=2, draws=20)
+    assert len(table) == 12 and not table["z"].equals(qk_spectra(opened("modernbert"), distance=0, draws=20)["z"])
+    for model, distance, message in (
+        (opened("modernbert"), None, r"W_QK is another one for each distance: write distance=0, or another number"),
+        (mi.load(), 1, "distance=1 is of rotary positions, and 'embedded' has one W_QK for all: leave it out"),
+        (opened("qwen3"), 1, "'in memory' puts every query and key through a norm of its own"),
+        (opened("gemma2"), 1, "'in memory' does not turn queries and keys by their positions, and it has no W_QK"),
+        (opened("deberta-v2"), None, "qk_spectra needs a model that starts at any layer and shows its weights"),
+    ):
+        with pytest.raises(MechirError, match=message):
+            qk_spectra(model, distance=distance)

@@ -6,7 +6,7 @@ Eq. 1 needs this order (Vast et al. 2025, arXiv:2507.14604, section 5).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from mechir.inputs import as_pairs
 from mechir.methods.groups import Groups, crossed
 from mechir.model_sites import all_heads, heads_of
 from mechir.recorder import observe
-from mechir.reranker import Reranker, Weights, needs
+from mechir.reranker import Reranker, Turns, Weights, needs
 from mechir.segments import Segment
 from mechir.sites import Head
 from mechir.subspaces import Subspace
@@ -33,14 +33,36 @@ LOOK = "compare what its heads look at by matching.attention_by_pair"
 VECTORS = ("q_query", "q_doc", "k_query", "k_doc")
 
 
-def qk_spectra(model: Weights, *, draws: int | None = None, seed: int = 0) -> pd.DataFrame:
+def _qk(model: Reranker, distance: int | None) -> Any:
+    """W_QK of the model, or that of a distance; raises where one is given and there is none, or the other way round."""
+    if model.structure.positions != "rotary":
+        needs(model, "qk_spectra", Weights, positions="absolute", instead=LOOK)
+        if distance is not None:
+            raise MechirError(
+                f"distance={distance} is of rotary positions, and '{model.cfg.model_name}' has one W_QK for all: leave "
+                "it out."
+            )
+        return cast(Weights, model).W_QK
+    if distance is None:
+        raise MechirError(
+            f"'{model.cfg.model_name}' turns queries and keys by their positions, and W_QK is another one for each "
+            "distance: write distance=0, or another number of positions."
+        )
+    return cast(Turns, model).QK_at(distance)
+
+
+def qk_spectra(
+    model: Reranker, *, distance: int | None = None, draws: int | None = None, seed: int = 0
+) -> pd.DataFrame:
     """The alignment of every head's W_QK = U S V^T, from its d_head-rank factors.
 
     A head that looks for its own likeness has left and right singular vectors that point the same way. Directions drawn
     at random have cosines of variance 1 / d_model, so the trace is nearly normal with standard deviation
     ||A||_F / sqrt(d_model).
 
-    `draws` random orthonormal frames, by default 20 per head, are the same for all heads in the ReLU variant.
+    `draws` random orthonormal frames, by default 20 per head, are the same for all heads in the ReLU variant. Where
+    queries and keys are turned by their positions W_QK is another one for each `distance`, in positions from the reader
+    back to the source: the result is of this one alone.
 
     Returns:
         One row per head: `site`; `trace` = sum_k sigma_k u_k.v_k, the paper's statistic, which is trace(A);
@@ -50,9 +72,8 @@ def qk_spectra(model: Weights, *, draws: int | None = None, seed: int = 0) -> pd
         queries and keys share a space smaller than the stream's have larger |z| by chance: the p-values are a screen,
         not a verdict.
     """
-    needs(model, "qk_spectra", Weights, positions="absolute", instead=LOOK)
     refuse_below(1, draws=draws)
-    u, sigma, v = model.W_QK.svd()
+    u, sigma, v = _qk(model, distance).svd()
     cosine = (u * v).sum(-2).flatten(0, 1)
     sigma = sigma.flatten(0, 1)
     d_model, rank = u.shape[-2], sigma.shape[-1]

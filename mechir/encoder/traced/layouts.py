@@ -6,6 +6,7 @@ the model then proves that every hook acts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from mechir.parts import Structure
@@ -16,7 +17,8 @@ class Layout(NamedTuple):
 
     `word` and `layers` lie below the body, `final_norm` too; all else below one layer. `attention` calls the attention
     function; where it calls none, `pattern` is the module that reads the pattern, and `q`, `k`, `v` are projections.
-    `attn_out` and `mlp_out` are the modules whose outputs are added to the residual stream.
+    `attn_out` and `mlp_out` are the modules whose outputs are added to the residual stream. `turned`: the projections
+    of q and k below `attention`, or of all three in one, where both are turned by their positions.
     """
 
     norm: Literal["post", "pre", "both"]
@@ -39,6 +41,7 @@ class Layout(NamedTuple):
     v: str = ""
     causal: bool = False
     scaled: bool = True
+    turned: Mapping[str, str] = {}
 
 
 _BERT = Layout(
@@ -72,6 +75,7 @@ _DECODER = Layout(
     mlp_in="post_attention_layernorm",
     final_norm="norm",
     causal=True,
+    turned={"q": "q_proj", "k": "k_proj"},
 )
 _T5 = Layout(
     "pre",
@@ -119,6 +123,7 @@ LAYOUTS: dict[str, Layout] = {
         ln2="mlp_norm",
         mlp_in="mlp_norm",
         final_norm="final_norm",
+        turned={"qkv": "Wqkv"},
     ),
     "deberta-v2": _BERT._replace(
         positions="relative",
@@ -132,6 +137,7 @@ LAYOUTS: dict[str, Layout] = {
     **dict.fromkeys(("qwen2", "qwen3", "llama", "mistral"), _DECODER),
     "gemma2": _DECODER._replace(
         norm="both",
+        turned={},
         attn_out="post_attention_layernorm",
         ln2="pre_feedforward_layernorm",
         mlp_in="pre_feedforward_layernorm",

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from nnsight.modeling.transformers import TransformersModel
 from torch import Tensor, nn
+from transformer_lens import FactoredMatrix
 from transformers import PreTrainedModel
 
 from mechir.batches import Batch
@@ -27,10 +28,11 @@ from mechir.encoder.traced.layouts import LAYOUTS, structure
 from mechir.encoder.traced.places import Place, Visit, attentions, inside, places, points_below
 from mechir.encoder.traced.prompt import Prompt
 from mechir.encoder.traced.readout import Readout
+from mechir.encoder.traced.rotary import turned_qk
 from mechir.errors import MechirError
 from mechir.pair import Pair
 from mechir.parts import Dimensions
-from mechir.reranker import score_parity
+from mechir.reranker import Turns, score_parity
 
 RETURN_TYPES = ("score", "logits", "resid")
 POOLED = ("classifier.out_proj", "classifier", "score")
@@ -39,7 +41,7 @@ ANY_LENGTH = 1 << 20
 """Positions of a model that has no limit: more than fit into memory."""
 
 
-class TracedReranker(HookedModel):
+class TracedReranker(HookedModel, Turns):
     """A reranker under TransformerLens hook names whose forward is Hugging Face's own, traced by nnsight.
 
     Where nothing is hooked the model runs as it is. Where something is, the trace stops at the modules that carry it,
@@ -142,6 +144,10 @@ class TracedReranker(HookedModel):
         with torch.no_grad():
             table: Tensor = words(torch.arange(self.cfg.d_vocab, device=self.device))
         return table
+
+    def QK_at(self, distance: int) -> FactoredMatrix:
+        """W_QK [layer, head, d_model, d_model] between a position and the one `distance` before it (see `rotary`)."""
+        return turned_qk(self, distance)
 
     def forward(
         self,
