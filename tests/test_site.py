@@ -19,7 +19,8 @@ REFERENCE = sorted((DOCS / "reference").glob("*.md"))
 INTERNAL = {
     "analyses", "atomic", "cli", "cli.ask", "cli.files", "cli.help", "cli.options", "cli.run", "encoder", "encoder.checkpoint",
     "encoder.cross_encoder", "encoder.families", "encoder.fingerprint", "encoder.forward", "encoder.loading",
-    "encoder.tiers", "encoder.tokenizing", "inference", "inference.flipped", "irds", "methods", "methods.checks",
+    "encoder.stored", "encoder.tiers", "encoder.tokenizing", "encoder.traced", "encoder.traced.attention",
+    "encoder.traced.loading", "encoder.traced.places", "encoder.traced.prompt", "encoder.traced.readout", "inference", "inference.flipped", "irds", "methods", "methods.checks",
     "methods.edge_gradients", "methods.edge_patching", "parts", "planted", "planted.weights", "provenance", "recorder",
     "registry", "registry.names", "registry.renamed", "reporting", "reporting.commands", "reporting.sentences",
     "trec_files", "views", "views.attend", "views.charts", "views.circuits", "views.grid", "views.heads", "views.labels", "views.page",
