@@ -78,7 +78,10 @@ class Cell:
         """The cell in two or three words; raises for a refusal that `WORDS` does not know."""
         if not self.refusal:
             return "exact" if self.exact else WRONG
-        return next(words for says, words in WORDS.items() if says in self.refusal)
+        found = [words for says, words in WORDS.items() if says in self.refusal]
+        if not found:
+            raise ValueError(f"Give this refusal two or three words in WORDS: {self.refusal}")
+        return found[0]
 
 
 def pairs() -> list[mi.Pair]:

@@ -102,7 +102,7 @@ def conducted(case: Case) -> Beside:
 
 
 def conducted_by_segment(case: Case) -> Beside:
-    """The parts of each unit add up to it, and those of neurons are the flows at their segments."""
+    """The parts of each unit add up to it."""
     way = Way("pad_query", **WAY)
     rows = conductance.conductance(case.model, case.pairs, units=("post", "pattern"), way=way, split=True).rows
     for pair in case.pairs:

@@ -258,9 +258,10 @@ def whole_layers(case: Case) -> Beside:
 
 
 def matching_heads(case: Case) -> Beside:
-    """The heads whose `mean_max` differs most between the best and the worst grade; none where no head reads so."""
+    """The heads whose `mean_max` differs most between the best and the worst grade, in a direction that there is."""
     theirs = by_pair(case)
-    values = theirs[theirs["direction"] == "query<-doc"].pivot(index="grade", columns="site", values="mean_max")
+    direction = "doc<-query" if case.plain.layout.causal else "query<-doc"
+    values = theirs[theirs["direction"] == direction].pivot(index="grade", columns="site", values="mean_max")
     difference = (values.loc[values.index.max()] - values.loc[values.index.min()]).sort_values(ascending=False)
     found = difference[difference != 0].index[:4]
     yield (
