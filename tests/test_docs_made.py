@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from scripts import docs_frames, docs_made, exam_default_model, remake_docs
+from scripts import docs_frames, docs_made, exam_default_model, method_matrix, remake_docs
 from scripts.docs_made import Made, alone, keep, note, noted
 from scripts.docs_markers import Wrong, put
 from scripts.docs_runs import COMMANDS
@@ -149,7 +149,8 @@ def test_a_table_goes_between_its_marks(tmp_path: Path) -> None:
 
 def test_every_table_that_a_script_writes_has_its_marks() -> None:
     pages = {page: ("exam",) for page in exam_default_model.PAGES}
-    for page, names in (pages | {"docs/inference.md": ("error", "coverage", "power", "null")}).items():
+    pages |= {"docs/inference.md": ("error", "coverage", "power", "null"), "docs/rerankers.md": method_matrix.MARKS}
+    for page, names in pages.items():
         text = (ROOT / page).read_text(encoding="utf-8")
         assert all(text.count(f"<!-- {name} -->") == text.count(f"<!-- /{name} -->") == 1 for name in names)
 
