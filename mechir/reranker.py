@@ -140,6 +140,17 @@ class Turns(Reranker, Protocol):
 
 
 @runtime_checkable
+class Resumes(Reranker, Protocol):
+    """A model that goes on from any layer of a run that was made before, as patches and ablations do."""
+
+    def begun(self, batch: Batch) -> Any:
+        """One run of a batch, to go on from."""
+
+    def resumed(self, batch: Batch, begun: Any, layer: int) -> Float[Tensor, "batch"]:
+        """The scores of the batch; what lies below `layer` is taken from the run that was begun."""
+
+
+@runtime_checkable
 class Restarts(Reranker, Protocol):
     """A model that starts at any layer, as sweeps and patches do. A layer reads, then writes; the head comes last."""
 

@@ -24,7 +24,7 @@ from mechir.batches import Batch
 from mechir.errors import MechirError
 from mechir.hooks import Edit, Hook, edits
 from mechir.recorder import refuse_non_finite
-from mechir.reranker import Reranker, Restarts, needs, offers
+from mechir.reranker import Reranker, Restarts, Resumes, needs, offers
 
 READ = (
     "hook_resid_pre",
@@ -32,6 +32,8 @@ READ = (
     *(f"attn.hook_{part}" for part in ("q", "k", "v", "attn_scores", "pattern")),
 )
 """Hooks of the first stage of a layer."""
+LATER = ("head.", "ln_final.", "decoder.")
+"""The beginnings of hooks behind the last layer."""
 SHARED, ONE_BY_ONE = "what interventions share, once", "one run for each intervention"
 """How a sweep was computed."""
 StageEdits = tuple[tuple[str, Edit], ...]
@@ -113,16 +115,27 @@ def scores_under(
 ) -> Iterator[tuple[str, Float[Tensor, "batch"]]]:
     """The scores of one batch under each list of hooks, by name: as `walk` where the model starts at any layer.
 
-    Of any other model each is a run of its own.
+    Of any other model each is a run of its own; one that goes on from a run begins at the first layer that is touched.
     """
     if offers(model, Restarts):
         restarting = cast(Restarts, model)
         plans = {name: stages(restarting, some) for name, some in hooks.items()}
         yield from walk(restarting, batch, plans, max_rows=max_rows, max_tokens=max_tokens)
         return
+    resumes = cast(Resumes, model) if offers(model, Resumes) and len(hooks) > 1 else None
+    begun = None if resumes is None else resumes.begun(batch)
     for name, some in hooks.items():
         with model.hooks(some):
-            yield name, model(batch)
+            yield name, model(batch) if resumes is None else resumes.resumed(batch, begun, _first(model, some))
+
+
+def _first(model: Reranker, hooks: Sequence[Hook]) -> int:
+    """The first layer that hooks touch: 0 for the embeddings, the number of layers for what comes after them."""
+    found = [re.match(r"blocks\.(\d+)\.", name) or name.startswith(LATER) for name, _ in model.resolve(hooks)]
+    return min(
+        (int(at[1]) if isinstance(at, re.Match) else model.cfg.n_layers * at for at in found),
+        default=model.cfg.n_layers,
+    )
 
 
 def stages(model: Restarts, hooks: Sequence[Hook]) -> list[StageEdits]:

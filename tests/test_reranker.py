@@ -83,7 +83,6 @@ ANY = {
     "pruning.sizes",
     "soft_tf.frequencies",
     "soft_tf.term_mass",
-    "spectra.head_inputs",
     "tokens.rows_of",
 }
 """Those that need a `Reranker` alone, of any structure."""
@@ -92,6 +91,7 @@ EDGES = (
     f"post-norm layers and {SOFTMAX.replace(' and attention', ' and a head that reads the CLS row and attention', 1)}"
 )
 STRUCTURED = {
+    "spectra.head_inputs": "absolute positions",
     "attend.attend": f"post-norm layers and {SOFTMAX}",
     "attend_writers.written": "post-norm layers",
     "attribution.attribute": r"attention scores of q k / sqrt\(d_head\) alone",

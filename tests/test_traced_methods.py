@@ -14,10 +14,16 @@ from torch import Tensor
 
 import mechir as mi
 from mechir.errors import MechirError
+from mechir.methods.conductance import conductance
 from mechir.methods.lens import read_depths
-from mechir.methods.spectra import qk_spectra
+from mechir.methods.lexical import query_pieces
+from mechir.methods.matching import attention_by_grade, matching_heads
+from mechir.methods.soft_tf import term_mass
+from mechir.methods.spectra import head_inputs, qk_spectra
 from mechir.recorder import observe
+from tests import models, rerankers
 from tests.models import PAIRS, TOY, TOY_MODEL
+from tests.test_language_models import opened as opened_language_model
 from tests.test_traced import opened
 
 SHARED = ("qwen2", "qwen3", "llama", "gemma2")
@@ -213,3 +219,54 @@ def test_spectra_are_of_one_distance_where_positions_turn() -> None:
     ):
         with pytest.raises(MechirError, match=message):
             qk_spectra(model, distance=distance)
+
+
+def test_what_a_causal_mask_hides_is_refused_and_what_is_left_is_ranked() -> None:
+    model = opened("llama")
+    heads = matching_heads(model, PAIRS, 3)
+    rows = attention_by_grade(model, PAIRS)
+    assert set(rows["direction"]) & {"query<-doc", "doc<-query"} == {"doc<-query"} and len(set(heads)) == 3
+    with pytest.raises(MechirError, match="'query<-doc' cannot happen in 'in memory'"):
+        conductance(model, PAIRS[:2], target="h2.1@query<-doc")
+    with pytest.raises(MechirError, match="'query<-doc' cannot happen in 'in memory'"):
+        term_mass(model, PAIRS, words=8)
+    with pytest.raises(
+        MechirError, match="head_inputs assumes absolute positions, and 'in memory' has rotary positions"
+    ):
+        head_inputs(model, PAIRS)
+    with pytest.raises(
+        MechirError, match=r"cache.decompose_resid adds up .* for this model that is not offered: patch"
+    ):
+        model.run_with_cache(PAIRS[:1])[1].decompose_resid()
+
+
+def test_padding_that_a_classifier_would_read_is_refused() -> None:
+    hf, tokenizer = rerankers.build("llama"), models.tokenizer("bert")
+    hf.config.pad_token_id = 7
+    with pytest.raises(MechirError, match="reads its score before padding of id 7, and the tokenizer pads with 0"):
+        mi.load(hf, tokenizer)
+    tokenizer.pad_token = None
+    with pytest.raises(MechirError, match=r"has no padding token: name one as tokenizer\.pad_token"):
+        mi.load(hf, tokenizer)
+
+
+def test_query_pieces_are_those_of_the_prompt() -> None:
+    model = opened_language_model()
+    pieces = query_pieces(model, PAIRS)
+    encoded = model.encode(PAIRS[:1])
+    there = encoded.ids[0][encoded.segments[0] == mi.Segment.QUERY.value].tolist()
+    assert pieces[pieces["query_id"] == PAIRS[0].query_id]["piece"].tolist() == list(dict.fromkeys(there))
+
+
+@pytest.mark.parametrize("kind", rerankers.STRUCTURES)
+def test_a_sweep_goes_on_from_the_first_layer_that_is_touched(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, begins = opened(kind), []
+    resumed = type(model).resumed
+    monkeypatch.setattr(type(model), "resumed", lambda self, *given: begins.append(given[-1]) or resumed(self, *given))
+    last = {"intact": (), "late": mi.Ablate("h2.1"), "mlp": mi.Ablate("mlp1"), "cut": mi.Mask("doc<-query", layers=[1])}
+    do = last | {"early": mi.Ablate("h0.1"), "words": mi.EditEmbedding(2.0)}
+    table = mi.sweep(model, PAIRS, do)
+    assert set(begins) == {0, 1, 2, 3} and table.attrs["computed"] == "one run for each intervention"
+    for name, intervention in do.items():
+        scores = torch.tensor(table[table["name"] == name]["score"].to_numpy().copy())
+        assert torch.allclose(scores, model.score(PAIRS, intervention), rtol=0, atol=3e-5), name

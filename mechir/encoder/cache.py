@@ -12,13 +12,15 @@ from transformer_lens.utilities.components_utils import get_act_name
 from mechir.errors import MechirError, closest
 
 if TYPE_CHECKING:
-    from mechir.encoder.hooked import HookedEncoder
+    from mechir.encoder.hooked_model import HookedModel
 
 
 def _refused(name: str) -> Callable[..., NoReturn]:
     def refuse(self: ActivationCache, *arguments: Any, **options: Any) -> NoReturn:
+        post = cast("HookedModel", self.model).structure.norm == "post"
+        reason = "the stream of a post-LN model is no such sum" if post else "for this model that is not offered"
         raise MechirError(
-            f"cache.{name} adds up what components wrote, and the stream of a post-LN model is no such sum: patch "
+            f"cache.{name} adds up what components wrote, and {reason}: patch "
             "(mechir.methods.patching), follow paths (mechir.methods.paths), or read depths (mechir.methods.lens)."
         )
 
@@ -55,7 +57,7 @@ class PostNormCache(ActivationCache):
     @property
     def _hooks(self) -> Mapping[str, Any]:
         """The hook points of the model, by name."""
-        return cast("HookedEncoder", self.model).hook_dict
+        return cast("HookedModel", self.model).hook_dict
 
     def __contains__(self, key: Any) -> bool:
         return self._full_name(key) in self.cache_dict

@@ -23,6 +23,7 @@ from mechir.errors import MechirError, refuse_below
 from mechir.judged_collection import Collection
 from mechir.pair import Pair
 from mechir.reranker import Reranker, Weights, needs
+from mechir.segments import Segment
 from mechir.subspaces import Subspace
 
 LEAST = 10
@@ -35,10 +36,11 @@ def pieces_of(model: Reranker, texts: Sequence[str]) -> list[list[int]]:
 
 
 def query_pieces(model: Reranker, pairs: Sequence[Pair]) -> pd.DataFrame:
-    """The distinct word pieces of each query, a row each: `query_id`, `piece` (its id) and `token`."""
-    texts = {pair.query_id: pair.query for pair in pairs}
-    pieces = map(dict.fromkeys, pieces_of(model, list(texts.values())))
-    rows = [(query_id, piece) for query_id, distinct in zip(texts, pieces, strict=True) for piece in distinct]
+    """The distinct word pieces of each query as the model reads it: `query_id`, `piece` (its id) and `token`."""
+    encoded = model.encode(list({pair.query_id: pair for pair in pairs}.values()))
+    of_query = (segments == Segment.QUERY.value for segments in encoded.segments)
+    pieces = (dict.fromkeys(ids[there].tolist()) for ids, there in zip(encoded.ids, of_query, strict=True))
+    rows = [(pair.query_id, piece) for pair, one in zip(encoded.pairs, pieces, strict=True) for piece in one]
     frame = pd.DataFrame(rows, columns=["query_id", "piece"])
     return frame.assign(token=model.tokenizer.convert_ids_to_tokens(frame["piece"].tolist()))
 

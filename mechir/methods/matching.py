@@ -258,10 +258,14 @@ def choose_matching(
 
 
 def matching_heads(model: Reranker, pairs: Sequence[Pair], top: int) -> tuple[Head, ...]:
-    """The heads with the largest difference of `mean_max` (query<-doc) between best and worst grade, over queries."""
+    """The heads with the largest difference of `mean_max` (query<-doc) between best and worst grade, over queries.
+
+    Where a causal mask hides the document from the query it is that of doc<-query.
+    """
     refuse_below(1, top=top)
     rows = attention_by_grade(model, pairs)
-    rows = rows[(rows["direction"] == SIDES[0]) & is_head(rows["site"])]
+    side = next(side for side in SIDES if (rows["direction"] == side).any())
+    rows = rows[(rows["direction"] == side) & is_head(rows["site"])]
     values = rows.pivot(index=["query_id", "grade"], columns="site", values="mean_max").sort_index()
     groups = values.groupby("query_id")
     difference = (groups.last() - groups.first())[groups.size() > 1]

@@ -28,9 +28,10 @@ from mechir.methods.lexical import pieces_of
 from mechir.methods.statistics import percentiles, resampled
 from mechir.model_sites import all_heads
 from mechir.pair import Pair
+from mechir.possible import refuse_impossible
 from mechir.recorder import observe
 from mechir.reranker import Reranker, Weights, needs
-from mechir.segments import Segment
+from mechir.segments import Direction, Segment
 
 COUNTS = (0, 1, 2, 3, 5, 8)
 TIMES = (1, 2, 3)
@@ -83,6 +84,8 @@ def term_mass(
 ) -> pd.DataFrame:
     """The attention of every head's query term to the document, under `dosed`.
 
+    Raises for a model whose query cannot read the document.
+
     Returns:
         One row per head and text: `site`, `kind` ("tf", "length"), `dose` (see `Dosed`), `query_id`, `doc_id`, `term`;
         `tf`, how often the term's first word piece is in the document; `length`, the document's word pieces; `mass`,
@@ -95,6 +98,7 @@ def term_mass(
     encoded = model.encode([text.pair for text in texts])
     heads, parts = [str(head) for head in all_heads(model)], []
     for index, batch in model.batches(encoded):
+        refuse_impossible(Direction(Segment.QUERY, Segment.DOC), batch, model)
         some = [texts[place] for place in index]
         ids = [pieces[text.term].to(batch.input_ids) for text in some]
         same = torch.stack([torch.isin(row, term) for row, term in zip(batch.input_ids, ids, strict=True)])

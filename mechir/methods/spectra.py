@@ -121,6 +121,7 @@ def head_inputs(
         document's tokens, a pair's mean first. As q and k are linear in the residual stream, these are the q and k of
         the mean inputs.
     """
+    needs(model, "head_inputs", positions="absolute", instead=LOOK)
     pairs = as_pairs(pairs)
     groups, c = Groups.of(pairs), model.cfg
     sums = torch.zeros(len(VECTORS), len(groups.ids), c.n_layers, c.n_heads, c.d_head, dtype=torch.float64)

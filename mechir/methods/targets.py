@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mechir.batches import Batch, shares
 from mechir.errors import MechirError
+from mechir.possible import refuse_impossible
 from mechir.recorder import observe
 from mechir.reranker import Reranker
 from mechir.segments import Direction, Segment
@@ -99,6 +100,8 @@ class Target:
 
     def _activation(self, site: Head | Neuron, model: Reranker, batch: Batch) -> Float[Tensor, "pair"]:
         where = self.place()
+        if isinstance(where, Direction):
+            refuse_impossible(where, batch, model)
         hook = site._replace(part="pattern").hook if isinstance(site, Head) else site.hook
         x = observe(model, batch, [hook], stop_at_layer=site.layer + 1)[1][hook]
         if isinstance(where, Segment):

@@ -150,6 +150,6 @@ LAYOUTS: dict[str, Layout] = {
 
 def structure(layout: Layout, config: Any, reads: Literal["cls", "mean", "last", "decoder"]) -> Structure:
     """The structure of a model of this layout and Hugging Face's configuration, whose head reads these rows."""
-    windowed = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    windowed = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
     window = getattr(config, "sliding_window", None) if windowed else None
     return Structure(layout.norm, layout.positions, reads, layout.causal, window, layout.scaled)

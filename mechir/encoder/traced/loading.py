@@ -60,9 +60,21 @@ def classifier(hf: Any, tokenizer: Any, *, device: str | torch.device | None = N
         raise MechirError(f"This is a {kind}, which mechir cannot open: it opens classifiers of {', '.join(opened)}.")
     if tokenizer is None:
         raise MechirError(f"A {kind} in memory needs its tokenizer: write mi.load(model, tokenizer).")
+    _refuse_padding(hf.config, tokenizer, kind)
     labels = label_names(hf.config, hf.config.num_labels)
     readout = Classifier(labels, _rows(hf), _typed(hf, tokenizer))
     return TracedReranker(hf.to(device_of(device)), hf, tokenizer, readout, **options)
+
+
+def _refuse_padding(config: Any, tokenizer: Any, kind: str) -> None:
+    """Raises where texts cannot be padded, or the model would take the padding for the end of a text."""
+    if tokenizer.pad_token_id is None:
+        raise MechirError(f"The tokenizer of this {kind} has no padding token: name one as tokenizer.pad_token.")
+    if LAYOUTS[config.model_type].causal and config.pad_token_id != tokenizer.pad_token_id:
+        raise MechirError(
+            f"This {kind} reads its score before padding of id {config.pad_token_id}, and the tokenizer pads with "
+            f"{tokenizer.pad_token_id}: set config.pad_token_id to that."
+        )
 
 
 def is_cross_encoder(model: object) -> bool:

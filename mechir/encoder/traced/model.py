@@ -32,7 +32,7 @@ from mechir.encoder.traced.rotary import turned_qk
 from mechir.errors import MechirError
 from mechir.pair import Pair
 from mechir.parts import Dimensions
-from mechir.reranker import Turns, score_parity
+from mechir.reranker import Resumes, Turns, score_parity
 
 RETURN_TYPES = ("score", "logits", "resid")
 POOLED = ("classifier.out_proj", "classifier", "score")
@@ -41,7 +41,7 @@ ANY_LENGTH = 1 << 20
 """Positions of a model that has no limit: more than fit into memory."""
 
 
-class TracedReranker(HookedModel, Turns):
+class TracedReranker(HookedModel, Resumes, Turns):
     """A reranker under TransformerLens hook names whose forward is Hugging Face's own, traced by nnsight.
 
     Where nothing is hooked the model runs as it is. Where something is, the trace stops at the modules that carry it,
@@ -95,6 +95,7 @@ class TracedReranker(HookedModel, Turns):
         self._attention = {root.get_submodule(path): self.get_submodule(points) for path, points in attends.items()}
         self.setup()
         self._visits = [self._visit(place) for place in listed]
+        self._layers = [visit.envoy for visit in self._visits if visit.place.side == "input" and visit.place.layer >= 0]
         self._loaded = LoadedState(root, self.dtype)
         self._stored = dict(self._loaded.digests if tensors is None else tensors)
         self._placed()
@@ -174,16 +175,26 @@ class TracedReranker(HookedModel, Turns):
         logits = self.head.hook_logits(self._run(batch, None))
         return logits if return_type == "logits" else self.head.score(logits)
 
-    def _run(self, batch: Batch, stop: int | None) -> Tensor:
+    def begun(self, batch: Batch) -> list[Any]:
+        """What each layer gives, in one run of a batch."""
+        positional, named = self.readout.arguments(batch)
+        return _outputs(self.inside, positional, named, self._layers)
+
+    def resumed(self, batch: Batch, begun: Sequence[Any], layer: int) -> Float[Tensor, "batch"]:
+        """The scores of the batch; the layers below `layer` are skipped, and what they gave is taken from `begun`."""
+        skipped = list(zip(self._layers, begun, strict=True))[:layer]
+        return self.head.score(self.head.hook_logits(self._run(batch, None, skipped)))
+
+    def _run(self, batch: Batch, stop: int | None, skipped: Sequence[tuple[Any, Any]] = ()) -> Tensor:
         """The logits, or the residual stream that layer `stop` reads: after the last layer where there is none."""
         positional, named = self.readout.arguments(batch)
         opened = any(is_hooked(self.hook_dict[name]) for name in self._inside)
         visits = self._until(stop)
-        if not visits and not opened:
+        if not visits and not opened and not skipped:
             return self.readout.logits(self.root(*positional, **named), batch)
         way = attention.opened(self.hf, self._attention) if opened else contextlib.nullcontext()
         with way:
-            output = _trace(self.inside, positional, named, visits, stop)
+            output = _trace(self.inside, positional, named, visits, stop, skipped)
         return output if stop is not None else self.readout.logits(output, batch)
 
     def _until(self, stop: int | None) -> list[Visit]:
@@ -237,11 +248,21 @@ def traced(root: nn.Module, tokenizer: Any) -> Any:
 
 
 def _trace(
-    inside: Any, positional: tuple[Any, ...], named: dict[str, Any], visits: Sequence[Visit], stop: int | None
+    inside: Any,
+    positional: tuple[Any, ...],
+    named: dict[str, Any],
+    visits: Sequence[Visit],
+    stop: int | None,
+    skipped: Sequence[tuple[Any, Any]],
 ) -> Any:
-    """One run that stops at these places; the output, or where there is a `stop`, what is read at the last of them."""
+    """One run that stops at these places; the output, or where there is a `stop`, what is read at the last of them.
+
+    `skipped`: layers that are not computed, each with what it gives.
+    """
     output: Any = None
     with inside.trace(*positional, **named) as tracer:
+        for layer, given in skipped:
+            layer.skip(given)
         stream = None
         for visit in visits:
             here = visit.pass_through(stream)
@@ -252,6 +273,15 @@ def _trace(
             output = nnsight.save(here)
             tracer.stop()
     return output
+
+
+def _outputs(inside: Any, positional: tuple[Any, ...], named: dict[str, Any], layers: Sequence[Any]) -> list[Any]:
+    """What each layer gives in one run."""
+    outputs: list[Any] = []
+    with inside.trace(*positional, **named):
+        for layer in layers:
+            outputs.append(nnsight.save(layer.output))
+    return outputs
 
 
 def _path_of(root: nn.Module, module: nn.Module) -> str:
