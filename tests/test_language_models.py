@@ -155,3 +155,17 @@ def test_what_cannot_be_a_reranker_is_refused() -> None:
     gpt = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=40))
     with pytest.raises(MechirError, match="This is a GPT2LMHeadModel, which mechir cannot"):
         mi.load(gpt, byte_level(QWEN))
+
+
+@torch.no_grad()
+def test_a_decoder_that_classifies_reads_a_prompt_too() -> None:
+    """As RankLLaMA does: the score is a linear layer at the end of the prompt."""
+    tokenizer = byte_level()
+    size = {"vocab_size": len(tokenizer), "max_position_embeddings": 512, "pad_token_id": tokenizer.pad_token_id}
+    hf = rerankers.build("llama", **size)
+    model = mi.load(hf, tokenizer, template="query: {query} document: {document} end")
+    texts = [f"query: {pair.query} document: {pair.document} end" for pair in PAIRS]
+    theirs = torch.cat([hf(**tokenizer(text, return_tensors="pt")).logits[:, 0] for text in texts])
+    assert torch.allclose(model.score(PAIRS), theirs, rtol=0, atol=2e-5)
+    refuse_unlike(model.certify(PAIRS), "llama")
+    assert model.said == (("template", "query: {query} document: {document} end"),)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def load(name_or_path: Any = None, tokenizer: Any = None, *, backend: str | None
         if backend == "nnsight" or (backend is None and _by_nnsight(folder)):
             if language.is_language_model(folder):
                 return language.load(folder, str(name_or_path), **options)
-            return traced.load(folder, str(name_or_path), **_without_prompt(options, str(name_or_path)))
+            return traced.load(folder, str(name_or_path), **_without_prompt(options, str(name_or_path), PROMPT[1:]))
         return HookedEncoder.from_pretrained(name_or_path, **_without_prompt(options, str(name_or_path)))
     except MechirError as error:
         if difflib.get_close_matches(str(name_or_path), [NAME], cutoff=0.7):
@@ -75,14 +76,14 @@ def load(name_or_path: Any = None, tokenizer: Any = None, *, backend: str | None
 
 
 PROMPT = ("template", "instruction", "words")
-"""Options of language models alone."""
+"""Options of language models alone; decoders that classify have a template too."""
 
 
-def _without_prompt(options: dict[str, Any], name: str) -> dict[str, Any]:
+def _without_prompt(options: dict[str, Any], name: str, names: Sequence[str] = PROMPT) -> dict[str, Any]:
     """The options of a classifier; raises for those of a prompt."""
-    if given := next((option for option in PROMPT if options.get(option) is not None), None):
+    if given := next((option for option in names if options.get(option) is not None), None):
         raise MechirError(f"{given}= is of a language model's prompt, and '{name}' is a classifier: leave it out.")
-    return {option: value for option, value in options.items() if option not in PROMPT}
+    return {option: value for option, value in options.items() if option not in names}
 
 
 def _in_memory(model: Any, tokenizer: Any, backend: str | None, **options: Any) -> HookedModel:
@@ -94,10 +95,10 @@ def _in_memory(model: Any, tokenizer: Any, backend: str | None, **options: Any) 
     kind, model_type = type(model).__name__, getattr(getattr(model, "config", None), "model_type", "")
     if language.is_named_so(kind):
         return language.language_model(model, tokenizer, **options)
-    own, options = any(family.architecture == kind for family in FAMILIES.values()), _without_prompt(options, kind)
+    own = any(family.architecture == kind for family in FAMILIES.values())
     if backend == "nnsight" or (backend is None and not own and model_type in LAYOUTS):
-        return traced.classifier(model, tokenizer, **options)
-    return in_memory(model, tokenizer, **options)
+        return traced.classifier(model, tokenizer, **_without_prompt(options, kind, PROMPT[1:]))
+    return in_memory(model, tokenizer, **_without_prompt(options, kind))
 
 
 def _by_nnsight(folder: Path) -> bool:

@@ -19,8 +19,10 @@ from mechir.encoder.tokenizing import load_tokenizer
 from mechir.encoder.traced.decoder import DECODERS
 from mechir.encoder.traced.layouts import LAYOUTS
 from mechir.encoder.traced.model import TracedReranker
+from mechir.encoder.traced.prompt import Prompt
 from mechir.encoder.traced.readout import Chain, Classifier, Reads
 from mechir.errors import MechirError
+from mechir.templates import Template
 
 CLASSIFIER = "ForSequenceClassification"
 PARTS = ("Transformer", "Pooling", "Dense", "LayerNorm", "Dropout")
@@ -52,8 +54,18 @@ def load(folder: Path, name: str, *, dtype: str | torch.dtype = "float32", **opt
     return classifier(hf, tokenizer, name=name, reading=reading, revision=revision, tensors=tensors, **options)
 
 
-def classifier(hf: Any, tokenizer: Any, *, device: str | torch.device | None = None, **options: Any) -> TracedReranker:
-    """Wraps Hugging Face's classifier; raises for a model type without a row in `LAYOUTS`, or without a tokenizer."""
+def classifier(
+    hf: Any,
+    tokenizer: Any,
+    *,
+    device: str | torch.device | None = None,
+    template: Template | str | None = None,
+    **options: Any,
+) -> TracedReranker:
+    """Wraps Hugging Face's classifier; raises for a model type without a row in `LAYOUTS`, or without a tokenizer.
+
+    `template` is the prompt of a decoder that classifies, such as RankLLaMA's "query: {query} document: {document}".
+    """
     kind = type(hf).__name__
     opened = [name for name in LAYOUTS if name not in DECODERS]
     if hf.config.model_type not in opened or not kind.endswith(CLASSIFIER):
@@ -63,7 +75,17 @@ def classifier(hf: Any, tokenizer: Any, *, device: str | torch.device | None = N
     _refuse_padding(hf.config, tokenizer, kind)
     labels = label_names(hf.config, hf.config.num_labels)
     readout = Classifier(labels, _rows(hf), _typed(hf, tokenizer))
-    return TracedReranker(hf.to(device_of(device)), hf, tokenizer, readout, **options)
+    if template is not None:
+        if readout.reads != "last":
+            raise MechirError(
+                f"template= is of a language model's prompt, and this {kind} reads query and document as two texts: "
+                "leave it out."
+            )
+        prompt = Template.parse(template) if isinstance(template, str) else template
+        options |= {"prompt": Prompt(prompt)}
+    model = TracedReranker(hf.to(device_of(device)), hf, tokenizer, readout, **options)
+    model.said = () if template is None else (("template", template),)
+    return model
 
 
 def _refuse_padding(config: Any, tokenizer: Any, kind: str) -> None:
