@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder
 from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Normalize, Pooling, Transformer
 
@@ -84,6 +85,9 @@ def test_a_chain_of_modules_is_opened_whole(pooling: str, tmp_path: Path) -> Non
     cut = mi.Mask("doc<-query")
     assert torch.allclose(in_memory.score(PAIRS, cut), model.score(PAIRS, cut), atol=1e-6)
     assert not torch.allclose(model.score(PAIRS, cut), model.score(PAIRS), atol=1e-3)
+    made.prompts, made.default_prompt_name = {"rank": "rank: "}, "rank"
+    with pytest.raises(MechirError, match="writes the prompt 'rank: ' before every query"):
+        mi.load(made)
     assert model.changed() == []
     with torch.no_grad():
         model.root[2].linear.weight.add_(1.0)
@@ -133,6 +137,14 @@ def test_code_pickles_and_adapters_are_refused(tmp_path: Path) -> None:
     dense = tmp_path / "chain" / content[2]["path"]
     (dense / "model.safetensors").rename(dense / "pytorch_model.bin")
     with pytest.raises(MechirError, match="is a pickle, and mechir reads safetensors alone"):
+        mi.load(tmp_path / "chain")
+    change(dense / "config.json", activation_function="theirs.Cube")
+    with pytest.raises(
+        MechirError, match="names the activation 'theirs.Cube', which is code of its own and is not run"
+    ):
+        mi.load(tmp_path / "chain")
+    modules.write_text(json.dumps([content[0], content[1] | {"path": "../other"}, *content[2:]]))
+    with pytest.raises(MechirError, match=r"names '../other', which lies outside of it"):
         mi.load(tmp_path / "chain")
     folder = saved(tmp_path / "classifier")
     change(folder / "config.json", auto_map={"AutoModel": "theirs.Model"})
@@ -200,3 +212,14 @@ def test_runs_take_a_model_of_another_structure_by_its_directory(tmp_path: Path,
     assert code == 2 and "needs a model that starts at any layer and shows its weights" in err
     code, _, err = call(capsys, "score", "--out", str(tmp_path / "run.txt"), *small[:2], *small[4:])
     assert code == 0 and (tmp_path / "run.txt").is_file(), err
+
+
+def test_a_chain_that_lacks_weights_is_refused(tmp_path: Path) -> None:
+    chain(tmp_path / "transformer").save_pretrained(str(tmp_path / "chain"))
+    tensors = load_file(tmp_path / "chain" / "model.safetensors")
+    del tensors["final_norm.weight"]
+    save_file(tensors, tmp_path / "chain" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        MechirError, match=r"lacks weights \(final_norm.weight, 1 in all\): random weights in their place"
+    ):
+        mi.load(tmp_path / "chain")

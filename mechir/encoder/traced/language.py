@@ -18,6 +18,7 @@ from mechir.encoder.stored import configuration, device_of, number_type, read_mo
 from mechir.encoder.tokenizing import load_tokenizer
 from mechir.encoder.traced.decoder import DECODERS
 from mechir.encoder.traced.layouts import LAYOUTS
+from mechir.encoder.traced.loading import inside
 from mechir.encoder.traced.model import ANY_LENGTH, TracedReranker
 from mechir.encoder.traced.prompt import Prompt
 from mechir.encoder.traced.readout import FirstWord, NextWord
@@ -201,9 +202,10 @@ def _saved(folder: Path) -> dict[str, Any]:
     }
     if set(modules) != {"Transformer", "LogitScore"}:
         return {}
-    score = read_json(folder / modules["LogitScore"]["path"] / "config.json")
+    inner = inside(folder, modules["Transformer"])
+    score = read_json(inside(folder, modules["LogitScore"]) / "config.json")
     ids = [score["false_token_id"], score["true_token_id"]]
-    saved: dict[str, Any] = {"path": modules["Transformer"]["path"], "words": [at for at in ids if at is not None]}
+    saved: dict[str, Any] = {"path": str(inner.relative_to(folder)), "words": [at for at in ids if at is not None]}
     settings = read_json(folder / "config_sentence_transformers.json")
     saved["prompt"] = (settings.get("prompts") or {}).get(settings.get("default_prompt_name") or "") or None
     return saved

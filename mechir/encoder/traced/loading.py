@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -106,15 +106,20 @@ def is_cross_encoder(model: object) -> bool:
 
 def only_module(encoder: Any) -> tuple[Any, Any]:
     """The transformer of a `CrossEncoder` without other modules, and its tokenizer; raises for one with a prompt."""
+    _refuse_prompt(encoder)
+    tokenizer = encoder.tokenizer
+    if encoder.max_seq_length is not None:
+        tokenizer.model_max_length = encoder.max_seq_length
+    return encoder[0].auto_model, tokenizer
+
+
+def _refuse_prompt(encoder: Any) -> None:
+    """Raises for a `CrossEncoder` that writes a prompt before every query."""
     if prompt := (encoder.prompts or {}).get(encoder.default_prompt_name or ""):
         raise MechirError(
             f"This CrossEncoder writes the prompt {prompt!r} before every query, and mechir does not: write it into "
             "the queries, and set default_prompt_name to None."
         )
-    tokenizer = encoder.tokenizer
-    if encoder.max_seq_length is not None:
-        tokenizer.model_max_length = encoder.max_seq_length
-    return encoder[0].auto_model, tokenizer
 
 
 def is_chain(folder: Path) -> bool:
@@ -134,6 +139,7 @@ def _load_chain(
         chain = CrossEncoder(
             str(folder), device="cpu", local_files_only=True, trust_remote_code=False, model_kwargs=arguments
         )
+    _refuse_missing(chain[0].auto_model, inside(folder, read_json(folder / "modules.json", kind=list)[0]))
     files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*.safetensors"))
     reading = Reading(weights=tuple(files), settings=("modules.json",))
     return of_chain(chain, name=name, device=device, dtype=dtype, reading=reading, **options)
@@ -150,6 +156,7 @@ def of_chain(
     kinds = [type(module).__name__ for module in chain]
     if unknown := [kind for kind in kinds if kind not in PARTS]:
         raise _no_part(unknown[0], kinds)
+    _refuse_prompt(chain)
     hf = chain[0].auto_model
     if hf.config.model_type not in LAYOUTS:
         raise MechirError(
@@ -179,12 +186,40 @@ def _refuse_parts(folder: Path) -> None:
         plain = kind.rpartition(".")[2]
         if not kind.startswith("sentence_transformers.") or plain not in PARTS:
             raise _no_part(plain or kind, [other.rpartition(".")[2] for other in kinds])
+    for module in modules:
+        inner = inside(folder, module)
+        settings_file = inner / "config.json"
+        activation = read_json(settings_file).get("activation_function") if settings_file.is_file() else None
+        if activation is not None and not str(activation).startswith("torch.nn."):
+            raise MechirError(
+                f"'{settings_file}' names the activation '{activation}', which is code of its own and is not run: save "
+                "the model with one of torch.nn."
+            )
     for pickle in (*folder.rglob("pytorch_model.bin"), *folder.rglob("*.pt")):
         if not (pickle.parent / "model.safetensors").is_file():
             raise MechirError(
                 f"'{pickle}' is a pickle, and mechir reads safetensors alone: load the model once with "
                 "sentence_transformers.CrossEncoder and save it with save_pretrained."
             )
+
+
+def inside(folder: Path, module: Mapping[str, Any]) -> Path:
+    """The directory of a module that modules.json names; raises for a path that leads outside."""
+    path = PurePosixPath(str(module.get("path", "")))
+    if path.is_absolute() or ".." in path.parts:
+        raise MechirError(f"modules.json of '{folder}' names '{path}', which lies outside of it.")
+    return folder / path
+
+
+def _refuse_missing(hf: Any, inner: Path) -> None:
+    """Raises for parameters of a chain's transformer that its files lack, which would be random."""
+    stored = stored_tensors(weight_files(inner, read_json(inner / "config.json")))
+    given = {name.removeprefix(f"{hf.base_model_prefix}.") for name in stored}
+    if missing := [name for name, _ in hf.named_parameters() if name not in given and name not in stored]:
+        raise MechirError(
+            f"'{inner}' lacks weights ({missing[0]}, {len(missing)} in all): random weights in their place would score "
+            "noise."
+        )
 
 
 def _no_part(kind: str, kinds: Sequence[str]) -> MechirError:
