@@ -140,7 +140,7 @@ def test_code_pickles_and_adapters_are_refused(tmp_path: Path) -> None:
         mi.load(tmp_path / "chain")
     change(dense / "config.json", activation_function="theirs.Cube")
     with pytest.raises(
-        MechirError, match="names the activation 'theirs.Cube', which is code of its own and is not run"
+        MechirError, match=r"names the activation 'theirs\.Cube', which is code of its own and is not run"
     ):
         mi.load(tmp_path / "chain")
     modules.write_text(json.dumps([content[0], content[1] | {"path": "../other"}, *content[2:]]))
