@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ import transformers
 from torch import Tensor
 
 import mechir as mi
+from mechir.catalog import all_experiments
 from mechir.errors import MechirError
 from mechir.methods.conductance import conductance
 from mechir.methods.lens import read_depths
@@ -21,6 +23,7 @@ from mechir.methods.matching import attention_by_grade, matching_heads
 from mechir.methods.soft_tf import term_mass
 from mechir.methods.spectra import head_inputs, qk_spectra
 from mechir.recorder import observe
+from mechir.reranker import Reranker
 from tests import models, rerankers
 from tests.models import PAIRS, TOY, TOY_MODEL
 from tests.test_language_models import opened as opened_language_model
@@ -102,38 +105,50 @@ def test_the_lens_reads_every_depth_with_all_that_comes_after_the_last_layer() -
     assert prompt["score"].notna().sum() == len(read)
 
 
-def test_both_backends_give_the_same_frames(tmp_path: Path) -> None:
-    """Experiments that run on both, on the same weights."""
-    small = mi.collection(TOY)
-    hf = transformers.AutoModelForSequenceClassification.from_pretrained(TOY_MODEL)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "joint/cut": {"sites": "h0.1,h1.2", "draws": 20},
+    "joint/examples": {"heads": "h0.1"},
+    "vast2024/pruning": {"draws": 20},
+    "vast2025/attention_contrast": {"relevant": 2, "hard": 0, "weak": 0},
+    "vast2025/cls_lens": {"relevant": 2},
+    "vast2025/layer_sweep": {"cut": "doc<-query"},
+}
+READ_A_REGISTRY = {"joint/across", "joint/across_models", "joint/overlap"}
+BOTH = [
+    one
+    for one in all_experiments()
+    if one.tier is Reranker and one.name not in {*READ_A_REGISTRY, "lu2025/head_to_score"}
+]
+
+
+@pytest.fixture(scope="module")
+def both() -> list[Any]:
+    """Our own forward and the nnsight backend on the same weights."""
+    hf = transformers.AutoModelForSequenceClassification.from_pretrained(TOY_MODEL).double()
     tokenizer = transformers.AutoTokenizer.from_pretrained(TOY_MODEL)
-    both = [mi.load(hf, tokenizer, backend=backend) for backend in ("own", "nnsight")]
-    for name, options in (
-        ("vast2025/direction_ablation", {}),
-        ("vast2025/attention_contrast", {"relevant": 2, "hard": 0, "weak": 0}),
-        ("vast2025/layer_sweep", {"cut": "doc<-query"}),
-        ("vast2025/cls_lens", {"relevant": 2}),
-        ("vast2024/importance", {"relevant": "2"}),
-    ):
-        one, other = (
-            mi.run(name, model, small, registry=tmp_path / backend, **options)
-            for model, backend in zip(both, ("own", "nnsight"), strict=True)
+    return [mi.load(hf, tokenizer, backend=backend) for backend in ("own", "nnsight")]
+
+
+@pytest.mark.parametrize("experiment", BOTH, ids=lambda experiment: experiment.name)
+def test_both_backends_give_the_same_frames(experiment: Any, both: list[Any], tmp_path: Path) -> None:
+    small, runs = mi.collection(TOY), []
+    for number, model in enumerate(both):
+        source: Any = mi.diagnostic("tfc1", small, model=model) if experiment.runs_on == "contrasts" else small
+        runs.append(
+            mi.run(experiment.name, model, source, registry=tmp_path / str(number), **OPTIONS.get(experiment.name, {}))
         )
-        same_frames(one.summary, other.summary)
-    for name in ("chen2024/head_maps", "chen2024/block_maps"):
-        one, other = (
-            mi.run(name, model, mi.diagnostic("tfc1", small, model=model), registry=tmp_path / backend)
-            for model, backend in zip(both, ("own", "nnsight"), strict=True)
-        )
-        same_frames(one.rows, other.rows)
+    for one, other in ((runs[0].rows, runs[1].rows), (runs[0].summary, runs[1].summary)):
+        same_frames(one, other)
 
 
 def same_frames(one: pd.DataFrame, other: pd.DataFrame) -> None:
-    """The same columns and rows, numbers to 1e-4: p of permutations may turn on a tie."""
-    numbers = one.select_dtypes("number").columns
-    pd.testing.assert_frame_equal(one.drop(columns=numbers), other.drop(columns=numbers))
-    for column in numbers.difference([name for name in numbers if name.startswith(("p_", "rank"))]):
-        pd.testing.assert_series_equal(one[column], other[column], rtol=1e-3, atol=1e-4)
+    """The same rows and columns, numbers to rounding; a p by permutation may turn on a tie, and ranks with it."""
+    assert one.columns.equals(other.columns) and len(one) == len(other)
+    for column in (name for name in one if not str(name).startswith(("p_", "rank"))):
+        left, right = one[column], other[column]
+        if isinstance(left.dropna().head(1).squeeze(), list | np.ndarray):
+            left, right = (pd.Series(np.concatenate(list(side.dropna()))) for side in (left, right))
+        pd.testing.assert_series_equal(left, right, rtol=1e-5, atol=1e-7)
 
 
 def contrasted() -> list[mi.Contrast]:
