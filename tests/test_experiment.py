@@ -245,7 +245,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next((registry / "runs").iterdir())
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGKILL, -9),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
+)
 def test_killed_half_way_it_loses_nothing(whole: Path, tmp_path: Path, number: int, code: int) -> None:
     process = start(tmp_path / "killed")
     wait_for_parts(tmp_path / "killed", 2, process)

@@ -102,6 +102,7 @@ def test_the_plural_of_three_letters_is_no_neighbour() -> None:
     assert neighbours(with_vocabulary({"dog": ["dogs", "puppy"]}), ["dog"]) == {"dog": "puppy"}
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_neighbours_in_the_real_embedding_are_other_whole_words(trained: HookedEncoder) -> None:
     queries = mi.collection("embedded").queries.values()

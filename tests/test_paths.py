@@ -152,7 +152,9 @@ def test_the_edges_of_the_frame_are_read_back(tiny: HookedEncoder, receiver: obj
     assert rows["edge"].is_unique and len(rows) > 4
 
 
-@pytest.mark.parametrize("c", [100.0, 3.0, 1.0])
+@pytest.mark.parametrize(
+    "c", [pytest.param(100.0, marks=pytest.mark.slow), 3.0, pytest.param(1.0, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("counterfactual", ["tf", "query"])
 def test_exactly_the_planted_paths_are_found(c: float, counterfactual: str) -> None:
     model = mi.planted.bm25(c=c)

@@ -121,6 +121,9 @@ BOTH = [
 ]
 
 
+QUICK = ("chen2024/head_maps", "vast2024/importance", "vast2025/attention_contrast", "vast2025/direction_ablation")
+
+
 @pytest.fixture(scope="module")
 def both() -> list[Any]:
     """Our own forward and the nnsight backend on the same weights."""
@@ -129,7 +132,10 @@ def both() -> list[Any]:
     return [mi.load(hf, tokenizer, backend=backend) for backend in ("own", "nnsight")]
 
 
-@pytest.mark.parametrize("experiment", BOTH, ids=lambda experiment: experiment.name)
+@pytest.mark.parametrize(
+    "experiment",
+    [pytest.param(one, id=one.name, marks=[] if one.name in QUICK else pytest.mark.slow) for one in BOTH],
+)
 def test_both_backends_give_the_same_frames(experiment: Any, both: list[Any], tmp_path: Path) -> None:
     small, runs = mi.collection(TOY), []
     for number, model in enumerate(both):
