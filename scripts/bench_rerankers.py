@@ -5,9 +5,9 @@ Run: python scripts/bench_rerankers.py [--rounds 5] [--only modernbert] [--heads
 Models of the shape of ModernBERT-base and of Qwen3-0.6B with random weights, float32, on one batch of 4 texts of 128
 word pieces. Beside each stands Hugging Face's own forward (sdpa). A map of heads is two of the first, the middle and
 the last layer, left out one by one by `mi.sweep`, beside a loop with a torch hook on what W_O reads. Both sides take
-turns, forward by forward or map by map, and a ratio is the median of the ratios of turns. Peak memory is that of a process
-of its own, which opens the model, scores the batch and leaves out one head; what it took to draw random weights does
-not count (Linux alone).
+turns, forward by forward or map by map, and a ratio is the median of the ratios of turns. Peak memory is that of a
+process of its own, which opens the model, scores the batch and leaves out one head; what it took to draw random weights
+does not count (Linux alone).
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def without_head(kind: str, hf: Any, ids: torch.Tensor, layer: int, head: int) -
 
 
 def chosen(hf: Any) -> list[tuple[int, int]]:
-    """Two heads of the first, the middle and the last layer, whose mean of skipped layers is about half."""
+    """Two heads of the first, the middle and the last layer."""
     last = hf.config.num_hidden_layers - 1
     return [(layer, head) for layer in (0, last // 2, last) for head in (1, 2)]
 
