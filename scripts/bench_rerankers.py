@@ -1,12 +1,13 @@
 """Speed and memory of rerankers that nnsight opens, as ratios inside one run; prints a table in Markdown.
 
-Run: python scripts/bench_rerankers.py [--rounds 5] [--heads 4] [--only modernbert]
+Run: python scripts/bench_rerankers.py [--rounds 5] [--only modernbert] [--heads]
 
 Models of the shape of ModernBERT-base and of Qwen3-0.6B with random weights, float32, on one batch of 4 texts of 128
-word pieces. Beside each stands Hugging Face's own forward (sdpa), and for heads a torch hook on what W_O reads. Both
-sides take turns forward by forward, and a ratio is the median of the ratios of turns. Peak memory is that of a process
-of its own, which opens the model, scores the batch and leaves out one head; what it took to draw random weights does
-not count (Linux alone).
+word pieces. Beside each stands Hugging Face's own forward (sdpa). A map of heads is two of the first, the middle and
+the last layer, left out one by one by `mi.sweep`, beside a loop with a torch hook on what W_O reads. Both sides take
+turns, forward by forward or map by map, and a ratio is the median of the ratios of turns. Peak memory is that of a
+process of its own, which opens the model, scores the batch and leaves out one head; what it took to draw random weights
+does not count (Linux alone).
 """
 
 from __future__ import annotations
@@ -28,8 +29,6 @@ import torch
 import transformers
 
 ROWS, LENGTH = 4, 128
-LAYER = 11
-"""The layer whose heads are left out, about the middle of both."""
 SHAPES: dict[str, dict[str, Any]] = {
     "modernbert": {"hidden_size": 768, "num_hidden_layers": 22, "num_attention_heads": 12, "intermediate_size": 1152},
     "qwen3": {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 3072},
@@ -52,10 +51,12 @@ def main() -> None:
         hf = hugging_face(kind)
         model, batch = opened(hf, tokenizer(kind)), texts(hf)
         with torch.no_grad():
-            for row in (scoring(kind, model, hf, batch, arguments), heads(kind, model, hf, batch, arguments)):
-                print(f"| {' | '.join(row)} |", flush=True)
+            if not arguments.heads:
+                print(f"| {' | '.join(scoring(kind, model, hf, batch, arguments))} |", flush=True)
+            print(f"| {' | '.join(heads(kind, model, hf, arguments))} |", flush=True)
         del model, hf, batch
-        print(f"| {' | '.join(memory(kind))} |", flush=True)
+        if not arguments.heads:
+            print(f"| {' | '.join(memory(kind))} |", flush=True)
 
 
 def hugging_face(kind: str) -> Any:
@@ -99,7 +100,7 @@ def plain(kind: str, hf: Any, ids: torch.Tensor) -> torch.Tensor:
     return hf(input_ids=ids, attention_mask=torch.ones_like(ids), **options).logits
 
 
-def without_head(kind: str, hf: Any, ids: torch.Tensor, head: int) -> torch.Tensor:
+def without_head(kind: str, hf: Any, ids: torch.Tensor, layer: int, head: int) -> torch.Tensor:
     """The same with one head's z at 0, by a torch hook on what W_O reads."""
 
     def zeroed(module: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -107,7 +108,7 @@ def without_head(kind: str, hf: Any, ids: torch.Tensor, head: int) -> torch.Tens
         z[:, :, head] = 0
         return (z.flatten(-2), *given[1:])
 
-    weights = hf.base_model.layers[LAYER].get_submodule(WEIGHTS[kind])
+    weights = hf.base_model.layers[layer].get_submodule(WEIGHTS[kind])
     handle = weights.register_forward_pre_hook(zeroed)
     try:
         return plain(kind, hf, ids)
@@ -115,12 +116,19 @@ def without_head(kind: str, hf: Any, ids: torch.Tensor, head: int) -> torch.Tens
         handle.remove()
 
 
-def left_out(model: Any, batch: Any, head: int) -> torch.Tensor:
-    """The scores without one head, as `model.score` and `sweep` compute them."""
+def chosen(hf: Any) -> list[tuple[int, int]]:
+    """Two heads of the first, the middle and the last layer."""
+    last = hf.config.num_hidden_layers - 1
+    return [(layer, head) for layer in (0, last // 2, last) for head in (1, 2)]
+
+
+def swept(model: Any, heads: Sequence[tuple[int, int]]) -> Any:
+    """The map of these heads on texts as long as those of the batch."""
     import mechir as mi
 
-    with model.hooks(mi.Ablate(mi.Head(LAYER, head)).hooks(batch)):
-        return model(batch)
+    pairs = [mi.Pair("query", "word " * LENGTH, f"q{row}", f"d{row}") for row in range(ROWS)]
+    do = {f"h{layer}.{head}": mi.Ablate(mi.Head(layer, head)) for layer, head in heads}
+    return mi.sweep(model, pairs, do, max_length=LENGTH, progress=False)
 
 
 def turns(ours: Sequence[Callable[[], Any]], other: Sequence[Callable[[], Any]], rounds: int) -> tuple[float, ...]:
@@ -144,12 +152,12 @@ def scoring(kind: str, model: Any, hf: Any, batch: Any, arguments: argparse.Name
     return _row(f"{TITLES[kind]}: score / Hugging Face, sdpa", *measured, "<= 1.1")
 
 
-def heads(kind: str, model: Any, hf: Any, batch: Any, arguments: argparse.Namespace) -> tuple[str, ...]:
-    some = range(arguments.heads)
-    ours = [lambda head=head: left_out(model, batch, head) for head in some]
-    other = [lambda head=head: without_head(kind, hf, batch.input_ids, head) for head in some]
-    measured = turns(ours, other, max(1, arguments.rounds // 2))
-    return _row(f"{TITLES[kind]}: a head left out / the loop with a torch hook, per head", *measured, "<= 1.0")
+def heads(kind: str, model: Any, hf: Any, arguments: argparse.Namespace) -> tuple[str, ...]:
+    some = chosen(hf)
+    ids = torch.randint(10, 1000, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
+    loop = lambda: [without_head(kind, hf, ids, *head) for head in some]  # noqa: E731
+    measured = turns([lambda: swept(model, some)], [loop], max(1, arguments.rounds // 2))
+    return _row(f"{TITLES[kind]}: a map of 6 heads / the loop with a torch hook", *measured, "<= 1.0")
 
 
 def memory(kind: str) -> tuple[str, ...]:
@@ -173,10 +181,10 @@ def peak(kind: str, side: str) -> float:
     if side == "ours":
         model = opened(hf, written)
         model(batch)
-        left_out(model, batch, 0)
+        swept(model, chosen(hf)[2:3])
     else:
         plain(kind, hf, batch.input_ids)
-        without_head(kind, hf, batch.input_ids, 0)
+        without_head(kind, hf, batch.input_ids, *chosen(hf)[2])
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
 
@@ -188,7 +196,7 @@ def _row(what: str, ours: float, other: float, ratio: float, wanted: str) -> tup
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--heads", type=int, default=4, help="heads of one layer that are left out, one by one")
+    parser.add_argument("--heads", action="store_true", help="the map of heads alone")
     parser.add_argument("--only", choices=list(SHAPES))
     parser.add_argument("--peak", choices=["ours", "hf"], help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -36,6 +36,7 @@ COLUMNS = {
     "DeBERTa-v2": ("deberta", None),
     "Qwen3, yes/no": ("qwen3", None),
     "Llama, classifier": ("llama", None),
+    "T5, true/false": ("t5", None),
 }
 """The columns of the table: a structure, and the backend where it is not the default."""
 BOUND, LEAST = 1e-4, 1e-3
@@ -47,8 +48,9 @@ WORDS = {
     "shows its weights": "needs weights",
     "starts at any layer": "needs restarts",
     "have no cls": "no CLS",
-    "rotary positions": "rotary positions",
-    "relative positions": "relative positions",
+    "a norm of its own": "norm of q, k",
+    "attention scores of": "other scores",
+    "generated tokens": "reads a decoder",
     "reads only itself and those before it": "causal mask",
 }
 """A refusal in two or three words, by what its sentence says."""

@@ -4,7 +4,8 @@ Run: python scripts/small_rerankers.py FOLDER
 
 Each has 3 layers, 4 heads and a stream of 32, its weights are drawn at random, and it knows nothing of relevance. BERT,
 ModernBERT and DeBERTa have the tokenizer of the embedded model; the decoders have byte-level word pieces that are
-learned from the embedded collection, Qwen3 with the prompt of Qwen3-Reranker as its chat template.
+learned from the embedded collection, Qwen3 with the prompt of Qwen3-Reranker as its chat template; T5 has pieces of
+words, learned from the same texts.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 import mechir as mi
 
-STRUCTURES = ("bert", "modernbert", "deberta", "qwen3", "llama")
+STRUCTURES = ("bert", "modernbert", "deberta", "qwen3", "llama", "t5")
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
 SHAPE |= {"max_position_embeddings": 512, "num_labels": 1}
 PIECES, LENGTH = 2000, 400
@@ -51,13 +52,16 @@ def write(folder: str | Path, *kinds: str) -> dict[str, Path]:
 def build(kind: str, tokenizer: Any) -> Any:
     """A reranker in memory: weights N(0, 0.2), those of norms around 1."""
     shape = config(kind, len(tokenizer), tokenizer.pad_token_id)
-    task = transformers.AutoModelForCausalLM if kind == "qwen3" else transformers.AutoModelForSequenceClassification
+    tasks = {"qwen3": transformers.AutoModelForCausalLM, "t5": transformers.AutoModelForSeq2SeqLM}
+    task = tasks.get(kind, transformers.AutoModelForSequenceClassification)
     hf, draw = task.from_config(shape).eval(), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in hf.named_parameters():
             noise = torch.randn(parameter.shape, generator=draw)
             norm = "norm" in name.lower() and name.endswith("weight")
             parameter.copy_(1 + 0.1 * noise if norm else 0.2 * noise)
+            if name.endswith(".q.weight"):  # T5 does not divide its scores: its queries are small
+                parameter.mul_(8**-0.5)
     return hf
 
 
@@ -74,6 +78,11 @@ def config(kind: str, n_pieces: int, pad: int) -> Any:
         relative = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16}
         relative |= {"share_att_key": True, "norm_rel_ebd": "layer_norm", "max_relative_positions": -1}
         return transformers.DebertaV2Config(**shape, **relative, type_vocab_size=0, position_biased_input=False)
+    if kind == "t5":
+        sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 3, "num_decoder_layers": 2, "num_heads": 4}
+        sizes |= {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 16}
+        ids = {"vocab_size": n_pieces, "pad_token_id": pad, "decoder_start_token_id": pad, "eos_token_id": 1}
+        return transformers.T5Config(**sizes, **ids)
     decoder = {"qwen3": transformers.Qwen3Config, "llama": transformers.LlamaConfig}[kind]
     return decoder(**shape, **nothing, num_key_value_heads=2, head_dim=8)
 
@@ -82,6 +91,8 @@ def pieces(kind: str) -> Any:
     """The tokenizer of a structure."""
     if kind in ("bert", "modernbert", "deberta"):
         return mi.load().tokenizer
+    if kind == "t5":
+        return of_words()
     tokenizer = byte_level()
     if kind == "qwen3":
         tokenizer.chat_template = CHAT
@@ -107,6 +118,17 @@ def byte_level() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def of_words() -> PreTrainedTokenizerFast:
+    """Pieces of words as of T5, a space before each word and `</s>` behind a text, learned from the same collection."""
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=PIECES, special_tokens=[*special.values()], show_progress=False)
+    backend.train_from_iterator([*_texts(), *["Query: Document: Relevant: false true"] * 99], trainer)
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=LENGTH, **special)
+
+
 @cache
 def _learned() -> str:
     backend = Tokenizer(models.BPE())
@@ -114,10 +136,13 @@ def _learned() -> str:
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=PIECES, initial_alphabet=alphabet, show_progress=False)
-    pairs = mi.collection("embedded").pairs(per_grade=2, easy_negatives=0)
-    texts = [*dict.fromkeys(text for pair in pairs for text in (pair.query, pair.document)), CHAT, *["yes no"] * 9]
-    backend.train_from_iterator(texts, trainer)
+    backend.train_from_iterator([*_texts(), CHAT, *["yes no"] * 9], trainer)
     return backend.to_str()
+
+
+def _texts() -> list[str]:
+    pairs = mi.collection("embedded").pairs(per_grade=2, easy_negatives=0)
+    return [*dict.fromkeys(text for pair in pairs for text in (pair.query, pair.document))]
 
 
 def main() -> None:

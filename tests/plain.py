@@ -23,6 +23,12 @@ from mechir.encoder.traced.layouts import LAYOUTS
 Place = tuple[str, int]
 """What is read or edited: ("z", 1) is what W_O of layer 1 reads. See `Plain.run`."""
 Edits = Mapping[Place, Callable[[Tensor], Tensor]]
+TASKS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "ForSequenceClassification": (transformers.AutoModelForSequenceClassification, ()),
+    "ForCausalLM": (transformers.AutoModelForCausalLM, ("no", "yes")),
+    "ForConditionalGeneration": (transformers.AutoModelForSeq2SeqLM, ("\u2581false", "\u2581true")),
+}
+"""By the end of a class's name, how it is read, and the two words whose logits' difference is the score."""
 
 
 class Plain:
@@ -30,8 +36,7 @@ class Plain:
 
     def __init__(self, folder: Path) -> None:
         config = transformers.AutoConfig.from_pretrained(folder)
-        self.words = config.architectures[0].endswith("ForCausalLM")
-        task = transformers.AutoModelForCausalLM if self.words else transformers.AutoModelForSequenceClassification
+        task, self.words = next((value for name, value in TASKS.items() if config.architectures[0].endswith(name)))
         hf = task.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager")
         self.hf: Any = hf.eval().requires_grad_(False)
         self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
@@ -42,12 +47,17 @@ class Plain:
 
     def inputs(self, pair: mi.Pair) -> dict[str, Tensor]:
         """The arguments of one text."""
+        config = self.hf.config
+        if config.is_encoder_decoder:
+            text = f"Query: {pair.query} Document: {pair.document} Relevant:"
+            start = torch.tensor([[config.decoder_start_token_id]])
+            return dict(self.tokenizer(text, return_tensors="pt")) | {"decoder_input_ids": start}
         if self.words:
             messages = [{"role": "query", "content": pair.query}, {"role": "document", "content": pair.document}]
             text = self.tokenizer.apply_chat_template(messages, tokenize=False)
             return dict(self.tokenizer(text, add_special_tokens=False, return_tensors="pt"))
         read = self.tokenizer(pair.query, pair.document, return_tensors="pt")
-        untyped = not getattr(self.hf.config, "type_vocab_size", 0)
+        untyped = not getattr(config, "type_vocab_size", 0)
         return {name: x for name, x in read.items() if not (untyped and name == "token_type_ids")}
 
     def score(self, pair: mi.Pair, edits: Edits | None = None) -> float:
@@ -69,18 +79,19 @@ class Plain:
         """
         seen: dict[Place, Tensor] = {}
         points = Points(edits or {}, seen)
-        handles = [self.hf.get_input_embeddings().register_forward_hook(points.after("embed", 0))]
+        word = self.hf.base_model.get_submodule(self.layout.word)
+        handles = [word.register_forward_hook(points.after("embed", 0))]
         for k, layer in enumerate(self.layers):
             handles += self._hooked(points, k, layer)
         try:
             with Inside(self, points):
-                out = self.hf(**self.inputs(pair), **({"use_cache": False} if self.layout.causal else {}))
+                out = self.hf(**self.inputs(pair), **({"use_cache": False} if self.words else {}))
         finally:
             for handle in handles:
                 handle.remove()
         if not self.words:
             return out.logits[0, 0], seen
-        no, yes = self.tokenizer.convert_tokens_to_ids(["no", "yes"])
+        no, yes = self.tokenizer.convert_tokens_to_ids(list(self.words))
         return out.logits[0, -1, yes] - out.logits[0, -1, no], seen
 
     def _hooked(self, points: Points, k: int, layer: nn.Module) -> list[Any]:
@@ -141,6 +152,8 @@ class Inside(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, given: Any = (), options: Any = None) -> Any:
         """Calls it, with the edits of this layer."""
         options = options or {}
+        if self.layer == self.plain.n_layers and not self.compared:  # all later attention is a decoder's
+            return function(*given, **options)
         if function is F.softmax:
             scores = self.points.through("scores", self.layer, given[0])
             lost = (scores <= torch.finfo(scores.dtype).min).all(-1, keepdim=True)  # nothing is left to read

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import mechir as mi
 from mechir.methods import attribution, conductance, edges, lens, lexical, paths, spectra, tokens
@@ -18,6 +19,10 @@ from tests.plain import Edits, Place
 from tests.references_plain import Beside, Case, place_of
 
 FIXED = ("h1.1.q", "h0.1.k", "h2.1.k")
+HIDDEN = -1e30
+"""Scores below it are those of sources that a mask hides."""
+DISTANCE = 3
+"""Positions between reader and source in the spectra of models that turn queries and keys by them."""
 SITES = ("h0.2", "h1.2", "mlp1", "n1.5", "h1.0.v", "attn1", *FIXED)
 STEPS = 6
 
@@ -39,12 +44,13 @@ def gradients(case: Case, pair: mi.Pair, edit: Callable[[Tensor], Tensor] | None
 
 def of_site(x: Tensor, site: mi.Site) -> Tensor:
     """The part of an activation that is a site's."""
-    return x[:, :, site[1]] if isinstance(site, mi.Head | mi.Neuron) else x
+    return x[:, :, site[1]] if isinstance(site, simple.UNITS) else x
 
 
 def attribute(case: Case) -> Beside:
-    rows = attribution.attribute(case.model, case.contrasts, SITES, qk_fix=False)
-    found = {name: [] for name in SITES}
+    sites = case.named(SITES)
+    rows = attribution.attribute(case.model, case.contrasts, sites, qk_fix=False)
+    found = {name: [] for name in sites}
     for contrast in case.contrasts:
         donor, here = case.plain.read(contrast.donor), gradients(case, contrast.base)
         for name, values in found.items():
@@ -56,19 +62,30 @@ def attribute(case: Case) -> Beside:
 
 
 def attribute_fixed(case: Case) -> Beside:
-    rows = attribution.attribute(case.model, case.contrasts, FIXED, qk_fix=True)
+    rows = attribution.attribute(case.model, case.contrasts, case.named(FIXED), qk_fix=True)
     for name, part in rows.groupby("site", sort=False):
         site = mi.parse_site(name)
-        layer, head, values = site.layer, site.head, []
+        shared = case.plain.shared if isinstance(site, mi.KvHead) else 1
+        heads = range(site.head * shared, (site.head + 1) * shared)
+        values = []
         for contrast in case.contrasts:
             donor, here = case.plain.read(contrast.donor), gradients(case, contrast.base)
-            q, k, v = (here[part, layer][0][0, :, head] for part in "qkv")
-            new = donor[place_of(site.hook)][0, :, head]
-            q, k = (new, k) if site.part == "q" else (q, new)
-            z = (q @ k.T / q.shape[-1] ** 0.5).softmax(-1) @ v
-            base, slope = (x[0, :, head] for x in here["z", layer])
-            values.append(float(((z - base) * slope).sum()))
+            values.append(sum(through_softmax(case, here, donor, site, head) for head in heads))
         yield part["effect"], values
+
+
+def through_softmax(
+    case: Case, here: dict[Place, list[Tensor]], donor: dict[Place, Tensor], site: mi.Head | mi.KvHead, head: int
+) -> float:
+    """What a head's z changes with the donor's queries or keys, times the score's gradient there."""
+    layer, own = site.layer, {"q": head, "k": head // case.plain.shared, "v": head // case.plain.shared}
+    q, k, v = (here[part, layer][0][0, :, own[part]] for part in "qkv")
+    new = donor[site.part, layer][0, :, site.head]
+    q, k = (new, k) if site.part == "q" else (q, new)
+    hidden = (here["scores", layer][0] < HIDDEN).expand(1, case.plain.n_heads, len(q), len(q))[0, head]
+    z = (q @ k.T / q.shape[-1] ** 0.5).masked_fill(hidden, -torch.inf).softmax(-1) @ v
+    base, slope = (x[0, :, head] for x in here["z", layer])
+    return float(((z - base) * slope).sum())
 
 
 def flows(case: Case, pair: mi.Pair, segment: mi.Segment) -> dict[Place, Tensor]:
@@ -120,16 +137,19 @@ def attributed_tokens(case: Case) -> Beside:
 
 
 def depths(case: Case) -> Beside:
+    """The score with the stream of a depth in the place of the last one, which the head and its norm read."""
     rows = asked(lens.read_depths, case.model, case.pairs)
-    hf = case.plain.hf
+    plain = case.plain
     for pair in case.pairs:
-        seen, layers = case.plain.read(pair), case.plain.layers
-        for k in range(case.plain.n_layers):
-            middle = layers[k].attention.output.LayerNorm(seen["stream", k] + seen["attn", k])
-            for site, x in ((f"resid{k}", seen["stream", k]), (f"resid{k}.mid", middle)):
-                read = rows[(rows["doc_id"] == pair.doc_id) & (rows["site"] == site) & rows["score"].notna()]
-                if len(read):
-                    yield read["score"], hf.classifier(hf.bert.pooler(x))[:, 0]
+        seen, streams = plain.read(pair), {}
+        streams["resid0"] = seen["stream", 0]
+        for k, layer in enumerate(plain.layers):
+            norm = layer.get_submodule(plain.layout.ln1) if plain.layout.norm == "post" else torch.nn.Identity()
+            streams |= {f"resid{k}.mid": norm(seen["stream", k] + seen["attn", k])}
+            streams |= {f"resid{k}.post": seen["stream", k + 1]}
+        read = rows[(rows["doc_id"] == pair.doc_id) & rows["score"].notna()].set_index("site")["score"]
+        there = [plain.score(pair, {("stream", plain.n_layers): lambda _, x=x: x}) for x in streams.values()]
+        yield read.reindex(streams), there
 
 
 def frozen_but(case: Case, contrast: mi.Contrast, head: mi.Head, kinds: tuple[str, ...]) -> float:
@@ -161,12 +181,36 @@ def edge_effects(case: Case) -> Beside:
 
 
 def traces(case: Case) -> Beside:
-    rows = asked(spectra.qk_spectra, case.model, draws=20)
+    """The traces of W_Q W_K^T, at a distance where positions turn queries and keys."""
+    turned = case.plain.layout.positions == "rotary"
+    rows = asked(spectra.qk_spectra, case.model, draws=20, distance=DISTANCE if turned else None)
     expected = []
     for layer in case.plain.layers:
-        q, k = (getattr(layer.attention.self, part).weight.unflatten(0, (4, -1)) for part in ("query", "key"))
-        expected += [float(torch.trace(q[head].T @ k[head])) for head in range(4)]
+        plain = (weights(case, layer.attention.self, part) for part in ("query", "key") if not turned)
+        q, k = at_a_distance(case, layer) if turned else plain
+        expected += torch.einsum("hde,hde->h", q, k).tolist()
     yield rows["trace"], expected
+
+
+def weights(case: Case, attention: Any, path: str, chunk: slice = slice(None)) -> Tensor:
+    """The weights of a projection by head [head, d_model, d_head]; shared ones once for each head."""
+    weight = attention.get_submodule(path).weight[chunk]
+    rows = weight.unflatten(0, (-1, case.model.cfg.d_head)).transpose(1, 2)
+    return rows.repeat_interleave(case.plain.n_heads // len(rows), 0)
+
+
+def at_a_distance(case: Case, layer: Any) -> tuple[Tensor, Tensor]:
+    """The weights of queries and keys, these turned as at position 0, those as at `DISTANCE`, by transformers' own."""
+    layout, body = case.plain.layout, case.plain.hf.base_model
+    attention = layer.get_submodule(layout.attention)
+    if "qkv" in layout.turned:
+        d, path = case.model.cfg.d_model, layout.turned["qkv"]
+        q, k = (weights(case, attention, path, slice(part * d, (part + 1) * d)) for part in range(2))
+    else:
+        q, k = (weights(case, attention, layout.turned[part]) for part in "qk")
+    kind = [layer.attention_type] if hasattr(layer, "attention_type") else []
+    there, here = (body.rotary_emb(q, torch.tensor([[at]]), *kind) for at in (DISTANCE, 0))
+    return apply_rotary_pos_emb(q[None], q[None], *there)[0][0], apply_rotary_pos_emb(k[None], k[None], *here)[0][0]
 
 
 def embedding(case: Case) -> Beside:
@@ -194,6 +238,7 @@ ROWS: dict[str, Callable[[Case], Beside]] = {
     "entropy (`attention_by_pair`)": simple.entropy,
     "direction ablation": simple.direction_ablation,
     "layer sweep": simple.layer_sweep,
+    "layer sweep of `doc<-query`": simple.layer_sweep_of_one,
     "`conductance`": conducted,
     "`conductance(split=True)`": conducted_by_segment,
     "`token_attribution`": attributed_tokens,

@@ -5,6 +5,7 @@ A row is a function of a `Case` that yields pairs of numbers, a method's and the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,8 @@ from tests.plain import Edits, Place, Plain
 
 Beside = Iterator[tuple[Any, Any]]
 Edit = Callable[[Tensor], Tensor]
+UNITS = mi.Head | mi.KvHead | mi.Neuron
+"""Sites that are one of many in an activation."""
 SITES = ("h1.2", "h2.0", "n1.5", "mlp1", "mlp1.post", "attn0", "resid1", "h1.1.q", "h0.1.k", "h1.0.v", "h1.3.pattern")
 KINDS = {"hook_resid_pre": "stream", "hook_attn_out": "attn", "hook_mlp_out": "mlp", "mlp.hook_post": "post"}
 KINDS |= {f"attn.hook_{part}": part for part in ("q", "k", "v", "z", "pattern")}
@@ -41,6 +44,13 @@ class Case:
         """Each pair with one more word of its query, and without."""
         return [mi.align(pair, mi.diagnostics.Tfc1(), self.model.writer) for pair in self.pairs]
 
+    def named(self, sites: Sequence[str]) -> list[str]:
+        """The sites, where `h1.3.k` is the keys that head 3 shares with others: `h1.kv1.k`."""
+        return [re.sub(r"\.(\d)\.([kv])$", self._shared, name) for name in sites] if self.plain.shared > 1 else [*sites]
+
+    def _shared(self, found: re.Match[str]) -> str:
+        return f".kv{int(found[1]) // self.plain.shared}.{found[2]}"
+
     def at(self, pair: mi.Pair, segment: mi.Segment) -> Tensor:
         """True at the positions of a segment [pos]."""
         return self.model.batch([pair]).at(segment)[0]
@@ -57,7 +67,7 @@ def of_unit(site: Any, change: Callable[[Tensor], Tensor]) -> Edits:
     place = place_of(site.hook)
 
     def edit(x: Tensor) -> Tensor:
-        if not isinstance(site, mi.Head | mi.Neuron):
+        if not isinstance(site, UNITS):
             return change(x)
         new, unit = x.clone(), [slice(None)] * x.ndim
         unit[1 if place[0] == "pattern" else 2] = site[1]
@@ -148,7 +158,7 @@ def ablate(case: Case) -> Beside:
 
 def patch_value(case: Case) -> Beside:
     bases, donors = ([getattr(contrast, side) for contrast in case.contrasts] for side in ("base", "donor"))
-    for name in SITES:
+    for name in case.named(SITES):
         site = mi.parse_site(name)
         ours = case.model.score(bases, mi.Patch(mi.record(case.model, donors, site), site))
         yield ours, [spliced(case, contrast, site) for contrast in case.contrasts]
@@ -196,7 +206,7 @@ def sweep(case: Case) -> Beside:
 
 
 def patch(case: Case) -> Beside:
-    rows = patching.patch(case.model, case.contrasts, SITES)
+    rows = patching.patch(case.model, case.contrasts, case.named(SITES))
     base = [case.plain.score(contrast.base) for contrast in case.contrasts]
     for name, part in rows.groupby("site", sort=False):
         site = mi.parse_site(name)
@@ -216,7 +226,7 @@ def measures(pattern: np.ndarray, readers: np.ndarray, sources: np.ndarray, ids:
 
 
 def by_pair(case: Case) -> pd.DataFrame:
-    """The reference's `MEASURES` of every pair, direction and head."""
+    """The reference's `MEASURES` of every pair, head and direction that the mask does not hide."""
     rows = []
     for pair in case.pairs:
         seen, ids = case.plain.read(pair), case.plain.inputs(pair)["input_ids"][0].numpy()
@@ -224,6 +234,8 @@ def by_pair(case: Case) -> pd.DataFrame:
         for layer in range(case.plain.n_layers):
             for head, pattern in enumerate(seen["pattern", layer][0].numpy()):
                 for direction, sides in (("query<-doc", (query, doc)), ("doc<-query", (doc, query))):
+                    if case.plain.layout.causal and direction == "query<-doc":
+                        continue
                     values = dict(zip(matching.MEASURES, measures(pattern, *sides, ids), strict=True))
                     rows.append(
                         {"grade": pair.grade, "doc_id": pair.doc_id, "direction": direction, "site": f"h{layer}.{head}"}
@@ -288,6 +300,10 @@ def direction_ablation(case: Case) -> Beside:
 
 def layer_sweep(case: Case) -> Beside:
     yield from of_masks(case, LayerSweep())
+
+
+def layer_sweep_of_one(case: Case) -> Beside:
+    yield from of_masks(case, LayerSweep(cut=(Direction.parse("doc<-query"),)))
 
 
 def pruned(case: Case) -> Beside:

@@ -21,6 +21,7 @@ MODELS = {
     "ModernBERT": ("ModernBERT",),
     "DeBERTa": ("DeBERTa-v2",),
     "decoders": ("Qwen3, yes/no", "Llama, classifier"),
+    "T5": ("T5, true/false",),
 }
 """The models of each column of the table of hooks."""
 
@@ -34,7 +35,6 @@ def test_the_page_says_of_every_method_and_structure_what_happens_now(models: di
     assert table(models) == written()
 
 
-@pytest.mark.xfail(reason="parts of a prompt that are no parts of a pair, and directions against the mask", strict=True)
 def test_no_method_gives_other_numbers_than_the_reference() -> None:
     assert not [line[0] for line in written()[0] if WRONG in line]
 
@@ -89,5 +89,6 @@ def test_the_table_of_hooks_says_which_structure_has_which(models: dict[str, Cas
     said = hook_table()
     for column, names in MODELS.items():
         for name in names:
-            there = {re.sub(r"^blocks\.\d+", "blocks.L", hook) for hook in models[name].model.hook_dict}
+            hooks = [hook for hook in models[name].model.hook_dict if not hook.startswith("decoder.")]
+            there = {re.sub(r"^blocks\.\d+", "blocks.L", hook) for hook in hooks}
             assert {hook for hook, columns in said.items() if columns[column]} == there, name
