@@ -10,16 +10,16 @@ from mechir.segments import PARTS, Direction, Segment, directions, parts_of
 
 def possible(model: Hooked, batch: Batch) -> list[Direction]:
     """The directions between the parts of these pairs that happen in a model, in the order of `directions`."""
-    return [between for between in directions(parts_of(batch.present)) if not _impossible(between, batch, model)]
+    return [between for between in directions(parts_of(batch.present)) if not why_impossible(between, batch, model)]
 
 
 def refuse_impossible(direction: Direction, batch: Batch, model: Hooked) -> None:
     """Raises where no reader of a direction can read its source: a segment is not there, or the mask is causal."""
-    if reason := _impossible(direction, batch, model):
+    if reason := why_impossible(direction, batch, model):
         raise MechirError(f"'{direction}' cannot happen in '{model.cfg.model_name}': {reason}.")
 
 
-def _impossible(direction: Direction, batch: Batch, model: Hooked) -> str:
+def why_impossible(direction: Direction, batch: Batch, model: Hooked) -> str:
     """The reason why a direction does not happen in a model; empty where it does."""
     reader, source = direction.reader, direction.source
     generated = Segment.DECODER if model.structure.reads == "decoder" else Segment(0)

@@ -82,6 +82,8 @@ class Direction:
 
     def __post_init__(self) -> None:
         for side, segment in (("reader", self.reader), ("source", self.source)):
+            if set(segment) == set(FIVE):  # all that a pair has, under one name
+                object.__setattr__(self, side, Segment.ALL)
             if not segment or Segment.PAD in segment:
                 raise MechirError(
                     f"The {side} of a direction must hold tokens, not '{segment}': write e.g. 'doc<-query'."

@@ -45,6 +45,8 @@ BOUND, LEAST = 1e-4, 1e-3
 Hugging Face's softmax, norms and rotations are in float32.
 """
 WORDS = {
+    "what a decoder writes": "reads a decoder",
+    "a stream that is a sum": "no sum",
     "shows its weights": "needs weights",
     "starts at any layer": "needs restarts",
     "have no cls": "no CLS",

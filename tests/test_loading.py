@@ -110,7 +110,7 @@ def test_shards_and_old_names_of_layernorm_load(copy: Path, checkpoints: Checkpo
 
 SPOILT: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: edit_config(f, architectures=["BertForMaskedLM"]), r"is a BertForMaskedLM, which mechir cannot reproduce: it reads BertFor"),
-    (lambda f: edit_config(f, architectures=["ModernBertForSequenceClassification"]), r"is a ModernBertForSequenceClassification"),
+    (lambda f: edit_config(f, architectures=["MPNetForSequenceClassification"]), r"is a MPNetForSequenceClassification"),
     (lambda f: edit_config(f, auto_map={"AutoModel": "code.py"}), r"needs code from its own repository"),
     (lambda f: edit_config(f, position_embedding_type="relative_key"), r"has position_embedding_type='relative_key'"),
     (lambda f: edit_config(f, is_decoder=True), r"has is_decoder=True"),

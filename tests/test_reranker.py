@@ -306,5 +306,5 @@ def test_a_model_without_weights_is_patched_and_one_without_layers_scored(tiny: 
     contrast = mi.align(PAIRS[0], mi.diagnostics.Tfc1(), tiny.tokenizer)
     rows = patching.patch(restarts, [contrast], "h1.2")
     assert rows["effect"].equals(patching.patch(tiny, [contrast], "h1.2")["effect"])
-    with pytest.raises(MechirError, match="path_patch needs a model that starts at any layer and shows its weights"):
+    with pytest.raises(MechirError, match="path_patch needs a stream that is a sum up to the score"):
         FUNCTIONS["paths.path_patch"](restarts, [contrast])

@@ -101,6 +101,8 @@ def test_the_lens_reads_every_depth_with_all_that_comes_after_the_last_layer() -
     expected = hf.classifier(hf.head(hf.model.final_norm(cache["resid_post", 0])[:, 0]))[:, 0]
     early = read[read["site"] == "resid0.post"]["score"].to_numpy().astype("float32")
     assert torch.allclose(torch.from_numpy(early), expected, atol=1e-5)
+    with pytest.raises(MechirError, match="reads what a decoder writes and no row of the encoder by itself"):
+        read_depths(opened("t5"), PAIRS)
     prompt = read_depths(opened("qwen3"), PAIRS)
     assert prompt["score"].notna().sum() == len(read)
 
@@ -206,7 +208,7 @@ def test_where_nothing_looks_anew_a_path_is_a_patch(kind: str) -> None:
 
 def test_paths_and_their_heads_are_refused_where_they_are_no_sum() -> None:
     contrasts = contrasted()
-    with pytest.raises(MechirError, match=r"path_patch needs a model that starts at any layer and shows its weights"):
+    with pytest.raises(MechirError, match="path_patch needs a stream that is a sum up to the score"):
         mi.path_patch(opened("gemma2"), contrasts, "h0.1")
     with pytest.raises(MechirError, match=r"heads share 2 of keys and values: write h1\.kv0\.k"):
         mi.path_patch(opened("qwen3"), contrasts, "h0.1", "h1.1.k")
@@ -291,3 +293,11 @@ def test_a_sweep_goes_on_from_the_first_layer_that_is_touched(kind: str, monkeyp
     for name, intervention in do.items():
         scores = torch.tensor(table[table["name"] == name]["score"].to_numpy().copy())
         assert torch.allclose(scores, model.score(PAIRS, intervention), rtol=0, atol=3e-5), name
+
+
+def test_a_layer_sweep_says_which_direction_cannot_happen() -> None:
+    model, small = opened_language_model(), mi.collection(TOY)
+    with pytest.raises(
+        MechirError, match=r"cut=cls<-cls cannot happen in 'in memory': its pairs have no cls; .* as cut="
+    ):
+        mi.run("vast2025/layer_sweep", model, small)

@@ -5,12 +5,14 @@ from typing import Any
 
 import pandas as pd
 
+from mechir.errors import MechirError
 from mechir.experiment import Experiment, Finished, Inputs
 from mechir.interventions import Mask
 from mechir.methods.checks import measures_there, relevant_there
 from mechir.methods.directions import condition_table, first_of, stated
 from mechir.methods.evaluation import NDCG
 from mechir.options import BY_MEASURES, option
+from mechir.possible import why_impossible
 from mechir.reranker import Reranker
 from mechir.segments import Direction, directions
 from mechir.views import charts
@@ -56,7 +58,13 @@ class LayerSweep(Experiment):
         }
 
     def check(self, inputs: Inputs) -> Experiment:
-        """The measures in normal form; refuses a pool without a relevant document."""
+        """The measures in normal form; refuses what cannot happen, and a pool without a relevant document."""
+        batch = inputs.model.batch(("a", "b"))
+        for direction in self.cut:
+            if reason := why_impossible(direction, batch, inputs.model):
+                raise MechirError(
+                    f"cut={direction} cannot happen in '{inputs.model.cfg.model_name}': {reason}; give others as cut=."
+                )
         relevant_there(inputs.judged)
         return replace(self, evaluate=measures_there(inputs.judged, self.evaluate))
 

@@ -23,6 +23,8 @@ from mechir.encoder.hooked import HookedEncoder
 from mechir.encoder.reading import Reading
 from mechir.encoder.stored import configuration, device_of, expected, number_type, read_model, refuse_unfaithful, todays
 from mechir.encoder.tokenizing import load_tokenizer
+from mechir.encoder.traced.decoder import DECODERS
+from mechir.encoder.traced.layouts import LAYOUTS
 from mechir.errors import MechirError
 
 
@@ -104,7 +106,11 @@ def recognise(raw: dict[str, Any], stored: Mapping[str, Stored], folder: Path) -
             if family.architecture == architectures[0]:
                 return family, configuration(family.architecture, raw, folder)
         known = ", ".join(family.architecture for family in FAMILIES.values())
-        raise MechirError(f"'{folder}' is a {architectures[0]}, which mechir cannot reproduce: it reads {known}.")
+        others = ", ".join(name for name in LAYOUTS if name not in (*FAMILIES, *DECODERS))
+        raise MechirError(
+            f"'{folder}' is a {architectures[0]}, which mechir cannot reproduce: it reads {known}, classifiers of "
+            f"{others}, and language models with a prompt."
+        )
     best: tuple[int, str] = (-1, "")
     for name, family in FAMILIES.items():
         if raw.get("model_type") not in (None, name):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from mechir.encoder.checkpoint import read_json, resolve
 from mechir.encoder.default import NAME, embedded
@@ -110,4 +111,6 @@ def _by_nnsight(folder: Path) -> bool:
     raw = read_json(folder / "config.json")
     listed = raw.get("architectures") or []
     own = any(family.architecture in listed for family in FAMILIES.values())
-    return bool(listed) and not own and not raw.get("auto_map") and raw.get("model_type") in LAYOUTS
+    kinds = [getattr(transformers, str(name), None) for name in listed if str(name).endswith(traced.CLASSIFIER)]
+    types = [kind.config_class.model_type for kind in kinds if kind is not None]
+    return bool(types) and not own and not raw.get("auto_map") and types[0] in LAYOUTS

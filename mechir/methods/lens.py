@@ -23,7 +23,7 @@ from mechir.inputs import as_pairs
 from mechir.methods.groups import crossed, pair_ids
 from mechir.methods.ranking import TIE
 from mechir.recorder import observe, refuse_non_finite
-from mechir.reranker import Reranker, Restarts, needs, offers
+from mechir.reranker import Reranker, Restarts, offers
 from mechir.sites import Resid
 
 FOLDS = 5
@@ -62,7 +62,10 @@ def read_depths(
         MechirError: for pairs without grades, and for a model whose head reads a decoder.
     """
     if model.structure.reads == "decoder":
-        needs(model, "read_depths", reads="cls")
+        raise MechirError(
+            f"The head of '{model.cfg.model_name}' reads what a decoder writes and no row of the encoder by itself, so "
+            "it cannot be applied at a depth: measure it by patching.patch."
+        )
     pairs = as_pairs(pairs)
     if any(pair.grade is None for pair in pairs):
         raise MechirError("Pairs without a grade are neither relevant nor not: give judged pairs.")

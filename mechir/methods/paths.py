@@ -31,7 +31,7 @@ from mechir.methods.patching import largest, tidy
 from mechir.methods.sum_paths import patched_sums
 from mechir.model_sites import all_heads, heads_of, sites_of
 from mechir.recorder import observe
-from mechir.reranker import Reranker, Weights, needs
+from mechir.reranker import Reranker, Weights, needs, offers
 from mechir.sites import Head, Mlp, Resid, Score, Site
 
 FREEZE = ("heads", "heads+mlps")
@@ -97,9 +97,14 @@ def path_patch(
 
 def of_sums(model: Reranker, ln: str = "live") -> bool:
     """Whether the stream of a model is a sum, as in a pre-LN model; raises where paths are neither this nor post-LN."""
-    if model.structure.norm != "pre" or model.structure.reads == "decoder":
+    if offers(model, Weights):
         needs(model, "path_patch", Weights, norm="post", reads="cls")
         return False
+    if model.structure.norm != "pre" or model.structure.reads == "decoder":
+        raise MechirError(
+            f"path_patch needs a stream that is a sum up to the score, as of pre-LN models, or our own forward of a "
+            f"post-LN one, and '{model.cfg.model_name}' has neither: measure it by patching.patch."
+        )
     if ln == "frozen":
         raise MechirError(
             f"ln='frozen' is of norms on the way, and on the way through '{model.cfg.model_name}' there are none: "

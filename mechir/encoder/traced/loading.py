@@ -156,6 +156,7 @@ def of_chain(
     kinds = [type(module).__name__ for module in chain]
     if unknown := [kind for kind in kinds if kind not in PARTS]:
         raise _no_part(unknown[0], kinds)
+    _refuse_unpooled(kinds)
     _refuse_prompt(chain)
     hf = chain[0].auto_model
     if hf.config.model_type not in LAYOUTS:
@@ -182,6 +183,7 @@ def _refuse_parts(folder: Path) -> None:
     """Raises for modules whose code is not sentence-transformers' own, or whose weights are pickles."""
     modules = read_json(folder / "modules.json", kind=list)
     kinds = [str(module.get("type", "")) for module in modules]
+    _refuse_unpooled([kind.rpartition(".")[2] for kind in kinds])
     for kind in kinds:
         plain = kind.rpartition(".")[2]
         if not kind.startswith("sentence_transformers.") or plain not in PARTS:
@@ -201,6 +203,15 @@ def _refuse_parts(folder: Path) -> None:
                 f"'{pickle}' is a pickle, and mechir reads safetensors alone: load the model once with "
                 "sentence_transformers.CrossEncoder and save it with save_pretrained."
             )
+
+
+def _refuse_unpooled(kinds: Sequence[str]) -> None:
+    """Raises for a chain that does not begin with a transformer and a pooling of its rows."""
+    if list(kinds[:2]) != ["Transformer", "Pooling"]:
+        raise MechirError(
+            f"The model is made of {', '.join(kinds)}, and mechir opens chains that begin with Transformer, Pooling: "
+            "save the model so, or report it."
+        )
 
 
 def inside(folder: Path, module: Mapping[str, Any]) -> Path:
