@@ -78,6 +78,13 @@ def test_a_cross_encoder_is_opened_from_its_directory_and_from_memory(tmp_path: 
         assert torch.allclose(model.score(PAIRS), theirs, rtol=0, atol=3e-5)
         refuse_unlike(model.certify(PAIRS), "saved")
         assert "log-odds of label 1 ('yes')" in "\n".join(model.reading.lines())
+    encoder[0].processing_kwargs = {"chat_template": {"enable_thinking": False}}
+    encoder.save_pretrained(str(tmp_path / "other"))
+    for given in (encoder, tmp_path / "other"):
+        with pytest.raises(
+            MechirError, match=r"fills the chat template with .*enable_thinking.* here, and mechir does not"
+        ):
+            mi.load(given)
     assert mi.load(tmp_path / "saved").fingerprint == mi.load(tmp_path / "saved").fingerprint
     assert mi.load(tmp_path / "saved", instruction="Another").fingerprint != mi.load(tmp_path / "saved").fingerprint
 

@@ -223,3 +223,10 @@ def test_a_chain_that_lacks_weights_is_refused(tmp_path: Path) -> None:
         MechirError, match=r"lacks weights \(final_norm.weight, 1 in all\): random weights in their place"
     ):
         mi.load(tmp_path / "chain")
+
+
+def test_a_model_in_memory_takes_the_options_of_a_saved_one(tmp_path: Path) -> None:
+    tokenizer = models.tokenizer("bert")
+    model = mi.load(rerankers.build("modernbert", labels=2), tokenizer, dtype="float64", max_length=40, name="mine")
+    assert (model.dtype, model.max_length, model.cfg.model_name) == (torch.float64, 40, "mine")
+    assert mi.load(backend="nnsight", max_length=64).max_length == 64

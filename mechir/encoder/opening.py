@@ -16,7 +16,7 @@ from mechir.encoder.families import FAMILIES
 from mechir.encoder.hooked import HookedEncoder
 from mechir.encoder.hooked_model import HookedModel
 from mechir.encoder.loading import in_memory
-from mechir.encoder.stored import refuse_unmerged
+from mechir.encoder.stored import number_type, refuse_unmerged
 from mechir.encoder.traced import language
 from mechir.encoder.traced import loading as traced
 from mechir.encoder.traced.layouts import LAYOUTS
@@ -24,6 +24,10 @@ from mechir.errors import MechirError
 
 BACKENDS = ("own", "nnsight")
 """The forward of BERT that mechir computes itself, and Hugging Face's own, opened by nnsight."""
+
+
+PROMPT = ("template", "instruction", "words")
+"""Options of language models alone; decoders that classify have a template too."""
 
 
 def load(name_or_path: Any = None, tokenizer: Any = None, *, backend: str | None = None, **options: Any) -> HookedModel:
@@ -61,23 +65,30 @@ def load(name_or_path: Any = None, tokenizer: Any = None, *, backend: str | None
             "its tokenizer, mi.load(model, tokenizer)."
         )
     if name_or_path is None or str(name_or_path) == NAME:
-        whole = embedded(**_without_prompt(options, NAME))
-        return traced.classifier(whole.hf, whole.tokenizer, name=NAME) if backend == "nnsight" else whole
+        return _embedded(backend, **_without_prompt(options, NAME))
     try:
-        folder = resolve(name_or_path)
-        if backend == "nnsight" or (backend is None and _by_nnsight(folder)):
-            if language.is_language_model(folder):
-                return language.load(folder, str(name_or_path), **options)
-            return traced.load(folder, str(name_or_path), **_without_prompt(options, str(name_or_path), PROMPT[1:]))
-        return HookedEncoder.from_pretrained(name_or_path, **_without_prompt(options, str(name_or_path)))
+        return _from_files(name_or_path, backend, **options)
     except MechirError as error:
         if difflib.get_close_matches(str(name_or_path), [NAME], cutoff=0.7):
             raise MechirError(f"{str(error).rstrip('.')}; the model that ships is '{NAME}'.") from error
         raise
 
 
-PROMPT = ("template", "instruction", "words")
-"""Options of language models alone; decoders that classify have a template too."""
+def _embedded(backend: str | None, **options: Any) -> HookedModel:
+    whole = embedded(**options)
+    if backend != "nnsight":
+        return whole
+    limits = {"relevant_label": options.get("relevant_label"), "max_length": options.get("max_length")}
+    return traced.classifier(whole.hf, whole.tokenizer, name=NAME, device=whole.device, **limits)
+
+
+def _from_files(name_or_path: str | Path, backend: str | None, **options: Any) -> HookedModel:
+    folder, name = resolve(name_or_path), str(name_or_path)
+    if backend == "nnsight" or (backend is None and _by_nnsight(folder)):
+        if language.is_language_model(folder):
+            return language.load(folder, name, **options)
+        return traced.load(folder, name, **_without_prompt(options, name, PROMPT[1:]))
+    return HookedEncoder.from_pretrained(name_or_path, **_without_prompt(options, name))
 
 
 def _without_prompt(options: dict[str, Any], name: str, names: Sequence[str] = PROMPT) -> dict[str, Any]:
@@ -95,11 +106,18 @@ def _in_memory(model: Any, tokenizer: Any, backend: str | None, **options: Any) 
         model, tokenizer = traced.only_module(model)
     kind, model_type = type(model).__name__, getattr(getattr(model, "config", None), "model_type", "")
     if language.is_named_so(kind):
-        return language.language_model(model, tokenizer, **options)
+        return language.language_model(_placed(model, options), tokenizer, **options)
     own = any(family.architecture == kind for family in FAMILIES.values())
     if backend == "nnsight" or (backend is None and not own and model_type in LAYOUTS):
-        return traced.classifier(model, tokenizer, **_without_prompt(options, kind, PROMPT[1:]))
+        return traced.classifier(_placed(model, options), tokenizer, **_without_prompt(options, kind, PROMPT[1:]))
     return in_memory(model, tokenizer, **_without_prompt(options, kind))
+
+
+def _placed(model: Any, options: dict[str, Any]) -> Any:
+    """The model in the number type that the options ask for; it stays on its device unless they name one."""
+    dtype = options.pop("dtype", None)
+    options.setdefault("device", next(model.parameters()).device)
+    return model if dtype is None else model.to(number_type(dtype))
 
 
 def _by_nnsight(folder: Path) -> bool:

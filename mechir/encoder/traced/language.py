@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from mechir.encoder.checkpoint import read_json, refuse_adapters, stored_tensors, weight_files
+from mechir.encoder.cross_encoder import MODULE_SETTINGS
 from mechir.encoder.fingerprint import stored_digests
 from mechir.encoder.reading import Reading
 from mechir.encoder.stored import configuration, device_of, number_type, read_model
@@ -56,6 +57,8 @@ def load(
     tokenizer = load_tokenizer(inner, max_length=saved.pop("max_length", None))
     settings = ("modules.json",) if saved else ()
     reading = Reading(weights=tuple(file.name for file in files), settings=settings, left_out=tuple(unused))
+    if options.get("template") is None:
+        _refuse_processing(saved.get("processing"))
     said = tuple((name, options[name]) for name in ("template", "instruction") if options.get(name) is not None)
     said += (("words", tuple(words)),) if words else ()
     if words is None and "words" in saved:
@@ -164,6 +167,15 @@ def _pieces(tokenizer: Any, words: Sequence[str], usual: Sequence[str]) -> tuple
     return tuple(ids)
 
 
+def _refuse_processing(arguments: Any) -> None:
+    """Raises for arguments of sentence-transformers that change how it fills the chat template."""
+    if changing := {name: value for name, value in (arguments or {}).items() if value}:
+        raise MechirError(
+            f"sentence-transformers fills the chat template with {changing} here, and mechir does not: write the "
+            "prompt as template=."
+        )
+
+
 def is_scored(encoder: Any) -> bool:
     """Whether a `CrossEncoder` is a language model with a LogitScore."""
     return [type(module).__name__ for module in encoder] == ["Transformer", "LogitScore"]
@@ -175,6 +187,8 @@ def of_chain(encoder: Any, **options: Any) -> TracedReranker:
     ids = [at for at in (score.false_token_id, score.true_token_id) if at is not None]
     if encoder.max_seq_length is not None:
         tokenizer.model_max_length = encoder.max_seq_length
+    if options.get("template") is None:
+        _refuse_processing(encoder[0].processing_kwargs)
     prompt = (encoder.prompts or {}).get(encoder.default_prompt_name or "")
     given = {"words": tokenizer.convert_ids_to_tokens(ids), "instruction": prompt}
     return language_model(encoder[0].auto_model, tokenizer, **(given | options))
@@ -204,8 +218,10 @@ def _saved(folder: Path) -> dict[str, Any]:
         return {}
     inner = inside(folder, modules["Transformer"])
     score = read_json(inside(folder, modules["LogitScore"]) / "config.json")
-    ids = [score["false_token_id"], score["true_token_id"]]
+    ids = [score.get("false_token_id"), score.get("true_token_id")]
     saved: dict[str, Any] = {"path": str(inner.relative_to(folder)), "words": [at for at in ids if at is not None]}
+    file = inner / MODULE_SETTINGS[0]
+    saved["processing"] = read_json(file).get("processing_kwargs") if file.is_file() else None
     settings = read_json(folder / "config_sentence_transformers.json")
     saved["prompt"] = (settings.get("prompts") or {}).get(settings.get("default_prompt_name") or "") or None
     return saved
