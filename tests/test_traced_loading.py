@@ -59,7 +59,11 @@ def test_a_saved_classifier_is_opened_and_scores_as_cross_encoder_does(kind: str
     refuse_altered(model)
     again = mi.load(folder)
     assert again.fingerprint == model.fingerprint != mi.load(folder, max_length=40).fingerprint
-    assert next(model.reading.lines()).startswith("weights: model.safetensors; tokenizer: ")
+    weights, reads, score = model.reading.lines()
+    assert (
+        weights.startswith("weights: model.safetensors; tokenizer: ") and score == "score: the logit of the only label"
+    )
+    assert reads.endswith("; token types: the model has none")
     assert torch.allclose(mi.load(folder, dtype="float64").score(PAIRS).float(), ours, rtol=0, atol=2e-5)
     assert model.limited(40).fingerprint == mi.load(folder, max_length=40).fingerprint
 

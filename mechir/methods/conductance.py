@@ -95,7 +95,7 @@ def conductance(
     needs(model, "conductance")
     pairs = as_pairs(pairs)
     goal = Target(target, against)
-    segments = model.encode(pairs, max_length).parts
+    segments = model.encode(pairs[:1], max_length).parts
     readers = unit_readers(model, units, goal, split=split, segments=segments)
     groups, checks = Groups.of(pairs), list[pd.DataFrame]()
     counts, sums = groups.ids["n"].to_numpy(dtype=float), dict[str, Tensor]()

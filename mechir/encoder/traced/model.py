@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
@@ -113,6 +114,10 @@ class TracedReranker(HookedModel, Resumes, Turns):
                 f"'{place.path}' in it; report it with its config.json."
             ) from error
         return Visit(place, envoy, self.root.get_submodule(place.path), self.hook_dict.__getitem__)
+
+    def _read(self, max_length: int | None, reading: Reading) -> None:
+        types = "written by the tokenizer" if self.readout.typed else "the model has none"
+        super()._read(max_length, replace(reading, token_types=types))
 
     def _fingerprint(self) -> str:
         more = {"readout": f"{type(self.root).__name__} {self.readout!r} {self.prompt!r}"}
