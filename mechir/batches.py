@@ -74,10 +74,17 @@ def segment_or_positions(at: str | Segment | int | Iterable[int] | None) -> Segm
 
 
 def positions(at: Segment | tuple[int, ...] | None, batch: Batch) -> Bool[Tensor, "batch pos"] | None:
-    """True at these positions of each pair, None for all; raises for a position that none of the pairs has."""
+    """True at these positions of each pair, None for all.
+
+    Raises for a position that none of the pairs has, and for a segment that such pairs never have: CLS in a prompt. A
+    single pair may well lack a text or padding.
+    """
     if at is None:
         return None
     if isinstance(at, Segment):
+        if not at & (batch.present | Segment.QUERY | Segment.DOC | Segment.PAD):
+            there = str(batch.present & Segment.ALL).replace("|", ", ")
+            raise MechirError(f"These pairs have no {at}; the segments there are {there}: write one of these.")
         return batch.at(at)
     where = torch.zeros_like(batch.attention_mask)
     for position in at:

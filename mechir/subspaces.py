@@ -173,7 +173,9 @@ class Added(Edit):
     head_row = True
 
     def within(self, model: Hooked) -> Added:
-        """The edit itself; raises for the keys or values of one head where several share them."""
+        """The edit itself; raises for shared keys or values of one head, and for a segment that the pairs lack."""
+        if self.batch is not None:
+            positions(self.edit.at, self.batch)
         if not isinstance(self.edit.site, str):
             refuse_shared(self.edit.site, model)
         return self

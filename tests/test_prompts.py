@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -253,6 +254,34 @@ def test_patches_and_attributions_of_a_prompt_have_its_segments(prompted: Hooked
     rows = mi.token_attribution(prompted, PAIRS[:2]).rows
     assert by_role(rows)["segment"].tolist() == names
     assert "<th>instruction</th><th>query</th>" in coloured(rows).html
+
+
+@pytest.mark.parametrize(
+    ("fixture", "missing", "there"),
+    [
+        ("prompted", "cls", "instruction, query, sep1, doc, suffix"),
+        ("prompted", "cls|sep2", "instruction, query, sep1, doc, suffix"),
+        ("tiny", "suffix", "cls, query, sep1, doc, sep2"),
+        ("tiny", "decoder", "cls, query, sep1, doc, sep2"),
+    ],
+)
+def test_an_edit_at_a_segment_that_such_pairs_never_have_is_refused(
+    fixture: str, missing: str, there: str, request: pytest.FixtureRequest
+) -> None:
+    model, pairs = request.getfixturevalue(fixture), PAIRS[:1]
+    contrast, donor = align(PAIRS[0], Tfc1(), model.writer), mi.record(model, pairs, "h1.2")
+    message = f"^These pairs have no {re.escape(missing)}; the segments there are {there}: write one of these.$"
+    for edit in (
+        mi.Patch(donor, "h1.2", at=missing),
+        mi.Add("resid1", torch.ones(model.cfg.d_model), at=missing),
+    ):
+        with pytest.raises(MechirError, match=message):
+            model.score(pairs, do=edit)
+    for many in (mi.patch, mi.attribute):
+        with pytest.raises(MechirError, match=re.escape(f"No contrast has a position at ['{missing}']: write ")):
+            many(model, [contrast], ["h1.2"], at=[missing])
+    for some in (f"{missing}|doc", "pad", "all"):
+        assert len(model.score(pairs, do=mi.Add("resid1", torch.ones(model.cfg.d_model), at=some))) == 1
 
 
 # Contrasts and roles

@@ -22,7 +22,7 @@ from torch import Tensor
 from mechir.batches import for_numpy
 from mechir.contrasts import Contrast, ContrastBatch, encode_contrasts
 from mechir.errors import MechirError
-from mechir.methods.patching import patch, places, tidy
+from mechir.methods.patching import no_position, patch, places, tidy
 from mechir.model_sites import all_heads, mlps, sites_of
 from mechir.recorder import observe
 from mechir.reranker import Reranker, needs
@@ -59,8 +59,10 @@ def attribute(
             raise MechirError(f"'{site}' has no attribution of its own: write its q, k, v or z.")
     encoded = encode_contrasts(model, contrasts, max_length)
     batches = encoded.batches(model, max_rows=max_rows, max_tokens=max_tokens, progress=progress)
-    parts = [_attributed(model, batch, listed, at, qk_fix) for batch in batches]
-    return tidy(encoded, pd.concat(parts, ignore_index=True), ["site", "at"])
+    rows = pd.concat([_attributed(model, batch, listed, at, qk_fix) for batch in batches], ignore_index=True)
+    if rows.empty:
+        raise no_position(at)
+    return tidy(encoded, rows, ["site", "at"])
 
 
 def _attributed(

@@ -73,7 +73,7 @@ def patch(
     parts = [_patched(model, batch, listed, at, max_rows, limit) for batch in batches]
     parts = [rows for rows in parts if len(rows)]
     if not parts:
-        raise MechirError(f"No contrast has a position at {at!r}: write one of {', '.join(WHERE + ROLES)}.")
+        raise no_position(at)
     return tidy(encoded, pd.concat(parts, ignore_index=True), ["site", "at"])
 
 
@@ -144,6 +144,11 @@ def places(at: str | Sequence[str], batch: ContrastBatch) -> dict[str, Bool[Tens
     several = {"role": list(ROLES), "segment": list(map(str, parts_of(batch.base.present)))}
     names = map(place_name, several.get(at, [at]) if isinstance(at, str) else at)
     return {name: _place(name, batch) for name in names}
+
+
+def no_position(at: str | Sequence[str]) -> MechirError:
+    """What is said where no contrast has a position at the places asked for."""
+    return MechirError(f"No contrast has a position at {at!r}: write one of {', '.join(WHERE + ROLES)}.")
 
 
 def place_name(text: str) -> str:
