@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,12 +65,7 @@ def test_scores_are_those_of_hugging_face(kind: str, dtype: torch.dtype, bound: 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("instruction", [None, "Find a fish"])
 def test_a_cross_encoder_is_opened_from_its_directory_and_from_memory(tmp_path: Path, instruction: str | None) -> None:
-    hf, tokenizer = build("qwen3"), byte_level(QWEN)
-    hf.save_pretrained(tmp_path / "hf")
-    tokenizer.save_pretrained(tmp_path / "hf")
-    no, yes = tokenizer.convert_tokens_to_ids(["no", "yes"])
-    transformer = Transformer(str(tmp_path / "hf"), transformer_task="text-generation")
-    encoder = CrossEncoder(modules=[transformer, LogitScore(true_token_id=yes, false_token_id=no)], device="cpu")
+    encoder = yes_or_no(tmp_path)
     if instruction is not None:
         encoder.prompts, encoder.default_prompt_name = {"web": instruction}, "web"
     encoder.save_pretrained(str(tmp_path / "saved"))
@@ -87,6 +84,58 @@ def test_a_cross_encoder_is_opened_from_its_directory_and_from_memory(tmp_path: 
             mi.load(given)
     assert mi.load(tmp_path / "saved").fingerprint == mi.load(tmp_path / "saved").fingerprint
     assert mi.load(tmp_path / "saved", instruction="Another").fingerprint != mi.load(tmp_path / "saved").fingerprint
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("settings", "length"),
+    [
+        ({"max_seq_length": 60}, 60),
+        ({"processor_kwargs": {"model_max_length": 61}}, 61),
+        ({"tokenizer_args": {"model_max_length": 62}}, 62),
+        ({"do_lower_case": True}, None),
+    ],
+)
+def test_the_settings_of_a_saved_language_model_count(
+    tmp_path: Path, settings: dict[str, Any], length: int | None
+) -> None:
+    file = saved_with(tmp_path, settings)
+    long = mi.Pair("What is WiFi", "WiFi is a Radio SIGNAL " * 20)
+    theirs = CrossEncoder(str(file.parent), device="cpu").predict(
+        [(long.query, long.document)], activation_fn=torch.nn.Identity(), convert_to_tensor=True
+    )
+    model = mi.load(file.parent)
+    assert model.reading.settings == ("modules.json", file.name)
+    assert model.reading.lower_case == ("do_lower_case" in settings)
+    assert length is None or model.max_length == length
+    torch.testing.assert_close(model.score([long]), torch.as_tensor(theirs), rtol=0, atol=3e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_setting_of_a_saved_language_model_that_is_not_followed_is_refused(tmp_path: Path) -> None:
+    file = saved_with(tmp_path, {"query_expansion": "[MASK]"})
+    message = f"^'{re.escape(str(file))}' has query_expansion='\\[MASK\\]', which mechir does not follow: "
+    with pytest.raises(MechirError, match=message):
+        mi.load(file.parent)
+
+
+def yes_or_no(folder: Path) -> CrossEncoder:
+    """A `CrossEncoder` that is a language model with a LogitScore."""
+    hf, tokenizer = build("qwen3"), byte_level(QWEN)
+    hf.save_pretrained(folder / "hf")
+    tokenizer.save_pretrained(folder / "hf")
+    no, yes = tokenizer.convert_tokens_to_ids(["no", "yes"])
+    transformer = Transformer(str(folder / "hf"), transformer_task="text-generation")
+    return CrossEncoder(modules=[transformer, LogitScore(true_token_id=yes, false_token_id=no)], device="cpu")
+
+
+def saved_with(folder: Path, settings: dict[str, Any]) -> Path:
+    """The file of a saved yes/no reranker's settings, in which these are written too."""
+    encoder = yes_or_no(folder)
+    encoder.save_pretrained(str(folder / "saved"))
+    file = folder / "saved" / "sentence_bert_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    return file
 
 
 def test_every_piece_of_the_prompt_is_in_a_segment() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -29,6 +30,12 @@ HARMLESS: dict[str, tuple[Any, ...] | None] = {
     "tokenizer_name_or_path": (None,),
 }
 """Settings that change no score of a pair, with the values that change none (None: any)."""
+HARMLESS_OF_LANGUAGE = HARMLESS | {
+    "transformer_task": ("text-generation",),
+    "module_output_name": ("causal_logits",),
+    "processing_kwargs": None,
+}
+"""The same of a language model, whose `processing_kwargs` count where its chat template is filled."""
 _LOADING = ("dtype", "torch_dtype", "attn_implementation", "low_cpu_mem_usage", "trust_remote_code", "use_cache")
 ARGUMENTS = {
     **dict.fromkeys(("tokenizer_args", "processor_kwargs"), ("model_max_length", "trust_remote_code", "use_fast")),
@@ -41,13 +48,15 @@ class Settings(NamedTuple):
     """The part of a cross-encoder's settings that its scores follow.
 
     `folder` holds the model; `max_length` counts word pieces; `lower_case` lowers texts before they are cut into
-    pieces; `files` are the files that these settings are from.
+    pieces; `files` are the files that these settings are from; `processing` is how a language model's chat template is
+    filled, apart from its messages.
     """
 
     folder: Path
     max_length: int | None = None
     lower_case: bool = False
     files: tuple[str, ...] = ()
+    processing: Mapping[str, Any] | None = None
 
 
 def settings(folder: Path) -> Settings:
@@ -63,6 +72,11 @@ def settings(folder: Path) -> Settings:
         return Settings(_with_config(folder if plain else folder / OLD_FOLDER))
     inner = _with_config(_model_module(folder))
     _refuse_prompt(saved, folder / SAVED)
+    return module_settings(inner, HARMLESS)
+
+
+def module_settings(inner: Path, harmless: Mapping[str, tuple[Any, ...] | None]) -> Settings:
+    """The settings of a model's module, which lies in `inner`; raises for any that is not followed and not harmless."""
     file = next((inner / name for name in MODULE_SETTINGS if (inner / name).is_file()), None)
     files = ("modules.json",) if file is None else ("modules.json", file.name)
     module = {} if file is None else read_json(file)
@@ -70,10 +84,10 @@ def settings(folder: Path) -> Settings:
     for name in ARGUMENTS:
         length = _arguments(name, module.pop(name, None), file).get("model_max_length", length)
     for name, value in module.items():
-        values = HARMLESS.get(name, ())
+        values = harmless.get(name, ())
         if values is not None and value not in values:
             raise _not_followed(f"{name}={value!r}", file)
-    return Settings(inner, _length(length, file), bool(lower_case), files)
+    return Settings(inner, _length(length, file), bool(lower_case), files, module.get("processing_kwargs"))
 
 
 def _with_config(folder: Path) -> Path:

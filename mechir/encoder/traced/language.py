@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from mechir.encoder.checkpoint import read_json, refuse_adapters, stored_tensors, weight_files
-from mechir.encoder.cross_encoder import MODULE_SETTINGS
+from mechir.encoder.cross_encoder import HARMLESS_OF_LANGUAGE, Settings, module_settings
 from mechir.encoder.fingerprint import stored_digests
 from mechir.encoder.reading import Reading
 from mechir.encoder.stored import configuration, device_of, number_type, read_model
@@ -30,6 +30,8 @@ CAUSAL, DECODED = "ForCausalLM", "ForConditionalGeneration"
 """How the names of language models end: causal ones, and those with a decoder."""
 WORDS = {CAUSAL: ("no", "yes"), DECODED: ("\u2581false", "\u2581true")}
 """The words of a reranker that says no others: not relevant, relevant."""
+SCORED = {"Transformer", "LogitScore"}
+"""The modules of a `CrossEncoder` that is a language model."""
 TRAINED_ON = 512
 """The word pieces of the texts that T5 was trained on: its limit where the tokenizer has none."""
 
@@ -47,23 +49,27 @@ def load(
     What sentence-transformers saved beside it counts: the words of its LogitScore, its prompt and its length.
     """
     saved = _saved(folder)
-    inner = folder / saved.pop("path", "")
+    inner = saved.settings.folder
     raw = read_json(inner / "config.json")
     refuse_adapters(inner)
     files = weight_files(inner, raw)
     stored, architecture = stored_tensors(files), raw["architectures"][0]
     config = configuration(architecture, raw, inner)
     hf, unused = read_model(inner, architecture, config, raw, stored, number_type(dtype))
-    tokenizer = load_tokenizer(inner, max_length=saved.pop("max_length", None))
-    settings = ("modules.json",) if saved else ()
-    reading = Reading(weights=tuple(file.name for file in files), settings=settings, left_out=tuple(unused))
+    tokenizer = load_tokenizer(inner, lower_case=saved.settings.lower_case, max_length=saved.settings.max_length)
+    reading = Reading(
+        weights=tuple(file.name for file in files),
+        lower_case=saved.settings.lower_case,
+        settings=saved.settings.files,
+        left_out=tuple(unused),
+    )
     if options.get("template") is None:
-        _refuse_processing(saved.get("processing"))
+        _refuse_processing(saved.settings.processing)
     said = tuple((name, options[name]) for name in ("template", "instruction") if options.get(name) is not None)
     said += (("words", tuple(words)),) if words else ()
-    if words is None and "words" in saved:
-        words = tokenizer.convert_ids_to_tokens(saved["words"])
-    options = {"instruction": saved.get("prompt")} | options
+    if words is None and saved.words:
+        words = tokenizer.convert_ids_to_tokens(list(saved.words))
+    options = {"instruction": saved.prompt} | options
     model = language_model(
         hf,
         tokenizer,
@@ -196,7 +202,8 @@ def of_chain(encoder: Any, **options: Any) -> TracedReranker:
 
 def is_language_model(folder: Path) -> bool:
     """Whether a directory holds a language model, by itself or with the LogitScore of sentence-transformers."""
-    inner = folder / _saved(folder).get("path", "")
+    modules = _modules(folder)
+    inner = inside(folder, modules["Transformer"]) if set(modules) == SCORED else folder
     config = inner / "config.json"
     listed = (read_json(config).get("architectures") or [""]) if config.is_file() else [""]
     return is_named_so(str(listed[0]))
@@ -207,21 +214,27 @@ def is_named_so(kind: str) -> bool:
     return kind.endswith((CAUSAL, DECODED))
 
 
-def _saved(folder: Path) -> dict[str, Any]:
-    """What sentence-transformers saved of a language model: where it lies, its words, its prompt, its length."""
-    if not (folder / "modules.json").is_file():
-        return {}
-    modules = {
-        str(module.get("type", "")).rpartition(".")[2]: module for module in read_json(folder / "modules.json", list)
-    }
-    if set(modules) != {"Transformer", "LogitScore"}:
-        return {}
-    inner = inside(folder, modules["Transformer"])
+class Saved(NamedTuple):
+    """What sentence-transformers saved of a language model: its settings, the ids of its words, its prompt."""
+
+    settings: Settings
+    words: tuple[int, ...] = ()
+    prompt: str | None = None
+
+
+def _saved(folder: Path) -> Saved:
+    modules = _modules(folder)
+    if set(modules) != SCORED:
+        return Saved(Settings(folder))
     score = read_json(inside(folder, modules["LogitScore"]) / "config.json")
-    ids = [score.get("false_token_id"), score.get("true_token_id")]
-    saved: dict[str, Any] = {"path": str(inner.relative_to(folder)), "words": [at for at in ids if at is not None]}
-    file = inner / MODULE_SETTINGS[0]
-    saved["processing"] = read_json(file).get("processing_kwargs") if file.is_file() else None
-    settings = read_json(folder / "config_sentence_transformers.json")
-    saved["prompt"] = (settings.get("prompts") or {}).get(settings.get("default_prompt_name") or "") or None
-    return saved
+    words = tuple(at for at in (score.get("false_token_id"), score.get("true_token_id")) if at is not None)
+    whole = read_json(folder / "config_sentence_transformers.json")
+    prompt = (whole.get("prompts") or {}).get(whole.get("default_prompt_name") or "") or None
+    return Saved(module_settings(inside(folder, modules["Transformer"]), HARMLESS_OF_LANGUAGE), words, prompt)
+
+
+def _modules(folder: Path) -> dict[str, Any]:
+    """The modules that a directory of sentence-transformers lists, by the names of their classes."""
+    file = folder / "modules.json"
+    listed = read_json(file, list) if file.is_file() else []
+    return {str(module.get("type", "")).rpartition(".")[2]: module for module in listed}
