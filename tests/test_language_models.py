@@ -90,9 +90,9 @@ def test_a_cross_encoder_is_opened_from_its_directory_and_from_memory(tmp_path: 
 @pytest.mark.parametrize(
     ("settings", "length"),
     [
-        ({"max_seq_length": 60}, 60),
-        ({"processor_kwargs": {"model_max_length": 61}}, 61),
-        ({"tokenizer_args": {"model_max_length": 62}}, 62),
+        ({"max_seq_length": 90}, 90),
+        ({"processor_kwargs": {"model_max_length": 91}}, 91),
+        ({"tokenizer_args": {"model_max_length": 92}}, 92),
         ({"do_lower_case": True}, None),
     ],
 )
