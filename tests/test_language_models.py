@@ -79,9 +79,14 @@ def test_a_cross_encoder_is_opened_from_its_directory_and_from_memory(tmp_path: 
     encoder.save_pretrained(str(tmp_path / "other"))
     for given in (encoder, tmp_path / "other"):
         with pytest.raises(
-            MechirError, match=r"fills the chat template with .*enable_thinking.* here, and mechir does not"
+            MechirError,
+            match=r"reads texts with .*enable_thinking.* \(processing_kwargs\), and mechir does not: write the prompt as",
         ):
             mi.load(given)
+    assert mi.load(encoder, template=MONO).prompt.template == mi.Template.parse(MONO)
+    encoder[0].processing_kwargs["text"] = {"max_length": 24}
+    with pytest.raises(MechirError, match=r"reads texts with {'text': {'max_length': 24}} .*: take them out if"):
+        mi.load(encoder, template=MONO)
     assert mi.load(tmp_path / "saved").fingerprint == mi.load(tmp_path / "saved").fingerprint
     assert mi.load(tmp_path / "saved", instruction="Another").fingerprint != mi.load(tmp_path / "saved").fingerprint
 

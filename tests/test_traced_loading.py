@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,22 @@ def test_a_chain_of_modules_is_opened_whole(pooling: str, tmp_path: Path) -> Non
     with torch.no_grad():
         model.root[2].linear.weight.add_(1.0)
     assert model.changed() == ["2.linear.weight"]
+
+
+@pytest.mark.parametrize("arguments", [{"text": {"max_length": 24}}, {"common": {"max_length": 24}}])
+def test_texts_that_sentence_transformers_reads_otherwise_are_refused(
+    tmp_path: Path, arguments: dict[str, Any]
+) -> None:
+    plain, made = CrossEncoder(str(saved(tmp_path / "hf")), device="cpu"), chain(tmp_path / "transformer")
+    for encoder in (plain, made):
+        encoder[0].processing_kwargs = arguments
+    made.save_pretrained(str(tmp_path / "chain"))
+    for given in (plain, made, tmp_path / "chain"):
+        message = (
+            rf"^sentence-transformers reads texts with {re.escape(str(arguments))} \(processing_kwargs\), and mechir "
+        )
+        with pytest.raises(MechirError, match=f"{message}does not: take them out if the scores allow it.$"):
+            mi.load(given)
 
 
 def test_a_cross_encoder_around_a_classifier_is_that_classifier(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from mechir.encoder.stored import configuration, device_of, number_type, read_mo
 from mechir.encoder.tokenizing import load_tokenizer
 from mechir.encoder.traced.decoder import DECODERS
 from mechir.encoder.traced.layouts import LAYOUTS
-from mechir.encoder.traced.loading import inside
+from mechir.encoder.traced.loading import inside, refuse_processing
 from mechir.encoder.traced.model import ANY_LENGTH, TracedReranker
 from mechir.encoder.traced.prompt import Prompt
 from mechir.encoder.traced.readout import FirstWord, NextWord
@@ -63,8 +63,7 @@ def load(
         settings=saved.settings.files,
         left_out=tuple(unused),
     )
-    if options.get("template") is None:
-        _refuse_processing(saved.settings.processing)
+    refuse_processing(saved.settings.processing, options.get("template"))
     said = tuple((name, options[name]) for name in ("template", "instruction") if options.get(name) is not None)
     said += (("words", tuple(words)),) if words else ()
     if words is None and saved.words:
@@ -173,15 +172,6 @@ def _pieces(tokenizer: Any, words: Sequence[str], usual: Sequence[str]) -> tuple
     return tuple(ids)
 
 
-def _refuse_processing(arguments: Any) -> None:
-    """Raises for arguments of sentence-transformers that change how it fills the chat template."""
-    if changing := {name: value for name, value in (arguments or {}).items() if value}:
-        raise MechirError(
-            f"sentence-transformers fills the chat template with {changing} here, and mechir does not: write the "
-            "prompt as template=."
-        )
-
-
 def is_scored(encoder: Any) -> bool:
     """Whether a `CrossEncoder` is a language model with a LogitScore."""
     return [type(module).__name__ for module in encoder] == ["Transformer", "LogitScore"]
@@ -193,8 +183,7 @@ def of_chain(encoder: Any, **options: Any) -> TracedReranker:
     ids = [at for at in (score.false_token_id, score.true_token_id) if at is not None]
     if encoder.max_seq_length is not None:
         tokenizer.model_max_length = encoder.max_seq_length
-    if options.get("template") is None:
-        _refuse_processing(encoder[0].processing_kwargs)
+    refuse_processing(encoder[0].processing_kwargs, options.get("template"))
     prompt = (encoder.prompts or {}).get(encoder.default_prompt_name or "")
     given = {"words": tokenizer.convert_ids_to_tokens(ids), "instruction": prompt}
     return language_model(encoder[0].auto_model, tokenizer, **(given | options))

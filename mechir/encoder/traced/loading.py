@@ -107,6 +107,7 @@ def is_cross_encoder(model: object) -> bool:
 def only_module(encoder: Any) -> tuple[Any, Any]:
     """The transformer of a `CrossEncoder` without other modules, and its tokenizer; raises for one with a prompt."""
     _refuse_prompt(encoder)
+    refuse_processing(encoder[0].processing_kwargs)
     tokenizer = encoder.tokenizer
     if encoder.max_seq_length is not None:
         tokenizer.model_max_length = encoder.max_seq_length
@@ -119,6 +120,18 @@ def _refuse_prompt(encoder: Any) -> None:
         raise MechirError(
             f"This CrossEncoder writes the prompt {prompt!r} before every query, and mechir does not: write it into "
             "the queries, and set default_prompt_name to None."
+        )
+
+
+def refuse_processing(arguments: Mapping[str, Any] | None, template: Any = None) -> None:
+    """Raises for arguments that change how sentence-transformers reads texts; a template replaces those of chats."""
+    given = {name: value for name, value in (arguments or {}).items() if value}
+    if template is not None:
+        given.pop("chat_template", None)
+    if given:
+        way = "write the prompt as template=" if "chat_template" in given else "take them out if the scores allow it"
+        raise MechirError(
+            f"sentence-transformers reads texts with {given} (processing_kwargs), and mechir does not: {way}."
         )
 
 
@@ -158,6 +171,7 @@ def of_chain(
         raise _no_part(unknown[0], kinds)
     _refuse_unpooled(kinds)
     _refuse_prompt(chain)
+    refuse_processing(chain[0].processing_kwargs)
     hf = chain[0].auto_model
     if hf.config.model_type not in LAYOUTS:
         raise MechirError(
