@@ -62,6 +62,9 @@ def theirs(model: TracedReranker, pairs: Any, words: tuple[str, str] = (FALSE, T
 def test_scores_are_those_of_hugging_face(kind: str, dtype: torch.dtype, bound: float) -> None:
     model = opened(kind, dtype)
     alone = torch.cat([theirs(model, [pair]) for pair in PAIRS])
+    if dtype == torch.float32:  # another processor adds in another order: its rounding is no error of ours
+        double = theirs(opened(kind, torch.float64), PAIRS)
+        bound = max(bound, 3 * float((theirs(model, PAIRS) - double).abs().max() / double.abs().max()))
     runs = {"as it is": model(PAIRS), "alone": torch.cat([model([pair]) for pair in PAIRS])}
     with model.hooks([(lambda name: True, lambda x, hook: x.clone())]):
         runs |= {"open": model(PAIRS), "open, alone": torch.cat([model([pair]) for pair in PAIRS])}

@@ -44,13 +44,23 @@ def theirs(model: TracedReranker, pairs: Any) -> Tensor:
     return torch.cat([model.head.score(model.readout.original(model.root, model.features([pair]))) for pair in pairs])
 
 
+@torch.no_grad()
+def rounding(kind: str, **more: Any) -> float:
+    """How far Hugging Face's own float32 is from its float64 on this processor, relative to the largest score."""
+    single, double = (theirs(opened(kind, dtype, **more), PAIRS) for dtype in (torch.float32, torch.float64))
+    return float((single - double).abs().max() / double.abs().max())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 3e-6), (torch.float64, 1e-10)])
 @torch.no_grad()
 def test_scores_are_those_of_hugging_face(kind: str, dtype: torch.dtype, bound: float) -> None:
     # In float64 transformers' own Gemma2 gives NaN where padding is longer than the window, and its softmax is float32.
-    model = opened(kind, dtype, **({"sliding_window": 64} if kind == "gemma2" else {}))
+    more = {"sliding_window": 64} if kind == "gemma2" else {}
+    model = opened(kind, dtype, **more)
     bound = 1e-6 if kind == "gemma2" and dtype == torch.float64 else bound
+    if dtype == torch.float32:  # another processor adds in another order: its rounding is no error of ours
+        bound = max(bound, 3 * rounding(kind, **more))
     alone = theirs(model, PAIRS)
     batched = model.head.score(model.readout.original(model.root, model.features(PAIRS)))
     runs = {"as it is": model(PAIRS), "alone": torch.cat([model([pair]) for pair in PAIRS])}
