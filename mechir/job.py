@@ -42,7 +42,7 @@ class ModelReference:
         relevant_label: which label means relevance.
         max_length: word pieces of a pair that are read, where it was asked for.
         fingerprint: of the model.
-        said: the options of a language model's prompt, by name.
+        prompt_options: the options of a language model's prompt, by name.
     """
 
     name: str
@@ -50,7 +50,7 @@ class ModelReference:
     relevant_label: int | None
     max_length: int | None
     fingerprint: str
-    said: tuple[tuple[str, Any], ...] = ()
+    prompt_options: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
     def of(cls, model: HookedModel) -> ModelReference:
@@ -65,7 +65,7 @@ class ModelReference:
         length = model.max_length if model.reading.limited_by == ASKED else None
         where = str(path.resolve()) if path.is_dir() else name
         number = str(model.dtype).removeprefix("torch.")
-        return cls(where, number, model.head.relevant_label, length, model.fingerprint, model.said)
+        return cls(where, number, model.head.relevant_label, length, model.fingerprint, model.prompt_options)
 
     def load(self, device: str | None = None) -> HookedModel:
         """Reads the model; raises where it is another one now."""
@@ -76,7 +76,7 @@ class ModelReference:
 def _loaded(reference: ModelReference, device: str | None) -> HookedModel:
     label = reference.relevant_label
     options: dict[str, Any] = {"dtype": reference.dtype, "relevant_label": label, "max_length": reference.max_length}
-    options |= dict(reference.said)
+    options |= dict(reference.prompt_options)
     model = load(reference.name, device=device, **options)
     if model.fingerprint != reference.fingerprint:
         raise MechirError(

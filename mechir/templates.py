@@ -112,6 +112,11 @@ class Template:
         return PromptWriter(self, tokenizer)
 
 
+def as_template(given: Template | str) -> Template:
+    """The prompt itself, or the one that is written so."""
+    return Template.parse(given) if isinstance(given, str) else given
+
+
 @dataclass(frozen=True)
 class PromptWriter:
     """Writes pairs into the prompt of a template, for `encoding.encode`, `align` and a model's `writer`.

@@ -92,6 +92,18 @@ def test_a_cross_encoder_is_opened_from_its_directory_and_from_memory(tmp_path: 
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_template_takes_the_place_of_the_whole_chat_and_of_its_saved_prompt(tmp_path: Path) -> None:
+    encoder = yes_or_no(tmp_path)
+    encoder.prompts, encoder.default_prompt_name = {"web": "Find a fish"}, "web"
+    encoder.save_pretrained(str(tmp_path / "saved"))
+    plain = mi.load(tmp_path / "hf", template=MONO).score(PAIRS)
+    for given in (encoder, tmp_path / "saved"):
+        assert torch.equal(mi.load(given, template=MONO).score(PAIRS), plain)
+        with pytest.raises(MechirError, match=r"^instruction='Eat' has no place in a prompt without roles: write it"):
+            mi.load(given, template=MONO, instruction="Eat")
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("settings", "length"),
     [
@@ -229,4 +241,4 @@ def test_a_decoder_that_classifies_reads_a_prompt_too() -> None:
     theirs = torch.cat([hf(**tokenizer(text, return_tensors="pt")).logits[:, 0] for text in texts])
     assert torch.allclose(model.score(PAIRS), theirs, rtol=0, atol=2e-5)
     refuse_unlike(model.certify(PAIRS), "llama")
-    assert model.said == (("template", "query: {query} document: {document} end"),)
+    assert model.prompt_options == (("template", "query: {query} document: {document} end"),)

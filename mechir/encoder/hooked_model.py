@@ -36,8 +36,8 @@ class HookedModel(HookedRootModule, Reranker):
     """A reranker whose activations are TransformerLens's hook points, read and edited by name.
 
     `hf` is Hugging Face's model, whose parameters are shared; `revision` that on the hub; `reading` how model and texts
-    are read; `parity` the largest relative difference of scores that `certify` saw; `said` the options of its prompt
-    that it was loaded with, by name.
+    are read; `parity` the largest relative difference of scores that `certify` saw; `prompt_options` what was
+    given of its prompt when it was loaded, by name.
     """
 
     hf: Any
@@ -46,7 +46,7 @@ class HookedModel(HookedRootModule, Reranker):
     reading: Reading
     revision: str
     parity: float | None = None
-    said: tuple[tuple[str, Any], ...] = ()
+    prompt_options: tuple[tuple[str, Any], ...] = ()
     _stored: Mapping[str, str]
     _loaded: LoadedState
 

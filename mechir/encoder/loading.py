@@ -8,21 +8,21 @@ from typing import Any
 
 import torch
 
-from mechir.encoder.checkpoint import (
-    Stored,
-    read_json,
-    refuse_adapters,
-    resolve,
-    stored_tensors,
-    weight_files,
-)
+from mechir.encoder.checkpoint import Stored, resolve
 from mechir.encoder.cross_encoder import settings
 from mechir.encoder.families import FAMILIES, Family
 from mechir.encoder.fingerprint import stored_digests
 from mechir.encoder.hooked import HookedEncoder
-from mechir.encoder.reading import Reading
-from mechir.encoder.stored import configuration, device_of, expected, number_type, read_model, refuse_unfaithful, todays
-from mechir.encoder.tokenizing import load_tokenizer
+from mechir.encoder.stored import (
+    Files,
+    configuration,
+    device_of,
+    expected,
+    number_type,
+    refuse_unfaithful,
+    revision_of,
+    todays,
+)
 from mechir.encoder.traced.decoder import DECODERS
 from mechir.encoder.traced.layouts import LAYOUTS
 from mechir.errors import MechirError
@@ -30,24 +30,12 @@ from mechir.errors import MechirError
 
 def load(name_or_path: str | Path, *, dtype: str | torch.dtype, **options: Any) -> HookedEncoder:
     """Loads a checkpoint; see `HookedEncoder.from_pretrained` for the options."""
-    number = number_type(dtype)
-    saved = settings(resolve(name_or_path))
-    folder = saved.folder
-    raw = read_json(folder / "config.json")
-    refuse_adapters(folder)
-    files = weight_files(folder, raw)
-    stored = stored_tensors(files)
-    family, config = recognise(raw, stored, folder)
-    hf, unused = read_model(folder, family.architecture, config, raw, stored, number)
-    tokenizer = load_tokenizer(folder, lower_case=saved.lower_case, max_length=saved.max_length)
-    reading = Reading(
-        weights=tuple(file.name for file in files),
-        lower_case=saved.lower_case,
-        settings=saved.files,
-        left_out=tuple(unused),
-    )
+    number, folder = number_type(dtype), resolve(name_or_path)
+    files = Files.of(settings(folder))
+    family, config = recognise(files.raw, files.stored, files.folder)
+    hf, tokenizer, reading = files.opened(family.architecture, config, number)
     names = {name for name, _ in hf.named_parameters()}
-    used = {name: tensor for name, tensor in stored.items() if todays(name) in names}
+    used = {name: tensor for name, tensor in files.stored.items() if todays(name) in names}
     return assemble(
         hf,
         tokenizer,
@@ -55,7 +43,7 @@ def load(name_or_path: str | Path, *, dtype: str | torch.dtype, **options: Any) 
         name=str(name_or_path),
         tensors=stored_digests(used),
         reading=reading,
-        revision=folder.name if folder.parent.name == "snapshots" else "",  # the hub's cache
+        revision=revision_of(folder),
         dtype=dtype,
         **options,
     )

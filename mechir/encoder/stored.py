@@ -4,17 +4,72 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from mechir.encoder.checkpoint import ADAPTER, Stored, quiet, refuse_surplus
+from mechir.encoder.checkpoint import (
+    ADAPTER,
+    Stored,
+    quiet,
+    read_json,
+    refuse_adapters,
+    refuse_surplus,
+    stored_tensors,
+    weight_files,
+)
+from mechir.encoder.cross_encoder import Settings
 from mechir.encoder.fingerprint import NO_PROPERTY
+from mechir.encoder.reading import Reading
+from mechir.encoder.tokenizing import load_tokenizer
 from mechir.errors import MechirError, brief
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of a checkpoint: settings beside it, its config.json (`raw`), names and tensors of its weights."""
+
+    settings: Settings
+    raw: dict[str, Any]
+    weights: tuple[str, ...]
+    stored: Mapping[str, Stored]
+
+    @classmethod
+    def of(cls, settings: Settings) -> Files:
+        """Reads what lies in the folder that the settings name; raises for adapters, pickles and broken files."""
+        raw = read_json(settings.folder / "config.json")
+        refuse_adapters(settings.folder)
+        files = weight_files(settings.folder, raw)
+        return cls(settings, raw, tuple(file.name for file in files), stored_tensors(files))
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the model."""
+        return self.settings.folder
+
+    def opened_as_named(self, dtype: torch.dtype) -> tuple[Any, Any, Reading]:
+        """`opened` as the architecture that config.json names first."""
+        architecture = str(self.raw["architectures"][0])
+        return self.opened(architecture, configuration(architecture, self.raw, self.folder), dtype)
+
+    def opened(self, architecture: str, config: Any, dtype: torch.dtype) -> tuple[Any, Any, Reading]:
+        """The model of this architecture, its tokenizer, and how they were read."""
+        hf, unused = read_model(self.folder, architecture, config, self.raw, self.stored, dtype)
+        lower_case = self.settings.lower_case
+        tokenizer = load_tokenizer(self.folder, lower_case=lower_case, max_length=self.settings.max_length)
+        left_out = tuple(unused)
+        reading = Reading(self.weights, lower_case=lower_case, settings=self.settings.files, left_out=left_out)
+        return hf, tokenizer, reading
+
+
+def revision_of(folder: Path) -> str:
+    """The revision of a checkpoint in the hub's cache; empty elsewhere."""
+    return folder.name if folder.parent.name == "snapshots" else ""
 
 
 def read_model(

@@ -11,12 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mechir.encoder.checkpoint import read_json, refuse_adapters, stored_tensors, weight_files
+from mechir.encoder.checkpoint import read_json
 from mechir.encoder.cross_encoder import HARMLESS_OF_LANGUAGE, Settings, module_settings
 from mechir.encoder.fingerprint import stored_digests
-from mechir.encoder.reading import Reading
-from mechir.encoder.stored import configuration, device_of, number_type, read_model
-from mechir.encoder.tokenizing import load_tokenizer
+from mechir.encoder.stored import Files, device_of, number_type, revision_of
 from mechir.encoder.traced.decoder import DECODERS
 from mechir.encoder.traced.layouts import LAYOUTS
 from mechir.encoder.traced.loading import inside, refuse_processing
@@ -24,7 +22,7 @@ from mechir.encoder.traced.model import ANY_LENGTH, TracedReranker
 from mechir.encoder.traced.prompt import Prompt
 from mechir.encoder.traced.readout import FirstWord, NextWord
 from mechir.errors import MechirError
-from mechir.templates import EXAMPLE, Template
+from mechir.templates import EXAMPLE, Template, as_template
 
 CAUSAL, DECODED = "ForCausalLM", "ForConditionalGeneration"
 """How the names of language models end: causal ones, and those with a decoder."""
@@ -49,38 +47,24 @@ def load(
     What sentence-transformers saved beside it counts: the words of its LogitScore, its prompt and its length.
     """
     saved = _saved(folder)
-    inner = saved.settings.folder
-    raw = read_json(inner / "config.json")
-    refuse_adapters(inner)
-    files = weight_files(inner, raw)
-    stored, architecture = stored_tensors(files), raw["architectures"][0]
-    config = configuration(architecture, raw, inner)
-    hf, unused = read_model(inner, architecture, config, raw, stored, number_type(dtype))
-    tokenizer = load_tokenizer(inner, lower_case=saved.settings.lower_case, max_length=saved.settings.max_length)
-    reading = Reading(
-        weights=tuple(file.name for file in files),
-        lower_case=saved.settings.lower_case,
-        settings=saved.settings.files,
-        left_out=tuple(unused),
-    )
+    files = Files.of(saved.settings)
+    hf, tokenizer, reading = files.opened_as_named(number_type(dtype))
     refuse_processing(saved.settings.processing, options.get("template"))
-    said = tuple((name, options[name]) for name in ("template", "instruction") if options.get(name) is not None)
-    said += (("words", tuple(words)),) if words else ()
+    given = {"template": options.get("template"), "instruction": options.get("instruction")}
+    given["words"] = None if words is None else tuple(words)
     if words is None and saved.words:
         words = tokenizer.convert_ids_to_tokens(list(saved.words))
-    options = {"instruction": saved.prompt} | options
-    model = language_model(
+    return language_model(
         hf,
         tokenizer,
         words=words,
         name=name,
         reading=reading,
-        revision=folder.name if folder.parent.name == "snapshots" else "",
-        tensors=stored_digests(stored),
-        **options,
+        revision=revision_of(folder),
+        tensors=stored_digests(files.stored),
+        prompt_options=tuple((name, value) for name, value in given.items() if value is not None),
+        **_with_saved_prompt(saved.prompt, options),
     )
-    model.said = said
-    return model
 
 
 def language_model(
@@ -116,12 +100,13 @@ def language_model(
     words = tuple(words or WORDS[kind])
     ids = _pieces(tokenizer, words, WORDS[kind])
     if kind == DECODED:
-        template = _of_decoder(template, instruction)
-        options = {"max_length": None} | options
-        options["max_length"] = _limit(tokenizer) if options["max_length"] is None else options["max_length"]
-    elif isinstance(template, str):
-        template = Template.parse(template)
-    prompt = Prompt(template or Template.of_chat(tokenizer, instruction), instruction, chat=template is None)
+        template = template or EXAMPLE
+        if options.get("max_length") is None:
+            options["max_length"] = _limit(tokenizer)
+    if template is None:
+        prompt = Prompt(Template.of_chat(tokenizer, instruction), instruction, chat=True)
+    else:
+        prompt = Prompt(_without_roles(template, instruction))
     label = len(words) - 1 if relevant_label is None else relevant_label
     options |= {"prompt": prompt, "relevant_label": label}
     readout = FirstWord(words, ids, _start(hf.config)) if kind == DECODED else NextWord(words, ids)
@@ -140,14 +125,19 @@ def _kind(hf: Any, tokenizer: Any) -> str:
     return kind
 
 
-def _of_decoder(template: Template | str | None, instruction: str | None) -> Template:
-    """The prompt of a model with a decoder; raises for an instruction, for which it has no place."""
+def _without_roles(template: Template | str, instruction: str | None) -> Template:
+    """A prompt that is no chat template; raises for an instruction, for which it has no place."""
     if instruction is not None:
         raise MechirError(
             f"instruction={instruction!r} has no place in a prompt without roles: write it into the template, such as "
             f"template='{instruction} {EXAMPLE}'."
         )
-    return template if isinstance(template, Template) else Template.parse(template or EXAMPLE)
+    return as_template(template)
+
+
+def _with_saved_prompt(prompt: str | None, options: dict[str, Any]) -> dict[str, Any]:
+    """The options with the prompt of a `CrossEncoder` as instruction, where they give neither that nor a template."""
+    return options if options.get("template") is not None else {"instruction": prompt} | options
 
 
 def _limit(tokenizer: Any) -> int | None:
@@ -185,8 +175,8 @@ def of_chain(encoder: Any, **options: Any) -> TracedReranker:
         tokenizer.model_max_length = encoder.max_seq_length
     refuse_processing(encoder[0].processing_kwargs, options.get("template"))
     prompt = (encoder.prompts or {}).get(encoder.default_prompt_name or "")
-    given = {"words": tokenizer.convert_ids_to_tokens(ids), "instruction": prompt}
-    return language_model(encoder[0].auto_model, tokenizer, **(given | options))
+    options = {"words": tokenizer.convert_ids_to_tokens(ids)} | _with_saved_prompt(prompt, options)
+    return language_model(encoder[0].auto_model, tokenizer, **options)
 
 
 def is_language_model(folder: Path) -> bool:

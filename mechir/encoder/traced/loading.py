@@ -9,20 +9,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from mechir.encoder.checkpoint import read_json, refuse_adapters, stored_tensors, weight_files
+from mechir.encoder.checkpoint import read_json, stored_tensors, weight_files
 from mechir.encoder.cross_encoder import settings
 from mechir.encoder.fingerprint import stored_digests
 from mechir.encoder.head import label_names
 from mechir.encoder.reading import Reading
-from mechir.encoder.stored import configuration, device_of, number_type, quietly, read_model
-from mechir.encoder.tokenizing import load_tokenizer
+from mechir.encoder.stored import Files, device_of, number_type, quietly, revision_of
 from mechir.encoder.traced.decoder import DECODERS
 from mechir.encoder.traced.layouts import LAYOUTS
 from mechir.encoder.traced.model import TracedReranker
 from mechir.encoder.traced.prompt import Prompt
 from mechir.encoder.traced.readout import Chain, Classifier, Reads
 from mechir.errors import MechirError
-from mechir.templates import Template
+from mechir.templates import Template, as_template
 
 CLASSIFIER = "ForSequenceClassification"
 PARTS = ("Transformer", "Pooling", "Dense", "LayerNorm", "Dropout")
@@ -34,23 +33,10 @@ def load(folder: Path, name: str, *, dtype: str | torch.dtype = "float32", **opt
     """Loads the checkpoint in a directory; the options are those of `HookedEncoder.from_pretrained`."""
     if is_chain(folder):
         return _load_chain(folder, name, dtype=dtype, **options)
-    saved = settings(folder)
-    folder = saved.folder
-    raw = read_json(folder / "config.json")
-    refuse_adapters(folder)
-    files = weight_files(folder, raw)
-    stored, architecture = stored_tensors(files), raw["architectures"][0]
-    config = configuration(architecture, raw, folder)
-    hf, unused = read_model(folder, architecture, config, raw, stored, number_type(dtype))
-    tokenizer = load_tokenizer(folder, lower_case=saved.lower_case, max_length=saved.max_length)
-    reading = Reading(
-        weights=tuple(file.name for file in files),
-        lower_case=saved.lower_case,
-        settings=saved.files,
-        left_out=tuple(unused),
-    )
-    revision = folder.name if folder.parent.name == "snapshots" else ""
-    tensors = stored_digests(stored)
+    files = Files.of(settings(folder))
+    hf, tokenizer, reading = files.opened_as_named(number_type(dtype))
+    tensors = stored_digests(files.stored)
+    revision = revision_of(folder)
     return classifier(hf, tokenizer, name=name, reading=reading, revision=revision, tensors=tensors, **options)
 
 
@@ -81,11 +67,8 @@ def classifier(
                 f"template= is of a language model's prompt, and this {kind} reads query and document as two texts: "
                 "leave it out."
             )
-        prompt = Template.parse(template) if isinstance(template, str) else template
-        options |= {"prompt": Prompt(prompt)}
-    model = TracedReranker(hf.to(device_of(device)), hf, tokenizer, readout, **options)
-    model.said = () if template is None else (("template", template),)
-    return model
+        options |= {"prompt": Prompt(as_template(template)), "prompt_options": (("template", template),)}
+    return TracedReranker(hf.to(device_of(device)), hf, tokenizer, readout, **options)
 
 
 def _refuse_padding(config: Any, tokenizer: Any, kind: str) -> None:

@@ -63,16 +63,17 @@ class TracedReranker(HookedModel, Resumes, Turns):
         max_length: int | None = None,
         reading: Reading | None = None,
         prompt: Prompt | None = None,
+        prompt_options: tuple[tuple[str, Any], ...] = (),
     ) -> None:
         """Wraps the module `root` that is called, and the transformer `hf` inside it (of a chain) or itself.
 
-        `readout` makes its arguments and its logits, and `prompt` is that of a language model. The other arguments are
-        those of `HookedEncoder`.
+        `readout` makes its arguments and its logits; `prompt` is that of a language model, `prompt_options` what of it
+        was given. The other arguments are those of `HookedEncoder`.
         """
         super().__init__()
         self.root, self.hf = root.eval().requires_grad_(False), hf
         self.tokenizer, self.readout, self.revision = tokenizer, readout, revision
-        self.prompt = prompt
+        self.prompt, self.prompt_options = prompt, prompt_options
         self._writer = tokenizer if prompt is None else prompt.template.writer(tokenizer)
         self.layout = LAYOUTS[hf.config.model_type]
         self.structure = structure(self.layout, hf.config, readout.reads)
