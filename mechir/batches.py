@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, reduce
 from operator import or_
@@ -116,9 +118,22 @@ def give_back() -> None:
         trim(0)
 
 
+_no_bars = ContextVar("no_bars", default=False)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """No bars of single calls, where a run shows its own progress."""
+    token = _no_bars.set(True)
+    try:
+        yield
+    finally:
+        _no_bars.reset(token)
+
+
 def progress_bar(total: int, show: bool | None) -> Any:
     """A bar over pairs with the time left; where `show` is None, on a terminal and after two seconds."""
     from tqdm.auto import tqdm
 
-    hidden = None if show is None else not show
+    hidden = True if _no_bars.get() else None if show is None else not show
     return tqdm(total=total, unit="pair", disable=hidden, delay=0 if show else 2, leave=False)

@@ -1,274 +1,303 @@
-"""Runs an experiment: cut it into units, compute the missing ones, store, summarise, draw.
+"""Engines beside this process: each opens `Workers`, whose tasks go through a `concurrent.futures.Executor`.
 
-`run` goes straight through: the experiment with its options (`asked_for`), in normal form (`checked`), with what it
-finds first (`prepare`), the stored run (`_begun`), the missing units (`_compute`), and once all are there summary,
-chart and findings (`finish`).
+`Local` starts processes on this machine; `Slurm` has Slurm start workers, as many as there is work for; `Allocation`
+is this process's part of an `srun`; `Dask` is somebody's cluster. The last three are Dask over TLS, which only this
+module imports (the extra `mechir-encoders[dask]`).
 """
 
 from __future__ import annotations
 
-import difflib
-import secrets
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from functools import partial
+import contextlib
+import importlib.util
+import json
+import logging
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-import pandas as pd
+import torch
 
-from mechir import provenance
-from mechir.catalog import load_experiment
-from mechir.encoder.certify import refuse_altered
-from mechir.encoder.hooked_model import HookedModel
-from mechir.encoding import REASONS
-from mechir.errors import MechirError
-from mechir.experiment import Experiment, Inputs, refuse_incomplete, silent
-from mechir.inference import FEWEST
-from mechir.job import Job, ModelReference, compute_unit, finish
-from mechir.material import Pool, Source, Taken, material_of, opened, pairs_of, source_of
-from mechir.registry.runs import DEFAULT, Run, open_run
-from mechir.reranker import needs
-from mechir.sweeps import forwards
+from mechir.certificates import CA, CERT, KEY, folder_of, tls_files
+from mechir.errors import LostWorkers, MechirError, brief, refuse_other_than_whole
+from mechir.place import Place, token_of
+from mechir.processes import LOST, Processes
+from mechir.slurm import LOOPBACK, Part, Request, between, refuse_unsubmittable, worker_arguments
+from mechir.workers import Workers
 
-SHOWN = 60
-"""Longest value printed in the line on the results of `prepare`."""
-UNIT = 128
-"""A unit is closed at the first whole query that brings it to this many pairs."""
+EXTRA = {"distributed": "distributed", "dask_jobqueue": "dask-jobqueue", "cryptography": "cryptography"}
+"""The packages of the extra `dask`, by the name of their modules."""
+SCHEDULER = {
+    "distributed.scheduler.worker-saturation": 1.0,  # a worker that dies takes no task with it that waits for it
+    "distributed.scheduler.allowed-failures": 10,  # a unit counts the processes that it killed itself
+    "distributed.comm.timeouts.connect": "30s",
+    "distributed.deploy.lost-worker-timeout": "5s",
+}
+"""Dask's configuration of the schedulers that are started here."""
+ANSWER = "15s"
+"""How long a scheduler may take to answer."""
 
 
 @dataclass(frozen=True)
-class Shard:
-    """The units of this process: those whose number is `index` modulo `of`."""
+class Local:
+    """Processes of this machine: one model each, the threads divided among them.
 
-    index: int = 0
-    of: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> Shard:
-        """`I/N` with I from 0 to N: both `--array=0-9` and `--array=1-10` of Slurm cover everything."""
-        index, _, of = text.partition("/")
-        numbers = all(part.isascii() and part.isdigit() for part in (index, of))
-        if not (numbers and int(of) > 0 and int(index) <= int(of)):
-            raise MechirError(f"Cannot read shard='{text}': write I/N with 0 <= I <= N, e.g. 3/10.")
-        return cls(int(index) % int(of), int(of))
-
-
-def units(pairs: Sequence[Any]) -> list[list[Any]]:
-    """The pairs or contrasts in units of whole queries, each closed once it holds `UNIT` of them."""
-    by_query: dict[str, list[Any]] = {}
-    for pair in pairs:
-        by_query.setdefault(pair.query_id, []).append(pair)
-    cut: list[list[Any]] = [[]]
-    for query in by_query.values():
-        if len(cut[-1]) >= UNIT:
-            cut.append([])
-        cut[-1] += query
-    return cut
-
-
-def run(
-    experiment: Experiment | type[Experiment] | str | Path,
-    model: object,
-    source: Any,
-    *,
-    pool: Any = None,
-    registry: Path | str = DEFAULT,
-    shard: Any = None,
-    fresh: bool = False,
-    say: Callable[[str], None] | None = None,
-    **chosen: Any,
-) -> Run:
-    """Runs an experiment, or what is missing of it, and returns the stored run.
-
-    Args:
-        experiment: a value such as `AttentionContrast(delta=0.01)`, or its name or the path of its file, with options
-            as further arguments.
-        model: a model, as `mi.load` gives it.
-        source: a collection or its name, several in groups, or judged pairs as `mi.pairs` reads them (a frame with
-            `query`, `text` and `label`); for an experiment on contrasts a diagnostic set, its name, or a collection or
-            pairs, whose contrasts of term frequency are taken.
-        pool: which pairs of the collection; by default all judged ones.
-        registry: where runs are kept.
-        shard: which units this process computes; the run is summarised by whichever process finds it complete.
-        fresh: compute everything anew, as a run of its own.
-        say: called with one line of progress at a time.
-        chosen: options of the experiment.
-
-    Raises:
-        MechirError: for unknown options, an empty pool, options that the model does not allow, and a model that is not
-            the one that its fingerprint names or does not score as Hugging Face's does.
+    In a script, call `mi.run` under `if __name__ == "__main__":`, as for every process pool of Python.
     """
-    model, experiment = _readied(model, pool, shard), asked_for(experiment, chosen)
-    source, pool = opened(source, experiment, model, pool)
-    where: dict[str, Any] = {"pool": pool or Pool(), "registry": Path(registry), "say": say or silent}
-    if (other := experiment.rows_of) is not None:
-        same = other(**{name: getattr(experiment, name) for name in other.options()})
-        rows = run(same, model, source, shard=shard, fresh=fresh, **where)
-        follow = partial(provenance.follow, experiment=experiment, rows=rows)
-        stored = open_run(where["registry"], provenance.again(experiment, rows), follow)
-    else:
-        stored, experiment, cut = _begun(experiment, model, source, fresh=fresh, **where)
-        _compute(stored, experiment, model, cut, shard or Shard(), where["say"])
-    if len(stored.done()) == stored.record["units"]:
-        finish(stored, experiment, model, source_of(experiment, source))
-    return stored
+
+    workers: int
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        refuse_other_than_whole(1, workers=self.workers)
+
+    @contextlib.contextmanager
+    def open(self, registry: Path, say: Callable[[str], None]) -> Iterator[Workers]:
+        """See `mechir.workers.Engine`."""
+        threads = max(1, torch.get_num_threads() // self.workers)
+        processes = Processes(self.workers, threads)
+        advice = (
+            "look at the memory of this machine, or take fewer workers; in a script, call run under "
+            "`if __name__ == '__main__':`."
+        )
+        with token_of(registry) as place:
+            try:
+                yield Workers(processes, lambda: self.workers, place, LOST, advice)
+            except BaseException:
+                processes.shutdown(cancel_futures=True)
+                raise
+            processes.shutdown()
 
 
-def job(
-    experiment: Experiment | type[Experiment] | str | Path,
-    model: object,
-    source: Any,
-    *,
-    pool: Any = None,
-    registry: Path | str = DEFAULT,
-    say: Callable[[str], None] | None = None,
-    **chosen: Any,
-) -> Job:
-    """Begins a run and returns what other processes need to compute its units; arguments as in `run`.
+@dataclass(frozen=True)
+class Dask:
+    """Somebody's Dask cluster, by the address of its scheduler, `tls://host:8786`, or its scheduler file.
 
-    Raises:
-        MechirError: as `run`; for a model that was made in memory, and an experiment on the rows of another.
+    `certificates`: a folder with `ca.pem`, `cert.pem` and `key.pem`; by default what Dask's configuration names.
     """
-    model, experiment = _readied(model, pool), asked_for(experiment, chosen)
-    source, pool = opened(source, experiment, model, pool)
-    if (other := experiment.rows_of) is not None:
-        raise MechirError(f"'{experiment.name}' computes no rows of its own: make a job of '{other.name}' first.")
-    reference, where = ModelReference.of(model), Path(registry)
-    stored, ready, cut = _begun(experiment, model, source, pool=pool or Pool(), registry=where, say=say or silent)
-    return Job(ready, reference, source_of(experiment, source), tuple(map(tuple, cut)), stored.path)
 
+    address: str
+    certificates: Path | None = None
+    device: str | None = None
 
-def asked_for(experiment: Experiment | type[Experiment] | str | Path, chosen: Mapping[str, Any]) -> Experiment:
-    """The experiment with its options; raises for anything else, and for options that it does not take."""
-    if isinstance(experiment, Experiment):
-        if chosen:
+    @contextlib.contextmanager
+    def open(self, registry: Path, say: Callable[[str], None]) -> Iterator[Workers]:
+        """See `mechir.workers.Engine`; raises for an address without TLS, and a scheduler that refuses or is silent."""
+        _refuse_missing("distributed", "cryptography")
+        address = self.address if "://" in self.address else _address_in(Path(self.address))
+        if not address.startswith("tls://"):
             raise MechirError(
-                f"Options are given twice: write run({type(experiment).__name__}(...), ...) with all of them, or the "
-                f"name '{experiment.name}'."
+                f"'{address}' has no TLS, and whoever reaches such a scheduler can run code there: give "
+                "tls://HOST:PORT of one that was started with certificates."
             )
-        refuse_incomplete(type(experiment))
-        return experiment
-    kind = load_experiment(experiment) if isinstance(experiment, str | Path) else experiment
-    if not (isinstance(kind, type) and issubclass(kind, Experiment)):
-        raise MechirError(f"{experiment!r:.60} is no experiment: give its name, a .py file, or a value of its class.")
-    pool = [field.name for field in fields(Pool) if field.name != "seed"]  # which an experiment may have too
-    for name in chosen.keys() - kind.options().keys():
-        if meant := difflib.get_close_matches(name, pool, n=1, cutoff=0.8):
-            raise MechirError(
-                f"'{kind.name}' has no option '{name}': choose the pairs by pool=mechir.Pool({meant[0]}=...)."
+        with token_of(registry) as place, _client(address, _security(self.certificates)) as client:
+            yield _workers(client, place, lambda: len(client.nthreads()))
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """Workers that Slurm starts, each a job of its own, as many as there is work for.
+
+    Attributes:
+        asked: what a job asks for: "partition=gpu gres=gpu:1 time=04:00:00 mem=32G cpus=8" (`mechir.slurm`).
+        workers: how many, as one number or as the fewest and the most, "0-16".
+        listen: the address or the network interface of this machine that workers reach it by; by default the address
+            of its way out. The scheduler listens there and nowhere else.
+        certificates: see `Dask`; by default some are made for the run, beside the registry.
+        device: where workers compute; None for a GPU where there is one.
+    """
+
+    asked: str
+    workers: str = "0-16"
+    listen: str = ""
+    certificates: Path | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        Request.parse(self.asked)
+        between(self.workers)
+
+    @contextlib.contextmanager
+    def open(self, registry: Path, say: Callable[[str], None]) -> Iterator[Workers]:
+        """See `mechir.workers.Engine`; raises where there is no sbatch, or it refuses such a job, in its own words."""
+        _refuse_missing("distributed", "dask_jobqueue", "cryptography")
+        request, (least, most) = Request.parse(self.asked), between(self.workers)
+        refuse_unsubmittable(request)
+        with (
+            token_of(registry) as place,
+            _keys(registry, self.certificates) as keys,
+            _own_scheduler(),
+            _slurm_cluster(request, keys, self.listen, registry) as cluster,
+        ):
+            say(_dashboard(cluster.dashboard_link))
+            cluster.adapt(minimum=least, maximum=most, interval="2s", wait_count=5)
+            with _client(cluster, cluster.security) as client:
+                yield _workers(client, place, lambda: most)
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The tasks of one `srun`: the first is client and scheduler, the others are workers (`join`).
+
+    Attributes: as of `Slurm`; `listen` is by default the name of the first task's node.
+    """
+
+    listen: str = ""
+    certificates: Path | None = None
+    device: str | None = None
+
+    def join(self, registry: Path) -> None:
+        """Becomes a worker, and does not return, in every task but the first; raises outside of an allocation."""
+        _refuse_missing("distributed", "cryptography")
+        Part.of_environment().become_worker(registry)
+
+    @contextlib.contextmanager
+    def open(self, registry: Path, say: Callable[[str], None]) -> Iterator[Workers]:
+        """See `mechir.workers.Engine`."""
+        from distributed import LocalCluster
+
+        part = Part.of_environment()
+        asked: dict[str, Any] = {"n_workers": 0, "protocol": "tls://", "dashboard_address": LOOPBACK}
+        with token_of(registry) as place, _keys(registry, self.certificates) as keys, _own_scheduler():
+            security = _security(keys)
+            with LocalCluster(**asked, host=self.listen or part.node, security=security) as cluster:
+                say(_dashboard(cluster.dashboard_link))
+                with part.announced(registry, cluster.scheduler_address, keys), _client(cluster, security) as client:
+                    yield _workers(client, place, lambda: part.tasks - 1)
+
+
+def _refuse_missing(*modules: str) -> None:
+    if missing := [EXTRA[name] for name in modules if importlib.util.find_spec(name) is None]:
+        raise MechirError(
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed: "
+            "pip install 'mechir-encoders[dask]'."
+        )
+
+
+def _address_in(file: Path) -> str:
+    """The address in a scheduler file."""
+    if not file.is_file():
+        raise MechirError(f"'{file}' is no address and no scheduler file: give tls://HOST:PORT, or the file's path.")
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["address"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise MechirError(f"'{file}' is no scheduler file of Dask: it names no address.") from error
+
+
+def _security(folder: Path | None) -> Any:
+    """Dask's security with the certificates of a folder, or those that its configuration names."""
+    from distributed import Security
+
+    if folder is not None:
+        ca, cert, key = map(str, tls_files(folder).values())
+        roles = {
+            f"tls_{role}_{what}": file
+            for role in ("client", "scheduler", "worker")
+            for what, file in (("cert", cert), ("key", key))
+        }
+        return Security(tls_ca_file=ca, require_encryption=True, **roles)
+    security: Any = Security(require_encryption=True)
+    if not (security.tls_ca_file and security.tls_client_cert):
+        raise MechirError(
+            f"A scheduler with TLS asks for a certificate: give certificates=DIR with {CA}, {CERT} and {KEY}, or name "
+            "them in Dask's configuration (distributed.comm.tls)."
+        )
+    return security
+
+
+@contextlib.contextmanager
+def _keys(registry: Path, certificates: Path | None) -> Iterator[Path]:
+    """The user's certificates, or some that are made for this run alone."""
+    if certificates is not None:
+        tls_files(certificates)
+        yield certificates
+        return
+    from distributed import Security
+
+    made = Security.temporary()
+    texts = {CA: made.tls_ca_file, CERT: made.tls_scheduler_cert, KEY: made.tls_scheduler_key}
+    with folder_of(registry, {name: str(text) for name, text in texts.items()}) as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def _own_scheduler() -> Iterator[None]:
+    """Dask's configuration where the scheduler is started here, and no lines of its own beside ours."""
+    import dask
+
+    logger = logging.getLogger("distributed")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with dask.config.set(SCHEDULER):
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextlib.contextmanager
+def _client(address: Any, security: Any) -> Iterator[Any]:
+    """A client; raises where the scheduler does not answer, or refuses its certificate."""
+    from distributed import Client
+
+    try:
+        client = Client(address, security=security, timeout=ANSWER, set_as_default=False)
+    except (OSError, TimeoutError) as error:
+        raise MechirError(
+            f"The scheduler at {address} does not answer, or refuses the certificate: look whether it runs, and give "
+            f"certificates=DIR with those that it was started with ({brief(error)})."
+        ) from error
+    try:
+        yield client
+    finally:
+        client.close(timeout=5)
+
+
+def _workers(client: Any, place: Place, capacity: Callable[[], int]) -> Workers:
+    from distributed import KilledWorker
+    from distributed.client import FutureCancelledError
+
+    def refuse_gone() -> None:
+        if client.status != "running":
+            raise LostWorkers(
+                "The scheduler is gone: what was finished is stored, and the same command computes what is missing."
             )
-    return kind.chosen(**chosen)
+
+    lost = (KilledWorker, FutureCancelledError, CancelledError)
+    advice = "look at the logs of the workers, at their memory and their walltime."
+    return Workers(client.get_executor(pure=False), capacity, place, lost, advice, refuse_gone)
 
 
-def _readied(model: object, pool: Any, shard: Any = None) -> HookedModel:
-    """The model as the pool reads it; raises for a model that was altered, and for arguments of another kind."""
-    for name, value, kinds, write in (
-        ("model", model, HookedModel, "mechir.load(...)"),
-        ("pool", pool, Pool | None, "mechir.Pool(per_grade=5, ...)"),
-        ("shard", shard, Shard | None, "mechir.engine.Shard.parse('0/4')"),
-    ):
-        if not isinstance(value, kinds):
-            raise MechirError(f"Cannot run with {name}={value!r:.60}: write {name}={write}.")
-    assert isinstance(model, HookedModel)
-    refuse_altered(model)
-    return model.limited(pool.max_length if pool else None)
+@contextlib.contextmanager
+def _slurm_cluster(request: Request, keys: Path, listen: str, registry: Path) -> Iterator[Any]:
+    """A scheduler in this process, which has Slurm start workers."""
+    from dask_jobqueue.slurm import SLURMCluster
+    from distributed.utils import get_ip
+
+    interface = listen if listen in [name for _, name in socket.if_nameindex()] else None
+    asked: dict[str, Any] = {
+        "cores": 1,  # threads of Dask: units of one worker are computed one after the other
+        "processes": 1,
+        "memory": "1GiB",
+        "job_directives_skip": ["--cpus-per-task", "--mem", "-t ", "-n 1"],  # in the user's words below
+        "job_extra_directives": ["--ntasks=1", "--requeue", *request.directives],
+        "job_script_prologue": [f"export OMP_NUM_THREADS={request.cpus}"],
+        "worker_extra_args": worker_arguments(request.seconds, by_name=interface is None),
+        "death_timeout": 60,
+        "nanny": False,  # a worker that dies ends its job, and another is asked for
+        "log_directory": str(registry.resolve() / ".slurm-logs"),
+        "job_name": "mechir",
+        "interface": interface,
+    }
+    where = {"interface": interface} if interface else {"host": listen or get_ip()}
+    options = {"dashboard_address": LOOPBACK, **where}
+    with SLURMCluster(**asked, protocol="tls://", security=_security(keys), scheduler_options=options) as cluster:
+        yield cluster
 
 
-def checked(experiment: Experiment, inputs: Inputs) -> Experiment:
-    """The experiment with its options in normal form; raises for those that this model or this pool does not allow."""
-    needs(inputs.model, f"'{experiment.name}'", experiment.tier, **experiment.assumes)
-    normal = experiment.check(inputs)
-    forwards(inputs.model, normal.interventions(inputs.model))  # refuses what does not fit the model
-    return normal
-
-
-def _begun(
-    experiment: Experiment,
-    model: HookedModel,
-    source: Source,
-    *,
-    pool: Pool,
-    registry: Path,
-    say: Callable[[str], None],
-    fresh: bool = False,
-) -> tuple[Run, Experiment, list[list[Any]]]:
-    """The stored run, begun if it is not there yet, the experiment as `prepare` returns it, and the units."""
-
-    def another(other: Any, *, source: Source = source, pool: Pool = pool) -> Run:
-        return run(other, model, source, pool=pool, registry=registry, say=say)
-
-    source = source_of(experiment, source)
-    taken = material_of(experiment, model, source, pool)
-    inputs = Inputs(model, taken.material, source, pool, registry, say, another)
-    normal = checked(experiment, inputs)
-    provenance.certificate(model, pairs_of(taken.material))
-    ready, material = normal.prepare(inputs)
-    _say_found(normal, ready, say)
-    if not material:
-        raise MechirError(f"Nothing of this pool is left to measure for '{experiment.name}': take more queries.")
-    cut, queries = units(material), {item.query_id for item in material}
-    identity = provenance.identity_of(ready, model, source, material, pool)
-    identity |= {"fresh": secrets.token_hex(8)} if fresh else {}
-
-    def begin(new: Run) -> None:
-        held_back = {item.query_id for item in taken.material} - queries
-        command = provenance.asked_of(normal, model, source, pool) | {"held_back": len(held_back)}
-        frames = _frames(source, material, pool, taken) | ready.frames
-        provenance.begin(new, identity, ready, model, pairs_of(material), frames, len(cut), command)
-
-    stored, n = open_run(registry, identity, begin), len(queries)
-    say(f"Run {stored.id}: {len(material)} {_kind(ready)} of {n} queries in {len(cut)} units")
-    if n < FEWEST:
-        say(f"{n} queries are too few to test: intervals are Student's; tests need {FEWEST} or more.")
-    return stored, ready, cut
-
-
-def _kind(experiment: Experiment) -> str:
-    return "contrasts" if experiment.runs_on == "contrasts" else "pairs"
-
-
-def _frames(source: Source, material: list[Any], pool: Pool, taken: Taken) -> dict[str, pd.DataFrame]:
-    """The frames stored beside the rows: judgments, and the pairs that were left out."""
-    frames = {"judged": source.judged(pairs_of(material), full=pool.full)}
-    if (left_out := taken.left_out) is not None and len(left_out):
-        frames["left_out"] = left_out
-        unread, judged = left_out[left_out["reason"].isin(REASONS)], frames["judged"]  # they are in no ideal ranking
-        gone, pairs = (pd.MultiIndex.from_frame(rows[["query_id", "doc_id"]]) for rows in (unread, judged))
-        frames["judged"] = judged[~pairs.isin(gone)].reset_index(drop=True)
-    return frames if taken.skipped is None else frames | {"skipped": taken.skipped}
-
-
-def _say_found(normal: Experiment, ready: Experiment, say: Callable[[str], None]) -> None:
-    """Prints the results of `prepare`: options that changed, long ones cut short, and frames by their length."""
-    before = normal.written
-    changed = {name: str(value) for name, value in ready.written.items() if value != before[name]}
-    changed |= {name: f"{len(frame)} rows" for name, frame in ready.frames.items() if len(frame)}
-    short = [f"{name} {text if len(text) <= SHOWN else text[:SHOWN] + '...'}" for name, text in changed.items()]
-    if short:
-        say(f"found: {', '.join(short)}")
-
-
-def _compute(
-    stored: Run,
-    experiment: Experiment,
-    model: HookedModel,
-    cut: Sequence[list[Any]],
-    shard: Shard,
-    say: Callable[[str], None],
-) -> None:
-    """Measures and stores the missing units of a shard; an interruption loses the unit in work and nothing else."""
-    missing = [unit for unit in range(shard.index, len(cut), shard.of) if unit not in stored.done()]
-    total, done, start = sum(len(cut[unit]) for unit in missing), 0, time.monotonic()
-    for unit in missing:
-        compute_unit(stored, experiment, model, cut[unit], unit)
-        done += len(cut[unit])
-        left = (time.monotonic() - start) / done * (total - done)
-        say(f"unit {unit + 1}/{len(cut)}: {done}/{total} {_kind(experiment)}, {_duration(left)} left")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+def _dashboard(link: str) -> str:
+    port = urlsplit(link).port
+    return f"Dask's dashboard: {link} (from your machine: ssh -L {port}:127.0.0.1:{port} {socket.gethostname()})"

@@ -16,6 +16,10 @@ class MechirError(ValueError):
     """
 
 
+class LostWorkers(RuntimeError):
+    """Processes that computed were lost again and again; no mistake of the caller's. The command line exits with 1."""
+
+
 def brief(error: Exception) -> str:
     """The message of another library's error on one line, cut to 200 characters."""
     return " ".join(str(error).split())[:200]

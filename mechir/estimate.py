@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from mechir.encoder.hooked_model import HookedModel
-from mechir.engine import asked_for
 from mechir.experiment import Experiment
 from mechir.material import pairs_of
+from mechir.running import asked_for
 
 
 def estimate(

@@ -36,6 +36,7 @@ import pandas as pd
 from mechir.errors import MechirError, closest
 from mechir.material import Pool, Source, pairs_of
 from mechir.options import Option, options
+from mechir.registry.runs import Run
 from mechir.reranker import Reranker
 from mechir.sweeps import forwards, sweep
 from mechir.views.latex import interval_ends
@@ -49,8 +50,20 @@ def silent(line: str) -> None:
     """Prints nothing."""
 
 
-def _no_runs(*arguments: Any, **chosen: Any) -> Any:
-    raise MechirError("Experiments are run by `prepare` alone, not when options are checked.")
+@dataclass(frozen=True, eq=False)
+class Step:
+    """An experiment to be run on a source and a pool: one run of a graph of runs."""
+
+    experiment: Experiment
+    source: Source
+    pool: Pool
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What two equal steps have in common."""
+        options = tuple(sorted((name, str(value)) for name, value in self.experiment.written.items()))
+        about = getattr(self.source, "fillers", ()), getattr(self.source, "swap", False)
+        return type(self.experiment), options, self.source.id, self.source.hash, about, self.pool
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +77,7 @@ class Inputs:
         pool: which pairs of it were taken.
         registry: where runs are kept.
         say: prints one line of progress.
-        run: runs another experiment in this registry: `run(experiment, source=..., pool=...)`, by default on the same
-            source and pool; only `prepare` may.
+        done: the finished runs of the steps that it named in `needs`, in their order.
     """
 
     model: Any
@@ -74,7 +86,11 @@ class Inputs:
     pool: Pool
     registry: Path
     say: Callable[[str], None] = silent
-    run: Callable[..., Any] = _no_runs
+    done: tuple[Run, ...] = ()
+
+    def step(self, experiment: Experiment, source: Source = None, pool: Pool | None = None) -> Step:
+        """The step that runs another experiment, by default on the same source and pool."""
+        return Step(experiment, source or self.source, pool or self.pool)
 
     @property
     def judged(self) -> pd.DataFrame:
@@ -193,6 +209,23 @@ class Experiment:
         It makes no forward and is called once, before anything is measured or written, and for `--dry-run`.
         """
         return self
+
+    def needs(self, inputs: Inputs) -> Sequence[Step]:
+        """The runs that must be finished before `prepare`, which finds them in `inputs.done`.
+
+        It is asked again whenever all that it named are finished, until it names nothing behind them: what follows from
+        their findings comes then. It makes no forward; what it names at one time may be computed at the same time.
+        """
+        if self.rows_of is None:
+            return ()
+        return (inputs.step(self.rows_of(**{name: getattr(self, name) for name in self.rows_of.options()})),)
+
+    def follows(self, inputs: Inputs) -> Sequence[Step]:
+        """The steps that may follow from the findings of those that `needs` names at first, as large as they can be.
+
+        Only the plan of a run's cost asks for them.
+        """
+        return ()
 
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Any]]:
         """The experiment with the options that were left open, and the material left to measure.

@@ -1,6 +1,6 @@
 """A job: all that another process needs to compute units of a run, as one value that can be pickled.
 
-job = mi.engine.job(AttentionContrast(), model, collection, registry="runs")
+job = mechir.running.job(AttentionContrast(), model, collection, registry="runs")
 with ProcessPoolExecutor() as pool:
 list(pool.map(job.compute, job.missing()))
 run = job.finish()
@@ -8,6 +8,8 @@ run = job.finish()
 
 from __future__ import annotations
 
+import platform
+import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +18,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mechir import provenance
-from mechir.catalog import load_experiment
 from mechir.encoder.default import NAME
 from mechir.encoder.hooked import HookedEncoder
 from mechir.encoder.hooked_model import HookedModel
@@ -30,6 +33,7 @@ from mechir.material import Source
 from mechir.registry import entries
 from mechir.registry.findings import checked, of_record, placed
 from mechir.registry.runs import Run
+from mechir.source_reference import referred, restored
 
 
 @dataclass(frozen=True)
@@ -92,28 +96,27 @@ class Job:
 
     Attributes:
         experiment: as its `prepare` returned it.
-        model: where the model is read from.
-        source: where the material comes from, for the summary.
+        model: the model, or where it is read from.
+        source: where the material comes from, for the summary; None on a worker.
         units: the pairs or contrasts of each unit.
         path: the folder of the run.
+        device: where it computes; None for a GPU where there is one.
     """
 
     experiment: Experiment
-    model: ModelReference
+    model: HookedModel | ModelReference
     source: Source
     units: tuple[tuple[Any, ...], ...]
     path: Path
+    device: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """The experiment as its file and fields, as its class is known here alone; raises for one that was typed in."""
-        kind = type(self.experiment)
-        if not (file := provenance.source_file(self.experiment)):
-            raise MechirError(f"{kind.__name__} was typed in and no other process can read it: write it into a file.")
-        return vars(self) | {"experiment": (file, dict(vars(self.experiment)))}
+        """The experiment as its file, options and frames, as its class is known here alone."""
+        return vars(self) | {"experiment": provenance.by_file(self.experiment), "source": referred(self.source)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        file, values = state["experiment"]
-        vars(self).update(state | {"experiment": load_experiment(file)(**values)})
+        experiment, source = provenance.of_file(state["experiment"]), restored(state["source"])
+        vars(self).update(state | {"experiment": experiment, "source": source})
 
     @property
     def run(self) -> Run:
@@ -125,25 +128,40 @@ class Job:
         done = self.run.done()
         return [unit for unit in range(len(self.units)) if unit not in done]
 
-    def compute(self, unit: int, device: str | None = None) -> int:
-        """Computes and stores one unit; its number. The model is read once in a process."""
-        compute_unit(self.run, self.experiment, self.model.load(device), self.units[unit], unit)
+    def compute(self, unit: int) -> int:
+        """Computes and stores one unit, if it is not there yet; its number. The model is read once in a process."""
+        if not self.run.part(unit).is_file():
+            compute_unit(self.run, self.experiment, self._model(), self.units[unit], unit)
         return unit
 
-    def finish(self, device: str | None = None) -> Run:
+    def finish(self) -> Run:
         """Writes summary, chart and findings; raises while units are missing."""
         if missing := self.missing():
             count = f"{len(missing)} of {len(self.units)}"
             raise MechirError(f"Run {self.run.id} is not finished: {count} units are missing.")
-        finish(self.run, self.experiment, self.model.load(device), self.source)
+        finish(self.run, self.experiment, self._model(), self.source)
         return self.run
+
+    def _model(self) -> HookedModel:
+        return self.model.load(self.device) if isinstance(self.model, ModelReference) else self.model
 
 
 def compute_unit(run: Run, experiment: Experiment, model: HookedModel, material: Any, unit: int) -> None:
-    """Measures and stores one unit of a run, with the device that it was computed on."""
+    """Measures and stores one unit of a run, with where and with what it was computed."""
     began = time.monotonic()
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
     rows = experiment.measure(model, list(material))
-    run.write_part(unit, rows, time.monotonic() - began, str(model.device))
+    run.write_part(unit, rows, time.monotonic() - began, str(model.device), **computed_on(model))
+
+
+def computed_on(model: HookedModel) -> dict[str, str]:
+    """The notes of a part: dtype of compute, host, threads, and peak memory in GB (of a GPU, else of the process)."""
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = torch.cuda.max_memory_allocated(model.device) / 2**30 if model.device.type == "cuda" else resident
+    number = str(model.dtype).removeprefix("torch.")
+    threads = str(torch.get_num_threads())
+    return {"dtype": number, "host": platform.node(), "threads": threads, "peak_gb": f"{peak:.2f}"}
 
 
 @contextmanager
@@ -174,8 +192,7 @@ def finish(stored: Run, experiment: Experiment, model: HookedModel, source: Sour
             summary = experiment.summarise(finished)
         with _in_a_sentence(stored, experiment, "chart"):
             charts.save(experiment.chart(summary), stored.path / "chart")
-        seconds, quality = round(stored.seconds, 1), provenance.quality(stored)
-        stored.write_record(stored.record | {"seconds": seconds, "devices": stored.devices, "quality": quality})
+        stored.write_record(stored.record | stored.computed | {"quality": provenance.quality(stored)})
         stored.write_frame("table", type(experiment).table(summary))
         stored.write_frame("summary", summary)
     registry = stored.path.parents[1]

@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from mechir import left_out
-from mechir.catalog import shipped
+from mechir.catalog import load_experiment, shipped
 from mechir.collection_groups import BETWEEN, Collections, collection_of
 from mechir.contrasts import contrasts_hash
 from mechir.encoder.certify import refuse_unlike
@@ -52,6 +52,21 @@ def source_file(experiment: Experiment) -> str:
     """The file of an experiment; empty for one that was typed in."""
     file = getattr(sys.modules[type(experiment).__module__], "__file__", None)
     return str(Path(file).resolve()) if file else ""
+
+
+def by_file(experiment: Experiment) -> tuple[str, dict[str, Any], dict[str, pd.DataFrame]]:
+    """An experiment as its file, its options and its frames; raises for one that was typed in."""
+    if not (file := source_file(experiment)):
+        raise MechirError(
+            f"{type(experiment).__name__} was typed in and no other process can read it: write it into a file."
+        )
+    return file, experiment.written, experiment.frames
+
+
+def of_file(described: tuple[str, Mapping[str, Any], Mapping[str, pd.DataFrame]]) -> Experiment:
+    """The experiment that `by_file` described, on any machine that has its file."""
+    file, options, frames = described
+    return replace(load_experiment(file).chosen(**options), **frames)
 
 
 def file_hash(experiment: Experiment) -> str:
@@ -194,12 +209,11 @@ def begin(
     model: HookedModel,
     pairs: Sequence[Pair],
     frames: Mapping[str, pd.DataFrame],
-    n_units: int,
     command: Mapping[str, Any],
 ) -> None:
     """Writes the record of a run and the frames that belong to it, before anything is measured.
 
-    `command`: `asked_of`, and how many queries were held back.
+    `command`: `asked_of`, how many queries were held back, and how many units of how many pairs there are.
     """
     encoded, packages = model.encode(pairs), ("torch", "transformers", "transformer-lens", "pandas")
     for name, frame in frames.items():
@@ -211,7 +225,6 @@ def begin(
             **command,
             "model": model.cfg.model_name,
             "model_revision": model.revision,
-            "units": n_units,
             "pairs": len(pairs),
             "queries": len({pair.query_id for pair in pairs}),
             "skipped": len(frames.get("skipped", ())),

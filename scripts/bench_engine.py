@@ -219,7 +219,7 @@ def _peak_of(arguments: argparse.Namespace, side: str) -> float:
 def peak(arguments: argparse.Namespace) -> dict[str, float]:
     """Peak memory of this process after one side of the work."""
     from mechir.analyses import DirectionAblation
-    from mechir.engine import units
+    from mechir.work import units
 
     model = mi.load(arguments.model, device=arguments.device, dtype=arguments.dtype)
     pairs = mi.collection(arguments.collection).pairs()

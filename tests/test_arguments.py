@@ -13,11 +13,11 @@ import pytest
 import mechir as mi
 from mechir.diagnostic_sets import diagnostic
 from mechir.encoder import HookedEncoder
-from mechir.engine import Shard
 from mechir.errors import MechirError
 from mechir.judged_collection import Collection
 from mechir.material import Pool
 from mechir.registry.runs import Run
+from mechir.shard import Shard
 from tests.models import TOY, TOY_MODEL
 from tests.test_cli import call
 
@@ -47,7 +47,7 @@ def begun(toy: HookedEncoder, tmp_path: Path) -> Callable[..., Run]:
         ({"source": [1, 2]}, r"1 is no pair of query and document"),
         ({"source": "no-such"}, r"'no-such' is neither a directory nor an ir_datasets id"),
         ({"pool": {"per_grade": 1}}, r"Cannot run with pool=\{'per_grade': 1\}: write pool=mechir.Pool\(per_grade=5"),
-        ({"shard": "0/1"}, r"Cannot run with shard='0/1': write shard=mechir.engine.Shard.parse"),
+        ({"shard": "0/1"}, r"Cannot run with shard='0/1': write shard=mechir.shard.Shard.parse"),
         ({"model": str(TOY_MODEL)}, r"Cannot run with model='.*write model=mechir.load"),
     ],
 )

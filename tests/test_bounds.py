@@ -15,7 +15,6 @@ from mechir import diagnostics
 from mechir.catalog import load_experiment
 from mechir.diagnostic_sets import diagnostic
 from mechir.encoder import HookedEncoder
-from mechir.engine import checked
 from mechir.errors import MechirError
 from mechir.experiment import Inputs
 from mechir.material import Pool, material_of, source_of
@@ -35,6 +34,7 @@ from mechir.methods import (
 from mechir.methods.walk import Way
 from mechir.pair import Pair, split_queries
 from mechir.planted import known
+from mechir.work import checked
 from tests.models import TOY, TOY_MODEL, nine_queries
 
 

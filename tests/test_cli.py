@@ -58,7 +58,7 @@ def test_a_run_prints_its_table_and_stores_it(capsys: pytest.CaptureFixture[str]
     }  # fmt: skip
     code, again, err = call(capsys, "run", TABLE_1)
     assert (code, again) == (0, out)
-    assert "unit 1/1" not in err  # nothing was computed again
+    assert "1/1 units" not in err  # nothing was computed again
     code, shown, _ = call(capsys, "show", run.name[:6])
     assert shown == out
     code, listed, _ = call(capsys, "show")
@@ -154,7 +154,7 @@ def test_options_without_an_experiment_are_those_of_the_default(capsys: pytest.C
 
 
 def test_a_shard_says_what_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mechir.engine.UNIT", 1)
+    monkeypatch.setattr("mechir.work.UNIT", 1)
     code, out, _ = call(capsys, "run", TABLE_1, "--shard", "1/2")
     assert code == 0
     assert "3 of 6 units are done" in out
@@ -296,7 +296,7 @@ def test_interruptions_have_their_codes(capsys: pytest.CaptureFixture[str], monk
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mechir.engine.run", interrupt)
+    monkeypatch.setattr("mechir.running.run", interrupt)
     code, _, err = call(capsys, "run")
     assert code == 130
     assert "goes on from the last finished unit" in err

@@ -18,12 +18,12 @@ from mechir.collection_groups import collections
 from mechir.diagnostic_sets import diagnostic
 from mechir.diagnostics import Tfc1
 from mechir.encoder import HookedEncoder
-from mechir.engine import Shard
 from mechir.opening import EMBEDDED
 from mechir.perturbed import perturbed
 from mechir.registry.findings import of_record
 from mechir.registry.runs import Run, runs
 from mechir.reporting import answers, commands, figures
+from mechir.shard import Shard
 from tests import reports
 from tests.models import TOY, TOY_MODEL, build, tokenizer
 from tests.test_cli import call

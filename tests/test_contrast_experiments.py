@@ -10,7 +10,7 @@ import pytest
 
 import mechir as mi
 from analyses.lu2025.head_to_score import HeadToScore
-from mechir import engine
+from mechir import running
 from mechir.catalog import all_experiments
 from mechir.contrasts import ROLES
 from mechir.diagnostic_sets import diagnostic
@@ -42,13 +42,13 @@ def tfc1() -> Diagnostic:
 
 @pytest.mark.parametrize("name", ON_CONTRASTS)
 def test_each_runs_and_draws(toy: HookedEncoder, tfc1: Diagnostic, tmp_path: Path, name: str) -> None:
-    stored = engine.run(name, toy, tfc1, registry=tmp_path)
+    stored = running.run(name, toy, tfc1, registry=tmp_path)
     summary, record = stored.summary, stored.record
     assert len(summary) > 1 and (stored.path / "chart.png").is_file() and (stored.path / "chart.html").is_file()
     assert record["identity"]["fillers"] == ["a", "the"] and record["identity"]["collection"].startswith("tfc1 of")
     assert summary["estimate"].notna().all()
     assert {"pairs", "queries", "low", "high"} <= set(summary)
-    assert engine.run(name, toy, tfc1, registry=tmp_path).id == stored.id
+    assert running.run(name, toy, tfc1, registry=tmp_path).id == stored.id
     if name != "polyakov2025/robust_metric":  # which is about metrics, not components
         told = mi.findings(collection=tfc1.collection, registry=tmp_path)
         assert set(told["run_id"]) == {stored.id} and set(told["term"]) <= {"tf", ""} and (told["n_queries"] > 0).all()
@@ -70,14 +70,14 @@ def test_heads_are_chosen_on_queries_that_are_not_measured(
     toy: HookedEncoder, tfc1: Diagnostic, tmp_path: Path, name: str
 ) -> None:
     said: list[str] = []
-    stored = engine.run(name, toy, tfc1, registry=tmp_path, say=said.append)
+    stored = running.run(name, toy, tfc1, registry=tmp_path, say=said.append)
     everything = {base.query_id for base, _ in tfc1.cases}
     measured = set(stored.rows["query_id"])
     assert measured < everything and len(measured) == 2
     option = "receivers" if "receivers" in stored.record["identity"]["options"] else "heads"
     chosen = stored.record["identity"]["options"][option].split(",")
     assert len(chosen) == 4 and said[0] == f"found: {option} {','.join(chosen)}"
-    named = engine.run(name, toy, tfc1, registry=tmp_path, **{option: chosen[0]})
+    named = running.run(name, toy, tfc1, registry=tmp_path, **{option: chosen[0]})
     assert set(named.rows["query_id"]) == everything
 
 
@@ -85,15 +85,15 @@ def test_one_query_cannot_choose_and_test(toy: HookedEncoder, tmp_path: Path) ->
     with pytest.raises(
         MechirError, match=r"One query cannot both find heads or edges and test them: take more, or name"
     ):
-        engine.run("lu2025/head_to_heads", toy, diagnostic("tfc1", TOY, limit_queries=1), registry=tmp_path)
+        running.run("lu2025/head_to_heads", toy, diagnostic("tfc1", TOY, limit_queries=1), registry=tmp_path)
     with pytest.raises(MechirError, match=r"Unknown ports='z': the closest are 'v', 'q', 'k'"):
-        engine.run("lu2025/head_to_heads", toy, diagnostic("tfc1", TOY, limit_queries=2), registry=tmp_path, ports="z")
+        running.run("lu2025/head_to_heads", toy, diagnostic("tfc1", TOY, limit_queries=2), registry=tmp_path, ports="z")
 
 
 def test_swapped_and_other_fillers_are_other_runs(toy: HookedEncoder, tmp_path: Path) -> None:
     one = diagnostic("tfc1", TOY, limit_queries=2, per_grade=1)
     ids = {
-        engine.run("lu2025/head_to_score", toy, chosen, registry=tmp_path).id
+        running.run("lu2025/head_to_score", toy, chosen, registry=tmp_path).id
         for chosen in (
             one, diagnostic("tfc1", TOY, limit_queries=2, per_grade=1, swap=True),
             diagnostic("tfc1", TOY, limit_queries=2, per_grade=1, fillers=("a",)),
@@ -105,7 +105,7 @@ def test_swapped_and_other_fillers_are_other_runs(toy: HookedEncoder, tmp_path: 
 
 def test_what_was_skipped_is_stored_with_its_reason(toy: HookedEncoder, tmp_path: Path) -> None:
     replaced = diagnostic("tfc1-replace", TOY, limit_queries=3)
-    stored = engine.run("lu2025/head_to_score", toy, replaced, registry=tmp_path)
+    stored = running.run("lu2025/head_to_score", toy, replaced, registry=tmp_path)
     assert stored.record["skipped"] == len(stored.skipped) > 0
     assert stored.skipped["reason"].str.contains("its document does not hold").all()
     assert not set(stored.skipped["doc_id"]) & set(stored.rows["doc_id"])
@@ -115,11 +115,11 @@ def test_pairs_and_contrasts_are_not_confused(toy: HookedEncoder, tfc1: Diagnost
     with pytest.raises(
         MechirError, match=r"'vast2025/direction_ablation' runs on pairs, not on contrasts: give a coll"
     ):
-        engine.run("vast2025/direction_ablation", toy, tfc1, registry=tmp_path)
+        running.run("vast2025/direction_ablation", toy, tfc1, registry=tmp_path)
     with pytest.raises(MechirError, match=r"runs on contrasts: give a diagnostic set such as diagnostic\('tfc1'\)"):
         material_of(HeadToScore(), toy, mi.collection(TOY), Pool())
     with pytest.raises(MechirError, match=r"A diagnostic set is sampled when it is made: write diagnostic\(..., limit"):
-        engine.run("lu2025/head_to_score", toy, tfc1, pool=Pool(limit_queries=1), registry=tmp_path)
+        running.run("lu2025/head_to_score", toy, tfc1, pool=Pool(limit_queries=1), registry=tmp_path)
 
 
 def test_the_command_line_runs_a_diagnostic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,16 +13,16 @@ import pytest
 import torch
 
 import mechir as mi
-from mechir import engine
+from mechir import running, work
 from mechir.analyses import DirectionAblation
 from mechir.catalog import experiments, load_experiment
 from mechir.encoder import HookedEncoder
-from mechir.engine import Shard
 from mechir.errors import MechirError
 from mechir.estimate import estimate
 from mechir.experiment import Finished
 from mechir.material import Pool
 from mechir.registry.runs import Run
+from mechir.shard import Shard
 from tests.models import TOY, TOY_MODEL
 
 SLOW = str(Path(__file__).parent / "experiments" / "slow.py")
@@ -36,17 +36,17 @@ def toy() -> HookedEncoder:
 @pytest.fixture
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """One query a unit."""
-    monkeypatch.setattr(engine, "UNIT", 1)
+    monkeypatch.setattr(work, "UNIT", 1)
 
 
 def run(model: HookedEncoder, registry: Path, name: str = SLOW, **options: object) -> Run:
-    return engine.run(name, model, mi.collection(TOY), registry=registry, **options)  # type: ignore[arg-type]
+    return running.run(name, model, mi.collection(TOY), registry=registry, **options)  # type: ignore[arg-type]
 
 
 def test_units_are_whole_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = [mi.Pair("q", "d", f"q{i // 5}", f"d{i}") for i in range(40)]
-    monkeypatch.setattr(engine, "UNIT", 12)
-    cut = engine.units(pairs)
+    monkeypatch.setattr(work, "UNIT", 12)
+    cut = work.units(pairs)
     assert [len(unit) for unit in cut] == [15, 15, 10]
     assert [pair for unit in cut for pair in unit] == pairs
 
@@ -63,7 +63,7 @@ def test_interrupted_and_started_again_it_is_the_uninterrupted_run(toy: HookedEn
     said: list[str] = []
     again = run(toy, tmp_path / "broken", say=said.append)
     assert again.part(0).stat().st_mtime_ns == kept
-    assert [line.split(":")[0] for line in said[1:]] == ["unit 2/6", "unit 5/6"]
+    assert [line.split(":")[0] for line in said[1:]] == ["5/6 units", "6/6 units"]
     pd.testing.assert_frame_equal(again.rows, whole.rows, check_exact=True)
     pd.testing.assert_frame_equal(again.summary, whole.summary, check_exact=True)
 
@@ -218,7 +218,7 @@ def test_an_unknown_option_is_refused(toy: HookedEncoder, tmp_path: Path) -> Non
 
 
 def start(registry: Path) -> subprocess.Popen[str]:
-    code = "import mechir.engine as e; e.UNIT = 1; from mechir.cli import main; main()"
+    code = "import mechir.work as e; e.UNIT = 1; from mechir.cli import main; main()"
     return subprocess.Popen(
         [
             *(sys.executable, "-c", code, "run", SLOW, "--pause", "0.3", "--registry", str(registry)),
@@ -274,9 +274,9 @@ def test_too_few_queries_to_test_are_said_before_anything_is_measured(toy: Hooke
     for n, few in ((5, True), (6, False)):
         said: list[str] = []
         pool = Pool(limit_queries=n, per_grade=1)
-        engine.run("vast2025/layer_sweep", toy, mi.collection(TOY), pool=pool, registry=tmp_path, say=said.append)
+        running.run("vast2025/layer_sweep", toy, mi.collection(TOY), pool=pool, registry=tmp_path, say=said.append)
         line = f"{n} queries are too few to test: intervals are Student's; tests need 6 or more."
-        assert (line in said) is few and said[-1].startswith("unit 1/1")
+        assert (line in said) is few and said[-1].startswith("1/1 units")
     assert said[-2].startswith("Run ")
 
 

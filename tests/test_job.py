@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 
 import mechir as mi
-from mechir import engine, planted
-from mechir.engine import job
+from mechir import planted, work
 from mechir.errors import MechirError
 from mechir.job import ModelReference
+from mechir.running import job
 from tests.models import TOY, TOY_MODEL
 
 SLOW = str(Path(__file__).parent / "experiments" / "slow.py")
@@ -25,7 +25,7 @@ LOOKS = {"relevant": 3, "hard": 0, "weak": 1}
 def test_units_are_computed_in_another_process(
     name: str, chosen: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "UNIT", 20)
+    monkeypatch.setattr(work, "UNIT", 20)
     model, collection = mi.load(TOY_MODEL), mi.collection(TOY)
     here = mi.run(name, model, collection, registry=tmp_path / "here", **chosen)
     made = job(name, model, collection, registry=tmp_path / "there", **chosen)

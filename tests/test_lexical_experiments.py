@@ -10,7 +10,7 @@ import pytest
 from mechir.analyses.lu2025.idf_direction import IdfDirection
 
 import mechir as mi
-from mechir import engine
+from mechir import running
 from mechir.encoder import HookedEncoder
 from mechir.errors import MechirError
 from mechir.experiment import Finished
@@ -35,9 +35,9 @@ def toy() -> HookedEncoder:
 def summaries(toy: HookedEncoder, tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
     registry, found = tmp_path_factory.mktemp("registry"), {}
     for name, options in QUICK.items():
-        stored = engine.run(name, toy, mi.collection(TOY), pool=Pool(per_grade=4), registry=registry, **options)
+        stored = running.run(name, toy, mi.collection(TOY), pool=Pool(per_grade=4), registry=registry, **options)
         assert (stored.path / "chart.png").is_file() and (stored.path / "chart.html").is_file()
-        assert engine.run(name, toy, mi.collection(TOY), pool=Pool(per_grade=4), registry=registry, **options)
+        assert running.run(name, toy, mi.collection(TOY), pool=Pool(per_grade=4), registry=registry, **options)
         found[name] = stored.summary
         found[f"{name.partition('/')[2]} rows"] = stored.rows
     found["findings"] = mi.findings(registry=registry)
@@ -136,19 +136,19 @@ def test_semantic_bm25_has_its_ablations_and_baselines(summaries: dict[str, pd.D
 @pytest.mark.parametrize("name", ["lu2025/idf_direction", "lu2025/idf_edit", "lu2025/semantic_bm25"])
 def test_a_table_that_is_not_there_stores_nothing(toy: HookedEncoder, tmp_path: Path, name: str) -> None:
     with pytest.raises(MechirError, match=r"There is no IDF table 'nowhere.tsv'"):
-        engine.run(name, toy, mi.collection(TOY), registry=tmp_path, idf="nowhere.tsv")
+        running.run(name, toy, mi.collection(TOY), registry=tmp_path, idf="nowhere.tsv")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["lu2025/idf_edit", "lu2025/soft_tf"])
 def test_one_query_is_too_few(toy: HookedEncoder, tmp_path: Path, name: str) -> None:
     with pytest.raises(MechirError, match=r"One query cannot both find heads or edges and test them: take more"):
-        engine.run(name, toy, mi.collection(TOY), pool=Pool(limit_queries=1), registry=tmp_path, **QUICK[name])
+        running.run(name, toy, mi.collection(TOY), pool=Pool(limit_queries=1), registry=tmp_path, **QUICK[name])
 
 
 def test_named_heads_leave_every_query(toy: HookedEncoder, tmp_path: Path) -> None:
     options = QUICK["lu2025/idf_edit"] | {"heads": "h1.0", "vector": 2}
-    stored = engine.run(
+    stored = running.run(
         "lu2025/idf_edit", toy, mi.collection(TOY), pool=Pool(per_grade=1), registry=tmp_path, **options
     )
     assert stored.record["identity"]["options"]["vector"] == 2 and stored.summary["queries"].max() == 6
@@ -156,6 +156,6 @@ def test_named_heads_leave_every_query(toy: HookedEncoder, tmp_path: Path) -> No
 
 def test_steps_alone_are_taken_and_drawn(toy: HookedEncoder, tmp_path: Path) -> None:
     options = QUICK["lu2025/idf_edit"] | {"heads": "h1.0", "vector": 2, "factors": ""}
-    stored = engine.run("lu2025/idf_edit", toy, mi.collection(TOY), registry=tmp_path, **options)
+    stored = running.run("lu2025/idf_edit", toy, mi.collection(TOY), registry=tmp_path, **options)
     assert set(stored.summary["along"]) == {"shift", "shift random"} and (stored.path / "chart.png").is_file()
     assert len(mi.findings(registry=tmp_path)) == 2

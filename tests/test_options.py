@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import mechir as mi
-from mechir import engine
+from mechir import work
 from mechir.catalog import experiments, load_experiment
 from mechir.diagnostic_sets import diagnostic
 from mechir.encoder import HookedEncoder
@@ -177,7 +177,7 @@ def normal(experiment: Experiment, toy: HookedEncoder, source: Any) -> Experimen
     """The experiment with its options in their normal form."""
     source = source_of(experiment, source)
     material = material_of(experiment, toy, source, Pool()).material
-    return engine.checked(experiment, Inputs(toy, material, source, Pool(), Path("registry")))
+    return work.checked(experiment, Inputs(toy, material, source, Pool(), Path("registry")))
 
 
 def asked(kind: type[Experiment], toy: HookedEncoder, source: Any, **chosen: Any) -> dict[str, Any]:

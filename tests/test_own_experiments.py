@@ -133,7 +133,7 @@ def test_a_missing_column_is_one_sentence_and_the_rows_stay(
         if "fails" in message:
             assert "stored in mechir-registry/runs/" in err and "the same command" in err
         assert len(list(tmp_path.glob("mechir-registry/runs/*/part-*"))) == 1
-    assert "unit 1/1" not in err
+    assert "1/1 units" not in err
 
 
 def test_a_default_with_a_dot_is_a_parameter() -> None:

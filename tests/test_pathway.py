@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -146,15 +144,23 @@ def test_what_others_have_found_is_no_reason_for_a_link(tmp_path: Path) -> None:
     by_hand = [row(PATCHING, "h1.1", 0.0, NOT), row(PATCHING, "h0.0", 0.9, SURE)]
     tell(tmp_path, "b1", by_hand, collection.id, model_fingerprint=toy.fingerprint, written="later")
 
-    def run(step: Experiment, **where: Any) -> SimpleNamespace:
+    def finished(step: Experiment) -> Run:
+        run = Run(tmp_path / "runs" / ids.get(step.name, "c1"))
+        run.path.mkdir(parents=True, exist_ok=True)
+        identity = {"experiment": step.name, "model_fingerprint": toy.fingerprint, "collection_sha256": ""}
+        run.write_record({"identity": identity})
         if step.name in ids:
-            tell(tmp_path, ids[step.name], own[ids[step.name]], collection.id, model_fingerprint=toy.fingerprint)
+            tell(tmp_path, run.id, own[run.id], collection.id, model_fingerprint=toy.fingerprint)
         effects = [np.zeros(len(Graph.of(toy)), dtype=np.float32)]
         rows = pd.DataFrame({"query_id": ["q0"], "base": [0.0], "donor": [0.0], "effects": effects})
-        return SimpleNamespace(id=ids.get(step.name, "c1"), rows=rows)
+        run.write_part(0, rows, 0.0)
+        return run
 
-    pairs, said = [mi.Pair("q", "d", f"q{k}", f"d{k}", k % 2) for k in range(9)], list[str]()
-    ready, rest = pathway.prepare(Inputs(toy, pairs, collection, Pool(), tmp_path, said.append, run))
+    pairs, said = [mi.Pair("q", "fish", f"q{k}", f"d{k}", k % 2) for k in range(9)], list[str]()
+    names = {*ids, "circuits/edges"}
+    steps = [mi.load_experiment(name)() for name in names]
+    inputs = Inputs(toy, pairs, collection, Pool(), tmp_path, said.append, tuple(map(finished, steps)))
+    ready, rest = pathway.prepare(inputs)
     assert [pair.query_id for pair in rest] == ["q6", "q7", "q8"]
     assert ready.frames["linked"].set_index("site")["links"].to_dict() == {"h1.1": "tf", "h0.0": ""}
     drawn = ready.frames["sets"]

@@ -10,8 +10,8 @@ import pytest
 
 import mechir as mi
 from mechir.encoder import HookedEncoder
-from mechir.engine import Shard
 from mechir.errors import MechirError
+from mechir.shard import Shard
 from tests.models import TOY, TOY_MODEL
 
 OWN = """from dataclasses import dataclass

@@ -17,13 +17,13 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 REFERENCE = sorted((DOCS / "reference").glob("*.md"))
 INTERNAL = {
-    "analyses", "atomic", "cli", "cli.ask", "cli.files", "cli.help", "cli.options", "cli.run", "encoder", "encoder.checkpoint",
+    "analyses", "atomic", "certificates", "cli", "cli.ask", "cli.files", "cli.help", "cli.options", "cli.run", "cli.where", "encoder", "encoder.checkpoint",
     "encoder.cross_encoder", "encoder.families", "encoder.fingerprint", "encoder.forward", "encoder.loading",
     "encoder.stored", "encoder.tiers", "encoder.tokenizing", "encoder.traced", "encoder.traced.attention",
     "encoder.traced.decoder", "encoder.traced.loading", "encoder.traced.places", "encoder.traced.prompt",
     "encoder.traced.readout", "encoder.traced.rotary", "inference", "inference.flipped", "irds", "methods", "methods.checks",
-    "methods.edge_gradients", "methods.edge_patching", "parts", "planted", "planted.weights", "provenance", "recorder",
-    "registry", "registry.names", "registry.renamed", "reporting", "reporting.commands", "reporting.sentences",
+    "job_files", "methods.edge_gradients", "methods.edge_patching", "parts", "place", "planted", "planted.weights", "processes", "provenance", "recorder",
+    "registry", "registry.names", "registry.renamed", "reporting", "reporting.commands", "reporting.sentences", "source_reference",
     "trec_files", "views", "views.attend", "views.charts", "views.circuits", "views.grid", "views.heads", "views.labels", "views.page",
     "views.scatter", "views.tables",
 }  # fmt: skip

@@ -11,12 +11,11 @@ import pandas as pd
 import pytest
 
 import mechir as mi
-from mechir import engine, planted
+from mechir import planted, work
 from mechir.analyses import Importance, Pruning
 from mechir.catalog import load_experiment, shown
 from mechir.collection_groups import Collections, collections
 from mechir.encoder import HookedEncoder
-from mechir.engine import Shard
 from mechir.errors import MechirError
 from mechir.estimate import estimate
 from mechir.experiment import Finished
@@ -26,6 +25,7 @@ from mechir.methods import importance, pruning, ranking, schemes
 from mechir.methods.walk import Way
 from mechir.registry.queries import matching
 from mechir.registry.runs import Run
+from mechir.shard import Shard
 from tests.models import TOY, TOY_MODEL
 from tests.test_cli import call
 
@@ -253,7 +253,7 @@ def test_each_says_what_it_costs(toy: HookedEncoder, name: str) -> None:
 def test_shards_fill_the_rows_that_another_experiment_summarises(
     toy: HookedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "UNIT", 1)
+    monkeypatch.setattr(work, "UNIT", 1)
     source = mi.collection(TOY)
     asked: dict[str, Any] = {"pool": POOL, "registry": tmp_path} | QUICK
     half = mi.run("vast2024/transfer", toy, source, shard=Shard(0, 2), **asked)

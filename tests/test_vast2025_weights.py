@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import mechir as mi
-from mechir import engine, planted
+from mechir import planted, work
 from mechir.analyses import AttentionContrast, QkProjection, QkSvd
 from mechir.catalog import load_experiment
 from mechir.encoder import HookedEncoder
@@ -62,7 +62,7 @@ def test_each_runs_in_units_and_draws(
     toy: HookedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     collection, experiment = mi.collection(TOY), load_experiment(name).chosen(**NAMES[name])
-    monkeypatch.setattr(engine, "UNIT", 1)
+    monkeypatch.setattr(work, "UNIT", 1)
     stored = mi.run(name, toy, collection, pool=POOL, registry=tmp_path, **NAMES[name])
     assert len(stored.done()) == 6 and len(stored.summary) > 1 and (stored.path / "chart.html").is_file()
     assert (stored.path / "chart.png").read_bytes().startswith(b"\x89PNG")

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mechir.contrasts import Contrast
-from mechir.experiment import Experiment, Finished, Inputs
+from mechir.experiment import Experiment, Finished, Inputs, Step
 from mechir.inference import LEVEL
 from mechir.measures import BACKUP, stated
 from mechir.methods.backups import BY, Backups, backups
@@ -56,13 +56,16 @@ class Backup(Scored):
         heads_there(inputs.model, self.heads)
         return super().check(inputs)
 
+    def needs(self, inputs: Inputs) -> Sequence[Step]:
+        """The effects of edges on half of the queries, where no primaries are named."""
+        return () if self.heads else (inputs.step(Edges(**self.scoring, sample=0, every=PART)),)
+
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Any]]:
         """The primaries, by the sum of |mean effect| over their edges, and the contrasts of the other queries."""
         if self.heads:
             return self, inputs.material
         held_out = split_queries(inputs.material, PART)[1]
-        run = inputs.run(Edges(**self.scoring, sample=0, every=PART))
-        scores = scores_of(run.rows, Graph.of(inputs.model))
+        scores = scores_of(inputs.done[0].rows, Graph.of(inputs.model))
         carried = pd.Series(np.abs(scores.estimate)).groupby([str(sender) for sender, _ in scores.graph]).sum()
         heads = carried[[name for name in carried.index if name.startswith("h")]].nlargest(self.top)
         return replace(self, heads=Backup.options()["heads"].value(",".join(heads.index), self.name)), held_out

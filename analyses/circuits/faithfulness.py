@@ -9,7 +9,7 @@ import pandas as pd
 
 from mechir.circuits import Circuit, parse_edge
 from mechir.contrasts import Contrast
-from mechir.experiment import Experiment, Finished, Inputs
+from mechir.experiment import Experiment, Finished, Inputs, Step
 from mechir.inference import Estimates
 from mechir.measures import CIRCUIT, stated
 from mechir.methods import effects
@@ -72,11 +72,13 @@ class Faithfulness(Scored):
         (measure,) = measures_there(inputs.judged, [self.evaluate])
         return replace(self, evaluate=measure)
 
+    def needs(self, inputs: Inputs) -> Sequence[Step]:
+        """The effects of edges on half of the queries."""
+        return (inputs.step(Edges(**self.scoring, sample=0, every=PART)),)
+
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Any]]:
         """The edges by their effect on half of the queries, each with the smallest circuit that it is in."""
-        held_out = split_queries(inputs.material, PART)[1]
-        run = inputs.run(Edges(**self.scoring, sample=0, every=PART))
-        return self.on(inputs.model, run.rows), held_out
+        return self.on(inputs.model, inputs.done[0].rows), split_queries(inputs.material, PART)[1]
 
     def on(self, model: Weights, rows: pd.DataFrame) -> "Faithfulness":
         """The experiment on the circuits of the rows of `Edges`."""

@@ -10,7 +10,7 @@ import pandas as pd
 from mechir.contrasts import single_piece
 from mechir.diagnostic_sets import diagnostic
 from mechir.errors import MechirError
-from mechir.experiment import Experiment, Finished, Inputs
+from mechir.experiment import Experiment, Finished, Inputs, Step
 from mechir.inference import FEWEST, LEVEL
 from mechir.material import Pool, source_of
 from mechir.measures import CONTRAST, LINK_TO, PATCHING, PATH_TO_SCORE, R_IDF, WITHOUT_HEADS, stated
@@ -142,35 +142,44 @@ class Pathway(Experiment):
         table = power_table(spreads, {contrast.name: CONTRAST.least, DECIDING[0].name: PATCHING.least}, n)
         return table.assign(**{"from": table["measure"].map(sources)})
 
+    def needs(self, inputs: Inputs) -> Sequence[Step]:
+        """The experiments that look, the deciding and exploring ones and the edges; then what follows from them."""
+        n, pairs = _learning(inputs.material), inputs.material
+        first = [self._on_pairs(inputs, step) for step in self._looks(pairs)]
+        for steps, queries, per_grade in ((DECIDING, n, PER_GRADE), (EXPLORING, min(n, SOME), 1), ((EDGES,), n, 1)):
+            contrasts = self._tfc1(inputs, queries, per_grade)
+            first += [inputs.step(step, contrasts, Pool()) for step in steps]
+        if len(inputs.done) < len(first):
+            return first
+        looked = held(_findings(inputs, len(first)))
+        return [*first, *(self._on_pairs(inputs, step) for step in self._acts(looked))]
+
+    def follows(self, inputs: Inputs) -> Sequence[Step]:
+        """The experiments on as many heads and vectors as there can be."""
+        heads = tuple(Head(0, head) for head in range(min(CUT, inputs.model.cfg.n_heads)))
+        edit: dict[str, Any] = {"heads": heads, "vector": 0, "idf": self.idf, "filler": self.filler}
+        steps: list[Experiment] = [QkProjection(heads=heads, draws=self.draws, same_queries=True)]
+        steps += [IdfEdit(factors=(), draws=self.draws, per_query=1, same_queries=True, **edit)] * EDITED
+        return [self._on_pairs(inputs, step) for step in (*steps, Examples(heads=heads))]
+
+    def _on_pairs(self, inputs: Inputs, step: Experiment) -> Step:
+        """A step on pairs of the learning queries, a costly one on some of them."""
+        n = _learning(inputs.material)
+        return inputs.step(step, pool=replace(inputs.pool, limit_queries=min(n, AT_MOST.get(type(step), n))))
+
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Pair]]:
         """The pairs of the last queries; the conclusions of the plan on the first, the links, the sets to cut."""
         self._say_earlier(inputs)
-        model, registry, n = inputs.model, inputs.registry, _learning(inputs.material)
-        runs: list[str] = []  # other findings of the registry may come from the queries that are held out
-
-        def on_pairs(steps: Iterator[Experiment]) -> None:
-            for step in steps:
-                some = replace(inputs.pool, limit_queries=min(n, AT_MOST.get(type(step), n)))
-                runs.append(inputs.run(step, pool=some).id)
-
-        def on_contrasts(steps: Sequence[Experiment], queries: int, per_grade: int) -> None:
-            contrasts = self._tfc1(inputs, queries, per_grade)
-            runs.extend(inputs.run(step, source=contrasts, pool=Pool()).id for step in steps)
-
-        on_pairs(self._looks(inputs.material))
-        on_contrasts(DECIDING, n, PER_GRADE)
-        on_contrasts(EXPLORING, min(n, SOME), 1)
-        scored = inputs.run(EDGES, source=self._tfc1(inputs, n, 1), pool=Pool())
-        runs.append(scored.id)
-        on_pairs(self._acts(held(matching(registry, runs=runs, newest=True))))
-        findings = held(matching(registry, runs=runs, newest=True))
+        model, n = inputs.model, _learning(inputs.material)
+        findings = held(_findings(inputs, len(inputs.done)))
+        (edges,) = (run for run in inputs.done if run.record["identity"]["experiment"] == EDGES.name)
         plan = concluded(findings)
         sets = cut_sets(model, _sets(findings, plan), self.draws, self.seed)
         learning = set(list(dict.fromkeys(pair.query_id for pair in inputs.material))[:n])
         heads = head_means(model, [pair for pair in inputs.material if pair.query_id in learning])
-        edges = self._faithfulness.on(model, scored.rows).scored
+        scored = self._faithfulness.on(model, edges.rows).scored
         linked = link_table(_with(findings, plan))
-        ready = replace(self, linked=linked, plan=plan, sets=sets, heads=heads, edges=edges)
+        ready = replace(self, linked=linked, plan=plan, sets=sets, heads=heads, edges=scored)
         return ready, [pair for pair in inputs.material if pair.query_id not in learning]
 
     def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
@@ -292,6 +301,11 @@ class Pathway(Experiment):
             )
         if len(heads):
             yield Examples(heads=_heads(heads["site"][:SHOWN]))
+
+
+def _findings(inputs: Inputs, first: int) -> pd.DataFrame:
+    """The findings of the first runs of the chain: others of the registry may come from queries that are held out."""
+    return matching(inputs.registry, runs=[run.id for run in inputs.done[:first]], newest=True)
 
 
 def _heads(sites: pd.Series) -> tuple[Head, ...]:

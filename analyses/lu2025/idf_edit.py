@@ -61,7 +61,7 @@ class IdfEdit(Experiment):
 
     def cost(self, model: Weights) -> float:
         """Full forwards per pair that is taken."""
-        return 1 + len(self.factors) * (4 + self.draws) + 2 * (1 + self.draws)
+        return 1.0 + len(self.factors) * (4 + self.draws) + 2 * (1 + self.draws)
 
     def check(self, inputs: Inputs) -> Experiment:
         """Heads by layer; refuses what does not fit."""

@@ -8,7 +8,7 @@ import pandas as pd
 
 from mechir.collection_groups import collection_of
 from mechir.errors import MechirError
-from mechir.experiment import Experiment, Finished, Inputs
+from mechir.experiment import Experiment, Finished, Inputs, Step
 from mechir.interventions import Ablate
 from mechir.measures import WITHOUT_UNITS, stated
 from mechir.methods.checks import measures_there, one_of
@@ -81,12 +81,19 @@ class Pruning(Importance):
         measures = measures_there(inputs.judged, self.evaluate)
         return replace(self, target=self.goal(inputs.model), scheme=wanted if self.scheme else (), evaluate=measures)
 
-    def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Pair]]:
-        """The other queries' pairs; the sets of units, from a run of `Importance` on one query in `every`."""
-        wanted, groups = _wanted(self.scheme, inputs.source.groups), inputs.source.groups
-        lowest = format_thresholds(thresholds(inputs.source, self.relevant))
+    def needs(self, inputs: Inputs) -> Sequence[Step]:
+        """`Importance` on one query in `every`, which ranks the units."""
         shared = {name: getattr(self, name) for name in Importance.options()}
-        learned = inputs.run(Importance(**shared | {"relevant": lowest})).summary
+        return (inputs.step(Importance(**shared | {"relevant": self._lowest(inputs)})),)
+
+    def _lowest(self, inputs: Inputs) -> str:
+        """The lowest grade of each collection that is relevant, as text."""
+        return format_thresholds(thresholds(inputs.source, self.relevant))
+
+    def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Pair]]:
+        """The other queries' pairs; the sets of units, from the run of `Importance`."""
+        wanted, groups = _wanted(self.scheme, inputs.source.groups), inputs.source.groups
+        lowest, learned = self._lowest(inputs), inputs.done[0].summary
         values = learned.pivot(index="site", columns=["label", "collection"], values="estimate")
         values = values.reindex(learned["site"].unique())
         wide = values[LABELS[0]] - values[LABELS[1]] if self.label == DIFFERENCE else values[self.label]

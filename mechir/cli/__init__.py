@@ -14,7 +14,7 @@ from mechir.cli.ask import delete, export, findings, report, show
 from mechir.cli.files import convert, fetch, new, score
 from mechir.cli.help import WIDEST, Group
 from mechir.cli.run import run
-from mechir.errors import MechirError, closest
+from mechir.errors import LostWorkers, MechirError, closest
 
 START = """\b
 Examples:
@@ -38,7 +38,10 @@ for command in (run, report, findings, show, export, delete, score, new, convert
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command; exits with 2 after a user's mistake, printed as one sentence, 130 on Ctrl-C, 143 on SIGTERM."""
+    """Runs a command; exits with 2 after a user's mistake, printed as one sentence, 1 where workers were lost.
+
+    130 on Ctrl-C, 143 on SIGTERM.
+    """
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         given = list(sys.argv[1:] if arguments is None else arguments)
@@ -47,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _exit(2, str(error))
     except click.ClickException as error:
         _exit(2, _sentence(error))
+    except LostWorkers as error:
+        _exit(1, str(error))
     except (KeyboardInterrupt, click.Abort):
         _exit(130, "interrupted; the same command goes on from the last finished unit")
     except BrokenPipeError:

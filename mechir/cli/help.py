@@ -16,8 +16,8 @@ COLUMN = 28
 WHOLE = {"-": "\u2011", "[default: ": "[default:\u00a0"}
 """What stands in the place of a hyphen and a space while lines are broken, so that `--limit-queries` stays whole."""
 TECHNICAL = (
-    "relevant_label", "max_length", "device", "dtype", "duplicates", "leave_out", "registry", "dry_run", "shard",
-    "fresh",
+    "relevant_label", "max_length", "device", "dtype", "duplicates", "leave_out", "registry", "dry_run", "workers",
+    "slurm", "dask", "engine", "certificates", "listen", "shard", "fresh", "quiet",
 )  # fmt: skip
 """Options of how a run is computed and kept, in the order in which help names them."""
 

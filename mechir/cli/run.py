@@ -6,7 +6,6 @@ import inspect
 import itertools
 import re
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ import click
 from mechir.cli.ask import print_answers, print_summary
 from mechir.cli.help import Flag, Group
 from mechir.cli.options import COUNT, MODEL, PATH, REGISTRY, Command, collection_option, option, rules_of, shared
+from mechir.cli.where import WHERE, engine_of, say, watch_of
 from mechir.errors import MechirError
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 DEFAULT_QUERIES = 20
 """How many queries of the embedded collection an experiment takes by default: some minutes on two cores."""
-_say = partial(click.echo, err=True)
 
 _DIAGNOSTIC = (
     option("--diagnostic", help="What is changed in a text: tfc1, tdc, lnc1, ... [default: tfc1]."),
@@ -59,6 +58,7 @@ _STORE = (
         "--shard", metavar="I/N", default="0/1", help="Compute every N-th unit alone, for job arrays [default: all]."
     ),
     option("--fresh", is_flag=True, help="Compute everything anew, as a run of its own."),
+    *WHERE,
 )
 
 
@@ -184,30 +184,35 @@ def _run(
     shard: str,
     fresh: bool,
     dry_run: bool,
+    quiet: bool,
     **rest: Any,
 ) -> None:
     from mechir import collection as open_collection
-    from mechir import engine
+    from mechir import running
     from mechir.encoder.opening import load
+    from mechir.engine import Allocation
+    from mechir.shard import Shard
 
     rules = rules_of(rest)
     contrasts: dict[str, Any] = {key: rest.pop(key) for key in ("diagnostic", "data", "fillers", "swap") if key in rest}
-    part = engine.Shard.parse(shard)
+    part, engine = Shard.parse(shard), engine_of(rest, device)
+    if isinstance(engine, Allocation):
+        engine.join(registry)
     if collections == (None,) and contrasts.get("data") is None and rest["limit_queries"] is None:
         defaults: dict[str, int] = {"limit_queries": DEFAULT_QUERIES} | dict(experiment.embedded)
         rest |= {name: n for name, n in defaults.items() if rest[name] is None}
         taken, n = defaults["limit_queries"], len(open_collection("embedded").queries)
-        _say(f"The first {taken} of {n} queries; --limit-queries {n} takes all." if taken < n else f"All {n} queries.")
-    reranker = load(model, dtype=dtype, device=device, relevant_label=relevant_label)
+        say(f"The first {taken} of {n} queries; --limit-queries {n} takes all." if taken < n else f"All {n} queries.")
+    here = device if engine is None else "cpu"  # where workers compute, this process only reads
+    reranker = load(model, dtype=dtype, device=here, relevant_label=relevant_label)
     sources = _sources(experiment, collections, rules, contrasts, rest, reranker)  # all, before any work
     done = []
     for source, pool in sources:
         if dry_run:
             _print_cost(experiment, reranker.limited(pool.max_length), source, pool, registry)
             continue
-        stored = engine.run(
-            experiment, reranker, source, pool=pool, registry=registry, shard=part, fresh=fresh, say=_say
-        )
+        where: dict[str, Any] = {"registry": registry, "shard": part, "engine": engine, "watch": watch_of(quiet)}
+        stored = running.run(experiment, reranker, source, pool=pool, fresh=fresh, **where)
         n, units = len(stored.done()), stored.record["units"]
         if n < units:
             click.echo(f"Run {stored.id}: {n} of {units} units are done, the rest is not of this shard.")
@@ -225,11 +230,11 @@ def _run(
 
 def _print_cost(experiment: Experiment, model: HookedModel, source: Any, pool: Any, registry: Path) -> None:
     """Prints the cost of a run, and its power where that is known."""
-    from mechir.engine import checked
     from mechir.estimate import estimate
     from mechir.experiment import Inputs
     from mechir.material import material_of, source_of
     from mechir.views import tables
+    from mechir.work import checked
 
     source = source_of(experiment, source)
     inputs = Inputs(model, material_of(experiment, model, source, pool).material, source, pool, registry)

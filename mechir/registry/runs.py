@@ -7,9 +7,11 @@ the parts that do not exist. There is no lock and no database; any number of pro
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
@@ -30,6 +32,10 @@ if TYPE_CHECKING:
     from mechir.views.pictures import Picture
 
 DEFAULT = Path("mechir-registry")
+NOTES = ("seconds", "device", "host", "dtype", "threads", "peak_gb")
+"""What each part says of how it was computed."""
+PATIENCE = 120
+"""Seconds that a file of another machine may take to be seen."""
 ANSWERS = 3
 """Sentences of its answer that a run shows."""
 ROWS = 20
@@ -169,11 +175,6 @@ class Run:
             )
         return evaluate(rows, *measures, judged=self.judged, groups=groups)
 
-    @property
-    def seconds(self) -> float:
-        """Computing time of the finished units together."""
-        return sum(float(pq.read_schema(self.part(unit)).metadata[b"seconds"]) for unit in self.done())
-
     def part(self, unit: int) -> Path:
         """The file of the rows of a unit, which need not exist yet."""
         return self.parts / f"part-{unit:05d}.parquet"
@@ -183,17 +184,36 @@ class Run:
         return {int(file.stem.removeprefix("part-")) for file in self.parts.glob("part-*.parquet")}
 
     @property
-    def devices(self) -> list[str]:
-        """The devices that computed the finished units, each once; parts of older runs do not name theirs."""
-        notes = [pq.read_schema(self.part(unit)).metadata for unit in sorted(self.done())]
-        return list(dict.fromkeys(note[b"device"].decode() for note in notes if b"device" in note))
+    def computed(self) -> dict[str, Any]:
+        """How the finished units were computed, for the record.
 
-    def write_part(self, unit: int, rows: pd.DataFrame, seconds: float, device: str = "") -> None:
-        """Stores the rows of a unit, whole or not at all, with the time and the device that it took."""
+        `seconds`, of all together; `devices`, `hosts`, `dtypes` and `thread_counts`, each once; `peak_gb`, the largest
+        memory of a process or a GPU. Parts of older runs have seconds, and some the device.
+        """
+        notes = [pq.read_schema(self.part(unit)).metadata for unit in sorted(self.done())]
+        known = {name: [note[name.encode()].decode() for note in notes if name.encode() in note] for name in NOTES}
+        seconds, peaks = (list(map(float, known[name])) for name in ("seconds", "peak_gb"))
+        several = {f"{name}s": list(dict.fromkeys(known[name])) for name in ("device", "host", "dtype")}
+        threads = list(dict.fromkeys(map(int, known["threads"])))
+        peak = {"peak_gb": max(peaks)} if peaks else {}
+        return {"seconds": round(sum(seconds), 1), **several, "thread_counts": threads, **peak}
+
+    @property
+    def seconds(self) -> float:
+        """Computing time of the finished units together."""
+        return float(self.computed["seconds"])
+
+    @property
+    def devices(self) -> list[str]:
+        """The devices that computed the finished units, each once."""
+        return list(self.computed["devices"])
+
+    def write_part(self, unit: int, rows: pd.DataFrame, seconds: float, device: str = "", **notes: str) -> None:
+        """Stores the rows of a unit, whole or not at all, with what it took and where; one that is there stays."""
         table = pa.Table.from_pandas(rows, preserve_index=False)
-        notes = {"seconds": f"{seconds:.3f}"} | ({"device": device} if device else {})
+        notes = {"seconds": f"{seconds:.3f}"} | ({"device": device} if device else {}) | notes
         table = table.replace_schema_metadata((table.schema.metadata or {}) | notes)
-        with whole(self.part(unit)) as file:
+        with contextlib.suppress(FileExistsError), whole(self.part(unit), once=True) as file:
             pq.write_table(table, file)
 
     def write_frame(self, name: str, frame: pd.DataFrame) -> None:
@@ -205,6 +225,28 @@ class Run:
         """Stores `run.json`."""
         with whole(self.path / "run.json") as file:
             file.write_text(json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+
+
+def visible(file: Path) -> Path:
+    """The file, once it can be seen: a file system that machines share shows new files after a while.
+
+    Raises:
+        MechirError: where it is not there after two minutes.
+    """
+    for pause in (0.05, *[1.0] * PATIENCE):
+        if file.is_file():
+            return file
+        time.sleep(pause)
+        if file.parent.is_dir():
+            list(file.parent.iterdir())  # asks the file system anew
+    raise MechirError(f"'{file}' is not there: this machine does not see the registry that the run is kept in.")
+
+
+def seen(run: Run) -> Run:
+    """The run, once all parts that its record counts can be seen."""
+    for unit in range(run.record["units"]):
+        visible(run.part(unit))
+    return run
 
 
 def run_id(identity: Mapping[str, Any]) -> str:
@@ -231,7 +273,8 @@ def make_folder(registry: Path, folder: Path) -> None:
 
 def refuse_other(registry: Path) -> None:
     """Raises if the path exists but is not a registry: a file, or a directory that holds something else."""
-    empty = not registry.exists() or (registry.is_dir() and not any(registry.iterdir()))
+    hidden = registry.is_dir() and all(file.name.startswith(".") for file in registry.iterdir())
+    empty = not registry.exists() or hidden
     if not (empty or (registry / "runs").is_dir() or (registry / "findings").is_dir()):
         raise MechirError(
             f"'{registry}' is no registry: it holds no runs; give registry=DIR, by default mechir-registry."

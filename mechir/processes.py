@@ -1,0 +1,96 @@
+"""Processes of this machine as an `Executor`: each computes one task at a time, and one that dies loses its task alone.
+
+Every process is a pool of its own of the standard library, for one that dies breaks its whole pool.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
+from typing import Any
+
+PRELOADED = ["mechir.work"]
+"""What is imported once, before processes are forked from it."""
+LOST = (BrokenProcessPool,)
+"""What the future of a task raises whose process died."""
+
+
+class Processes(Executor):
+    """So many processes with so many threads each; `submit` waits where all of them are busy."""
+
+    def __init__(self, n: int, threads: int) -> None:
+        self._threads = threads
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(PRELOADED)
+        self._idle: queue.SimpleQueue[ProcessPoolExecutor] = queue.SimpleQueue()
+        self._pools: set[ProcessPoolExecutor] = set()
+        self._lock = threading.Lock()
+        for _ in range(n):
+            self._start()
+
+    def _start(self) -> None:
+        pool = ProcessPoolExecutor(1, self._context, _begin, (self._threads,))
+        with self._lock:
+            self._pools.add(pool)
+        self._idle.put(pool)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Gives a task to the next process that is free."""
+        pool = self._idle.get()
+        try:
+            future = pool.submit(fn, *args, **kwargs)
+        except BrokenProcessPool:  # it died while it was idle
+            self._replace(pool)
+            return self.submit(fn, *args, **kwargs)
+        future.add_done_callback(lambda done: self._received(pool, done))
+        return future
+
+    def _received(self, pool: ProcessPoolExecutor, future: Future[Any]) -> None:
+        if not future.cancelled() and isinstance(future.exception(), LOST):
+            self._replace(pool)
+        else:
+            self._idle.put(pool)
+
+    def _replace(self, pool: ProcessPoolExecutor) -> None:
+        with self._lock:
+            known = pool in self._pools
+            self._pools.discard(pool)
+        pool.shutdown(wait=False)
+        if known:
+            self._start()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Ends all processes; with `cancel_futures` tasks in work are dropped at once."""
+        with self._lock:
+            pools, self._pools = self._pools, set()
+        for pool in pools:
+            processes = list((pool._processes or {}).values())
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes if cancel_futures else ():
+                process.terminate()
+            for process in processes if wait else ():
+                process.join()
+
+
+def _begin(threads: int) -> None:
+    """Prepares a new process: its threads, no answer to Ctrl-C, which its parent has, and an end with its parent."""
+    import torch
+
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)

@@ -1,0 +1,229 @@
+"""Processes of this machine compute what this process computes, and one that dies loses its unit alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import mechir as mi
+from mechir import planted, work
+from mechir.engine import Local
+from mechir.errors import LostWorkers, MechirError
+from mechir.material import source_of
+from mechir.place import Place, on_worker, token_of
+from mechir.source_reference import CollectionReference, referred, restored
+from tests.models import TOY, TOY_MODEL
+
+FOLDER = Path(__file__).parent / "experiments"
+DEADLY, SLOW = str(FOLDER / "deadly.py"), str(FOLDER / "slow.py")
+UNITS = """import mechir.work as w; w.UNIT = 12
+from mechir.cli import main; main()"""
+"""The command line with units of a few pairs."""
+
+
+@pytest.fixture(autouse=True)
+def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "UNIT", 12)
+
+
+def same(one: Any, other: Any) -> None:
+    assert one.id == other.id
+    pd.testing.assert_frame_equal(one.rows, other.rows, check_exact=True)
+    pd.testing.assert_frame_equal(one.summary, other.summary, check_exact=True)
+
+
+def command(*arguments: object) -> list[str]:
+    model = ["--model", str(TOY_MODEL), "--collection", str(TOY)]
+    return [sys.executable, "-c", UNITS, "run", *map(str, arguments), *model]
+
+
+def children(of: int) -> list[int]:
+    """The processes below one, but for the server that forks them and multiprocessing's tracker."""
+    below, parents = {of}, dict[int, int]()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    for _ in range(4):
+        below |= {pid for pid, parent in parents.items() if parent in below}
+    return sorted(pid for pid in below - {of} if not serves(pid))
+
+
+def serves(pid: int) -> bool:
+    try:
+        return "resource_tracker" in Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return True
+
+
+def wait_until(true: Any, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it does not happen"
+        time.sleep(0.05)
+
+
+def test_two_processes_give_the_rows_of_one(tmp_path: Path) -> None:
+    model, said = mi.load(TOY_MODEL), list[str]()
+    options: dict[str, Any] = {"relevant": 3, "hard": 0, "weak": 1}
+    for name, source, chosen in (
+        ("vast2025/attention_contrast", TOY, options),
+        ("vast2024/distribution", TOY, {}),
+        ("circuits/faithfulness", TOY, {"draws": 2}),
+    ):
+        pool = mi.Pool(limit_queries=4, per_grade=2) if name.startswith("circuits") else None
+        here = mi.run(name, model, source, pool=pool, registry=tmp_path / "here", **chosen)
+        there = mi.run(
+            name, model, source, pool=pool, registry=tmp_path / "there", engine=Local(2), say=said.append, **chosen
+        )
+        same(here, there)
+        assert not (there.path / "job").exists() and not list(there.path.glob(".*"))
+    assert not [file.name for file in (tmp_path / "there").iterdir() if file.name.startswith(".")]
+    record = there.record
+    assert record["devices"] == ["cpu"] and record["dtypes"] == ["float32"] and len(record["hosts"]) == 1
+    assert record["thread_counts"] == [1] and record["peak_gb"] > 0.1 and record["seconds"] > 0
+    assert any("circuits/edges, step 1 of 2, 1/" in line for line in said)
+
+
+def test_a_worker_that_is_killed_loses_its_unit_alone(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"at": "q3", "how": "once", "mark": str(tmp_path / "happened")}
+    model, said = mi.load(TOY_MODEL), list[str]()
+    run = mi.run(DEADLY, model, TOY, registry=tmp_path, engine=Local(2), say=said.append, **options)
+    assert (tmp_path / "happened").exists() and run.finished
+    there = [line for line in said if " units: " in line]
+    assert len(there) == run.record["units"], "each unit once"
+
+
+def test_a_unit_that_kills_its_workers_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+    model = mi.load(TOY_MODEL)
+    with pytest.raises(LostWorkers) as error:
+        mi.run(DEADLY, model, TOY, registry=tmp_path, engine=Local(2), at="q3")
+    (run,) = (tmp_path / "runs").iterdir()
+    parts = {file.name for file in run.glob("part-*")}
+    lost = int(re.search(r"^unit (\d+) of run ", str(error.value))[1])  # type: ignore[index]
+    n = mi.registry.runs.Run(run).record["units"]
+    assert parts == {f"part-{unit:05d}.parquet" for unit in range(n)} - {f"part-{lost:05d}.parquet"}
+    assert "(deadly) killed three workers each and is not computed; all else is: look at" in str(error.value)
+    assert not list(run.glob(".work-*")) and not (run / "summary.parquet").exists()
+    with pytest.raises(LostWorkers, match=f"^unit {lost} of run "):  # the same command tries it again, it alone
+        mi.run(DEADLY, model, TOY, registry=tmp_path, engine=Local(1), at="q3")
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ("error", ZeroDivisionError, "the experiment is wrong"),
+        ("mistake", MechirError, "this query cannot be measured"),
+        ("full", OSError, "No space left on device"),
+    ],
+)
+def test_an_error_on_a_worker_is_the_run_s(how: str, error: type[Exception], message: str, tmp_path: Path) -> None:
+    with pytest.raises(error, match=message):
+        mi.run(DEADLY, mi.load(TOY_MODEL), TOY, registry=tmp_path, engine=Local(1), at="q3", how=how)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_the_workers_of_a_client_that_ends_end_as_well(signal_: signal.Signals, tmp_path: Path) -> None:
+    arguments = command(SLOW, "--pause", 0.4, "--registry", tmp_path, "--workers", 2)
+    client = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: list(tmp_path.glob("runs/*/part-*")))
+    workers = children(client.pid)
+    assert len(workers) >= 2
+    client.send_signal(signal_)
+    assert client.wait(timeout=60) == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(signal_, -signal.SIGKILL)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 60)
+    assert client.stderr is not None
+    with client.stderr:
+        said = client.stderr.read()
+    assert "Traceback" not in said and (signal_ == signal.SIGKILL or "goes on from the last finished unit" in said)
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("runs/*/part-*")}
+    again = subprocess.run(command(SLOW, "--pause", 0.4, "--registry", tmp_path), capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert all(file.stat().st_mtime_ns == when for file, when in before.items()), "what was finished stays"
+
+
+def test_exit_codes_and_sentences_of_the_command_line(tmp_path: Path) -> None:
+    poison = subprocess.run(
+        command(DEADLY, "--at", "q3", "--registry", tmp_path, "--workers", 1), capture_output=True, text=True
+    )
+    assert poison.returncode == 1 and "Traceback" not in poison.stderr
+    assert re.search(r"^mechir: unit \d+ of run [0-9a-f]{16} \(deadly\) killed three workers", poison.stderr, re.M)
+    mistake = subprocess.run(
+        command(DEADLY, "--at", "q3", "--how", "mistake", "--registry", tmp_path, "--workers", 1),
+        capture_output=True,
+        text=True,
+    )
+    assert mistake.returncode == 2 and mistake.stderr.endswith("mechir: this query cannot be measured\n")
+
+
+def test_what_no_other_process_can_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MechirError, match="was made in memory and no other process can read it: save it with"):
+        mi.run(SLOW, planted.bm25(), TOY, registry=tmp_path, engine=Local(1))
+    with pytest.raises(MechirError, match=r"^workers=0 is out of range: write a whole number, 1 or more"):
+        Local(0)
+    with pytest.raises(MechirError, match=r"^Cannot run with engine=4: write engine=mechir.Local\(4\), mechir.Slurm"):
+        mi.run(SLOW, mi.load(TOY_MODEL), TOY, registry=tmp_path, engine=4)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    with token_of(tmp_path / "registry") as place:
+        yield place
+
+
+def test_a_worker_elsewhere_or_of_another_version_is_refused(place: Place, tmp_path: Path) -> None:
+    assert on_worker(place, max, 2, 3) == 3
+    from dataclasses import replace
+
+    with pytest.raises(MechirError, match=r"^The worker on \S+ does not see the registry '.*elsewhere': give"):
+        on_worker(replace(place, registry=tmp_path / "elsewhere"), max, 2, 3)
+    with pytest.raises(MechirError, match=r"has mechir \S+, and the run was started with 0.0.1: give all machines"):
+        on_worker(replace(place, version="0.0.1"), max, 2, 3)
+    with pytest.raises(MechirError, match=r"has mechir \S+ with other code, and the run was started with"):
+        on_worker(replace(place, code="0" * 64), max, 2, 3)
+
+
+def test_a_collection_travels_as_its_address(tmp_path: Path) -> None:
+    collection = mi.collection(TOY)
+    reference = referred(collection)
+    assert isinstance(reference, CollectionReference) and len(pickle.dumps(reference)) < 1000
+    assert restored(pickle.loads(pickle.dumps(reference))).hash == collection.hash
+    with pytest.raises(
+        MechirError, match=r"is another collection on this worker \(hash [0-9a-f]{12}, the run is of 00"
+    ):
+        restored(CollectionReference(str(TOY), (), "0" * 64))
+    contrasts = mi.diagnostic("tfc1", collection)
+    again = restored(pickle.loads(pickle.dumps(referred(contrasts))))
+    assert again.hash == contrasts.hash and again.perturbed.hash == collection.hash
+    groups = source_of(mi.load_experiment("vast2024/importance")(), collection)
+    assert restored(pickle.loads(pickle.dumps(referred(groups)))).hash == groups.hash
+
+
+def test_pairs_in_memory_are_computed_on_workers_too(tmp_path: Path) -> None:
+    pairs = mi.collection(TOY).pairs(limit_queries=3)
+    model = mi.load(TOY_MODEL)
+    here, there = (
+        mi.run(SLOW, model, pairs, registry=tmp_path / name, engine=engine)
+        for name, engine in (("here", None), ("there", Local(1)))
+    )
+    same(here, there)
+
+
+def test_no_worker_outlives_a_run(tmp_path: Path) -> None:
+    mi.run(SLOW, mi.load(TOY_MODEL), TOY, registry=tmp_path, engine=Local(1))  # starts the server that forks them
+    before = children(os.getpid())
+    mi.run(SLOW, mi.load(TOY_MODEL), TOY, registry=tmp_path / "another", engine=Local(2))
+    wait_until(lambda: len(children(os.getpid())) <= len(before), 20)
