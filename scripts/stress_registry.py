@@ -6,8 +6,8 @@ A round is a registry of its own. 8 processes record 10 runs of 50 findings each
 correct one run that all of them share; what `record` or `correct` has returned for is acknowledged in a file. One of
 them is killed with SIGKILL, at a random moment or while it writes. Two processes ask all the while: whatever was
 acknowledged before a question must be in its answer, whole. An entry that is cut short lies there from the beginning:
-a reader must name it and set it aside, and all get their answers. Then the killed writer's command is given again and
-finishes.
+a reader must name it and set it aside, and all get their answers. Readers fold entries (`mechir.registry.folded`) much
+earlier than they otherwise do. Then the killed writer's command is given again and finishes.
 """
 
 from __future__ import annotations
@@ -27,12 +27,15 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
+from mechir.registry import folded
 from mechir.registry.entries import SCHEMA, correct, entries, latest, record
 from mechir.registry.findings import checked
 from mechir.registry.links import links
 from mechir.registry.queries import matching, sql
 
 WRITERS, READERS, RUNS, EACH = 8, 2, 10, 50
+FOLDED = 8
+"""Entries of a fold here."""
 SHARED, DAMAGED = "eee", "ddd"
 """The run that everybody writes, and the one whose entry is cut short."""
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -111,6 +114,7 @@ def write(registry: Path, said: Path, name: int, runs: int) -> None:
 def read(registry: Path, said: Path, name: int, stop: Any) -> None:
     """Asks until it is told to stop; every answer holds what was acknowledged before, and whole runs only."""
     warnings.simplefilter("always")
+    folded.EACH = FOLDED
     asked = 0
     with warnings.catch_warnings(record=True) as caught:
         while not stop.is_set() or not asked:
@@ -202,12 +206,14 @@ def _whole(registry: Path, said: Path, before: dict[str, int], runs: int) -> dic
     asked = [list(map(int, (said / f"reader{name}").read_text().split())) for name in range(READERS)]
     assert sum(named for _, named in asked) >= 1, "nobody named the damaged entry"
     assert [file.name for file in (registry / "findings" / "damaged").iterdir()] == [f"{DAMAGED}.000.v{SCHEMA}.parquet"]
+    folds = list((registry / "findings" / "folded").glob("*.parquet"))
     left = [file for file in (registry / "findings").iterdir() if file.name.startswith(".")]
     return {
         "of them while they wrote": len(left),
         "entries acknowledged": sum(more != "there" for *_, more in lines),
         "entries that are there": len(kept),
         "findings that count": len(found),
+        "folds in the end": len(folds),
         "questions answered meanwhile": 3 * sum(n for n, _ in asked),
         "damaged entries named and set aside": 1,
     }

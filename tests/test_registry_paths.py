@@ -8,7 +8,8 @@ import pytest
 
 import mechir as mi
 from mechir.errors import MechirError
-from mechir.registry.entries import latest
+from mechir.registry import folded
+from mechir.registry.entries import correct, latest
 from mechir.registry.runs import open_run, runs
 from tests.reports import planted
 from tests.test_cli import call
@@ -77,6 +78,16 @@ def test_what_is_damaged_there_is_set_aside(registry: Path) -> None:
         assert mi.findings(registry=registry)["run_id"].tolist() == ["aa"]
     tell(registry, "bb", [row(CONTRAST, "h1.2", 0.3, SURE)])
     assert mi.findings(registry=registry)["run_id"].tolist() == ["aa", "bb"]
+
+
+def test_entries_are_folded_there(registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folded, "EACH", 2)
+    for run in ("aa", "bb", "cc"):
+        tell(registry, run, [row(CONTRAST, "h1.2", 0.3, SURE)])
+        assert mi.findings(registry=registry)["run_id"].iloc[-1] == run
+    correct(registry, "aa", mi.sql("from findings where run_id = 'bb'", registry=registry).assign(run_id="aa"), "why")
+    assert mi.findings(registry=registry)["run_id"].tolist() == ["aa", "bb", "cc"]
+    assert len(list((registry / "findings" / "folded").iterdir())) == 2
 
 
 @pytest.mark.parametrize("registry", ["all* [old] k=v", 'it\'s "why?"'], indirect=True)

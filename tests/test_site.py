@@ -22,8 +22,9 @@ INTERNAL = {
     "encoder.stored", "encoder.tiers", "encoder.tokenizing", "encoder.traced", "encoder.traced.attention",
     "encoder.traced.decoder", "encoder.traced.loading", "encoder.traced.places", "encoder.traced.prompt",
     "encoder.traced.readout", "encoder.traced.rotary", "inference", "inference.flipped", "irds", "methods", "methods.checks",
-    "job_files", "methods.edge_gradients", "methods.edge_patching", "parts", "place", "planted", "planted.weights", "processes", "provenance", "recorder",
-    "registry", "registry.names", "registry.renamed", "reporting", "reporting.commands", "reporting.sentences", "source_reference",
+    "job_files", "methods.edge_gradients", "methods.edge_patching", "parts", "place", "planted", "planted.weights",
+    "processes", "provenance", "recorder", "registry", "registry.in_sql", "registry.names", "registry.renamed", "reporting",
+    "reporting.commands", "reporting.sentences", "source_reference",
     "trec_files", "views", "views.attend", "views.charts", "views.circuits", "views.grid", "views.heads", "views.labels", "views.page",
     "views.scatter", "views.tables",
 }  # fmt: skip

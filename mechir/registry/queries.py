@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,26 +11,34 @@ import pandas as pd
 
 from mechir.errors import MechirError, closest
 from mechir.measures import refuse_unknown
-from mechir.registry.entries import latest, set_damaged_aside
+from mechir.registry.entries import set_damaged_aside
 from mechir.registry.evidence import LINKS, held
-from mechir.registry.findings import COLUMNS, TYPES, VIEW, printed
+from mechir.registry.findings import VIEW, printed
+from mechir.registry.folded import discard_damaged, rows_that_count
 from mechir.registry.frames import SiteFrame, with_sites
+from mechir.registry.in_sql import pattern, quoted
 from mechir.registry.names import Named, meant, shown
 from mechir.registry.runs import DEFAULT
 
 ATTEMPTS = 3
 Answer = TypeVar("Answer")
-_THEIRS = (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException, duckdb.PermissionException)
+_THEIRS = (
+    duckdb.BinderException,
+    duckdb.CatalogException,
+    duckdb.ConversionException,
+    duckdb.ParserException,
+    duckdb.PermissionException,
+)
 """The user's mistakes: no reason to look for damage."""
 CONCLUDED = f"measure in ({', '.join(repr(str(link.conclusion)) for link in LINKS)})"
+QUESTION = ("model_fingerprint", "collection", "site", "measure")
+"""What runs that answer the same question share."""
 NEWEST = f"""qualify run_id = case when {CONCLUDED}
     then first_value(run_id) over (
         partition by model_fingerprint, collection, {CONCLUDED} order by written, run_id)
-    else first_value(run_id) over (
-        partition by model_fingerprint, collection, site, measure order by written desc, run_id) end"""
+    else first_value(run_id) over (partition by {", ".join(QUESTION)} order by written desc, run_id) end"""
 """Selects the newest findings, but the conclusions of the first plan, which no later one replaces."""
-TRIES = """, greatest(1, count(distinct case when isnan(p_corrected) then null else p_corrected end) over (
-    partition by model_fingerprint, collection, site, measure)) as tries"""
+TRIES = """greatest(1, list_unique(list(case when isnan(p_corrected) then null else p_corrected end))::bigint)"""
 """Counts the different answers of runs to the same question: repeated until it holds is not the same as once."""
 KNOWN = (
     "coalesce(collection, '')",
@@ -46,7 +53,6 @@ CLAUSES = {
     "runs": "list_contains($runs, run_id)",
 }
 """Conditions on findings by name; any other name is a column that equals its value."""
-_SQL = {"str": "VARCHAR", "float64": "DOUBLE", "int64": "BIGINT", "bool": "BOOLEAN"}
 
 
 def findings(
@@ -132,7 +138,7 @@ def matching(
     if newest:
         first = [clause for name, clause in clauses.items() if name not in OF_VALUES] + ["site not like 'n%'"]
         then = [clause for name, clause in clauses.items() if name in OF_VALUES]
-        source = f"(select *{TRIES} from findings {_where(first)} {NEWEST}) {_where(then)}"
+        source = f"({_newest(f'(select * from findings {_where(first)})')}) {_where(then)}"
     else:
         source = f"findings {_where(list(clauses.values()))}"
     query = f"select * from {source} order by measure, abs(value) desc, site, run_id"
@@ -140,6 +146,17 @@ def matching(
     if not len(rows):
         _refuse_unknown_values(registry, filters)
     return rows
+
+
+def _newest(asked: str) -> str:
+    """A query for the newest of some findings, with `tries`.
+
+    Before `NEWEST` sorts whole rows, all but those of the last time of each question are left out: of many runs few.
+    """
+    questions = f"(select {', '.join(QUESTION)}, max(written) as last, {TRIES} as tries from {asked} group by all)"
+    same = " and ".join(f"one.{name} is not distinct from question.{name}" for name in QUESTION)
+    rows = f"select one.*, last, tries from {asked} as one join {questions} as question on {same}"
+    return f"select * exclude (last) from ({rows}) where written is not distinct from last or {CONCLUDED} {NEWEST}"
 
 
 def _where(clauses: Sequence[str]) -> str:
@@ -182,35 +199,31 @@ def _answer(registry: Path, query: str, parameters: Mapping[str, Any]) -> pd.Dat
 
 def _connected(registry: Path, ask: Callable[[Any, dict[Named, str]], Answer]) -> Answer:
     """Calls `ask` with a connection to the view `findings` and the names; damaged entries are set aside."""
-    for attempt in range(ATTEMPTS):
+    folded, left = True, ATTEMPTS
+    while True:
         with duckdb.connect() as connection:
             try:
-                return ask(connection, _view(connection, registry))
+                return ask(connection, _view(connection, registry, folded=folded))
             except _THEIRS:
                 raise
-            except duckdb.Error:  # a damaged entry, or one that another reader has just set aside
-                if not set_damaged_aside(registry) and attempt == ATTEMPTS - 1:
+            except duckdb.Error:  # a damaged fold or entry, or one that another reader has just taken away
+                found = (folded and discard_damaged(registry)) or set_damaged_aside(registry)
+                folded, left = False, left if found else left - 1
+                if not left:
                     raise
-    raise AssertionError("unreachable")
 
 
-def _view(connection: Any, registry: Path) -> dict[Named, str]:
+def _view(connection: Any, registry: Path, *, folded: bool) -> dict[Named, str]:
     """Creates the view over the last entries and returns the shown names; columns that older ones lack are empty."""
-    files = [_pattern(entry.path.resolve()) for entry in latest(registry)]
-    if not files:
-        raise MechirError(f"'{registry}' holds no findings yet: run an experiment first, or give registry=DIR.")
-    listed = ", ".join(map(_quoted, files))
-    source = f"read_parquet([{listed}], union_by_name = true, hive_partitioning = false)"
     connection.execute("set parquet_metadata_cache = true")
-    there = {row[0] for row in connection.execute(f"describe from {source}").fetchall()}
-    empty = {name: f"cast(null as {_SQL[TYPES[str(field.type)]]}) as {name}" for name, field in COLUMNS.items()}
-    columns = [name if name in there else empty[name] for name in COLUMNS]
-    whole = f"(select {', '.join(columns)} from {source})"
-    known = connection.execute(f"select {', '.join(KNOWN)} from {whole} group by all order by max(written)").fetchall()
+    rows = rows_that_count(connection, registry, folded=folded)
+    if not rows:
+        raise MechirError(f"'{registry}' holds no findings yet: run an experiment first, or give registry=DIR.")
+    known = connection.execute(f"select {', '.join(KNOWN)} from ({rows}) group by all order by max(written)").fetchall()
     names = shown(Named(*row) for row in known)
-    connection.execute(f"create view findings as select {_renamed(names)} from {whole}")
+    connection.execute(f"create view findings as select {_renamed(names)} from ({rows})")
     folder = (registry / "findings").resolve()
-    connection.execute("set allowed_directories = ?", [[str(folder), _pattern(folder)]])
+    connection.execute("set allowed_directories = ?", [[str(folder), pattern(folder)]])
     connection.execute("set enable_external_access = false")
     connection.execute("set lock_configuration = true")
     return names
@@ -221,23 +234,9 @@ def _renamed(names: Mapping[Named, str]) -> str:
     cases = []
     for named, name in names.items():
         if name != named.id:
-            same = " and ".join(f"{column} = {_quoted(text)}" for column, text in zip(KNOWN, named, strict=True))
-            cases.append(f"when {same} then {_quoted(name)}")
+            same = " and ".join(f"{column} = {quoted(text)}" for column, text in zip(KNOWN, named, strict=True))
+            cases.append(f"when {same} then {quoted(name)}")
     return f"* replace (case {' '.join(cases)} else collection end as collection)" if cases else "*"
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
-def _pattern(path: Path) -> str:
-    """Escapes a path for DuckDB, which reads every path as a pattern, in which a backslash separates folders."""
-    if "\\" in str(path) and re.search(r"[*?\[]", str(path)):
-        raise MechirError(
-            f"Cannot read the registry in '{path.parent}', whose path holds a backslash and one of * ? [: move it, or "
-            "give registry=DIR."
-        )
-    return re.sub(r"([*?\[])", r"[\1]", str(path))
 
 
 def _refuse_unknown_values(registry: Path, filters: Mapping[str, Any]) -> None:
