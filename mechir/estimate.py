@@ -1,42 +1,158 @@
-"""The cost of a run, before it is started."""
+"""The cost of a run, before it is started: each of its steps, and the time that workers would take together."""
 
 from __future__ import annotations
 
 import math
+import platform
 import resource
+import statistics
 import timeit
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
+from mechir.catalog import load_experiment
 from mechir.encoder.hooked_model import HookedModel
-from mechir.experiment import Experiment
+from mechir.errors import MechirError
+from mechir.experiment import Experiment, Step
+from mechir.graph import Graph
 from mechir.material import pairs_of
+from mechir.progress import Quiet
+from mechir.registry.runs import Run, runs
 from mechir.running import asked_for
+from mechir.shard import Shard
+from mechir.work import Work
+
+SAMPLE, TIMES = 32, 3
+"""Pairs that are scored to see how fast this machine is, and how often; the first warms up."""
+LAST = 5
+"""Runs that the error of an estimate is read from."""
+UNITS = 8
+"""Units of a step from which on its work divides well among workers."""
 
 
 def estimate(
     experiment: Experiment | type[Experiment] | str, model: HookedModel, material: Sequence[Any], **chosen: Any
 ) -> dict[str, Any]:
-    """The cost of a run, from `Experiment.cost` and a timing of the intact model on 32 of the pairs.
+    """The cost of one experiment, from `Experiment.cost` and a timing of the intact model on 32 of the pairs.
 
     Returns:
         `pairs`, `forwards` (full forward passes of one pair, work shared between interventions counted once),
         `minutes` on this machine and thread count, `memory_gb` (peak, weights included).
     """
-    per_pair = asked_for(experiment, chosen).cost(model)
     pairs = pairs_of(material)
+    return _cost(asked_for(experiment, chosen), model, pairs, seconds_per_token(model, pairs))
+
+
+def seconds_per_token(model: HookedModel, pairs: Sequence[Any]) -> float:
+    """The time of one full forward per word piece on this machine, with this number of threads."""
+    sample = list(pairs[:: max(1, len(pairs) // SAMPLE)])[:SAMPLE]
+    times = timeit.repeat(lambda: model.score(sample), number=1, repeat=TIMES)
+    return min(times) / int(model.encode(sample).lengths.sum())
+
+
+def _cost(experiment: Experiment, model: HookedModel, pairs: Sequence[Any], rate: float) -> dict[str, Any]:
+    per_pair = 0.0 if experiment.rows_of is not None else experiment.cost(model)
     lengths = model.encode(pairs).lengths
-    sample = list(pairs[:: max(1, len(pairs) // 32)])[:32]
-    times = timeit.repeat(lambda: model.score(sample), number=1, repeat=3)  # the first warms up
-    seconds = min(times) * lengths.sum() / model.encode(sample).lengths.sum()
     return {
         "pairs": len(pairs),
         "forwards": math.ceil(per_pair * len(pairs)),
-        "minutes": float(seconds * per_pair / 60),
+        "minutes": float(rate * per_pair * lengths.sum() / 60),
         "memory_gb": _memory_gb(model, int(lengths.max())),
     }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would cost.
+
+    Attributes:
+        steps: a row per step: `step` (the experiment), `stage` (what stands in one stage can be computed at one time;
+            the next waits for it), `pairs`, `forwards`, `minutes`, `memory_gb`, `units`.
+        ratios: how much longer the last runs of this model, on this machine, took than such an estimate says.
+    """
+
+    steps: pd.DataFrame
+    ratios: tuple[float, ...]
+
+    def minutes(self, workers: int = 1) -> float:
+        """The time that so many workers take: stage after stage, none shorter than the longest unit in it."""
+        longest = self.steps["minutes"] / self.steps["units"].clip(1)
+        stages = self.steps.assign(longest=longest).groupby("stage")
+        return float(sum(max(part["minutes"].sum() / workers, part["longest"].max()) for _, part in stages))
+
+
+def plan(experiment: Experiment, model: HookedModel, source: Any, pool: Any, registry: Path) -> Plan:
+    """The cost of every step of a run; raises for options that do not fit, as the run would.
+
+    Steps that follow from findings are as large as they can be (`Experiment.follows`).
+    """
+    graph = Graph(Work(Step(experiment, source, pool), model, registry), model, Shard(), Quiet())
+    root = graph.root.work
+    inputs = root.inputs(model, _silent)
+    first = [node.work for node in graph.nodes.values() if node is not graph.root]
+    later = [Work(step, model, registry).drawn(model) for step in root.experiment.follows(inputs)]
+    rate, rows = None, []
+    for stage, works in enumerate((first, later, [root])):
+        for work in works:
+            if work.experiment.rows_of is not None:
+                continue
+            assert work.taken is not None
+            pairs = pairs_of(work.taken.material)
+            rate = rate or seconds_per_token(model, pairs)
+            cost = _cost(work.experiment, model, pairs, rate)
+            rows.append(
+                {"step": work.experiment.name, "stage": stage, **cost, "units": math.ceil(len(pairs) / root.unit)}
+            )
+    return Plan(pd.DataFrame(rows), tuple(_ratios(registry, model, rate or 0.0)))
+
+
+def _silent(line: str) -> None:
+    """Prints nothing."""
+
+
+def _ratios(registry: Path, model: HookedModel, rate: float) -> Iterator[float]:
+    """Time that was measured, over what is estimated now, of the last runs of this model on this machine."""
+    if not (registry / "runs").is_dir():
+        return
+    known = 0
+    for run in runs(registry):
+        record = run.record
+        same = record.get("host") == platform.node() and record.get("devices") == [str(model.device)]
+        same &= record["identity"].get("model_fingerprint") == model.fingerprint and "rows_of" not in record
+        if same and record.get("tokens") and run.finished and (per_pair := _cost_of(run, model)):
+            yield record["seconds"] / (rate * per_pair * record["tokens"] * record["taken"] / record["pairs"])
+            known += 1
+        if known == LAST:
+            return
+
+
+def _cost_of(run: Run, model: HookedModel) -> float:
+    """Full forwards per pair of a run; 0 for one whose experiment is not there any more."""
+    record = run.record
+    try:
+        kind = load_experiment(record.get("file") or record["identity"]["experiment"])
+        return float(kind.chosen(**record["asked"]).cost(model))
+    except (MechirError, KeyError):
+        return 0.0
+
+
+def sentence(plan: Plan) -> str:
+    """How far such estimates were off; empty where no run is known."""
+    if not plan.ratios:
+        return ""
+    n, low, high = len(plan.ratios), min(plan.ratios), max(plan.ratios)
+    middle = statistics.median(plan.ratios)
+    return (
+        f"The last {n} runs of this model here took {low:.2f} to {high:.2f} times such an estimate "
+        f"(the median {middle:.2f})."
+        if n > 1
+        else f"The last run of this model here took {middle:.2f} times such an estimate."
+    )
 
 
 def _memory_gb(model: HookedModel, longest: int) -> float:

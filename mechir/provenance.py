@@ -213,7 +213,7 @@ def begin(
 ) -> None:
     """Writes the record of a run and the frames that belong to it, before anything is measured.
 
-    `command`: `asked_of`, how many queries were held back, and how many units of how many pairs there are.
+    `command`: `asked_of`, how many queries were held back and pairs taken, how many units there are, of how many pairs.
     """
     encoded, packages = model.encode(pairs), ("torch", "transformers", "transformer-lens", "pandas")
     for name, frame in frames.items():
@@ -229,6 +229,7 @@ def begin(
             "queries": len({pair.query_id for pair in pairs}),
             "skipped": len(frames.get("skipped", ())),
             "left_out": left_out.by_reason(frames["left_out"]) if "left_out" in frames else {},
+            "tokens": int(encoded.lengths.sum()),
             "truncated_documents": encoded.truncated,
             "reading": asdict(model.reading),
             "certificate": certificate(model, pairs),

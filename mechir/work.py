@@ -175,7 +175,7 @@ def begin(work: Work) -> Begun:
     def store(new: Run) -> None:
         held_back = {item.query_id for item in taken.material} - queries
         command = provenance.asked_of(normal, model, inputs.source, pool) | {"held_back": len(held_back)}
-        command |= {"units": n_units, "unit": work.unit}
+        command |= {"units": n_units, "unit": work.unit, "taken": len(taken.material)}
         frames = _frames(inputs.source, material, pool, taken) | prepared.frames
         provenance.begin(new, identity, prepared, model, pairs_of(material), frames, command)
 

@@ -102,8 +102,8 @@ class Pathway(Experiment):
     edges: pd.DataFrame = frame("edge", "estimate", "size")
 
     def cost(self, model: Weights) -> float:
-        """Full forwards per pair, roughly: all experiments of the chain, most of them on a part of the pairs."""
-        return 50.0 + 2.5 * self.draws
+        """Full forwards per pair, roughly: the sets of heads and the circuits, on a third of the pairs."""
+        return 10.0 + 2.5 * self.draws
 
     def check(self, inputs: Inputs) -> Experiment:
         """Refuses what does not fit, also what an experiment of the chain would refuse on its queries."""

@@ -14,7 +14,8 @@ import click
 from mechir.cli.ask import print_answers, print_summary
 from mechir.cli.help import Flag, Group
 from mechir.cli.options import COUNT, MODEL, PATH, REGISTRY, Command, collection_option, option, rules_of, shared
-from mechir.cli.where import WHERE, engine_of, say, watch_of
+from mechir.cli.plan import print_plan
+from mechir.cli.where import WHERE, engine_of, most_workers, say, watch_of
 from mechir.errors import MechirError
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ def _run(
     rules = rules_of(rest)
     contrasts: dict[str, Any] = {key: rest.pop(key) for key in ("diagnostic", "data", "fillers", "swap") if key in rest}
     part, engine = Shard.parse(shard), engine_of(rest, device)
-    if isinstance(engine, Allocation):
+    if isinstance(engine, Allocation) and not dry_run:
         engine.join(registry)
     if collections == (None,) and contrasts.get("data") is None and rest["limit_queries"] is None:
         defaults: dict[str, int] = {"limit_queries": DEFAULT_QUERIES} | dict(experiment.embedded)
@@ -209,7 +210,7 @@ def _run(
     done = []
     for source, pool in sources:
         if dry_run:
-            _print_cost(experiment, reranker.limited(pool.max_length), source, pool, registry)
+            print_plan(experiment, reranker.limited(pool.max_length), source, pool, registry, most_workers(engine))
             continue
         where: dict[str, Any] = {"registry": registry, "shard": part, "engine": engine, "watch": watch_of(quiet)}
         stored = running.run(experiment, reranker, source, pool=pool, fresh=fresh, **where)
@@ -226,26 +227,6 @@ def _run(
 
         click.echo(f"Report: {report(registry=registry)}")
         print_answers(registry, done[-1].record)
-
-
-def _print_cost(experiment: Experiment, model: HookedModel, source: Any, pool: Any, registry: Path) -> None:
-    """Prints the cost of a run, and its power where that is known."""
-    from mechir.estimate import estimate
-    from mechir.experiment import Inputs
-    from mechir.material import material_of, source_of
-    from mechir.views import tables
-    from mechir.work import checked
-
-    source = source_of(experiment, source)
-    inputs = Inputs(model, material_of(experiment, model, source, pool).material, source, pool, registry)
-    normal = checked(experiment, inputs)
-    cost = estimate(normal, model, inputs.material)
-    click.echo(f"pairs      {cost['pairs']:>12,}")
-    click.echo(f"forwards   {cost['forwards']:>12,}")
-    click.echo(f"minutes    {cost['minutes']:>12,.1f}")
-    click.echo(f"memory     {cost['memory_gb']:>9,.1f} GB")
-    if (power := normal.power(inputs)) is not None:
-        click.echo(f"\nWhat so many queries can find, four times in five:\n{tables.summary(power)}")
 
 
 def _print_across(experiment: Experiment, done: Sequence[Any]) -> None:
