@@ -225,17 +225,25 @@ def _keys(registry: Path, certificates: Path | None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _own_scheduler() -> Iterator[None]:
-    """Dask's configuration where the scheduler is started here, and no lines of its own beside ours."""
+    """Dask's configuration where the scheduler is started here."""
     import dask
 
-    logger = logging.getLogger("distributed")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+    with dask.config.set(SCHEDULER), _without_logs():
+        yield
+
+
+@contextlib.contextmanager
+def _without_logs() -> Iterator[None]:
+    """No lines and tracebacks of Dask's beside our sentences."""
+    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "distributed"]
+    loggers = [logger for name in names if not (logger := logging.getLogger(name)).disabled]
+    for logger in loggers:
+        logger.disabled = True
     try:
-        with dask.config.set(SCHEDULER):
-            yield
+        yield
     finally:
-        logger.setLevel(before)
+        for logger in loggers:
+            logger.disabled = False
 
 
 @contextlib.contextmanager
@@ -243,17 +251,18 @@ def _client(address: Any, security: Any) -> Iterator[Any]:
     """A client; raises where the scheduler does not answer, or refuses its certificate."""
     from distributed import Client
 
-    try:
-        client = Client(address, security=security, timeout=ANSWER, set_as_default=False)
-    except (OSError, TimeoutError) as error:
-        raise MechirError(
-            f"The scheduler at {address} does not answer, or refuses the certificate: look whether it runs, and give "
-            f"certificates=DIR with those that it was started with ({brief(error)})."
-        ) from error
-    try:
-        yield client
-    finally:
-        client.close(timeout=5)
+    with _without_logs():
+        try:
+            client = Client(address, security=security, timeout=ANSWER, set_as_default=False)
+        except (OSError, TimeoutError) as error:
+            raise MechirError(
+                f"The scheduler at {address} does not answer, or refuses the certificate: look whether it runs, and "
+                f"give certificates=DIR with those that it was started with ({brief(error)})."
+            ) from error
+        try:
+            yield client
+        finally:
+            client.close(timeout=5)
 
 
 def _workers(client: Any, place: Place, capacity: Callable[[], int]) -> Workers:
