@@ -113,7 +113,7 @@ class Request:
 def between(workers: str) -> tuple[int, int]:
     """The fewest and the most workers: "4", or "0-16"."""
     least, dash, most = str(workers).partition("-")
-    numbers = [text for text in (least, most) if text or dash]
+    numbers = [least, most] if dash else [least]
     if not all(text.isascii() and text.isdigit() for text in numbers) or int(numbers[-1]) < max(1, int(least)):
         raise MechirError(f"Cannot read workers='{workers}': write how many, such as 4, or the fewest and most, 0-16.")
     return int(least), int(numbers[-1])

@@ -30,7 +30,7 @@ from mechir.registry.runs import Run, runs
 ROOT = Path(__file__).parent.parent
 MODEL, COLLECTION = ROOT / "tests" / "data" / "toy-model", ROOT / "tests" / "data" / "toy"
 SLOW, DEADLY = (ROOT / "tests" / "experiments" / name for name in ("slow.py", "deadly.py"))
-PAUSE = 0.3
+PAUSE = 1.0
 """Seconds that a unit takes at least."""
 SMALL = "import mechir.work as w; w.UNIT = 6\nfrom mechir.cli import main; main()"
 KINDS = ("worker", "worker of Dask", "client", "client of Dask", "scheduler", "disk", "poison")
@@ -110,7 +110,7 @@ def disturbed(
     arguments = command(SLOW, registry, "--pause", str(PAUSE), *(options or ("--workers", "3")))
     client = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     until(lambda: bool(parts(registry)) or client.poll() is not None)
-    time.sleep(chance.uniform(0, 4 * PAUSE))
+    time.sleep(chance.uniform(0, 1.2 * PAUSE))
     if kind == "worker":
         os.kill(chance.choice(workers_of(client.pid)), signal.SIGKILL)
     elif kind == "worker of Dask":
