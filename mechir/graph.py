@@ -155,9 +155,12 @@ class Graph:
         """The tasks that can be handed out now, in the order of the steps."""
         while self.again:
             yield self.again.popleft()
-        for node in list(self.nodes.values()):
-            while (task := self._next(node)) is not None:
-                yield task
+        known = 0
+        while known < len(self.nodes):  # asked what it needs, a node may name new ones
+            known = len(self.nodes)
+            for node in list(self.nodes.values()):
+                while (task := self._next(node)) is not None:
+                    yield task
 
     def _next(self, node: Node) -> Task | None:
         """The next task of a node; None where there is none now."""

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TextIO, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 EVERY = 0.2
 """Seconds between two drawings of the display."""
@@ -86,7 +86,7 @@ class Lines:
 class Display:
     """Progress as one line of a terminal: the experiment, the step, a bar, the units and the time left."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: Any = None) -> None:
         self.stream = stream or sys.stderr
         self.drawn = 0.0
         self.empty = True

@@ -90,6 +90,7 @@ def print_summary(stored: Any, *, whole: bool = False) -> None:
         f"{record['truncated_documents']} documents truncated"
     )
     lines += Reading.of_record(record["reading"]).lines() if "reading" in record else ()  # older runs lack it
+    lines += _several(record)
     in_terminal = sys.stdout.isatty()  # elsewhere a line stays one line
     click.echo("\n".join(textwrap.fill(line, terminal_width()) if in_terminal else line for line in lines))
     click.echo(f"Run {stored.id}: {stored.path}\nchart: {stored.path / 'chart.html'}")
@@ -118,6 +119,18 @@ def print_answers(registry: Path, record: Mapping[str, Any]) -> None:
         linked = table[[name for name in columns if name in table]].assign(site=table["site"].astype(str))
         click.echo(f"\n{fitted(linked, width).text}")
         click.echo(f"\n{textwrap.fill(as_text(section['lead']), width)}")
+
+
+def _several(record: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence where units were computed in more than one way: on several devices, hosts or thread counts."""
+    named = {"devices": "devices", "hosts": "hosts", "dtypes": "number types", "thread_counts": "thread counts"}
+    parts = [
+        f"{len(record[name])} {words} ({', '.join(map(str, record[name]))})"
+        for name, words in named.items()
+        if len(record.get(name, ())) > 1
+    ]
+    if parts:
+        yield f"units were computed on {' and '.join(parts)}; an effect never mixes two"
 
 
 def _quality(means: list[dict[str, Any]]) -> Iterator[str]:
