@@ -87,7 +87,7 @@ def round_of(kind: str, expected: pd.DataFrame, chance: random.Random) -> int:
             if os.geteuid():
                 print("disk: not root, so no small file system can be made")
                 return 0
-            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(registry)], check=True)
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(registry)], check=True)
         try:
             return disturbed(kind, registry, expected, chance, cluster, dask_options(Path(folder)) if with_dask else ())
         finally:

@@ -171,4 +171,4 @@ def test_the_display_is_one_line_that_fits() -> None:
     display.close()
     lines = screen.getvalue().split("\r\033[K")
     assert "\n" not in screen.getvalue() and lines[-1] == "" and "8/8 units" in lines[-2] and len(lines) < 6
-    assert [duration(seconds) for seconds in (5, 65, 7325)] == ["5 s", "1 min 5 s", "2 h 2 min"]
+    assert [duration(seconds) for seconds in (5.0, 65.0, 7325.0)] == ["5 s", "1 min 5 s", "2 h 2 min"]
