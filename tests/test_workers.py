@@ -134,7 +134,9 @@ def test_an_error_on_a_worker_is_the_run_s(how: str, error: type[Exception], mes
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "signal_", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM, signal.SIGKILL]
+)
 def test_the_workers_of_a_client_that_ends_end_as_well(signal_: signal.Signals, tmp_path: Path) -> None:
     arguments = command(SLOW, "--pause", 0.4, "--registry", tmp_path, "--workers", 2)
     client = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
