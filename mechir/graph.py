@@ -127,7 +127,7 @@ class Graph:
                 future.cancel()
             for node in self.nodes.values():
                 if node.begun is not None and self.workers.session:
-                    forget_marks(node.begun, self.workers.session)
+                    forget_marks(node.begun.path, self.workers.session)
         self._refuse_lost()
         return self.root.run
 

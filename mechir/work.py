@@ -30,8 +30,11 @@ from mechir.sweeps import forwards
 
 SHOWN = 60
 """Longest value printed in the line on the results of `prepare`."""
-UNIT = 128
-"""A unit is closed at the first whole query that brings it to this many pairs."""
+UNIT, EARLIER = 64, 128
+"""A unit is closed at the first whole query that brings it to this many pairs (`scripts/simulate_cluster.py`).
+
+`EARLIER` is the size in runs whose record does not name one.
+"""
 
 
 def units(pairs: Sequence[Any], size: int | None = None) -> list[list[Any]]:
@@ -180,7 +183,7 @@ def begin(work: Work) -> Begun:
         provenance.begin(new, identity, prepared, model, pairs_of(material), frames, command)
 
     stored, n = open_run(work.registry, identity, store), len(queries)
-    cut = units(material, stored.record.get("unit"))  # it was begun with units of this size
+    cut = units(material, stored.record.get("unit", EARLIER))  # it was begun with units of this size
     notes.append(f"Run {stored.id}: {len(material)} {kind_of(prepared)} of {n} queries in {len(cut)} units")
     if n < FEWEST:
         notes.append(f"{n} queries are too few to test: intervals are Student's; tests need {FEWEST} or more.")
@@ -212,10 +215,12 @@ def compute(begun: Begun, unit: int, session: str = "") -> int:
     job = begun.job or read_job(begun.path)
     if not session:
         return job.compute(unit)
-    killed = len(list(begun.path.glob(f".work-{unit:05d}-{session}-*")))
-    if killed >= KILLS:
-        raise LostWorkers(f"unit {unit} of run {begun.run.id} killed {killed} workers")
-    mark = begun.path / f".work-{unit:05d}-{session}-{killed}"
+    marks = [begun.path / f".work-{unit:05d}-{session}-{number}" for number in range(KILLS)]
+    mark = next(
+        (mark for mark in marks if not mark.exists()), None
+    )  # one that is there is of a process that was killed
+    if mark is None:
+        raise LostWorkers(f"unit {unit} of run {begun.run.id} killed {KILLS} workers")
     mark.touch()
     try:
         return job.compute(unit)
@@ -223,9 +228,9 @@ def compute(begun: Begun, unit: int, session: str = "") -> int:
         mark.unlink(missing_ok=True)
 
 
-def forget_marks(begun: Begun, session: str) -> None:
-    """Removes the marks of processes that were killed."""
-    for mark in begun.path.glob(f".work-*-{session}-*"):
+def forget_marks(path: Path, session: str = "*") -> None:
+    """Removes the marks of processes that were killed, of one client or of all, from the folder of a run."""
+    for mark in path.glob(f".work-*-{session}-*"):
         mark.unlink(missing_ok=True)
 
 
@@ -237,6 +242,7 @@ def finish(work: Work, begun: Begun) -> Path:
         experiment = (begun.job or read_job(begun.path)).experiment
     summarise(stored, experiment, work.opened_model(), work.source)
     forget_job(stored.path)
+    forget_marks(stored.path)
     return stored.path
 
 

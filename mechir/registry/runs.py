@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 DEFAULT = Path("mechir-registry")
 NOTES = ("seconds", "device", "host", "dtype", "threads", "peak_gb")
 """What each part says of how it was computed."""
+NAME = "part-{:05d}.parquet"
+"""The file of the rows of a unit."""
 PATIENCE = 120
 """Seconds that a file of another machine may take to be seen."""
 ANSWERS = 3
@@ -177,7 +179,7 @@ class Run:
 
     def part(self, unit: int) -> Path:
         """The file of the rows of a unit, which need not exist yet."""
-        return self.parts / f"part-{unit:05d}.parquet"
+        return self.parts / NAME.format(unit)
 
     def done(self) -> set[int]:
         """The finished units."""
@@ -244,8 +246,9 @@ def visible(file: Path) -> Path:
 
 def seen(run: Run) -> Run:
     """The run, once all parts that its record counts can be seen."""
+    parts = run.parts
     for unit in range(run.record["units"]):
-        visible(run.part(unit))
+        visible(parts / NAME.format(unit))
     return run
 
 
