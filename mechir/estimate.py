@@ -121,10 +121,14 @@ def _ratios(registry: Path, model: HookedModel, rate: float) -> Iterator[float]:
         return
     known = 0
     for run in runs(registry):
-        record = run.record
-        same = record.get("host") == platform.node() and record.get("devices") == [str(model.device)]
-        same &= record["identity"].get("model_fingerprint") == model.fingerprint and "rows_of" not in record
-        if same and record.get("tokens") and run.finished and (per_pair := _cost_of(run, model)):
+        try:
+            record = run.record
+        except MechirError:  # a damaged record is said by what reads that run
+            continue
+        same = {"tokens", "taken", "pairs", "seconds"} <= record.keys() and run.finished
+        same = same and record.get("host") == platform.node() and record.get("devices") == [str(model.device)]
+        same = same and record["identity"].get("model_fingerprint") == model.fingerprint and "rows_of" not in record
+        if same and (per_pair := _cost_of(run, model)):
             yield record["seconds"] / (rate * per_pair * record["tokens"] * record["taken"] / record["pairs"])
             known += 1
         if known == LAST:

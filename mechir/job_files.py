@@ -23,7 +23,7 @@ from mechir.contrasts import Contrast, contrasts_hash
 from mechir.errors import MechirError
 from mechir.job import Job, ModelReference
 from mechir.pair import Pair, pairs_hash
-from mechir.registry.runs import Run, visible
+from mechir.registry.runs import visible
 from mechir.templates import Template
 
 FOLDER, FILE, MATERIAL = "job", "job.json", "material"
@@ -46,6 +46,7 @@ def write_job(job: Job) -> None:
         _write_frame(frame, folder / f"frame_{name}.parquet")
     model = asdict(job.model) | {"prompt_options": _as_text(job.model.prompt_options)}
     record = {"file": file, "options": options, "frames": list(frames), "model": model, "device": job.device}
+    record["material_sha256"] = _digest(job.units)
     with whole(folder / FILE) as target:
         target.write_text(json.dumps(record, ensure_ascii=False, indent=1), encoding="utf-8")
 
@@ -58,11 +59,8 @@ def read_job(path: Path) -> Job:
     frames = {name: pd.read_parquet(folder / f"frame_{name}.parquet") for name in record["frames"]}
     experiment = provenance.of_file((record["file"], record["options"], frames))
     cut = tuple(_units(pd.read_parquet(folder / f"{MATERIAL}.parquet")))
-    material = [item for unit in cut for item in unit]
-    contrasts = bool(material) and isinstance(material[0], Contrast)
-    digest = contrasts_hash(material) if contrasts else pairs_hash(material)
-    if digest != Run(path).record["identity"]["pairs_sha256"]:
-        raise MechirError(f"The material in '{folder}' is not that of the run: take the folder away and start again.")
+    if _digest(cut) != record["material_sha256"]:
+        raise MechirError(f"The material in '{folder}' is damaged: take the folder away and start again.")
     options = tuple((name, _as_value(value)) for name, value in record["model"].pop("prompt_options"))
     model = ModelReference(**record["model"], prompt_options=options)
     return Job(experiment, model, None, cut, path, record["device"])
@@ -71,6 +69,13 @@ def read_job(path: Path) -> Job:
 def forget_job(path: Path) -> None:
     """Removes the job of a run that is finished."""
     shutil.rmtree(path / FOLDER, ignore_errors=True)
+
+
+def _digest(units: Sequence[Sequence[Any]]) -> str:
+    """The SHA-256 of the material, unit after unit."""
+    material = [item for unit in units for item in unit]
+    contrasts = bool(material) and isinstance(material[0], Contrast)
+    return contrasts_hash(material) if contrasts else pairs_hash(material)
 
 
 def _write_frame(frame: pd.DataFrame, file: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import pickle
 import platform
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +23,8 @@ from mechir.registry.runs import make_folder
 
 ONE_AT_A_TIME = threading.Lock()
 """A model has one set of hooks: threads of one worker compute one after the other."""
+FORGOTTEN = 30 * 24 * 3600
+"""Seconds after which a token is taken for one of a client that was killed."""
 TOKEN = ".workers-{}"
 """The file in a registry by which workers know that it is the client's."""
 
@@ -47,6 +51,9 @@ def token_of(registry: Path) -> Iterator[Place]:
     """The place of this process, while the token lies in the registry."""
     make_folder(registry, registry)
     session = secrets.token_hex(8)
+    for old in registry.glob(TOKEN.format("*")):  # of clients that were killed
+        if time.time() - old.stat().st_mtime > FORGOTTEN:
+            old.unlink(missing_ok=True)
     token = registry / TOKEN.format(session)
     token.write_text(session, encoding="utf-8")
     try:
@@ -55,14 +62,20 @@ def token_of(registry: Path) -> Iterator[Place]:
         token.unlink(missing_ok=True)
 
 
-def on_worker(place: Place, work: Callable[..., Any], *arguments: Any) -> Any:
-    """Does a task on a worker, which is checked once.
+def task_of(work: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
+    """A task as it travels: read by the worker itself, so that what it cannot read is an error and not its end."""
+    return pickle.dumps((work, arguments))
+
+
+def on_worker(place: Place, task: bytes) -> Any:
+    """Does a task on a worker, which is checked once, before it reads the task.
 
     Raises:
         MechirError: where it does not see the registry, or has another version of mechir.
     """
     _refuse_other(place)
     with ONE_AT_A_TIME, without_bars():
+        work, arguments = pickle.loads(task)
         return work(*arguments)
 
 

@@ -29,7 +29,8 @@ class Processes(Executor):
         self._threads = threads
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOADED)
-        self._idle: queue.SimpleQueue[ProcessPoolExecutor] = queue.SimpleQueue()
+        # The one that was busy last has read its model: a short chain of tasks takes one process alone.
+        self._idle: queue.LifoQueue[ProcessPoolExecutor] = queue.LifoQueue()
         self._pools: set[ProcessPoolExecutor] = set()
         self._lock = threading.Lock()
         for _ in range(n):
@@ -70,20 +71,20 @@ class Processes(Executor):
         """Ends all processes; with `cancel_futures` tasks in work are dropped at once."""
         with self._lock:
             pools, self._pools = self._pools, set()
-        for pool in pools:
-            processes = list((pool._processes or {}).values())
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in processes if cancel_futures else ():
+        for pool in pools if cancel_futures else ():
+            for process in list((pool._processes or {}).values()):
                 process.terminate()
-            for process in processes if wait else ():
-                process.join()
+        for pool in pools:
+            pool.shutdown(wait=wait, cancel_futures=True)
 
 
 def _begin(threads: int) -> None:
     """Prepares a new process: its threads, no answer to Ctrl-C, which its parent has, and an end with its parent."""
     import torch
+    from tqdm import tqdm
 
     torch.set_num_threads(threads)
+    tqdm.set_lock(threading.RLock())  # its own is shared between processes, and is left behind by one that is ended
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()

@@ -55,12 +55,26 @@ def source_file(experiment: Experiment) -> str:
 
 
 def by_file(experiment: Experiment) -> tuple[str, dict[str, Any], dict[str, pd.DataFrame]]:
-    """An experiment as its file, its options and its frames; raises for one that was typed in."""
-    if not (file := source_file(experiment)):
+    """An experiment as its file, its options and its frames; paths are whole, for workers may be in another folder.
+
+    Raises:
+        MechirError: for one that no other process can read as it is: typed in, of the script that runs, in a file with
+            others, or with a value that its text does not give again.
+    """
+    kind, file = type(experiment), source_file(experiment)
+    if not file or kind.__module__ == "__main__":
+        where = "was typed in" if not file else "is defined in the script that runs"
+        raise MechirError(f"{kind.__name__} {where} and no other process can read it: write it into a file of its own.")
+    paths = {name: whole_path(value) for name, value in experiment.written.items() if _names_a_file(name, value)}
+    experiment = replace(experiment, **paths)
+    described = file, experiment.written, experiment.frames
+    again = of_file(described)
+    if (again.written, again.name) != (experiment.written, experiment.name) or again != experiment:
         raise MechirError(
-            f"{type(experiment).__name__} was typed in and no other process can read it: write it into a file."
+            f"No other process reads {experiment!r:.200} from '{file}' as it is: that gives {again!r:.200}; write it "
+            "into a file of its own, and no comma into the items of a list."
         )
-    return file, experiment.written, experiment.frames
+    return described
 
 
 def of_file(described: tuple[str, Mapping[str, Any], Mapping[str, pd.DataFrame]]) -> Experiment:
@@ -157,7 +171,7 @@ def asked_of(experiment: Experiment, model: HookedModel, source: Any, pool: Any)
     `collections`: the one that findings are about, and where it is several, each of them.
     """
     collection, sample = source, {name: value for name, value in vars(pool).items() if name != "max_length"}
-    given: dict[str, Any] = {"model": _whole(model.cfg.model_name), **source.rules}
+    given: dict[str, Any] = {"model": whole_path(model.cfg.model_name), **source.rules}
     label, length = model.head.relevant_label, model.max_length
     given["relevant_label"] = None if label == relevant(model.head.labels, None) else label
     given["max_length"] = length if model.reading.limited_by == ASKED else None
@@ -170,9 +184,9 @@ def asked_of(experiment: Experiment, model: HookedModel, source: Any, pool: Any)
         given["collection"] = [f"{group}:{member.address}" for group, member in collection.members]
     elif collection is not None:
         given["collection"] = [collection.address]
-    given |= sample | ({"run": _whole(sample["run"])} if sample.get("run") else {})
+    given |= sample | ({"run": whole_path(sample["run"])} if sample.get("run") else {})
     options = {
-        name: _whole(value) if _names_a_file(name, value) else value for name, value in experiment.written.items()
+        name: whole_path(value) if _names_a_file(name, value) else value for name, value in experiment.written.items()
     }
     whole = about(source)
     members: list[Any] = [member for _, member in whole.members] if isinstance(whole, Collections) else []
@@ -185,7 +199,7 @@ def _names_a_file(name: str, value: Any) -> bool:
     return name in FILES and bool(value) and "\t" not in value
 
 
-def _whole(name: str | Path) -> str:
+def whole_path(name: str | Path) -> str:
     """The whole path of a file or a folder; a name as it is."""
     path = Path(name).expanduser()
     return str(path.resolve()) if path.exists() else str(name)

@@ -83,7 +83,8 @@ def run(
     try:
         graph = Graph(asked, model, shard or Shard(), watch)
         with engine.open(where, watch.announce) as workers:
-            return graph.compute(workers)
+            run = graph.compute(workers)
+        return Run(where / "runs" / run.id)  # the path as it was asked for
     finally:
         watch.close()
 

@@ -61,7 +61,8 @@ def referred(source: Source) -> Any:
     if isinstance(source, Collections):
         return CollectionsReference(tuple((group, referred(member)) for group, member in source.members))
     if isinstance(source, Diagnostic):
-        return DiagnosticReference(replace(source, perturbed=None), referred(source.perturbed))
+        folder = None if source.folder is None else source.folder.resolve()  # a worker may be in another folder
+        return DiagnosticReference(replace(source, perturbed=None, folder=folder), referred(source.perturbed))
     if isinstance(source, Collection) and not source.address.startswith(f"{IN_MEMORY}/"):
         return CollectionReference(source.address, tuple(sorted(source.rules.items())), source.hash)
     return source

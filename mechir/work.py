@@ -81,9 +81,9 @@ class Work:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the material, which workers draw themselves, with collections by their address."""
-        source = referred(self.step.source)
-        experiment = provenance.by_file(self.step.experiment)
-        return vars(self) | {"taken": None, "step": (experiment, source, self.step.pool)}
+        source, pool = referred(self.step.source), self.step.pool
+        pool = pool if pool.run is None else replace(pool, run=provenance.whole_path(pool.run))
+        return vars(self) | {"taken": None, "step": (provenance.by_file(self.step.experiment), source, pool)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         experiment, source, pool = state["step"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from mechir.batches import without_bars
-from mechir.place import Place, on_worker
+from mechir.place import Place, on_worker, task_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Workers:
     def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Hands a task out; in this process it is done at once."""
         if self.executor is not None and self.place is not None:
-            return self.executor.submit(on_worker, self.place, work, *arguments)
+            return self.executor.submit(on_worker, self.place, task_of(work, arguments))
         future: Future[Any] = Future()
         try:
             with without_bars():

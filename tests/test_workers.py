@@ -6,6 +6,7 @@ import contextlib
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,13 +22,15 @@ import mechir as mi
 from mechir import planted, work
 from mechir.engine import Local
 from mechir.errors import LostWorkers, MechirError
+from mechir.experiment import Step
 from mechir.material import source_of
-from mechir.place import Place, on_worker, token_of
+from mechir.place import Place, on_worker, task_of, token_of
 from mechir.source_reference import CollectionReference, referred, restored
 from tests.models import TOY, TOY_MODEL
 
 FOLDER = Path(__file__).parent / "experiments"
 DEADLY, SLOW = str(FOLDER / "deadly.py"), str(FOLDER / "slow.py")
+TASK = task_of(max, (2, 3))
 UNITS = """import mechir.work as w; w.UNIT = 12
 from mechir.cli import main; main()"""
 """The command line with units of a few pairs."""
@@ -80,6 +83,7 @@ def test_two_processes_give_the_rows_of_one(tmp_path: Path) -> None:
     for name, source, chosen in (
         ("vast2025/attention_contrast", TOY, options),
         ("vast2024/distribution", TOY, {}),
+        ("vast2024/matching_heads", TOY, {}),
         ("circuits/faithfulness", TOY, {"draws": 2}),
     ):
         pool = mi.Pool(limit_queries=4, per_grade=2) if name.startswith("circuits") else None
@@ -180,6 +184,55 @@ def test_what_no_other_process_can_read_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_worker_would_read_otherwise_is_refused_before_anything(tmp_path: Path) -> None:
+    file = tmp_path / "listed.py"
+    file.write_text(
+        Path(SLOW).read_text().replace("    pause:", '    tags: tuple[str, ...] = option((), "words")\n    pause:')
+    )
+    listed, model = mi.load_experiment(file), mi.load(TOY_MODEL)
+    with pytest.raises(
+        MechirError, match=r"^No other process reads Slow\(tags=\('a,b',\).* and no comma into the items"
+    ):
+        mi.run(listed(tags=("a,b",)), model, TOY, registry=tmp_path / "r", engine=Local(1))
+    two = tmp_path / "two.py"
+    two.write_text(Path(SLOW).read_text() + "\n\nclass Slower(Slow):\n    pass\n")
+    script = tmp_path / "script.py"
+    script.write_text(
+        Path(SLOW).read_text()
+        + f"""
+if __name__ == "__main__":
+    from mechir.engine import Local
+    mi.run(Slow(), mi.load({str(TOY_MODEL)!r}), {str(TOY)!r}, registry={str(tmp_path / "r")!r}, engine=Local(1))
+"""
+    )
+    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert "Slow is defined in the script that runs and no other process can read it: write it into" in ended.stderr
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_worker_that_reads_other_files_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "collection"
+    shutil.copytree(TOY, folder)
+    collection = mi.collection(folder)
+    docs = folder / "docs.tsv"
+    docs.write_text(docs.read_text().replace("goldfish", "catfish"))
+    with pytest.raises(MechirError, match=r"is another collection on this worker \(hash [0-9a-f]{12}, the run is of"):
+        mi.run(SLOW, mi.load(TOY_MODEL), collection, registry=tmp_path / "r", engine=Local(1))
+
+
+def test_paths_are_whole_on_their_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = mi.collection(TOY).pairs()
+    lines = [f"{pair.query_id} Q0 {pair.doc_id} {rank} {-rank} r" for rank, pair in enumerate(pairs)]
+    (tmp_path / "x.run").write_text("\n".join(lines) + "\n")
+    (tmp_path / "groups.tsv").write_text("q1\tone\nq2\ttwo\n")
+    monkeypatch.chdir(tmp_path)
+    cut = mi.load_experiment("joint/cut").chosen(sites="h0.0", groups="groups.tsv")
+    step = Step(cut, mi.collection(TOY), mi.Pool(run="x.run"))
+    travelled = pickle.dumps(work.Work(step, mi.load(TOY_MODEL), tmp_path, taken=None).__getstate__()["step"])
+    (_, options, _), _, pool = pickle.loads(travelled)
+    assert pool.run == str(tmp_path / "x.run") and options["groups"] == str(tmp_path / "groups.tsv")
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
     with token_of(tmp_path / "registry") as place:
@@ -187,15 +240,15 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 
 def test_a_worker_elsewhere_or_of_another_version_is_refused(place: Place, tmp_path: Path) -> None:
-    assert on_worker(place, max, 2, 3) == 3
+    assert on_worker(place, TASK) == 3
     from dataclasses import replace
 
     with pytest.raises(MechirError, match=r"^The worker on \S+ does not see the registry '.*elsewhere': give"):
-        on_worker(replace(place, registry=tmp_path / "elsewhere"), max, 2, 3)
+        on_worker(replace(place, registry=tmp_path / "elsewhere"), TASK)
     with pytest.raises(MechirError, match=r"has mechir \S+, and the run was started with 0.0.1: give all machines"):
-        on_worker(replace(place, version="0.0.1"), max, 2, 3)
+        on_worker(replace(place, version="0.0.1"), TASK)
     with pytest.raises(MechirError, match=r"has mechir \S+ with other code, and the run was started with"):
-        on_worker(replace(place, code="0" * 64), max, 2, 3)
+        on_worker(replace(place, code="0" * 64), TASK)
 
 
 def test_a_collection_travels_as_its_address(tmp_path: Path) -> None:
