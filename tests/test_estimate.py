@@ -61,3 +61,12 @@ def test_the_error_of_earlier_estimates_is_said(
     out = capsys.readouterr().out
     assert "With 2 workers like this process: " in out and "The last" not in out
     assert not (tmp_path / "empty").exists()
+
+
+def test_runs_of_older_versions_and_damaged_ones_say_nothing_of_an_error(tmp_path: Path) -> None:
+    model, name = mi.load(TOY_MODEL), "vast2025/direction_ablation"
+    older = mi.run(name, model, TOY, registry=tmp_path)
+    older.write_record({key: value for key, value in older.record.items() if key not in ("taken", "tokens")})
+    damaged = mi.run(name, model, TOY, registry=tmp_path, pool=Pool(limit_queries=2))
+    (damaged.path / "run.json").write_text("{")
+    assert planned(name, tmp_path).ratios == ()
