@@ -167,6 +167,7 @@ class Allocation:
                 say(_dashboard(cluster.dashboard_link))
                 with part.announced(registry, cluster.scheduler_address, keys), _client(cluster, security) as client:
                     yield _workers(client, place, lambda: part.tasks - 1)
+                    client.retire_workers()  # so that they end before their scheduler, without complaint
 
 
 def _refuse_missing(*modules: str) -> None:

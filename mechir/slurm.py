@@ -209,7 +209,7 @@ class Part:
             "--host",
             self.node,
         ]
-        os.environ["DASK_LOGGING__DISTRIBUTED"] = "error"
+        os.environ["DASK_LOGGING__DISTRIBUTED"] = "critical"
         os.execv(
             sys.executable, [sys.executable, "-m", "distributed.cli.dask_worker", told["address"], *arguments, *tls]
         )
