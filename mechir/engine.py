@@ -37,6 +37,7 @@ SCHEDULER = {
     "distributed.deploy.lost-worker-timeout": "5s",
 }
 """Dask's configuration of the schedulers that are started here."""
+GONE = "The scheduler is gone: what was finished is stored, and the same command computes what is missing."
 ANSWER = "15s"
 """How long a scheduler may take to answer."""
 
@@ -94,7 +95,7 @@ class Dask:
                 "tls://HOST:PORT of one that was started with certificates."
             )
         with token_of(registry) as place, _client(address, _security(self.certificates)) as client:
-            yield _workers(client, place, lambda: len(client.nthreads()))
+            yield _workers(client, place, lambda: _number_of_workers(client))
 
 
 @dataclass(frozen=True)
@@ -266,15 +267,21 @@ def _client(address: Any, security: Any) -> Iterator[Any]:
             client.close(timeout=5)
 
 
+def _number_of_workers(client: Any) -> int:
+    """How many workers the scheduler has now; raises where it is gone."""
+    try:
+        return len(client.nthreads())
+    except OSError as error:
+        raise LostWorkers(GONE) from error
+
+
 def _workers(client: Any, place: Place, capacity: Callable[[], int]) -> Workers:
     from distributed import KilledWorker
     from distributed.client import FutureCancelledError
 
     def refuse_gone() -> None:
         if client.status != "running":
-            raise LostWorkers(
-                "The scheduler is gone: what was finished is stored, and the same command computes what is missing."
-            )
+            raise LostWorkers(GONE)
 
     lost = (KilledWorker, FutureCancelledError, CancelledError)
     advice = "look at the logs of the workers, at their memory and their walltime."

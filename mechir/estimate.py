@@ -56,7 +56,7 @@ def seconds_per_token(model: HookedModel, pairs: Sequence[Any]) -> float:
 
 
 def _cost(experiment: Experiment, model: HookedModel, pairs: Sequence[Any], rate: float) -> dict[str, Any]:
-    per_pair = 0.0 if experiment.rows_of is not None else experiment.cost(model)
+    per_pair = experiment.cost(model)
     lengths = model.encode(pairs).lengths
     return {
         "pairs": len(pairs),

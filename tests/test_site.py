@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 REFERENCE = sorted((DOCS / "reference").glob("*.md"))
 INTERNAL = {
-    "analyses", "atomic", "certificates", "cli", "cli.ask", "cli.files", "cli.help", "cli.options", "cli.run", "cli.where", "encoder", "encoder.checkpoint",
+    "analyses", "atomic", "certificates", "cli", "cli.ask", "cli.files", "cli.help", "cli.options", "cli.plan", "cli.run", "cli.where", "encoder", "encoder.checkpoint",
     "encoder.cross_encoder", "encoder.families", "encoder.fingerprint", "encoder.forward", "encoder.loading",
     "encoder.stored", "encoder.tiers", "encoder.tokenizing", "encoder.traced", "encoder.traced.attention",
     "encoder.traced.decoder", "encoder.traced.loading", "encoder.traced.places", "encoder.traced.prompt",

@@ -110,7 +110,7 @@ def test_an_allocation_is_entered_by_srun_with_two_tasks_or_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SLURM_PROCID", raising=False)
-    with pytest.raises(MechirError, match="runs inside srun, and SLURM_PROCID is not set: write srun -n 10 mechir run"):
+    with pytest.raises(MechirError, match="runs inside srun, and SLURM_PROCID is not set: write srun -n 10 in front"):
         mi.run("vast2025/layer_sweep", mi.load(TOY_MODEL), TOY, registry=tmp_path, engine=Allocation())
     in_allocation(monkeypatch, 0, tasks=1)
     with pytest.raises(MechirError, match=r"takes two tasks or more, for the first only hands work out: srun -n 2\."):
