@@ -160,8 +160,8 @@ class Part:
         names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURMD_NODENAME")
         if missing := [name for name in names if name not in os.environ]:
             raise MechirError(
-                f"engine='slurm-allocation' runs inside srun, and {missing[0]} is not set: write srun -n 10 in front of "
-                "the command."
+                f"engine='slurm-allocation' runs inside srun, and {missing[0]} is not set: write srun -n 10 in front "
+                "of the command."
             )
         number, tasks, job, step, node = (os.environ[name] for name in names)
         if int(tasks) < 2:
