@@ -1,6 +1,6 @@
 """What workers cost and bring, as ratios inside one run; prints a table in Markdown.
 
-Run: python scripts/bench_workers.py [--queries 20] [--rounds 3] [--pathway]
+Run: python scripts/bench_workers.py [--queries 4] [--rounds 3] [--pathway]
 
 Dask over TLS runs on loopback with workers that have read the model already; local processes are started anew by every
 run. Every ratio alternates the two sides and takes medians. `--pathway` adds the whole chain, which takes long.
@@ -25,14 +25,14 @@ from scripts.bench_engine import alternate
 from scripts.stress_workers import start_dask
 
 EXPERIMENT = "chen2024/head_maps"
-UNIT = 32
+UNIT = 8
 """Contrasts of a unit, so that few queries have some units for each worker."""
 _numbers = itertools.count()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--queries", type=int, default=20)
+    parser.add_argument("--queries", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pathway", action="store_true")
     arguments = parser.parse_args()
@@ -54,7 +54,12 @@ def runs_of(model: Any, where: Path, queries: int, engine: Any = None, threads: 
         torch.set_num_threads(threads)
         registry = where / f"registry{next(_numbers)}"
         return mi.run(
-            EXPERIMENT, model, "embedded", pool=mi.Pool(limit_queries=queries), registry=registry, engine=engine
+            EXPERIMENT,
+            model,
+            "embedded",
+            pool=mi.Pool(limit_queries=queries, per_grade=1),
+            registry=registry,
+            engine=engine,
         )
 
     return call
