@@ -32,10 +32,15 @@ def folder_of(registry: Path, texts: Mapping[str, str]) -> Iterator[Path]:
     """A folder beside the registry with these texts by file name, for its owner alone; removed at the end."""
     folder = Path(tempfile.mkdtemp(prefix=f".{registry.resolve().name}-keys-", dir=registry.resolve().parent))
     try:
-        for name, text in texts.items():
-            file = folder / name
-            file.touch(mode=0o600)
-            file.write_text(text, encoding="ascii")
+        write_keys(folder, texts)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_keys(folder: Path, texts: Mapping[str, str]) -> None:
+    """Writes files that their owner alone can read."""
+    for name, text in texts.items():
+        file = folder / name
+        file.touch(mode=0o600)
+        file.write_text(text, encoding="ascii")

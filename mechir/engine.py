@@ -103,7 +103,7 @@ class Slurm:
     """Workers that Slurm starts, each a job of its own, as many as there is work for.
 
     Attributes:
-        asked: what a job asks for: "partition=gpu gres=gpu:1 time=04:00:00 mem=32G cpus=8" (`mechir.slurm`).
+        keys: what a job asks for: "partition=gpu gres=gpu:1 time=04:00:00 mem=32G cpus=8" (`mechir.slurm`).
         workers: how many, as one number or as the fewest and the most, "0-16".
         listen: the address or the network interface of this machine that workers reach it by; by default the address
             of its way out. The scheduler listens there and nowhere else.
@@ -111,21 +111,21 @@ class Slurm:
         device: where workers compute; None for a GPU where there is one.
     """
 
-    asked: str
+    keys: str
     workers: str = "0-16"
     listen: str = ""
     certificates: Path | None = None
     device: str | None = None
 
     def __post_init__(self) -> None:
-        Request.parse(self.asked)
+        Request.parse(self.keys)
         between(self.workers)
 
     @contextlib.contextmanager
     def open(self, registry: Path, say: Callable[[str], None]) -> Iterator[Workers]:
         """See `mechir.workers.Engine`; raises where there is no sbatch, or it refuses such a job, in its own words."""
         _refuse_missing("distributed", "dask_jobqueue", "cryptography")
-        request, (least, most) = Request.parse(self.asked), between(self.workers)
+        request, (least, most) = Request.parse(self.keys), between(self.workers)
         refuse_unsubmittable(request)
         with (
             token_of(registry) as place,
@@ -161,10 +161,10 @@ class Allocation:
         from distributed import LocalCluster
 
         part = Part.of_environment()
-        asked: dict[str, Any] = {"n_workers": 0, "protocol": "tls://", "dashboard_address": LOOPBACK}
+        options: dict[str, Any] = {"n_workers": 0, "protocol": "tls://", "dashboard_address": LOOPBACK}
         with token_of(registry) as place, _keys(registry, self.certificates) as keys, _own_scheduler():
             security = _security(keys)
-            with LocalCluster(**asked, host=self.listen or part.node, security=security) as cluster:
+            with LocalCluster(**options, host=self.listen or part.node, security=security) as cluster:
                 say(_dashboard(cluster.dashboard_link))
                 with part.announced(registry, cluster.scheduler_address, keys), _client(cluster, security) as client:
                     yield _workers(client, place, lambda: part.tasks - 1)
@@ -217,12 +217,17 @@ def _keys(registry: Path, certificates: Path | None) -> Iterator[Path]:
         tls_files(certificates)
         yield certificates
         return
+    with folder_of(registry, new_certificates()) as folder:
+        yield folder
+
+
+def new_certificates() -> dict[str, str]:
+    """New certificates by the name of their file, which nobody else has signed or trusts."""
     from distributed import Security
 
     made = Security.temporary()
     texts = {CA: made.tls_ca_file, CERT: made.tls_scheduler_cert, KEY: made.tls_scheduler_key}
-    with folder_of(registry, {name: str(text) for name, text in texts.items()}) as folder:
-        yield folder
+    return {name: str(text) for name, text in texts.items()}
 
 
 @contextlib.contextmanager
@@ -295,7 +300,7 @@ def _slurm_cluster(request: Request, keys: Path, listen: str, registry: Path) ->
     from distributed.utils import get_ip
 
     interface = listen if listen in [name for _, name in socket.if_nameindex()] else None
-    asked: dict[str, Any] = {
+    of_job: dict[str, Any] = {
         "cores": 1,  # threads of Dask: units of one worker are computed one after the other
         "processes": 1,
         "memory": "1GiB",
@@ -311,7 +316,7 @@ def _slurm_cluster(request: Request, keys: Path, listen: str, registry: Path) ->
     }
     where = {"interface": interface} if interface else {"host": listen or get_ip()}
     options = {"dashboard_address": LOOPBACK, **where}
-    with SLURMCluster(**asked, protocol="tls://", security=_security(keys), scheduler_options=options) as cluster:
+    with SLURMCluster(**of_job, protocol="tls://", security=_security(keys), scheduler_options=options) as cluster:
         yield cluster
 
 

@@ -18,7 +18,7 @@ import torch
 from mechir.catalog import load_experiment
 from mechir.encoder.hooked_model import HookedModel
 from mechir.errors import MechirError
-from mechir.experiment import Experiment, Step
+from mechir.experiment import Experiment, Step, silent
 from mechir.graph import Graph
 from mechir.material import pairs_of
 from mechir.progress import Quiet
@@ -73,11 +73,13 @@ class Plan:
     Attributes:
         steps: a row per step: `step` (the experiment), `stage` (what stands in one stage can be computed at one time;
             the next waits for it), `pairs`, `forwards`, `minutes`, `memory_gb`, `units`.
+        power: what so many queries can find (`Experiment.power`); None where it is unknown.
         ratios: how much longer the last runs of this model, on this machine, took than such an estimate says.
     """
 
     steps: pd.DataFrame
-    ratios: tuple[float, ...]
+    ratios: tuple[float, ...] = ()
+    power: pd.DataFrame | None = None
 
     def minutes(self, workers: int = 1) -> float:
         """The time that so many workers take: stage after stage, none shorter than the longest unit in it."""
@@ -93,7 +95,7 @@ def plan(experiment: Experiment, model: HookedModel, source: Any, pool: Any, reg
     """
     graph = Graph(Work(Step(experiment, source, pool), model, registry), model, Shard(), Quiet())
     root = graph.root.work
-    inputs = root.inputs(model, _silent)
+    inputs = root.inputs(model, silent)
     first = [node.work for node in graph.nodes.values() if node is not graph.root]
     later = [Work(step, model, registry).drawn(model) for step in root.experiment.follows(inputs)]
     rate, rows = None, []
@@ -108,18 +110,15 @@ def plan(experiment: Experiment, model: HookedModel, source: Any, pool: Any, reg
             rows.append(
                 {"step": work.experiment.name, "stage": stage, **cost, "units": math.ceil(len(pairs) / root.unit)}
             )
-    return Plan(pd.DataFrame(rows), tuple(_ratios(registry, model, rate or 0.0)))
-
-
-def _silent(line: str) -> None:
-    """Prints nothing."""
+    ratios = tuple(_ratios(registry, model, rate or 0.0))
+    return Plan(pd.DataFrame(rows), ratios, root.experiment.power(inputs))
 
 
 def _ratios(registry: Path, model: HookedModel, rate: float) -> Iterator[float]:
     """Time that was measured, over what is estimated now, of the last runs of this model on this machine."""
     if not (registry / "runs").is_dir():
         return
-    known = 0
+    n = 0
     for run in runs(registry):
         try:
             record = run.record
@@ -130,8 +129,8 @@ def _ratios(registry: Path, model: HookedModel, rate: float) -> Iterator[float]:
         same = same and record["identity"].get("model_fingerprint") == model.fingerprint and "rows_of" not in record
         if same and (per_pair := _cost_of(run, model)):
             yield record["seconds"] / (rate * per_pair * record["tokens"] * record["taken"] / record["pairs"])
-            known += 1
-        if known == LAST:
+            n += 1
+        if n == LAST:
             return
 
 

@@ -155,9 +155,9 @@ class Graph:
         """The tasks that can be handed out now, in the order of the steps."""
         while self.again:
             yield self.again.popleft()
-        known = 0
-        while known < len(self.nodes):  # asked what it needs, a node may name new ones
-            known = len(self.nodes)
+        n_nodes = 0
+        while n_nodes < len(self.nodes):  # asked what it needs, a node may name new ones
+            n_nodes = len(self.nodes)
             for node in list(self.nodes.values()):
                 while (task := self._next(node)) is not None:
                     yield task
@@ -197,8 +197,8 @@ class Graph:
         node.earlier = frozenset(node.done)
         missing = [unit for unit in range(len(begun.sizes)) if unit not in node.done]
         mine = [unit for unit in missing if self.shard.holds(unit)]
-        partial_ = node is self.root or self.root.work.experiment.rows_of is not None
-        node.missing.extend(mine if partial_ else [*mine, *(unit for unit in missing if unit not in mine)])
+        of_shard_alone = node is self.root or self.root.work.experiment.rows_of is not None
+        node.missing.extend(mine if of_shard_alone else [*mine, *(unit for unit in missing if unit not in mine)])
         for note in begun.notes:
             self.watch.say(note)
 

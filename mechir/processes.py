@@ -61,10 +61,10 @@ class Processes(Executor):
 
     def _replace(self, pool: ProcessPoolExecutor) -> None:
         with self._lock:
-            known = pool in self._pools
+            is_open = pool in self._pools
             self._pools.discard(pool)
         pool.shutdown(wait=False)
-        if known:
+        if is_open:
             self._start()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

@@ -13,7 +13,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from mechir import provenance, work
+from mechir import provenance
 from mechir.catalog import load_experiment
 from mechir.encoder.certify import refuse_altered
 from mechir.encoder.hooked_model import HookedModel
@@ -23,7 +23,7 @@ from mechir.experiment import Experiment, Step, refuse_incomplete, silent
 from mechir.graph import Graph
 from mechir.job import Job, ModelReference
 from mechir.material import Pool, opened
-from mechir.progress import Lines, Watch, shown_by_default
+from mechir.progress import Lines, Quiet, Watch, shown_by_default
 from mechir.registry.runs import DEFAULT, Run
 from mechir.shard import NOTHING, Shard
 from mechir.work import Work
@@ -74,14 +74,12 @@ def run(
     source, pool = opened(source, experiment, model, pool)
     where, watch = Path(registry), watch or (Lines(say) if say else shown_by_default())
     step, word = Step(experiment, source, pool or Pool()), secrets.token_hex(8) if fresh else ""
-    if engine is None:
-        asked = Work(step, model, where, unit=work.UNIT, fresh=word)
-        engine = Here()
-    else:
-        asked = Work(step, ModelReference.of(model), where.resolve(), engine.device, work.UNIT, word)
+    work = Work(step, model, where, fresh=word)
+    if engine is not None:
+        work = replace(work, model=ModelReference.of(model), registry=where.resolve(), device=engine.device)
         provenance.by_file(experiment)  # refuses one that workers cannot read
     try:
-        graph = Graph(asked, model, shard or Shard(), watch)
+        graph, engine = Graph(work, model, shard or Shard(), watch), engine or Here()
         with engine.open(where, watch.announce) as workers:
             run = graph.compute(workers)
         return Run(where / "runs" / run.id)  # the path as it was asked for
@@ -108,9 +106,9 @@ def job(
     if (other := experiment.rows_of) is not None:
         raise MechirError(f"'{experiment.name}' computes no rows of its own: make a job of '{other.name}' first.")
     reference = ModelReference.of(model)
-    asked = Work(Step(experiment, source, pool or Pool()), model, Path(registry), unit=work.UNIT)
-    graph = Graph(asked, model, NOTHING, Lines(silent))
-    with Here().open(asked.registry, silent) as workers:
+    work = Work(Step(experiment, source, pool or Pool()), model, Path(registry))
+    graph = Graph(work, model, NOTHING, Quiet())
+    with Here().open(work.registry, silent) as workers:
         graph.compute(workers)
     assert graph.root.begun is not None and graph.root.begun.job is not None
     return replace(graph.root.begun.job, model=reference)

@@ -49,40 +49,40 @@ TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?
 class Request:
     """A job of one worker, by key; prints and is read as `key=value key=value`."""
 
-    asked: tuple[tuple[str, str], ...]
+    values: tuple[tuple[str, str], ...]
 
     @classmethod
     def parse(cls, text: str) -> Request:
         """Reads `key=value` with spaces between; raises for an unknown key, one that stands twice, and a bad value."""
-        asked: dict[str, str] = {}
+        values: dict[str, str] = {}
         for part in text.split():
             key, sign, value = part.partition("=")
             if not sign or not value:
                 raise MechirError(f"Cannot read slurm='{part}': write key=value with spaces between, e.g. '{EXAMPLE}'.")
             if key not in DIRECTIVES:
                 raise MechirError(f"Unknown Slurm key '{key}': the closest are {closest(key, DIRECTIVES)}.")
-            if key in asked:
+            if key in values:
                 raise MechirError(f"The Slurm key '{key}' stands twice: give it once.")
             if not VALUE.fullmatch(value):
                 raise MechirError(f"Cannot read '{value}' as the Slurm key {key}: write e.g. '{EXAMPLE}'.")
-            asked[key] = value
-        if not asked:
+            values[key] = value
+        if not values:
             raise MechirError(f"slurm='' asks for nothing: write e.g. '{EXAMPLE}'.")
-        made = cls(tuple(asked.items()))
+        made = cls(tuple(values.items()))
         _ = made.seconds, made.cpus
         return made
 
     def __str__(self) -> str:
-        return " ".join(f"{key}={value}" for key, value in self.asked)
+        return " ".join(f"{key}={value}" for key, value in self.values)
 
     @property
     def directives(self) -> Iterator[str]:
         """The options of sbatch."""
-        return (f"{DIRECTIVES[key]}={value}" for key, value in self.asked)
+        return (f"{DIRECTIVES[key]}={value}" for key, value in self.values)
 
     @property
     def _by_key(self) -> Mapping[str, str]:
-        return dict(self.asked)
+        return dict(self.values)
 
     @property
     def cpus(self) -> int:

@@ -74,7 +74,7 @@ class Work:
     model: HookedModel | ModelReference
     registry: Path
     device: str | None = None
-    unit: int = UNIT
+    unit: int = field(default_factory=lambda: UNIT)
     fresh: str = ""
     done: tuple[Path, ...] = ()
     taken: Taken | None = field(default=None, repr=False)

@@ -21,6 +21,7 @@ import torch
 
 import mechir as mi
 from mechir import work
+from mechir.encoder.hooked_model import HookedModel
 from scripts.bench_engine import alternate
 from scripts.stress_workers import start_dask
 
@@ -47,7 +48,7 @@ def main() -> None:
             pathway(model, where)
 
 
-def runs_of(model: Any, where: Path, queries: int, engine: Any = None, threads: int = 1) -> Callable[[], Any]:
+def runs_of(model: HookedModel, where: Path, queries: int, engine: Any = None, threads: int = 1) -> Callable[[], Any]:
     """A run of its own at every call."""
 
     def call() -> Any:
@@ -75,7 +76,7 @@ def with_dask(where: Path, workers: int) -> tuple[Any, list[Any]]:
     return mi.Dask(str(folder / "scheduler.json"), folder / "keys"), started
 
 
-def dask_overhead(model: Any, where: Path, arguments: argparse.Namespace) -> None:
+def dask_overhead(model: HookedModel, where: Path, arguments: argparse.Namespace) -> None:
     """One worker of one thread against this process with one thread."""
     engine, started = with_dask(where, 1)
     ours, other = alternate(
@@ -85,7 +86,7 @@ def dask_overhead(model: Any, where: Path, arguments: argparse.Namespace) -> Non
     _row("a Dask worker over TLS / one process, one thread each", ours, other, "<= 1.10")
 
 
-def workers_or_threads(model: Any, where: Path, arguments: argparse.Namespace) -> None:
+def workers_or_threads(model: HookedModel, where: Path, arguments: argparse.Namespace) -> None:
     """Two workers of one thread, which have the model, against this process with two threads."""
     engine, started = with_dask(where, 2)
     ours, other = alternate(
@@ -97,7 +98,7 @@ def workers_or_threads(model: Any, where: Path, arguments: argparse.Namespace) -
     _row("two Dask workers of one thread / one process of two", ours, other, "")
 
 
-def local_processes(model: Any, where: Path, arguments: argparse.Namespace) -> None:
+def local_processes(model: HookedModel, where: Path, arguments: argparse.Namespace) -> None:
     """Two processes that are started by every run, against this process with two threads."""
     ours, other = alternate(
         runs_of(model, where, arguments.queries, mi.Local(2), threads=2),
@@ -107,7 +108,7 @@ def local_processes(model: Any, where: Path, arguments: argparse.Namespace) -> N
     _row("--workers 2, their start included / one process of two threads", ours, other, "")
 
 
-def pathway(model: Any, where: Path) -> None:
+def pathway(model: HookedModel, where: Path) -> None:
     """The graph of the whole chain on two processes, against one step after the other in this one."""
 
     def call(engine: Any) -> float:

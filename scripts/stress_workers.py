@@ -25,6 +25,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from mechir.certificates import tls_files, write_keys
+from mechir.engine import new_certificates
 from mechir.registry.runs import Run, runs
 
 ROOT = Path(__file__).parent.parent
@@ -187,20 +189,11 @@ def dask_options(folder: Path) -> tuple[str, ...]:
 
 def start_dask(folder: Path) -> list[subprocess.Popen[bytes]]:
     """A scheduler and two workers over TLS on loopback."""
-    from distributed import Security
-
-    made, keys = Security.temporary(), folder / "keys"
+    keys = folder / "keys"
     keys.mkdir(mode=0o700)
-    tls = []
-    for name, text in (
-        ("ca-file", made.tls_ca_file),
-        ("cert", made.tls_scheduler_cert),
-        ("key", made.tls_scheduler_key),
-    ):
-        file = keys / f"{name.partition('-')[0]}.pem"
-        file.write_text(str(text))
-        file.chmod(0o600)
-        tls += [f"--tls-{name}", str(file)]
+    write_keys(keys, new_certificates())
+    files = zip(("ca-file", "cert", "key"), tls_files(keys).values(), strict=True)
+    tls = [part for name, file in files for part in (f"--tls-{name}", str(file))]
     common = ["--host", "127.0.0.1", "--scheduler-file", str(folder / "scheduler.json"), *tls]
     started = [_dask("scheduler", "--protocol", "tls", "--port", "0", "--dashboard-address", "127.0.0.1:0", *common)]
     until((folder / "scheduler.json").is_file)

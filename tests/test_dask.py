@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed import Client, Security
+from distributed import Client
 
 import mechir as mi
 from mechir import engine, work
-from mechir.certificates import CA, CERT, KEY, folder_of, tls_files
+from mechir.certificates import CA, CERT, KEY, folder_of, tls_files, write_keys
 from mechir.engine import Dask
 from mechir.errors import LostWorkers, MechirError
 from tests.models import TOY, TOY_MODEL
@@ -31,11 +31,8 @@ def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def made_keys(folder: Path) -> Path:
     """A folder with new certificates."""
-    made, folder = Security.temporary(), folder
     folder.mkdir(mode=0o700)
-    for name, text in ((CA, made.tls_ca_file), (CERT, made.tls_scheduler_cert), (KEY, made.tls_scheduler_key)):
-        (folder / name).write_text(str(text))
-        (folder / name).chmod(0o600)
+    write_keys(folder, engine.new_certificates())
     return folder
 
 

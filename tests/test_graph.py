@@ -15,6 +15,7 @@ import pytest
 import mechir as mi
 from mechir import work
 from mechir.cli.ask import print_summary
+from mechir.encoder import HookedEncoder
 from mechir.experiment import Experiment, Inputs, Step
 from mechir.graph import Graph
 from mechir.material import Pool
@@ -33,7 +34,7 @@ class Leaf(Experiment):
 
     number: int = option(0, "tells leaves apart")
 
-    def measure(self, model: Any, material: Any) -> pd.DataFrame:
+    def measure(self, model: HookedEncoder, material: Any) -> pd.DataFrame:
         return mi.sweep(model, material, {"original": ()})
 
     def summarise(self, run: Any) -> pd.DataFrame:

@@ -17,8 +17,6 @@ def print_plan(
 ) -> None:
     """Prints the cost of a run as a whole and step by step, the time of workers, and its power where that is known."""
     from mechir.estimate import plan, sentence
-    from mechir.experiment import Inputs
-    from mechir.material import material_of, source_of
     from mechir.views import tables
 
     planned = plan(experiment, model, source, pool, registry)
@@ -38,7 +36,5 @@ def print_plan(
         click.echo(f"\nWith {workers} workers like this process: {planned.minutes(workers):,.1f} minutes.")
     if told := sentence(planned):
         click.echo(f"\n{told}")
-    source = source_of(experiment, source)
-    inputs = Inputs(model, material_of(experiment, model, source, pool).material, source, pool, registry)
-    if (power := experiment.check(inputs).power(inputs)) is not None:
-        click.echo(f"\nWhat so many queries can find, four times in five:\n{tables.summary(power)}")
+    if planned.power is not None:
+        click.echo(f"\nWhat so many queries can find, four times in five:\n{tables.summary(planned.power)}")
