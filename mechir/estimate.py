@@ -15,17 +15,16 @@ from typing import Any
 import pandas as pd
 import torch
 
-from mechir.catalog import load_experiment
 from mechir.encoder.hooked_model import HookedModel
 from mechir.errors import MechirError
 from mechir.experiment import Experiment, Step, silent
 from mechir.graph import Graph
 from mechir.material import pairs_of
 from mechir.progress import Quiet
-from mechir.registry.runs import Run, runs
+from mechir.registry.runs import runs
 from mechir.running import asked_for
 from mechir.shard import Shard
-from mechir.work import Work
+from mechir.work import Work, forwards_of
 
 SAMPLE, TIMES = 32, 3
 """Pairs that are scored to see how fast this machine is, and how often; the first warms up."""
@@ -40,12 +39,13 @@ def estimate(
 ) -> dict[str, Any]:
     """The cost of one experiment, from `Experiment.cost` and a timing of the intact model on 32 of the pairs.
 
+    The runs that it needs (`Experiment.needs`) are not counted; `mechir run --dry-run` lists them all.
+
     Returns:
         `pairs`, `forwards` (full forward passes of one pair, work shared between interventions counted once),
         `minutes` on this machine and thread count, `memory_gb` (peak, weights included).
     """
-    pairs = pairs_of(material)
-    return _cost(asked_for(experiment, chosen), model, pairs, seconds_per_token(model, pairs))
+    return _cost(asked_for(experiment, chosen), model, material, seconds_per_token(model, pairs_of(material)))
 
 
 def seconds_per_token(model: HookedModel, pairs: Sequence[Any]) -> float:
@@ -55,13 +55,14 @@ def seconds_per_token(model: HookedModel, pairs: Sequence[Any]) -> float:
     return min(times) / int(model.encode(sample).lengths.sum())
 
 
-def _cost(experiment: Experiment, model: HookedModel, pairs: Sequence[Any], rate: float) -> dict[str, Any]:
-    per_pair = experiment.cost(model)
+def _cost(experiment: Experiment, model: HookedModel, material: Sequence[Any], rate: float) -> dict[str, Any]:
+    pairs = pairs_of(material)
     lengths = model.encode(pairs).lengths
+    forwards = forwards_of(experiment, model, material)
     return {
         "pairs": len(pairs),
-        "forwards": math.ceil(per_pair * len(pairs)),
-        "minutes": float(rate * per_pair * lengths.sum() / 60),
+        "forwards": math.ceil(forwards),
+        "minutes": float(rate * forwards * lengths.mean() / 60),
         "memory_gb": _memory_gb(model, int(lengths.max())),
     }
 
@@ -104,12 +105,11 @@ def plan(experiment: Experiment, model: HookedModel, source: Any, pool: Any, reg
             if work.experiment.rows_of is not None:
                 continue
             assert work.taken is not None
-            pairs = pairs_of(work.taken.material)
-            rate = rate or seconds_per_token(model, pairs)
-            cost = _cost(work.experiment, model, pairs, rate)
-            rows.append(
-                {"step": work.experiment.name, "stage": stage, **cost, "units": math.ceil(len(pairs) / root.unit)}
-            )
+            material = work.taken.material
+            rate = rate or seconds_per_token(model, pairs_of(material))
+            cost = _cost(work.experiment, model, material, rate)
+            units = math.ceil(len(work.experiment.measured(material)) / root.unit)
+            rows.append({"step": work.experiment.name, "stage": stage, **cost, "units": units})
     ratios = tuple(_ratios(registry, model, rate or 0.0))
     return Plan(pd.DataFrame(rows), ratios, root.experiment.power(inputs))
 
@@ -124,24 +124,14 @@ def _ratios(registry: Path, model: HookedModel, rate: float) -> Iterator[float]:
             record = run.record
         except MechirError:  # a damaged record is said by what reads that run
             continue
-        same = {"tokens", "taken", "pairs", "seconds"} <= record.keys() and run.finished
+        same = {"tokens", "forwards", "pairs", "seconds"} <= record.keys() and run.finished
         same = same and record.get("host") == platform.node() and record.get("devices") == [str(model.device)]
         same = same and record["identity"].get("model_fingerprint") == model.fingerprint and "rows_of" not in record
-        if same and (per_pair := _cost_of(run, model)):
-            yield record["seconds"] / (rate * per_pair * record["tokens"] * record["taken"] / record["pairs"])
+        if same and record["forwards"]:
+            yield record["seconds"] / (rate * record["forwards"] * record["tokens"] / record["pairs"])
             n += 1
         if n == LAST:
             return
-
-
-def _cost_of(run: Run, model: HookedModel) -> float:
-    """Full forwards per pair of a run; 0 for one whose experiment is not there any more."""
-    record = run.record
-    try:
-        kind = load_experiment(record.get("file") or record["identity"]["experiment"])
-        return float(kind.chosen(**record["asked"]).cost(model))
-    except (MechirError, KeyError):
-        return 0.0
 
 
 def sentence(plan: Plan) -> str:

@@ -128,7 +128,7 @@ class Experiment:
         tier: of the models that it runs on: `Reranker`, `Restarts` or `Weights` (`mechir.reranker`).
         assumes: fields of `Structure`, each with the value that it assumes, e.g. `{"norm": "post"}`.
         runs_on: "pairs" of a collection, "contrasts" of a diagnostic set, or "groups": pairs of several collections.
-        forwards: full forwards per pair or contrast that is taken, roughly; None where `cost` counts them.
+        forwards: full forwards per pair or contrast that is measured, roughly; None where `cost` counts them.
         rows_of: another experiment that this one extends: its rows are summarised anew.
         embedded: options of the pool by default on the embedded collection, e.g. `{"limit_queries": 61}`.
         is_default: whether `mechir run` without a name runs it.
@@ -239,8 +239,12 @@ class Experiment:
         return {}
 
     def cost(self, model: Any) -> float:
-        """Full forwards per pair or contrast that is taken, roughly: `forwards`, or a sweep of `interventions`."""
+        """Full forwards per pair or contrast that is measured, roughly: `forwards`, or a sweep of `interventions`."""
         return forwards(model, self.interventions(model)) if self.forwards is None else self.forwards
+
+    def measured(self, material: Sequence[Any]) -> Sequence[Any]:
+        """The pairs or contrasts that are measured, as far as it is known before `prepare`: by default all."""
+        return material
 
     def power(self, inputs: Inputs) -> pd.DataFrame | None:
         """The size of the effects that so many queries can find, for `--dry-run`; None where it is unknown."""

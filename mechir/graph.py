@@ -21,7 +21,7 @@ from mechir.experiment import Experiment
 from mechir.progress import Standing, Watch
 from mechir.registry.runs import Run
 from mechir.shard import NOTHING, Shard
-from mechir.work import Begun, Work, begin, compute, finish, forget_marks, kind_of, ready
+from mechir.work import Begun, Work, begin, compute, finish, forget_marks, forwards_of, kind_of, ready
 from mechir.workers import Workers
 
 SECOND = 1.0
@@ -46,11 +46,12 @@ class Node:
 
     Attributes:
         work: the step.
-        cost: full forwards per pair or contrast, roughly.
+        cost: full forwards of all its pairs or contrasts, roughly.
         needed: the nodes that must be finished first, as far as they are named.
         named: whether all of them are.
         begun: the stored run.
         missing: units that are handed out to nobody yet.
+        mine: units that this process hands out; of a run in shards not all.
         done: units that are there; `earlier` those that were there before.
         lost: units that killed their workers.
         in_work: tasks of it that are handed out.
@@ -64,6 +65,7 @@ class Node:
     named: bool = False
     begun: Begun | None = None
     missing: deque[int] = field(default_factory=deque)
+    mine: frozenset[int] = frozenset()
     done: set[int] = field(default_factory=set)
     earlier: frozenset[int] = frozenset()
     lost: list[int] = field(default_factory=list)
@@ -136,7 +138,8 @@ class Graph:
         key = work.step.key
         if key not in self.nodes:
             work = ready(work, self.model, self.watch.say)
-            node = Node(work, 0.0 if work.experiment.rows_of else work.experiment.cost(self.model))
+            material = work.taken.material if work.taken else None
+            node = Node(work, forwards_of(work.experiment, self.model, material) if material else 0.0)
             self._name(node)
             self.nodes[key] = node
         return self.nodes[key]
@@ -199,6 +202,7 @@ class Graph:
         mine = [unit for unit in missing if self.shard.holds(unit)]
         of_shard_alone = node is self.root or self.root.work.experiment.rows_of is not None
         node.missing.extend(mine if of_shard_alone else [*mine, *(unit for unit in missing if unit not in mine)])
+        node.mine = frozenset(node.missing)
         for note in begun.notes:
             self.watch.say(note)
 
@@ -237,9 +241,11 @@ class Graph:
         experiment, nodes = node.work.experiment, list(self.nodes.values())
         left, measured = 0.0, 0.0
         for each in nodes:
-            pairs = each.pairs() if each.begun else len(each.work.taken.material) if each.work.taken else 0
-            measured += each.cost * (each.pairs(each.done) - each.pairs(each.earlier))
-            left += each.cost * (0 if each.finished else pairs - each.pairs(each.done))
+            if each.begun is None:
+                left += 0.0 if each.stands else each.cost
+            elif all_pairs := each.pairs():
+                measured += each.cost * each.pairs(each.done - each.earlier) / all_pairs
+                left += each.cost * each.pairs(each.mine - each.done) / all_pairs
         seconds = (time.monotonic() - self.started) * left / measured if measured else None
         units = len(node.begun.sizes) if node.begun else 0
         step = 1 + sum(each.finished for each in nodes)

@@ -6,6 +6,7 @@ and stores the record, `compute` measures one unit, `finish` writes summary, cha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -179,6 +180,7 @@ def begin(work: Work) -> Begun:
         held_back = {item.query_id for item in taken.material} - queries
         command = provenance.asked_of(normal, model, inputs.source, pool) | {"held_back": len(held_back)}
         command |= {"units": n_units, "unit": work.unit, "taken": len(taken.material)}
+        command |= {"forwards": math.ceil(forwards_of(normal, model, taken.material))}
         frames = _frames(inputs.source, material, pool, taken) | prepared.frames
         provenance.begin(new, identity, prepared, model, pairs_of(material), frames, command)
 
@@ -244,6 +246,11 @@ def finish(work: Work, begun: Begun) -> Path:
     forget_job(stored.path)
     forget_marks(stored.path)
     return stored.path
+
+
+def forwards_of(experiment: Experiment, model: HookedModel, material: Sequence[Any]) -> float:
+    """Full forwards, of one pair or contrast each, that an experiment takes in all, roughly."""
+    return experiment.cost(model) * len(experiment.measured(material))
 
 
 def kind_of(experiment: Experiment) -> str:

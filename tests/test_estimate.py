@@ -32,6 +32,25 @@ def test_every_step_is_in_the_plan_in_its_stage(tmp_path: Path) -> None:
     assert planned("vast2024/pruning", tmp_path).steps["step"].tolist() == ["vast2024/importance", "vast2024/pruning"]
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("circuits/backup", {}),
+        ("circuits/edges", {"every": 2}),
+        ("circuits/faithfulness", {"draws": 1}),
+        ("joint/examples", {"queries": 2}),
+        ("vast2024/importance", {"take": 1, "every": 2, "tol": 0.05}),
+        ("vast2024/matching_heads", {"take": 1, "tol": 0.05}),
+        ("vast2024/pruning", {"grid": (10.0,), "draws": 20, "take": 1, "tol": 0.05}),
+    ],
+)
+def test_what_is_measured_is_known_before(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    source = nine_queries(tmp_path / "nine")
+    record = mi.run(name, mi.load(TOY_MODEL), source, registry=tmp_path / "r", **options).record
+    per_pair = load_experiment(name)(**options).cost(mi.load(TOY_MODEL))
+    assert record["pairs"] == pytest.approx(record["forwards"] / per_pair, rel=1e-3) and record["pairs"] < record["taken"]
+
+
 def test_workers_wait_for_the_stage_before_and_for_the_longest_unit() -> None:
     steps = pd.DataFrame({"stage": [0, 0, 1], "minutes": [8.0, 4.0, 3.0], "units": [8, 1, 3]})
     made = Plan(steps, ())
@@ -45,10 +64,10 @@ def test_the_error_of_earlier_estimates_is_said(
     run = mi.run(name, model, TOY, registry=tmp_path)
     record = run.record
     assert record["tokens"] == int(model.encode(mi.collection(TOY).pairs()).lengths.sum())
-    assert record["taken"] == record["pairs"]
     monkeypatch.setattr(estimates, "seconds_per_token", lambda *_: 1e-5)
     made = planned(name, tmp_path)
     per_pair = load_experiment(name)().cost(model)
+    assert record["forwards"] == per_pair * record["pairs"] == made.steps["forwards"].item()
     assert made.ratios == pytest.approx([record["seconds"] / (1e-5 * per_pair * record["tokens"])])
     assert sentence(made).startswith("The last run of this model here took ")
     mi.run(name, model, TOY, registry=tmp_path, pool=Pool(limit_queries=3))
@@ -66,7 +85,7 @@ def test_the_error_of_earlier_estimates_is_said(
 def test_runs_of_older_versions_and_damaged_ones_say_nothing_of_an_error(tmp_path: Path) -> None:
     model, name = mi.load(TOY_MODEL), "vast2025/direction_ablation"
     older = mi.run(name, model, TOY, registry=tmp_path)
-    older.write_record({key: value for key, value in older.record.items() if key not in ("taken", "tokens")})
+    older.write_record({key: value for key, value in older.record.items() if key not in ("forwards", "tokens")})
     damaged = mi.run(name, model, TOY, registry=tmp_path, pool=Pool(limit_queries=2))
     (damaged.path / "run.json").write_text("{")
     assert planned(name, tmp_path).ratios == ()

@@ -32,6 +32,8 @@ from tests.models import TOY, TOY_MODEL
 class Leaf(Experiment):
     """Scores."""
 
+    forwards = 1.0
+
     number: int = option(0, "tells leaves apart")
 
     def measure(self, model: HookedEncoder, material: Any) -> pd.DataFrame:
@@ -96,7 +98,10 @@ def graph_of(experiment: Experiment, registry: Path, shard: Shard = Shard(), wat
     return Graph(work.Work(step, model, registry, unit=30), model, shard, watch or Quiet())
 
 
-def test_independent_steps_are_handed_out_together_and_each_once(tmp_path: Path) -> None:
+def test_independent_steps_are_handed_out_together_and_each_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mechir.graph.SECOND", 0.01)
     held, said = Held(), list[str]()
 
     def room() -> int:
@@ -114,7 +119,8 @@ def test_independent_steps_are_handed_out_together_and_each_once(tmp_path: Path)
     assert any(line.startswith("Leaf, step 1 of 3, ") for line in said)
 
 
-def test_one_after_the_other_gives_the_same_runs(tmp_path: Path) -> None:
+def test_one_after_the_other_gives_the_same_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mechir.graph.SECOND", 0.01)
     held = Held()
 
     def room() -> int:
@@ -135,6 +141,44 @@ def test_a_shard_computes_its_units_and_whole_runs_that_it_needs(tmp_path: Path)
     assert all(other.finished for other in others)
     assert graph_of(Tree(), tmp_path, NOTHING).compute(Workers(None, lambda: 1)).done() == {1}
     assert graph_of(Tree(), tmp_path, Shard(0, 2)).compute(Workers(None, lambda: 1)).finished
+
+
+@dataclass(frozen=True)
+class Watching(Quiet):
+    """Keeps how far the run was."""
+
+    seen: list[Standing]
+
+    def show(self, standing: Standing) -> None:
+        self.seen.append(standing)
+
+
+@dataclass(frozen=True)
+class FewOfThem(Leaf):
+    """Measures the pairs of the first query alone, so that its first unit is its last."""
+
+    forwards = 1000.0
+
+    def measured(self, material: Any) -> Any:
+        return [pair for pair in material if pair.query_id == material[0].query_id]
+
+    def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Any]]:
+        return self, list(self.measured(inputs.material))
+
+
+@pytest.mark.parametrize("shard", [Shard(), Shard(0, 2), Shard(1, 2)])
+def test_no_time_is_left_when_all_that_is_asked_for_is_there(shard: Shard, tmp_path: Path) -> None:
+    watch = Watching([])
+    graph_of(Leaf(), tmp_path, shard, watch).compute(Workers(None, lambda: 1))
+    assert [standing.left == 0 for standing in watch.seen[1:]] == [False] * (len(watch.seen) - 2) + [True]
+
+
+def test_the_time_left_counts_what_is_measured(tmp_path: Path) -> None:
+    graph = graph_of(FewOfThem(), tmp_path)
+    n = len([pair for pair in mi.collection(TOY).pairs() if pair.query_id == mi.collection(TOY).pairs()[0].query_id])
+    assert graph.root.cost == 1000 * n
+    run = graph.compute(Workers(None, lambda: 1))
+    assert run.record["forwards"] == 1000 * n and run.record["pairs"] == n
 
 
 def test_a_run_goes_on_with_the_units_that_it_was_begun_with(tmp_path: Path) -> None:

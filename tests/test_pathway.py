@@ -117,6 +117,8 @@ def test_run_alone_takes_the_whole_chain_and_says_where_nothing_is_linked(
     assert why[1] == "what changing them does was not measured"  # no direction goes with IDF
     assert len(kept) >= 10 and len({run.record["identity"]["experiment"] for run in kept}) == len(kept)
     assert max(run.record["queries"] for run in kept) == 6
+    per_pair = load_experiment("joint/pathway")(draws=2).cost(mi.load(TOY_MODEL))
+    assert whole.record["forwards"] == per_pair * whole.record["pairs"], "known before anything was measured"
     assert "link to tf" in out and "Report: mechir-registry/report.html" in out.splitlines()
     assert "Is it term frequency?" in out and "heads are linked to term frequency" in " ".join(out.split())
     assert (tmp_path / "mechir-registry" / "report.html").is_file() and (whole.path / "chart.png").is_file()

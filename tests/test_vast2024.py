@@ -192,7 +192,7 @@ def test_pruning_tests_on_other_queries_and_stores_every_draw(
     ]
     assert drawn[0].equals(drawn[1]) and drawn[0]["a 5 % top"] == drawn[2]["a 5 % top"]
     assert (drawn[0] == drawn[2]).mean() < 0.2
-    assert Pruning(grid=(1.0, 5.0), draws=20, scheme=("F_in", "out-in")).cost(toy) == 1 + 2 * 2 * (20 + 1) * 2 + 15
+    assert Pruning(grid=(1.0, 5.0), draws=20, scheme=("F_in", "out-in")).cost(toy) == 1 + 2 * 2 * (20 + 1) * 2
 
 
 def test_units_can_be_ranked_by_what_separates_the_labels(toy: HookedEncoder, registry: Path) -> None:

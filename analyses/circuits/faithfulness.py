@@ -61,10 +61,14 @@ class Faithfulness(Scored):
     scored: pd.DataFrame = frame("edge", "estimate", "size")
 
     def cost(self, model: Weights) -> float:
-        """Full forwards per contrast, roughly: one query in two is scored, circuits run on the others."""
+        """Full forwards per contrast that circuits run on, roughly."""
         runs = RUN * 2 * len(SIZES)  # each circuit alone, and the model without it
         on_few = RUN * len(SIZES) * self.draws + 0.5 * PATCHED + self.forwards_of_edges(model)
-        return (self.forwards_of_edges(model) + runs + FEW * on_few) / PART
+        return runs + FEW * on_few
+
+    def measured(self, material: Sequence[Contrast]) -> Sequence[Contrast]:
+        """The contrasts of the queries that edges are not scored on."""
+        return split_queries(material, PART)[1]
 
     def check(self, inputs: Inputs) -> Experiment:
         """The measure in normal form; refuses options that do not go together, and a measure that finds nothing."""
@@ -78,7 +82,7 @@ class Faithfulness(Scored):
 
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Any]]:
         """The edges by their effect on half of the queries, each with the smallest circuit that it is in."""
-        return self.on(inputs.model, inputs.done[0].rows), split_queries(inputs.material, PART)[1]
+        return self.on(inputs.model, inputs.done[0].rows), list(self.measured(inputs.material))
 
     def on(self, model: Weights, rows: pd.DataFrame) -> "Faithfulness":
         """The experiment on the circuits of the rows of `Edges`."""

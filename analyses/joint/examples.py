@@ -44,13 +44,17 @@ class Examples(Experiment):
 
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Pair]]:
         """The pairs to look at."""
-        ids, shown = list(dict.fromkeys(pair.query_id for pair in inputs.material)), []
-        firsts = first_of_each(inputs.material, 1, by_grade=True)
+        return self, self.measured(inputs.material)
+
+    def measured(self, material: Sequence[Pair]) -> list[Pair]:
+        """The first pair of the highest grade and of the lowest, of queries spread over the material."""
+        ids, shown = list(dict.fromkeys(pair.query_id for pair in material)), []
+        firsts = first_of_each(material, 1, by_grade=True)
         for place in np.linspace(0, len(ids) - 1, min(self.queries, len(ids))).round().astype(int):
             of_query = [pair for pair in firsts if pair.query_id == ids[place]]
             graded = sorted(of_query, key=lambda pair: -(pair.grade or 0))
             shown += [graded[0], graded[-1]][: len(graded)]
-        return self, shown
+        return shown
 
     def measure(self, model: Reranker, pairs: Sequence[Pair]) -> pd.DataFrame:
         """The rows of `pair_attention`."""

@@ -102,8 +102,13 @@ class Pathway(Experiment):
     edges: pd.DataFrame = frame("edge", "estimate", "size")
 
     def cost(self, model: Weights) -> float:
-        """Full forwards per pair, roughly: the sets of heads and the circuits, on a third of the pairs."""
+        """Full forwards per pair of the last queries, roughly: the sets of heads and the circuits."""
         return 10.0 + 2.5 * self.draws
+
+    def measured(self, material: Sequence[Pair]) -> list[Pair]:
+        """The pairs of the last queries, on which nothing is learned."""
+        learning = set(list(dict.fromkeys(pair.query_id for pair in material))[: _learning(material)])
+        return [pair for pair in material if pair.query_id not in learning]
 
     def check(self, inputs: Inputs) -> Experiment:
         """Refuses what does not fit, also what an experiment of the chain would refuse on its queries."""
@@ -170,17 +175,17 @@ class Pathway(Experiment):
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Pair]]:
         """The pairs of the last queries; the conclusions of the plan on the first, the links, the sets to cut."""
         self._say_earlier(inputs)
-        model, n = inputs.model, _learning(inputs.material)
+        model, held_out = inputs.model, self.measured(inputs.material)
         findings = held(_findings(inputs, len(inputs.done)))
         (edges,) = (run for run in inputs.done if run.record["identity"]["experiment"] == EDGES.name)
         plan = concluded(findings)
         sets = cut_sets(model, _sets(findings, plan), self.draws, self.seed)
-        learning = set(list(dict.fromkeys(pair.query_id for pair in inputs.material))[:n])
-        heads = head_means(model, [pair for pair in inputs.material if pair.query_id in learning])
+        last = {pair.query_id for pair in held_out}
+        heads = head_means(model, [pair for pair in inputs.material if pair.query_id not in last])
         scored = self._faithfulness.on(model, edges.rows).scored
         linked = link_table(_with(findings, plan))
         ready = replace(self, linked=linked, plan=plan, sets=sets, heads=heads, edges=scored)
-        return ready, [pair for pair in inputs.material if pair.query_id not in learning]
+        return ready, held_out
 
     def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
         """Scores of every pair, and of a term more, without each set of heads, and with each circuit alone.

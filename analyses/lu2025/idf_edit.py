@@ -60,8 +60,12 @@ class IdfEdit(Experiment):
     same_queries: bool = option(False, "say in the findings that the heads were chosen on queries that are measured")
 
     def cost(self, model: Weights) -> float:
-        """Full forwards per pair that is taken."""
+        """Full forwards per pair, the search for scoring heads left out."""
         return 1.0 + len(self.factors) * (4 + self.draws) + 2 * (1 + self.draws)
+
+    def measured(self, material: Sequence[Pair]) -> Sequence[Pair]:
+        """`per_query` pairs of each query that scoring heads are not searched on."""
+        return first_of_each(material if self.heads else split_queries(material, SELECTION)[1], self.per_query)
 
     def check(self, inputs: Inputs) -> Experiment:
         """Heads by layer; refuses what does not fit."""
@@ -89,7 +93,7 @@ class IdfEdit(Experiment):
     def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
         """The rows of `dose_response` for `doses` and `shifts`, on the first `per_query` pairs of each query."""
         direction = singular_direction(model, self.vector, self.sign)
-        some = first_of_each(pairs, self.per_query)
+        some = self.measured(pairs)
         edits = doses(model, direction, self.factors, self.draws) | shifts(model, direction, self.draws)
         return dose_response(model, some, edits, self.heads, seed=self.seed)
 

@@ -60,13 +60,17 @@ class SoftTf(Experiment):
     per_query: int = option(4, "pairs of each query that are measured", least=1)
     seed: int = option(0, "the seed of the word of each query that is appended", least=0)
 
+    def measured(self, material: Sequence[Pair]) -> Sequence[Pair]:
+        """`per_query` pairs of each query that matching heads are not searched on."""
+        return first_of_each(material if self.heads else split_queries(material, SELECTION)[1], self.per_query)
+
     def check(self, inputs: Inputs) -> Experiment:
         """Heads by layer; refuses what does not fit."""
         model, pairs = inputs.model, inputs.material
         single_piece(model.tokenizer, self.filler)
         terms_there(pairs, self.seed)
         matching = heads_or_search(model, pairs, self.heads, matching=True)
-        some = first_of_each(pairs if matching else split_queries(pairs, SELECTION)[1], self.per_query)
+        some = self.measured(pairs)
         if frequencies(model, some, filler=self.filler, words=self.words, seed=self.seed) < FREQUENCIES:
             raise MechirError(
                 f"words={self.words} leaves no room for the words that are appended: write a smaller number."
@@ -83,7 +87,7 @@ class SoftTf(Experiment):
 
         Of each query `per_query` pairs are taken.
         """
-        some = first_of_each(pairs, self.per_query)
+        some = self.measured(pairs)
         mass = term_mass(model, some, filler=self.filler, words=self.words, seed=self.seed)
         likeness = similarity_correlation(model, some).assign(kind="similarity")
         rows = pd.concat([mass, likeness], ignore_index=True)

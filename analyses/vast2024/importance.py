@@ -24,7 +24,7 @@ from mechir.methods.importance import (
 from mechir.methods.schemes import top
 from mechir.methods.walk import Way
 from mechir.options import option
-from mechir.pair import Pair, split_queries
+from mechir.pair import Pair, first_of_each, split_queries
 from mechir.reranker import Reranker
 from mechir.views import charts
 
@@ -63,6 +63,11 @@ class Importance(Experiment):
     heads: str = option("pattern", "heads by their weights, or by what they read", among=("pattern", "z"))
     neurons: str = option("post", "neurons after the activation, or before it", among=("post", "pre"))
     tol: float = option(0.01, "the largest error of a sum of conductances, relative to the change", positive=True)
+
+    def measured(self, material: Sequence[Pair]) -> Sequence[Pair]:
+        """Of one query in `every` so many pairs of either label, as if none lacked a label."""
+        some = split_queries(material, self.every)[0] if self.every > 1 else material
+        return first_of_each(some, 2 * self.take) if self.take else some
 
     def check(self, inputs: Inputs) -> Experiment:
         """The target in its normal form; refuses what does not fit."""

@@ -18,7 +18,7 @@ from mechir.methods.schemes import LABELS
 from mechir.methods.statistics import overlap, percentiles
 from mechir.methods.walk import Way
 from mechir.options import option
-from mechir.pair import Pair
+from mechir.pair import Pair, first_of_each
 from mechir.reranker import Reranker
 from mechir.sites import is_head
 from mechir.views.scatter import scatter
@@ -46,6 +46,10 @@ class MatchingHeads(Experiment):
     baseline: str = option("pad_query", "which text becomes [PAD] at the start: pad_query, pad_document or pad_both")
     heads: str = option("pattern", "heads by their weights, or by what they read", among=("pattern", "z"))
     tol: float = option(0.01, "the largest error of a sum of conductances, relative to the change", positive=True)
+
+    def measured(self, material: Sequence[Pair]) -> Sequence[Pair]:
+        """Of every query so many pairs of either label, as if none lacked a label."""
+        return first_of_each(material, 2 * self.take) if self.take else material
 
     def check(self, inputs: Inputs) -> Experiment:
         """Refuses what does not fit: every collection needs a query with both labels."""

@@ -65,8 +65,12 @@ class Pruning(Importance):
         return [percent / 100 for percent in self.grid]
 
     def cost(self, model: Reranker) -> float:
-        """Full forwards per pair: the intact model, and every set of every share; conductance of a third beside it."""
-        return 16.0 + max(1, len(self.scheme)) * len(self.grid) * len(ENDS) * (1 + self.draws)
+        """Full forwards per pair: the intact model, and every set of every share."""
+        return 1.0 + max(1, len(self.scheme)) * len(self.grid) * len(ENDS) * (1 + self.draws)
+
+    def measured(self, material: Sequence[Pair]) -> Sequence[Pair]:
+        """The pairs of the queries that units are not ranked on."""
+        return split_queries(material, self.every)[1]
 
     def check(self, inputs: Inputs) -> Experiment:
         """Schemes in their order, the target in its normal form; refuses what does not fit."""

@@ -57,8 +57,12 @@ class QkProjection(Experiment):
     )
 
     def cost(self, model: Weights) -> float:
-        """Full forwards per pair that is taken: half of one per head and set of directions."""
+        """Full forwards per pair: half of one per head and set of directions."""
         return 1 + 0.5 * (len(self.heads) or self.strongest + self.others) * (1 + self.draws)
+
+    def measured(self, material: Sequence[Pair]) -> Sequence[Pair]:
+        """`take` pairs of each query and grade."""
+        return first_of_each(material, self.take, by_grade=True)
 
     def check(self, inputs: Inputs) -> Experiment:
         """Refuses heads that the model lacks, and more directions than a head has."""
@@ -74,8 +78,7 @@ class QkProjection(Experiment):
     def measure(self, model: Weights, pairs: Sequence[Pair]) -> pd.DataFrame:
         """`chosen` ("aligned", "random", "named"), `z`, and the columns of `project_heads`."""
         picked = _picked(model, self.heads, self.strongest, self.others, self.seed)
-        some = first_of_each(pairs, self.take, by_grade=True)
-        rows = project_heads(model, some, picked["site"].tolist(), k=self.k, draws=self.draws)
+        rows = project_heads(model, self.measured(pairs), picked["site"].tolist(), k=self.k, draws=self.draws)
         return picked.merge(rows, on="site")
 
     def summarise(self, run: Finished) -> pd.DataFrame:
