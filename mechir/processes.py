@@ -31,15 +31,15 @@ class Processes(Executor):
         self._context.set_forkserver_preload(PRELOADED)
         # The one that was busy last has read its model: a short chain of tasks takes one process alone.
         self._idle: queue.LifoQueue[ProcessPoolExecutor] = queue.LifoQueue()
-        self._pools: set[ProcessPoolExecutor] = set()
+        self._pools: list[ProcessPoolExecutor] = []  # broken ones too, whose threads end before this process does
+        self._open = True
         self._lock = threading.Lock()
         for _ in range(n):
             self._start()
 
     def _start(self) -> None:
         pool = ProcessPoolExecutor(1, self._context, _begin, (self._threads,))
-        with self._lock:
-            self._pools.add(pool)
+        self._pools.append(pool)
         self._idle.put(pool)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -48,33 +48,30 @@ class Processes(Executor):
         try:
             future = pool.submit(fn, *args, **kwargs)
         except BrokenProcessPool:  # it died while it was idle
-            self._replace(pool)
+            self._replace()
             return self.submit(fn, *args, **kwargs)
         future.add_done_callback(lambda done: self._received(pool, done))
         return future
 
     def _received(self, pool: ProcessPoolExecutor, future: Future[Any]) -> None:
         if not future.cancelled() and isinstance(future.exception(), LOST):
-            self._replace(pool)
+            self._replace()
         else:
             self._idle.put(pool)
 
-    def _replace(self, pool: ProcessPoolExecutor) -> None:
+    def _replace(self) -> None:
         with self._lock:
-            is_open = pool in self._pools
-            self._pools.discard(pool)
-        pool.shutdown(wait=False)
-        if is_open:
-            self._start()
+            if self._open:
+                self._start()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Ends all processes; with `cancel_futures` tasks in work are dropped at once."""
         with self._lock:
-            pools, self._pools = self._pools, set()
-        for pool in pools if cancel_futures else ():
+            self._open = False
+        for pool in self._pools if cancel_futures else ():
             for process in list((pool._processes or {}).values()):
                 process.terminate()
-        for pool in pools:
+        for pool in self._pools:
             pool.shutdown(wait=wait, cancel_futures=True)
 
 

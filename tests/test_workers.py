@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from mechir.errors import LostWorkers, MechirError
 from mechir.experiment import Step
 from mechir.material import source_of
 from mechir.place import Place, on_worker, task_of, token_of
+from mechir.processes import LOST, Processes
 from mechir.source_reference import CollectionReference, referred, restored
 from tests.models import TOY, TOY_MODEL
 
@@ -136,6 +138,19 @@ def test_an_error_on_a_worker_is_the_run_s(how: str, error: type[Exception], mes
     with pytest.raises(error, match=message):
         mi.run(DEADLY, mi.load(TOY_MODEL), TOY, registry=tmp_path, engine=Local(1), at="q3", how=how)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_no_thread_of_a_process_outlives_the_end_of_all() -> None:
+    before = set(threading.enumerate())
+    processes = Processes(2, 1)
+    with pytest.raises(LOST):
+        processes.submit(os._exit, 1).result(60)
+    in_work = [processes.submit(time.sleep, 60) for _ in range(2)]
+    for future in in_work:
+        future.add_done_callback(lambda _: time.sleep(0.5))  # the thread that received it takes a while to end
+    processes.shutdown(cancel_futures=True)
+    assert not set(threading.enumerate()) - before, "a thread that still runs has a traceback when this process ends"
+    assert all(future.done() for future in in_work)
 
 
 @pytest.mark.parametrize(
