@@ -103,7 +103,7 @@ class Pathway(Experiment):
 
     def cost(self, model: Weights) -> float:
         """Full forwards per pair of the last queries, roughly: the sets of heads and the circuits."""
-        return 10.0 + 2.5 * self.draws
+        return 25.0 + 9.0 * self.draws
 
     def measured(self, material: Sequence[Pair]) -> list[Pair]:
         """The pairs of the last queries, on which nothing is learned."""

@@ -60,8 +60,8 @@ class IdfEdit(Experiment):
     same_queries: bool = option(False, "say in the findings that the heads were chosen on queries that are measured")
 
     def cost(self, model: Weights) -> float:
-        """Full forwards per pair, the search for scoring heads left out."""
-        return 1.0 + len(self.factors) * (4 + self.draws) + 2 * (1 + self.draws)
+        """Full forwards per pair, two for each edit, as attention is read; the search for scoring heads left out."""
+        return 2.0 * (1 + len(self.factors) * (4 + self.draws) + 2 * (1 + self.draws))
 
     def measured(self, material: Sequence[Pair]) -> Sequence[Pair]:
         """`per_query` pairs of each query that scoring heads are not searched on."""

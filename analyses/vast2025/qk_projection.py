@@ -57,8 +57,8 @@ class QkProjection(Experiment):
     )
 
     def cost(self, model: Weights) -> float:
-        """Full forwards per pair: half of one per head and set of directions."""
-        return 1 + 0.5 * (len(self.heads) or self.strongest + self.others) * (1 + self.draws)
+        """Full forwards per pair: three quarters of one per head and set of directions."""
+        return 1 + 0.75 * (len(self.heads) or self.strongest + self.others) * (1 + self.draws)
 
     def measured(self, material: Sequence[Pair]) -> Sequence[Pair]:
         """`take` pairs of each query and grade."""
