@@ -55,11 +55,15 @@ class Local:
     def __post_init__(self) -> None:
         refuse_other_than_whole(1, workers=self.workers)
 
+    @property
+    def threads(self) -> int:
+        """Of each process: its part of those that this one has."""
+        return max(1, torch.get_num_threads() // self.workers)
+
     @contextlib.contextmanager
     def open(self, registry: Path, say: Callable[[str], None]) -> Iterator[Workers]:
         """See `mechir.workers.Engine`."""
-        threads = max(1, torch.get_num_threads() // self.workers)
-        processes = Processes(self.workers, threads)
+        processes = Processes(self.workers, self.threads)
         advice = (
             "look at the memory of this machine, or take fewer workers; in a script, call run under "
             "`if __name__ == '__main__':`."

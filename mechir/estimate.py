@@ -28,8 +28,8 @@ from mechir.work import Work, forwards_of
 
 SAMPLE, TIMES = 32, 3
 """Pairs that are scored to see how fast this machine is, and how often; the first warms up."""
-LAST = 5
-"""Runs that the error of an estimate is read from."""
+LAST, SHORT = 5, 1.0
+"""Runs that the error of an estimate is read from, and the seconds of one that says nothing of it."""
 UNITS = 8
 """Units of a step from which on its work divides well among workers."""
 
@@ -55,6 +55,16 @@ def seconds_per_token(model: HookedModel, pairs: Sequence[Any]) -> float:
     return min(times) / int(model.encode(sample).lengths.sum())
 
 
+def _with_threads(threads: int, model: HookedModel, pairs: Sequence[Any]) -> float:
+    """The time of one full forward per word piece with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return seconds_per_token(model, pairs)
+    finally:
+        torch.set_num_threads(before)
+
+
 def _cost(experiment: Experiment, model: HookedModel, material: Sequence[Any], rate: float) -> dict[str, Any]:
     pairs = pairs_of(material)
     lengths = model.encode(pairs).lengths
@@ -76,42 +86,50 @@ class Plan:
             the next waits for it), `pairs`, `forwards`, `minutes`, `memory_gb`, `units`.
         power: what so many queries can find (`Experiment.power`); None where it is unknown.
         ratios: how much longer the last runs of this model, on this machine, took than such an estimate says.
+        slower: how much longer a forward of a worker takes than one of this process, which has more threads.
     """
 
     steps: pd.DataFrame
     ratios: tuple[float, ...] = ()
     power: pd.DataFrame | None = None
+    slower: float = 1.0
 
     def minutes(self, workers: int = 1) -> float:
         """The time that so many workers take: stage after stage, none shorter than the longest unit in it."""
         longest = self.steps["minutes"] / self.steps["units"].clip(1)
         stages = self.steps.assign(longest=longest).groupby("stage")
-        return float(sum(max(part["minutes"].sum() / workers, part["longest"].max()) for _, part in stages))
+        of_one = sum(max(part["minutes"].sum() / workers, part["longest"].max()) for _, part in stages)
+        return float(self.slower * of_one)
 
 
-def plan(experiment: Experiment, model: HookedModel, source: Any, pool: Any, registry: Path) -> Plan:
+def plan(
+    experiment: Experiment, model: HookedModel, source: Any, pool: Any, registry: Path, *, threads: int | None = None
+) -> Plan:
     """The cost of every step of a run; raises for options that do not fit, as the run would.
 
-    Steps that follow from findings are as large as they can be (`Experiment.follows`).
+    Steps that follow from findings are as large as they can be (`Experiment.follows`). `threads`: of each worker, by
+    default as many as this process has.
     """
     graph = Graph(Work(Step(experiment, source, pool), model, registry), model, Shard(), Quiet())
     root = graph.root.work
     inputs = root.inputs(model, silent)
     first = [node.work for node in graph.nodes.values() if node is not graph.root]
     later = [Work(step, model, registry).drawn(model) for step in root.experiment.follows(inputs)]
-    rate, rows = None, []
+    rate, slower, rows = None, 1.0, []
     for stage, works in enumerate((first, later, [root])):
         for work in works:
             if work.experiment.rows_of is not None:
                 continue
             assert work.taken is not None
             material = work.taken.material
-            rate = rate or seconds_per_token(model, pairs_of(material))
+            if rate is None:
+                rate = seconds_per_token(model, pairs_of(material))
+                slower = _with_threads(threads, model, pairs_of(material)) / rate if threads else 1.0
             cost = _cost(work.experiment, model, material, rate)
             units = math.ceil(len(work.experiment.measured(material)) / root.unit)
             rows.append({"step": work.experiment.name, "stage": stage, **cost, "units": units})
     ratios = tuple(_ratios(registry, model, rate or 0.0))
-    return Plan(pd.DataFrame(rows), ratios, root.experiment.power(inputs))
+    return Plan(pd.DataFrame(rows), ratios, root.experiment.power(inputs), slower)
 
 
 def _ratios(registry: Path, model: HookedModel, rate: float) -> Iterator[float]:
@@ -124,7 +142,7 @@ def _ratios(registry: Path, model: HookedModel, rate: float) -> Iterator[float]:
             record = run.record
         except MechirError:  # a damaged record is said by what reads that run
             continue
-        same = {"tokens", "forwards", "pairs", "seconds"} <= record.keys() and run.finished
+        same = {"tokens", "forwards", "pairs"} <= record.keys() and run.finished and record.get("seconds", 0) > SHORT
         same = same and record.get("host") == platform.node() and record.get("devices") == [str(model.device)]
         same = same and record["identity"].get("model_fingerprint") == model.fingerprint and "rows_of" not in record
         if same and record["forwards"]:

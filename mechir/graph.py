@@ -196,6 +196,8 @@ class Graph:
         return Task(node, begin, (node.work,), partial(self._begun, node))
 
     def _begun(self, node: Node, begun: Begun) -> None:
+        if all(other.begun is None for other in self.nodes.values()):
+            self.started = time.monotonic()  # what workers take to come and to read the model is over
         node.begun, node.done = begun, begun.run.done()
         node.earlier = frozenset(node.done)
         missing = [unit for unit in range(len(begun.sizes)) if unit not in node.done]

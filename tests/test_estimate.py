@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import mechir as mi
 from mechir import estimate as estimates
 from mechir.catalog import load_experiment
 from mechir.cli import main
+from mechir.cli.plan import _with_workers
 from mechir.estimate import Plan, plan, sentence
 from mechir.material import Pool
 from tests.models import TOY, TOY_MODEL, nine_queries
@@ -59,6 +61,20 @@ def test_workers_wait_for_the_stage_before_and_for_the_longest_unit() -> None:
     assert made.minutes() == 15 and made.minutes(2) == 6 + 1.5 and made.minutes(100) == 4 + 1
 
 
+def test_processes_with_fewer_threads_are_slower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = iter([1e-5, 3e-5])  # of this process, and of one of the two
+    monkeypatch.setattr(estimates, "seconds_per_token", lambda *_: next(timed))
+    step = load_experiment("vast2025/direction_ablation")()
+    made = plan(step, mi.load(TOY_MODEL), mi.collection(TOY), Pool(), tmp_path, threads=1)
+    assert made.slower == pytest.approx(3)
+    even = replace(made, steps=made.steps.assign(units=2))
+    assert even.minutes(2) == pytest.approx(1.5 * made.steps["minutes"].sum())
+    assert _with_workers(even, mi.Local(2), "cpu").endswith(f": {even.minutes(2):,.1f} minutes.")
+    shared = "What 2 processes take that share cuda:0 is not estimated."
+    assert _with_workers(even, mi.Local(2), "cuda:0") == shared
+    assert _with_workers(even, mi.Local(1), "cpu") == _with_workers(even, mi.Dask("tls://a:1"), "cpu") == ""
+
+
 def test_the_error_of_earlier_estimates_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -67,6 +83,7 @@ def test_the_error_of_earlier_estimates_is_said(
     record = run.record
     assert record["tokens"] == int(model.encode(mi.collection(TOY).pairs()).lengths.sum())
     monkeypatch.setattr(estimates, "seconds_per_token", lambda *_: 1e-5)
+    monkeypatch.setattr(estimates, "SHORT", 0.0)
     made = planned(name, tmp_path)
     per_pair = load_experiment(name)().cost(model)
     assert record["forwards"] == per_pair * record["pairs"] == made.steps["forwards"].item()
@@ -80,7 +97,10 @@ def test_the_error_of_earlier_estimates_is_said(
     wall = ["--workers", "2", "--registry", str(tmp_path / "empty")]
     main(["run", name, "--model", str(TOY_MODEL), "--collection", str(TOY), "--dry-run", *wall])
     out = capsys.readouterr().out
-    assert "With 2 workers like this process: " in out and "The last" not in out
+    assert "With 2 processes of 1 thread each: " in out and "The last" not in out
+    slurm = ["--slurm", "time=1:00:00", "--registry", str(tmp_path / "empty")]
+    main(["run", name, "--model", str(TOY_MODEL), "--collection", str(TOY), "--dry-run", *slurm])
+    assert "With 16 workers like this process: " in capsys.readouterr().out
     assert not (tmp_path / "empty").exists()
 
 

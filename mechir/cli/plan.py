@@ -9,17 +9,21 @@ import click
 
 if TYPE_CHECKING:
     from mechir.encoder.hooked_model import HookedModel
+    from mechir.estimate import Plan
     from mechir.experiment import Experiment
+    from mechir.workers import Engine
 
 
 def print_plan(
-    experiment: Experiment, model: HookedModel, source: Any, pool: Any, registry: Path, workers: int | None
+    experiment: Experiment, model: HookedModel, source: Any, pool: Any, registry: Path, engine: Engine | None
 ) -> None:
     """Prints the cost of a run as a whole and step by step, the time of workers, and its power where that is known."""
+    from mechir.engine import Local
     from mechir.estimate import plan, sentence
     from mechir.views import tables
 
-    planned = plan(experiment, model, source, pool, registry)
+    threads = engine.threads if isinstance(engine, Local) else None
+    planned = plan(experiment, model, source, pool, registry, threads=threads)
     steps = planned.steps
     click.echo(f"pairs      {steps['pairs'].iloc[-1]:>12,}")
     click.echo(f"forwards   {steps['forwards'].sum():>12,}")
@@ -32,9 +36,27 @@ def print_plan(
             memory=[f"{n:.1f} GB" for n in steps["memory_gb"]],
         )
         click.echo(f"\n{tables.summary(shown[['step', 'pairs', 'forwards', 'minutes', 'memory']])}")
-    if workers is not None and workers > 1:
-        click.echo(f"\nWith {workers} workers like this process: {planned.minutes(workers):,.1f} minutes.")
+    if said := _with_workers(planned, engine, str(model.device)):
+        click.echo(f"\n{said}")
     if told := sentence(planned):
         click.echo(f"\n{told}")
     if planned.power is not None:
         click.echo(f"\nWhat so many queries can find, four times in five:\n{tables.summary(planned.power)}")
+
+
+def _with_workers(planned: Plan, engine: Engine | None, device: str) -> str:
+    """The time of an engine's workers; empty for one worker, and where only the cluster knows how many there are."""
+    from mechir.engine import Local, Slurm
+    from mechir.slurm import between
+
+    if isinstance(engine, Slurm):
+        n = between(engine.workers)[1]
+        who = f"{n} workers like this process"
+    elif isinstance(engine, Local) and device == "cpu":
+        n = engine.workers
+        who = f"{n} processes of {engine.threads} thread{'' if engine.threads == 1 else 's'} each"
+    elif isinstance(engine, Local) and engine.workers > 1:
+        return f"What {engine.workers} processes take that share {device} is not estimated."
+    else:
+        return ""
+    return f"With {who}: {planned.minutes(n):,.1f} minutes." if n > 1 else ""

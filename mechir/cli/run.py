@@ -15,7 +15,7 @@ from mechir.cli.ask import print_answers, print_summary
 from mechir.cli.help import Flag, Group
 from mechir.cli.options import COUNT, MODEL, PATH, REGISTRY, Command, collection_option, option, rules_of, shared
 from mechir.cli.plan import print_plan
-from mechir.cli.where import WHERE, engine_of, most_workers, say, watch_of
+from mechir.cli.where import WHERE, engine_of, say, watch_of
 from mechir.errors import MechirError
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def _run(
     from mechir import collection as open_collection
     from mechir import running
     from mechir.encoder.opening import load
-    from mechir.engine import Allocation
+    from mechir.engine import Allocation, Local
     from mechir.shard import Shard
 
     rules = rules_of(rest)
@@ -204,13 +204,14 @@ def _run(
         rest |= {name: n for name, n in defaults.items() if rest[name] is None}
         taken, n = defaults["limit_queries"], len(open_collection("embedded").queries)
         say(f"The first {taken} of {n} queries; --limit-queries {n} takes all." if taken < n else f"All {n} queries.")
-    here = device if engine is None else "cpu"  # where workers compute, this process only reads
+    is_here = engine is None or (dry_run and isinstance(engine, Local))
+    here = device if is_here else "cpu"  # where workers compute, this process only reads
     reranker = load(model, dtype=dtype, device=here, relevant_label=relevant_label)
     sources = _sources(experiment, collections, rules, contrasts, rest, reranker)  # all, before any work
     done = []
     for source, pool in sources:
         if dry_run:
-            print_plan(experiment, reranker.limited(pool.max_length), source, pool, registry, most_workers(engine))
+            print_plan(experiment, reranker.limited(pool.max_length), source, pool, registry, engine)
             continue
         where: dict[str, Any] = {"registry": registry, "shard": part, "engine": engine, "watch": watch_of(quiet)}
         stored = running.run(experiment, reranker, source, pool=pool, fresh=fresh, **where)

@@ -83,16 +83,6 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def most_workers(engine: Engine | None) -> int | None:
-    """How many workers an engine has at most; None where only its cluster knows."""
-    from mechir.engine import Local, Slurm
-    from mechir.slurm import between
-
-    if isinstance(engine, Slurm):
-        return between(engine.workers)[1]
-    return engine.workers if isinstance(engine, Local) else None
-
-
 def watch_of(quiet: bool) -> Watch:
     """One line that is written anew in a terminal, plain lines elsewhere, or nothing."""
     from mechir.progress import Display, Lines, Quiet
