@@ -35,7 +35,7 @@ import pandas as pd
 
 from mechir.errors import MechirError, closest
 from mechir.material import Pool, Source, pairs_of
-from mechir.options import Option, options
+from mechir.options import DERIVED, Option, options
 from mechir.registry.runs import Run
 from mechir.reranker import Reranker
 from mechir.sweeps import forwards, sweep
@@ -202,6 +202,11 @@ class Experiment:
     def frames(self) -> dict[str, pd.DataFrame]:
         """The frames that `prepare` found, by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, pd.DataFrame)}
+
+    @property
+    def derived(self) -> list[str]:
+        """The names of frames that are no part of the identity of a run: see `mechir.options.frame`."""
+        return [field.name for field in dataclasses.fields(self) if field.metadata.get(DERIVED)]
 
     def check(self, inputs: Inputs) -> Experiment:
         """The experiment with its options in normal form; refuses what the model, the pool or a file does not allow.

@@ -16,6 +16,7 @@ import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ SCALARS: dict[Any, str] = {bool: "True or False", int: "a whole number", float: 
 """The kinds of options that are no list, and their names in messages."""
 LARGEST = 2**63
 """Numbers reach up to here: what a random generator takes as a seed."""
-OPTION = "option"
+OPTION, DERIVED = "option", "derived"
 BY_MEASURES: dict[str, Any] = {
     "says": "measures of ir_measures, such as RR(rel=2)@10; may be repeated",
     "separator": ";",
@@ -167,9 +168,14 @@ def option(default: Any, says: str, **more: Any) -> Any:
     return dataclasses.field(default=default, metadata={OPTION: Option(says, **more)})
 
 
-def frame(*columns: str) -> Any:
-    """A field for a frame that `prepare` fills; its content is part of the identity of a run."""
-    return dataclasses.field(default_factory=lambda: pd.DataFrame(columns=list(columns)), compare=False, repr=False)
+def frame(*columns: str, derived: bool = False) -> Any:
+    """A field for a frame that `prepare` fills; its content is part of the identity of a run.
+
+    `derived`: nothing decides it but the options, the material, the model and the runs that are needed. These are the
+    identity then, without its content, whose last digits depend on the machine.
+    """
+    new = partial(pd.DataFrame, columns=list(columns))
+    return dataclasses.field(default_factory=new, compare=False, repr=False, metadata={DERIVED: derived})
 
 
 def _head(item: Any) -> Head:

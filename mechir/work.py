@@ -173,7 +173,7 @@ def begin(work: Work) -> Begun:
     if not material:
         raise MechirError(f"Nothing of this pool is left to measure for '{normal.name}': take more queries.")
     n_units, queries = len(units(material, work.unit)), {item.query_id for item in material}
-    identity = provenance.identity_of(prepared, model, inputs.source, material, pool)
+    identity = provenance.identity_of(prepared, model, inputs.source, material, pool, inputs.done)
     identity |= {"fresh": work.fresh} if work.fresh else {}
 
     def store(new: Run) -> None:
@@ -189,7 +189,9 @@ def begin(work: Work) -> Begun:
     notes.append(f"Run {stored.id}: {len(material)} {kind_of(prepared)} of {n} queries in {len(cut)} units")
     if n < FEWEST:
         notes.append(f"{n} queries are too few to test: intervals are Student's; tests need {FEWEST} or more.")
-    job = Job(prepared, work.model, inputs.source, tuple(map(tuple, cut)), stored.path, work.device)
+    begun_with = {name: pd.read_parquet(stored.path / f"{name}.parquet") for name in prepared.derived}
+    experiment = replace(prepared, **begun_with)  # another machine may have begun it, with other last digits
+    job = Job(experiment, work.model, inputs.source, tuple(map(tuple, cut)), stored.path, work.device)
     if isinstance(work.model, ModelReference) and job.missing():
         write_job(job)
     return Begun(stored.path, tuple(map(len, cut)), tuple(notes), job)

@@ -19,7 +19,7 @@ from mechir.encoder import HookedEncoder
 from mechir.experiment import Experiment, Inputs, Step
 from mechir.graph import Graph
 from mechir.material import Pool
-from mechir.options import option
+from mechir.options import frame, option
 from mechir.progress import Display, Lines, Quiet, Standing, duration, written
 from mechir.registry.runs import Run
 from mechir.shard import NOTHING, Shard
@@ -141,6 +141,33 @@ def test_a_shard_computes_its_units_and_whole_runs_that_it_needs(tmp_path: Path)
     assert all(other.finished for other in others)
     assert graph_of(Tree(), tmp_path, NOTHING).compute(Workers(None, lambda: 1)).done() == {1}
     assert graph_of(Tree(), tmp_path, Shard(0, 2)).compute(Workers(None, lambda: 1)).finished
+
+
+NOISE = {"score": 0.0}
+"""What a machine adds to the last digits of whatever it computes."""
+
+
+@dataclass(frozen=True)
+class Derives(Tree):
+    """Takes the mean score of a run that it needs, as this machine computes it."""
+
+    mean: pd.DataFrame = frame("score", derived=True)
+
+    def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Any]]:
+        return replace(self, mean=inputs.done[0].summary[["score"]] + NOISE["score"]), inputs.material
+
+    def measure(self, model: HookedEncoder, material: Any) -> pd.DataFrame:
+        return super().measure(model, material).assign(score=float(self.mean["score"].iloc[0]))
+
+
+def test_a_run_is_one_run_on_machines_with_other_last_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = graph_of(Derives(), tmp_path, Shard(0, 2)).compute(Workers(None, lambda: 1))
+    others = sorted(path.name for path in (tmp_path / "runs").iterdir() if path.name != begun.id)
+    assert sorted(set(begun.record["identity"]["needs"])) == others and not begun.finished
+    monkeypatch.setitem(NOISE, "score", 1e-6)
+    finished = graph_of(Derives(), tmp_path).compute(Workers(None, lambda: 1))
+    assert finished.id == begun.id and finished.finished and finished.rows["score"].nunique() == 1
+    assert graph_of(Derives(number=1), tmp_path).compute(Workers(None, lambda: 1)).id != begun.id
 
 
 @dataclass(frozen=True)

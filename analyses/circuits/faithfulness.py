@@ -58,7 +58,7 @@ class Faithfulness(Scored):
     draws: int = option(20, "random circuits beside each", least=1)
     seed: int = option(0, "of the random circuits", least=0)
     evaluate: str = option(NDCG, "measure of ir_measures of the ranking with each circuit alone, such as RR(rel=2)@10")
-    scored: pd.DataFrame = frame("edge", "estimate", "size")
+    scored: pd.DataFrame = frame("edge", "estimate", "size", derived=True)
 
     def cost(self, model: Weights) -> float:
         """Full forwards per contrast that circuits run on, roughly."""

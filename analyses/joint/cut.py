@@ -61,7 +61,7 @@ class Cut(Experiment):
     draws: int = option(20, "random sets beside it", least=1)
     seed: int = option(0, "of what is drawn at random", least=0)
     sets: pd.DataFrame = frame("set", "sites", "masks")
-    filling: pd.DataFrame = frame("way", "recipe", "model", "hook", "shape", "values")
+    filling: pd.DataFrame = frame("way", "recipe", "model", "hook", "shape", "values", derived=True)
 
     def cost(self, model: Reranker) -> float:
         """Full forwards per pair: the intact model, and every set in every way; means and samples beside it."""

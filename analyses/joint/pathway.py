@@ -95,11 +95,11 @@ class Pathway(Experiment):
     draws: int = option(20, "random sets beside each set of heads, and random directions beside that of IDF", least=1)
     seed: int = option(0, "seed of what is drawn at random", least=0)
     evaluate: tuple[str, ...] = option((NDCG,), **BY_MEASURES)
-    linked: pd.DataFrame = frame()
-    plan: pd.DataFrame = frame()
-    sets: pd.DataFrame = frame()
-    heads: pd.DataFrame = frame()
-    edges: pd.DataFrame = frame("edge", "estimate", "size")
+    linked: pd.DataFrame = frame(derived=True)
+    plan: pd.DataFrame = frame(derived=True)
+    sets: pd.DataFrame = frame(derived=True)
+    heads: pd.DataFrame = frame(derived=True)
+    edges: pd.DataFrame = frame("edge", "estimate", "size", derived=True)
 
     def cost(self, model: Weights) -> float:
         """Full forwards per pair of the last queries, roughly: the sets of heads and the circuits."""

@@ -57,7 +57,7 @@ class Pruning(Importance):
     label: str = option(LABELS[0], "whose conductance ranks the units", among=(*LABELS, DIFFERENCE))
     joint: bool = option(False, "rank neurons and heads together")
     evaluate: tuple[str, ...] = option((NDCG,), **BY_MEASURES | {"says": f"{BY_MEASURES['says']}; beside MRR"})
-    sets: pd.DataFrame = frame("name", "sites")
+    sets: pd.DataFrame = frame("name", "sites", derived=True)
 
     @property
     def shares(self) -> list[float]:
