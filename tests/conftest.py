@@ -12,7 +12,16 @@ from mechir.encoder import HookedEncoder
 from mechir.pair import Pair
 from tests import models
 
+LONG = ("examples", "notebooks", "workers", "cli", "frames", "parity", "dask", "pathway")
+"""The files that take longest: they come first, or one of two processes ends with them while the other waits."""
+
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(2, os.cpu_count() or 1))))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the tests of the files that take longest first."""
+    order = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture(scope="session")
