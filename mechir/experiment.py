@@ -244,8 +244,11 @@ class Experiment:
         return {}
 
     def cost(self, model: Any) -> float:
-        """Full forwards per pair or contrast that is measured, roughly: `forwards`, or a sweep of `interventions`."""
-        return forwards(model, self.interventions(model)) if self.forwards is None else self.forwards
+        """Full forwards per pair or contrast that is measured, roughly: `forwards`, or a sweep of `interventions`.
+
+        One where neither is given: the plan is a guess then, and the time left still follows what was measured.
+        """
+        return (forwards(model, self.interventions(model)) or 1.0) if self.forwards is None else self.forwards
 
     def measured(self, material: Sequence[Any]) -> Sequence[Any]:
         """The pairs or contrasts that are measured, as far as it is known before `prepare`: by default all."""

@@ -30,9 +30,7 @@ from tests.models import TOY, TOY_MODEL
 
 @dataclass(frozen=True)
 class Leaf(Experiment):
-    """Scores."""
-
-    forwards = 1.0
+    """Scores; what it costs is not said."""
 
     number: int = option(0, "tells leaves apart")
 
