@@ -126,8 +126,8 @@ def refuse_unsubmittable(request: Request) -> None:
     command = ["sbatch", "--test-only", "--ntasks=1", *request.directives, "--wrap", "true"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode:
-        lines = [line.split("error: ")[-1].strip() for line in answer.stderr.splitlines() if "error:" in line]
-        words = lines[0] if lines else answer.stderr.strip()
+        said = re.findall(r"fatal: (.+)", answer.stderr) or re.findall(r".*error: (.+)", answer.stderr)
+        words = (said[0] if said else answer.stderr).strip()
         raise MechirError(f"Slurm refuses slurm='{request}': {words.rstrip('.')}.")
 
 

@@ -90,6 +90,14 @@ def test_what_sbatch_refuses_is_said_in_its_words(tmp_path: Path, monkeypatch: p
     with pytest.raises(MechirError) as error:
         refuse_unsubmittable(Request.parse("partition=nowhere"))
     assert str(error.value) == "Slurm refuses slurm='partition=nowhere': invalid partition specified: nowhere."
+    words = (
+        "sbatch: error: fetch_config: DNS SRV lookup failed\\nsbatch: fatal: Could not establish a configuration source"
+    )
+    monkeypatch.setenv("PATH", sbatch(tmp_path, f"printf '{words}' >&2; exit 1"))
+    with pytest.raises(
+        MechirError, match=r"^Slurm refuses slurm='mem=1G': Could not establish a configuration source\.$"
+    ):
+        refuse_unsubmittable(Request.parse("mem=1G"))
     monkeypatch.setenv("PATH", sbatch(tmp_path, 'echo "$@" > "$(dirname "$0")/said"'))
     refuse_unsubmittable(Request.parse("partition=gpu mem=32G"))
     assert (tmp_path / "said").read_text().split()[:4] == ["--test-only", "--ntasks=1", "--partition=gpu", "--mem=32G"]
@@ -144,6 +152,7 @@ def test_the_other_tasks_of_an_allocation_become_workers(tmp_path: Path, monkeyp
         (["--workers", "0"], "--workers 0 is no number of processes"),
         (["--slurm", "mem=1G", "--dask", "tls://a:1"], "--slurm and --dask both say what computes: give one of them."),
         (["--dask", "tls://a:1", "--workers", "3"], "--workers has no meaning here: --dask does not take it."),
+        (["--certificates", "keys"], "--certificates has no meaning here: it needs --slurm, --dask or --engine."),
         (["--listen", "ib0"], "--listen has no meaning here: it needs --slurm, or --engine slurm-allocation."),
         (["--slurm", "memory=1G"], "Unknown Slurm key 'memory': the closest are 'mem', "),
         (["--slurm", "mem=1G", "--workers", "3-"], "Cannot read --workers '3-': write how many"),

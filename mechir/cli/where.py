@@ -65,7 +65,8 @@ def engine_of(given: dict[str, Any], device: str | None) -> Engine | None:
         "engine": ("engine", "certificates", "listen"),
     }
     if other := [name for name in chosen if name not in takes[kind]]:
-        where = f"--{kind} does not take it" if named else "it needs --slurm, or --engine slurm-allocation"
+        needs = "--slurm, or --engine slurm-allocation" if other[0] == "listen" else "--slurm, --dask or --engine"
+        where = f"--{kind} does not take it" if named else f"it needs {needs}"
         raise MechirError(f"--{other[0]} has no meaning here: {where}.")
     if not chosen:
         return None
