@@ -6,10 +6,14 @@ import contextlib
 import errno
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mechir.errors import MechirError
+
+FORGOTTEN = 30 * 24 * 3600
+"""Seconds after which what a process leaves at its end is taken for that of one that was killed."""
 
 
 @contextlib.contextmanager
@@ -56,3 +60,8 @@ def written(target: Path, write: Callable[[Path], object]) -> Path:
     except OSError as error:
         raise MechirError(f"Cannot write '{target}' ({error.strerror}): give another file to write.") from error
     return target
+
+
+def forgotten(folder: Path, pattern: str) -> list[Path]:
+    """What processes that were killed have left in a folder, 30 days ago or more."""
+    return [path for path in folder.glob(pattern) if time.time() - path.stat().st_mtime > FORGOTTEN]

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from mechir.atomic import forgotten
 from mechir.errors import MechirError
 
 CA, CERT, KEY = "ca.pem", "cert.pem", "key.pem"
@@ -30,7 +31,10 @@ def tls_files(folder: Path) -> dict[str, Path]:
 @contextlib.contextmanager
 def folder_of(registry: Path, texts: Mapping[str, str]) -> Iterator[Path]:
     """A folder beside the registry with these texts by file name, for its owner alone; removed at the end."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{registry.resolve().name}-keys-", dir=registry.resolve().parent))
+    beside, prefix = registry.resolve().parent, f".{registry.resolve().name}-keys-"
+    for old in forgotten(beside, f"{prefix}*"):
+        shutil.rmtree(old, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=beside))
     try:
         write_keys(folder, texts)
         yield folder

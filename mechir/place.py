@@ -8,7 +8,6 @@ import pickle
 import platform
 import secrets
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import mechir
+from mechir.atomic import forgotten
 from mechir.batches import without_bars
 from mechir.errors import MechirError
 from mechir.registry.runs import make_folder
 
 ONE_AT_A_TIME = threading.Lock()
 """A model has one set of hooks: threads of one worker compute one after the other."""
-FORGOTTEN = 30 * 24 * 3600
-"""Seconds after which a token is taken for one of a client that was killed."""
 TOKEN = ".workers-{}"
 """The file in a registry by which workers know that it is the client's."""
 
@@ -51,9 +49,8 @@ def token_of(registry: Path) -> Iterator[Place]:
     """The place of this process, while the token lies in the registry."""
     make_folder(registry, registry)
     session = secrets.token_hex(8)
-    for old in registry.glob(TOKEN.format("*")):  # of clients that were killed
-        if time.time() - old.stat().st_mtime > FORGOTTEN:
-            old.unlink(missing_ok=True)
+    for old in forgotten(registry, TOKEN.format("*")):
+        old.unlink(missing_ok=True)
     token = registry / TOKEN.format(session)
     token.write_text(session, encoding="utf-8")
     try:

@@ -237,7 +237,8 @@ def begin(
 ) -> None:
     """Writes the record of a run and the frames that belong to it, before anything is measured.
 
-    `command`: `asked_of`, how many queries were held back and pairs taken, how many units there are, of how many pairs.
+    `command`: `asked_of`, how many queries were held back, the full forwards that the plan counts, how many units there
+    are, of how many pairs.
     """
     encoded, packages = model.encode(pairs), ("torch", "transformers", "transformer-lens", "pandas")
     for name, frame in frames.items():

@@ -179,8 +179,8 @@ def begin(work: Work) -> Begun:
     def store(new: Run) -> None:
         held_back = {item.query_id for item in taken.material} - queries
         command = provenance.asked_of(normal, model, inputs.source, pool) | {"held_back": len(held_back)}
-        command |= {"units": n_units, "unit": work.unit, "taken": len(taken.material)}
-        command |= {"forwards": math.ceil(forwards_of(normal, model, taken.material))}
+        n_forwards = math.ceil(forwards_of(normal, model, taken.material))
+        command |= {"units": n_units, "unit": work.unit, "forwards": n_forwards}
         frames = _frames(inputs.source, material, pool, taken) | prepared.frames
         provenance.begin(new, identity, prepared, model, pairs_of(material), frames, command)
 

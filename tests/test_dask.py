@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -188,7 +189,13 @@ def test_certificates_of_a_run_are_its_owner_s_alone_and_go_with_it(tmp_path: Pa
         assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700
         assert (folder / KEY).stat().st_mode & 0o777 == 0o600
     assert not folder.exists()
+    for name, days in (("old", 31), ("new", 1)):
+        left = tmp_path / f".registry-keys-{name}"
+        left.mkdir()
+        os.utime(left, (time.time() - days * 24 * 3600,) * 2)
     start = time.monotonic()
     with engine._keys(tmp_path / "registry", None) as folder:
         assert set(tls_files(folder)) == {CA, CERT, KEY}
+        kept = {path.name for path in tmp_path.iterdir()}
+        assert kept == {folder.name, ".registry-keys-new"}, "what a client left that was killed goes after 30 days"
     assert time.monotonic() - start < 30

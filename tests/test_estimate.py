@@ -50,9 +50,7 @@ def test_what_is_measured_is_known_before(name: str, options: dict[str, Any], tm
     source = nine_queries(tmp_path / "nine")
     record = mi.run(name, mi.load(TOY_MODEL), source, registry=tmp_path / "r", **options).record
     per_pair = load_experiment(name)(**options).cost(mi.load(TOY_MODEL))
-    assert (
-        record["pairs"] == pytest.approx(record["forwards"] / per_pair, rel=1e-3) and record["pairs"] < record["taken"]
-    )
+    assert record["pairs"] == pytest.approx(record["forwards"] / per_pair, rel=1e-3)
 
 
 def test_workers_wait_for_the_stage_before_and_for_the_longest_unit() -> None:
