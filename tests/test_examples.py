@@ -137,7 +137,8 @@ def test_the_wheel_carries_the_experiments_and_the_data(tmp_path: Path) -> None:
         "from mechir.cli import main; main(['run', 'vast2025/direction_ablation', '--limit-queries', '1', '--per-grade', '1'])",
     ]
     done = subprocess.run(
-        run, cwd=tmp_path / "empty", env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin"},
+        run, cwd=tmp_path / "empty",
+        env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "on embedded: 1 queries" in done.stdout
