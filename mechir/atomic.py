@@ -22,27 +22,35 @@ def whole(target: Path, *, once: bool = False) -> Iterator[Path]:
 
     `once`: raises FileExistsError where `target` exists by then, which stays as it is.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
+    with full_disk_said(target):
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            if once:
+                os.link(temporary, target)
+            else:
+                temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def full_disk_said(target: Path) -> Iterator[None]:
+    """Says in one sentence that the disk is full, or a quota, where something is written."""
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        if once:
-            os.link(temporary, target)
-        else:
-            temporary.replace(target)
+        yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise MechirError(
-                f"The disk is full: '{target}' was not written; free some space and start the same command again, "
-                "which computes only what is missing."
-            ) from error
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise MechirError(
+            f"The disk is full: '{target}' was not written; free some space and start the same command again, which "
+            "computes only what is missing."
+        ) from error
 
 
 def refuse_unwritable(target: Path) -> None:

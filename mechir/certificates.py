@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from mechir.atomic import forgotten
+from mechir.atomic import forgotten, full_disk_said
 from mechir.errors import MechirError
 
 CA, CERT, KEY = "ca.pem", "cert.pem", "key.pem"
@@ -34,9 +34,16 @@ def folder_of(registry: Path, texts: Mapping[str, str]) -> Iterator[Path]:
     beside, prefix = registry.resolve().parent, f".{registry.resolve().name}-keys-"
     for old in forgotten(beside, f"{prefix}*"):
         shutil.rmtree(old, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=beside))
     try:
-        write_keys(folder, texts)
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=beside))
+    except OSError as error:
+        raise MechirError(
+            f"Cannot write the keys of the run beside the registry, into '{beside}' ({error.strerror}): give "
+            "certificates=DIR."
+        ) from error
+    try:
+        with full_disk_said(folder):
+            write_keys(folder, texts)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import logging
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
@@ -63,12 +64,10 @@ class Local:
     @contextlib.contextmanager
     def open(self, registry: Path, say: Callable[[str], None]) -> Iterator[Workers]:
         """See `mechir.workers.Engine`."""
-        processes = Processes(self.workers, self.threads)
-        advice = (
-            "look at the memory of this machine, or take fewer workers; in a script, call run under "
-            "`if __name__ == '__main__':`."
-        )
+        _refuse_unreadable_script()
+        advice = "look at the memory of this machine, or take fewer workers."
         with token_of(registry) as place:
+            processes = Processes(self.workers, self.threads)
             try:
                 yield Workers(processes, lambda: self.workers, place, LOST, advice)
             except BaseException:
@@ -173,6 +172,14 @@ class Allocation:
                 with part.announced(registry, cluster.scheduler_address, keys), _client(cluster, security) as client:
                     yield _workers(client, place, lambda: part.tasks - 1)
                     client.retire_workers()  # so that they end before their scheduler, without complaint
+
+
+def _refuse_unreadable_script() -> None:
+    """Raises for a script that a new process cannot read, as every one of them does."""
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None) if main.__spec__ is None else None
+    if file is not None and not Path(file).is_file():
+        raise MechirError(f"No other process can read the script '{file}': write it into a file, or leave engine out.")
 
 
 def _refuse_missing(*modules: str) -> None:

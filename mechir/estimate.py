@@ -42,8 +42,8 @@ def estimate(
     The runs that it needs (`Experiment.needs`) are not counted; `mechir run --dry-run` lists them all.
 
     Returns:
-        `pairs`, `forwards` (full forward passes of one pair, work shared between interventions counted once),
-        `minutes` on this machine and thread count, `memory_gb` (peak, weights included).
+        `pairs` that are measured, `forwards` (full forward passes of one pair, work shared between interventions
+        counted once), `minutes` on this machine and thread count, `memory_gb` (peak, weights included).
     """
     return _cost(asked_for(experiment, chosen), model, material, seconds_per_token(model, pairs_of(material)))
 
@@ -66,11 +66,10 @@ def _with_threads(threads: int, model: HookedModel, pairs: Sequence[Any]) -> flo
 
 
 def _cost(experiment: Experiment, model: HookedModel, material: Sequence[Any], rate: float) -> dict[str, Any]:
-    pairs = pairs_of(material)
-    lengths = model.encode(pairs).lengths
+    lengths = model.encode(pairs_of(material)).lengths
     forwards = forwards_of(experiment, model, material)
     return {
-        "pairs": len(pairs),
+        "pairs": len(experiment.measured(material)),
         "forwards": math.ceil(forwards),
         "minutes": float(rate * forwards * lengths.mean() / 60),
         "memory_gb": _memory_gb(model, int(lengths.max())),

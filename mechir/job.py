@@ -64,7 +64,7 @@ class ModelReference:
         if type(model) not in (HookedEncoder, TracedReranker) or not (name == NAME or path.is_dir() or model.revision):
             raise MechirError(
                 f"'{name}' was made in memory and no other process can read it: save it with "
-                "`model.hf.save_pretrained` and load it from there, or use mechir.run."
+                "`model.hf.save_pretrained` and load it from there, or leave engine out."
             )
         length = model.max_length if model.reading.limited_by == ASKED else None
         where = str(path.resolve()) if path.is_dir() else name

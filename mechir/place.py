@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import mechir
-from mechir.atomic import forgotten
+from mechir.atomic import forgotten, whole
 from mechir.batches import without_bars
 from mechir.errors import MechirError
-from mechir.registry.runs import make_folder
+from mechir.registry.runs import make_folder, unwritable_said
 
 ONE_AT_A_TIME = threading.Lock()
 """A model has one set of hooks: threads of one worker compute one after the other."""
@@ -52,7 +52,8 @@ def token_of(registry: Path) -> Iterator[Place]:
     for old in forgotten(registry, TOKEN.format("*")):
         old.unlink(missing_ok=True)
     token = registry / TOKEN.format(session)
-    token.write_text(session, encoding="utf-8")
+    with unwritable_said(registry), whole(token) as file:
+        file.write_text(session, encoding="utf-8")
     try:
         yield Place(registry.resolve(), session, metadata.version("mechir-encoders"), code_hash())
     finally:

@@ -5,16 +5,20 @@ Every process is a pool of its own of the standard library, for one that dies br
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import queue
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from typing import Any
+
+from mechir.errors import MechirError
 
 PRELOADED = ["mechir.work"]
 """What is imported once, before processes are forked from it."""
@@ -29,6 +33,7 @@ class Processes(Executor):
         self._threads = threads
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOADED)
+        _start_server(self._context)
         # The one that was busy last has read its model: a short chain of tasks takes one process alone.
         self._idle: queue.LifoQueue[ProcessPoolExecutor] = queue.LifoQueue()
         self._pools: list[ProcessPoolExecutor] = []  # broken ones too, whose threads end before this process does
@@ -73,6 +78,42 @@ class Processes(Executor):
                 process.terminate()
         for pool in self._pools:
             pool.shutdown(wait=wait, cancel_futures=True)
+
+
+def _start_server(context: Any) -> None:
+    """Starts the process that others are forked from and waits until it has imported; what ends this one comes after.
+
+    Raises:
+        MechirError: where no process can start, as from a script that starts the run wherever it is read.
+    """
+    with _held(signal.SIG_IGN, signal.SIGINT):  # inherited: Ctrl-C of a terminal goes to all processes
+        forkserver.ensure_running()
+    came: list[int] = []
+    with _held(lambda number, _: came.append(number), signal.SIGINT, signal.SIGTERM):
+        first = context.Process(target=_begin, args=(1,))
+        first.start()
+        first.join()
+    for number in came:
+        signal.raise_signal(number)
+    if first.exitcode:
+        raise MechirError(
+            f"A new process ends at its start (exit code {first.exitcode}): in a script, call run under "
+            "`if __name__ == '__main__':`, for every process reads the script."
+        )
+
+
+@contextlib.contextmanager
+def _held(handler: Any, *numbers: int) -> Iterator[None]:
+    """Another answer to signals for a while; only the main thread can give one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, answer in before.items():
+            signal.signal(number, answer)
 
 
 def _begin(threads: int) -> None:

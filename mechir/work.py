@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from mechir import provenance
+from mechir.atomic import full_disk_said
 from mechir.encoder.hooked_model import HookedModel
 from mechir.encoding import REASONS
 from mechir.errors import LostWorkers, MechirError
@@ -225,7 +226,8 @@ def compute(begun: Begun, unit: int, session: str = "") -> int:
     )  # one that is there is of a process that was killed
     if mark is None:
         raise LostWorkers(f"unit {unit} of run {begun.run.id} killed {KILLS} workers")
-    mark.touch()
+    with full_disk_said(mark):
+        mark.touch()
     try:
         return job.compute(unit)
     finally:

@@ -147,10 +147,10 @@ def test_options_without_an_experiment_are_those_of_the_default(capsys: pytest.C
     ten = ("--collection", str(nine_queries(Path("ten"), 10)))
     code, out, _ = call(capsys, "run", *ten, "--per-grade", "1", "--draws", "5", "--dry-run")
     assert code == 0
-    assert out.splitlines()[0].split() == ["pairs", "40"]
+    assert out.splitlines()[0].split() == ["pairs", "12"], "sets are cut on the last queries"
     cost = load_experiment("joint/pathway")(draws=5).cost(mi.load(TOY_MODEL))
     (own,) = (line.split() for line in out.splitlines() if line.split()[:1] == ["joint/pathway"])
-    assert own[1:3] == ["40", f"{12 * cost:,.0f}"], "sets are cut on the last queries"
+    assert own[1:3] == ["12", f"{12 * cost:,.0f}"]
     assert "lu2025/idf_edit" in out, "also what follows from findings"
     assert not Path("mechir-registry").exists()
 

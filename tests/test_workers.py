@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pickle
 import re
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -18,9 +20,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 import mechir as mi
 from mechir import planted, work
+from mechir.catalog import load_experiment
+from mechir.certificates import folder_of
 from mechir.engine import Local
 from mechir.errors import LostWorkers, MechirError
 from mechir.experiment import Step
@@ -39,8 +44,14 @@ from mechir.cli import main; main()"""
 
 
 @pytest.fixture(autouse=True)
-def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_units(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Units of a few pairs, and one thread, as each of the workers has: frames are the same for one number of threads."""
     monkeypatch.setattr(work, "UNIT", 12)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def same(one: Any, other: Any) -> None:
@@ -138,6 +149,73 @@ def test_an_error_on_a_worker_is_the_run_s(how: str, error: type[Exception], mes
     with pytest.raises(error, match=message):
         mi.run(DEADLY, mi.load(TOY_MODEL), TOY, registry=tmp_path, engine=Local(1), at="q3", how=how)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_ctrl_c_while_workers_start_is_one_sentence(tmp_path: Path) -> None:
+    arguments = command(SLOW, "--pause", 0.4, "--registry", tmp_path, "--workers", 2)
+    client = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_until(lambda: children(client.pid))  # what workers are forked from begins to import
+    time.sleep(0.5)
+    os.killpg(client.pid, signal.SIGINT)  # as a terminal does
+    _, said = client.communicate(timeout=60)
+    assert client.returncode == 130 and "Traceback" not in said, said
+    assert said.rstrip().endswith("interrupted; the same command goes on from the last finished unit")
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.EROFS, "Cannot write the registry '{}' (Read-only file system): give registry=DIR."),
+        (errno.ENOSPC, "The disk is full: '{}/.workers-"),
+    ],
+)
+def test_a_registry_that_cannot_be_written_is_one_sentence(
+    number: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    with pytest.raises(MechirError) as error:
+        mi.run(SLOW, mi.load(TOY_MODEL), TOY, registry=tmp_path, engine=Local(1))
+    assert str(error.value).startswith(message.format(tmp_path)) and not list(tmp_path.iterdir())
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(
+        MechirError, match=r"^Cannot write the keys of the run beside the registry, into '.*: give cert"
+    ):
+        folder_of(tmp_path / "registry", {}).__enter__()
+
+
+def test_a_full_disk_on_a_worker_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    step = Step(load_experiment(SLOW)(), mi.collection(TOY), mi.Pool())
+    begun = work.begin(work.ready(work.Work(step, mi.load(TOY_MODEL), tmp_path), mi.load(TOY_MODEL), print))
+    monkeypatch.setattr(Path, "touch", refuse)
+    with pytest.raises(MechirError, match=r"^The disk is full: '.*/\.work-00000-s-0' was not written; free some space"):
+        work.compute(begun, 0, "s")
+
+
+def test_a_script_that_no_process_can_read_is_refused(tmp_path: Path) -> None:
+    where = {"registry": str(tmp_path / "r")}
+    script = f"import mechir as mi\nmi.run({SLOW!r}, mi.load({str(TOY_MODEL)!r}), {str(TOY)!r}, engine=mi.Local(1), **{where})"
+    done = subprocess.run([sys.executable], input=script, capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.endswith("No other process can read the script '<stdin>': write it into a file, or leave engine out.")
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_script_that_every_process_would_run_is_refused(tmp_path: Path) -> None:
+    script = tmp_path / "unguarded.py"
+    where = f"registry={str(tmp_path / 'r')!r}, engine=mi.Local(2)"
+    script.write_text(f"import mechir as mi\nmi.run({SLOW!r}, mi.load({str(TOY_MODEL)!r}), {str(TOY)!r}, {where})")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.endswith(
+        "A new process ends at its start (exit code 1): in a script, call run under `if __name__ == '__main__':`, for every process reads the script."
+    )
+    assert done.returncode == 1 and not list((tmp_path / "r").glob(".*"))
 
 
 def test_no_thread_of_a_process_outlives_the_end_of_all() -> None:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -268,8 +268,15 @@ def open_run(registry: Path, identity: Mapping[str, Any], write: Callable[[Run],
 
 def make_folder(registry: Path, folder: Path) -> None:
     """Makes a folder of a registry, if it is not there yet."""
-    try:
+    with unwritable_said(registry):
         folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def unwritable_said(registry: Path) -> Iterator[None]:
+    """Says in one sentence that a registry cannot be written to."""
+    try:
+        yield
     except OSError as error:
         raise MechirError(f"Cannot write the registry '{registry}' ({error.strerror}): give registry=DIR.") from error
 
