@@ -113,7 +113,7 @@ def _held(handler: Any, *numbers: int) -> Iterator[None]:
         yield
     finally:
         for number, answer in before.items():
-            signal.signal(number, answer)
+            signal.signal(number, signal.SIG_DFL if answer is None else answer)  # None: not set by Python
 
 
 def _begin(threads: int) -> None:
