@@ -68,7 +68,7 @@ def test_a_run_prints_its_table_and_stores_it(capsys: pytest.CaptureFixture[str]
 
 def test_without_options_it_runs_what_ships(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, out, err = call(capsys, "run", "--dry-run", defaults=True)
-    assert (code, err) == (0, "All 61 queries.\n") and out.splitlines()[0].split() == ["pairs", "732"]
+    assert (code, err) == (0, "All 61 queries.\n") and out.splitlines()[0].split() == ["pairs", "240"]
     code, out, err = call(capsys, "run", TABLE_1, "--dry-run", defaults=True)
     n = len(mi.collection("embedded").queries)
     assert (code, err) == (0, f"The first 20 of {n} queries; --limit-queries {n} takes all.\n")

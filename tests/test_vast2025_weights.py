@@ -79,7 +79,8 @@ def test_each_runs_in_units_and_draws(
     both = [rows.set_index(keys)[numbers].sort_index() for rows in (stored.rows, whole)]
     pd.testing.assert_frame_equal(*both, atol=1e-5)
     estimated = estimate(experiment, toy, POOL.pairs(collection))
-    assert estimated["pairs"] == 60 and estimated["forwards"] >= 60
+    measured = 30 if name == "vast2025/qk_projection" else 60  # one of each query and grade
+    assert estimated["pairs"] == measured and estimated["forwards"] >= 60
 
 
 @pytest.mark.usefixtures("few_draws")
