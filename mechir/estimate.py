@@ -125,7 +125,7 @@ def plan(
                 rate = seconds_per_token(model, pairs_of(material))
                 slower = _with_threads(threads, model, pairs_of(material)) / rate if threads else 1.0
             cost = _cost(work.experiment, model, material, rate)
-            units = math.ceil(len(work.experiment.measured(material)) / root.unit)
+            units = math.ceil(cost["pairs"] / root.unit)
             rows.append({"step": work.experiment.name, "stage": stage, **cost, "units": units})
     ratios = tuple(_ratios(registry, model, rate or 0.0))
     return Plan(pd.DataFrame(rows), ratios, root.experiment.power(inputs), slower)

@@ -250,9 +250,9 @@ class Experiment:
         """
         return (forwards(model, self.interventions(model)) or 1.0) if self.forwards is None else self.forwards
 
-    def measured(self, material: Sequence[Any]) -> Sequence[Any]:
+    def measured(self, material: Sequence[Any]) -> list[Any]:
         """The pairs or contrasts that are measured, as far as it is known before `prepare`: by default all."""
-        return material
+        return list(material)
 
     def power(self, inputs: Inputs) -> pd.DataFrame | None:
         """The size of the effects that so many queries can find, for `--dry-run`; None where it is unknown."""

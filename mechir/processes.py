@@ -88,12 +88,12 @@ def _start_server(context: Any) -> None:
     """
     with _held(signal.SIG_IGN, signal.SIGINT):  # inherited: Ctrl-C of a terminal goes to all processes
         forkserver.ensure_running()
-    came: list[int] = []
-    with _held(lambda number, _: came.append(number), signal.SIGINT, signal.SIGTERM):
+    signals: list[int] = []
+    with _held(lambda number, _: signals.append(number), signal.SIGINT, signal.SIGTERM):
         first = context.Process(target=_begin, args=(1,))
         first.start()
         first.join()
-    for number in came:
+    for number in signals:
         signal.raise_signal(number)
     if first.exitcode:
         raise MechirError(

@@ -133,28 +133,25 @@ def identity_of(
     """The identity of a run: whatever decides its numbers, and so its id; `done` are the runs that it needs."""
     contrasts: dict[str, Any] = {}
     needed = {"needs": [run.id for run in done]} if done else {}
-    decide = {name: frame for name, frame in experiment.frames.items() if len(frame) and name not in experiment.derived}
+    frames = {name: frame for name, frame in experiment.frames.items() if len(frame) and name not in experiment.derived}
     if isinstance(source, Diagnostic):
         contrasts = {"fillers": list(source.fillers), "swap": source.swap}
         contrasts |= {"axiom": source.axiom, "perturbed": about(source).id, "perturbed_sha256": about(source).hash}
     sample = {name: value for name, value in vars(pool).items() if name != "max_length"}
-    return (
-        contrasts
-        | needed
-        | {
-            "experiment": experiment.name,
-            "experiment_sha256": file_hash(experiment),
-            "mechir": metadata.version("mechir-encoders"),
-            "options": {name: _counted(name, value) for name, value in (experiment.written | decide).items()},
-            "pool": sample | {"run": _content(pool.run, source)},
-            "model_fingerprint": model.fingerprint,
-            "relevant_label": model.head.relevant_label,
-            "collection": source.id,
-            "collection_sha256": source.hash,
-            "pairs_sha256": contrasts_hash(material) if contrasts else pairs_hash(material),
-            "dtype": str(model.dtype).removeprefix("torch."),
-        }
-    )
+    deciding = {
+        "experiment": experiment.name,
+        "experiment_sha256": file_hash(experiment),
+        "mechir": metadata.version("mechir-encoders"),
+        "options": {name: _counted(name, value) for name, value in (experiment.written | frames).items()},
+        "pool": sample | {"run": _content(pool.run, source)},
+        "model_fingerprint": model.fingerprint,
+        "relevant_label": model.head.relevant_label,
+        "collection": source.id,
+        "collection_sha256": source.hash,
+        "pairs_sha256": contrasts_hash(material) if contrasts else pairs_hash(material),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+    return contrasts | needed | deciding
 
 
 def _counted(name: str, value: Any) -> Any:

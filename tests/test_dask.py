@@ -196,6 +196,6 @@ def test_certificates_of_a_run_are_its_owner_s_alone_and_go_with_it(tmp_path: Pa
     start = time.monotonic()
     with engine._keys(tmp_path / "registry", None) as folder:
         assert set(tls_files(folder)) == {CA, CERT, KEY}
-        kept = {path.name for path in tmp_path.iterdir()}
-        assert kept == {folder.name, ".registry-keys-new"}, "what a client left that was killed goes after 30 days"
+        folders = {path.name for path in tmp_path.iterdir()}
+        assert folders == {folder.name, ".registry-keys-new"}, "what a client left that was killed goes after 30 days"
     assert time.monotonic() - start < 30

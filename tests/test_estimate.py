@@ -13,7 +13,7 @@ import mechir as mi
 from mechir import estimate as estimates
 from mechir.catalog import load_experiment
 from mechir.cli import main
-from mechir.cli.plan import _with_workers
+from mechir.cli.plan import time_of_workers
 from mechir.estimate import Plan, plan, sentence
 from mechir.material import Pool
 from tests.models import TOY, TOY_MODEL, nine_queries
@@ -67,10 +67,10 @@ def test_processes_with_fewer_threads_are_slower(tmp_path: Path, monkeypatch: py
     assert made.slower == pytest.approx(3)
     even = replace(made, steps=made.steps.assign(units=2))
     assert even.minutes(2) == pytest.approx(1.5 * made.steps["minutes"].sum())
-    assert _with_workers(even, mi.Local(2), "cpu").endswith(f": {even.minutes(2):,.1f} minutes.")
+    assert time_of_workers(even, mi.Local(2), "cpu").endswith(f": {even.minutes(2):,.1f} minutes.")
     shared = "What 2 processes take that share cuda:0 is not estimated."
-    assert _with_workers(even, mi.Local(2), "cuda:0") == shared
-    assert _with_workers(even, mi.Local(1), "cpu") == _with_workers(even, mi.Dask("tls://a:1"), "cpu") == ""
+    assert time_of_workers(even, mi.Local(2), "cuda:0") == shared
+    assert time_of_workers(even, mi.Local(1), "cpu") == time_of_workers(even, mi.Dask("tls://a:1"), "cpu") == ""
 
 
 def test_the_error_of_earlier_estimates_is_said(

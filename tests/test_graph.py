@@ -188,7 +188,7 @@ class FewOfThem(Leaf):
         return [pair for pair in material if pair.query_id == material[0].query_id]
 
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Any]]:
-        return self, list(self.measured(inputs.material))
+        return self, self.measured(inputs.material)
 
 
 @pytest.mark.parametrize("shard", [Shard(), Shard(0, 2), Shard(1, 2)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import pickle
@@ -12,8 +11,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,16 +28,11 @@ from mechir.errors import LostWorkers, MechirError
 from mechir.experiment import Step
 from mechir.material import source_of
 from mechir.place import Place, on_worker, task_of, token_of
-from mechir.processes import LOST, Processes
 from mechir.source_reference import CollectionReference, referred, restored
 from tests.models import TOY, TOY_MODEL
+from tests.processes import DEADLY, SLOW, children, command, wait_until
 
-FOLDER = Path(__file__).parent / "experiments"
-DEADLY, SLOW = str(FOLDER / "deadly.py"), str(FOLDER / "slow.py")
 TASK = task_of(max, (2, 3))
-UNITS = """import mechir.work as w; w.UNIT = 12
-from mechir.cli import main; main()"""
-"""The command line with units of a few pairs."""
 
 
 @pytest.fixture(autouse=True)
@@ -58,36 +50,6 @@ def same(one: Any, other: Any) -> None:
     assert one.id == other.id
     pd.testing.assert_frame_equal(one.rows, other.rows, check_exact=True)
     pd.testing.assert_frame_equal(one.summary, other.summary, check_exact=True)
-
-
-def command(*arguments: object) -> list[str]:
-    model = ["--model", str(TOY_MODEL), "--collection", str(TOY)]
-    return [sys.executable, "-c", UNITS, "run", *map(str, arguments), *model]
-
-
-def children(of: int) -> list[int]:
-    """The processes below one, but for the server that forks them and multiprocessing's tracker."""
-    below, parents = {of}, dict[int, int]()
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-    for _ in range(4):
-        below |= {pid for pid, parent in parents.items() if parent in below}
-    return sorted(pid for pid in below - {of} if not serves(pid))
-
-
-def serves(pid: int) -> bool:
-    try:
-        return "resource_tracker" in Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        return True
-
-
-def wait_until(true: Any, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it does not happen"
-        time.sleep(0.05)
 
 
 def test_two_processes_give_the_rows_of_one(tmp_path: Path) -> None:
@@ -151,17 +113,6 @@ def test_an_error_on_a_worker_is_the_run_s(how: str, error: type[Exception], mes
     assert not list(tmp_path.glob(".*"))
 
 
-def test_ctrl_c_while_workers_start_is_one_sentence(tmp_path: Path) -> None:
-    arguments = command(SLOW, "--pause", 0.4, "--registry", tmp_path, "--workers", 2)
-    client = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    wait_until(lambda: children(client.pid))  # what workers are forked from begins to import
-    time.sleep(0.5)
-    os.killpg(client.pid, signal.SIGINT)  # as a terminal does
-    _, said = client.communicate(timeout=60)
-    assert client.returncode == 130 and "Traceback" not in said, said
-    assert said.rstrip().endswith("interrupted; the same command goes on from the last finished unit")
-
-
 @pytest.mark.parametrize(
     ("number", "message"),
     [
@@ -195,40 +146,6 @@ def test_a_full_disk_on_a_worker_is_one_sentence(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(Path, "touch", refuse)
     with pytest.raises(MechirError, match=r"^The disk is full: '.*/\.work-00000-s-0' was not written; free some space"):
         work.compute(begun, 0, "s")
-
-
-def test_a_script_that_no_process_can_read_is_refused(tmp_path: Path) -> None:
-    where = {"registry": str(tmp_path / "r")}
-    script = f"import mechir as mi\nmi.run({SLOW!r}, mi.load({str(TOY_MODEL)!r}), {str(TOY)!r}, engine=mi.Local(1), **{where})"
-    done = subprocess.run([sys.executable], input=script, capture_output=True, text=True)
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.endswith("No other process can read the script '<stdin>': write it into a file, or leave engine out.")
-    assert not (tmp_path / "r").exists()
-
-
-def test_a_script_that_every_process_would_run_is_refused(tmp_path: Path) -> None:
-    script = tmp_path / "unguarded.py"
-    where = f"registry={str(tmp_path / 'r')!r}, engine=mi.Local(2)"
-    script.write_text(f"import mechir as mi\nmi.run({SLOW!r}, mi.load({str(TOY_MODEL)!r}), {str(TOY)!r}, {where})")
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.endswith(
-        "A new process ends at its start (exit code 1): in a script, call run under `if __name__ == '__main__':`, for every process reads the script."
-    )
-    assert done.returncode == 1 and not list((tmp_path / "r").glob(".*"))
-
-
-def test_no_thread_of_a_process_outlives_the_end_of_all() -> None:
-    before = set(threading.enumerate())
-    processes = Processes(2, 1)
-    with pytest.raises(LOST):
-        processes.submit(os._exit, 1).result(60)
-    in_work = [processes.submit(time.sleep, 60) for _ in range(2)]
-    for future in in_work:
-        future.add_done_callback(lambda _: time.sleep(0.5))  # the thread that received it takes a while to end
-    processes.shutdown(cancel_futures=True)
-    assert not set(threading.enumerate()) - before, "a thread that still runs has a traceback when this process ends"
-    assert all(future.done() for future in in_work)
 
 
 @pytest.mark.parametrize(

@@ -48,9 +48,9 @@ class Backup(Scored):
         """Full forwards per contrast: about half a one for each primary and head."""
         return 0.6 * model.cfg.n_layers * model.cfg.n_heads * (1 + (len(self.heads) or self.top))
 
-    def measured(self, material: Sequence[Contrast]) -> Sequence[Contrast]:
+    def measured(self, material: Sequence[Contrast]) -> list[Contrast]:
         """All contrasts, or those of the queries that edges are not scored on."""
-        return material if self.heads else split_queries(material, PART)[1]
+        return list(material) if self.heads else split_queries(material, PART)[1]
 
     def check(self, inputs: Inputs) -> Experiment:
         """Refuses heads that the model lacks, and options that do not go together."""
@@ -65,7 +65,7 @@ class Backup(Scored):
         """The primaries, by the sum of |mean effect| over their edges, and the contrasts of the other queries."""
         if self.heads:
             return self, inputs.material
-        held_out = list(self.measured(inputs.material))
+        held_out = self.measured(inputs.material)
         scores = scores_of(inputs.done[0].rows, Graph.of(inputs.model))
         carried = pd.Series(np.abs(scores.estimate)).groupby([str(sender) for sender, _ in scores.graph]).sum()
         heads = carried[[name for name in carried.index if name.startswith("h")]].nlargest(self.top)

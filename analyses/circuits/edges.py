@@ -58,9 +58,9 @@ class Edges(Scored):
         n = len(Graph.of(model))
         return self.forwards_of_edges(model) + 0.5 * min(self.sample, n)
 
-    def measured(self, material: Sequence[Contrast]) -> Sequence[Contrast]:
+    def measured(self, material: Sequence[Contrast]) -> list[Contrast]:
         """The contrasts of one query in `every`."""
-        return material if self.every == 1 else split_queries(material, self.every)[0]
+        return list(material) if self.every == 1 else split_queries(material, self.every)[0]
 
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Any]]:
         """The edges that are patched exactly, drawn; of the queries one in `every`."""
@@ -68,7 +68,7 @@ class Edges(Scored):
         count = 0 if self.method == "exact" else min(self.sample, len(graph))
         columns = np.sort(np.random.default_rng(self.seed).choice(len(graph), count, replace=False))
         drawn = pd.DataFrame({"edge": [str(graph.edges[column]) for column in columns]})
-        return replace(self, drawn=drawn), list(self.measured(inputs.material))
+        return replace(self, drawn=drawn), self.measured(inputs.material)
 
     def measure(self, model: Weights, contrasts: Sequence[Contrast]) -> pd.DataFrame:
         """A row per contrast: ids, `base`, `donor`, `effects`, those of all edges, and `exact`, those of the drawn."""

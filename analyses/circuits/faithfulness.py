@@ -66,7 +66,7 @@ class Faithfulness(Scored):
         on_few = RUN * len(SIZES) * self.draws + 0.5 * PATCHED + self.forwards_of_edges(model)
         return runs + FEW * on_few
 
-    def measured(self, material: Sequence[Contrast]) -> Sequence[Contrast]:
+    def measured(self, material: Sequence[Contrast]) -> list[Contrast]:
         """The contrasts of the queries that edges are not scored on."""
         return split_queries(material, PART)[1]
 
@@ -82,7 +82,7 @@ class Faithfulness(Scored):
 
     def prepare(self, inputs: Inputs) -> tuple[Experiment, list[Any]]:
         """The edges by their effect on half of the queries, each with the smallest circuit that it is in."""
-        return self.on(inputs.model, inputs.done[0].rows), list(self.measured(inputs.material))
+        return self.on(inputs.model, inputs.done[0].rows), self.measured(inputs.material)
 
     def on(self, model: Weights, rows: pd.DataFrame) -> "Faithfulness":
         """The experiment on the circuits of the rows of `Edges`."""

@@ -63,7 +63,7 @@ class IdfEdit(Experiment):
         """Full forwards per pair, two for each edit, as attention is read; the search for scoring heads left out."""
         return 2.0 * (1 + len(self.factors) * (4 + self.draws) + 2 * (1 + self.draws))
 
-    def measured(self, material: Sequence[Pair]) -> Sequence[Pair]:
+    def measured(self, material: Sequence[Pair]) -> list[Pair]:
         """`per_query` pairs of each query that scoring heads are not searched on."""
         return first_of_each(material if self.heads else split_queries(material, SELECTION)[1], self.per_query)
 

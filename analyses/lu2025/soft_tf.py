@@ -60,7 +60,7 @@ class SoftTf(Experiment):
     per_query: int = option(4, "pairs of each query that are measured", least=1)
     seed: int = option(0, "the seed of the word of each query that is appended", least=0)
 
-    def measured(self, material: Sequence[Pair]) -> Sequence[Pair]:
+    def measured(self, material: Sequence[Pair]) -> list[Pair]:
         """`per_query` pairs of each query that matching heads are not searched on."""
         return first_of_each(material if self.heads else split_queries(material, SELECTION)[1], self.per_query)
 

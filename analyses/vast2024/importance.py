@@ -64,10 +64,10 @@ class Importance(Experiment):
     neurons: str = option("post", "neurons after the activation, or before it", among=("post", "pre"))
     tol: float = option(0.01, "the largest error of a sum of conductances, relative to the change", positive=True)
 
-    def measured(self, material: Sequence[Pair]) -> Sequence[Pair]:
+    def measured(self, material: Sequence[Pair]) -> list[Pair]:
         """Of one query in `every` so many pairs of either label, as if none lacked a label."""
         some = split_queries(material, self.every)[0] if self.every > 1 else material
-        return first_of_each(some, 2 * self.take) if self.take else some
+        return first_of_each(some, 2 * self.take) if self.take else list(some)
 
     def check(self, inputs: Inputs) -> Experiment:
         """The target in its normal form; refuses what does not fit."""

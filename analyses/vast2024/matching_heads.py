@@ -47,9 +47,9 @@ class MatchingHeads(Experiment):
     heads: str = option("pattern", "heads by their weights, or by what they read", among=("pattern", "z"))
     tol: float = option(0.01, "the largest error of a sum of conductances, relative to the change", positive=True)
 
-    def measured(self, material: Sequence[Pair]) -> Sequence[Pair]:
+    def measured(self, material: Sequence[Pair]) -> list[Pair]:
         """Of every query so many pairs of either label, as if none lacked a label."""
-        return first_of_each(material, 2 * self.take) if self.take else material
+        return first_of_each(material, 2 * self.take) if self.take else list(material)
 
     def check(self, inputs: Inputs) -> Experiment:
         """Refuses what does not fit: every collection needs a query with both labels."""

@@ -68,7 +68,7 @@ class Pruning(Importance):
         """Full forwards per pair: the intact model, and every set of every share."""
         return 1.0 + max(1, len(self.scheme)) * len(self.grid) * len(ENDS) * (1 + self.draws)
 
-    def measured(self, material: Sequence[Pair]) -> Sequence[Pair]:
+    def measured(self, material: Sequence[Pair]) -> list[Pair]:
         """The pairs of the queries that units are not ranked on."""
         return split_queries(material, self.every)[1]
 

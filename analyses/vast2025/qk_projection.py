@@ -60,7 +60,7 @@ class QkProjection(Experiment):
         """Full forwards per pair: three quarters of one per head and set of directions."""
         return 1 + 0.75 * (len(self.heads) or self.strongest + self.others) * (1 + self.draws)
 
-    def measured(self, material: Sequence[Pair]) -> Sequence[Pair]:
+    def measured(self, material: Sequence[Pair]) -> list[Pair]:
         """`take` pairs of each query and grade."""
         return first_of_each(material, self.take, by_grade=True)
 

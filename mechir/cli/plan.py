@@ -36,15 +36,15 @@ def print_plan(
             memory=[f"{n:.1f} GB" for n in steps["memory_gb"]],
         )
         click.echo(f"\n{tables.summary(shown[['step', 'pairs', 'forwards', 'minutes', 'memory']])}")
-    if said := _with_workers(planned, engine, str(model.device)):
+    if said := time_of_workers(planned, engine, str(model.device)):
         click.echo(f"\n{said}")
-    if told := sentence(planned):
-        click.echo(f"\n{told}")
+    if error := sentence(planned):
+        click.echo(f"\n{error}")
     if planned.power is not None:
         click.echo(f"\nWhat so many queries can find, four times in five:\n{tables.summary(planned.power)}")
 
 
-def _with_workers(planned: Plan, engine: Engine | None, device: str) -> str:
+def time_of_workers(planned: Plan, engine: Engine | None, device: str) -> str:
     """The time of an engine's workers; empty for one worker, and where only the cluster knows how many there are."""
     from mechir.engine import Local, Slurm
     from mechir.slurm import between
